@@ -1,0 +1,56 @@
+"""PatchCore image anomaly detection as scikit-learn estimators.
+
+Importing the package imports neither torch nor pynndescent: each public name loads its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ExactIndex": "skpatchcore.index.exact",
+    "GreedyCoresetSampler": "skpatchcore.coreset.greedy",
+    "ImageError": "skpatchcore.features.images",
+    "PatchCoreDetector": "skpatchcore.detector",
+    "PyNNDescentIndex": "skpatchcore.index.pynndescent",
+    "TorchFeatureExtractor": "skpatchcore.features.extractor",
+    "WeightsError": "skpatchcore.features.backbones",
+    "list_images": "skpatchcore.datasets",
+    "load_image_folder": "skpatchcore.datasets",
+}
+
+__all__ = [
+    "ExactIndex",
+    "GreedyCoresetSampler",
+    "ImageError",
+    "PatchCoreDetector",
+    "PyNNDescentIndex",
+    "TorchFeatureExtractor",
+    "WeightsError",
+    "__version__",
+    "list_images",
+    "load_image_folder",
+]
+
+if TYPE_CHECKING:
+    from skpatchcore.coreset.greedy import GreedyCoresetSampler
+    from skpatchcore.datasets import list_images, load_image_folder
+    from skpatchcore.detector import PatchCoreDetector
+    from skpatchcore.features.backbones import WeightsError
+    from skpatchcore.features.extractor import TorchFeatureExtractor
+    from skpatchcore.features.images import ImageError
+    from skpatchcore.index.exact import ExactIndex
+    from skpatchcore.index.pynndescent import PyNNDescentIndex
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'skpatchcore' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

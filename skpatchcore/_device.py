@@ -1,0 +1,115 @@
+"""Where torch computes, and numpy arrays as torch tensors there."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def require_device(device: str) -> torch.device:
+    """Return the torch device that `device` names; what ``fit`` uses.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` (CUDA where there is one, else the CPU) or a name that torch knows, such as ``"cpu"`` or ``"cuda:1"``.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If torch knows no such name, or the machine has no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device that torch knows: use 'auto', 'cpu' or 'cuda'.") from error
+    if not _is_present(found):
+        raise ValueError(f"device={device!r} was asked for, but torch finds no such device on this machine.")
+    return found
+
+
+def available_device(device: str) -> torch.device:
+    """Return the device that `device` names, or warn and return the CPU where it is absent.
+
+    What a *fitted* estimator uses: a detector that was fitted on a GPU still scores on a machine without one.
+    """
+    try:
+        return require_device(device)
+    except ValueError as error:
+        warnings.warn(f"{error} The CPU is used instead.", RuntimeWarning, stacklevel=3)
+        return torch.device("cpu")
+
+
+def _is_present(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+class _Writable:
+    """Lets torch read a read-only array (a memory map) without a copy; nobody writes to the result."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array  # keeps the memory alive
+        pointer, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (pointer, False)}
+
+
+def as_tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return `array` as a tensor on `device`, sharing its memory on the CPU even if it is read-only.
+
+    Arrays of another byte order or with negative strides, which torch can't hold, are copied.
+    """
+    if not array.dtype.isnative or any(step < 0 for step in array.strides):
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    return torch.from_numpy(array).to(device)
+
+
+class DerivedCache:
+    """Process-wide store of things computed from a fitted array: copies on a device, search graphs.
+
+    Fitted estimators hold numpy arrays and nothing else, so that they pickle to plain files. What is expensive to derive
+    from such an array is kept here, beside it, and dropped when the array is. A new process starts with an empty cache
+    and derives again on first use. Building happens behind a lock: threads that ask for the same thing build it once.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[int, dict[Hashable, Any]] = {}
+        self._lock = threading.RLock()
+
+    def get(self, array: np.ndarray, key: Hashable, build: Callable[[np.ndarray], Any]) -> Any:
+        """Return what ``build(array)`` gave when this `array` (the object, not its values) was first seen with `key`."""
+        with self._lock:
+            if id(array) not in self._entries:
+                self._entries[id(array)] = {}
+                weakref.finalize(array, self._entries.pop, id(array), None)
+            entry = self._entries[id(array)]
+            if key not in entry:
+                entry[key] = build(array)
+            return entry[key]
+
+
+_copies = DerivedCache()
+
+
+def device_copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return `array` on `device`: shared memory on the CPU, elsewhere a copy that is made once a process."""
+    if device.type == "cpu":
+        return as_tensor(array, device)
+    return _copies.get(array, str(device), lambda a: as_tensor(a, device))

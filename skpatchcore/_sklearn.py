@@ -1,0 +1,7 @@
+"""The one door to scikit-learn's private names: when a release moves one, only this file changes."""
+
+from sklearn.base import _fit_context as fit_context
+from sklearn.utils import _safe_indexing as safe_indexing
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+
+__all__ = ["HasMethods", "Interval", "StrOptions", "fit_context", "safe_indexing"]

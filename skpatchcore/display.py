@@ -1,0 +1,60 @@
+"""Anomaly maps as pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from skimage.morphology import dilation, footprint_rectangle
+
+# From transparent to opaque: dark violet, magenta, orange, pale yellow. Brightness rises along it, so it reads without colour too.
+_STOPS = np.array([0.0, 0.35, 0.7, 1.0])
+_COLORS = np.array([[0.18, 0.04, 0.38], [0.62, 0.13, 0.42], [0.96, 0.47, 0.11], [0.99, 0.96, 0.60]])
+_MOST_OPAQUE = 0.75
+
+
+def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour: bool = True) -> np.ndarray:
+    """Return the image with its anomaly map laid over it, in colours that mean the same in every picture.
+
+    Parameters
+    ----------
+    image : array of shape (height, width, 1 or 3), float in [0, 1]
+        The image.
+    anomaly_map : array of shape (height, width)
+        Its map, bigger = more anomalous.
+    threshold : float
+        The detector's ``pixel_offset_``. Up to half of it the image shows as it is; from there colour sets in and is
+        strongest at twice the threshold.
+    contour : bool, default=True
+        Draw a cyan line around what lies above the threshold.
+
+    Returns
+    -------
+    array of shape (height, width, 3), uint8
+
+    Raises
+    ------
+    ValueError
+        If the two differ in size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore.display import overlay_anomaly_map
+    >>> overlay_anomaly_map(np.zeros((4, 6, 1)), np.ones((4, 6)), threshold=0.5).shape
+    (4, 6, 3)
+    """
+    image, scores = np.asarray(image, float), np.asarray(anomaly_map, float)
+    if image.shape[:2] != scores.shape:
+        raise ValueError(f"image of shape {image.shape} and map of shape {scores.shape} differ in size.")
+    image = np.broadcast_to(image, (*scores.shape, 3))
+    heat = ((scores / max(threshold, np.finfo(float).tiny) - 0.5) / 1.5).clip(0, 1)
+    colors = np.stack([np.interp(heat, _STOPS, channel) for channel in _COLORS.T], axis=-1)
+    opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
+    picture = image * (1 - opacity) + colors * opacity
+    if contour:
+        anomalous = scores > threshold
+        width = 1 + 2 * (max(scores.shape) // 600)
+        edge = dilation(anomalous, footprint_rectangle((width + 2, width + 2))) & ~anomalous
+        picture[edge] = (0.0, 0.9, 1.0)
+    return (picture * 255).round().astype(np.uint8)

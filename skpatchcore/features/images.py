@@ -1,0 +1,261 @@
+"""Images of any form a user has, as one kind of array, and what of each the network sees.
+
+Everything becomes float32 in [0, 1] with one or three channels before it is resized, whatever form it came in, so the same picture as
+uint8, uint16, float, file or PIL image gives the same features. What can't be read or can't be an image raises :class:`ImageError`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+Size = int | tuple[int, int] | None
+
+# How far rounding may carry a float image beyond [0, 1].
+_TOLERANCE = 1e-5
+
+
+class ImageError(ValueError):
+    """An image that can't be read or isn't one.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong with it.
+    index : int
+        Its position in `X`.
+    path : str or None
+        Its file, if it came from one.
+
+    Attributes
+    ----------
+    index, path
+        As above, to find the image again.
+    """
+
+    def __init__(self, message: str, index: int, path: str | None = None):
+        super().__init__(f"image {index}{f' ({path})' if path else ''}: {message}")
+        self.message, self.index, self.path = message, index, path
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.message, self.index, self.path)
+
+
+@dataclass(frozen=True)
+class View:
+    """What of an image the network sees, so that its grid can be laid over the image again.
+
+    Attributes
+    ----------
+    image_size : (int, int)
+        The image's own height and width in pixels.
+    box : (float, float, float, float)
+        Top, left, height and width of the part that is seen, in the image's own pixels.
+    input_size : (int, int)
+        Height and width in pixels of that part as the network gets it.
+    """
+
+    image_size: tuple[int, int]
+    box: tuple[float, float, float, float]
+    input_size: tuple[int, int]
+
+
+def as_image_sequence(X: Any) -> Sequence[Any]:
+    """Return `X` as a sequence of single images, none of them read yet.
+
+    Parameters
+    ----------
+    X : sequence of paths, arrays or PIL images, pandas Series of them, or array of shape (n_images, height, width, n_channels)
+        The images.
+
+    Returns
+    -------
+    sequence
+        Its items go to :func:`load_image`.
+
+    Raises
+    ------
+    ValueError
+        If `X` is a single image or path, or no sequence, or an array of another number of dimensions, or empty.
+    """
+    if isinstance(X, str | os.PathLike):
+        raise ValueError(
+            f"X is the single path {os.fspath(X)!r}: pass a list of paths; skpatchcore.list_images(directory) makes one of a directory."
+        )
+    if isinstance(X, Image.Image):
+        raise ValueError("X is a single image: pass a list of images.")
+    if isinstance(X, pd.DataFrame):
+        raise ValueError(f"X is a DataFrame: pass the column that holds the images, such as X[{X.columns[0]!r}].")
+    if isinstance(X, pd.Series):
+        X = X.tolist()
+    elif isinstance(X, torch.Tensor) or (hasattr(X, "__array__") and not isinstance(X, np.ndarray)):
+        X = np.asarray(X)
+    if isinstance(X, np.ndarray):
+        if X.ndim == 1 and X.dtype.kind in "OUT":
+            X = X.tolist()
+        elif X.ndim != 4:
+            raise ValueError(
+                f"X is an array of shape {X.shape}: expected (n_images, height, width, n_channels). "
+                "Add the channel axis with X[..., None] to grey images, wrap a single image in a list."
+            )
+    elif not isinstance(X, Sequence):
+        raise ValueError(
+            f"X is of type {type(X).__name__}: expected a list of paths, arrays or PIL images, or a 4-D array."
+        )
+    if len(X) == 0:
+        raise ValueError("X holds no images: at least one is needed.")
+    return X
+
+
+def load_image(image: Any, index: int) -> np.ndarray:
+    """Read one image.
+
+    Parameters
+    ----------
+    image : path, PIL image or array of shape (height, width) or (height, width, n_channels)
+        Grey, RGB or RGBA; uint8, uint16 or float in [0, 1]. An alpha channel is left out. Of a file, its EXIF
+        orientation is applied.
+    index : int
+        Position in `X`, for the error.
+
+    Returns
+    -------
+    array of shape (height, width, 1 or 3), float32 in [0, 1]
+
+    Raises
+    ------
+    ImageError
+        If the file can't be read to its end, holds several pages, or if shape, dtype, range or a NaN rule it out.
+    """
+    path = None
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        pixels = _read_file(path, index)
+    elif isinstance(image, Image.Image):
+        pixels = _from_pil(image, index, None)
+    elif isinstance(image, np.ndarray | torch.Tensor):
+        pixels = np.asarray(image)
+    else:
+        raise ImageError(f"of type {type(image).__name__}, expected a path, an array or a PIL image.", index)
+    return _to_float(pixels, index, path)
+
+
+def _read_file(path: str, index: int) -> np.ndarray:
+    if Path(path).is_dir():
+        raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
+    try:
+        with Image.open(path) as image:
+            return _from_pil(ImageOps.exif_transpose(image), index, path)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError("no such file.", index, path) from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        # PIL reports damaged files in all these ways.
+        raise ImageError(f"can't be read: {error}", index, path) from error
+
+
+def _from_pil(image: Image.Image, index: int, path: str | None) -> np.ndarray:
+    # An MPO file is one photograph with previews of it.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise ImageError(f"holds {image.n_frames} pages, expected one.", index, path)  # type: ignore[attr-defined]
+    if image.mode in ("L", "RGB", "RGBA", "F", "I;16"):
+        return np.asarray(image)
+    if image.mode in ("I", "I;16B", "I;16L", "I;16N"):
+        pixels = np.asarray(image)
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise ImageError("32-bit integers beyond 0..65535; convert it to 16 bit.", index, path)
+        return pixels.astype(np.uint16)
+    return np.asarray(image.convert("L" if image.mode in ("1", "LA", "La") else "RGB"))
+
+
+def _to_float(pixels: np.ndarray, index: int, path: str | None) -> np.ndarray:
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3:
+        raise ImageError(f"shape {pixels.shape}, expected (height, width) or (height, width, channels).", index, path)
+    if 0 in pixels.shape:
+        raise ImageError(f"shape {pixels.shape} holds no pixels.", index, path)
+    if pixels.shape[2] not in (1, 3, 4):
+        hint = " It looks channels-first: move the axis to the end." if pixels.shape[0] in (1, 3, 4) else ""
+        raise ImageError(f"{pixels.shape[2]} channels, expected 1, 3 or 4 in the last axis.{hint}", index, path)
+    pixels = pixels[:, :, :3]
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+    if pixels.dtype.kind != "f":
+        raise ImageError(f"dtype {pixels.dtype}, expected uint8, uint16 or float in [0, 1].", index, path)
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (np.isfinite(low) and np.isfinite(high)):  # a NaN anywhere makes both NaN
+        raise ImageError("holds NaN or infinity.", index, path)
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise ImageError(f"float values in [{low:g}, {high:g}], expected [0, 1].", index, path)
+    return pixels.astype(np.float32)
+
+
+def image_size(image: Any, index: int) -> tuple[int, int]:
+    """Return the height and width in pixels of one image, as :func:`load_image` would give it."""
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3):
+        return image.shape[0], image.shape[1]
+    return load_image(image, index).shape[:2]
+
+
+def resize_and_crop(pixels: np.ndarray, size: Size, crop: Size, index: int) -> tuple[torch.Tensor, View]:
+    """Resize an image with antialiasing and cut out its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
+
+    Parameters
+    ----------
+    pixels : array of shape (height, width, n_channels), float32
+        The image.
+    size : int, (int, int) or None
+        Length of the shorter side, or height and width; None keeps the image's own size.
+    crop : int, (int, int) or None
+        Side of the central square, or height and width; None keeps everything.
+    index : int
+        Position in `X`, for the error.
+
+    Returns
+    -------
+    tensor of shape (n_channels, height, width), float32
+        What the network sees.
+    View
+        Where that lies in the image.
+
+    Raises
+    ------
+    ImageError
+        If the crop is larger than the resized image: nothing is made up at the border.
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    height, width = tensor.shape[1:]
+    resized = _resized_size((height, width), size)
+    if resized != (height, width):
+        tensor = F.interpolate(tensor[None], size=resized, mode="bilinear", align_corners=False, antialias=True)[0]
+    cut = resized if crop is None else (crop, crop) if isinstance(crop, int) else tuple(crop)
+    if cut[0] > resized[0] or cut[1] > resized[1]:
+        raise ImageError(
+            f"{resized[0]}×{resized[1]} pixels after resizing, smaller than crop_size {cut[0]}×{cut[1]}.", index
+        )
+    top, left = (round((whole - part) / 2) for whole, part in zip(resized, cut, strict=True))
+    tensor = tensor[:, top : top + cut[0], left : left + cut[1]]
+    scale = height / resized[0], width / resized[1]
+    box = (top * scale[0], left * scale[1], cut[0] * scale[0], cut[1] * scale[1])
+    return tensor, View((height, width), box, (cut[0], cut[1]))
+
+
+def _resized_size(own: tuple[int, int], size: Size) -> tuple[int, int]:
+    if size is None:
+        return own
+    if not isinstance(size, int):
+        return size[0], size[1]
+    height, width = own
+    # torchvision truncates the longer side
+    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)

@@ -1,0 +1,1 @@
+"""Nearest rows of the memory bank."""

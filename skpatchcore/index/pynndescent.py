@@ -1,0 +1,192 @@
+"""PyNNDescentIndex: approximate nearest-neighbour search on a graph."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.neighbors import NearestNeighbors
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skpatchcore._device import DerivedCache
+from skpatchcore._sklearn import Interval, fit_context
+
+# Graphs hold compiled functions and don't survive numba upgrades in a pickle: kept beside the bank, per process.
+_graphs = DerivedCache()
+# Neighbours that the graph search returns beyond those asked for, to be re-ranked by exact distances.
+_N_SPARE = 4
+
+
+class PyNNDescentIndex(BaseEstimator):
+    """Approximate nearest rows of the memory bank, by nearest-neighbour descent.
+
+    The search misses a few per cent of the true nearest neighbours and then returns one that is a little farther; what
+    it returns carries its exact distance. Building the graph takes a while, and compiling its code takes seconds once a
+    process: prefer :class:`ExactIndex` unless the bank is very large.
+
+    Parameters
+    ----------
+    n_neighbors : int, default=30
+        Edges of the graph at each row: more give better recall, slower building.
+    epsilon : float, default=0.1
+        How far beyond the best so far the search looks: more gives better recall, slower search.
+    n_jobs : int or None, default=None
+        Threads that build the graph; None means 1, -1 all.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the graph. An instance or None gives a seed that is drawn in `fit`.
+
+    Attributes
+    ----------
+    n_samples_fit_ : int
+        Rows of the bank.
+    seed_ : int
+        The graph's seed: a loaded index builds the same graph again.
+    n_features_in_ : int
+        Columns of the bank.
+    feature_names_in_ : array of str
+        Names of the columns, where the bank had them.
+
+    See Also
+    --------
+    ExactIndex : Exact search.
+
+    Notes
+    -----
+    A bank of no more than ``2 * n_neighbors`` rows has no graph worth the name: all its rows are compared.
+
+    References
+    ----------
+    Dong, Moses and Li, "Efficient k-nearest neighbor graph construction for generic similarity measures", WWW 2011.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore import PyNNDescentIndex
+    >>> index = PyNNDescentIndex(random_state=0).fit(np.array([[0.0, 0.0], [3.0, 4.0]]))
+    >>> index.kneighbors(np.array([[0.0, 1.0]]), n_neighbors=1)
+    (array([[1.]]), array([[0]]))
+    """
+
+    _parameter_constraints: dict = {
+        "n_neighbors": [Interval(Integral, 2, None, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="left")],
+        "n_jobs": [Integral, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self, *, n_neighbors: int = 30, epsilon: float = 0.1, n_jobs: int | None = None, random_state: Any = None
+    ):
+        self.n_neighbors = n_neighbors
+        self.epsilon = epsilon
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> PyNNDescentIndex:
+        """Keep the bank and build its graph.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            The rows; searched as float32.
+        y : ignored
+            Present by convention.
+
+        Returns
+        -------
+        PyNNDescentIndex
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If `X` holds NaN or infinity.
+        """
+        self._fit_X = validate_data(self, X, dtype=np.float32, order="C")
+        self.n_samples_fit_ = len(self._fit_X)
+        self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._graph()
+        return self
+
+    def kneighbors(
+        self, X: Any, n_neighbors: int = 1, return_distance: bool = True
+    ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
+        """Return near rows of the bank: the nearest ones, with the recall that the parameters buy.
+
+        Parameters
+        ----------
+        X : array of shape (n_queries, n_features)
+            The rows whose neighbours are sought.
+        n_neighbors : int, default=1
+            How many for each.
+        return_distance : bool, default=True
+            False returns the indices alone.
+
+        Returns
+        -------
+        distances : array of shape (n_queries, n_neighbors), float64
+            Euclidean, exact, ascending; only with `return_distance`.
+        indices : array of shape (n_queries, n_neighbors), int64
+            Rows of the bank.
+
+        Raises
+        ------
+        ValueError
+            If the bank has fewer than `n_neighbors` rows, or `X` does not fit the bank.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float32, order="C", reset=False)
+        if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
+            raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
+        if n_neighbors > self.n_samples_fit_:
+            raise ValueError(f"n_neighbors={n_neighbors} were asked for of a bank of {self.n_samples_fit_} rows.")
+        candidates = self._candidates(X, min(n_neighbors + _N_SPARE, self.n_samples_fit_))
+        squares = np.empty(candidates.shape)
+        for column, rows in enumerate(candidates.T):
+            difference = (X - self._fit_X[rows]).astype(np.float64)
+            squares[:, column] = np.einsum("ij,ij->i", difference, difference)
+        order = squares.argsort(axis=1, kind="stable")[:, :n_neighbors]
+        indices = np.take_along_axis(candidates, order, axis=1)
+        if not return_distance:
+            return indices
+        return np.sqrt(np.take_along_axis(squares, order, axis=1)), indices
+
+    def _candidates(self, X: np.ndarray, n_candidates: int) -> np.ndarray:
+        """Return rows of the bank that are probably the nearest."""
+        graph = self._graph()
+        if graph is None or n_candidates > self.n_samples_fit_ // 2:
+            return self._all_compared(X, n_candidates)
+        searcher, lock = graph
+        with lock:  # queries write to buffers that the graph owns
+            found, _ = searcher.query(X, k=n_candidates, epsilon=self.epsilon)
+        found = found.astype(np.int64)
+        # -1 marks what the search did not find, where rows of the bank stand apart from the graph.
+        missed = (found < 0).any(axis=1)
+        if missed.any():
+            found[missed] = self._all_compared(X[missed], n_candidates)
+        return found
+
+    def _all_compared(self, X: np.ndarray, n_candidates: int) -> np.ndarray:
+        brute = NearestNeighbors(algorithm="brute").fit(self._fit_X)
+        return brute.kneighbors(X, n_candidates, return_distance=False)
+
+    def _graph(self) -> tuple[Any, threading.Lock] | None:
+        if self.n_samples_fit_ <= 2 * self.n_neighbors:
+            return None
+        return _graphs.get(self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build)
+
+    def _build(self, bank: np.ndarray) -> tuple[Any, threading.Lock]:
+        from pynndescent import NNDescent
+
+        with warnings.catch_warnings():
+            # Rows far from all others have few near neighbours; the search says so by itself when it misses one.
+            warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
+            searcher = NNDescent(bank, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=self.n_jobs or 1)
+            searcher.prepare()
+        return searcher, threading.Lock()

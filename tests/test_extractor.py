@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from sklearn.base import clone
+
+from skpatchcore import ImageError, TorchFeatureExtractor
+
+
+def small(**parameters):
+    return TorchFeatureExtractor("resnet18", weights=None, **{"image_size": None, "crop_size": None, **parameters})
+
+
+def test_the_papers_sizes_are_the_default():
+    extractor = TorchFeatureExtractor("resnet18", weights=None)
+    assert (extractor.image_size, extractor.crop_size, extractor.patch_size) == (256, 224, 3)
+    features = extractor.fit_transform([data.astronaut(), data.chelsea()])
+    assert features.shape == (2, 28, 28, 384)
+    assert features.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shape"),
+    [
+        ({"image_size": 64}, (8, 12)),
+        ({"image_size": (64, 80)}, (8, 10)),
+        ({"image_size": 64, "crop_size": 32}, (4, 4)),
+        ({"image_size": 64, "crop_size": (32, 64)}, (4, 8)),
+        ({"stride": 2}, (6, 9)),
+        ({"layers": ["layer1"]}, (24, 36)),
+        ({"n_channels": 10}, (12, 18)),
+    ],
+)
+def test_sizes_and_strides(parameters, shape):
+    images = np.random.default_rng(0).random((2, 96, 144, 3))
+    features = small(**parameters).transform(images)
+    assert features.shape[:3] == (2, *shape)
+    assert features.shape[3] == {"layers": 64, "n_channels": 10}.get(next(iter(parameters)), 384)
+
+
+def test_images_keep_their_own_sizes_and_their_order():
+    rng = np.random.default_rng(0)
+    images = [rng.random(shape) for shape in [(64, 64), (64, 64), (48, 80, 3), (64, 64), (48, 80, 3)]]
+    extractor = small(batch_size=2)
+    grids = extractor.transform(images)
+    assert isinstance(grids, list)
+    assert [grid.shape[:2] for grid in grids] == [(8, 8), (8, 8), (6, 10), (8, 8), (6, 10)]
+    for image, grid in zip(images, grids, strict=True):
+        np.testing.assert_allclose(extractor.transform([image])[0], grid, atol=1e-5)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])
+def test_batches_do_not_change_features(backbone):
+    images = np.random.default_rng(0).random((7, 64, 64, 3))
+    extractor = TorchFeatureExtractor(backbone, weights=None, image_size=None, crop_size=None)
+    expected = extractor.set_params(batch_size=7).transform(images)
+    for batch_size in (1, 2, 3, 16):
+        np.testing.assert_allclose(extractor.set_params(batch_size=batch_size).transform(images), expected, atol=1e-5)
+
+
+def test_every_container_gives_the_same_features(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(images, paths, strict=True):
+        Image.fromarray(image).save(path)
+    extractor = small()
+    expected = extractor.transform(images)
+    containers = [
+        list(images), tuple(images), images / 255.0, paths, [str(p) for p in paths], np.array(paths, object),
+        np.array([str(p) for p in paths]), pd.Series([str(p) for p in paths], index=[4, 2, 9]),
+        [Image.fromarray(image) for image in images], images.astype(np.uint16) * 257,
+    ]  # fmt: skip
+    for X in containers:
+        np.testing.assert_allclose(extractor.transform(X), expected, atol=1e-4)
+
+
+def test_grey_is_rgb_with_equal_channels():
+    grey = data.camera()
+    np.testing.assert_allclose(
+        small(image_size=64).transform([grey]), small(image_size=64).transform([np.dstack([grey] * 3)]), atol=1e-5
+    )
+
+
+def test_read_only_memory_maps_are_read(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert (small().transform(mapped) == small().transform(images)).all()
+
+
+def test_a_bad_image_in_the_middle_is_named(tmp_path):
+    good = np.zeros((64, 64, 3))
+    with pytest.raises(ImageError, match="image 2") as caught:
+        small().transform([good, good, good + np.nan, good])
+    assert caught.value.index == 2
+    with pytest.raises(ImageError, match=r"image 1 \(.*gone.png\)"):
+        small().transform([good, tmp_path / "gone.png"])
+
+
+def test_sizes_that_the_network_refuses_are_named():
+    with pytest.raises(ImageError, match=r"image 1: the backbone can't use an input of 64×64"):
+        TorchFeatureExtractor("vit_b_16", weights=None, image_size=None, crop_size=None).transform(
+            [np.zeros((224, 224, 3)), np.zeros((64, 64, 3))]
+        )
+
+
+def test_features_that_are_not_finite_are_refused():
+    def broken():
+        network = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, 8, 1))
+        torch.nn.init.constant_(network[0].weight, 3e38)
+        return network
+
+    with pytest.raises(ImageError, match="image 0: the backbone gives features that are NaN or infinite"):
+        TorchFeatureExtractor(broken, layers=["0"], image_size=64, crop_size=64).transform([data.astronaut()])
+
+
+def test_layers_that_give_no_maps_are_refused():
+    extractor = TorchFeatureExtractor("resnet18", weights=None, layers=["fc"], image_size=64, crop_size=64)
+    with pytest.raises(ImageError, match="expected maps"):
+        extractor.transform([data.astronaut()])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"patch_size": 2}, "even"),
+        ({"patch_size": 0}, "patch_size"),
+        ({"stride": 0}, "stride"),
+        ({"layers": []}, "layers is empty"),
+        ({"image_size": (1, 2, 3)}, "pair"),
+        ({"crop_size": (0, 2)}, "pair"),
+        ({"image_size": 0}, "image_size"),
+        ({"mean": (0.5,)}, "three numbers"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"device": "abacus"}, "not a device"),
+        ({"backbone": 3}, "backbone"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_in_fit(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        small(**parameters).fit() if "backbone" not in parameters else TorchFeatureExtractor(**parameters).fit()
+
+
+def test_normalisation_can_be_given():
+    image = np.random.default_rng(0).random((1, 64, 64, 3))
+    shifted = small(mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5)).transform(image)
+    plain = small(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).transform(image / 2)
+    assert not np.allclose(shifted, plain)
+    np.testing.assert_allclose(shifted, small(mean=(0, 0, 0), std=(0.25, 0.25, 0.25)).transform(image / 2), atol=1e-3)
+
+
+def test_it_clones_pickles_and_holds_no_tensor():
+    extractor = small().fit()
+    extractor.transform([data.astronaut()])
+    copy = pickle.loads(pickle.dumps(clone(extractor)))
+    assert copy.get_params() == extractor.get_params()
+    assert set(vars(extractor)) == set(extractor.get_params())
+    assert len(pickle.dumps(extractor)) < 2000
+
+
+def test_an_absent_device_is_an_error_in_fit_and_a_warning_later():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ValueError, match="no such device"):
+        small(device="cuda").fit()
+    with pytest.warns(RuntimeWarning, match="The CPU is used instead"):
+        small(device="cuda").transform([data.astronaut()])
+
+
+@pytest.mark.cuda
+def test_cuda_gives_the_features_of_the_cpu():
+    images = [data.astronaut()]
+    on_cpu, on_cuda = (small(device=device, image_size=64).transform(images) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-2, atol=1e-2)

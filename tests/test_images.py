@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tv
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from skpatchcore import ImageError
+from skpatchcore.features.images import as_image_sequence, load_image, resize_and_crop
+
+RNG = np.random.default_rng(0)
+RGB8 = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
+    Image.fromarray(RGB8).save(tmp_path / "rgb.png")
+    Image.fromarray(np.dstack([RGB8, RGB8[:, :, :1]])).save(tmp_path / "rgba.png")
+    forms = [
+        RGB8,
+        RGB8.astype(np.uint16) * 257,
+        RGB8 / 255.0,
+        np.dstack([RGB8, RGB8[:, :, 0]]),
+        Image.fromarray(RGB8),
+        str(tmp_path / "rgb.png"),
+        tmp_path / "rgba.png",
+        torch.from_numpy(RGB8),
+        np.asfortranarray(RGB8),
+    ]
+    expected = RGB8.astype(np.float32) / 255
+    for form in forms:
+        found = load_image(form, 0)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "CMYK", "I;16", "I", "F"])
+def test_files_and_pil_images_of_any_mode_are_read(mode):
+    grey = RGB8[:, :, 0]
+    image = {
+        "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+        "I": lambda: Image.fromarray(grey.astype(np.int32) * 257),
+        "F": lambda: Image.fromarray(grey.astype(np.float32) / 255),
+        "P": lambda: Image.fromarray(RGB8).quantize(256),
+        "CMYK": lambda: Image.fromarray(RGB8).convert("CMYK"),
+    }.get(mode, lambda: Image.fromarray(grey).convert(mode))()
+    assert image.mode == mode
+    found = load_image(image, 0)
+    assert found.shape == (20, 30, 3 if mode in ("P", "CMYK") else 1)
+    if mode in ("L", "LA", "I;16", "I", "F"):
+        np.testing.assert_allclose(found[:, :, 0], grey / 255, atol=1e-5)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a camera turned by 90 degrees
+    Image.fromarray(RGB8).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_allclose(load_image(tmp_path / "turned.png", 0), np.rot90(RGB8, -1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((4, 5, 2), np.uint8), "2 channels"),
+        (np.zeros((3, 40, 50), np.uint8), "channels-first"),
+        (np.zeros(7, np.uint8), "shape"),
+        (np.zeros((0, 5, 3), np.uint8), "no pixels"),
+        (np.zeros((4, 5), np.int64), "dtype int64"),
+        (np.zeros((4, 5), bool), "dtype bool"),
+        (np.full((4, 5), 200.0), r"\[200, 200\], expected \[0, 1\]"),
+        (np.full((4, 5), -0.5), r"expected \[0, 1\]"),
+        (np.full((4, 5), np.nan), "NaN"),
+        (np.full((4, 5), np.inf), "infinity"),
+        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "32-bit"),
+        (3.5, "float"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_its_index(bad, message):
+    with pytest.raises(ImageError, match=message) as caught:
+        load_image(bad, 7)
+    assert caught.value.index == 7
+    assert "image 7" in str(caught.value)
+
+
+def make_bad_files(folder):
+    Image.fromarray(RGB8).save(folder / "whole.png")
+    whole = (folder / "whole.png").read_bytes()
+    (folder / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("not an image")
+    (folder / "folder.png").mkdir()
+    frames = [Image.fromarray(RGB8), Image.fromarray(RGB8[::-1].copy())]
+    frames[0].save(folder / "pages.tif", save_all=True, append_images=frames[1:])
+    return ["truncated.png", "empty.png", "text.png", "folder.png", "pages.tif", "missing.png"]
+
+
+def test_files_that_cannot_be_read_are_refused_with_index_and_path(tmp_path):
+    for name in make_bad_files(tmp_path):
+        with pytest.raises(ImageError, match=name) as caught:
+            load_image(tmp_path / name, 3)
+        assert (caught.value.index, caught.value.path) == (3, str(tmp_path / name))
+
+
+def test_image_errors_survive_pickling():
+    error = pickle.loads(pickle.dumps(ImageError("is odd.", 3, "a.png")))
+    assert (str(error), error.index, error.path) == ("image 3 (a.png): is odd.", 3, "a.png")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("part.png", "single path"),
+        (Image.fromarray(RGB8), "single image"),
+        (RGB8, "expected \\(n_images"),
+        (RGB8[:, :, 0], "expected \\(n_images"),
+        ([], "no images"),
+        (np.zeros((0, 4, 4, 3)), "no images"),
+        (pd.DataFrame({"file": ["a.png"]}), r"X\['file'\]"),
+        (5, "type int"),
+        ((x for x in [RGB8]), "type generator"),
+    ],
+)
+def test_what_is_no_sequence_of_images_is_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        as_image_sequence(bad)
+
+
+@pytest.mark.parametrize("container", [list, tuple, np.array, pd.Series, lambda p: pd.Series(p, index=[5, 3])])
+def test_containers_of_paths(container):
+    assert list(as_image_sequence(container(["a.png", "b.png"]))) == ["a.png", "b.png"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(8, 80),
+    width=st.integers(8, 80),
+    size=st.integers(8, 60),
+    crop=st.integers(1, 8),
+    pair=st.booleans(),
+)
+def test_resizing_and_cropping_are_those_of_torchvision(height, width, size, crop, pair):
+    image = np.random.default_rng(height * 100 + width).random((height, width, 3), np.float32)
+    wanted = (size, size + 5) if pair else size
+    expected = tv.resize(torch.from_numpy(image).permute(2, 0, 1), [*wanted] if pair else [wanted], antialias=True)
+    found, view = resize_and_crop(image, wanted, None, 0)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert view.box == pytest.approx((0, 0, height, width))
+    found, view = resize_and_crop(image, wanted, (crop, crop + 1 if crop < 8 else crop), 0)
+    torch.testing.assert_close(found, tv.center_crop(expected, list(view.input_size)), atol=1e-6, rtol=0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=st.integers(20, 90), width=st.integers(20, 90), size=st.integers(16, 40), crop=st.integers(4, 16))
+def test_the_view_lies_within_the_image(height, width, size, crop):
+    _, view = resize_and_crop(np.zeros((height, width, 1), np.float32), size, crop, 0)
+    top, left, box_height, box_width = view.box
+    assert view.image_size == (height, width)
+    assert -1e-9 <= top <= top + box_height <= height + 1e-9
+    assert -1e-9 <= left <= left + box_width <= width + 1e-9
+    # centred to within a pixel of the resized image
+    scale = max(height, width) / size + 1
+    assert abs(top + box_height / 2 - height / 2) <= scale
+    assert abs(left + box_width / 2 - width / 2) <= scale
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(ImageError, match="smaller than crop_size 64×64"):
+        resize_and_crop(np.zeros((40, 90, 1), np.float32), None, 64, 2)
