@@ -2,9 +2,9 @@
 
     python benchmarks/mtd.py PATH/TO/mtd -o benchmarks/results/mtd.md
 
-The folder is in MVTec layout with ``by_tile_split.csv`` (columns ``file``, ``tile``, ``split``) and ``empty_masks.txt`` beside
-``train`` and ``test``. Images whose mask is empty count for the image AUROC and are left out of the pixel AUROC. Pixels are compared at
-each image's own size.
+The folder is in MVTec layout with ``by_tile_split.csv`` (columns ``file``, ``tile``, ``split``) and ``empty_masks.txt``
+beside ``train`` and ``test``. Images whose mask is empty count for the image AUROC and are left out of the pixel AUROC.
+Pixels are compared at each image's own size.
 """
 
 from __future__ import annotations
@@ -116,19 +116,21 @@ def main() -> None:
     lines = [
         "# Magnetic Tile Defects",
         "",
-        f"Backbone {options.backbone} (ImageNet weights from the package index), images resized to {options.size}×{options.size}, "
-        f'coreset ratio {options.ratio}, b = 9, seed {options.seed}, contamination "auto" (no calibration image flagged).',
+        f"Backbone {options.backbone} (ImageNet weights from the package index), images resized to "
+        f"{options.size}×{options.size}, coreset ratio {options.ratio}, b = 9, seed {options.seed}, contamination "
+        "'auto' (no calibration image flagged).",
         "",
         "| | " + " | ".join(cells.columns) + " |",
         "|---|" + "---|" * len(cells.columns),
         *("| " + " | ".join([name, *row]) + " |" for name, row in zip(cells.index, cells.to_numpy(), strict=True)),
         "",
-        "Pixel AUROC at each image's own size, over good and defective images; the images with empty masks are left out of it.",
+        "Pixel AUROC at each image's own size, over good and defective images; images with empty masks are left out.",
         f"Seconds on {os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__.split('+')[0]}, "
-        f"scikit-learn {sklearn.__version__}, skpatchcore {skpatchcore.__version__}; network includes reading and resizing.",
+        f"scikit-learn {sklearn.__version__}, skpatchcore {skpatchcore.__version__}; network includes reading and "
+        "resizing.",
         "",
-        "Made by `python benchmarks/mtd.py PATH/TO/mtd`. The paper reports image AUROC 97.9 % on the random split with WideResNet50-2, "
-        "ratio 0.1: another backbone and another bank.",
+        "Made by `python benchmarks/mtd.py PATH/TO/mtd`. The paper reports image AUROC 97.9 % on the random split with "
+        "WideResNet50-2 and ratio 0.1: another backbone and another bank.",
         "",
     ]
     options.output.write_text("\n".join(lines), encoding="utf-8")

@@ -18,7 +18,8 @@ def require_device(device: str) -> torch.device:
     Parameters
     ----------
     device : str
-        ``"auto"`` (CUDA where there is one, else the CPU) or a name that torch knows, such as ``"cpu"`` or ``"cuda:1"``.
+        ``"auto"`` (CUDA where there is one, else the CPU) or a name that torch knows, such as ``"cpu"`` or
+        ``"cuda:1"``.
 
     Returns
     -------
@@ -84,9 +85,10 @@ def as_tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
 class DerivedCache:
     """Process-wide store of things computed from a fitted array: copies on a device, search graphs.
 
-    Fitted estimators hold numpy arrays and nothing else, so that they pickle to plain files. What is expensive to derive
-    from such an array is kept here, beside it, and dropped when the array is. A new process starts with an empty cache
-    and derives again on first use. Building happens behind a lock: threads that ask for the same thing build it once.
+    Fitted estimators hold numpy arrays and nothing else, so that they pickle to plain files. What is expensive to
+    derive from such an array is kept here, beside it, and dropped when the array is. A new process starts with an
+    empty cache and derives again on first use. Building happens behind a lock: threads that ask for the same thing
+    build it once.
     """
 
     def __init__(self) -> None:
@@ -94,7 +96,7 @@ class DerivedCache:
         self._lock = threading.RLock()
 
     def get(self, array: np.ndarray, key: Hashable, build: Callable[[np.ndarray], Any]) -> Any:
-        """Return what ``build(array)`` gave when this `array` (the object, not its values) was first seen with `key`."""
+        """Return ``build(array)``, from the first time that this array (the object, not its values) came with `key`."""
         with self._lock:
             if id(array) not in self._entries:
                 self._entries[id(array)] = {}

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_NOTHING = "there are no patch features: at least one image with one patch is needed."
+
 
 class PatchGrids:
     """Patch features of several images: one row a patch, image after image, each in row-major order.
@@ -29,7 +31,8 @@ class PatchGrids:
 
         Parameters
         ----------
-        features : array of shape (n_images, grid_height, grid_width, n_channels) or (n_images, n_channels), or list of \
+        features : array of shape (n_images, grid_height, grid_width, n_channels) or (n_images, n_channels), or list
+        of \
 arrays of shape (grid_height, grid_width, n_channels)
             A 2-D array is one patch an image.
 
@@ -40,29 +43,32 @@ arrays of shape (grid_height, grid_width, n_channels)
         Raises
         ------
         ValueError
-            If the features have another shape, differ in their channels, or hold NaN or infinity; the error names the image.
+            If the features have another shape, differ in their channels, or hold NaN or infinity; the error names
+            the image.
         """
         if isinstance(features, np.ndarray) and features.dtype != object:
             if features.ndim not in (2, 4):
                 raise ValueError(
-                    f"patch features of shape {features.shape}: expected (n_images, grid_height, grid_width, n_channels), "
-                    "(n_images, n_channels) or a list of (grid_height, grid_width, n_channels)."
+                    f"patch features of shape {features.shape}: expected (n_images, grid_height, grid_width, "
+                    "n_channels), (n_images, n_channels) or a list of (grid_height, grid_width, n_channels)."
                 )
             height, width = features.shape[1:3] if features.ndim == 4 else (1, 1)
             sizes = np.tile([height, width], (len(features), 1))
             rows = _as_float(features).reshape(-1, features.shape[-1])
         else:
             grids = [_as_float(np.asarray(grid)) for grid in features]
+            if not grids:
+                raise ValueError(_NOTHING)
             for i, grid in enumerate(grids):
                 if grid.ndim != 3 or grid.shape[2] != grids[0].shape[-1]:
                     raise ValueError(
-                        f"patch features of image {i} have shape {grid.shape}: expected (grid_height, grid_width, n_channels), "
-                        "with the same channels in all images."
+                        f"patch features of image {i} have shape {grid.shape}: expected (grid_height, grid_width, "
+                        "n_channels), with the same channels in all images."
                     )
             sizes = np.array([grid.shape[:2] for grid in grids]).reshape(-1, 2)
             rows = np.concatenate([grid.reshape(-1, grid.shape[2]) for grid in grids])
         if not len(sizes) or not rows.size:
-            raise ValueError("there are no patch features: at least one image with one patch is needed.")
+            raise ValueError(_NOTHING)
         grids_ = cls(rows, sizes)
         if not np.isfinite(rows.sum(dtype=np.float64)):  # cheap, and NaN or infinity anywhere shows in it
             row = int((~np.isfinite(rows)).any(axis=1).argmax())
@@ -74,8 +80,8 @@ arrays of shape (grid_height, grid_width, n_channels)
     def from_batches(cls, batches: Iterable[PatchGrids], n_images: int) -> PatchGrids:
         """Gather the grids of `n_images` images, which come in batches.
 
-        While all grids are of one size, each batch is written to its place in the final matrix, so that the features are
-        held once.
+        While all grids are of one size, each batch is written to its place in the final matrix, so that the features
+        are held once.
         """
         rows = np.empty((0, 0), np.float32)
         sizes = np.empty((0, 2), np.int64)
@@ -89,7 +95,8 @@ arrays of shape (grid_height, grid_width, n_channels)
                 grown = np.empty(
                     (max(filled + left, needed, len(rows) * 5 // 4), batch.rows.shape[1]), batch.rows.dtype
                 )
-                grown[:filled] = rows[:filled].reshape(filled, -1)
+                if filled:
+                    grown[:filled] = rows[:filled]
                 rows = grown
             rows[filled:needed] = batch.rows
             filled = needed

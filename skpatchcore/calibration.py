@@ -1,7 +1,8 @@
 """Thresholds from nominal images alone: leave-one-out and conformal quantiles, as functions of arrays.
 
 A training image's own patches are in the bank, so its score against the whole bank is far too good: a threshold
-from such scores flags most good images. Everything here therefore works on scores of images whose own rows were left out.
+from such scores flags most good images. Everything here therefore works on scores of images whose own rows were left
+out.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
     rank = math.ceil(round((n + 1) * (1 - float(contamination)), 9))
     if rank > n:
         warnings.warn(
-            f"contamination={contamination:g} can't be promised with {n} calibration images: the smallest share that can is "
-            f"1/{n + 1} = {1 / (n + 1):.3g}. The largest calibration score is the threshold.",
+            f"contamination={contamination:g} can't be promised with {n} calibration images: the smallest share "
+            f"that can is 1/{n + 1} = {1 / (n + 1):.3g}. The largest calibration score is the threshold.",
             UserWarning,
             stacklevel=2,
         )

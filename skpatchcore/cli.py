@@ -165,8 +165,8 @@ def _fit(options: argparse.Namespace) -> int:
     _save(detector, output)
     if not options.quiet:
         print(
-            f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, threshold {detector.offset_:.4g}, "
-            f"{time.perf_counter() - begin:.1f} s: {output}"
+            f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
+            f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {output}"
         )
     return 0
 
@@ -234,7 +234,8 @@ def _predict(options: argparse.Namespace) -> int:
         print(f"{len(paths)} images, {n_flagged} anomalous: {folder / 'scores.csv'}")
     if failures:
         raise _CommandError(
-            f"{len(failures)} of {len(paths)} images could not be judged; they are in scores.csv with score nan and label -1."
+            f"{len(failures)} of {len(paths)} images could not be judged; they are in scores.csv with score "
+            "nan and label -1."
         )
     return 0
 
@@ -244,14 +245,17 @@ def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str,
     for i in range(0, len(paths), _CHUNK):
         chunk = paths[i : i + _CHUNK]
         failures: dict[str, Exception] = {}
+        scores: Any = []
+        maps: Any = []
         while True:
             usable = [path for path in chunk if path not in failures]
             try:
-                scores, maps = detector.score_and_segment(usable) if usable else ([], [])
+                if usable:
+                    scores, maps = detector.score_and_segment(usable)
                 break
             except skpatchcore.ImageError as error:
                 failures[usable[error.index]] = error
-        results = dict(zip(usable, zip(scores, maps, strict=True), strict=True))
+        results = {path: (scores[n], maps[n]) for n, path in enumerate(usable)}
         for path in chunk:
             yield path, failures.get(path) or results[path]
 

@@ -185,9 +185,9 @@ _DEFECTS = ("scratch", "blob", "stain", "foreign")
 def make_textures(texture: str = "brick", *, n_views: int = 4, random_state: int = 0) -> TextureTask:
     """Make an inspection task from a real texture of scikit-image, with synthetic defects; needs no download.
 
-    The photograph is cut into 16 pieces that share no pixel, 8 to learn from and 8 to judge, alternating like the fields of a
-    chessboard. Each piece is shown in several views: mirrored at random, with its own light and sensor noise. Every test
-    piece appears good and with each kind of defect.
+    The photograph is cut into 16 pieces that share no pixel, 8 to learn from and 8 to judge, alternating like the
+    fields of a chessboard. Each piece is shown in several views: mirrored at random, with its own light and sensor
+    noise. Every test piece appears good and with each kind of defect.
 
     Parameters
     ----------

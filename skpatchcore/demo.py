@@ -60,7 +60,8 @@ def run_demo(
         _write_pictures(folder, texture, task.test_images, task.test_defects, maps, detector.pixel_offset_)
     tell(f"\n{time.perf_counter() - begin:.0f} s in all. Heat maps: {folder.resolve()}")
     tell(
-        "In each picture: the surface as it is, and with its anomaly map; cyan lines enclose what is beyond the threshold."
+        "In each picture: the surface as it is, and with its anomaly map; cyan lines enclose what is beyond the "
+        "threshold."
     )
 
 

@@ -32,34 +32,36 @@ _INDEXES = {"exact": ExactIndex, "pynndescent": PyNNDescentIndex}
 class PatchCoreDetector(OutlierMixin, BaseEstimator):
     """Find images, and places in them, that are unlike all images of good parts: PatchCore.
 
-    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous. ``segment``: maps,
-    **bigger = more anomalous**.
+    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
+    ``segment``: maps, **bigger = more anomalous**.
 
-    Fitting sees good images only. Their patch features, thinned out to a coreset that covers them, are the memory bank; the
-    patch of a new image that lies farthest from the bank decides the image's score.
+    Fitting sees good images only. Their patch features, thinned out to a coreset that covers them, are the memory
+    bank; the patch of a new image that lies farthest from the bank decides the image's score.
 
     Parameters
     ----------
     extractor : estimator, "precomputed" or None, default=None
-        Turns images into grids of patch features; None is ``TorchFeatureExtractor()``. Any stateless transformer whose ``transform``
-        gives (n_images, grid_height, grid_width, n_channels) or a list of grids will do. With ``"precomputed"``, `X` is such
-        an array or list, or a 2-D array with one patch an image.
+        Turns images into grids of patch features; None is ``TorchFeatureExtractor()``. Any stateless transformer
+        whose ``transform`` gives (n_images, grid_height, grid_width, n_channels) or a list of grids will do. With
+        ``"precomputed"``, `X` is such an array or list, or a 2-D array with one patch an image.
     sampler : estimator or None, default=None
         Selects the coreset: ``fit`` sets ``component_indices_``; None is ``GreedyCoresetSampler()``.
     index : "exact", "pynndescent", estimator or None, default=None
         Searches the bank by ``kneighbors``, as ``sklearn.neighbors.NearestNeighbors`` does too; None is ``"exact"``.
     n_neighbors : int, default=9
-        *b* of Eq. 7: rows of the bank around the nearest one that say how typical that one is. 1 turns the re-weighting off.
+        *b* of Eq. 7: rows of the bank around the nearest one that say how typical that one is. 1 turns the
+        re-weighting off.
     contamination : float in (0, 0.5] or "auto", default="auto"
-        Accepted share of *good* images that `predict` calls anomalous. ``"auto"`` sets the threshold so that no training image
-        is flagged when it is scored without its own patches.
+        Accepted share of *good* images that `predict` calls anomalous. ``"auto"`` sets the threshold so that no
+        training image is flagged when it is scored without its own patches.
     calibration : "leave-one-out" or None, default="leave-one-out"
         Each training image is scored against the bank without the rows that came from it (or from its group), and the
         threshold is taken from these scores: never from scores of images that are in the bank. The bank was still
-        selected with the image present, so the promise is approximate. None skips it: `predict` and `decision_function` then raise.
+        selected with the image present, so the promise is approximate. None skips it: `predict` and
+        `decision_function` then raise.
     smoothing : float, default=4.0
-        Standard deviation of the Gaussian on anomaly maps, in pixels of the network's input, as in the paper; scaled with the
-        map to the image's own size.
+        Standard deviation of the Gaussian on anomaly maps, in pixels of the network's input, as in the paper; scaled
+        with the map to the image's own size.
     random_state : int, RandomState instance or None, default=None
         Seeds a sampler and an index that have no seed of their own.
     verbose : int, default=0
@@ -76,7 +78,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
     bank_positions_ : array of shape (n_bank, 2), int64
         Where in that image's grid: row and column.
     calibration_scores_ : array of shape (n_nominal,), float64
-        Leave-one-out scores of the nominal training images, bigger = more normal. NaN where the whole bank came from the image's group.
+        Leave-one-out scores of the nominal training images, bigger = more normal. NaN where the whole bank came from
+        the image's group.
     offset_ : float
         ``decision_function = score_samples - offset_``; NaN where nothing could be calibrated.
     pixel_offset_ : float
@@ -154,11 +157,12 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         PatchCoreDetector
             Itself.
         """
-        for stage in ("extractor", "sampler", "index"):
+        for name in ("extractor", "sampler", "index"):
             # Nested parameters need an estimator to be set on: None and "exact" become what they stand for.
-            given = params.get(stage, getattr(self, stage))
-            if any(name.startswith(f"{stage}__") for name in params) and (given is None or given in list(_INDEXES)):
-                params = {**params, stage: self._default(stage, given)}
+            given = params.get(name, getattr(self, name))
+            nested = any(key.startswith(f"{name}__") for key in params)
+            if nested and (given is None or (isinstance(given, str) and given in _INDEXES)):
+                params = {**params, name: self._default(name, given)}
         return super().set_params(**params)
 
     @fit_context(prefer_skip_nested_validation=False)
@@ -167,7 +171,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of paths, arrays or PIL images, pandas Series of them, or array (n_images, height, width, n_channels)
+        X : sequence of paths, arrays or PIL images, pandas Series of them, or array (n_images, height, width,
+        n_channels)
             Images of good parts; patch features with ``extractor="precomputed"``.
         y : array of shape (n_images,) or None, default=None
             +1 good, -1 anomalous: images with -1 are left out. Other labels are ignored, with a warning.
@@ -302,9 +307,10 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         Returns
         -------
         array of shape (n_images, height, width), float32
-            Feature distances, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels outside the extractor's
-            crop, which the network does not see, repeat the nearest pixel inside. Precomputed features have no image: their maps are the
-            patch scores themselves, of shape (grid_height, grid_width).
+            Feature distances, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
+            outside the extractor's crop, which the network does not see, repeat the nearest pixel inside.
+            Precomputed features have no image: their maps are the patch scores themselves, of shape (grid_height,
+            grid_width).
 
         Raises
         ------
@@ -374,8 +380,9 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         n_missing = int(np.isnan(scores).sum())
         if n_missing:
             warnings.warn(
-                f"{n_missing} of {len(scores)} training images could not be scored without their own rows, because the whole "
-                "memory bank came from them: they don't count for the threshold. Fit on more images, or with a larger ratio.",
+                f"{n_missing} of {len(scores)} training images could not be scored without their own rows, because "
+                "the whole memory bank came from them: they don't count for the threshold. Fit on more images, "
+                "or with a larger ratio.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -436,7 +443,7 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"patch features have {grids.rows.shape[1]} channels, but the memory bank has {expected}.")
 
     def _make_stage(self, name: str, rng: np.random.RandomState) -> Any:
-        """Return a fresh estimator for a stage, seeded and as talkative as the detector unless it says otherwise itself."""
+        """Return a fresh estimator for a stage, with the detector's seed and verbosity where it has none of its own."""
         given = getattr(self, name)
         if isinstance(given, str) and given == "precomputed":
             return None

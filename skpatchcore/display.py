@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from skimage.morphology import dilation, footprint_rectangle
 
-# From transparent to opaque: dark violet, magenta, orange, pale yellow. Brightness rises along it, so it reads without colour too.
+# From transparent to opaque: dark violet, magenta, orange, pale yellow. Brightness rises along it, so it reads
+# without colour too.
 _STOPS = np.array([0.0, 0.35, 0.7, 1.0])
 _COLORS = np.array([[0.18, 0.04, 0.38], [0.62, 0.13, 0.42], [0.96, 0.47, 0.11], [0.99, 0.96, 0.60]])
 _MOST_OPAQUE = 0.75

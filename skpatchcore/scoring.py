@@ -91,13 +91,13 @@ def kneighbors_without(index: Any, X: np.ndarray, n_neighbors: int, exclude: np.
 
 
 def reweighted_score(distances: np.ndarray, score: float) -> float:
-    """Weigh an image's largest patch score by how typical its nearest nominal patch is (Eq. 7); bigger = more anomalous.
+    """Weigh the largest patch score by how typical its nearest nominal patch is (Eq. 7); bigger = more anomalous.
 
     Parameters
     ----------
     distances : array of shape (b,)
-        Distances of the image's most anomalous patch from the bank row nearest to it, m*, first, and from the other rows of m*'s own
-        neighbourhood of b rows.
+        Distances of the image's most anomalous patch from the bank row nearest to it, m*, first, and from the other
+        rows of m*'s own neighbourhood of b rows.
     score : float
         Distance of that patch from m* (Eq. 6).
 
@@ -130,8 +130,8 @@ def anomaly_map(
     image_size : (int, int)
         Height and width of the map in pixels.
     box : (float, float, float, float) or None, default=None
-        Top, left, height and width in pixels of the part of the image that the grid covers; None for all of it. Pixels outside take the
-        value of the nearest pixel inside.
+        Top, left, height and width in pixels of the part of the image that the grid covers; None for all of it.
+        Pixels outside take the value of the nearest pixel inside.
     smoothing : float or (float, float), default=4.0
         Standard deviation of the Gaussian in pixels of the map, for both axes or for each; 0 leaves it out.
 
@@ -145,7 +145,7 @@ def anomaly_map(
     """
     height, width = image_size
     top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
-    sigma_y, sigma_x = (smoothing, smoothing) if np.isscalar(smoothing) else smoothing  # type: ignore[misc]
+    sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
     scores = np.asarray(patch_scores, np.float64)
     rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
     columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
@@ -163,7 +163,7 @@ def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sig
     pixels = np.arange(n_pixels)
     matrix[pixels, lower] = 1 - share
     matrix[pixels, np.minimum(lower + 1, n_patches - 1)] += share
-    if sigma > 0:
+    if sigma > 1e-3:  # a narrower Gaussian does nothing, and its weights divide by sigma squared
         matrix = gaussian_filter1d(matrix, sigma, axis=0)
     matrix.flags.writeable = False
     return matrix

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_smaller_ratios_are_prefixes():
     X = np.random.default_rng(0).normal(size=(500, 200)).astype(np.float32)
     orders = [GreedyCoresetSampler(r, random_state=1).fit(X).component_indices_ for r in (0.01, 0.1, 250, 1.0)]
     assert [len(order) for order in orders] == [5, 50, 250, 500]
-    for smaller, larger in zip(orders, orders[1:], strict=False):
+    for smaller, larger in pairwise(orders):
         assert larger[: len(smaller)].tolist() == smaller.tolist()
 
 
@@ -149,7 +151,7 @@ def test_parameters_out_of_range_are_refused(parameters, message):
 def test_rows_that_are_not_finite_are_refused(bad):
     X = np.zeros((5, 2))
     X[3, 1] = bad
-    with pytest.raises(ValueError, match="NaN|infinity"):
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
         GreedyCoresetSampler().fit(X)
 
 

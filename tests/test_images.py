@@ -101,7 +101,8 @@ def make_bad_files(folder):
 
 
 def test_files_that_cannot_be_read_are_refused_with_index_and_path(tmp_path):
-    for name in make_bad_files(tmp_path):
+    names = make_bad_files(tmp_path)
+    for name in names:
         with pytest.raises(ImageError, match=name) as caught:
             load_image(tmp_path / name, 3)
         assert (caught.value.index, caught.value.path) == (3, str(tmp_path / name))

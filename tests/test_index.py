@@ -36,7 +36,7 @@ def test_exact_is_brute_force(bank, scale, shift, k, seed):
     distances, indices = ExactIndex().fit(bank).kneighbors(queries, k)
     expected = np.sort(cdist(queries, bank), axis=1)[:, :k]
     np.testing.assert_allclose(distances, expected, rtol=1e-9, atol=1e-9 * scale)
-    np.testing.assert_array_equal(distances, np.linalg.norm(bank[indices] - queries[:, None], axis=2))
+    np.testing.assert_allclose(distances, np.linalg.norm(bank[indices] - queries[:, None], axis=2), rtol=1e-12)
     assert all(len(set(row)) == k for row in indices.tolist())
 
 

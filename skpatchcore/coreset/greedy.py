@@ -50,11 +50,11 @@ def k_center_greedy(
 
     Notes
     -----
-    A row's distance to the picks can only shrink, so what was computed a while ago is an upper bound. Greedy selection may
-    therefore go on among the few rows with the largest bounds, alone, for as long as the best of them is no nearer than the
-    largest bound outside: no row outside can be the farthest. Only then all bounds are refreshed, with one matrix product
-    against all the picks since the last time. The picks are those of the textbook loop, which needs a pass over all rows
-    for each of them.
+    A row's distance to the picks can only shrink, so what was computed a while ago is an upper bound. Greedy
+    selection may therefore go on among the few rows with the largest bounds, alone, for as long as the best of them
+    is no nearer than the largest bound outside: no row outside can be the farthest. Only then all bounds are
+    refreshed, with one matrix product against all the picks since the last time. The picks are those of the textbook
+    loop, which needs a pass over all rows for each of them.
     """
     n_samples = len(X)
     X = X - X.mean(0)  # smaller norms, so less is cancelled in |x|² + |y|² - 2 x·y
@@ -106,23 +106,24 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     """Subset of the rows that covers them all: k-center greedy (Eq. 5, Algorithm 1).
 
     The first row is drawn at random, each further one is the row farthest from those before it, so the largest distance
-    from any row to the subset, the covering radius, is at most twice the smallest possible. The order is nested: a smaller
-    `ratio` selects a prefix of what a larger one does.
+    from any row to the subset, the covering radius, is at most twice the smallest possible. The order is nested: a
+    smaller `ratio` selects a prefix of what a larger one does.
 
     Parameters
     ----------
     ratio : float or int, default=0.1
         Share of the rows, in (0, 1]: ``max(1, ceil(ratio * n_samples))`` are selected. An int is their number.
     n_projections : int or None, default=128
-        Selection looks at a random Gaussian projection to that many columns (Johnson-Lindenstrauss), where the data have
-        more; None looks at the data as they are. The selected rows are always the original ones.
+        Selection looks at a random Gaussian projection to that many columns (Johnson-Lindenstrauss), where the data
+        have more; None looks at the data as they are. The selected rows are always the original ones.
     start : "random" or int, default="random"
-        The first row: an index, or the row that lies farthest along a random direction. So "random" depends on the values of the
-        rows and on `random_state`, but not on the order in which the rows come.
+        The first row: an index, or the row that lies farthest along a random direction. So "random" depends on the
+        values of the rows and on `random_state`, but not on the order in which the rows come.
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU.
     random_state : int, RandomState instance or None, default=None
-        Draws projection and start, in numpy: all devices see the same problem. Pass an int for the same subset each time.
+        Draws projection and start, in numpy: all devices see the same problem. Pass an int for the same subset each
+        time.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -201,7 +202,8 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity, if an int `ratio` or `start` is beyond the number of rows, or the device is absent.
+            If `X` holds NaN or infinity, if an int `ratio` or `start` is beyond the number of rows, or the device is
+            absent.
         """
         device = require_device(self.device)
         if getattr(X, "dtype", None) == np.float16:

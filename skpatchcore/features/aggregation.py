@@ -2,8 +2,8 @@
 
 A patch feature gathers the neighbourhood of one position (Eq. 1-2) by average pooling and joins it over the layers, the
 deeper ones brought to the first one's grid (Eq. 3-4). The two published implementations differ in how the channels are
-made (section 5 of the design): :func:`concatenate_layers` keeps all of them, :func:`pool_layers` reduces them twice to a
-fixed number by adaptive average pooling.
+made (section 5 of the design): :func:`concatenate_layers` keeps all of them, :func:`pool_layers` reduces them twice
+to a fixed number by adaptive average pooling.
 """
 
 from __future__ import annotations

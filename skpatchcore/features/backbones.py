@@ -1,7 +1,7 @@
 """Backbones by name: which network, which layers of it, which weights, which normalisation.
 
-:func:`load_network` is the door. Networks live in a process-wide cache and never in an estimator, so estimators stay small,
-clone and pickle like any other.
+:func:`load_network` is the door. Networks live in a process-wide cache and never in an estimator, so estimators stay
+small, clone and pickle like any other.
 """
 
 from __future__ import annotations
@@ -184,7 +184,8 @@ def _build_network(
     layers: tuple[str, ...],
     device: torch.device,
 ) -> Network:
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     # Layers without pretrained weights are drawn at random: from a seed of their own, the user's generator untouched.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -202,9 +203,10 @@ def _build_network(
     state = None if file is None else _read_weights(file)
     if state is not None and isinstance(module, efficientnet_lite.EfficientNetLite) and "_conv_stem.weight" in state:
         state = efficientnet_lite.rename_weights(state, module)
+    # An activation in place would overwrite the layer before it, which may be wanted.
     for part in module.modules():
         if hasattr(part, "inplace"):
-            part.inplace = False  # an activation in place would overwrite the layer before it, which may be wanted
+            part.inplace = False  # type: ignore[assignment]
     cut = _cut_after(module.eval(), layers)
     if state is not None:
         _load_weights(cut, state, file)
@@ -266,7 +268,7 @@ def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
                 from safetensors.torch import load_file
             except ImportError as error:
                 raise WeightsError("reading .safetensors needs pip install 'skpatchcore[safetensors]'.") from error
-            state = load_file(str(file))
+            state: Any = load_file(str(file))
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except WeightsError:
@@ -292,7 +294,8 @@ def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path 
     for name, value in needed.items():
         if state[name].shape != value.shape:
             raise WeightsError(
-                f"weights: {name!r} in {str(file)!r} has shape {tuple(state[name].shape)}, expected {tuple(value.shape)}."
+                f"weights: {name!r} in {str(file)!r} has shape {tuple(state[name].shape)}, "
+                f"expected {tuple(value.shape)}."
             )
     cut.load_state_dict({name: state[name] for name in needed}, strict=True)
 

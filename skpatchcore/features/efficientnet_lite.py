@@ -107,6 +107,7 @@ class EfficientNetLite(nn.Module):
         self.classifier = nn.Linear(1280, 1000)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return class scores of shape (n_images, 1000) for images of shape (n_images, 3, height, width)."""
         x = self.stem(x)
         for number in range(1, len(_STAGES) + 1):
             x = self.get_submodule(f"stage{number}")(x)

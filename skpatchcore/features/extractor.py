@@ -24,8 +24,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     """Locally aware patch features of a pretrained network (Eq. 1-4).
 
     An image becomes a grid of vectors: at each position of the first layer's grid, the average of the neighbourhood of
-    `patch_size` × `patch_size` positions, joined over the layers. Nothing is learnt from images: ``fit`` only checks the
-    parameters and loads the network.
+    `patch_size` × `patch_size` positions, joined over the layers. Nothing is learnt from images: ``fit`` only checks
+    the parameters and loads the network.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         arguments that returns an ``nn.Module``.
     weights : str, path or None, default="DEFAULT"
         ``"DEFAULT"`` takes torchvision's current weights (downloaded once, by torchvision), the embedded ones of an
-        EfficientNet-Lite, or a callable's module as it is. A torchvision name such as ``"IMAGENET1K_V1"``, which is what the
-        paper's experiments used. A path to a ``.pth``, ``.pt`` or ``.safetensors`` state dictionary; files are read without running code
-        in them. None draws random weights, from a fixed seed.
+        EfficientNet-Lite, or a callable's module as it is. A torchvision name such as ``"IMAGENET1K_V1"``, which is
+        what the paper's experiments used. A path to a ``.pth``, ``.pt`` or ``.safetensors`` state dictionary; files
+        are read without running code in them. None draws random weights, from a fixed seed.
     layers : sequence of str or None, default=None
         Dotted names of the modules whose outputs are used; the first one's grid is the result's. None takes those at
         stride 8 and 16 of the backbone's family (ResNet: ``("layer2", "layer3")``; also for a callable).
-        The network is not run beyond the last of them. Layers that give tokens, as vision transformers' do, are arranged as
-        a grid, without class and register tokens.
+        The network is not run beyond the last of them. Layers that give tokens, as vision transformers' do, are
+        arranged as a grid, without class and register tokens.
     patch_size : int, default=3
         Odd side of the neighbourhood, in positions of each layer's grid.
     stride : int, default=1
@@ -52,8 +52,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         None concatenates the layers' channels. An int reduces them to that number by the two adaptive average poolings
         of the authors' implementation (1024 in the paper's experiments).
     image_size : int, (int, int) or None, default=256
-        Length in pixels of the shorter side after resizing (bilinear, antialiased), or height and width; None keeps each
-        image's own size, which may differ from image to image.
+        Length in pixels of the shorter side after resizing (bilinear, antialiased), or height and width; None keeps
+        each image's own size, which may differ from image to image.
     crop_size : int, (int, int) or None, default=224
         Side in pixels of the central square that the network sees after resizing, or its height and width; None for
         everything. **What lies outside the crop is not inspected.**
@@ -162,13 +162,15 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of paths, arrays or PIL images, pandas Series of them, or array (n_images, height, width, n_channels)
+        X : sequence of paths, arrays or PIL images, pandas Series of them, or array (n_images, height, width,
+        n_channels)
             The images; grey, RGB or RGBA; uint8, uint16 or float in [0, 1].
 
         Returns
         -------
         array of shape (n_images, grid_height, grid_width, n_channels), float32
-            Or, where images of differing sizes give differing grids, a list of arrays (grid_height, grid_width, n_channels).
+            Or, where images of differing sizes give differing grids, a list of arrays (grid_height, grid_width,
+            n_channels).
 
         Raises
         ------
@@ -282,7 +284,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         for name in ("image_size", "crop_size"):
             size = getattr(self, name)
             if isinstance(size, tuple | list) and not (
-                len(size) == 2 and all(isinstance(side, Integral) and side > 0 for side in size)
+                len(size) == 2 and all(isinstance(side, Integral) and int(side) > 0 for side in size)
             ):
                 raise ValueError(f"{name}={size!r}: expected an int, a pair (height, width) of ints, or None.")
         for name in ("mean", "std"):

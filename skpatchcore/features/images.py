@@ -1,7 +1,8 @@
 """Images of any form a user has, as one kind of array, and what of each the network sees.
 
-Everything becomes float32 in [0, 1] with one or three channels before it is resized, whatever form it came in, so the same picture as
-uint8, uint16, float, file or PIL image gives the same features. What can't be read or can't be an image raises :class:`ImageError`.
+Everything becomes float32 in [0, 1] with one or three channels before it is resized, whatever form it came in, so
+the same picture as uint8, uint16, float, file or PIL image gives the same features. What can't be read or can't be
+an image raises :class:`ImageError`.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
 
     Parameters
     ----------
-    X : sequence of paths, arrays or PIL images, pandas Series of them, or array of shape (n_images, height, width, n_channels)
+    X : sequence of paths, arrays or PIL images, pandas Series of them, or array of shape (n_images, height, width,
+    n_channels)
         The images.
 
     Returns
@@ -89,7 +91,8 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
     """
     if isinstance(X, str | os.PathLike):
         raise ValueError(
-            f"X is the single path {os.fspath(X)!r}: pass a list of paths; skpatchcore.list_images(directory) makes one of a directory."
+            f"X is the single path {os.fspath(X)!r}: pass a list of paths; "
+            "skpatchcore.list_images(directory) makes one of a directory."
         )
     if isinstance(X, Image.Image):
         raise ValueError("X is a single image: pass a list of images.")
@@ -141,6 +144,7 @@ def load_image(image: Any, index: int) -> np.ndarray:
         path = os.fspath(image)
         pixels = _read_file(path, index)
     elif isinstance(image, Image.Image):
+        _refuse_pages(image, index, None)
         pixels = _from_pil(image, index, None)
     elif isinstance(image, np.ndarray | torch.Tensor):
         pixels = np.asarray(image)
@@ -154,6 +158,7 @@ def _read_file(path: str, index: int) -> np.ndarray:
         raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
     try:
         with Image.open(path) as image:
+            _refuse_pages(image, index, path)
             return _from_pil(ImageOps.exif_transpose(image), index, path)
     except ImageError:
         raise
@@ -164,10 +169,14 @@ def _read_file(path: str, index: int) -> np.ndarray:
         raise ImageError(f"can't be read: {error}", index, path) from error
 
 
-def _from_pil(image: Image.Image, index: int, path: str | None) -> np.ndarray:
+def _refuse_pages(image: Image.Image, index: int, path: str | None) -> None:
+    n_frames = getattr(image, "n_frames", 1)
     # An MPO file is one photograph with previews of it.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ImageError(f"holds {image.n_frames} pages, expected one.", index, path)  # type: ignore[attr-defined]
+    if n_frames > 1 and image.format != "MPO":
+        raise ImageError(f"holds {n_frames} pages, expected one.", index, path)
+
+
+def _from_pil(image: Image.Image, index: int, path: str | None) -> np.ndarray:
     if image.mode in ("L", "RGB", "RGBA", "F", "I;16"):
         return np.asarray(image)
     if image.mode in ("I", "I;16B", "I;16L", "I;16N"):

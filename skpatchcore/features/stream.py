@@ -30,7 +30,8 @@ def iter_grids(extractor: Any, X: Any) -> Iterator[tuple[PatchGrids, list[View |
     Parameters
     ----------
     extractor : transformer or None
-        One with ``iter_transform`` gives batches; any other its ``transform`` in one piece. None: `X` holds the features.
+        One with ``iter_transform`` gives batches; any other its ``transform`` in one piece. None: `X` holds the
+        features.
     X : images or patch features
         What the extractor takes.
 
@@ -39,7 +40,8 @@ def iter_grids(extractor: Any, X: Any) -> Iterator[tuple[PatchGrids, list[View |
     grids : PatchGrids
         Of the next images.
     views : list of (View or None)
-        Of each of them; None where nothing is known of an image. An extractor that tells nothing is taken to see the whole image.
+        Of each of them; None where nothing is known of an image. An extractor that tells nothing is taken to see the
+        whole image.
 
     Raises
     ------

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._device import as_tensor, available_device, device_copy, require_device
-from skpatchcore._sklearn import Interval, fit_context
+from skpatchcore._sklearn import fit_context
 
 # Bytes of distances held at once.
 _CHUNK_BYTES = 1 << 26
@@ -51,8 +51,8 @@ def nearest_rows(
     Notes
     -----
     With everything seen from `center`, ``|q - b|² = |q|² + |b|² - 2 q·b``: one matrix product, and ``|q|²`` changes
-    nothing about who is nearest; nor does taking ``b`` unshifted in the product, which needs no shifted copy of the bank.
-    But the sum cancels, and what is left near zero is rounding, which changes with the
+    nothing about who is nearest; nor does taking ``b`` unshifted in the product, which needs no shifted copy of the
+    bank. But the sum cancels, and what is left near zero is rounding, which changes with the
     shape of the batch. So the product only nominates a few more candidates than are needed.
     """
     n_candidates = min(n_neighbors + _N_SPARE, int(torch.isfinite(norms).sum()))
@@ -78,8 +78,8 @@ class ExactIndex(BaseEstimator):
     Parameters
     ----------
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU. An index fitted on CUDA searches on the CPU, with a warning,
-        where there is none.
+        ``"auto"`` is CUDA where there is one, else the CPU. An index fitted on CUDA searches on the CPU, with a
+        warning, where there is none.
 
     Attributes
     ----------
@@ -183,8 +183,8 @@ class ExactIndex(BaseEstimator):
         distances, indices = nearest_rows(
             as_tensor(X, device),
             device_copy(self._fit_X, device),
-            torch.from_numpy(self._center).to(device),
-            torch.from_numpy(norms).to(device),
+            as_tensor(self._center, device),
+            as_tensor(norms, device),
             n_neighbors,
         )
         found = distances.cpu().numpy(), indices.cpu().numpy()

@@ -184,6 +184,8 @@ class PyNNDescentIndex(BaseEstimator):
     def _build(self, bank: np.ndarray) -> tuple[Any, threading.Lock]:
         from pynndescent import NNDescent
 
+        if not bank.flags.writeable:
+            bank = bank.copy()  # for a memory map, numba would compile everything a second time
         with warnings.catch_warnings():
             # Rows far from all others have few near neighbours; the search says so by itself when it misses one.
             warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")

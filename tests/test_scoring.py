@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
+
+from skpatchcore import ExactIndex, PyNNDescentIndex
+from skpatchcore._grids import PatchGrids
+from skpatchcore.scoring import anomaly_map, reweighted_score, score_grids
+
+
+def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:
+    """Eq. 6-7 as the paper prints them, in float64."""
+    distances = cdist(patches, bank)
+    patch, m_star = np.unravel_index(
+        np.where(distances == distances.min(1, keepdims=True), distances, -1).argmax(), distances.shape
+    )
+    s = distances[patch, m_star]
+    if b == 1:
+        return s
+    neighbourhood = cdist(bank[m_star : m_star + 1], bank)[0].argsort(kind="stable")[:b]
+    return (1 - np.exp(s) / np.exp(distances[patch, neighbourhood]).sum()) * s
+
+
+@pytest.mark.parametrize(
+    "index", [ExactIndex(), NearestNeighbors(), PyNNDescentIndex(random_state=0)], ids=lambda i: type(i).__name__
+)
+@pytest.mark.parametrize("b", [1, 3, 9])
+def test_scores_are_those_of_the_references(golden, index, b):
+    arrays = golden("scoring")
+    grids = PatchGrids.from_features(arrays["queries"][:, None])
+    scores, patch_scores = score_grids(index.fit(arrays["bank"]), arrays["bank"], grids, b)
+    np.testing.assert_allclose(scores, arrays[f"eq7_b{b}"], atol=1e-5)
+    np.testing.assert_allclose(np.stack(patch_scores)[:, 0], arrays["patch_distance"], atol=1e-5)
+    np.testing.assert_allclose(np.stack(patch_scores)[:, 0] ** 2, arrays["reference_squared_patch_score"], atol=1e-4)
+
+
+def test_maps_are_those_of_the_reference(golden):
+    arrays = golden("scoring")
+    found = np.stack([anomaly_map(grid, (64, 48)) for grid in arrays["patch_grid"]])
+    np.testing.assert_allclose(found, arrays["reference_map_64x48"], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n_bank=st.integers(1, 30), b=st.integers(1, 12), scale=st.sampled_from([1e-3, 1.0, 30.0]), seed=st.integers(0, 99)
+)
+def test_scores_are_the_papers_formula(n_bank, b, scale, seed):
+    rng = np.random.default_rng(seed)
+    bank, patches = rng.normal(size=(n_bank, 4)) * scale, rng.normal(size=(2, 6, 4)) * scale
+    scores, _ = score_grids(ExactIndex().fit(bank), bank, PatchGrids.from_features(patches[:, None]), b)
+    for score, image in zip(scores, patches, strict=True):
+        assert score == pytest.approx(paper(bank, image, min(b, n_bank)), rel=1e-6)
+
+
+@given(distances=st.lists(st.floats(0, 1e6), min_size=2, max_size=20))
+def test_the_weight_lies_between_its_bounds(distances):
+    """Also where exp(distance) overflows: with m* nearest, the weight is in [1 - 1/b, 1]."""
+    distances = np.sort(distances)
+    weight = reweighted_score(distances, 1.0)
+    assert 1 - 1 / len(distances) - 1e-12 <= weight <= 1
+
+
+def test_one_neighbour_turns_the_weight_off():
+    assert reweighted_score(np.array([3.0]), 3.0) == 3.0
+
+
+def test_m_star_counts_in_its_own_neighbourhood_even_among_duplicates():
+    bank = np.zeros((12, 2))
+    bank[-1] = [5.0, 0.0]
+    queries = np.array([[[[1.0, 0.0]]]])
+    scores, _ = score_grids(ExactIndex().fit(bank), bank, PatchGrids.from_features(queries), 3)
+    assert scores[0] == pytest.approx(1 - 1 / 3)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 7), columns=st.integers(1, 7), height=st.integers(1, 40), width=st.integers(1, 40),
+    sigma=st.sampled_from([0.0, 0.7, 4.0]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_maps_are_bilinear_then_gaussian(rows, columns, height, width, sigma, seed):
+    grid = np.random.default_rng(seed).random((rows, columns))
+    expected = F.interpolate(torch.from_numpy(grid)[None, None], (height, width), mode="bilinear", align_corners=False)
+    expected = gaussian_filter(expected[0, 0].numpy(), sigma) if sigma else expected[0, 0].numpy()
+    np.testing.assert_allclose(anomaly_map(grid, (height, width), smoothing=sigma), expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 6), columns=st.integers(1, 6), top=st.floats(0, 10), left=st.floats(0, 10),
+    box=st.floats(5, 30), sigma=st.floats(0, 5),
+)  # fmt: skip
+def test_maps_never_leave_the_range_of_the_patch_scores(rows, columns, top, left, box, sigma):
+    grid = np.random.default_rng(rows).normal(size=(rows, columns))
+    found = anomaly_map(grid, (40, 45), (top, left, box, box), sigma)
+    assert found.shape == (40, 45)
+    assert grid.min() - 1e-5 <= found.min() <= found.max() <= grid.max() + 1e-5
+
+
+def test_a_crop_lies_where_it_was_cut_and_its_border_is_repeated():
+    grid = np.array([[1.0, 2.0], [3.0, 4.0]])
+    found = anomaly_map(grid, (20, 30), (5.0, 10.0, 10.0, 10.0), 0.0)
+    np.testing.assert_allclose(found[5:15, 10:20], anomaly_map(grid, (10, 10), None, 0.0), atol=1e-6)
+    assert (found[:5] == found[5]).all()
+    assert (found[:, 20:] == found[:, 19:20]).all()
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((2, 3, 4)), "expected"),
+        ([np.zeros((2, 2, 3)), np.zeros((2, 2, 4))], "image 1"),
+        ([np.zeros((2, 3))], "image 0"),
+        (np.zeros((0, 2, 2, 3)), "no patch features"),
+        ([], "no patch features"),
+        (np.stack([np.zeros((2, 2, 3)), np.full((2, 2, 3), np.nan)]), "image 1 hold NaN"),
+        ([np.zeros((1, 2, 3)), np.zeros((3, 1, 3)), np.full((1, 1, 3), np.inf)], "image 2 hold NaN or infinity"),
+    ],
+)
+def test_features_of_another_form_are_refused(features, message):
+    with pytest.raises(ValueError, match=message):
+        PatchGrids.from_features(features)
+
+
+@pytest.mark.parametrize("sizes", [[(2, 3)] * 7, [(2, 3), (4, 4), (1, 1), (9, 2), (2, 3), (5, 5), (7, 7)]])
+def test_batches_gather_to_the_whole(sizes):
+    rng = np.random.default_rng(0)
+    features = [rng.random((*size, 5)).astype(np.float32) for size in sizes]
+    whole = PatchGrids.from_features(features)
+    gathered = PatchGrids.from_batches((PatchGrids.from_features([f]) for f in features), len(features))
+    np.testing.assert_array_equal(gathered.rows, whole.rows)
+    np.testing.assert_array_equal(gathered.sizes, whole.sizes)
+    for i, (own, feature) in enumerate(zip(gathered, features, strict=True)):
+        np.testing.assert_array_equal(own, feature.reshape(-1, 5))
+        np.testing.assert_array_equal(gathered.take(np.array([i])).rows, own)
+    some = np.arange(len(whole.rows))
+    images, positions = whole.image_of(some), whole.positions_of(some)
+    for row, image, (y, x) in zip(whole.rows, images, positions, strict=True):
+        np.testing.assert_array_equal(row, features[image][y, x])
