@@ -155,11 +155,11 @@ class TextureTask:
 
     Attributes
     ----------
-    train_images : array of shape (n_train, 128, 128), uint8
+    train_images : array of shape (n_train, 128, 128, 1), uint8
         Photographs of good surface.
     train_groups : array of shape (n_train,), int
         Which piece of surface each shows.
-    test_images : array of shape (n_test, 128, 128), uint8
+    test_images : array of shape (n_test, 128, 128, 1), uint8
         Good and defective surface, of other pieces.
     test_labels : array of shape (n_test,), int
         +1 good, -1 defective.
@@ -179,21 +179,22 @@ class TextureTask:
 
 TEXTURES = ("brick", "grass", "gravel")
 _TILE = 128
+_TEST_TILES = (1, 7, 8, 14)  # one in each row and in each column
 _DEFECTS = ("scratch", "blob", "stain", "foreign")
 
 
-def make_textures(texture: str = "brick", *, n_views: int = 4, random_state: int = 0) -> TextureTask:
+def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int = 0) -> TextureTask:
     """Make an inspection task from a real texture of scikit-image, with synthetic defects; needs no download.
 
-    The photograph is cut into 16 pieces that share no pixel, 8 to learn from and 8 to judge, alternating like the
-    fields of a chessboard. Each piece is shown in several views: mirrored at random, with its own light and sensor
-    noise. Every test piece appears good and with each kind of defect.
+    The photograph is cut into 16 pieces that share no pixel: 12 to learn from and 4 to judge, spread over the surface.
+    Each view of a piece is mirrored or turned in another way, with its own light and sensor noise. Every test piece
+    appears good four times and with each kind of defect twice.
 
     Parameters
     ----------
     texture : {"brick", "grass", "gravel"}, default="brick"
         The surface.
-    n_views : int, default=4
+    n_views : int, default=8
         Views of each piece for training.
     random_state : int, default=0
         Seed of views and defects.
@@ -212,7 +213,7 @@ def make_textures(texture: str = "brick", *, n_views: int = 4, random_state: int
     >>> from skpatchcore.datasets import make_textures
     >>> task = make_textures("gravel")
     >>> task.train_images.shape, task.test_images.shape
-    ((32, 128, 128), (48, 128, 128))
+    ((96, 128, 128, 1), (48, 128, 128, 1))
     """
     import skimage.data
 
@@ -222,22 +223,21 @@ def make_textures(texture: str = "brick", *, n_views: int = 4, random_state: int
     tiles = {name: _tiles(getattr(skimage.data, name)()) for name in TEXTURES}
     own = tiles[texture]
     others = np.concatenate([tiles[name] for name in TEXTURES if name != texture])
-    chessboard = (np.arange(16) // 4 + np.arange(16)) % 2
-    train_tiles, test_tiles = np.flatnonzero(chessboard == 0), np.flatnonzero(chessboard == 1)
-    train_groups = np.repeat(train_tiles, n_views)
-    kinds = np.repeat(["good", "good", *_DEFECTS], len(test_tiles))
-    nothing = np.zeros((_TILE, _TILE), bool)
+    train_tiles = np.setdiff1d(np.arange(16), _TEST_TILES)
+    kinds = np.repeat(["good"] * 4 + [*_DEFECTS] * 2, len(_TEST_TILES))
+    # Courses of bricks stay level; grass and gravel have no upright.
+    n_turns = 4 if texture == "brick" else 8
     images, masks = [], []
-    for tile, kind in zip(np.tile(test_tiles, 2 + len(_DEFECTS)), kinds, strict=True):
-        image, mask = own[tile], nothing
+    for tile, kind in zip(np.resize(_TEST_TILES, len(kinds)), kinds, strict=True):
+        image, mask = own[tile], np.zeros((_TILE, _TILE), bool)
         if kind != "good":
             image, mask = _add_defect(image, kind, others[rng.integers(len(others))], rng)
-        image, mask = _mirror(image, mask, rng)
-        images.append(_photograph(image, rng))
-        masks.append(mask)
+        turn = int(rng.integers(n_turns))
+        images.append(_photograph(_turn(image, turn), rng))
+        masks.append(_turn(mask, turn))
     return TextureTask(
-        np.stack([_photograph(_mirror(own[tile], nothing, rng)[0], rng) for tile in train_groups]),
-        train_groups,
+        np.stack([_photograph(_turn(own[tile], v % n_turns), rng) for tile in train_tiles for v in range(n_views)]),
+        np.repeat(train_tiles, n_views),
         np.stack(images),
         np.where(kinds == "good", 1, -1),
         kinds.astype(object),
@@ -250,17 +250,18 @@ def _tiles(photograph: np.ndarray) -> np.ndarray:
     return (photograph / 255.0).reshape(4, _TILE, 4, _TILE).swapaxes(1, 2).reshape(16, _TILE, _TILE)
 
 
-def _mirror(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    steps = (slice(None, None, rng.choice([-1, 1])), slice(None, None, rng.choice([-1, 1])))
-    return image[steps], mask[steps]
+def _turn(image: np.ndarray, number: int) -> np.ndarray:
+    """Return one of the eight ways to lay a square down: 0 to 3 keep horizontal lines horizontal."""
+    image = image[:: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
+    return image.T if number & 4 else image
 
 
 def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the surface under light of its own strength and direction, with sensor noise, as uint8."""
+    """Return the surface under light of its own strength and direction, with sensor noise, as uint8 (128, 128, 1)."""
     y, x = np.mgrid[-1 : 1 : _TILE * 1j, -1 : 1 : _TILE * 1j]
     light = rng.uniform(0.92, 1.08) + rng.uniform(-0.04, 0.04) * x + rng.uniform(-0.04, 0.04) * y
     noisy = image * light + rng.normal(0, 0.012, image.shape)
-    return (noisy.clip(0, 1) * 255).round().astype(np.uint8)
+    return (noisy.clip(0, 1) * 255).round().astype(np.uint8)[:, :, None]
 
 
 def _add_defect(

@@ -38,25 +38,31 @@ def run_demo(
     """
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    tell(f"Three real surfaces with synthetic defects, seen by {backbone}; detectors learn from good surface only.\n")
     tell(
-        "           image AUROC  pixel AUROC   good flagged  defects found   " + "  ".join(f"{s:>11}" for s in _STAGES)
+        f"Three real surfaces with synthetic defects, seen by {backbone}.\n"
+        "A detector learns from 12 small pieces of good surface and judges 4 others.\n"
+        "Bricks repeat themselves; no two spots of grass or gravel are alike: the hard case.\n"
     )
+    titles = ("image AUROC", "pixel AUROC", "good flagged", "defects found", *(f"{name} s" for name in _STAGES))
+    tell("  ".join(["surface", *titles]))
     for texture in TEXTURES:
         task = make_textures(texture, random_state=random_state)
         detector = PatchCoreDetector(
-            TorchFeatureExtractor(backbone, image_size=224, crop_size=None), random_state=random_state
+            TorchFeatureExtractor(backbone, image_size=None, crop_size=None), random_state=random_state
         )
         with record_seconds() as seconds:
-            detector.fit(list(task.train_images), groups=task.train_groups)
-            scores, maps = detector.score_and_segment(list(task.test_images))
+            detector.fit(task.train_images, groups=task.train_groups)
+            scores, maps = detector.score_and_segment(task.test_images)
         good = task.test_labels == 1
         flagged = scores < detector.offset_
-        tell(
-            f"{texture:<10} {roc_auc_score(good, scores):11.3f}  {pixel_roc_auc_score(task.test_masks, maps):11.3f}"  # type: ignore[arg-type]
-            f"   {flagged[good].sum():>6} of {good.sum():<3}  {flagged[~good].sum():>6} of {(~good).sum():<4}  "
-            + "  ".join(f"{seconds.get(s, 0):9.1f} s" for s in _STAGES)
+        cells = (
+            f"{roc_auc_score(good, scores):.3f}",
+            f"{pixel_roc_auc_score(list(task.test_masks), list(maps)):.3f}",
+            f"{flagged[good].sum()} of {good.sum()}",
+            f"{flagged[~good].sum()} of {(~good).sum()}",
+            *(f"{seconds[name]:.1f}" for name in _STAGES),
         )
+        tell("  ".join([f"{texture:<7}", *(f"{c:>{len(title)}}" for c, title in zip(cells, titles, strict=True))]))
         _write_pictures(folder, texture, task.test_images, task.test_defects, maps, detector.pixel_offset_)
     tell(f"\n{time.perf_counter() - begin:.0f} s in all. Heat maps: {folder.resolve()}")
     tell(
@@ -77,7 +83,7 @@ def _write_pictures(
     counts: dict[str, int] = {}
     for image, defect, anomaly_map in zip(images, defects, maps, strict=True):
         counts[defect] = counts.get(defect, 0) + 1
-        grey = np.repeat(image[:, :, None], 3, axis=2)
-        pair = np.concatenate([grey, overlay_anomaly_map(grey / 255.0, anomaly_map, threshold)], axis=1)
+        overlay = overlay_anomaly_map(image / 255.0, anomaly_map, threshold)
+        pair = np.concatenate([np.broadcast_to(image, overlay.shape), overlay], axis=1)
         picture = Image.fromarray(pair).resize((2 * pair.shape[1], 2 * pair.shape[0]), Image.Resampling.BICUBIC)
         picture.save(folder / f"{texture}-{defect}-{counts[defect]:02d}.png")

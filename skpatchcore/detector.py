@@ -200,10 +200,10 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         """
         rng = check_random_state(self.random_state)
         extractor, sampler, index = (self._make_stage(name, rng) for name in ("extractor", "sampler", "index"))
-        kept, X = self._nominal_rows(X, y, groups)
+        kept, X = self._nominal_rows(self._validated(X, reset=True), y, groups)
         if extractor is not None:
             extractor.fit(X)
-        grids, views = self._all_grids(extractor, self._validated(X, reset=True))
+        grids, views = self._all_grids(extractor, X)
         with stage("selection"):
             sampler.fit(grids.rows)
         picked = np.asarray(sampler.component_indices_, np.int64)

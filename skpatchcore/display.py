@@ -24,8 +24,8 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     anomaly_map : array of shape (height, width)
         Its map, bigger = more anomalous.
     threshold : float
-        The detector's ``pixel_offset_``. Up to half of it the image shows as it is; from there colour sets in and is
-        strongest at twice the threshold.
+        The detector's ``pixel_offset_``. Up to three quarters of it the image shows as it is; from there colour sets in
+        and is strongest at one and three quarters.
     contour : bool, default=True
         Draw a cyan line around what lies above the threshold.
 
@@ -49,7 +49,7 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     if image.shape[:2] != scores.shape:
         raise ValueError(f"image of shape {image.shape} and map of shape {scores.shape} differ in size.")
     image = np.broadcast_to(image, (*scores.shape, 3))
-    heat = ((scores / max(threshold, np.finfo(float).tiny) - 0.5) / 1.5).clip(0, 1)
+    heat = (scores / max(threshold, np.finfo(float).tiny) - 0.75).clip(0, 1)
     colors = np.stack([np.interp(heat, _STOPS, channel) for channel in _COLORS.T], axis=-1)
     opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
     picture = image * (1 - opacity) + colors * opacity

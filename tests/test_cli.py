@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from PIL import Image
+
+from skpatchcore import PatchCoreDetector
+from skpatchcore.cli import main
+from skpatchcore.display import overlay_anomaly_map
+
+FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "own", "--crop-size", "none", "--quiet"]
+
+
+@pytest.fixture
+def folder(tmp_path, parts):
+    train, good, bad = parts
+    for name, images in [("good", train), ("new/fine", good), ("new/bad", bad)]:
+        (tmp_path / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray((image * 255).astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder):
+    assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
+    return str(folder / "model.joblib")
+
+
+def rows(folder):
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_and_predict_say_what_python_says(folder, model, capsys):
+    out = folder / "out"
+    assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0
+    detector = joblib.load(model)
+    table = rows(out)
+    assert list(table[0]) == ["path", "score", "decision", "label"]
+    paths = [row["path"] for row in table]
+    assert len(paths) == 5
+    np.testing.assert_array_equal([float(row["score"]) for row in table], detector.score_samples(paths))
+    np.testing.assert_array_equal([float(row["decision"]) for row in table], detector.decision_function(paths))
+    np.testing.assert_array_equal([int(row["label"]) for row in table], detector.predict(paths))
+    assert [row["label"] for row in table if "/bad/" in row["path"]] == ["-1"]
+    assert "5 images" in capsys.readouterr().out
+    # two files are called 0.png: both have a picture, of the image's own size
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert pictures == ["1.png", "2.png", "3.png", "bad_0.png", "fine_0.png"]
+    with Image.open(out / "bad_0.png") as picture:
+        assert picture.size == (64, 48)
+
+
+def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, parts):
+    (folder / "train").mkdir()
+    (folder / "good").rename(folder / "train" / "good")
+    (folder / "new").rename(folder / "test")
+    assert main(["fit", str(folder), "-o", str(folder / "model.joblib"), *FAST]) == 0
+    assert len(joblib.load(folder / "model.joblib").calibration_scores_) == len(parts[0])
+
+
+def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, model, capsys):
+    (folder / "new" / "broken.png").write_bytes(b"no image")
+    images = [str(folder / "new"), str(folder / "gone.png")]
+    assert main(["predict", model, *images, "-o", str(folder / "out"), "--quiet"]) == 1
+    table = {row["path"].rsplit("/", 1)[-1]: row for row in rows(folder / "out")}
+    assert len(rows(folder / "out")) == 7
+    for name in ("broken.png", "gone.png"):
+        assert (table[name]["score"], table[name]["label"]) == ("nan", "-1")
+    assert np.isfinite(float(table["3.png"]["score"]))
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "2 of 7 images could not be judged" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_model_without_threshold_gives_scores_alone(folder, parts):
+    detector = joblib.load(fit_uncalibrated(folder, parts))
+    assert np.isnan(detector.offset_)
+    assert main(["predict", str(folder / "m.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
+    assert {row["label"] for row in rows(folder / "out")} == {""}
+
+
+def fit_uncalibrated(folder, parts):
+    from skpatchcore import TorchFeatureExtractor
+
+    extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    joblib.dump(PatchCoreDetector(extractor, calibration=None).fit(parts[0]), folder / "m.joblib")
+    return folder / "m.joblib"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "nowhere", "-o", "m.joblib"], "no directory 'nowhere'"),
+        (["fit", "good", "-o", "nowhere/m.joblib"], "can't write"),
+        (["fit", "good", "-o", "m.joblib", "--backbone", "resnet81"], "resnet18"),
+        (["fit", "good", "-o", "m.joblib", *FAST, "--patch-size", "2"], "even"),
+        (["fit", "good", "-o", "m.joblib", *FAST, "--device", "abacus"], "abacus"),
+        (["fit", "new", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
+        (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
+        (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),
+        (["predict", "list.joblib", "good", "-o", "out"], "no fitted PatchCoreDetector, but a list"),
+        (["predict", "model.joblib", "empty", "-o", "out"], "holds no image"),
+    ],
+)
+def test_errors_are_one_line_and_a_non_zero_exit(folder, model, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    (folder / "text.joblib").write_text("no model")
+    (folder / "empty").mkdir()
+    joblib.dump([1], folder / "list.joblib")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("skpatchcore: ")
+    assert message in errors[0]
+    assert not list(folder.glob(".*partial"))
+
+
+def test_debug_shows_the_traceback(folder):
+    with pytest.raises(NotADirectoryError):
+        main(["fit", "nowhere", "-o", str(folder / "m.joblib"), "--debug"])
+
+
+def test_a_failed_write_keeps_the_old_model(folder, model, monkeypatch, capsys):
+    with open(model, "rb") as file:
+        before = file.read()
+
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(joblib, "dump", full)
+    assert main(["fit", str(folder / "good"), "-o", model, *FAST]) == 1
+    assert "no space left" in capsys.readouterr().err
+    with open(model, "rb") as file:
+        assert file.read() == before
+
+
+def test_an_interruption_is_no_traceback(folder, model, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchCoreDetector, "score_and_segment", interrupt)
+    assert main(["predict", model, str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    for arguments in ([], ["fit"], ["fit", "good", "-o", "m", "--image-size", "1x2x3"], ["fly"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "usage: skpatchcore" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module():
+    shown = subprocess.run(
+        [sys.executable, "-m", "skpatchcore", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.startswith("skpatchcore 0.")
+
+
+def test_the_demo_tells_and_shows(tmp_path, capsys):
+    assert main(["demo", "-o", str(tmp_path / "maps"), "--backbone", "efficientnet_lite0"]) == 0
+    told = capsys.readouterr().out
+    assert "image AUROC" in told
+    assert str(tmp_path / "maps") in told
+    figures = [float(x) for line in told.splitlines() if line.startswith("brick") for x in line.split()[1:3]]
+    assert min(figures) > 0.9
+    pictures = sorted((tmp_path / "maps").glob("*.png"))
+    assert {path.stem.split("-")[1] for path in pictures} == {"good", "scratch", "blob", "stain", "foreign"}
+
+
+def test_overlays_show_the_image_where_nothing_is_wrong_and_heat_where_it_is():
+    image = np.random.default_rng(0).random((30, 40, 3))
+    scores = np.full((30, 40), 0.3)
+    scores[10:20, 10:20] = 5.0
+    picture = overlay_anomaly_map(image, scores, threshold=1.0)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture[:8], (image[:8] * 255).round())
+    assert np.abs(picture[12:18, 12:18] / 255 - image[12:18, 12:18]).mean() > 0.2
+    assert (picture[9, 9:21] == picture[9, 9]).all()  # the contour
+    grey = overlay_anomaly_map(image[:, :, :1], scores * 0, threshold=1.0)
+    assert (grey[..., 0] == grey[..., 2]).all()
+    with pytest.raises(ValueError, match="differ in size"):
+        overlay_anomaly_map(image, scores[1:], threshold=1.0)

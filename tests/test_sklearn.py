@@ -1,0 +1,44 @@
+"""scikit-learn's own checks: all of them, each failure that is meant listed with its reason."""
+
+from __future__ import annotations
+
+import pytest
+from sklearn.utils import get_tags
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skpatchcore import (
+    ExactIndex,
+    GreedyCoresetSampler,
+    PatchCoreDetector,
+    PyNNDescentIndex,
+)
+
+OUT_OF_SAMPLE = (
+    "checks that the share of flagged *training* rows is the contamination; here the threshold promises a share of new "
+    "rows, because a threshold from in-sample scores flags far too many of these"
+)
+NOT_IN_SAMPLE = dict.fromkeys(("check_outliers_train", "check_outliers_fit_predict"), OUT_OF_SAMPLE)
+
+# Of estimators that take images, scikit-learn can check next to nothing: their own tests do.
+ESTIMATORS = [
+    GreedyCoresetSampler(random_state=0),
+    ExactIndex(),
+    PyNNDescentIndex(random_state=0),
+    PatchCoreDetector("precomputed", random_state=0),
+]
+
+
+def expected_failures(estimator):
+    return NOT_IN_SAMPLE if isinstance(estimator, PatchCoreDetector) else {}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the checks fit on a handful of rows, on purpose
+@parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_the_detector_takes_the_input_of_its_extractor():
+    assert get_tags(PatchCoreDetector("precomputed")).input_tags.two_d_array
+    assert not get_tags(PatchCoreDetector()).input_tags.two_d_array
+    assert get_tags(PatchCoreDetector()).input_tags.string
