@@ -17,7 +17,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
 PURE = {
     "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
-    "coreset.projection", "scoring", "calibration", "persistence",
+    "coreset.projection", "coreset.selection", "scoring", "calibration", "persistence",
 }  # fmt: skip
 STAGES = {"features.extractor", "coreset.greedy", "index.exact", "index.pynndescent"}
 LIGHT = {"metrics", "datasets", "model_selection"}  # numpy, scipy, sklearn, skimage and pandas only

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
 from skpatchcore import GreedyCoresetSampler
-from skpatchcore.coreset import greedy
+from skpatchcore.coreset import selection
 from skpatchcore.coreset.projection import gaussian_projection
 
 
@@ -39,10 +39,12 @@ def test_the_order_is_that_of_the_reference(golden, start):
 
 
 @pytest.mark.parametrize("n_candidates", [1, 7, 50, 100_000])
-@pytest.mark.parametrize("chunk_bytes", [100, 1 << 24])
-def test_blocks_change_nothing(monkeypatch, n_candidates, chunk_bytes):
-    monkeypatch.setattr(greedy, "_N_CANDIDATES", n_candidates)
-    monkeypatch.setattr(greedy, "_CHUNK_BYTES", chunk_bytes)
+@pytest.mark.parametrize("block", [(1, 1), (64, 5), (1024, 512)])
+@pytest.mark.parametrize("n_unasked", [1, 16])
+def test_blocks_change_nothing(monkeypatch, n_candidates, block, n_unasked):
+    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    monkeypatch.setattr(selection, "_BLOCK", block)
+    monkeypatch.setattr(selection, "_N_UNASKED", n_unasked)
     X = np.random.default_rng(3).normal(size=(400, 6))
     picks, radii = textbook(X, 120, 5)
     sampler = GreedyCoresetSampler(120, start=5).fit(X)
@@ -162,7 +164,7 @@ def test_an_interruption_leaves_it_unfitted(monkeypatch):
     X = np.random.default_rng(0).normal(size=(50, 3))
     sampler = GreedyCoresetSampler(random_state=0)
     with monkeypatch.context() as patched:
-        patched.setattr(greedy, "_lower_bounds", interrupt)
+        patched.setattr(selection, "_lower_bounds", interrupt)
         with pytest.raises(KeyboardInterrupt):
             sampler.fit(X)
     assert not hasattr(sampler, "components_")

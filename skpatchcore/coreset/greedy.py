@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,88 +17,7 @@ from skpatchcore._device import as_tensor, require_device
 from skpatchcore._progress import progress_bar
 from skpatchcore._sklearn import Interval, StrOptions, fit_context
 from skpatchcore.coreset.projection import gaussian_projection
-
-# Rows that compete for the next picks between two passes over all rows.
-_N_CANDIDATES = 2048
-# Bytes of squared distances that a pass holds at once.
-_CHUNK_BYTES = 1 << 24
-
-
-def k_center_greedy(
-    X: torch.Tensor, n_selected: int, start: int, on_pick: Callable[[int], Any] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pick rows one after the other, each the farthest from those before it (Algorithm 1).
-
-    Parameters
-    ----------
-    X : tensor of shape (n_samples, n_features), float32 or float64
-        The rows, on any device.
-    n_selected : int
-        How many to pick, at most `n_samples`.
-    start : int
-        The first pick.
-    on_pick : callable or None
-        Called with the number of new picks, for a progress bar.
-
-    Returns
-    -------
-    order : array of shape (n_selected,), int64
-        The rows picked, in order, all distinct.
-    radii : array of shape (n_selected,), float64
-        Distance from the row that lies farthest from the picks up to and including this one: their covering radius.
-
-    Notes
-    -----
-    A row's distance to the picks can only shrink, so what was computed a while ago is an upper bound. Greedy
-    selection may therefore go on among the few rows with the largest bounds, alone, for as long as the best of them
-    is no nearer than the largest bound outside: no row outside can be the farthest. Only then all bounds are
-    refreshed, with one matrix product against all the picks since the last time. The picks are those of the textbook
-    loop, which needs a pass over all rows for each of them.
-    """
-    n_samples = len(X)
-    X = X - X.mean(0)  # smaller norms, so less is cancelled in |x|² + |y|² - 2 x·y
-    norms = (X * X).sum(1)
-    bounds = torch.full_like(norms, torch.inf)
-    order = np.empty(n_selected, np.int64)
-    radii = np.empty(n_selected, np.float64)
-    order[0], fresh, n_picked = start, [start], 1
-    while True:
-        _lower_bounds(bounds, X, norms, fresh)
-        # Picked rows stand at -1, below the 0 of their duplicates: no row is picked twice.
-        bounds[fresh] = -1.0
-        if n_picked == n_selected:
-            radii[-1] = max(float(bounds.max()), 0.0) ** 0.5
-            return order, radii
-        if on_pick is not None:
-            on_pick(len(fresh))
-        largest, candidates = torch.topk(bounds, min(_N_CANDIDATES + 1, n_samples))
-        outside = float(largest[-1]) if n_samples > _N_CANDIDATES else -torch.inf
-        candidates, distances = candidates[:_N_CANDIDATES], largest[:_N_CANDIDATES].clone()
-        rows, row_norms = X[candidates], norms[candidates]
-        fresh = []
-        while n_picked < n_selected:
-            best = int(distances.argmax())
-            radius = float(distances[best])
-            if fresh and radius < outside:
-                break
-            radii[n_picked - 1] = max(radius, 0.0) ** 0.5
-            order[n_picked] = int(candidates[best])
-            fresh.append(int(candidates[best]))
-            n_picked += 1
-            to_pick = (row_norms + row_norms[best] - 2 * (rows @ rows[best])).clamp_min_(0)
-            torch.minimum(distances, to_pick, out=distances)
-            distances[best] = -1.0
-
-
-def _lower_bounds(bounds: torch.Tensor, X: torch.Tensor, norms: torch.Tensor, picks: list[int]) -> None:
-    """Lower, in place, each row's squared distance to that from the nearest of `picks`."""
-    columns = X[picks].T.contiguous()
-    column_norms = norms[picks]
-    chunk = max(1, _CHUNK_BYTES // (X.element_size() * len(picks)))
-    for i in range(0, len(X), chunk):
-        part = slice(i, i + chunk)
-        squares = torch.addmm(column_norms, X[part], columns, alpha=-2).amin(1).add_(norms[part]).clamp_min_(0)
-        torch.minimum(bounds[part], squares, out=bounds[part])
+from skpatchcore.coreset.selection import k_center_greedy
 
 
 class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -140,6 +58,15 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         Columns of `X`.
     feature_names_in_ : array of str
         Names of the columns, where `X` had them.
+
+    Notes
+    -----
+    The textbook loop compares every row with each pick: bound by memory, and what users of other implementations
+    wait for. Here the same picks are found by matrix products over blocks of picks, and rows that can't be the
+    farthest for now are left alone until they can. So selection costs about as much as *one* matrix product of all
+    rows with the picks, or less. It pays most where many rows lie near a few of the picks, as patches of images do;
+    on data without structure, in many dimensions, all rows stay in play and the cost is that of the full product. Of
+    a few hundred rows, any loop is fast.
 
     References
     ----------
