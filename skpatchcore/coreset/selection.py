@@ -4,9 +4,8 @@ The textbook loop compares all rows with each pick as soon as it is made: one ma
 memory. Here almost everything is a matrix product, and much of it is left out. Two facts allow that:
 
 1. A row's distance to the picks can only shrink, so what was computed a while ago is an upper bound. Greedy may
-therefore
-   go on among the few rows with the largest bounds, alone, as long as the best of them is no nearer than the largest
-   bound outside: no row outside can be the farthest. Then the others are compared with all those picks at once.
+   therefore go on among the few rows with the largest bounds, alone, as long as the best of them is no nearer than the
+   largest bound outside: no row outside can be the farthest. Then the others are compared with all those picks at once.
 2. For the same reason, a row whose bound lies below the present radius need not be compared with anything before the
    radius has come down to its bound. Most rows lie well below: they wait, and catch up when their level is reached.
 
