@@ -16,6 +16,7 @@ _HOMES = {
     "ImageError": "skpatchcore.features.images",
     "PatchCoreDetector": "skpatchcore.detector",
     "PyNNDescentIndex": "skpatchcore.index.pynndescent",
+    "RandomSampler": "skpatchcore.coreset.random",
     "TorchFeatureExtractor": "skpatchcore.features.extractor",
     "WeightsError": "skpatchcore.features.backbones",
     "list_images": "skpatchcore.datasets",
@@ -28,6 +29,7 @@ __all__ = [
     "ImageError",
     "PatchCoreDetector",
     "PyNNDescentIndex",
+    "RandomSampler",
     "TorchFeatureExtractor",
     "WeightsError",
     "__version__",
@@ -37,6 +39,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from skpatchcore.coreset.greedy import GreedyCoresetSampler
+    from skpatchcore.coreset.random import RandomSampler
     from skpatchcore.datasets import list_images, load_image_folder
     from skpatchcore.detector import PatchCoreDetector
     from skpatchcore.features.backbones import WeightsError

@@ -17,9 +17,9 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
 PURE = {
     "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
-    "coreset.projection", "coreset.selection", "scoring", "calibration", "persistence",
+    "coreset.projection", "coreset.selection", "coreset.order_cache", "scoring", "calibration", "persistence",
 }  # fmt: skip
-STAGES = {"features.extractor", "coreset.greedy", "index.exact", "index.pynndescent"}
+STAGES = {"features.extractor", "coreset.greedy", "coreset.random", "index.exact", "index.pynndescent"}
 LIGHT = {"metrics", "datasets", "model_selection"}  # numpy, scipy, sklearn, skimage and pandas only
 LEVELS = {**dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2), "detector": 3, "demo": 4, "cli": 5, "__main__": 6}
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import joblib
 import numpy as np
 import pytest
 import torch
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
-from skpatchcore import GreedyCoresetSampler
-from skpatchcore.coreset import selection
-from skpatchcore.coreset.projection import gaussian_projection
+from skpatchcore import GreedyCoresetSampler, RandomSampler
+from skpatchcore.coreset import greedy, selection
+from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
 
 
 def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], list[float]]:
@@ -106,13 +107,78 @@ def test_selection_covers_better_than_chance():
     assert covering_radius(X, picked) < 0.8 * covering_radius(X, np.arange(40))
 
 
-def test_projection_keeps_distances_roughly():
+@pytest.mark.parametrize("project", [gaussian_projection, sparse_projection])
+def test_projection_keeps_distances_roughly(project):
     rng = np.random.RandomState(0)
     X = rng.normal(size=(50, 1000))
-    projected = X @ gaussian_projection(1000, 128, rng)
+    projected = X @ project(1000, 128, rng)
     ratio = cdist(projected, projected)[np.triu_indices(50, 1)] / cdist(X, X)[np.triu_indices(50, 1)]
     assert 0.7 < ratio.min() < ratio.max() < 1.3
     assert abs(ratio.mean() - 1) < 0.05
+
+
+def test_as_many_projections_as_the_lemma_asks_for_and_never_more_than_columns():
+    assert lemma_projections(163_856, 1536) == 296
+    assert lemma_projections(163_856, 168) == 168
+    assert lemma_projections(1, 5) == 5
+    X = np.random.default_rng(0).normal(size=(40, 400))
+    auto = GreedyCoresetSampler(10, n_projections="auto", random_state=0).fit(X)
+    same = GreedyCoresetSampler(10, n_projections=lemma_projections(40, 400), random_state=0).fit(X)
+    assert auto.component_indices_.tolist() == same.component_indices_.tolist()
+    sparse = GreedyCoresetSampler(10, projection="sparse", random_state=0).fit(X)
+    assert sparse.component_indices_.tolist() != same.component_indices_.tolist()
+
+
+def counted(monkeypatch):
+    """Count the picks that selections are asked to make."""
+    asked = []
+
+    def count(rows, n_selected, start, on_pick, resume):
+        asked.append(n_selected - (len(resume[0]) if resume else 0))
+        return selection.k_center_greedy(rows, n_selected, start, on_pick, resume)
+
+    monkeypatch.setattr(greedy, "k_center_greedy", count)
+    return asked
+
+
+def test_the_order_is_kept_and_gone_on_with(tmp_path, monkeypatch):
+    X = np.random.default_rng(0).normal(size=(300, 8))
+    expected = GreedyCoresetSampler(120, random_state=0).fit(X)
+    asked = counted(monkeypatch)
+    for ratio in (50, 20, 120, 120, 0.1):
+        sampler = GreedyCoresetSampler(ratio, memory=str(tmp_path), random_state=0).fit(X)
+        n = len(sampler.component_indices_)
+        assert sampler.component_indices_.tolist() == expected.component_indices_[:n].tolist()
+        np.testing.assert_allclose(sampler.selection_distances_, expected.selection_distances_[:n], rtol=1e-9)
+    assert asked == [50, 70]
+    GreedyCoresetSampler(50, memory=joblib.Memory(tmp_path, verbose=0), random_state=1).fit(X)
+    GreedyCoresetSampler(50, memory=joblib.Memory(tmp_path, verbose=0), random_state=0).fit(X + 1)
+    assert asked == [50, 70, 50, 50]
+
+
+def test_a_damaged_file_is_not_believed(tmp_path, monkeypatch):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    expected = GreedyCoresetSampler(30, memory=str(tmp_path), random_state=0).fit(X).component_indices_.tolist()
+    (file,) = tmp_path.rglob("*.npz")
+    whole = file.read_bytes()
+    asked = counted(monkeypatch)
+    for damaged in (b"", whole[:100], whole[:200] + b"xxxx" + whole[204:], b"text"):
+        file.write_bytes(damaged)
+        sampler = GreedyCoresetSampler(30, memory=str(tmp_path), random_state=0).fit(X)
+        assert sampler.component_indices_.tolist() == expected
+        assert file.read_bytes() == whole
+    assert asked == [30] * 4
+
+
+def test_random_selection_is_seeded_nested_and_distinct():
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    few, many = (RandomSampler(r, random_state=0).fit(X) for r in (0.1, 40))
+    assert few.component_indices_.tolist() == many.component_indices_[:5].tolist()
+    assert len(set(many.component_indices_.tolist())) == 40
+    np.testing.assert_array_equal(many.components_, X[many.component_indices_])
+    np.testing.assert_allclose(many.transform(X), cdist(X, many.components_), atol=1e-6)
+    with pytest.raises(ValueError, match="n_samples=50"):
+        RandomSampler(51).fit(X)
 
 
 def test_strided_and_read_only_arrays_are_taken(tmp_path):
@@ -141,6 +207,7 @@ def test_transform_gives_distances_to_the_selected_rows():
         ({"start": 10}, "start=10 is beyond"),
         ({"start": "first"}, "start"),
         ({"n_projections": 0}, "n_projections"),
+        ({"projection": "dense"}, "projection"),
         ({"device": "abacus"}, "device"),
     ],
 )

@@ -23,6 +23,7 @@ from skpatchcore import (
     ImageError,
     PatchCoreDetector,
     PyNNDescentIndex,
+    RandomSampler,
     TorchFeatureExtractor,
 )
 
@@ -215,6 +216,7 @@ def test_labels_of_another_convention_are_ignored_with_a_warning(parts):
         {"index": PyNNDescentIndex(n_neighbors=10)},
         {"index": NearestNeighbors()},
         {"sampler": GreedyCoresetSampler(0.5)},
+        {"sampler": RandomSampler(0.5)},
         {"sampler": Nystroem(n_components=60)},
     ],
     ids=str,

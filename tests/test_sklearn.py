@@ -11,6 +11,7 @@ from skpatchcore import (
     GreedyCoresetSampler,
     PatchCoreDetector,
     PyNNDescentIndex,
+    RandomSampler,
 )
 
 OUT_OF_SAMPLE = (
@@ -22,6 +23,7 @@ NOT_IN_SAMPLE = dict.fromkeys(("check_outliers_train", "check_outliers_fit_predi
 # Of estimators that take images, scikit-learn can check next to nothing: their own tests do.
 ESTIMATORS = [
     GreedyCoresetSampler(random_state=0),
+    RandomSampler(random_state=0),
     ExactIndex(),
     PyNNDescentIndex(random_state=0),
     PatchCoreDetector("precomputed", random_state=0),

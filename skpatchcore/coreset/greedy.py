@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,9 +14,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._device import as_tensor, require_device
 from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import Interval, StrOptions, fit_context
-from skpatchcore.coreset.projection import gaussian_projection
-from skpatchcore.coreset.selection import k_center_greedy
+from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context
+from skpatchcore.coreset.order_cache import OrderCache
+from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
+from skpatchcore.coreset.selection import count_of, k_center_greedy
+
+_PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
 
 
 class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -31,14 +33,20 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
     ----------
     ratio : float or int, default=0.1
         Share of the rows, in (0, 1]: ``max(1, ceil(ratio * n_samples))`` are selected. An int is their number.
-    n_projections : int or None, default=128
-        Selection looks at a random Gaussian projection to that many columns (Johnson-Lindenstrauss), where the data
-        have more; None looks at the data as they are. The selected rows are always the original ones.
+    n_projections : int, "auto" or None, default=128
+        Selection looks at a random projection to that many columns (Johnson-Lindenstrauss), where the data have more;
+        ``"auto"`` takes as many as the lemma asks for at eps = 0.9; None looks at the data as they are. The selected
+        rows are always the original ones.
+    projection : {"gaussian", "sparse"}, default="gaussian"
+        Kind of projection: normal entries, or very sparse ones (Li et al. 2006).
     start : "random" or int, default="random"
         The first row: an index, or the row that lies farthest along a random direction. So "random" depends on the
         values of the rows and on `random_state`, but not on the order in which the rows come.
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU.
+    memory : str, joblib.Memory or None, default=None
+        Where the order of selection is kept: for the same rows, seed and start, a smaller `ratio` is read off, and a
+        larger one goes on from there. So a search over `ratio` costs its largest member.
     random_state : int, RandomState instance or None, default=None
         Draws projection and start, in numpy: all devices see the same problem. Pass an int for the same subset each
         time.
@@ -86,9 +94,11 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
 
     _parameter_constraints: dict = {
         "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
-        "n_projections": [Interval(Integral, 1, None, closed="left"), None],
+        "n_projections": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
+        "projection": [StrOptions(set(_PROJECTIONS))],
         "start": [StrOptions({"random"}), Interval(Integral, 0, None, closed="left")],
         "device": [str],
+        "memory": [str, HasMethods(["cache"]), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -97,16 +107,20 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         self,
         ratio: float = 0.1,
         *,
-        n_projections: int | None = 128,
+        n_projections: int | str | None = 128,
+        projection: str = "gaussian",
         start: str | int = "random",
         device: str = "auto",
+        memory: Any = None,
         random_state: Any = None,
         verbose: int = 0,
     ):
         self.ratio = ratio
         self.n_projections = n_projections
+        self.projection = projection
         self.start = start
         self.device = device
+        self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
 
@@ -137,25 +151,37 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             X = np.asarray(X, np.float32)
         X = validate_data(self, X, dtype=[np.float32, np.float64])
         n_samples, n_features = X.shape
-        n_selected = self._n_selected(n_samples)
+        n_selected = count_of(self.ratio, n_samples)
         if self.start != "random" and int(self.start) >= n_samples:
             raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X.")
         rng = check_random_state(self.random_state)
         rows = as_tensor(X, device)
-        if self.n_projections is not None and n_features > self.n_projections:
-            matrix = gaussian_projection(n_features, int(self.n_projections), rng)
+        n_projections: Any = n_features if self.n_projections is None else self.n_projections
+        if n_projections == "auto":
+            n_projections = lemma_projections(n_samples, n_features)
+        if n_features > n_projections:
+            matrix = _PROJECTIONS[self.projection](n_features, int(n_projections), rng)
             rows = rows @ torch.from_numpy(matrix).to(rows)
         start = self.start
         if start == "random":
             direction = torch.from_numpy(rng.standard_normal(rows.shape[1])).to(rows)
             start = int((rows @ direction).argmax())
-        with progress_bar(n_selected, "selecting the coreset", "row", self.verbose) as bar:
-            order, radii = k_center_greedy(rows, n_selected, int(start), bar.update)
-            bar.update(n_selected - bar.n)
+        order, radii = self._select(rows, n_selected, int(start))
         self.components_ = X[order]
         self.component_indices_ = order
         self.selection_distances_ = radii
         return self
+
+    def _select(self, rows: torch.Tensor, n_selected: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+        cache = OrderCache(self.memory, rows, start)
+        known = cache.read()
+        if known is not None and len(known[0]) >= n_selected:
+            return known[0][:n_selected], known[1][:n_selected]
+        with progress_bar(n_selected, "selecting the coreset", "row", self.verbose) as bar:
+            order, radii = k_center_greedy(rows, n_selected, start, bar.update, known)
+            bar.update(n_selected - bar.n)
+        cache.write(order, radii)
+        return order, radii
 
     def transform(self, X: Any) -> np.ndarray:
         """Return distances to the selected rows, as KMeans does to its centres.
@@ -173,14 +199,6 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
         return euclidean_distances(X, self.components_)
-
-    def _n_selected(self, n_samples: int) -> int:
-        if isinstance(self.ratio, Integral):
-            if self.ratio > n_samples:
-                raise ValueError(f"ratio={self.ratio} rows were asked for, but X has n_samples={n_samples}.")
-            return int(self.ratio)
-        # 0.07 * 100 is a little more than 7 in floating point: that alone shall not select an eighth row.
-        return max(1, math.ceil(self.ratio * n_samples - 1e-9))
 
     @property
     def _n_features_out(self) -> int:

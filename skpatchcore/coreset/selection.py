@@ -14,7 +14,9 @@ Neither changes a pick: the farthest row is found each time, up to the rounding 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,28 @@ class _Rows:
         return columns
 
 
+def count_of(ratio: float, n_samples: int) -> int:
+    """Return how many of `n_samples` rows a `ratio` selects: a share in (0, 1], or an int count.
+
+    Raises
+    ------
+    ValueError
+        If the count is larger than the number of rows.
+    """
+    if isinstance(ratio, Integral):
+        if int(ratio) > n_samples:
+            raise ValueError(f"ratio={ratio} rows were asked for, but X has n_samples={n_samples}.")
+        return int(ratio)
+    # 0.07 * 100 is a little more than 7 in floating point: that alone shall not select an eighth row.
+    return max(1, math.ceil(ratio * n_samples - 1e-9))
+
+
 def k_center_greedy(
-    X: torch.Tensor, n_selected: int, start: int, on_pick: Callable[[int], Any] | None = None
+    X: torch.Tensor,
+    n_selected: int,
+    start: int,
+    on_pick: Callable[[int], Any] | None = None,
+    resume: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick rows one after the other, each the farthest from those before it (Algorithm 1).
 
@@ -66,6 +88,8 @@ def k_center_greedy(
         The first pick.
     on_pick : callable or None
         Called with the number of new picks, for a progress bar.
+    resume : (array, array) or None
+        `order` and `radii` of an earlier, smaller selection from the same rows and start: it is gone on with.
 
     Returns
     -------
@@ -81,7 +105,11 @@ def k_center_greedy(
     # How many of the picks each row's bound takes into account. Picked rows stand at -1, below the 0 of duplicates.
     n_seen = torch.zeros(len(X), dtype=torch.int64, device=X.device)
     n_picked = 1
-    bounds[start] = -1.0
+    if resume is not None:
+        n_picked = len(resume[0])
+        picks[:n_picked] = torch.from_numpy(resume[0]).to(picks)
+        squares[:n_picked] = torch.from_numpy(resume[1] ** 2).to(squares)
+    bounds[picks[:n_picked]] = -1.0
     level, active, n_before = torch.inf, picks[:0], 0
     while True:
         active = active[bounds[active] >= level]

@@ -1,0 +1,113 @@
+"""RandomSampler: a uniform random subset, the baseline of the paper's Figure 5."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from skpatchcore._sklearn import Interval, fit_context
+from skpatchcore.coreset.selection import count_of
+
+
+class RandomSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Uniform random subset of the rows: the baseline that a coreset is measured against.
+
+    Fast, and crowded where the data are crowded: rare kinds of good patches may be missing from the memory bank.
+
+    Parameters
+    ----------
+    ratio : float or int, default=0.1
+        Share of the rows, in (0, 1]: ``max(1, ceil(ratio * n_samples))`` are selected. An int is their number.
+    random_state : int, RandomState instance or None, default=None
+        Draws the rows. With the same int, a smaller `ratio` selects a prefix of what a larger one does.
+
+    Attributes
+    ----------
+    components_ : array of shape (n_selected, n_features)
+        The selected rows.
+    component_indices_ : array of shape (n_selected,), int64
+        Which rows of `X` they are.
+    n_features_in_ : int
+        Columns of `X`.
+    feature_names_in_ : array of str
+        Names of the columns, where `X` had them.
+
+    See Also
+    --------
+    GreedyCoresetSampler : Covers the rows instead.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore import RandomSampler
+    >>> RandomSampler(ratio=0.5, random_state=0).fit(np.eye(4)).components_.shape
+    (2, 4)
+    """
+
+    _parameter_constraints: dict = {
+        "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(self, ratio: float = 0.1, *, random_state: Any = None):
+        self.ratio = ratio
+        self.random_state = random_state
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> RandomSampler:
+        """Draw rows of `X`.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            The rows.
+        y : ignored
+            Present by convention.
+
+        Returns
+        -------
+        RandomSampler
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If `X` holds NaN or infinity, or an int `ratio` is larger than the number of rows.
+        """
+        X = validate_data(self, X, dtype=[np.float32, np.float64])
+        n_selected = count_of(self.ratio, len(X))
+        self.component_indices_ = check_random_state(self.random_state).permutation(len(X))[:n_selected]
+        self.components_ = X[self.component_indices_]
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return distances to the selected rows, as KMeans does to its centres.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            Any rows.
+
+        Returns
+        -------
+        array of shape (n_samples, n_selected)
+            Euclidean distances.
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return euclidean_distances(X, self.components_)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
