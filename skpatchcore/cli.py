@@ -8,7 +8,9 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from skpatchcore.datasets import list_images, load_image_folder
 if TYPE_CHECKING:
     from skpatchcore.detector import PatchCoreDetector
 
-_CHUNK = 64
+_CHUNK = 16  # images whose maps are held at once
 
 
 class _CommandError(Exception):
@@ -135,8 +137,15 @@ def _contamination(text: str) -> float | str:
 _contamination.__name__ = "contamination"
 
 
+def _weights(text: str) -> str | None:
+    """Return the extractor's parameter; a path as an absolute one, for the model is used from anywhere."""
+    if text == "none":
+        return None
+    return os.path.abspath(text) if text.endswith((".pth", ".pt", ".safetensors")) else text
+
+
 def _fit(options: argparse.Namespace) -> int:
-    from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
 
     directory, output = Path(options.directory), Path(options.output)
     if output.is_dir() or not output.parent.is_dir():  # found out before the work, not after it
@@ -146,7 +155,7 @@ def _fit(options: argparse.Namespace) -> int:
     detector = PatchCoreDetector(
         TorchFeatureExtractor(
             options.backbone,
-            weights=None if options.weights == "none" else options.weights,
+            weights=_weights(options.weights),
             patch_size=options.patch_size,
             image_size=options.image_size,
             crop_size=options.crop_size,
@@ -154,7 +163,7 @@ def _fit(options: argparse.Namespace) -> int:
             device=options.device,
         ),
         sampler=GreedyCoresetSampler(options.ratio, device=options.device),
-        index=options.index,
+        index=ExactIndex(device=options.device) if options.index == "exact" else options.index,
         n_neighbors=options.n_neighbors,
         contamination=options.contamination,
         random_state=options.seed,
@@ -204,8 +213,11 @@ def _predict(options: argparse.Namespace) -> int:
 
     detector = _load(options.model).set_params(verbose=0)
     paths = [path for given in options.images for path in (list_images(given) if Path(given).is_dir() else [given])]
-    paths = list(dict.fromkeys(paths))
     folder = Path(options.output)
+    own = folder.resolve()  # pictures of an earlier run, in a folder below the images, are not images to judge
+    paths = [path for path in dict.fromkeys(paths) if own not in Path(path).resolve().parents]
+    if not paths:
+        raise _CommandError(f"all images lie in the output folder {str(folder)!r}: choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _picture_names(paths)
     failures, n_flagged = [], 0
@@ -217,10 +229,10 @@ def _predict(options: argparse.Namespace) -> int:
         table = csv.writer(file)
         table.writerow(["path", "score", "decision", "label"])
         for path, result in _judge(detector, paths):
-            if isinstance(result, Exception):
+            if isinstance(result, skpatchcore.ImageError):
                 failures.append(result)
                 table.writerow([path, "nan", "nan", -1])  # unreadable is never normal
-                bar.write(f"skpatchcore: {getattr(result, 'path', None) or path}: {result}", file=sys.stderr)
+                bar.write(f"skpatchcore: {path}: {result.message}", file=sys.stderr)
             else:
                 score, anomaly_map = result
                 decision = score - detector.offset_
@@ -244,7 +256,7 @@ def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str,
     """Yield each path with its score and map, or with the error where the image can't be used."""
     for i in range(0, len(paths), _CHUNK):
         chunk = paths[i : i + _CHUNK]
-        failures: dict[str, Exception] = {}
+        failures: dict[str, skpatchcore.ImageError] = {}
         scores: Any = []
         maps: Any = []
         while True:
@@ -261,15 +273,17 @@ def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str,
 
 
 def _picture_names(paths: list[str]) -> dict[str, str]:
-    """Return a file name for each path: its stem, with as many folders before it as it takes to tell all apart."""
+    """Return a file name for each path: its stem, with the folders before it where several have the same."""
+    places = {path: Path(path).resolve().with_suffix("") for path in paths}
+    n_same = Counter(place.name for place in places.values())
+    root = os.path.commonpath([place.parent for place in places.values()])
     names: dict[str, str] = {}
-    for path in paths:
-        parts = Path(path).resolve().with_suffix("").parts[1:]
-        twins = [Path(other).resolve().with_suffix("").parts[1:] for other in paths if other != path]
-        depth = 1
-        while depth < len(parts) and any(twin[-depth:] == parts[-depth:] for twin in twins):
-            depth += 1
-        names[path] = "_".join(parts[-depth:]) + ".png"
+    taken: set[str] = set()
+    for path, place in places.items():
+        base = place.name if n_same[place.name] == 1 else "_".join(place.relative_to(root).parts)
+        name = next(n for i in count() if (n := base if i == 0 else f"{base}-{i + 1}") not in taken)
+        taken.add(name)
+        names[path] = f"{name}.png"
     return names
 
 

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin, clone
 from sklearn.utils import check_random_state, get_tags
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._grids import PatchGrids
+from skpatchcore._labels import group_codes, is_nominal
 from skpatchcore._progress import progress_bar, stage
 from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context, safe_indexing
 from skpatchcore.calibration import conformal_threshold, leave_group_out
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.features.images import View
-from skpatchcore.features.stream import are_grids, iter_grids, n_images_of
+from skpatchcore.features.images import ImageError, View, as_image_sequence
+from skpatchcore.features.stream import as_grids, iter_grids, n_images_of
 from skpatchcore.index.exact import ExactIndex
 from skpatchcore.index.pynndescent import PyNNDescentIndex
 from skpatchcore.persistence import with_shared_bank, without_copies_of_bank
@@ -200,12 +201,20 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         """
         rng = check_random_state(self.random_state)
         extractor, sampler, index = (self._make_stage(name, rng) for name in ("extractor", "sampler", "index"))
-        kept, X = self._nominal_rows(self._validated(X, reset=True), y, groups)
+        X = self._validated(X, extractor, reset=True)
+        nominal = is_nominal(y, n_images_of(X))
+        kept, groups = np.flatnonzero(nominal), group_codes(groups, len(nominal))[nominal]
+        X = X if nominal.all() else safe_indexing(X, kept)
         if extractor is not None:
             extractor.fit(X)
-        grids, views = self._all_grids(extractor, X)
+        try:
+            grids, views = self._all_grids(extractor, X)
+        except ImageError as error:  # its index counts the nominal images
+            raise ImageError(error.message, int(kept[error.index]), error.path) from error
         with stage("selection"):
             sampler.fit(grids.rows)
+        if not hasattr(sampler, "component_indices_"):
+            raise ValueError(f"sampler={sampler!r} selects no rows: after fit it has no component_indices_.")
         picked = np.asarray(sampler.component_indices_, np.int64)
         bank = grids.rows[picked]
         if getattr(sampler, "components_", None) is not None and np.array_equal(sampler.components_, bank):
@@ -213,9 +222,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         with stage("index"):
             index.fit(bank)
         bank_images = grids.image_of(picked)
-        own_groups = np.arange(len(grids)) if groups is None else np.asarray(groups)[kept]
         with stage("calibration"):
-            scores, peaks = self._leave_one_out(index, bank, grids, views, own_groups, own_groups[bank_images])
+            scores, peaks = self._leave_one_out(index, bank, grids, views, groups, groups[bank_images])
 
         self.extractor_, self.sampler_, self.index_ = extractor, sampler, index
         self.memory_bank_ = bank
@@ -227,6 +235,40 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
             warnings.simplefilter("ignore")  # the line above has said it
             self.pixel_offset_ = conformal_threshold(peaks, self.contamination)
         return self
+
+    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
+        """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
+
+        Each nominal image is judged by its leave-one-out score, not against a bank that holds its own patches:
+        ``fit(X).predict(X)`` would find next to nothing. With ``contamination="auto"`` the threshold is set so that
+        none is flagged; give a share to look for the odd ones among the training images.
+
+        Parameters
+        ----------
+        X, y, groups : as for `fit`
+            Images that `y` labels -1 are judged by the bank of the others.
+
+        Returns
+        -------
+        array of shape (n_images,), int
+            -1 for scores below the threshold, and for images that can't be scored without their own rows.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `fit` and `predict`.
+        """
+        self.fit(X, y, groups=groups)
+        X = self._validated(X, self.extractor_, reset=False)
+        self._require_threshold()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fit has said it
+            nominal = is_nominal(y, n_images_of(X))
+        scores = np.empty(len(nominal))
+        scores[nominal] = self.calibration_scores_
+        if not nominal.all():
+            scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
+        return np.where(scores >= self.offset_, 1, -1)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return image scores, **bigger = more normal**: minus the anomaly score of Eq. 6-7.
@@ -268,12 +310,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         ValueError
             If the detector has no threshold: ``calibration=None``, or too few training images.
         """
-        check_is_fitted(self)
-        if math.isnan(self.offset_):
-            raise ValueError(
-                "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
-                "one out. score_samples and segment work; fit on more images for predict and decision_function."
-            )
+        check_is_fitted(self, "memory_bank_")
+        self._require_threshold()
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
@@ -341,13 +379,19 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         """
         return self._score(X, with_maps=True)
 
+    def _require_threshold(self) -> None:
+        if math.isnan(self.offset_):
+            raise ValueError(
+                "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
+                "one out. score_samples and segment work; fit on more images for predict and decision_function."
+            )
+
     def _score(self, X: Any, with_maps: bool) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
-        check_is_fitted(self)
+        check_is_fitted(self, "memory_bank_")
         scores, maps = [], []
-        X = self._validated(X, reset=False)
+        X = self._validated(X, self.extractor_, reset=False)
         with progress_bar(n_images_of(X), "scoring", "image", self.verbose) as bar:
-            for grids, views in iter_grids(self.extractor_, X):
-                self._check_channels(grids)
+            for grids, views in iter_grids(self.extractor_, X, with_maps):
                 with stage("search"):
                     batch_scores, patch_scores = score_grids(self.index_, self.memory_bank_, grids, self.n_neighbors)
                 scores.append(-batch_scores)
@@ -391,31 +435,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
     def _map(self, patch_scores: np.ndarray, view: View | None) -> np.ndarray:
         if view is None:
             return patch_scores.astype(np.float32)
-        sigmas = [self.smoothing * seen / given for seen, given in zip(view.box[2:], view.input_size, strict=True)]
-        return anomaly_map(patch_scores, view.image_size, view.box, (sigmas[0], sigmas[1]))
-
-    def _nominal_rows(self, X: Any, y: Any, groups: Any) -> tuple[np.ndarray, Any]:
-        """Return the indices of the images to learn from, and those images."""
-        n_images = n_images_of(X)
-        everyone = np.arange(n_images)
-        if groups is not None:
-            check_consistent_length(everyone, groups)
-        if y is None:
-            return everyone, X
-        y = np.asarray(y)
-        check_consistent_length(everyone, y)
-        if not np.isin(y, (-1, 1)).all():
-            warnings.warn(
-                f"y holds {np.unique(y)[:5].tolist()}: the convention is +1 for good and -1 for anomalous images. "
-                "These labels are ignored and all images are taken as good.",
-                UserWarning,
-                stacklevel=3,
-            )
-            return everyone, X
-        kept = np.flatnonzero(y == 1)
-        if not len(kept):
-            raise ValueError("y labels every image anomalous (-1): there is no good image (+1) to learn from.")
-        return kept, X if len(kept) == n_images else safe_indexing(X, kept)
+        down, across = view.scale
+        return anomaly_map(patch_scores, view.image_size, view.box, (self.smoothing * down, self.smoothing * across))
 
     def _all_grids(self, extractor: Any, X: Any) -> tuple[PatchGrids, list[View | None]]:
         """Return the patch features of all images, with what the network saw of each."""
@@ -431,16 +452,16 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
 
         return PatchGrids.from_batches(batches(), n_images), views
 
-    def _validated(self, X: Any, reset: bool) -> Any:
-        """Return `X`, checked as scikit-learn does if it is a table: precomputed features of one patch an image."""
-        if self.extractor != "precomputed" or are_grids(X):
-            return X
-        return validate_data(self, X, dtype=[np.float32, np.float64], reset=reset)
-
-    def _check_channels(self, grids: PatchGrids) -> None:
-        expected = self.memory_bank_.shape[1]
-        if grids.rows.shape[1] != expected:
-            raise ValueError(f"patch features have {grids.rows.shape[1]} channels, but the memory bank has {expected}.")
+    def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
+        """Return `X` as a sequence of images or of grids; a table of one patch an image as scikit-learn checks it."""
+        if extractor is not None:
+            return as_image_sequence(X) if hasattr(extractor, "iter_transform") else X
+        grids = as_grids(X)
+        if grids is None:
+            return validate_data(self, X, dtype=[np.float32, np.float64], reset=reset)
+        if reset and hasattr(self, "n_features_in_"):  # left by an earlier fit on a table
+            del self.n_features_in_
+        return grids
 
     def _make_stage(self, name: str, rng: np.random.RandomState) -> Any:
         """Return a fresh estimator for a stage, with the detector's seed and verbosity where it has none of its own."""

@@ -40,7 +40,16 @@ def score_grids(
         One an image.
     patch_scores : list of arrays of shape (grid_height, grid_width), float64
         Distance of each patch from the bank row nearest to it.
+
+    Raises
+    ------
+    ValueError
+        If images and bank differ in their channels.
     """
+    if grids.rows.shape[1] != bank.shape[1]:
+        raise ValueError(
+            f"patch features have {grids.rows.shape[1]} channels, but the memory bank has {bank.shape[1]}."
+        )
     distances, nearest = (found[:, 0] for found in kneighbors_without(index, grids.rows, 1, exclude))
     distances = distances.astype(np.float64)
     bounds = list(zip(grids.starts[:-1], grids.starts[1:], strict=True))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from skpatchcore import PatchCoreDetector
-from skpatchcore.cli import main
+from skpatchcore.cli import _picture_names, main
 from skpatchcore.display import overlay_anomaly_map
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "own", "--crop-size", "none", "--quiet"]
@@ -57,6 +57,31 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
         assert picture.size == (64, 48)
 
 
+def test_pictures_never_overwrite_each_other(tmp_path):
+    names = ["x.png", "x.jpg", "a/b.png", "c/b.png", "a_b.png", "a/x.png"]
+    found = _picture_names([str(tmp_path / name) for name in names])
+    assert len(set(found.values())) == len(names)
+
+
+def test_pictures_of_an_earlier_run_are_not_judged(folder, model):
+    out = folder / "new" / "out"
+    for _ in range(2):
+        assert main(["predict", model, str(folder / "new"), "-o", str(out), "--quiet"]) == 0
+        assert len(rows(out)) == 5
+    assert main(["predict", model, str(out), "-o", str(out), "--quiet"]) == 1
+
+
+def test_a_weights_file_is_found_from_anywhere(folder, parts, monkeypatch):
+    import torch
+    import torchvision
+
+    monkeypatch.chdir(folder)
+    torch.save(torchvision.models.resnet18().state_dict(), "w.pth")
+    assert main(["fit", "good", "-o", "m.joblib", *FAST, "--weights", "w.pth"]) == 0
+    monkeypatch.chdir(folder / "new")
+    assert np.isfinite(joblib.load(folder / "m.joblib").score_samples(parts[1])).all()
+
+
 def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, parts):
     (folder / "train").mkdir()
     (folder / "good").rename(folder / "train" / "good")
@@ -75,7 +100,8 @@ def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, mo
         assert (table[name]["score"], table[name]["label"]) == ("nan", "-1")
     assert np.isfinite(float(table["3.png"]["score"]))
     errors = capsys.readouterr().err
-    assert "broken.png" in errors
+    assert "broken.png: can't be read" in errors
+    assert "image 0" not in errors
     assert "2 of 7 images could not be judged" in errors
     assert "Traceback" not in errors
 

@@ -7,9 +7,11 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
+from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 from sklearn.kernel_approximation import Nystroem
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -26,6 +28,7 @@ from skpatchcore import (
     RandomSampler,
     TorchFeatureExtractor,
 )
+from skpatchcore.scoring import anomaly_map
 
 
 def extractor(**parameters):
@@ -62,10 +65,22 @@ def test_signs_and_types_are_scikit_learns(fitted, parts):
     assert scores.dtype == np.float64
     np.testing.assert_array_equal(fitted.decision_function(X), scores - fitted.offset_)
     np.testing.assert_array_equal(fitted.predict(X), np.where(scores < fitted.offset_, -1, 1))
-    np.testing.assert_array_equal(detector().fit_predict(X), detector().fit(X).predict(X))
     both = fitted.score_and_segment(X)
     np.testing.assert_array_equal(both[0], scores)
     np.testing.assert_array_equal(both[1], fitted.segment(X))
+
+
+def test_training_images_are_judged_without_their_own_patches(parts):
+    train, _, bad = parts
+    X = np.concatenate([train, bad])
+    model = detector(contamination=0.2)
+    assert model.fit_predict(X).tolist() == [1] * 10 + [-1]
+    assert model.predict(X).tolist() == [1] * 11  # in the bank, the defect is its own nearest neighbour
+    assert detector().fit_predict(X).tolist() == [1] * 11  # "auto" flags no training image
+    y = np.array([1] * 10 + [-1])
+    assert detector().fit_predict(X, y).tolist() == [1] * 10 + [-1]
+    with pytest.raises(ValueError, match="no threshold"):
+        detector(calibration=None).fit_predict(X)
 
 
 def test_the_bank_is_what_its_indices_say(fitted, parts):
@@ -77,11 +92,16 @@ def test_the_bank_is_what_its_indices_say(fitted, parts):
 
 def test_calibration_leaves_each_image_out(parts):
     features = extractor().transform(parts[0])
-    model = PatchCoreDetector("precomputed", n_neighbors=1, random_state=0).fit(features)
+    model = PatchCoreDetector("precomputed", n_neighbors=4, random_state=0).fit(features)
+    peaks = []
     for i, grid in enumerate(features):
+        # scored as by a detector whose whole bank is what the other images left in this one's
         others = model.memory_bank_[model.bank_image_indices_ != i]
-        expected = cdist(grid.reshape(-1, grid.shape[-1]), others).min(axis=1).max()
-        assert -model.calibration_scores_[i] == pytest.approx(expected, rel=1e-5)
+        alone = PatchCoreDetector("precomputed", n_neighbors=4, sampler=GreedyCoresetSampler(1.0), calibration=None)
+        alone.fit(others[None, None])
+        assert model.calibration_scores_[i] == pytest.approx(alone.score_samples(grid[None])[0], rel=1e-6)
+        peaks.append(cdist(grid.reshape(-1, grid.shape[-1]), others).min(axis=1).max())
+    assert model.pixel_offset_ == pytest.approx(max(peaks), rel=1e-5)
     assert model.offset_ == model.calibration_scores_.min()
     # in-sample, the same images look far better than they are
     assert (model.score_samples(features) >= model.calibration_scores_).all()
@@ -97,6 +117,9 @@ def test_groups_are_left_out_whole(parts):
     assert grouped.calibration_scores_.mean() < alone.calibration_scores_.mean()
     with pytest.raises(ValueError, match="inconsistent numbers"):
         detector().fit(parts[0], groups=[1, 2])
+    for missing in (np.nan, None):
+        with pytest.raises(ValueError, match="image 3 has none"):
+            detector().fit(parts[0], groups=["a", "a", "b", missing, *"cdefgh"])
 
 
 def test_contamination_moves_the_threshold(parts):
@@ -166,7 +189,8 @@ def test_images_of_differing_sizes_in_one_call(parts):
 def test_a_defect_shows_where_it_is_whatever_the_resizing(parts):
     train, _, bad = parts
     wanted = np.array([21.5, 26.5])
-    for given in ({}, {"image_size": (96, 96)}, {"image_size": 96, "crop_size": 80}):
+    strides = [{"stride": 2, "image_size": 96}, {"stride": 3, "image_size": 144}]
+    for given in ({}, {"image_size": (96, 96)}, {"image_size": 96, "crop_size": 80}, *strides):
         model = detector(extractor=extractor(**given)).fit(train)
         defect_map = model.segment(bad)[0]
         centre = np.argwhere(defect_map > 0.8 * defect_map.max()).mean(axis=0)
@@ -193,8 +217,13 @@ def test_labels_leave_anomalous_images_out(parts):
     assert len(model.calibration_scores_) == len(train)
     np.testing.assert_allclose(model.score_samples(bad), detector().fit(train).score_samples(bad), rtol=1e-6)
     np.testing.assert_allclose(detector().fit(list(X), list(y)).score_samples(bad), model.score_samples(bad))
-    grouped = detector().fit(X, y, groups=np.arange(len(X)) // 2)
-    assert len(grouped.calibration_scores_) == len(train)
+    # groups belong to all images, not to those that are left
+    groups = np.array([9, 0, 0, *range(1, 9)])
+    grouped, expected = detector().fit(X, y, groups=groups), detector().fit(train, groups=groups[1:])
+    np.testing.assert_array_equal(grouped.calibration_scores_, expected.calibration_scores_)
+    with pytest.raises(ImageError, match="image 5:") as caught:
+        detector().fit([*X[:5], X[5] * np.nan, *X[6:]], y)
+    assert caught.value.index == 5
 
 
 def test_labels_of_another_convention_are_ignored_with_a_warning(parts):
@@ -262,6 +291,57 @@ def test_tables_are_one_patch_an_image():
     assert model.predict(far).tolist() == [-1]
 
 
+def test_extractors_and_samplers_that_break_the_protocol_are_named(parts):
+    flat = FunctionTransformer(lambda X: np.zeros((len(X) * 3, 4)))
+    with pytest.raises(ValueError, match="features of 30 images for 10"):
+        PatchCoreDetector(flat).fit(parts[0])
+    with pytest.raises(ValueError, match="no component_indices_"):
+        detector(sampler=KMeans(3, n_init=1)).fit(parts[0])
+
+
+def test_grids_may_come_in_any_container(parts):
+    features = extractor().transform(parts[0])
+    expected = PatchCoreDetector("precomputed", random_state=0).fit(features).score_samples(features[:2])
+    ragged = np.empty(10, object)
+    ragged[:] = list(features)
+    for X in (list(features), tuple(features), ragged, pd.Series(list(features)), torch.from_numpy(features)):
+        model = PatchCoreDetector("precomputed", random_state=0).fit(X)
+        np.testing.assert_allclose(model.score_samples(X[:2]), expected, rtol=1e-6)
+
+
+def test_a_table_after_grids_and_grids_after_a_table(parts):
+    features, table = extractor().transform(parts[0]), np.random.default_rng(0).normal(size=(20, 3))
+    model = PatchCoreDetector("precomputed").fit(table)
+    model.fit(features).score_samples(features)
+    assert not hasattr(model, "n_features_in_")
+    model.fit(table).score_samples(table)
+
+
+@pytest.mark.parametrize("X", [None, 5, "part.png", Image.new("L", (64, 64)), (x for x in [1])], ids=str)
+def test_what_is_no_sequence_of_images_is_said_plainly(fitted, X):
+    for method in (detector().fit, fitted.score_samples, fitted.segment):
+        with pytest.raises(ValueError, match="X is"):
+            method(X)
+
+
+def test_maps_are_smoothed_in_pixels_of_the_networks_input(parts):
+    train, _, bad = parts
+    halved = extractor(image_size=(24, 16))
+    model = detector(extractor=halved, smoothing=1.5).fit(train)
+    grid = PatchCoreDetector("precomputed", random_state=0).fit(halved.transform(train)).segment(halved.transform(bad))
+    # 48 pixels become 24, 64 become 16: the map is smoothed twice and four times as far
+    np.testing.assert_allclose(model.segment(bad)[0], anomaly_map(grid[0], (48, 64), None, (3.0, 6.0)), rtol=1e-4)
+
+
+def test_stages_get_the_detectors_seed(parts):
+    model = detector(index="pynndescent", random_state=3).fit(parts[0])
+    again = detector(index="pynndescent", random_state=3).fit(parts[0])
+    assert model.index_.seed_ == again.index_.seed_
+    assert model.sampler_.random_state == again.sampler_.random_state is not None
+    own = detector(sampler=GreedyCoresetSampler(random_state=7), random_state=3).fit(parts[0])
+    assert own.sampler_.random_state == 7
+
+
 def test_parameters_of_default_stages_can_be_set_and_searched(parts):
     model = PatchCoreDetector().set_params(
         extractor__backbone="resnet18", sampler__ratio=0.5, index__device="cpu", extractor__patch_size=1
@@ -316,9 +396,14 @@ def test_a_bad_image_is_named_and_never_scored(fitted, parts, tmp_path):
 
 
 def test_unfitted_detectors_say_so(parts):
+    failed = PatchCoreDetector("precomputed")
+    with pytest.raises(ValueError, match="no good image"):
+        failed.fit(np.zeros((3, 2)), [-1, -1, -1])
     for method in ("score_samples", "predict", "decision_function", "segment"):
         with pytest.raises(NotFittedError):
             getattr(detector(), method)(parts[0])
+        with pytest.raises(NotFittedError):
+            getattr(failed, method)(np.zeros((3, 2)))
 
 
 def test_a_failed_fit_keeps_the_old_model(parts):

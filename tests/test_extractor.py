@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from skimage import data
 from sklearn.base import clone
 
-from skpatchcore import ImageError, TorchFeatureExtractor
+from skpatchcore import ImageError, TorchFeatureExtractor, WeightsError
 
 
 def small(**parameters):
@@ -122,7 +123,7 @@ def test_features_that_are_not_finite_are_refused():
 
 def test_layers_that_give_no_maps_are_refused():
     extractor = TorchFeatureExtractor("resnet18", weights=None, layers=["fc"], image_size=64, crop_size=64)
-    with pytest.raises(ImageError, match="expected maps"):
+    with pytest.raises(ValueError, match="expected maps"):
         extractor.transform([data.astronaut()])
 
 
@@ -160,7 +161,7 @@ def test_it_clones_pickles_and_holds_no_tensor():
     extractor.transform([data.astronaut()])
     copy = pickle.loads(pickle.dumps(clone(extractor)))
     assert copy.get_params() == extractor.get_params()
-    assert set(vars(extractor)) == set(extractor.get_params())
+    assert set(vars(extractor)) == {*extractor.get_params(), "weights_digest_"}
     assert len(pickle.dumps(extractor)) < 2000
 
 
@@ -171,6 +172,64 @@ def test_an_absent_device_is_an_error_in_fit_and_a_warning_later():
         small(device="cuda").fit()
     with pytest.warns(RuntimeWarning, match="The CPU is used instead"):
         small(device="cuda").transform([data.astronaut()])
+
+
+@pytest.mark.parametrize("size", [np.int64(64), (np.int32(64), np.int64(96))])
+def test_sizes_may_be_numpy_integers(size):
+    image = [data.astronaut()]
+    assert small(image_size=size, crop_size=np.int64(32)).transform(image).shape == (1, 4, 4, 384)
+
+
+def test_errors_of_files_name_the_file(tmp_path):
+    Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "small.png")
+    with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): 40×60 pixels after resizing"):
+        small(crop_size=64).transform([tmp_path / "small.png"])
+    with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): the backbone can't use"):
+        TorchFeatureExtractor("vit_b_16", weights=None, image_size=None, crop_size=None).transform(
+            [tmp_path / "small.png"]
+        )
+
+
+def test_channels_may_come_last():
+    given = {"weights": None, "image_size": (64, 96), "crop_size": None}
+    named = TorchFeatureExtractor("swin_t", **given).transform([data.astronaut()])
+    called = TorchFeatureExtractor(
+        lambda: torchvision.models.swin_t(), layers=["features.3", "features.5"], **given
+    ).transform([data.astronaut()])
+    assert named.shape == (1, 8, 12, 576)
+    assert (called == named).all()
+
+
+def test_the_users_own_network_is_left_as_it_was():
+    network = torchvision.models.resnet18().train()
+    TorchFeatureExtractor(lambda: network, image_size=64, crop_size=None).fit_transform([data.astronaut()])
+    assert network.training
+    assert network.relu.inplace
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_a_fitted_extractor_refuses_other_weights(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    extractor = TorchFeatureExtractor("resnet18", weights=path, image_size=64, crop_size=None).fit()
+    extractor.transform([data.astronaut()])
+    torch.save({"module." + k: v + 1 for k, v in torchvision.models.resnet18().state_dict().items()}, path)
+    loaded = pickle.loads(pickle.dumps(extractor))
+    with pytest.raises(WeightsError, match=f"expected {extractor.weights_digest_}"):
+        loaded.transform([data.astronaut()])
+
+
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_strides_keep_patches_over_their_places(stride):
+    """Every s-th patch of the dense grid, and a view that says where these lie."""
+    image = [np.random.default_rng(0).random((96, 128, 3))]
+    dense = small().transform(image)
+    features, (view,) = next(small(stride=stride).iter_transform(image))
+    np.testing.assert_allclose(features, dense[:, ::stride, ::stride], atol=1e-5)
+    top, left, height, width = view.box
+    for start, length, count in ((top, height, features.shape[1]), (left, width, features.shape[2])):
+        centres = start + (np.arange(count) + 0.5) * length / count
+        np.testing.assert_allclose(centres, (np.arange(count) * stride + 0.5) * 8)
 
 
 @pytest.mark.cuda

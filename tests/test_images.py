@@ -108,6 +108,33 @@ def test_files_that_cannot_be_read_are_refused_with_index_and_path(tmp_path):
         assert (caught.value.index, caught.value.path) == (3, str(tmp_path / name))
 
 
+def test_pil_images_are_read_as_their_files_are(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(RGB8).save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as image:
+        np.testing.assert_array_equal(load_image(image, 0), load_image(tmp_path / "turned.jpg", 0))
+    Image.fromarray(RNG.integers(0, 256, (200, 200), dtype=np.uint8)).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with Image.open(tmp_path / "half.jpg") as image, pytest.raises(ImageError, match="image 4: can't be read"):
+        load_image(image, 4)
+    with pytest.raises(ImageError, match="image 4: can't be read"):
+        load_image(image, 4)  # closed
+
+
+def test_damaged_images_are_refused_even_where_pil_is_told_to_fill_them_up(tmp_path, monkeypatch):
+    Image.fromarray(RGB8).save(tmp_path / "part.png")
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(ImageError, match="LOAD_TRUNCATED_IMAGES"):
+        load_image(tmp_path / "part.png", 0)
+
+
+def test_any_byte_order_is_read():
+    big = (RGB8.astype(np.uint16) * 257).astype(">u2")
+    np.testing.assert_allclose(load_image(big, 0), RGB8 / 255, atol=1e-6)
+
+
 def test_image_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(ImageError("is odd.", 3, "a.png")))
     assert (str(error), error.index, error.path) == ("image 3 (a.png): is odd.", 3, "a.png")

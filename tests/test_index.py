@@ -134,6 +134,12 @@ def test_pickles_give_the_same_answers_and_hold_only_numpy(index):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+def test_more_threads_than_cores_are_no_error():
+    bank = np.random.default_rng(0).normal(size=(100, 4))
+    for n_jobs in (None, -1, 64):
+        PyNNDescentIndex(n_neighbors=10, n_jobs=n_jobs).fit(bank).kneighbors(bank[:2], 1)
+
+
 @by_index
 def test_threads_may_share_it(index):
     rng = np.random.default_rng(0)

@@ -196,7 +196,7 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
         array of shape (n_samples, n_selected)
             Euclidean distances in the original space.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "components_")
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
         return euclidean_distances(X, self.components_)
 

@@ -38,9 +38,9 @@ class OrderCache:
         if self.path is None:
             return None
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return arrays["order"], arrays["radii"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
             return None  # selected anew, and written again
 
     def write(self, order: np.ndarray, radii: np.ndarray) -> None:

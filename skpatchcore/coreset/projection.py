@@ -44,7 +44,8 @@ def sparse_projection(n_features: int, n_projections: int, rng: np.random.Random
     Returns
     -------
     array of shape (n_features, n_projections), float64
-        Zero but for about ``sqrt(n_features)`` entries a column, which are ``+-sqrt(sqrt(n_features) / n_projections)``.
+        Zero but for about ``sqrt(n_features)`` entries a column, which are plus or minus
+        ``sqrt(sqrt(n_features) / n_projections)``.
 
     References
     ----------

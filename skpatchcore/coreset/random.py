@@ -99,7 +99,7 @@ class RandomSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         array of shape (n_samples, n_selected)
             Euclidean distances.
         """
-        check_is_fitted(self)
+        check_is_fitted(self, "components_")
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
         return euclidean_distances(X, self.components_)
 

@@ -8,6 +8,7 @@ to a fixed number by adaptive average pooling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,10 @@ import torch.nn.functional as F
 
 # Class and register tokens that a vision transformer may put before its patches.
 _MAX_PREFIX_TOKENS = 16
+
+
+class NotAGridError(ValueError):
+    """Tokens that are no grid of patches of the image."""
 
 
 def concatenate_layers(maps: Sequence[torch.Tensor], patch_size: int = 3, stride: int = 1) -> torch.Tensor:
@@ -27,15 +32,17 @@ def concatenate_layers(maps: Sequence[torch.Tensor], patch_size: int = 3, stride
     patch_size : int, default=3
         Odd side of the neighbourhood, in positions of each layer's own grid. Beyond the border lie zeros, which count.
     stride : int, default=1
-        Step between neighbouring patches, in positions of each layer's own grid.
+        Step between neighbouring patches, in positions of the first layer's grid.
 
     Returns
     -------
     tensor of shape (n_images, grid_height, grid_width, sum of n_channels_l)
     """
-    pooled = [F.avg_pool2d(m, patch_size, stride, patch_size // 2) for m in maps]
+    pooled = [F.avg_pool2d(m, patch_size, 1, patch_size // 2) for m in maps]
     grid = pooled[0].shape[-2:]
-    return torch.cat([_to_grid(p, grid) for p in pooled], dim=1).permute(0, 2, 3, 1)
+    # Thinned out after the layers are aligned: a patch and its context stay over the same place.
+    aligned = [_to_grid(p, grid)[..., ::stride, ::stride] for p in pooled]
+    return torch.cat(aligned, dim=1).permute(0, 2, 3, 1)
 
 
 def pool_layers(
@@ -51,8 +58,11 @@ def pool_layers(
     ----------
     maps : sequence of tensors of shape (n_images, n_channels_l, height_l, width_l)
         The layers' outputs; the first one's grid is that of the result.
-    patch_size, stride : int
+    patch_size : int
         As in :func:`concatenate_layers`.
+    stride : int
+        Step between neighbouring patches, in positions of *each* layer's own grid: with the reference's steps, the
+        deeper layers of a patch lie beside it where the stride is not 1.
     n_layer_channels : int, default=1024
         Channels of each layer after the first pooling, which runs over channels and neighbourhood together.
     n_channels : int, default=1024
@@ -102,7 +112,7 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
 
     Raises
     ------
-    ValueError
+    NotAGridError
         If no square patch that divides the image gives that number of tokens.
 
     Notes
@@ -122,7 +132,34 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
         if n_prefix > _MAX_PREFIX_TOKENS:
             break
         return tokens[:, n_prefix:].transpose(1, 2).reshape(n_images, n_channels, *grid)
-    raise ValueError(
+    raise NotAGridError(
         f"a layer gives {n_tokens} tokens for an image of {height}×{width} pixels, which is no grid of square patches; "
         "choose an image_size or crop_size whose sides are multiples of the network's patch size."
     )
+
+
+def channels_first(layer: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Return a layer's map as (n_images, n_channels, height, width), also where its channels come last, as Swin's do.
+
+    Parameters
+    ----------
+    layer : tensor of 4 dimensions
+        A map of either layout.
+    image_size : (int, int)
+        Height and width in pixels of the images that the network saw.
+
+    Returns
+    -------
+    tensor of shape (n_images, n_channels, grid_height, grid_width)
+
+    Notes
+    -----
+    A grid has about the image's proportions: the layout in which it has them better is the map's, channels-first where
+    both fit as well.
+    """
+
+    def stretch(height: int, width: int) -> float:
+        return abs(math.log((image_size[0] / height) / (image_size[1] / width)))
+
+    _, a, b, c = layer.shape
+    return layer.permute(0, 3, 1, 2) if stretch(a, b) < stretch(b, c) else layer

@@ -7,11 +7,13 @@ small, clone and pickle like any other.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +76,15 @@ class Network:
         The dictionary's keys, in the order asked for.
     mean, std : tuple of 3 floats
         Normalisation, red, green and blue, that the weights were trained with.
-    channels_last : bool
-        Whether 4-D layer outputs are (n_images, height, width, n_channels).
+    digest : str
+        SHA-256 of its weights, up to the last layer.
     """
 
     module: nn.Module
     layers: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    channels_last: bool
+    digest: str
 
 
 def load_network(
@@ -188,11 +190,12 @@ def _build_network(
     std: tuple[float, ...] = IMAGENET_STD
     # Layers without pretrained weights are drawn at random: from a seed of their own, the user's generator untouched.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach out to CUDA too
         if not isinstance(backbone, str):
             module = backbone()
             if not isinstance(module, nn.Module):
                 raise ValueError(f"backbone returned {type(module).__name__}, expected an nn.Module.")
+            module = deepcopy(module)  # the user may use it elsewhere, and train it
             if weights not in (None, "DEFAULT") and file is None:
                 raise ValueError(f"weights={weights!r}: a callable backbone takes a path, 'DEFAULT' or None.")
         elif backbone in efficientnet_lite.NAMES:
@@ -211,8 +214,17 @@ def _build_network(
     if state is not None:
         _load_weights(cut, state, file)
     # Parameters that ask for no gradient let inference share them between threads.
-    cut.requires_grad_(False).to(device)
-    return Network(cut, layers, mean, std, isinstance(backbone, str) and backbone.startswith("swin_"))
+    cut.requires_grad_(False)
+    digest = _digest(cut)
+    return Network(cut.to(device), layers, mean, std, digest)
+
+
+def _digest(module: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()
 
 
 def _embedded(name: str, weights: str | Path | None) -> nn.Module:
@@ -327,7 +339,7 @@ class _HookedLayers(nn.Module):
 
     def _keeper(self, layer: str) -> Callable[..., None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._seen.outputs[layer] = output
+            self._seen.outputs[layer] = output  # outputs of this thread's forward
 
         return keep
 

@@ -15,9 +15,15 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from skpatchcore._device import available_device, require_device
 from skpatchcore._progress import progress_bar
 from skpatchcore._sklearn import Interval, fit_context
-from skpatchcore.features.aggregation import concatenate_layers, pool_layers, tokens_to_grid
-from skpatchcore.features.backbones import Network, load_network
-from skpatchcore.features.images import ImageError, Size, View, as_image_sequence, load_image, resize_and_crop
+from skpatchcore.features.aggregation import (
+    NotAGridError,
+    channels_first,
+    concatenate_layers,
+    pool_layers,
+    tokens_to_grid,
+)
+from skpatchcore.features.backbones import Network, WeightsError, load_network
+from skpatchcore.features.images import ImageError, Size, View, as_image_sequence, load_image, path_of, resize_and_crop
 
 
 class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -42,12 +48,13 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     layers : sequence of str or None, default=None
         Dotted names of the modules whose outputs are used; the first one's grid is the result's. None takes those at
         stride 8 and 16 of the backbone's family (ResNet: ``("layer2", "layer3")``; also for a callable).
-        The network is not run beyond the last of them. Layers that give tokens, as vision transformers' do, are
-        arranged as a grid, without class and register tokens.
+        The network is not run beyond the last of them, unless torch.fx can't trace it. Layers that give tokens, as
+        vision transformers' do, are arranged as a grid, without class and register tokens.
     patch_size : int, default=3
         Odd side of the neighbourhood, in positions of each layer's grid.
     stride : int, default=1
-        Step between patches, in positions of each layer's grid.
+        Step between patches, in positions of the first layer's grid; with `n_channels` an int, of each layer's own
+        grid, as in the authors' implementation.
     n_channels : int or None, default=None
         None concatenates the layers' channels. An int reduces them to that number by the two adaptive average poolings
         of the authors' implementation (1024 in the paper's experiments).
@@ -61,11 +68,17 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
     batch_size : int, default=16
-        Images that go through the network at once; the features do not depend on it.
+        Images that go through the network at once; the features do not depend on it. Only neighbours in `X` that are of
+        one size after resizing share a batch.
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU.
     verbose : int, default=0
         1 shows a progress bar.
+
+    Attributes
+    ----------
+    weights_digest_ : str
+        SHA-256 of the weights in use, set by `fit`. A fitted extractor refuses to go on with others.
 
     See Also
     --------
@@ -154,7 +167,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             If the weights can't be had.
         """
         self._check_parameters()
-        self._load(require_device(self.device))
+        self.weights_digest_ = self._load(require_device(self.device)).digest
         return self
 
     def transform(self, X: Any) -> np.ndarray | list[np.ndarray]:
@@ -176,6 +189,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         ------
         ImageError
             If an image can't be read or isn't one; the error names its index and path.
+        WeightsError
+            If the weights can't be had, or are others than those in `fit`.
         """
         grids: np.ndarray | list[np.ndarray] = []
         n_images, done = len(as_image_sequence(X)), 0
@@ -215,18 +230,24 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         images = as_image_sequence(X)
         device = available_device(self.device)
         network = self._load(device)
+        if getattr(self, "weights_digest_", network.digest) != network.digest:
+            raise WeightsError(
+                f"the weights of {self.backbone!r} are not those that this extractor was fitted with: digest "
+                f"{network.digest}, expected {self.weights_digest_}. A file or a package has changed since."
+            )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             prepared = (self._prepare(image, index) for index, image in enumerate(images))
             for size, run in groupby(prepared, key=lambda item: item[1].input_size):
                 while batch := list(islice(run, self.batch_size)):
-                    tensors, views, indices = zip(*batch, strict=True)
-                    features = self._compute(network, torch.stack(tensors), size, indices, device)
-                    yield features, list(views)
+                    tensors, views, sources = zip(*batch, strict=True)
+                    features, grid = self._compute(network, torch.stack(tensors), size, sources, device)
+                    yield features, [view.of_patches(grid, self.stride) for view in views]
                     bar.update(len(batch))
 
-    def _prepare(self, image: Any, index: int) -> tuple[torch.Tensor, View, int]:
-        tensor, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index)
-        return tensor.expand(3, -1, -1), view, index  # grey images are resized once, then seen thrice
+    def _prepare(self, image: Any, index: int) -> tuple[torch.Tensor, View, tuple[int, str | None]]:
+        path = path_of(image)
+        tensor, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index, path)
+        return tensor.expand(3, -1, -1), view, (index, path)  # grey images are resized once, then seen thrice
 
     @torch.inference_mode()
     def _compute(
@@ -234,42 +255,42 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         network: Network,
         images: torch.Tensor,
         size: tuple[int, int],
-        indices: tuple[int, ...],
+        sources: tuple[tuple[int, str | None], ...],
         device: torch.device,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the features, and the size of the grid before strides."""
         mean, std = (
             torch.tensor(given or own, dtype=torch.float32, device=device).view(3, 1, 1)
             for given, own in ((self.mean, network.mean), (self.std, network.std))
         )
         try:
             outputs = network.module((images.to(device) - mean) / std)
-            maps = [self._as_map(outputs[layer], layer, size, network) for layer in network.layers]
-            if self.n_channels is None:
-                features = concatenate_layers(maps, self.patch_size, self.stride)
-            else:
-                features = pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except (RuntimeError, AssertionError, ValueError) as error:
+            maps = [self._as_map(outputs[layer], layer, size) for layer in network.layers]
+        except (RuntimeError, AssertionError, NotAGridError) as error:
+            if "out of memory" in str(error) or "allocate memory" in str(error):
+                raise
             # Networks refuse sizes in their own words (too small to pool, not the transformer's): say which image.
             raise ImageError(
-                f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", indices[0]
+                f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", *sources[0]
             ) from error
+        if self.n_channels is None:
+            features = concatenate_layers(maps, self.patch_size, self.stride)
+        else:
+            features = pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
         finite = torch.isfinite(features).flatten(1).all(1)
         if not finite.all():
-            raise ImageError(
-                "the backbone gives features that are NaN or infinite.", indices[int(finite.int().argmin())]
-            )
-        return features.contiguous().cpu().numpy()
+            first = int(finite.int().argmin())
+            raise ImageError("the backbone gives features that are NaN or infinite.", *sources[first])
+        return features.contiguous().cpu().numpy(), (maps[0].shape[2], maps[0].shape[3])
 
     @staticmethod
-    def _as_map(output: Any, layer: str, size: tuple[int, int], network: Network) -> torch.Tensor:
+    def _as_map(output: Any, layer: str, size: tuple[int, int]) -> torch.Tensor:
         if isinstance(output, torch.Tensor) and output.ndim == 3:
             return tokens_to_grid(output, size)
         if not isinstance(output, torch.Tensor) or output.ndim != 4:
             shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(f"layer {layer!r} gives {shape}, expected maps (4-D) or tokens (3-D)")
-        return output.permute(0, 3, 1, 2) if network.channels_last else output
+        return channels_first(output, size)
 
     def _load(self, device: torch.device) -> Network:
         weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 Size = int | tuple[int, int] | None
 
@@ -60,14 +61,31 @@ class View:
     image_size : (int, int)
         The image's own height and width in pixels.
     box : (float, float, float, float)
-        Top, left, height and width of the part that is seen, in the image's own pixels.
+        Top, left, height and width of what the grid covers, in the image's own pixels.
     input_size : (int, int)
-        Height and width in pixels of that part as the network gets it.
+        Height and width in pixels of the part that is seen as the network gets it.
+    scale : (float, float)
+        Pixels of the image for each pixel that the network gets, down and across.
     """
 
     image_size: tuple[int, int]
     box: tuple[float, float, float, float]
     input_size: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+
+    def of_patches(self, grid: tuple[int, int], stride: int) -> View:
+        """Return the view of every `stride`-th patch of a `grid` of (height, width), at those patches' places."""
+        count = [(n - 1) // stride + 1 for n in grid]
+        top, left, height, width = self.box
+        rows, columns = height / grid[0], width / grid[1]
+        # The patches that are left stand in the middle of cells that are `stride` times as large.
+        box = (
+            top + (1 - stride) / 2 * rows,
+            left + (1 - stride) / 2 * columns,
+            count[0] * stride * rows,
+            count[1] * stride * columns,
+        )
+        return replace(self, box=box)
 
 
 def as_image_sequence(X: Any) -> Sequence[Any]:
@@ -125,8 +143,8 @@ def load_image(image: Any, index: int) -> np.ndarray:
     Parameters
     ----------
     image : path, PIL image or array of shape (height, width) or (height, width, n_channels)
-        Grey, RGB or RGBA; uint8, uint16 or float in [0, 1]. An alpha channel is left out. Of a file, its EXIF
-        orientation is applied.
+        Grey, RGB or RGBA; uint8, uint16 (of which 65535 is white, also where only 12 bits are used) or float in
+        [0, 1]. An alpha channel is left out. The EXIF orientation of files and PIL images is applied.
     index : int
         Position in `X`, for the error.
 
@@ -139,13 +157,11 @@ def load_image(image: Any, index: int) -> np.ndarray:
     ImageError
         If the file can't be read to its end, holds several pages, or if shape, dtype, range or a NaN rule it out.
     """
-    path = None
-    if isinstance(image, str | os.PathLike):
-        path = os.fspath(image)
+    path = path_of(image)
+    if path is not None:
         pixels = _read_file(path, index)
     elif isinstance(image, Image.Image):
-        _refuse_pages(image, index, None)
-        pixels = _from_pil(image, index, None)
+        pixels = _decode(image, index, None)
     elif isinstance(image, np.ndarray | torch.Tensor):
         pixels = np.asarray(image)
     else:
@@ -158,22 +174,32 @@ def _read_file(path: str, index: int) -> np.ndarray:
         raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
     try:
         with Image.open(path) as image:
-            _refuse_pages(image, index, path)
-            return _from_pil(ImageOps.exif_transpose(image), index, path)
+            return _decode(image, index, path)
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError("no such file.", index, path) from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        # PIL reports damaged files in all these ways.
+    except Exception as error:  # PIL reports what it can't open in many ways
         raise ImageError(f"can't be read: {error}", index, path) from error
 
 
-def _refuse_pages(image: Image.Image, index: int, path: str | None) -> None:
-    n_frames = getattr(image, "n_frames", 1)
-    # An MPO file is one photograph with previews of it.
-    if n_frames > 1 and image.format != "MPO":
-        raise ImageError(f"holds {n_frames} pages, expected one.", index, path)
+def _decode(image: Image.Image, index: int, path: str | None) -> np.ndarray:
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ImageError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which fills damaged images up with grey; set it to False.",
+            index,
+            path,
+        )
+    try:
+        n_frames = getattr(image, "n_frames", 1)
+        # An MPO file is one photograph with previews of it.
+        if n_frames > 1 and image.format != "MPO":
+            raise ImageError(f"holds {n_frames} pages, expected one.", index, path)
+        return _from_pil(ImageOps.exif_transpose(image), index, path)
+    except ImageError:
+        raise
+    except Exception as error:  # PIL reports damaged files in many ways, and some only now
+        raise ImageError(f"can't be read: {error}", index, path) from error
 
 
 def _from_pil(image: Image.Image, index: int, path: str | None) -> np.ndarray:
@@ -198,7 +224,7 @@ def _to_float(pixels: np.ndarray, index: int, path: str | None) -> np.ndarray:
         hint = " It looks channels-first: move the axis to the end." if pixels.shape[0] in (1, 3, 4) else ""
         raise ImageError(f"{pixels.shape[2]} channels, expected 1, 3 or 4 in the last axis.{hint}", index, path)
     pixels = pixels[:, :, :3]
-    if pixels.dtype in (np.uint8, np.uint16):
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
         return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
     if pixels.dtype.kind != "f":
         raise ImageError(f"dtype {pixels.dtype}, expected uint8, uint16 or float in [0, 1].", index, path)
@@ -217,7 +243,14 @@ def image_size(image: Any, index: int) -> tuple[int, int]:
     return load_image(image, index).shape[:2]
 
 
-def resize_and_crop(pixels: np.ndarray, size: Size, crop: Size, index: int) -> tuple[torch.Tensor, View]:
+def path_of(image: Any) -> str | None:
+    """Return the path of an image that is given by its path, else None."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else None
+
+
+def resize_and_crop(
+    pixels: np.ndarray, size: Size, crop: Size, index: int, path: str | None = None
+) -> tuple[torch.Tensor, View]:
     """Resize an image with antialiasing and cut out its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
 
     Parameters
@@ -230,6 +263,8 @@ def resize_and_crop(pixels: np.ndarray, size: Size, crop: Size, index: int) -> t
         Side of the central square, or height and width; None keeps everything.
     index : int
         Position in `X`, for the error.
+    path : str or None
+        Its file, for the error.
 
     Returns
     -------
@@ -248,23 +283,30 @@ def resize_and_crop(pixels: np.ndarray, size: Size, crop: Size, index: int) -> t
     resized = _resized_size((height, width), size)
     if resized != (height, width):
         tensor = F.interpolate(tensor[None], size=resized, mode="bilinear", align_corners=False, antialias=True)[0]
-    cut = resized if crop is None else (crop, crop) if isinstance(crop, int) else tuple(crop)
+    cut = resized if crop is None else _pair(crop)
     if cut[0] > resized[0] or cut[1] > resized[1]:
         raise ImageError(
-            f"{resized[0]}×{resized[1]} pixels after resizing, smaller than crop_size {cut[0]}×{cut[1]}.", index
+            f"{resized[0]}×{resized[1]} pixels after resizing, smaller than crop_size {cut[0]}×{cut[1]}.",
+            index,
+            path,
         )
     top, left = (round((whole - part) / 2) for whole, part in zip(resized, cut, strict=True))
     tensor = tensor[:, top : top + cut[0], left : left + cut[1]]
     scale = height / resized[0], width / resized[1]
     box = (top * scale[0], left * scale[1], cut[0] * scale[0], cut[1] * scale[1])
-    return tensor, View((height, width), box, (cut[0], cut[1]))
+    return tensor, View((height, width), box, (cut[0], cut[1]), scale)
 
 
 def _resized_size(own: tuple[int, int], size: Size) -> tuple[int, int]:
     if size is None:
         return own
-    if not isinstance(size, int):
-        return size[0], size[1]
+    if not isinstance(size, Integral):
+        return _pair(size)
     height, width = own
+    short = int(size)
     # torchvision truncates the longer side
-    return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, Integral) else (int(size[0]), int(size[1]))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from skpatchcore._grids import PatchGrids
 from skpatchcore._progress import iterate_as_stage, stage
@@ -17,14 +18,23 @@ def n_images_of(X: Any) -> int:
     return X.shape[0] if hasattr(X, "shape") and X.shape else len(X)
 
 
-def are_grids(X: Any) -> bool:
-    """Return whether `X` has the form of grids of patch features: a 4-D array, or a list of 3-D ones."""
-    if isinstance(X, np.ndarray):
-        return X.ndim == 4
-    return isinstance(X, list | tuple) and len(X) > 0 and all(isinstance(x, np.ndarray) and x.ndim == 3 for x in X)
+def as_grids(X: Any) -> np.ndarray | list[np.ndarray] | None:
+    """Return grids of patch features as a 4-D array or a list of 3-D ones, None if `X` has not that form.
+
+    Parameters
+    ----------
+    X : array, tensor, list or pandas Series
+        Of 4 dimensions, or of items of 3.
+    """
+    if isinstance(X, pd.Series) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1):
+        X = list(X)
+    if isinstance(X, list | tuple):
+        is_list_of_grids = len(X) > 0 and all(getattr(x, "ndim", 0) == 3 for x in X)
+        return [np.asarray(x) for x in X] if is_list_of_grids else None
+    return np.asarray(X) if getattr(X, "ndim", 0) == 4 else None
 
 
-def iter_grids(extractor: Any, X: Any) -> Iterator[tuple[PatchGrids, list[View | None]]]:
+def iter_grids(extractor: Any, X: Any, with_views: bool = True) -> Iterator[tuple[PatchGrids, list[View | None]]]:
     """Yield patch features in order, with what the network saw of each image.
 
     Parameters
@@ -34,6 +44,8 @@ def iter_grids(extractor: Any, X: Any) -> Iterator[tuple[PatchGrids, list[View |
         features.
     X : images or patch features
         What the extractor takes.
+    with_views : bool, default=True
+        False spares an extractor that gives none the look at the images' sizes.
 
     Yields
     ------
@@ -46,7 +58,7 @@ def iter_grids(extractor: Any, X: Any) -> Iterator[tuple[PatchGrids, list[View |
     Raises
     ------
     ValueError
-        If the features have a wrong shape or are not finite.
+        If the features have a wrong shape, are not finite, or are not one grid for each image.
     """
     if extractor is None:
         grids = PatchGrids.from_features(X)
@@ -57,7 +69,12 @@ def iter_grids(extractor: Any, X: Any) -> Iterator[tuple[PatchGrids, list[View |
     else:
         with stage("network"):
             grids = PatchGrids.from_features(extractor.transform(X))
-        yield grids, _whole_images(X, len(grids))
+        if len(grids) != n_images_of(X):
+            raise ValueError(
+                f"the extractor gives features of {len(grids)} images for {n_images_of(X)}: its transform must return "
+                "(n_images, grid_height, grid_width, n_channels) or a list with one grid for each image."
+            )
+        yield grids, _whole_images(X, len(grids)) if with_views else [None] * len(grids)
 
 
 def _whole_images(X: Any, n_images: int) -> list[View | None]:

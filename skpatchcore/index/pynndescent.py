@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
@@ -66,6 +67,7 @@ class PyNNDescentIndex(BaseEstimator):
     Examples
     --------
     >>> import numpy as np
+    from joblib import effective_n_jobs
     >>> from skpatchcore import PyNNDescentIndex
     >>> index = PyNNDescentIndex(random_state=0).fit(np.array([[0.0, 0.0], [3.0, 4.0]]))
     >>> index.kneighbors(np.array([[0.0, 1.0]]), n_neighbors=1)
@@ -186,9 +188,11 @@ class PyNNDescentIndex(BaseEstimator):
 
         if not bank.flags.writeable:
             bank = bank.copy()  # for a memory map, numba would compile everything a second time
+        # scikit-learn's None, -1 and more than there are; numba refuses the last
+        n_threads = min(effective_n_jobs(self.n_jobs), effective_n_jobs(-1))
         with warnings.catch_warnings():
             # Rows far from all others have few near neighbours; the search says so by itself when it misses one.
             warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
-            searcher = NNDescent(bank, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=self.n_jobs or 1)
+            searcher = NNDescent(bank, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=n_threads)
             searcher.prepare()
         return searcher, threading.Lock()

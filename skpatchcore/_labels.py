@@ -1,0 +1,69 @@
+"""What labels and groups say about images, by scikit-learn's conventions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.utils.validation import check_consistent_length
+
+
+def is_nominal(y: Any, n_images: int) -> np.ndarray:
+    """Return which images are good to learn from.
+
+    Parameters
+    ----------
+    y : array of shape (n_images,) or None
+        +1 good, -1 anomalous. Other labels are ignored, with a warning.
+    n_images : int
+        How many there must be.
+
+    Returns
+    -------
+    array of shape (n_images,), bool
+
+    Raises
+    ------
+    ValueError
+        If the length differs or every image is anomalous.
+
+    Warns
+    -----
+    UserWarning
+        If there are other labels than +1 and -1.
+    """
+    everyone = np.ones(n_images, bool)
+    if y is None:
+        return everyone
+    y = np.asarray(y)
+    check_consistent_length(everyone, y)
+    if not np.isin(y, (-1, 1)).all():
+        warnings.warn(
+            f"y holds {np.unique(y)[:5].tolist()}: the convention is +1 for good and -1 for anomalous images. "
+            "These labels are ignored and all images are taken as good.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return everyone
+    if not (y == 1).any():
+        raise ValueError("y labels every image anomalous (-1): there is no good image (+1) to learn from.")
+    return y == 1
+
+
+def group_codes(groups: Any, n_images: int) -> np.ndarray:
+    """Return groups as integers; without groups, each image is its own.
+
+    Raises
+    ------
+    ValueError
+        If the length differs or an image has no group.
+    """
+    if groups is None:
+        return np.arange(n_images)
+    check_consistent_length(np.arange(n_images), groups)
+    codes, _ = pd.factorize(pd.Series(groups))  # an array of strings would spell a NaN out
+    if (codes < 0).any():
+        raise ValueError(f"groups: image {int((codes < 0).argmax())} has none (NaN or None).")
+    return codes
