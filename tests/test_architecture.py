@@ -17,7 +17,8 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
 PURE = {
     "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
-    "coreset.projection", "coreset.selection", "coreset.order_cache", "scoring", "calibration", "persistence",
+    "coreset.projection", "coreset.selection", "coreset.order_cache", "coreset.subset",
+    "scoring", "calibration", "persistence",
 }  # fmt: skip
 STAGES = {"features.extractor", "coreset.greedy", "coreset.random", "index.exact", "index.pynndescent"}
 LIGHT = {"metrics", "datasets", "display"}  # import nothing of ours, and none of HEAVY

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from skpatchcore._device import as_tensor, require_device
 from skpatchcore._progress import progress_bar
@@ -18,11 +16,12 @@ from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context
 from skpatchcore.coreset.order_cache import OrderCache
 from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
 from skpatchcore.coreset.selection import count_of, k_center_greedy
+from skpatchcore.coreset.subset import SubsetSampler
 
 _PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
 
 
-class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class GreedyCoresetSampler(SubsetSampler):
     """Subset of the rows that covers them all: k-center greedy (Eq. 5, Algorithm 1).
 
     The first row is drawn at random, each further one is the row farthest from those before it, so the largest distance
@@ -182,29 +181,3 @@ class GreedyCoresetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Ba
             bar.update(n_selected - bar.n)
         cache.write(order, radii)
         return order, radii
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Return distances to the selected rows, as KMeans does to its centres.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features)
-            Any rows.
-
-        Returns
-        -------
-        array of shape (n_samples, n_selected)
-            Euclidean distances in the original space.
-        """
-        check_is_fitted(self, "components_")
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return euclidean_distances(X, self.components_)
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags

@@ -6,16 +6,15 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
 from skpatchcore._sklearn import Interval, fit_context
 from skpatchcore.coreset.selection import count_of
+from skpatchcore.coreset.subset import SubsetSampler
 
 
-class RandomSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class RandomSampler(SubsetSampler):
     """Uniform random subset of the rows: the baseline that a coreset is measured against.
 
     Fast, and crowded where the data are crowded: rare kinds of good patches may be missing from the memory bank.
@@ -85,29 +84,3 @@ class RandomSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         self.component_indices_ = check_random_state(self.random_state).permutation(len(X))[:n_selected]
         self.components_ = X[self.component_indices_]
         return self
-
-    def transform(self, X: Any) -> np.ndarray:
-        """Return distances to the selected rows, as KMeans does to its centres.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features)
-            Any rows.
-
-        Returns
-        -------
-        array of shape (n_samples, n_selected)
-            Euclidean distances.
-        """
-        check_is_fitted(self, "components_")
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return euclidean_distances(X, self.components_)
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.components_)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags

@@ -41,10 +41,11 @@ class _Rows:
         self.left = X.new_ones(len(X), X.shape[1] + 1)
         self.norms = X.new_empty(len(X))
         mean = X.mean(0)  # seen from here norms are smaller, so less is cancelled
-        for part in torch.arange(len(X), device=X.device).split(_BLOCK[0]):
-            shifted = X[part[0] : part[-1] + 1] - mean
-            self.left[part[0] : part[-1] + 1, :-1] = shifted
-            self.norms[part[0] : part[-1] + 1] = shifted.square_().sum(1)
+        for i in range(0, len(X), _BLOCK[0]):  # in parts: no second copy of all rows
+            part = slice(i, i + _BLOCK[0])
+            shifted = X[part] - mean
+            self.left[part, :-1] = shifted
+            self.norms[part] = shifted.square_().sum(1)
 
     def right(self, picks: torch.Tensor) -> torch.Tensor:
         """Return the columns ``[-2p, |p|²]`` of `picks`, as rows."""

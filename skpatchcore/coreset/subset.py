@@ -1,0 +1,42 @@
+"""What all samplers share: rows stay rows, seen from those that were selected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+
+class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """Base of samplers, whose ``fit`` sets ``components_``: the protocol of a transformer that keeps its rows."""
+
+    components_: np.ndarray
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return distances to the selected rows, as KMeans does to its centres.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features)
+            Any rows.
+
+        Returns
+        -------
+        array of shape (n_samples, n_selected)
+            Euclidean distances in the original space.
+        """
+        check_is_fitted(self, "components_")
+        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        return euclidean_distances(X, self.components_)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.components_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
