@@ -67,7 +67,6 @@ class PyNNDescentIndex(BaseEstimator):
     Examples
     --------
     >>> import numpy as np
-    from joblib import effective_n_jobs
     >>> from skpatchcore import PyNNDescentIndex
     >>> index = PyNNDescentIndex(random_state=0).fit(np.array([[0.0, 0.0], [3.0, 4.0]]))
     >>> index.kneighbors(np.array([[0.0, 1.0]]), n_neighbors=1)
