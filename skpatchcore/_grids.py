@@ -31,10 +31,9 @@ class PatchGrids:
 
         Parameters
         ----------
-        features : array of shape (n_images, grid_height, grid_width, n_channels) or (n_images, n_channels), or list
-        of \
-arrays of shape (grid_height, grid_width, n_channels)
-            A 2-D array is one patch an image.
+        features : array of shape (n_images, grid_height, grid_width, n_channels), or list
+            Grids of one size, or a list of arrays of shape (grid_height, grid_width, n_channels); an array of shape
+            (n_images, n_channels) is one patch an image.
 
         Returns
         -------

@@ -172,9 +172,9 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of paths, arrays or PIL images, pandas Series of them, or array (n_images, height, width,
-        n_channels)
-            Images of good parts; patch features with ``extractor="precomputed"``.
+        X : sequence of images, or array of shape (n_images, height, width, n_channels)
+            Images of good parts: paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series. Patch
+            features with ``extractor="precomputed"``.
         y : array of shape (n_images,) or None, default=None
             +1 good, -1 anomalous: images with -1 are left out. Other labels are ignored, with a warning.
         groups : array of shape (n_images,) or None, default=None

@@ -93,9 +93,8 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
 
     Parameters
     ----------
-    X : sequence of paths, arrays or PIL images, pandas Series of them, or array of shape (n_images, height, width,
-    n_channels)
-        The images.
+    X : sequence of images, or array of shape (n_images, height, width, n_channels)
+        Paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series.
 
     Returns
     -------
