@@ -176,7 +176,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : sequence of images, or array of shape (n_images, height, width, n_channels)
-            Paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series; grey, RGB or RGBA; uint8, uint16 or float in [0, 1].
+            Paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series; grey, RGB or RGBA; uint8,
+            uint16 or float in [0, 1].
 
         Returns
         -------
