@@ -243,7 +243,8 @@ def _predict(options: argparse.Namespace) -> int:
             file.flush()
             bar.update(1)
     if not options.quiet:
-        print(f"{len(paths)} images, {n_flagged} anomalous: {folder / 'scores.csv'}")
+        n_judged = len(paths) - len(failures)
+        print(f"{n_judged} images judged, {n_flagged} of them anomalous: {folder / 'scores.csv'}")
     if failures:
         raise _CommandError(
             f"{len(failures)} of {len(paths)} images could not be judged; they are in scores.csv with score "

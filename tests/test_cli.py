@@ -49,7 +49,7 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     np.testing.assert_array_equal([float(row["decision"]) for row in table], detector.decision_function(paths))
     np.testing.assert_array_equal([int(row["label"]) for row in table], detector.predict(paths))
     assert [row["label"] for row in table if "/bad/" in row["path"]] == ["-1"]
-    assert "5 images" in capsys.readouterr().out
+    assert "5 images judged, 1 of them anomalous" in capsys.readouterr().out
     # two files are called 0.png: both have a picture, of the image's own size
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert pictures == ["1.png", "2.png", "3.png", "bad_0.png", "fine_0.png"]
