@@ -108,7 +108,6 @@ def main() -> None:
     options = parser.parse_args()
     folder = load_image_folder(options.root)
     empty = {Path(line.strip()).stem for line in (options.root / "empty_masks.txt").read_text().split() if line.strip()}
-    empty |= {stem.removesuffix("_mask") for stem in empty}
     rows = [run(split, folder, empty, options) for split in read_splits(options.root, folder)]
     table = pd.DataFrame(rows).set_index("split").T
     cells = table.map(lambda value: f"{value:.3f}" if isinstance(value, float) and value < 1 else value)

@@ -258,6 +258,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         ImageError, ValueError
             As `fit` and `predict`.
         """
+        if self.calibration is None:
+            raise ValueError("calibration=None: there is no threshold to judge the training images by.")
         self.fit(X, y, groups=groups)
         X = self._validated(X, self.extractor_, reset=False)
         self._require_threshold()

@@ -207,6 +207,13 @@ def test_names_that_are_not_known_are_refused_with_what_there_is(parameters, mes
         TorchFeatureExtractor(**parameters).fit()
 
 
+def test_a_missing_safetensors_package_names_the_way_out(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(WeightsError, match=r"skpatchcore\[safetensors\]"):
+        TorchFeatureExtractor("resnet18", weights=tmp_path / "weights.safetensors").fit()
+
+
 def test_a_missing_weights_file_is_named():
     with pytest.raises(WeightsError, match=r"no readable file 'nowhere.pth'"):
         TorchFeatureExtractor("resnet18", weights="nowhere.pth").fit()

@@ -211,7 +211,7 @@ def _build_network(
         if hasattr(part, "inplace"):
             part.inplace = False  # type: ignore[assignment]
     cut = _cut_after(module.eval(), layers)
-    if state is not None:
+    if state is not None and file is not None:
         _load_weights(cut, state, file)
     # Parameters that ask for no gradient let inference share them between threads.
     cut.requires_grad_(False)
@@ -294,7 +294,7 @@ def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path | None) -> None:
+def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
     """Load what the network needs up to its last layer: a classifier of other classes beyond it does no harm."""
     needed = cut.state_dict()
     state = {name.removeprefix("module."): value for name, value in state.items()}

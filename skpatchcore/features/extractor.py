@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from skpatchcore._device import available_device, require_device
 from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import Interval, fit_context
+from skpatchcore._sklearn import Interval
 from skpatchcore.features.aggregation import (
     NotAGridError,
     channels_first,
@@ -145,7 +145,6 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.device = device
         self.verbose = verbose
 
-    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
         """Check the parameters and load the network; learns nothing.
 
