@@ -14,6 +14,7 @@ _HOMES = {
     "ExactIndex": "skpatchcore.index.exact",
     "GreedyCoresetSampler": "skpatchcore.coreset.greedy",
     "ImageError": "skpatchcore.features.images",
+    "LearnedProxySampler": "skpatchcore.coreset.proxies",
     "PatchCoreDetector": "skpatchcore.detector",
     "PyNNDescentIndex": "skpatchcore.index.pynndescent",
     "RandomSampler": "skpatchcore.coreset.random",
@@ -27,6 +28,7 @@ __all__ = [
     "ExactIndex",
     "GreedyCoresetSampler",
     "ImageError",
+    "LearnedProxySampler",
     "PatchCoreDetector",
     "PyNNDescentIndex",
     "RandomSampler",
@@ -39,6 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from skpatchcore.coreset.greedy import GreedyCoresetSampler
+    from skpatchcore.coreset.proxies import LearnedProxySampler
     from skpatchcore.coreset.random import RandomSampler
     from skpatchcore.datasets import list_images, load_image_folder
     from skpatchcore.detector import PatchCoreDetector

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from skpatchcore._finite import first_not_finite
+
 _NOTHING = "there are no patch features: at least one image with one patch is needed."
 
 
@@ -69,10 +71,8 @@ class PatchGrids:
         if not len(sizes) or not rows.size:
             raise ValueError(_NOTHING)
         grids_ = cls(rows, sizes)
-        if not np.isfinite(rows.sum(dtype=np.float64)):  # cheap, and NaN or infinity anywhere shows in it
-            row = int((~np.isfinite(rows)).any(axis=1).argmax())
-            if not np.isfinite(rows[row]).all():
-                raise ValueError(f"patch features of image {grids_.image_of(row)} hold NaN or infinity.")
+        if (row := first_not_finite(rows)) is not None:
+            raise ValueError(f"patch features of image {grids_.image_of(row)} hold NaN or infinity.")
         return grids_
 
     @classmethod

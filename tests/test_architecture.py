@@ -17,10 +17,18 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
 PURE = {
     "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
-    "coreset.projection", "coreset.selection", "coreset.order_cache", "coreset.subset",
+    "coreset.projection", "coreset.rows", "coreset.batches", "coreset.selection", "coreset.order_cache",
+    "coreset.subset",
     "scoring", "calibration", "persistence",
 }  # fmt: skip
-STAGES = {"features.extractor", "coreset.greedy", "coreset.random", "index.exact", "index.pynndescent"}
+STAGES = {
+    "features.extractor",
+    "coreset.greedy",
+    "coreset.random",
+    "coreset.proxies",
+    "index.exact",
+    "index.pynndescent",
+}
 LIGHT = {"metrics", "datasets", "display"}  # import nothing of ours, and none of HEAVY
 HEAVY = {"torch", "torchvision", "pynndescent"}
 OUTER = {"__init__", "features", "coreset", "index"}  # hold no code of their own

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
-from skpatchcore import GreedyCoresetSampler, RandomSampler
-from skpatchcore.coreset import greedy, selection
+from skpatchcore import GreedyCoresetSampler, LearnedProxySampler, RandomSampler
+from skpatchcore.coreset import greedy, proxies, rows, selection
 from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
 
 
@@ -216,12 +216,110 @@ def test_parameters_out_of_range_are_refused(parameters, message):
         GreedyCoresetSampler(**parameters).fit(np.random.default_rng(0).normal(size=(10, 3)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_rows_that_are_not_finite_are_refused(bad):
-    X = np.zeros((5, 2))
-    X[3, 1] = bad
-    with pytest.raises(ValueError, match=r"NaN|infinity"):
-        GreedyCoresetSampler().fit(X)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler(), RandomSampler(), LearnedProxySampler()])
+@pytest.mark.parametrize("row", [3, 4999])
+def test_the_row_that_is_not_finite_is_named(sampler, bad, row):
+    X = np.zeros((5000, 2), np.float32)
+    X[row, 1] = bad
+    with pytest.raises(ValueError, match=f"row {row} of X holds NaN"):
+        sampler.fit(X)
+    assert not hasattr(sampler, "components_")
+
+
+def test_a_row_too_large_to_be_projected_is_named():
+    X = np.ones((9, 300), np.float32)
+    X[5] = 3e38
+    with pytest.raises(ValueError, match=r"row 5 of X holds .* too large"):
+        GreedyCoresetSampler(3, random_state=0).fit_batches(np.split(X, 3), 9)
+
+
+def in_batches(X, sizes):
+    return np.split(X, np.cumsum(sizes)[:-1])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.sampled_from([np.float32, np.float64]))
+@pytest.mark.parametrize("n_columns", [5, 140])
+def test_batches_change_nothing(n_columns, sizes, dtype):
+    X = np.random.default_rng(len(sizes)).normal(size=(sum(sizes), n_columns)).astype(dtype)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(rows, "_BLOCK", 64)
+        plain = GreedyCoresetSampler(0.3, random_state=0).fit(X)
+        # an announcement that is wrong costs memory, but no row
+        for announced in {len(X), max(1, len(X) - 5), len(X) + 40}:
+            batched = GreedyCoresetSampler(0.3, random_state=0).fit_batches(in_batches(X, sizes), announced)
+            assert batched.component_indices_.tolist() == plain.component_indices_.tolist()
+            assert batched.selection_distances_.tolist() == plain.selection_distances_.tolist()
+            assert not hasattr(batched, "components_")
+
+
+@pytest.mark.parametrize("start", ["random", 777])
+@pytest.mark.parametrize("n_shards", [2, 5, 40])
+def test_shards_cover_within_the_promised_factor(start, n_shards):
+    X = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
+    sampler = GreedyCoresetSampler(40, start=start, random_state=0)
+    whole = sampler.fit(X)
+    first, radius = whole.component_indices_[0], whole.selection_distances_[-1]
+    enough = sampler.estimate_memory(*X.shape)
+    scratch = sampler.estimate_memory(0, 4)
+    sharded = sampler.fit_batches(in_batches(X, [1500, 4000, 500]), 6000, scratch + 3 * (enough - scratch) // n_shards)
+    picks = sharded.component_indices_
+    assert picks[0] == first
+    assert len(set(picks.tolist())) == 40
+    true_radius = covering_radius(X, picks)
+    # greedy's own radius is at most twice the smallest: 4 times that one is at most 4 times greedy's
+    assert true_radius <= sharded.selection_distances_[-1] * (1 + 1e-6)
+    assert true_radius <= (1.5 if n_shards < 40 else 2) * radius
+    assert (np.diff(sharded.selection_distances_) <= 0).all()
+    np.testing.assert_array_equal(sampler.fit_batches([X], 6000, enough).component_indices_, whole.component_indices_)
+
+
+def test_memory_that_is_too_little_for_the_coreset_is_refused():
+    X = np.zeros((6000, 4), np.float32)
+    sampler = GreedyCoresetSampler(0.5, random_state=0)
+    with pytest.raises(ValueError, match="3000 rows are to be selected"):
+        sampler.fit_batches([X], 6000, sampler.estimate_memory(3000, 4))
+
+
+def test_random_selection_counts_batches():
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    batched = RandomSampler(0.2, random_state=3).fit_batches(in_batches(X, [20, 30]))
+    assert batched.component_indices_.tolist() == RandomSampler(0.2, random_state=3).fit(X).component_indices_.tolist()
+
+
+@pytest.mark.parametrize(("n_samples", "ratio", "n_selected"), [(1, 0.1, 1), (1, 1, 1), (7, 1.0, 7), (50, 0.001, 1)])
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler, RandomSampler, LearnedProxySampler])
+def test_the_smallest_and_the_largest_selections(sampler, n_samples, ratio, n_selected):
+    X = np.random.default_rng(0).normal(size=(n_samples, 3))
+    assert sampler(ratio, random_state=0).fit(X).component_indices_.shape == (n_selected,)
+
+
+def reconstruction(X, proxies):
+    """Eq. 8 as the paper prints it, in loops."""
+    errors = []
+    for x in X:
+        weights = [np.exp(-np.linalg.norm(x - p)) for p in proxies]
+        errors.append(np.sum((x - np.average(proxies, axis=0, weights=weights)) ** 2))
+    return np.mean(errors)
+
+
+def test_proxies_lower_the_reconstruction_error():
+    rng = np.random.default_rng(0)
+    X = np.concatenate([rng.normal(c, 0.3, (60, 4)) for c in (-4, 0, 4)])
+    start = RandomSampler(6, random_state=0).fit(X).components_
+    sampler = LearnedProxySampler(6, n_epochs=40, random_state=0).fit(X)
+    assert reconstruction(X, sampler.components_) < 0.8 * reconstruction(X, start)
+    loss = proxies.reconstruction_loss(torch.from_numpy(X), torch.from_numpy(start))
+    assert float(loss) == pytest.approx(reconstruction(X, start))
+    again = LearnedProxySampler(6, n_epochs=40, random_state=0).fit(X)
+    np.testing.assert_array_equal(sampler.components_, again.components_)
+    assert cdist(sampler.components_, X).argmin(1).tolist() == sampler.component_indices_.tolist()
+
+
+def test_proxies_of_constant_rows_are_these_rows():
+    sampler = LearnedProxySampler(3, random_state=0).fit(np.full((20, 2), 5.0))
+    np.testing.assert_allclose(sampler.components_, 5.0, atol=1e-6)
 
 
 def test_an_interruption_leaves_it_unfitted(monkeypatch):
@@ -231,7 +329,7 @@ def test_an_interruption_leaves_it_unfitted(monkeypatch):
     X = np.random.default_rng(0).normal(size=(50, 3))
     sampler = GreedyCoresetSampler(random_state=0)
     with monkeypatch.context() as patched:
-        patched.setattr(selection, "_lower_bounds", interrupt)
+        patched.setattr(selection._Bounds, "catch_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             sampler.fit(X)
     assert not hasattr(sampler, "components_")

@@ -9,6 +9,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skpatchcore import (
     ExactIndex,
     GreedyCoresetSampler,
+    LearnedProxySampler,
     PatchCoreDetector,
     PyNNDescentIndex,
     RandomSampler,
@@ -24,6 +25,7 @@ NOT_IN_SAMPLE = dict.fromkeys(("check_outliers_train", "check_outliers_fit_predi
 ESTIMATORS = [
     GreedyCoresetSampler(random_state=0),
     RandomSampler(random_state=0),
+    LearnedProxySampler(random_state=0),
     ExactIndex(),
     PyNNDescentIndex(random_state=0),
     PatchCoreDetector("precomputed", random_state=0),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
 
-from skpatchcore._device import as_tensor, require_device
+from skpatchcore._device import require_device
 from skpatchcore._progress import progress_bar
 from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context
+from skpatchcore.coreset.batches import SCRATCH_BYTES, peek, row_bytes, select_at_once, select_from_shards
 from skpatchcore.coreset.order_cache import OrderCache
 from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
+from skpatchcore.coreset.rows import RowBuffer, Rows
 from skpatchcore.coreset.selection import count_of, k_center_greedy
 from skpatchcore.coreset.subset import SubsetSampler
 
@@ -142,37 +144,112 @@ class GreedyCoresetSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity, if an int `ratio` or `start` is beyond the number of rows, or the device is
-            absent.
+            If `X` holds NaN or infinity (the error names the row), if an int `ratio` or `start` is beyond the number of
+            rows, or the device is absent.
         """
+        X = self._validated_rows(X)
+        self._fit([X], len(X), None)
+        self.components_ = X[self.component_indices_]
+        return self
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit_batches(
+        self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None = None
+    ) -> GreedyCoresetSampler:
+        """Select from rows that come in batches, are looked at once and not kept: only their projections are.
+
+        Selects the rows that `fit` would, whatever the batches, while all projections fit in `max_memory`. Beyond that,
+        shards that fit are reduced to their own picks, and the picks of all shards to the final ones (merge and
+        reduce): every row then lies within 4 times the smallest radius possible, where `fit` promises 2; 2 more for
+        each time that picks had to be merged because those of all shards don't fit. ``selection_distances_`` are upper
+        bounds then, and a smaller `ratio` need not select a prefix.
+
+        Sets what `fit` sets but for ``components_``, which whoever has the rows may look up.
+
+        Parameters
+        ----------
+        batches : iterable of arrays of shape (n_rows, n_features)
+            The rows, in order; float32 or float64.
+        n_samples : int
+            How many will come in all. If others come, the selection is right, but may take more memory.
+        max_memory : int or None, default=None
+            Bytes that selection may use; None does without shards.
+
+        Returns
+        -------
+        GreedyCoresetSampler
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            As `fit`, and if `max_memory` is too little for the selected rows alone.
+        """
+        self._fit(batches, n_samples, max_memory)
+        if hasattr(self, "components_"):  # of an earlier fit
+            del self.components_
+        return self
+
+    def estimate_memory(self, n_samples: int, n_features: int) -> int:
+        """Return how many bytes `fit_batches` takes without shards.
+
+        Parameters
+        ----------
+        n_samples, n_features : int
+            Shape of the rows, which are taken as float32 and not counted.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
+        return SCRATCH_BYTES + n_samples * row_bytes(self._n_columns(n_samples, n_features))
+
+    def _n_columns(self, n_samples: int, n_features: int) -> int:
+        """Return how many columns selection looks at."""
+        if self.n_projections == "auto":
+            return lemma_projections(n_samples, n_features)
+        return n_features if self.n_projections is None else min(n_features, int(self.n_projections))
+
+    def _fit(self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None) -> None:
         device = require_device(self.device)
-        if getattr(X, "dtype", None) == np.float16:
-            X = np.asarray(X, np.float32)
-        X = validate_data(self, X, dtype=[np.float32, np.float64])
-        n_samples, n_features = X.shape
         n_selected = count_of(self.ratio, n_samples)
         if self.start != "random" and int(self.start) >= n_samples:
             raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X.")
+        first, batches = peek(batches)
+        n_features = first.shape[1]
+        n_columns = self._n_columns(n_samples, n_features)
         rng = check_random_state(self.random_state)
-        rows = as_tensor(X, device)
-        n_projections: Any = n_features if self.n_projections is None else self.n_projections
-        if n_projections == "auto":
-            n_projections = lemma_projections(n_samples, n_features)
-        if n_features > n_projections:
-            matrix = _PROJECTIONS[self.projection](n_features, int(n_projections), rng)
-            rows = rows @ torch.from_numpy(matrix).to(rows)
-        start = self.start
-        if start == "random":
-            direction = torch.from_numpy(rng.standard_normal(rows.shape[1])).to(rows)
-            start = int((rows @ direction).argmax())
-        order, radii = self._select(rows, n_selected, int(start))
-        self.components_ = X[order]
-        self.component_indices_ = order
-        self.selection_distances_ = radii
-        return self
+        matrix = None
+        if n_columns < n_features:
+            matrix = _PROJECTIONS[self.projection](n_features, n_columns, rng)
+        # Drawn after the projection; all shards are looked at along the same one.
+        direction = rng.standard_normal(n_columns) if self.start == "random" else None
+        dtype = torch.float64 if first.dtype == np.float64 else torch.float32
+        buffer = RowBuffer(matrix, n_features, dtype, device)
+        capacity = None
+        if max_memory is not None and max_memory < SCRATCH_BYTES + n_samples * row_bytes(n_columns, first.itemsize):
+            capacity = max(0, max_memory - SCRATCH_BYTES) // row_bytes(n_columns, first.itemsize)
 
-    def _select(self, rows: torch.Tensor, n_selected: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-        cache = OrderCache(self.memory, rows, start)
+        def select(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if direction is None:
+                start = int((numbers == self.start).argmax())  # the first row of a shard without it
+            else:
+                start = int((rows.left @ rows.left.new_tensor([*direction, 0.0])).argmax())
+            if capacity is None:
+                return self._select(rows, count_of(self.ratio, len(rows)), start, self.memory)
+            return self._select(rows, min(n_selected, len(rows)), start, None)
+
+        if capacity is None:
+            summary = select_at_once(batches, n_samples, buffer, select)
+        else:
+            summary = select_from_shards(batches, capacity, n_selected, buffer, select)
+        self.n_features_in_ = n_features
+        self.component_indices_ = summary.numbers
+        self.selection_distances_ = summary.radii
+
+    def _select(self, rows: Rows, n_selected: int, start: int, memory: Any) -> tuple[np.ndarray, np.ndarray]:
+        cache = OrderCache(memory, rows.left, start)
         known = cache.read()
         if known is not None and len(known[0]) >= n_selected:
             return known[0][:n_selected], known[1][:n_selected]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
 
 from skpatchcore._sklearn import Interval, fit_context
 from skpatchcore.coreset.selection import count_of
@@ -79,8 +79,51 @@ class RandomSampler(SubsetSampler):
         ValueError
             If `X` holds NaN or infinity, or an int `ratio` is larger than the number of rows.
         """
-        X = validate_data(self, X, dtype=[np.float32, np.float64])
-        n_selected = count_of(self.ratio, len(X))
-        self.component_indices_ = check_random_state(self.random_state).permutation(len(X))[:n_selected]
+        X = self._validated_rows(X)
+        self.component_indices_ = self._draw(len(X))
         self.components_ = X[self.component_indices_]
         return self
+
+    @fit_context(prefer_skip_nested_validation=True)
+    def fit_batches(
+        self, batches: Iterable[np.ndarray], n_samples: int | None = None, max_memory: int | None = None
+    ) -> RandomSampler:
+        """Draw from rows that come in batches, as `fit` would; ``components_`` is not set.
+
+        Parameters
+        ----------
+        batches : iterable of arrays of shape (n_rows, n_features)
+            The rows: they are only counted.
+        n_samples, max_memory : ignored
+            Present by convention.
+
+        Returns
+        -------
+        RandomSampler
+            Itself.
+        """
+        n_samples = 0
+        for batch in batches:
+            n_samples, self.n_features_in_ = n_samples + len(batch), batch.shape[1]
+        self.component_indices_ = self._draw(n_samples)
+        if hasattr(self, "components_"):  # of an earlier fit
+            del self.components_
+        return self
+
+    def estimate_memory(self, n_samples: int, n_features: int) -> int:
+        """Return how many bytes `fit_batches` takes.
+
+        Parameters
+        ----------
+        n_samples, n_features : int
+            Shape of the rows, which are not counted.
+
+        Returns
+        -------
+        int
+            Bytes.
+        """
+        return 8 * n_samples
+
+    def _draw(self, n_samples: int) -> np.ndarray:
+        return check_random_state(self.random_state).permutation(n_samples)[: count_of(self.ratio, n_samples)]

@@ -22,36 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from skpatchcore.coreset.rows import Rows
+
 # Rows that compete for the next picks between two comparisons of the others.
-_N_CANDIDATES = 2048
+_N_CANDIDATES = 1024
 # Picks made before it is asked whether they still hold: asking makes a GPU wait.
 _N_UNASKED = 16
 # Rows are compared while their bound, squared, is at least this share of the largest one, squared: the first where the
 # last level brought many picks, the second where it brought few and passing over the rows costs more than products do.
-_LEVELS = (0.92, 0.8)
+_LEVELS = (0.88, 0.7)
 _FEW_PICKS = 64
 # Rows and picks in one matrix product: their distances stay in the cache.
 _BLOCK = (1024, 512)
-
-
-class _Rows:
-    """The rows, with what turns one matrix product into squared distances: ``|x|² + [x, 1]·[-2p, |p|²]``."""
-
-    def __init__(self, X: torch.Tensor):
-        self.left = X.new_ones(len(X), X.shape[1] + 1)
-        self.norms = X.new_empty(len(X))
-        mean = X.mean(0)  # seen from here norms are smaller, so less is cancelled
-        for i in range(0, len(X), _BLOCK[0]):  # in parts: no second copy of all rows
-            part = slice(i, i + _BLOCK[0])
-            shifted = X[part] - mean
-            self.left[part, :-1] = shifted
-            self.norms[part] = shifted.square_().sum(1)
-
-    def right(self, picks: torch.Tensor) -> torch.Tensor:
-        """Return the columns ``[-2p, |p|²]`` of `picks`, as rows."""
-        columns = self.left[picks] * -2
-        columns[:, -1] = self.norms[picks]
-        return columns
+# Picks that are copied out at once.
+_N_PICKS = 8192
 
 
 def count_of(ratio: float, n_samples: int) -> int:
@@ -71,7 +55,7 @@ def count_of(ratio: float, n_samples: int) -> int:
 
 
 def k_center_greedy(
-    X: torch.Tensor,
+    rows: Rows,
     n_selected: int,
     start: int,
     on_pick: Callable[[int], Any] | None = None,
@@ -81,10 +65,10 @@ def k_center_greedy(
 
     Parameters
     ----------
-    X : tensor of shape (n_samples, n_features), float32 or float64
-        The rows, on any device.
+    rows : Rows
+        What to pick from, on any device.
     n_selected : int
-        How many to pick, at most `n_samples`.
+        How many to pick, at most the number of rows.
     start : int
         The first pick.
     on_pick : callable or None
@@ -99,33 +83,30 @@ def k_center_greedy(
     radii : array of shape (n_selected,), float64
         Covering radius: distance of the farthest row from the picks up to and including this one.
     """
-    rows = _Rows(X)
-    picks = torch.full((n_selected,), start, dtype=torch.int64, device=X.device)
-    squares = torch.zeros(n_selected, dtype=X.dtype, device=X.device)  # the radii
-    bounds = torch.full_like(rows.norms, torch.inf)
-    # How many of the picks each row's bound takes into account. Picked rows stand at -1, below the 0 of duplicates.
-    n_seen = torch.zeros(len(X), dtype=torch.int64, device=X.device)
+    picks = torch.full((n_selected,), start, dtype=torch.int64, device=rows.left.device)
+    squares = rows.norms.new_zeros(n_selected)  # the radii
+    bounds = _Bounds(rows)
     n_picked = 1
     if resume is not None:
         n_picked = len(resume[0])
         picks[:n_picked] = torch.from_numpy(resume[0]).to(picks)
         squares[:n_picked] = torch.from_numpy(resume[1] ** 2).to(squares)
-    bounds[picks[:n_picked]] = -1.0
+    bounds.squares[picks[:n_picked]] = -1.0
     level, active, n_before = torch.inf, picks[:0], 0
     while True:
-        active = active[bounds[active] >= level]
+        active = active[bounds.squares[active] >= level]
         while not len(active):
-            largest = float(bounds.max())
+            largest = float(bounds.squares.max())
             if largest < 0:  # every row is picked
                 return picks.cpu().numpy(), _radii(squares)
             step = _LEVELS[n_picked - n_before < _FEW_PICKS]
             level, n_before = largest * step if largest < torch.inf else 0.0, n_picked
-            active = torch.nonzero(bounds >= level)[:, 0]
-            _catch_up(bounds, n_seen, rows, active, picks[:n_picked])
-            active = active[bounds[active] >= level]
+            active = torch.nonzero(bounds.squares >= level)[:, 0]
+            bounds.catch_up(active, picks[:n_picked])
+            active = active[bounds.squares[active] >= level]
             if largest == torch.inf:  # the first comparison was with all rows: now there is a level
                 active = active[:0]
-        fresh = bounds[active]
+        fresh = bounds.squares[active]
         if n_picked == n_selected:
             squares[-1] = fresh.max()
             return picks.cpu().numpy(), _radii(squares)
@@ -142,9 +123,9 @@ def k_center_greedy(
         picks[n_picked : n_picked + len(found)] = found
         squares[n_picked - 1 : n_picked - 1 + len(found)] = found_squares
         n_picked += len(found)
-        bounds[found] = -1.0
-        active = active[bounds[active] >= level]
-        _catch_up(bounds, n_seen, rows, active, picks[:n_picked])
+        bounds.squares[found] = -1.0
+        active = active[bounds.squares[active] >= level]
+        bounds.catch_up(active, picks[:n_picked])
         if on_pick is not None:
             on_pick(len(found))
 
@@ -154,7 +135,7 @@ def _radii(squares: torch.Tensor) -> np.ndarray:
 
 
 def _pick_among(
-    rows: _Rows, candidates: torch.Tensor, distances: torch.Tensor, floor: float, n_wanted: int
+    rows: Rows, candidates: torch.Tensor, distances: torch.Tensor, floor: float, n_wanted: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the textbook loop among a few rows while the farthest of them is at least at `floor`, squared; at least once.
 
@@ -184,28 +165,38 @@ def _pick_among(
     return candidates[order[:n_held]], squares[:n_held]
 
 
-def _catch_up(
-    bounds: torch.Tensor, n_seen: torch.Tensor, rows: _Rows, members: torch.Tensor, picks: torch.Tensor
-) -> None:
-    """Lower, in place, the bounds of `members` by all of `picks` that they have not seen."""
-    behind = n_seen[members]
-    for count in torch.unique(behind).tolist():
-        if count < len(picks):
-            _lower_bounds(bounds, rows, members[behind == count], picks[count:])
-    n_seen[members] = len(picks)
+class _Bounds:
+    """Upper bounds of the rows' squared distances from the picks, and how many of the picks each takes into account."""
 
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        # Picked rows stand at -1, below the 0 of duplicates.
+        self.squares = torch.full_like(rows.norms, torch.inf)
+        self.n_seen = torch.zeros(len(rows), dtype=torch.int32, device=rows.left.device)
+        # Written again for each block: fresh memory would cost as much as the products.
+        self._gathered = rows.left.new_empty((min(_BLOCK[0], len(rows)), rows.left.shape[1]))
+        self._products = rows.left.new_empty(len(self._gathered) * _BLOCK[1])
 
-def _lower_bounds(bounds: torch.Tensor, rows: _Rows, members: torch.Tensor, picks: torch.Tensor) -> None:
-    """Lower, in place, the bounds of `members` to their squared distance from the nearest of `picks`."""
-    n_rows, n_columns = _BLOCK
-    blocks = [right.T.contiguous() for right in rows.right(picks).split(n_columns)]
-    # Written again for each block: fresh memory would cost more than the products.
-    gathered = rows.left.new_empty((min(n_rows, len(members)), rows.left.shape[1]))
-    products = rows.left.new_empty(len(gathered) * min(n_columns, len(picks)))
-    for part in members.split(n_rows):
-        left = torch.index_select(rows.left, 0, part, out=gathered[: len(part)])
-        lowest = torch.full_like(part, torch.inf, dtype=left.dtype)
-        for block in blocks:
-            out = products[: len(part) * block.shape[1]].view(len(part), -1)
-            torch.minimum(lowest, torch.mm(left, block, out=out).amin(1), out=lowest)
-        bounds[part] = torch.minimum(bounds[part], lowest.add_(rows.norms[part]).clamp_min_(0))
+    def catch_up(self, members: torch.Tensor, picks: torch.Tensor) -> None:
+        """Lower the bounds of `members` by all of `picks` that they have not seen."""
+        behind = self.n_seen[members]
+        for count in torch.unique(behind).tolist():
+            if count < len(picks):
+                self._lower(members[behind == count], picks[count:])
+        self.n_seen[members] = len(picks)
+
+    def _lower(self, members: torch.Tensor, picks: torch.Tensor) -> None:
+        rows = self.rows
+        norms = rows.norms[members]
+        lowest = torch.full_like(norms, torch.inf)
+        for some in picks.split(_N_PICKS):
+            blocks = [right.T.contiguous() for right in rows.right(some).split(_BLOCK[1])]
+            for i in range(0, len(members), len(self._gathered)):
+                part = members[i : i + len(self._gathered)]
+                left = torch.index_select(rows.left, 0, part, out=self._gathered[: len(part)])
+                out = lowest[i : i + len(part)]
+                for block in blocks:
+                    products = self._products[: len(part) * block.shape[1]].view(len(part), -1)
+                    torch.minimum(out, torch.mm(left, block, out=products).amin(1), out=out)
+        lowest.add_(norms).clamp_min_(0)
+        self.squares[members] = torch.minimum(self.squares[members], lowest)

@@ -9,11 +9,21 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skpatchcore._finite import first_not_finite
+
 
 class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of samplers, whose ``fit`` sets ``components_``: the protocol of a transformer that keeps its rows."""
 
     components_: np.ndarray
+
+    def _validated_rows(self, X: Any) -> np.ndarray:
+        """Return `X` as `fit` takes it: float32 or float64, all finite."""
+        X = np.asarray(X, np.float32) if getattr(X, "dtype", None) == np.float16 else X
+        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        if (row := first_not_finite(X)) is not None:
+            raise ValueError(f"row {row} of X holds NaN or infinity.")
+        return X
 
     def transform(self, X: Any) -> np.ndarray:
         """Return distances to the selected rows, as KMeans does to its centres.
