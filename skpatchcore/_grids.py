@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,34 @@ from skpatchcore._finite import first_not_finite
 _NOTHING = "there are no patch features: at least one image with one patch is needed."
 
 
-class PatchGrids:
-    """Patch features of several images: one row a patch, image after image, each in row-major order.
+class GridLayout:
+    """Where the patches of several images lie, if each is a row: image after image, each in row-major order.
+
+    Parameters
+    ----------
+    sizes : array of shape (n_images, 2)
+        Height and width of each image's grid.
+    """
+
+    def __init__(self, sizes: np.ndarray):
+        self.sizes = sizes
+        self.starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def image_of(self, rows: Any) -> Any:
+        """Return the image that each of `rows` belongs to."""
+        return np.searchsorted(self.starts, rows, side="right") - 1
+
+    def positions_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return where in its image's grid each of `rows` lies: array of shape (n_rows, 2), row and column."""
+        images = self.image_of(rows)
+        return np.stack(np.divmod(rows - self.starts[images], self.sizes[images, 1]), axis=1)
+
+
+class PatchGrids(GridLayout):
+    """Patch features of several images, one row a patch.
 
     Parameters
     ----------
@@ -24,11 +50,11 @@ class PatchGrids:
     """
 
     def __init__(self, rows: np.ndarray, sizes: np.ndarray):
-        self.rows, self.sizes = rows, sizes
-        self.starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
+        super().__init__(sizes)
+        self.rows = rows
 
     @classmethod
-    def from_features(cls, features: Any) -> PatchGrids:
+    def from_features(cls, features: Any, first_image: int = 0) -> PatchGrids:
         """Take what an extractor's ``transform`` gives.
 
         Parameters
@@ -36,6 +62,8 @@ class PatchGrids:
         features : array of shape (n_images, grid_height, grid_width, n_channels), or list
             Grids of one size, or a list of arrays of shape (grid_height, grid_width, n_channels); an array of shape
             (n_images, n_channels) is one patch an image.
+        first_image : int, default=0
+            Number of the first of them, for errors.
 
         Returns
         -------
@@ -63,8 +91,8 @@ class PatchGrids:
             for i, grid in enumerate(grids):
                 if grid.ndim != 3 or grid.shape[2] != grids[0].shape[-1]:
                     raise ValueError(
-                        f"patch features of image {i} have shape {grid.shape}: expected (grid_height, grid_width, "
-                        "n_channels), with the same channels in all images."
+                        f"patch features of image {first_image + i} have shape {grid.shape}: expected (grid_height, "
+                        "grid_width, n_channels), with the same channels in all images."
                     )
             sizes = np.array([grid.shape[:2] for grid in grids]).reshape(-1, 2)
             rows = np.concatenate([grid.reshape(-1, grid.shape[2]) for grid in grids])
@@ -72,57 +100,42 @@ class PatchGrids:
             raise ValueError(_NOTHING)
         grids_ = cls(rows, sizes)
         if (row := first_not_finite(rows)) is not None:
-            raise ValueError(f"patch features of image {grids_.image_of(row)} hold NaN or infinity.")
+            raise ValueError(f"patch features of image {first_image + grids_.image_of(row)} hold NaN or infinity.")
         return grids_
 
     @classmethod
-    def from_batches(cls, batches: Iterable[PatchGrids], n_images: int) -> PatchGrids:
-        """Gather the grids of `n_images` images, which come in batches.
+    def from_batches(cls, batches: Iterable[PatchGrids], n_patches: int) -> PatchGrids:
+        """Gather grids that come in batches; each is written to its place in one matrix, so that all are held once.
 
-        While all grids are of one size, each batch is written to its place in the final matrix, so that the features
-        are held once.
+        Parameters
+        ----------
+        batches : iterable of PatchGrids
+            With the same channels.
+        n_patches : int
+            How many patches are expected. Memory is taken as they come: fewer cost nothing, more a copy.
         """
-        rows = np.empty((0, 0), np.float32)
-        sizes = np.empty((0, 2), np.int64)
-        filled = 0
+        rows, sizes, filled = np.empty((0, 0), np.float32), [], 0
         for batch in batches:
-            if not filled and len(batch) == n_images:
-                return batch
             needed = filled + len(batch.rows)
             if needed > len(rows):
-                left = (n_images - len(sizes)) * int(batch.sizes[0].prod())
-                grown = np.empty(
-                    (max(filled + left, needed, len(rows) * 5 // 4), batch.rows.shape[1]), batch.rows.dtype
-                )
+                n_rows = max(needed, n_patches if not filled else len(rows) * 9 // 8)
+                grown = np.empty((n_rows, batch.rows.shape[1]), batch.rows.dtype)
                 if filled:
                     grown[:filled] = rows[:filled]
                 rows = grown
             rows[filled:needed] = batch.rows
             filled = needed
-            sizes = np.concatenate([sizes, batch.sizes])
-        return cls(rows[:filled], sizes)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield each image's rows, of shape (n_patches_of_it, n_channels)."""
-        for i in range(len(self)):
-            yield self.rows[self.starts[i] : self.starts[i + 1]]
+            sizes.append(batch.sizes)
+        return cls(rows[:filled], np.concatenate(sizes))
 
     def take(self, images: np.ndarray) -> PatchGrids:
         """Return the grids of some of the images."""
         parts = [self.rows[self.starts[i] : self.starts[i + 1]] for i in images]
         return PatchGrids(parts[0] if len(parts) == 1 else np.concatenate(parts), self.sizes[images])
 
-    def image_of(self, rows: Any) -> Any:
-        """Return the image that each of `rows` belongs to."""
-        return np.searchsorted(self.starts, rows, side="right") - 1
-
-    def positions_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return where in its image's grid each of `rows` lies: array of shape (n_rows, 2), row and column."""
-        images = self.image_of(rows)
-        return np.stack(np.divmod(rows - self.starts[images], self.sizes[images, 1]), axis=1)
+    def between(self, start: int, stop: int) -> PatchGrids:
+        """Return the grids of the images from `start` up to `stop`, without a copy."""
+        return PatchGrids(self.rows[self.starts[start] : self.starts[stop]], self.sizes[start:stop])
 
 
 def _as_float(features: np.ndarray) -> np.ndarray:

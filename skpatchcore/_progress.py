@@ -49,14 +49,17 @@ def record_seconds() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Count the block's time as stage `name`, if anybody records."""
+    """Count the block's time as stage `name`, if anybody records; time of stages within counts for these alone."""
     seconds = _seconds.get()
-    start = time.perf_counter()
+    if seconds is None:
+        yield
+        return
+    start, before = time.perf_counter(), sum(seconds.values())
     try:
         yield
     finally:
-        if seconds is not None:
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        within = sum(seconds.values()) - before
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start - within
 
 
 def iterate_as_stage(name: str, items: Iterable[T]) -> Iterator[T]:

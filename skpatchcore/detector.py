@@ -9,25 +9,23 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin, clone
+from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skpatchcore._grids import PatchGrids
 from skpatchcore._labels import group_codes, is_nominal
-from skpatchcore._progress import progress_bar, stage
+from skpatchcore._memory import parse_bytes
+from skpatchcore._progress import stage
 from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context, safe_indexing
-from skpatchcore.calibration import conformal_threshold, leave_group_out
-from skpatchcore.coreset.greedy import GreedyCoresetSampler
+from skpatchcore.bank import Bank, collect_bank, estimate_memory
+from skpatchcore.calibration import conformal_threshold
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.features.images import ImageError, View, as_image_sequence
-from skpatchcore.features.stream import as_grids, iter_grids, n_images_of
-from skpatchcore.index.exact import ExactIndex
-from skpatchcore.index.pynndescent import PyNNDescentIndex
+from skpatchcore.features.images import as_image_sequence
+from skpatchcore.features.stream import PatchStream, as_grids, images_at_once, n_images_of
+from skpatchcore.inference import leave_one_out, score_stream
+from skpatchcore.memory import MemoryEstimate
 from skpatchcore.persistence import with_shared_bank, without_copies_of_bank
-from skpatchcore.scoring import anomaly_map, score_grids
-
-_INDEXES = {"exact": ExactIndex, "pynndescent": PyNNDescentIndex}
+from skpatchcore.stages import INDEXES, STAGES, default_stage, make_stage, stands_for_default
 
 
 class PatchCoreDetector(OutlierMixin, BaseEstimator):
@@ -63,6 +61,12 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
     smoothing : float, default=4.0
         Standard deviation of the Gaussian on anomaly maps, in pixels of the network's input, as in the paper; scaled
         with the map to the image's own size.
+    max_memory : int, str or None, default="auto"
+        Memory that `fit` may use above what the interpreter has at its start: bytes, or a text such as ``"4GB"``.
+        ``"auto"`` is a share of what is free, None no limit. While all patch features fit, they are held. If only what
+        selection looks at fits, images are extracted again where something was picked: the same memory bank, in more
+        time. Beyond that, selection works shard by shard, and covers a little less well; what comes of it then depends
+        on `max_memory`. `estimate_memory` tells beforehand.
     random_state : int, RandomState instance or None, default=None
         Seeds a sampler and an index that have no seed of their own.
     verbose : int, default=0
@@ -113,11 +117,12 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
     _parameter_constraints: dict = {
         "extractor": [HasMethods(["fit", "transform"]), StrOptions({"precomputed"}), None],
         "sampler": [HasMethods(["fit"]), None],
-        "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(_INDEXES)), None],
+        "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
         "calibration": [StrOptions({"leave-one-out"}), None],
         "smoothing": [Interval(Real, 0, None, closed="left")],
+        "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -132,6 +137,7 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         contamination: float | str = "auto",
         calibration: str | None = "leave-one-out",
         smoothing: float = 4.0,
+        max_memory: int | str | None = "auto",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -142,6 +148,7 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         self.contamination = contamination
         self.calibration = calibration
         self.smoothing = smoothing
+        self.max_memory = max_memory
         self.random_state = random_state
         self.verbose = verbose
 
@@ -158,12 +165,11 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         PatchCoreDetector
             Itself.
         """
-        for name in ("extractor", "sampler", "index"):
+        for name in STAGES:
             # Nested parameters need an estimator to be set on: None and "exact" become what they stand for.
             given = params.get(name, getattr(self, name))
-            nested = any(key.startswith(f"{name}__") for key in params)
-            if nested and (given is None or (isinstance(given, str) and given in _INDEXES)):
-                params = {**params, name: self._default(name, given)}
+            if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
+                params = {**params, name: default_stage(name, given)}
         return super().set_params(**params)
 
     @fit_context(prefer_skip_nested_validation=False)
@@ -199,36 +205,26 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         UserWarning
             If `y` holds other labels than +1 and -1, or if there are too few images to calibrate.
         """
+        max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
         rng = check_random_state(self.random_state)
-        extractor, sampler, index = (self._make_stage(name, rng) for name in ("extractor", "sampler", "index"))
+        extractor, sampler, index = self._make_stages(rng)
         X = self._validated(X, extractor, reset=True)
         nominal = is_nominal(y, n_images_of(X))
         kept, groups = np.flatnonzero(nominal), group_codes(groups, len(nominal))[nominal]
         X = X if nominal.all() else safe_indexing(X, kept)
         if extractor is not None:
             extractor.fit(X)
-        try:
-            grids, views = self._all_grids(extractor, X)
-        except ImageError as error:  # its index counts the nominal images
-            raise ImageError(error.message, int(kept[error.index]), error.path) from error
-        with stage("selection"):
-            sampler.fit(grids.rows)
-        if not hasattr(sampler, "component_indices_"):
-            raise ValueError(f"sampler={sampler!r} selects no rows: after fit it has no component_indices_.")
-        picked = np.asarray(sampler.component_indices_, np.int64)
-        bank = grids.rows[picked]
-        if getattr(sampler, "components_", None) is not None and np.array_equal(sampler.components_, bank):
-            bank = sampler.components_  # the same object, so that memory and files hold it once
+        stream = PatchStream(extractor, X, kept, verbose=self.verbose)
+        bank = collect_bank(stream, sampler, max_memory)
         with stage("index"):
-            index.fit(bank)
-        bank_images = grids.image_of(picked)
+            index.fit(bank.rows)
         with stage("calibration"):
-            scores, peaks = self._leave_one_out(index, bank, grids, views, groups, groups[bank_images])
+            scores, peaks = self._leave_one_out(index, bank, groups)
 
         self.extractor_, self.sampler_, self.index_ = extractor, sampler, index
-        self.memory_bank_ = bank
-        self.bank_image_indices_ = kept[bank_images]
-        self.bank_positions_ = grids.positions_of(picked)
+        self.memory_bank_ = bank.rows
+        self.bank_image_indices_ = kept[bank.images]
+        self.bank_positions_ = bank.positions
         self.calibration_scores_ = -scores
         self.offset_ = -conformal_threshold(scores, self.contamination)
         with warnings.catch_warnings():
@@ -381,6 +377,45 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         """
         return self._score(X, with_maps=True)
 
+    def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
+        """Estimate, before the work, what `fit` would need of memory.
+
+        Parameters
+        ----------
+        n_images : int
+            How many images there will be.
+        image : image, grid of patch features, or None, default=None
+            An example. None takes a square grey image, which will do for an extractor with an `image_size`.
+
+        Returns
+        -------
+        MemoryEstimate
+            Its attributes, and as text what a fit takes at once and in two passes; ``way(bytes)`` tells which it would
+            be.
+
+        Raises
+        ------
+        ValueError
+            If there is no example and one is needed.
+
+        Examples
+        --------
+        >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+        >>> detector = PatchCoreDetector(TorchFeatureExtractor("resnet18", weights=None))
+        >>> estimate = detector.estimate_memory(4000)
+        >>> (estimate.n_patches, estimate.n_channels, estimate.way(4_000_000_000))
+        (3136000, 384, 'two passes')
+        """
+        extractor, sampler, _ = self._make_stages(check_random_state(self.random_state))
+        if image is None:
+            if getattr(extractor, "image_size", None) is None:
+                raise ValueError("how much memory is needed depends on the images: pass an example as image=.")
+            image = np.full((64, 64, 3), 127, np.uint8)
+        X = [image] if extractor is not None else np.asarray(image)[None]
+        first = next(iter(PatchStream(extractor, X)))
+        batch_size = min(n_images, images_at_once(extractor, X))
+        return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, is_held=extractor is None)
+
     def _require_threshold(self) -> None:
         if math.isnan(self.offset_):
             raise ValueError(
@@ -390,39 +425,17 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
 
     def _score(self, X: Any, with_maps: bool) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
         check_is_fitted(self, "memory_bank_")
-        scores, maps = [], []
         X = self._validated(X, self.extractor_, reset=False)
-        with progress_bar(n_images_of(X), "scoring", "image", self.verbose) as bar:
-            for grids, views in iter_grids(self.extractor_, X, with_maps):
-                with stage("search"):
-                    batch_scores, patch_scores = score_grids(self.index_, self.memory_bank_, grids, self.n_neighbors)
-                scores.append(-batch_scores)
-                if with_maps:
-                    with stage("maps"):
-                        maps += [self._map(s, view) for s, view in zip(patch_scores, views, strict=True)]
-                bar.update(len(grids))
+        stream = PatchStream(self.extractor_, X, with_views=with_maps, description="scoring", verbose=self.verbose)
+        smoothing = self.smoothing if with_maps else None
+        scores, maps = score_stream(stream, self.index_, self.memory_bank_, self.n_neighbors, smoothing)
         same_size = len({m.shape for m in maps}) == 1
-        return np.concatenate(scores), np.stack(maps) if same_size else maps
+        return -scores, np.stack(maps) if same_size else maps
 
-    def _leave_one_out(
-        self,
-        index: Any,
-        bank: np.ndarray,
-        grids: PatchGrids,
-        views: list[View | None],
-        groups: np.ndarray,
-        bank_groups: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return anomaly scores and map maxima of the training images, each without its group's rows of the bank."""
-        scores, peaks = np.full((2, len(grids)), np.nan)
+    def _leave_one_out(self, index: Any, bank: Bank, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.calibration is None:
-            return scores, peaks
-        with progress_bar(len(grids), "calibrating", "image", self.verbose) as bar:
-            for images, rows in leave_group_out(groups, bank_groups):
-                if len(rows) < len(bank):
-                    scores[images], maps = score_grids(index, bank, grids.take(images), self.n_neighbors, rows)
-                    peaks[images] = [self._map(m, views[i]).max() for i, m in zip(images, maps, strict=True)]
-                bar.update(len(images))
+            return np.full(len(groups), np.nan), np.full(len(groups), np.nan)
+        scores, peaks = leave_one_out(bank, index, groups, self.n_neighbors, self.smoothing, self.verbose)
         n_missing = int(np.isnan(scores).sum())
         if n_missing:
             warnings.warn(
@@ -434,25 +447,9 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
             )
         return scores, peaks
 
-    def _map(self, patch_scores: np.ndarray, view: View | None) -> np.ndarray:
-        if view is None:
-            return patch_scores.astype(np.float32)
-        down, across = view.scale
-        return anomaly_map(patch_scores, view.image_size, view.box, (self.smoothing * down, self.smoothing * across))
-
-    def _all_grids(self, extractor: Any, X: Any) -> tuple[PatchGrids, list[View | None]]:
-        """Return the patch features of all images, with what the network saw of each."""
-        n_images = n_images_of(X)
-        views: list[View | None] = []
-
-        def batches() -> Iterator[PatchGrids]:
-            with progress_bar(n_images, "extracting features", "image", self.verbose) as bar:
-                for grids, seen in iter_grids(extractor, X):
-                    views.extend(seen)
-                    yield grids
-                    bar.update(len(grids))
-
-        return PatchGrids.from_batches(batches(), n_images), views
+    def _make_stages(self, rng: np.random.RandomState) -> Iterator[Any]:
+        rng_or_none = None if self.random_state is None else rng
+        return (make_stage(name, getattr(self, name), rng_or_none, self.verbose) for name in STAGES)
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         """Return `X` as a sequence of images or of grids; a table of one patch an image as scikit-learn checks it."""
@@ -464,26 +461,6 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         if reset and hasattr(self, "n_features_in_"):  # left by an earlier fit on a table
             del self.n_features_in_
         return grids
-
-    def _make_stage(self, name: str, rng: np.random.RandomState) -> Any:
-        """Return a fresh estimator for a stage, with the detector's seed and verbosity where it has none of its own."""
-        given = getattr(self, name)
-        if isinstance(given, str) and given == "precomputed":
-            return None
-        estimator = self._default(name, given) if given is None or isinstance(given, str) else clone(given)
-        params = estimator.get_params(deep=False)
-        if "random_state" in params and params["random_state"] is None and self.random_state is not None:
-            estimator.set_params(random_state=int(rng.randint(2**31 - 1)))
-        # The detector itself shows how far extraction and scoring are.
-        if name == "sampler" and params.get("verbose") == 0:
-            estimator.set_params(verbose=self.verbose)
-        return estimator
-
-    @staticmethod
-    def _default(stage: str, given: str | None) -> Any:
-        if stage == "extractor":
-            return TorchFeatureExtractor()
-        return GreedyCoresetSampler() if stage == "sampler" else _INDEXES[given or "exact"]()
 
     def __getstate__(self) -> dict:
         return without_copies_of_bank(super().__getstate__())

@@ -138,16 +138,17 @@ def test_features_of_another_form_are_refused(features, message):
 
 
 @pytest.mark.parametrize("sizes", [[(2, 3)] * 7, [(2, 3), (4, 4), (1, 1), (9, 2), (2, 3), (5, 5), (7, 7)]])
-def test_batches_gather_to_the_whole(sizes):
+@pytest.mark.parametrize("expected", [1, 20, 500])
+def test_batches_gather_to_the_whole(sizes, expected):
     rng = np.random.default_rng(0)
     features = [rng.random((*size, 5)).astype(np.float32) for size in sizes]
     whole = PatchGrids.from_features(features)
-    gathered = PatchGrids.from_batches((PatchGrids.from_features([f]) for f in features), len(features))
+    gathered = PatchGrids.from_batches((PatchGrids.from_features([f]) for f in features), expected)
     np.testing.assert_array_equal(gathered.rows, whole.rows)
     np.testing.assert_array_equal(gathered.sizes, whole.sizes)
-    for i, (own, feature) in enumerate(zip(gathered, features, strict=True)):
-        np.testing.assert_array_equal(own, feature.reshape(-1, 5))
-        np.testing.assert_array_equal(gathered.take(np.array([i])).rows, own)
+    for i, feature in enumerate(features):
+        np.testing.assert_array_equal(gathered.take(np.array([i])).rows, feature.reshape(-1, 5))
+        np.testing.assert_array_equal(gathered.between(i, i + 1).rows, feature.reshape(-1, 5))
     some = np.arange(len(whole.rows))
     images, positions = whole.image_of(some), whole.positions_of(some)
     for row, image, (y, x) in zip(whole.rows, images, positions, strict=True):

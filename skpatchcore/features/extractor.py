@@ -23,7 +23,17 @@ from skpatchcore.features.aggregation import (
     tokens_to_grid,
 )
 from skpatchcore.features.backbones import Network, WeightsError, load_network
-from skpatchcore.features.images import ImageError, Size, View, as_image_sequence, load_image, path_of, resize_and_crop
+from skpatchcore.features.images import (
+    ImageError,
+    Size,
+    View,
+    as_image_sequence,
+    image_size,
+    load_image,
+    path_of,
+    placed,
+    resize_and_crop,
+)
 
 
 class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -242,6 +252,32 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                     features, grid = self._compute(network, torch.stack(tensors), size, sources, device)
                     yield features, [view.of_patches(grid, self.stride) for view in views]
                     bar.update(len(batch))
+
+    def input_sizes(self, X: Any) -> np.ndarray | None:
+        """Return how large the network sees each image, from the files' headers; None if all are seen at one size.
+
+        Parameters
+        ----------
+        X : as for `transform`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images, 2) or None
+            Height and width in pixels.
+
+        Raises
+        ------
+        ImageError
+            If an image can't be opened, or is smaller than the crop; the error names its index and path.
+        """
+        if self.crop_size is not None or isinstance(self.image_size, tuple | list):
+            return None
+        views = (
+            placed(image_size(image, index), self.image_size, self.crop_size, index, path_of(image))[2]
+            for index, image in enumerate(as_image_sequence(X))
+        )
+        return np.array([view.input_size for view in views])
 
     def _prepare(self, image: Any, index: int) -> tuple[torch.Tensor, View, tuple[int, str | None]]:
         path = path_of(image)

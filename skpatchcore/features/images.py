@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 Size = int | tuple[int, int] | None
 
@@ -236,10 +237,22 @@ def _to_float(pixels: np.ndarray, index: int, path: str | None) -> np.ndarray:
 
 
 def image_size(image: Any, index: int) -> tuple[int, int]:
-    """Return the height and width in pixels of one image, as :func:`load_image` would give it."""
+    """Return the height and width in pixels of one image, as :func:`load_image` gives it; of a file from its header.
+
+    Raises
+    ------
+    ImageError
+        If the file can't be opened, or it is no image.
+    """
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[0], image.shape[1]
-    return load_image(image, index).shape[:2]
+    try:
+        with Image.open(path) if (path := path_of(image)) else nullcontext(image) as opened:
+            width, height = opened.size
+            is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except Exception:  # reading it says what is wrong with it
+        return load_image(image, index).shape[:2]
+    return (width, height) if is_turned else (height, width)
 
 
 def path_of(image: Any) -> str | None:
@@ -277,11 +290,40 @@ def resize_and_crop(
     ImageError
         If the crop is larger than the resized image: nothing is made up at the border.
     """
+    resized, (top, left), view = placed((pixels.shape[0], pixels.shape[1]), size, crop, index, path)
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    height, width = tensor.shape[1:]
-    resized = _resized_size((height, width), size)
-    if resized != (height, width):
+    if resized != view.image_size:
         tensor = F.interpolate(tensor[None], size=resized, mode="bilinear", align_corners=False, antialias=True)[0]
+    return tensor[:, top : top + view.input_size[0], left : left + view.input_size[1]], view
+
+
+def placed(
+    own: tuple[int, int], size: Size, crop: Size, index: int, path: str | None = None
+) -> tuple[tuple[int, int], tuple[int, int], View]:
+    """Return where the part that the network sees lies in an image of a given size.
+
+    Parameters
+    ----------
+    own : (int, int)
+        The image's height and width in pixels.
+    size, crop, index, path
+        As for :func:`resize_and_crop`.
+
+    Returns
+    -------
+    resized : (int, int)
+        Height and width after resizing.
+    corner : (int, int)
+        Top and left of the crop in there.
+    view : View
+        The same in the image's own pixels.
+
+    Raises
+    ------
+    ImageError
+        If the crop is larger than the resized image.
+    """
+    resized = _resized_size(own, size)
     cut = resized if crop is None else _pair(crop)
     if cut[0] > resized[0] or cut[1] > resized[1]:
         raise ImageError(
@@ -290,10 +332,9 @@ def resize_and_crop(
             path,
         )
     top, left = (round((whole - part) / 2) for whole, part in zip(resized, cut, strict=True))
-    tensor = tensor[:, top : top + cut[0], left : left + cut[1]]
-    scale = height / resized[0], width / resized[1]
+    scale = own[0] / resized[0], own[1] / resized[1]
     box = (top * scale[0], left * scale[1], cut[0] * scale[0], cut[1] * scale[1])
-    return tensor, View((height, width), box, (cut[0], cut[1]), scale)
+    return resized, (top, left), View(own, box, (cut[0], cut[1]), scale)
 
 
 def _resized_size(own: tuple[int, int], size: Size) -> tuple[int, int]:

@@ -1,16 +1,23 @@
-"""Patch features of any extractor as one stream of grids: batch by batch where the extractor can, else in one piece."""
+"""Patch features of any extractor as one stream of grids, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from skpatchcore._grids import PatchGrids
-from skpatchcore._progress import iterate_as_stage, stage
-from skpatchcore.features.images import View, as_image_sequence, image_size
+from skpatchcore._progress import iterate_as_stage, progress_bar, stage
+from skpatchcore._sklearn import safe_indexing
+from skpatchcore.features.images import ImageError, View, as_image_sequence, image_size
+
+# Images, and patches of precomputed grids, that make a batch where the extractor does not say.
+_N_IMAGES = 16
+_N_PATCHES = 16384
 
 
 def n_images_of(X: Any) -> int:
@@ -34,52 +41,172 @@ def as_grids(X: Any) -> np.ndarray | list[np.ndarray] | None:
     return np.asarray(X) if getattr(X, "ndim", 0) == 4 else None
 
 
-def iter_grids(extractor: Any, X: Any, with_views: bool = True) -> Iterator[tuple[PatchGrids, list[View | None]]]:
-    """Yield patch features in order, with what the network saw of each image.
+def images_at_once(extractor: Any, X: Any) -> int:
+    """Return how many images make a batch; of precomputed grids, about as many patches as a network's batches have."""
+    if extractor is not None:
+        return getattr(extractor, "batch_size", _N_IMAGES)
+    n_patches = math.prod(X.shape[1:-1]) if hasattr(X, "shape") else int(np.prod(X[0].shape[:2]))
+    return max(1, _N_PATCHES // max(n_patches, 1))
+
+
+class PatchStream:
+    """Patch features of images, batch after batch, as often as they are asked for.
 
     Parameters
     ----------
     extractor : transformer or None
-        One with ``iter_transform`` gives batches; any other its ``transform`` in one piece. None: `X` holds the
-        features.
+        One with ``iter_transform`` gives its own batches; the ``transform`` of any other is called on a few images at a
+        time. None: `X` holds the features.
     X : images or patch features
         What the extractor takes.
+    numbers : array of int or None, default=None
+        What the images are called in errors; None counts from 0.
     with_views : bool, default=True
-        False spares an extractor that gives none the look at the images' sizes.
-
-    Yields
-    ------
-    grids : PatchGrids
-        Of the next images.
-    views : list of (View or None)
-        Of each of them; None where nothing is known of an image. An extractor that tells nothing is taken to see the
-        whole image.
-
-    Raises
-    ------
-    ValueError
-        If the features have a wrong shape, are not finite, or are not one grid for each image.
+        False spares an extractor that tells nothing of what it sees the look at the images' sizes.
+    description : str, default="extracting features"
+        What a progress bar says.
+    verbose : int, default=0
+        1 shows one.
     """
-    if extractor is None:
-        grids = PatchGrids.from_features(X)
-        yield grids, [None] * len(grids)
-    elif hasattr(extractor, "iter_transform"):
-        for features, views in iterate_as_stage("network", extractor.iter_transform(X)):
-            yield PatchGrids.from_features(features), views
-    else:
-        with stage("network"):
-            grids = PatchGrids.from_features(extractor.transform(X))
-        if len(grids) != n_images_of(X):
-            raise ValueError(
-                f"the extractor gives features of {len(grids)} images for {n_images_of(X)}: its transform must return "
-                "(n_images, grid_height, grid_width, n_channels) or a list with one grid for each image."
-            )
-        yield grids, _whole_images(X, len(grids)) if with_views else [None] * len(grids)
+
+    def __init__(
+        self,
+        extractor: Any,
+        X: Any,
+        numbers: np.ndarray | None = None,
+        *,
+        with_views: bool = True,
+        description: str = "extracting features",
+        verbose: int = 0,
+    ):
+        self.extractor, self.X, self.verbose = extractor, X, verbose
+        self.numbers = np.arange(n_images_of(X)) if numbers is None else numbers
+        self.with_views, self.description = with_views, description
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[PatchGrids, list[View | None]]]:
+        """Yield the grids of the next images, and what the network saw of each.
+
+        A view is None where nothing is known of an image. An extractor that tells nothing is taken to see the whole
+        image.
+
+        Raises
+        ------
+        ImageError
+            If an image can't be read.
+        ValueError
+            If the features have a wrong shape, are not finite, are not one grid for each image, or differ in their
+            channels.
+        """
+        n_channels, done = None, 0
+        with progress_bar(len(self), self.description, "image", self.verbose) as bar, self._numbered():
+            for grids, views in self._batches():
+                n_channels = n_channels or grids.rows.shape[1]
+                if grids.rows.shape[1] != n_channels:
+                    raise ValueError(
+                        f"patch features of image {self.numbers[done]} have {grids.rows.shape[1]} channels, those "
+                        f"before {n_channels}."
+                    )
+                yield grids, views
+                done += len(grids)
+                bar.update(len(grids))
+
+    def between(self, start: int, stop: int) -> PatchStream:
+        """Return the stream of the images from `start` up to `stop`, without a progress bar."""
+        X = safe_indexing(self.X, slice(start, stop))
+        return PatchStream(self.extractor, X, self.numbers[start:stop], with_views=self.with_views)
+
+    def holds_features(self) -> bool:
+        """Return whether the features are in memory anyway, as one array."""
+        return self.extractor is None and isinstance(self.X, np.ndarray) and self.X.dtype in (np.float32, np.float64)
+
+    def expected_patches(self, first: PatchGrids) -> int:
+        """Return about how many patches all images have, if `first` are those of the first ones.
+
+        Exact where all images give grids of one size. Where the network sees images as large as they are, their areas
+        tell, from the files' headers, with a little to spare.
+        """
+        n_first = len(first.rows) / len(first)
+        if self.extractor is None and isinstance(self.X, list):
+            return sum(int(np.prod(grid.shape[:2])) for grid in self.X)
+        with self._numbered():
+            sizes = self.extractor.input_sizes(self.X) if hasattr(self.extractor, "input_sizes") else None
+        if sizes is None or (sizes == sizes[0]).all():
+            return round(n_first * len(self))
+        areas = np.prod(sizes, axis=1)
+        return math.ceil(1.05 * len(first.rows) / areas[: len(first)].sum() * areas.sum())
+
+    @contextmanager
+    def _numbered(self) -> Iterator[None]:
+        """Call images in errors, which count those of this stream, by their numbers."""
+        try:
+            yield
+        except ImageError as error:
+            raise ImageError(error.message, int(self.numbers[error.index]), error.path) from error
+
+    def _batches(self) -> Iterator[tuple[PatchGrids, list[View | None]]]:
+        if hasattr(self.extractor, "iter_transform"):
+            for features, seen in iterate_as_stage("network", self.extractor.iter_transform(self.X)):
+                yield PatchGrids.from_features(features), list(seen)
+            return
+        n_at_once = images_at_once(self.extractor, self.X)
+        for start in range(0, len(self), n_at_once):
+            X = safe_indexing(self.X, slice(start, start + n_at_once))
+            if self.extractor is None:
+                grids = PatchGrids.from_features(X, first_image=start)
+            else:
+                with stage("network"):
+                    grids = PatchGrids.from_features(self.extractor.transform(X), first_image=start)
+                if len(grids) != n_images_of(X):
+                    raise ValueError(
+                        f"the extractor gives features of {len(grids)} images for {n_images_of(X)}: its transform "
+                        "must return (n_images, grid_height, grid_width, n_channels) or a list with one grid for each "
+                        "image."
+                    )
+            known = self.with_views and self.extractor is not None
+            yield grids, _whole_images(X, start) if known else [None] * len(grids)
 
 
-def _whole_images(X: Any, n_images: int) -> list[View | None]:
+class HeldPatches:
+    """Patch features that are held in memory, as a stream.
+
+    Parameters
+    ----------
+    grids : PatchGrids
+        Of all images.
+    views : list of (View or None)
+        What the network saw of each.
+    """
+
+    def __init__(self, grids: PatchGrids, views: list[View | None]):
+        self.grids, self.views = grids, views
+
+    @classmethod
+    def gather(cls, batches: Iterable[tuple[PatchGrids, list[View | None]]], n_patches: int) -> HeldPatches:
+        """Hold what a stream yields; `n_patches` are expected."""
+        views: list[View | None] = []
+
+        def grids() -> Iterator[PatchGrids]:
+            for some, seen in batches:
+                views.extend(seen)
+                yield some
+
+        return cls(PatchGrids.from_batches(grids(), n_patches), views)
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def __iter__(self) -> Iterator[tuple[PatchGrids, list[View | None]]]:
+        for start in range(0, len(self), _N_IMAGES):
+            stop = min(start + _N_IMAGES, len(self))
+            yield self.grids.between(start, stop), self.views[start:stop]
+
+
+def _whole_images(X: Any, first_image: int) -> list[View | None]:
     try:
-        sizes = [image_size(image, i) for i, image in enumerate(as_image_sequence(X))]
+        sizes = [image_size(image, first_image + i) for i, image in enumerate(as_image_sequence(X))]
     except ValueError:  # not images: features of something else
-        return [None] * n_images
+        return [None] * n_images_of(X)
     return [View(size, (0.0, 0.0, float(size[0]), float(size[1])), size) for size in sizes]

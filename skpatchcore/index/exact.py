@@ -15,6 +15,8 @@ from skpatchcore._sklearn import fit_context
 
 # Bytes of distances held at once.
 _CHUNK_BYTES = 1 << 26
+# Rows of the bank that are looked at together when it is fitted.
+_BLOCK = 4096
 # Runners-up measured beside the winners of the matrix product: its rounding may have put the true winner among them.
 _N_SPARE = 4
 
@@ -133,8 +135,10 @@ class ExactIndex(BaseEstimator):
         X = validate_data(self, X, dtype=[np.float64, np.float32], order="C")
         self._fit_X = X
         self._center = X.mean(0, dtype=np.float64).astype(X.dtype)
-        shifted = X - self._center
-        self._norms = np.einsum("ij,ij->i", shifted, shifted)
+        self._norms = np.empty(len(X), X.dtype)
+        for i in range(0, len(X), _BLOCK):  # in parts: no shifted copy of the bank
+            shifted = X[i : i + _BLOCK] - self._center
+            self._norms[i : i + _BLOCK] = np.einsum("ij,ij->i", shifted, shifted)
         self.n_samples_fit_ = len(X)
         return self
 

@@ -1,0 +1,140 @@
+"""Peak resident memory of fits, each in a process of its own, and whether the coresets agree.
+
+    python benchmarks/memory.py -o benchmarks/results/memory.md
+
+Images are noise with stripes, made when they are read: their number is all that matters. The extractor is a ResNet-50
+with random weights, whose layers 2 and 3 have 1,536 channels, at 224×224: 784 patches an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+CHILD = "--child"
+
+
+class MadeUpImages(Sequence):
+    """Images of 224×224 pixels that are drawn when they are asked for."""
+
+    def __init__(self, n_images: int):
+        self.n_images = n_images
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def __getitem__(self, i):
+        import numpy as np
+
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(self.n_images))]
+        if not 0 <= i < self.n_images:
+            raise IndexError(i)
+        rng = np.random.default_rng(i)
+        stripes = np.sin(np.arange(224) * rng.uniform(0.05, 0.5))[:, None, None] * 60
+        return (128 + stripes + rng.normal(0, 20, (224, 224, 3))).clip(0, 255).astype(np.uint8)
+
+
+def resident() -> int:
+    """Return the bytes of this process that are in memory now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def fit(n_images: int, max_memory: str | None, ratio: float, calibration: str | None) -> None:
+    """Fit in this process, and print what it took as JSON."""
+    at_start = resident()
+    import resource
+
+    from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore._progress import record_seconds
+
+    detector = PatchCoreDetector(
+        TorchFeatureExtractor("resnet50", weights=None, image_size=None, crop_size=None),
+        sampler=GreedyCoresetSampler(ratio),
+        calibration=calibration,
+        max_memory=max_memory,
+        random_state=0,
+    )
+    estimate = detector.estimate_memory(n_images, MadeUpImages(1)[0])
+    start = time.perf_counter()
+    with record_seconds() as seconds:
+        detector.fit(MadeUpImages(n_images))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    picks = (detector.bank_image_indices_.tobytes(), detector.bank_positions_.tobytes())
+    print(
+        json.dumps(
+            {
+                "peak": peak - at_start,
+                "at once": estimate.at_once,
+                "two passes": estimate.two_passes,
+                "seconds": time.perf_counter() - start,
+                "stages": seconds,
+                "picks": hashlib.sha256(b"".join(picks)).hexdigest(),
+                "bank": hashlib.sha256(detector.memory_bank_.tobytes()).hexdigest(),
+                "radius": float(detector.sampler_.selection_distances_[-1]),
+                "n_bank": len(detector.memory_bank_),
+            }
+        )
+    )
+
+
+def in_a_process(*arguments: object) -> dict:
+    """Run `fit` in a fresh process."""
+    command = [sys.executable, __file__, CHILD, json.dumps(arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Fit in several ways and sizes, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "memory.md")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--ratio", type=float, default=0.01)
+    options = parser.parse_args()
+    import torch
+
+    import skpatchcore
+
+    small = options.images // 10
+    cases = [
+        (small, None, "leave-one-out"),
+        (small, "2.2GB", "leave-one-out"),
+        (small, "1.9GB", "leave-one-out"),
+        (options.images, "4GB", None),
+    ]
+    lines = [
+        "# Memory of fits",
+        "",
+        f"ResNet-50 with random weights, layers 2 and 3 (1,536 channels), images of 224×224, ratio {options.ratio:g}; "
+        f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. "
+        "Peak resident memory above the interpreter's at its start, libraries included.",
+        "",
+        "| images | max_memory | calibration | estimate: at once, in two passes | **peak** | seconds: network, "
+        "selection, calibration | rows of the bank | picks (digest) | bank (digest) | covering radius |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for n_images, max_memory, calibration in cases:
+        r = in_a_process(n_images, max_memory, options.ratio, calibration)
+        s = r["stages"]
+        lines.append(
+            f"| {n_images} | {max_memory} | {calibration} "
+            f"| {r['at once'] / 1e9:.2f} GB, {r['two passes'] / 1e9:.2f} GB | **{r['peak'] / 1e9:.2f} GB** | {s['network']:.0f}, {s['selection']:.0f}, {s['calibration']:.0f} "
+            f"| {r['n_bank']} | `{r['picks'][:8]}` | `{r['bank'][:8]}` | {r['radius']:.4f} |"
+        )
+        print(lines[-1], flush=True)
+    lines += ["", "Made by `python benchmarks/memory.py`.", ""]
+    options.output.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if CHILD in sys.argv:
+        fit(*json.loads(sys.argv[-1]))
+    else:
+        main()

@@ -1,0 +1,54 @@
+"""How much memory there is, and how people write it down."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+# Where containers say how much they may have, how much they have, and which line tells what they could drop at once.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def parse_bytes(value: Any) -> int:
+    """Return the number of bytes that an int or a text such as ``"4GB"`` or ``"512 MiB"`` says.
+
+    Raises
+    ------
+    ValueError
+        If it says none.
+    """
+    if not isinstance(value, str):
+        return int(value)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", value.upper())
+    if match is None:
+        raise ValueError(f"{value!r} is not an amount of memory: write '4GB', '512MiB', or a number of bytes.")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Return bytes as people read them: ``"1.84 GB"``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def available_bytes() -> int:
+    """Return the memory that may be had without swapping: of the machine, or of the container if that is less."""
+    available = psutil.virtual_memory().available
+    for folder, limit, in_use, droppable in _CGROUPS:
+        try:
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            used = int((folder / in_use).read_text()) - int(statistics[droppable])
+            left = int((folder / limit).read_text()) - used
+        except (OSError, ValueError, KeyError):  # no container of that kind, or no limit ("max")
+            continue
+        available = min(available, max(left, 0))
+    return available
