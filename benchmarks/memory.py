@@ -125,7 +125,8 @@ def main() -> None:
         s = r["stages"]
         lines.append(
             f"| {n_images} | {max_memory} | {calibration} "
-            f"| {r['at once'] / 1e9:.2f} GB, {r['two passes'] / 1e9:.2f} GB | **{r['peak'] / 1e9:.2f} GB** | {s['network']:.0f}, {s['selection']:.0f}, {s['calibration']:.0f} "
+            f"| {r['at once'] / 1e9:.2f} GB, {r['two passes'] / 1e9:.2f} GB "
+            f"| **{r['peak'] / 1e9:.2f} GB** | {s['network']:.0f}, {s['selection']:.0f}, {s['calibration']:.0f} "
             f"| {r['n_bank']} | `{r['picks'][:8]}` | `{r['bank'][:8]}` | {r['radius']:.4f} |"
         )
         print(lines[-1], flush=True)

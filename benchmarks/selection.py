@@ -3,8 +3,9 @@
     python benchmarks/selection.py PATH/TO/mtd -o benchmarks/results/selection.md
 
 Against the textbook loop, against a loop with one temporary of the data's size for each pick (as anomalib 2.7 has it),
-and against nothing but the matrix product of all rows with all picks. A loop costs the same for each pick: its first
-picks are timed and scaled. Every figure is the best of a few repetitions, in the space that selection works in.
+and against nothing but the matrix products of the same arithmetic: the projection, and all rows with all picks. A loop
+costs the same for each pick: its first picks are timed and scaled; its projection is left out. Every figure is the best
+of a few repetitions. Writes a plot beside the table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import skpatchcore
 from skpatchcore import TorchFeatureExtractor, list_images
 from skpatchcore.coreset.projection import gaussian_projection
+from skpatchcore.coreset.rows import RowBuffer, Rows
 from skpatchcore.coreset.selection import k_center_greedy
 
 LOOP_PICKS = 100
@@ -45,8 +47,17 @@ def with_temporaries(X: torch.Tensor, n_selected: int) -> None:
         pick = int(nearest.argmax())
 
 
-def matrix_product(X: torch.Tensor, n_selected: int) -> None:
-    """Multiply all rows with all picks, in blocks that stay in the cache, and look at nothing."""
+def ours(rows: np.ndarray, matrix: np.ndarray | None, n_selected: int) -> None:
+    """Project, gather and select, as the sampler does."""
+    buffer = RowBuffer(matrix, rows.shape[1], torch.float32, torch.device("cpu"))
+    buffer.reserve(len(rows))
+    buffer.extend(rows)
+    k_center_greedy(Rows(buffer.take()[0]), n_selected, 0)
+
+
+def matrix_product(X: torch.Tensor, n_selected: int, matrix: torch.Tensor | None = None) -> None:
+    """Project, multiply all rows with all picks, in blocks that stay in the cache, and look at nothing."""
+    X = X if matrix is None else X @ matrix
     for columns in X[:n_selected].split(512):
         right = columns.T.contiguous()
         out = X.new_empty(1024, right.shape[1])
@@ -64,20 +75,56 @@ def best_of(repetitions: int, function: Callable[[], object]) -> float:
     return min(times)
 
 
-def compare(X: torch.Tensor, ratio: float) -> dict[str, float]:
+def compare(rows: np.ndarray, matrix: np.ndarray | None, ratio: float) -> dict[str, float]:
     """Time all four at one ratio."""
+    raw = torch.from_numpy(rows)
+    P = None if matrix is None else torch.from_numpy(matrix).to(raw)
+    X = raw if P is None else raw @ P
     n_selected = int(np.ceil(len(X) * ratio))
     n_loop = min(LOOP_PICKS, n_selected)
     loops = {
         name: best_of(2, lambda loop=loop: loop(X, n_loop)) * n_selected / n_loop
         for name, loop in (("textbook", textbook), ("anomalib", with_temporaries))
     }
-    repetitions = 3 if ratio < 0.1 else 2
-    ours, product = [], []
-    for _ in range(repetitions):  # in turn, so that both see the same weather
-        ours.append(best_of(1, lambda: k_center_greedy(X, n_selected, 0)))
-        product.append(best_of(1, lambda: matrix_product(X, n_selected)))
-    return {"picks": n_selected, "ours": min(ours), "product": min(product), **loops}
+    seconds, product = [], []
+    for _ in range(7 if ratio < 0.1 else 2):  # in turn, so that both see the same weather
+        seconds.append(best_of(1, lambda: ours(rows, matrix, n_selected)))
+        product.append(best_of(1, lambda: matrix_product(raw, n_selected, P)))
+    return {"picks": n_selected, "ours": min(seconds), "product": min(product), **loops}
+
+
+def growth(rows: np.ndarray, matrix: np.ndarray) -> list[tuple[int, float, int, float, float]]:
+    """Time selection as rows and ratio grow: (rows, ratio, picks, seconds, seconds of the textbook loop)."""
+    found = []
+    shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
+    for n in (len(rows) // 100, len(rows) // 10, len(rows)):
+        X = torch.from_numpy(shuffled[:n]) @ torch.from_numpy(matrix).to(torch.float32)
+        for ratio in (0.001, 0.01, 0.1):
+            k = int(np.ceil(n * ratio))
+            loop = best_of(2, lambda X=X, k=k: textbook(X, min(k, LOOP_PICKS))) * max(1, k / LOOP_PICKS)
+            found.append((n, ratio, k, best_of(2, lambda n=n, k=k: ours(shuffled[:n], matrix, k)), loop))
+    return found
+
+
+def plot(found: list[tuple[int, float, int, float, float]], path: Path) -> None:
+    """Draw seconds over rows, one line a ratio."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for color, ratio in zip(("C0", "C1", "C2"), sorted({row[1] for row in found}), strict=True):
+        chosen = [row for row in found if row[1] == ratio]
+        n = [row[0] for row in chosen]
+        axes.loglog(n, [row[3] for row in chosen], "o-", color=color, label=f"skpatchcore, ratio {ratio:g}")
+        axes.loglog(
+            n, [row[4] for row in chosen], "o:", color=color, alpha=0.6, label=f"textbook loop, ratio {ratio:g}"
+        )
+    axes.set(xlabel="patches to select from", ylabel="seconds")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -92,8 +139,8 @@ def main() -> None:
     chosen = np.random.default_rng(0).permutation(len(paths))[: options.images]
     extractor = TorchFeatureExtractor(options.backbone, image_size=(224, 224), crop_size=None, verbose=1)
     features = extractor.transform([paths[i] for i in chosen])
-    rows = torch.from_numpy(features.reshape(-1, features.shape[-1]))
-    matrix = torch.from_numpy(gaussian_projection(rows.shape[1], 128, np.random.RandomState(0))).to(rows)
+    rows = features.reshape(-1, features.shape[-1])
+    matrix = gaussian_projection(rows.shape[1], 128, np.random.RandomState(0))
     lines = [
         "# Greedy coreset selection",
         "",
@@ -101,24 +148,27 @@ def main() -> None:
         f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, float32, skpatchcore "
         f"{skpatchcore.__version__}. Loops are scaled from their first {LOOP_PICKS} picks.",
         "",
-        "| rows × columns | ratio | picks | skpatchcore s | bare matrix product s | textbook loop s "
-        "| loop with temporaries s | against the product | against the textbook | against temporaries |",
+        "| rows × columns | ratio | picks | skpatchcore s | bare matrix products s | textbook loop s "
+        "| loop with temporaries s | against the products | against the textbook | against temporaries |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for X in (rows @ matrix, rows):
+    for projection in (matrix, None):
+        columns = f"{rows.shape[1]}" if projection is None else f"{rows.shape[1]} → {projection.shape[1]}"
         for ratio in (0.001, 0.01, 0.1):
-            t = compare(X, ratio)
+            t = compare(rows, projection, ratio)
             lines.append(
-                f"| {len(X)} × {X.shape[1]} | {ratio:g} | {t['picks']} | {t['ours']:.2f} | {t['product']:.2f} "
+                f"| {len(rows)} × {columns} | {ratio:g} | {t['picks']} | {t['ours']:.2f} | {t['product']:.2f} "
                 f"| {t['textbook']:.1f} | {t['anomalib']:.1f} | {t['ours'] / t['product']:.2f}× "
                 f"| 1/{t['textbook'] / t['ours']:.0f} | 1/{t['anomalib'] / t['ours']:.0f} |"
             )
             print(lines[-1], flush=True)
-    lines += ["", "As the number of rows grows (128 columns, ratio 0.01):", "", "| rows | picks | s |", "|---|---|---|"]
-    for n in (len(rows) // 100, len(rows) // 10, len(rows)):
-        X = (rows @ matrix)[torch.from_numpy(np.random.default_rng(0).permutation(len(rows))[:n])]
-        n_selected = int(np.ceil(n * 0.01))
-        lines.append(f"| {n} | {n_selected} | {best_of(3, lambda X=X, k=n_selected: k_center_greedy(X, k, 0)):.3f} |")
+    lines += ["", f"As rows and ratio grow ({rows.shape[1]} → {matrix.shape[1]} columns):", ""]
+    lines += ["| rows | ratio | picks | skpatchcore s | textbook loop s |", "|---|---|---|---|---|"]
+    found = growth(rows, matrix)
+    lines += [f"| {n} | {ratio:g} | {k} | {own:.3f} | {loop:.3f} |" for n, ratio, k, own, loop in found]
+    picture = options.output.with_suffix(".png")
+    plot(found, picture)
+    lines += ["", f"![seconds over patches]({picture.name})"]
     lines += ["", "Made by `python benchmarks/selection.py PATH/TO/mtd`.", ""]
     options.output.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
