@@ -19,6 +19,7 @@ PURE = {
     "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
     "coreset.projection", "coreset.rows", "coreset.batches", "coreset.selection", "coreset.order_cache",
     "coreset.subset",
+    "index.bounds", "index.bounded", "index.copies", "index.pairs", "index.device_bank",
     "scoring", "calibration", "persistence", "memory",
 }  # fmt: skip
 STAGES = {

@@ -6,42 +6,101 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from skpatchcore import ExactIndex, PyNNDescentIndex
-from skpatchcore.index import exact
+from skpatchcore.index import bounded, bounds, device_bank, pairs
 from skpatchcore.scoring import kneighbors_without
 
 INDEXES = [ExactIndex(), PyNNDescentIndex(n_neighbors=15, random_state=0)]
 by_index = pytest.mark.parametrize("index", INDEXES, ids=lambda index: type(index).__name__)
 
 
-@settings(deadline=None, max_examples=80)
+@pytest.fixture(params=["in full", "float32", "bfloat16"])
+def way(request, monkeypatch):
+    """However a machine and a bank would be searched."""
+    if request.param != "in full":
+        # small blocks and groups, so that small banks have many of them
+        monkeypatch.setattr(bounded, "_N_SMALL", 0)
+        monkeypatch.setattr(bounded, "_N_ROWS", 128)
+        monkeypatch.setattr(bounded, "_N_BLOCK", 2048)
+        monkeypatch.setattr(bounded, "_N_DIRECTIONS", (1, 2, 8, 16))
+        monkeypatch.setattr(bounded, "_N_COARSE", 2)
+        monkeypatch.setattr(bounded, "_N_FIRST", 2)
+        monkeypatch.setattr(bounded, "fastest_dtype", lambda: getattr(torch, request.param))
+    return request.param
+
+
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    bank=arrays(np.float64, st.tuples(st.integers(1, 30), st.just(3)), elements=st.integers(-4, 4).map(float)),
-    scale=st.sampled_from([1e-6, 1.0, 1e6]),
+    bank=arrays(np.float64, st.tuples(st.integers(1, 300), st.just(3)), elements=st.integers(-4, 4).map(float)),
+    scale=st.sampled_from([1e-100, 1e-6, 1.0, 1e6, 1e100]),
     shift=st.sampled_from([0.0, 1e3]),
     k=st.integers(1, 12),
     seed=st.integers(0, 5),
+    data=st.data(),
 )
-def test_exact_is_brute_force(bank, scale, shift, k, seed):
+def test_exact_is_brute_force(way, bank, scale, shift, k, seed, data):
     """With duplicates, zero vectors, a single row, tiny and huge scales, and banks far from the origin."""
     queries = np.random.default_rng(seed).integers(-5, 5, (7, 3)).astype(float)
-    bank, queries = bank * scale + shift, queries * scale + shift
-    k = min(k, len(bank))
-    distances, indices = ExactIndex().fit(bank).kneighbors(queries, k)
-    expected = np.sort(cdist(queries, bank), axis=1)[:, :k]
+    bank, queries = (bank + shift) * scale, (queries + shift) * scale
+    excluded = np.array(data.draw(st.lists(st.integers(0, len(bank) - 1), max_size=len(bank) - 1, unique=True)), int)
+    k = min(k, len(bank) - len(excluded))
+    index = ExactIndex().fit(bank)
+    distances, indices = index.kneighbors(queries, k, exclude=excluded)
+    kept = np.delete(np.arange(len(bank)), excluded)
+    expected = np.sort(cdist(queries / scale, bank[kept] / scale), axis=1)[:, :k] * scale
     np.testing.assert_allclose(distances, expected, rtol=1e-9, atol=1e-9 * scale)
-    np.testing.assert_allclose(distances, np.linalg.norm(bank[indices] - queries[:, None], axis=2), rtol=1e-12)
+    found = np.linalg.norm(bank[indices] / scale - queries[:, None] / scale, axis=2) * scale
+    np.testing.assert_allclose(distances, found, rtol=1e-9, atol=1e-12 * scale)
     assert all(len(set(row)) == k for row in indices.tolist())
+    assert not np.isin(indices, excluded).any()
+    # of equally near rows the first
+    first = kept[np.array([np.flatnonzero((bank[kept] == bank[i]).all(axis=1))[0] for i in indices[:, 0]])]
+    np.testing.assert_array_equal(indices[:, 0], first)
+    tops, top_distances, top_indices = index.farthest(queries, np.array([0, 1, 5, 7]), exclude=excluded)
+    for top, group in zip(tops, ([0], [1, 2, 3, 4], [5, 6]), strict=True):
+        assert top == group[distances[group, 0].argmax()]
+    np.testing.assert_array_equal(top_distances, distances[tops, 0])
+    np.testing.assert_array_equal(top_indices, indices[tops, 0])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_shape_of_the_batch_changes_nothing(monkeypatch, dtype):
+@pytest.mark.parametrize("kind", ["noise", "clusters", "low rank", "outliers", "flat"])
+def test_exact_is_brute_force_in_many_dimensions(way, dtype, kind):
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(3, 1, (700, 40)), rng.normal(3, 1, (60, 40))
+    if kind == "clusters":
+        centers = rng.normal(0, 3, (20, 40))
+        bank, queries = bank * 0.3 + centers[rng.integers(0, 20, 700)], queries * 0.3 + centers[rng.integers(0, 20, 60)]
+    elif kind == "low rank":
+        mixing = rng.normal(size=(40, 40)) * 0.5 ** np.arange(40)[:, None]
+        bank, queries = bank @ mixing, queries @ mixing
+    elif kind == "outliers":
+        bank[::50] *= 1e4
+        queries[::10] *= 1e5
+    elif kind == "flat":
+        bank[rng.permutation(700)[:500]] = 1.5
+        queries[:20] = 1.5
+    bank, queries = bank.astype(dtype), queries.astype(dtype)
+    wide = bank.astype(np.float64), queries.astype(np.float64)
+    index = ExactIndex().fit(bank)
+    for k in (1, 5):
+        distances, indices = index.kneighbors(queries, k)
+        expected = np.sort(cdist(wide[1], wide[0]), axis=1)[:, :k]
+        np.testing.assert_allclose(distances, expected, rtol=1e-6 if dtype == np.float32 else 1e-12)
+        true = np.linalg.norm(wide[0][indices] - wide[1][:, None], axis=2)
+        np.testing.assert_allclose(true, expected, rtol=1e-6)
+    tops = index.farthest(queries, np.array([0, 60]))
+    assert tops[1][0] == index.kneighbors(queries, 1)[0].max()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_shape_of_the_batch_changes_nothing(way, dtype):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(5, 1, (900, 40)).astype(dtype), rng.normal(5, 1, (50, 40)).astype(dtype)
     index = ExactIndex().fit(bank)
@@ -49,8 +108,58 @@ def test_the_shape_of_the_batch_changes_nothing(monkeypatch, dtype):
     single = [index.kneighbors(query[None], 3) for query in queries]
     assert (np.concatenate([s[0] for s in single]) == distances).all()
     assert (np.concatenate([s[1] for s in single]) == indices).all()
-    monkeypatch.setattr(exact, "_CHUNK_BYTES", 10_000)
-    assert (index.kneighbors(queries, 3)[0] == distances).all()
+
+
+def test_bounds_are_bounds():
+    """In any precision, however tight: the limit of a query's own distance never rules a row out."""
+    rng = np.random.default_rng(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for scale in (1e-3, 1.0):
+            rows, queries = (torch.from_numpy(rng.normal(0, 1, (n, 30))) for n in (500, 40))
+            rows[:, 10:] *= scale  # nearly nothing beside the coordinates: rests are small differences of large numbers
+            queries[:, 10:] *= scale
+            norms, query_norms = rows.square().sum(1), queries.square().sum(1)
+            squares = torch.cdist(queries, rows).square()
+            thin = bounds.Bounds(rows[:, :10].float(), norms.float(), 30, dtype)
+            left, added = thin.left(queries[:, :10].float(), query_norms.float())
+            product = thin.product(left, 0, len(thin)).float()[:, :500]
+            for row in range(500):
+                assert (product[:, row] <= thin.limits(squares[:, row].float(), query_norms.float(), added)).all()
+            # and they are worth something
+            assert ((product + query_norms[:, None].float()) / squares).mean() > (0.2 if scale == 1.0 else 0.9)
+
+
+def test_products_of_pairs_without_the_sparse_kernel(monkeypatch):
+    rng = np.random.default_rng(0)
+    X, Y = torch.from_numpy(rng.normal(size=(6, 9))), torch.from_numpy(rng.normal(size=(11, 9)))
+    q, rows = torch.tensor([0, 0, 2, 5, 5, 5]), torch.tensor([3, 1, 10, 0, 4, 4])
+    expected = (X[q] * Y[rows]).sum(1)
+    torch.testing.assert_close(pairs.pair_products(X, Y, q, rows), expected)
+    monkeypatch.setattr(pairs, "_can_sample", lambda: False)
+    monkeypatch.setattr(pairs, "_N_PAIRS", 4)
+    torch.testing.assert_close(pairs.pair_products(X, Y, q, rows), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_plain_product_of_devices_finds_the_same(monkeypatch, dtype):
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(5, 1, (900, 40)).astype(dtype), rng.normal(5, 1, (50, 40)).astype(dtype)
+    index = ExactIndex().fit(bank)
+    monkeypatch.setattr(device_bank, "_CHUNK_BYTES", 100_000)
+    plain = device_bank.DeviceBank(torch.from_numpy(bank))
+    excluded = np.arange(0, 900, 7)
+    for k in (1, 4):
+        found = plain.kneighbors(torch.from_numpy(queries), k, excluded)
+        distances, indices = index.kneighbors(queries, k, exclude=excluded)
+        np.testing.assert_array_equal(found[1], indices)
+        np.testing.assert_allclose(found[0], distances, rtol=1e-6)
+    starts = np.array([0, 20, 50])
+    for own, expected in zip(
+        plain.farthest(torch.from_numpy(queries), starts, excluded),
+        index.farthest(queries, starts, exclude=excluded),
+        strict=True,
+    ):
+        np.testing.assert_allclose(own, expected, rtol=1e-6)
 
 
 @by_index
