@@ -69,7 +69,9 @@ def score_stream(
     scores, maps = [], []
     for grids, views in stream:
         with stage("search"):
-            batch_scores, patch_scores = score_grids(index, bank, grids, n_neighbors)
+            batch_scores, patch_scores = score_grids(
+                index, bank, grids, n_neighbors, with_patch_scores=smoothing is not None
+            )
         scores.append(batch_scores)
         if smoothing is not None:
             with stage("maps"):

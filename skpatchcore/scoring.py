@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,12 @@ from skpatchcore._grids import PatchGrids
 
 
 def score_grids(
-    index: Any, bank: np.ndarray, grids: PatchGrids, n_neighbors: int, exclude: np.ndarray | None = None
+    index: Any,
+    bank: np.ndarray,
+    grids: PatchGrids,
+    n_neighbors: int,
+    exclude: np.ndarray | None = None,
+    with_patch_scores: bool = True,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Score images by comparing their patches with the memory bank (Eq. 6-7); bigger = more anomalous.
 
@@ -33,6 +39,9 @@ def score_grids(
         *b* of Eq. 7; no more than the bank has is used.
     exclude : array of int or None, default=None
         Rows of the bank that don't count.
+    with_patch_scores : bool, default=True
+        False leaves them out, which spares an index that can look for the farthest patches alone (``farthest``) most
+        of the search. The image scores are the same.
 
     Returns
     -------
@@ -50,22 +59,27 @@ def score_grids(
         raise ValueError(
             f"patch features have {grids.rows.shape[1]} channels, but the memory bank has {bank.shape[1]}."
         )
-    distances, nearest = (found[:, 0] for found in kneighbors_without(index, grids.rows, 1, exclude))
-    distances = distances.astype(np.float64)
-    bounds = list(zip(grids.starts[:-1], grids.starts[1:], strict=True))
-    # The test patch farthest from the bank, of each image: m^test,* of Eq. 6.
-    tops = np.array([start + distances[start:stop].argmax() for start, stop in bounds])
-    scores = distances[tops]
+    patch_scores = []
+    # The test patch farthest from the bank, of each image: m^test,* of Eq. 6, and m*.
+    if not with_patch_scores and hasattr(index, "farthest"):
+        tops, scores, nearest = index.farthest(grids.rows, grids.starts, exclude=exclude)
+    else:
+        distances, all_nearest = (found[:, 0] for found in kneighbors_without(index, grids.rows, 1, exclude))
+        distances = distances.astype(np.float64)
+        tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(grids.starts)])
+        scores, nearest = distances[tops], all_nearest[tops]
+        if with_patch_scores:
+            parts = np.split(distances, grids.starts[1:-1])
+            patch_scores = [part.reshape(size) for part, size in zip(parts, grids.sizes, strict=True)]
     b = min(n_neighbors, len(bank) - (0 if exclude is None else len(exclude)))
     if b > 1:
-        _, neighborhoods = kneighbors_without(index, bank[nearest[tops]], b, exclude)
+        _, neighborhoods = kneighbors_without(index, bank[nearest], b, exclude)
         for i, (top, neighborhood) in enumerate(zip(tops, neighborhoods, strict=True)):
             # m* belongs to its own neighbourhood, even where duplicates of it or an approximate search hide it.
-            others = neighborhood[neighborhood != nearest[top]][: b - 1]
+            others = neighborhood[neighborhood != nearest[i]][: b - 1]
             difference = bank[others].astype(np.float64) - grids.rows[top]
             to_others = np.sqrt(np.einsum("ij,ij->i", difference, difference))
             scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
-    patch_scores = [distances[s:e].reshape(size) for (s, e), size in zip(bounds, grids.sizes, strict=True)]
     return scores, patch_scores
 
 

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import re
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skpatchcore.features import efficientnet_lite
 
@@ -92,6 +93,7 @@ def load_network(
     weights: str | Path | None,
     layers: Sequence[str] | None,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> Network:
     """Return the network, from the process-wide cache where it was used before.
 
@@ -106,6 +108,8 @@ def load_network(
         Dotted module names; None for the family's default.
     device : torch.device
         Where the network shall run.
+    dtype : torch.dtype, default=torch.float32
+        What it shall compute in.
 
     Returns
     -------
@@ -127,10 +131,10 @@ def load_network(
             raise WeightsError(f"weights: there is no readable file {str(file)!r}.") from error
         stamp = stat.st_mtime_ns, stat.st_size
     chosen = default_layers(backbone) if layers is None else tuple(layers)
-    key = (backbone, str(weights), weights is None, stamp, chosen, str(device))
+    key = (backbone, str(weights), weights is None, stamp, chosen, str(device), dtype)
     with _cache_lock:
         if key not in _cache:
-            _cache[key] = _build_network(backbone, weights, file, chosen, device)
+            _cache[key] = _build_network(backbone, weights, file, chosen, device, dtype)
             if len(_cache) > _CACHE_SIZE:
                 _cache.popitem(last=False)
         _cache.move_to_end(key)
@@ -185,6 +189,7 @@ def _build_network(
     file: Path | None,
     layers: tuple[str, ...],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> Network:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -216,7 +221,11 @@ def _build_network(
     # Parameters that ask for no gradient let inference share them between threads.
     cut.requires_grad_(False)
     digest = _digest(cut)
-    return Network(cut.to(device), layers, mean, std, digest)
+    if isinstance(cut, fx.GraphModule):
+        cut = _folded(cut)
+    # Pixels' channels side by side are what processors' convolutions like best.
+    cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(cut, layers, mean, std, digest)
 
 
 def _digest(module: nn.Module) -> str:
@@ -325,6 +334,31 @@ def _cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
         return create_feature_extractor(module, return_nodes=list(layers))
     except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
         return _HookedLayers(module, layers)
+
+
+def _folded(traced: fx.GraphModule) -> fx.GraphModule:
+    """Make batch normalisations part of the convolutions before them, where nobody else looks at these."""
+    folded = fx.GraphModule(
+        traced, traced.graph
+    )  # of torchvision's two graphs, for training and evaluation, the latter
+    modules = dict(folded.named_modules())
+    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
+    for node in list(folded.graph.nodes):
+        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d:
+            continue
+        if len(before.users) > 1 or calls[before.target] > 1:
+            continue
+        convolution = fuse_conv_bn_eval(modules[before.target], modules[node.target])
+        folded.set_submodule(before.target, convolution)
+        modules[before.target] = convolution
+        node.replace_all_uses_with(before)
+        folded.graph.erase_node(node)
+    folded.delete_all_unused_submodules()
+    folded.recompile()
+    return folded.eval().requires_grad_(False)
 
 
 class _HookedLayers(nn.Module):

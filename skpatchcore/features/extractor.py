@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from skpatchcore._device import available_device, require_device
 from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import Interval
+from skpatchcore._sklearn import Interval, StrOptions
 from skpatchcore.features.aggregation import (
     NotAGridError,
     channels_first,
@@ -77,11 +77,14 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     mean, std : sequence of 3 floats or None, default=None
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
-    batch_size : int, default=16
+    batch_size : int, default=8
         Images that go through the network at once; the features do not depend on it. Only neighbours in `X` that are of
-        one size after resizing share a batch.
+        one size after resizing share a batch. On a GPU more may be faster; on a CPU, more take longer an image.
     device : str, default="auto"
         ``"auto"`` is CUDA where there is one, else the CPU.
+    dtype : {"float32", "bfloat16"}, default="float32"
+        What the network computes in. bfloat16 takes about half the time where the processor is made for it, and moves
+        features by less than a per cent of their size; fit and predict with the same.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -121,6 +124,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         "std": [list, tuple, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str],
+        "dtype": [StrOptions({"float32", "bfloat16"})],
         "verbose": ["verbose"],
     }
 
@@ -137,8 +141,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         crop_size: Size = 224,
         mean: Any = None,
         std: Any = None,
-        batch_size: int = 16,
+        batch_size: int = 8,
         device: str = "auto",
+        dtype: str = "float32",
         verbose: int = 0,
     ):
         self.backbone = backbone
@@ -153,6 +158,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.std = std
         self.batch_size = batch_size
         self.device = device
+        self.dtype = dtype
         self.verbose = verbose
 
     def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
@@ -299,7 +305,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             for given, own in ((self.mean, network.mean), (self.std, network.std))
         )
         try:
-            outputs = network.module((images.to(device) - mean) / std)
+            normalised = ((images.to(device) - mean) / std).to(getattr(torch, self.dtype))
+            outputs = network.module(normalised.contiguous(memory_format=torch.channels_last))
             maps = [self._as_map(outputs[layer], layer, size) for layer in network.layers]
         except (RuntimeError, AssertionError, NotAGridError) as error:
             if "out of memory" in str(error) or "allocate memory" in str(error):
@@ -321,15 +328,15 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     @staticmethod
     def _as_map(output: Any, layer: str, size: tuple[int, int]) -> torch.Tensor:
         if isinstance(output, torch.Tensor) and output.ndim == 3:
-            return tokens_to_grid(output, size)
+            return tokens_to_grid(output, size).float()
         if not isinstance(output, torch.Tensor) or output.ndim != 4:
             shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(f"layer {layer!r} gives {shape}, expected maps (4-D) or tokens (3-D)")
-        return channels_first(output, size)
+        return channels_first(output, size).float()
 
     def _load(self, device: torch.device) -> Network:
         weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights
-        return load_network(self.backbone, weights, self.layers, device)
+        return load_network(self.backbone, weights, self.layers, device, getattr(torch, self.dtype))
 
     def _check_parameters(self) -> None:
         self._validate_params()

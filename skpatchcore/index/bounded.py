@@ -57,10 +57,10 @@ class BoundedBank:
         # In these units no square overflows or vanishes; a power of 2 rounds nothing.
         self._unit = 2.0 ** math.frexp(reach)[1] if reach > 0 else 1.0
         self._norms = torch.cat([self._seen(part).square().sum(1) for part in self._parts()])
-        # Squared distances from products in full are off by this share of (|q| + the longest row)² at most.
-        self._share = 2 * (n_features + 8) * torch.finfo(rows.dtype).eps
-        self._longest = max(float(torch.linalg.vector_norm(part / self._unit, dim=1).max()) for part in self._parts())
-        self._longest += float(self._norms.max().sqrt())
+        # A sum of n products is off by n roundings at most; with room for those of what goes into it.
+        self._rounding = 1.5 * (n_features + 8) * torch.finfo(rows.dtype).eps / 2
+        lengths = torch.cat([torch.linalg.vector_norm(part / self._unit, dim=1) for part in self._parts()])
+        self._lengths = lengths + torch.linalg.vector_norm(self._center / self._unit)
         self._bounds: Bounds | None = None
         self._coarse: Bounds | None = None
         self._directions: torch.Tensor | None = None
@@ -86,7 +86,7 @@ class BoundedBank:
         distances : array of shape (n_queries, n_neighbors), float64
             Euclidean, ascending.
         indices : array of shape (n_queries, n_neighbors), int64
-            Of equal distances the lower index comes first.
+            Of equal distances the lower index comes first, its copies after it.
         """
         dead = self._dead(excluded)
         n_wanted = min(n_neighbors, len(self._rows) - (0 if dead is None else len(dead)))
@@ -178,11 +178,12 @@ class BoundedBank:
 
     def _squares(
         self, seen: torch.Tensor, norms: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor
-    ) -> torch.Tensor:
-        """Return squared distances of some pairs, from products in full; `queries` ascend."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return squared distances of some pairs, from products, and how far they may be off; `queries` ascend."""
         products = pair_products(seen, self._rows, queries, rows) / self._unit
         products -= (seen @ (self._center / self._unit))[queries]
-        return norms[queries] + self._norms[rows] - 2 * products
+        sums = norms[queries] + self._norms[rows]
+        return sums - 2 * products, self._rounding * (sums + 2 * norms.sqrt()[queries] * self._lengths[rows])
 
     def _blocks(
         self, bounds: Bounds, left: torch.Tensor, dead: torch.Tensor | None
@@ -206,39 +207,37 @@ class BoundedBank:
             nearer = values.float() < lowest
             rows = torch.where(nearer, start + _members(product, groups[:, None])[:, 0], rows)
             lowest = torch.minimum(lowest, values.float())
-        squares = self._squares(seen, norms, torch.arange(len(queries)), rows)
-        squares += self._share * (norms.sqrt() + self._longest) ** 2
-        return squares.double().numpy() * self._unit**2
+        squares, errors = self._squares(seen, norms, torch.arange(len(queries)), rows)
+        return (squares + errors).double().numpy() * self._unit**2
 
     def _nearest(
         self, queries: torch.Tensor, n_neighbors: int, dead: torch.Tensor | None
     ) -> tuple[np.ndarray, np.ndarray]:
         seen = self._seen(queries)
         norms = seen.square().sum(1)
-        slack = self._share * (norms.sqrt() + self._longest) ** 2
         best = torch.full((len(queries), n_neighbors), torch.inf, dtype=queries.dtype)
         pairs = []
         if self._bounds is None:
             for start in range(0, len(self._rows), _N_ROWS):
-                found, best = self._in_full(best, slack, seen, norms, start, dead)
+                found, best = self._in_full(best, seen, norms, start, dead)
                 pairs.append(found)
         else:
             bounds = self._bounds
             left, added = bounds.left(self._coordinates(seen), norms.float())
             for start, product, smallest in self._blocks(bounds, left, dead):
                 before, best = best, self._with_candidates(best, seen, norms, start, product, smallest)
-                limits = bounds.limits((best.amax(1) + slack).float(), norms.float(), added)
+                limits = bounds.limits(best.amax(1).float(), norms.float(), added)
                 q, columns = _not_above(product, smallest, limits)
                 if len(q) > _DENSE * product.numel():
-                    found, best = self._in_full(before, slack, seen, norms, start, dead)
+                    found, best = self._in_full(before, seen, norms, start, dead)
                     pairs.append(found)
                 else:
-                    pairs.append((q, start + columns, self._squares(seen, norms, q, start + columns)))
-        q, rows, squares = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        nearest = best.amax(1)
+                    pairs.append((q, start + columns, *self._squares(seen, norms, q, start + columns)))
+        q, rows, squares, errors = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        highest = best.amax(1)
         if n_neighbors == 1:
-            nearest = nearest.scatter_reduce(0, q, squares, "amin")
-        near = ~(squares > (nearest + 2 * slack)[q])
+            highest = highest.scatter_reduce(0, q, squares + errors, "amin")
+        near = ~(squares - errors > highest[q])
         return self._measured(queries, q[near], rows[near], n_neighbors)
 
     def _with_candidates(
@@ -250,7 +249,7 @@ class BoundedBank:
         product: torch.Tensor,
         smallest: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the smallest squared distances that are known, once the rows with the lowest bounds are looked at."""
+        """Return what the nearest rows' squared distances are not above, given those with the lowest bounds too."""
         n_neighbors = best.shape[1]
         if n_neighbors == 1:
             members = _members(product, smallest.argmin(1, keepdim=True))
@@ -259,33 +258,33 @@ class BoundedBank:
         q = torch.arange(len(best)).repeat_interleave(members.shape[1])
         rows = start + members.reshape(-1)
         is_row = product[q, members.reshape(-1)] != torch.inf
-        squares = torch.full((len(q),), torch.inf, dtype=best.dtype)
-        squares[is_row] = self._squares(seen, norms, q[is_row], rows[is_row])
-        return torch.cat([best, squares.view(members.shape)], dim=1).topk(n_neighbors, largest=False).values
+        highest = torch.full((len(q),), torch.inf, dtype=best.dtype)
+        squares, errors = self._squares(seen, norms, q[is_row], rows[is_row])
+        highest[is_row] = squares + errors
+        return torch.cat([best, highest.view(members.shape)], dim=1).topk(n_neighbors, largest=False).values
 
     def _in_full(
-        self,
-        best: torch.Tensor,
-        slack: torch.Tensor,
-        seen: torch.Tensor,
-        norms: torch.Tensor,
-        start: int,
-        dead: torch.Tensor | None,
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Compare a whole block; return pairs that may be nearest, and the smallest squared distances known."""
-        rows, n_neighbors = self._rows[start : start + _N_ROWS], best.shape[1]
-        squares = torch.addmm(self._norms[start : start + _N_ROWS], seen, rows.T, alpha=-2 / self._unit)
+        self, best: torch.Tensor, seen: torch.Tensor, norms: torch.Tensor, start: int, dead: torch.Tensor | None
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Compare a whole block; return pairs that may be nearest, and what the nearest are not above."""
+        part, n_neighbors = slice(start, start + _N_ROWS), best.shape[1]
+        rows, row_norms = self._rows[part], self._norms[part]
+        squares = torch.addmm(row_norms, seen, rows.T, alpha=-2 / self._unit)
         squares += (norms + 2 * (seen @ (self._center / self._unit)))[:, None]
         if dead is not None:
             squares.index_fill_(1, _within(dead, start, start + _N_ROWS), torch.inf)
-        if n_neighbors == 1:
-            own = squares.amin(1, keepdim=True)
-        else:
-            own = squares.topk(min(n_neighbors, len(rows)), largest=False).values
+        scaled = torch.stack([self._rounding * norms, 2 * self._rounding * norms.sqrt()], dim=1)
+        errors = torch.addmm(
+            self._rounding * row_norms, scaled, torch.stack([torch.ones_like(row_norms), self._lengths[part]])
+        )
+        highest = squares + errors
+        own = highest.amin(1, keepdim=True)
+        if n_neighbors > 1:
+            own = highest.topk(min(n_neighbors, len(rows)), largest=False).values
         best = torch.cat([best, own], dim=1).topk(n_neighbors, largest=False).values
-        is_near = ~(squares > (best.amax(1) + 2 * slack)[:, None]) & (squares != torch.inf)
+        is_near = ~(squares - errors > best.amax(1)[:, None]) & (squares != torch.inf)
         q, columns = torch.nonzero(is_near, as_tuple=True)
-        return (q, start + columns, squares[q, columns]), best
+        return (q, start + columns, squares[q, columns], errors[q, columns]), best
 
     def _measured(
         self, queries: torch.Tensor, q: torch.Tensor, rows: torch.Tensor, n_neighbors: int

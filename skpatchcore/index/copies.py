@@ -55,9 +55,8 @@ class Copies:
             return distances, rows[starts[kinds]]
         all_distances, all_rows = np.empty((2, len(kinds), n_neighbors))
         for q, (row_distances, row_kinds) in enumerate(zip(distances, kinds, strict=True)):
+            # copies of one row stay together, so that the first neighbours are the same however many are wanted
             copies = [rows[starts[kind] : starts[kind + 1]] for kind in row_kinds]
-            repeated = np.repeat(row_distances, [len(some) for some in copies])
-            found = np.concatenate(copies)
-            order = np.lexsort((found, repeated))[:n_neighbors]
-            all_distances[q], all_rows[q] = repeated[order], found[order]
+            all_rows[q] = np.concatenate(copies)[:n_neighbors]
+            all_distances[q] = np.repeat(row_distances, [len(some) for some in copies])[:n_neighbors]
         return all_distances, all_rows.astype(np.int64)

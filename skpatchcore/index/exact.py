@@ -106,7 +106,7 @@ class ExactIndex(BaseEstimator):
         distances : array of shape (n_queries, n_neighbors), float64
             Euclidean, ascending; only with `return_distance`.
         indices : array of shape (n_queries, n_neighbors), int64
-            Rows of the bank; of equal distances the lower index comes first.
+            Rows of the bank; of equal distances the lower index comes first, its copies after it.
 
         Raises
         ------
