@@ -45,7 +45,7 @@ FEATURES = {
 }
 N_PATCHES = 784
 # Numbers in a bank beyond which building a graph takes many minutes.
-MAX_GRAPH = 30_000_000
+MAX_GRAPH = 26_000_000
 
 
 def all_pairs(bank: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -218,6 +218,7 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         bank = collect_bank(stream, sampler, max_memory)
         with stage("index"):
             index.fit(bank.rows)
+        _share_rows(bank, sampler, index)
         with stage("calibration"):
             scores, peaks = self._leave_one_out(index, bank, groups)
 
@@ -474,3 +475,12 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
             extractor = TorchFeatureExtractor() if self.extractor is None else self.extractor
             tags.input_tags = get_tags(extractor).input_tags
         return tags
+
+
+def _share_rows(bank: Bank, sampler: Any, index: Any) -> None:
+    """Let the bank and the sampler hold the rows that the index keeps, if it keeps them otherwise than they came."""
+    stored = getattr(index, "stored_rows", bank.rows)
+    if stored.dtype != bank.rows.dtype:
+        if getattr(sampler, "components_", None) is bank.rows:
+            sampler.components_ = stored
+        bank.rows = stored

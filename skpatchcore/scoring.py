@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import softmax
 
@@ -169,14 +170,15 @@ def anomaly_map(
     height, width = image_size
     top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
     sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
-    scores = np.asarray(patch_scores, np.float64)
+    scores = np.array(patch_scores, np.float64)
     rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
     columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
-    return (rows @ scores @ columns.T).astype(np.float32)
+    # In torch: numpy's own threads would spin on after the product, and slow the network down on the next image.
+    return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
 
 
 @lru_cache(maxsize=64)
-def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sigma: float) -> np.ndarray:
+def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sigma: float) -> torch.Tensor:
     """Return the matrix of shape (n_pixels, n_patches) that upsamples and smooths along one axis."""
     # Centres of pixels in units of patches, counted from the first patch's centre.
     position = np.clip((np.arange(n_pixels) + 0.5 - start) / length * n_patches - 0.5, 0, n_patches - 1)
@@ -188,5 +190,4 @@ def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sig
     matrix[pixels, np.minimum(lower + 1, n_patches - 1)] += share
     if sigma > 1e-3:  # a narrower Gaussian does nothing, and its weights divide by sigma squared
         matrix = gaussian_filter1d(matrix, sigma, axis=0)
-    matrix.flags.writeable = False
-    return matrix
+    return torch.from_numpy(matrix)

@@ -7,7 +7,7 @@ from skimage import data
 from torch import nn
 
 from skpatchcore import TorchFeatureExtractor, WeightsError
-from skpatchcore.features import efficientnet_lite
+from skpatchcore.features import backbones, efficientnet_lite
 from skpatchcore.features.backbones import backbone_names, default_layers, load_network
 from skpatchcore.features.images import load_image, resize_and_crop
 
@@ -78,6 +78,61 @@ def test_nothing_is_computed_after_the_last_layer():
     assert any(name.startswith("layer2") for name in names)
     assert not any(name.startswith(("layer3", "layer4", "fc")) for name in names)
     assert list(cut.layers) == ["layer2", "layer1"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "densenet121", "mobilenet_v3_small"])
+def test_folded_normalisations_change_nothing(name, monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+
+    def network():
+        module = backbones._embedded(name, None) if "lite" in name else torchvision.models.get_model(name, weights=None)
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d):  # as after training: with statistics of its own
+                part.running_mean.normal_(0, 0.2, generator=rng)
+                part.running_var.uniform_(0.5, 2, generator=rng)
+        return module
+
+    module = network()
+    layers = default_layers(name)
+    images = torch.randn((2, 3, 96, 96), generator=rng)
+    cut = load_network(lambda: module, "DEFAULT", layers, CPU)
+    monkeypatch.setattr(backbones, "_folded", lambda traced: traced)
+    plain = load_network(lambda: module, "DEFAULT", layers, CPU)
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in n.module.modules()) for n in (cut, plain)]
+    if name in ("resnet18", "efficientnet_lite0"):  # the others hide them in parts of their own, or put them first
+        assert norms[0] == 0 < norms[1]
+    assert cut.digest == plain.digest
+    with torch.inference_mode():
+        for layer in layers:
+            own, expected = cut.module(images)[layer], plain.module(images)[layer]
+            torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_convolution_that_others_look_at_is_left_alone():
+    class Shared(nn.Module):
+        """Calls one convolution twice, and hands out what another gives before it is normalised."""
+
+        def __init__(self):
+            super().__init__()
+            self.twice = nn.Conv2d(3, 3, 3, 1, 1)
+            self.first, self.second, self.third = (nn.BatchNorm2d(3) for _ in range(3))
+            self.wanted = nn.Conv2d(3, 3, 3, 2, 1)
+            for k, norm in enumerate((self.first, self.second, self.third)):
+                norm.running_mean.fill_(k + 1.0)
+
+        def forward(self, x):
+            x = self.second(self.twice(self.first(self.twice(x))))
+            return self.third(self.wanted(x))
+
+    module = Shared().eval()
+    cut = load_network(lambda: module, "DEFAULT", ["second", "wanted", "third"], CPU)
+    images = torch.randn((1, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        second = module.second(module.twice(module.first(module.twice(images))))
+        outputs = cut.module(images)
+        torch.testing.assert_close(outputs["second"], second)
+        torch.testing.assert_close(outputs["wanted"], module.wanted(second))
+        torch.testing.assert_close(outputs["third"], module(images))
 
 
 class Winding(nn.Module):

@@ -472,6 +472,21 @@ def test_a_file_holds_the_bank_once(tmp_path, parts):
     assert (tmp_path / "model.joblib").stat().st_size < 1.2 * model.memory_bank_.nbytes
 
 
+def test_a_bank_stored_in_float16_halves_the_file(tmp_path, parts):
+    exact, halved = (
+        detector(sampler=GreedyCoresetSampler(1.0), index=ExactIndex(storage=storage)).fit(parts[0])
+        for storage in (None, "float16")
+    )
+    X = np.concatenate(parts[1:])
+    np.testing.assert_allclose(halved.score_samples(X), exact.score_samples(X), rtol=2e-3)
+    assert halved.predict(parts[2]).tolist() == [-1]
+    joblib.dump(halved, tmp_path / "model.joblib")
+    assert (tmp_path / "model.joblib").stat().st_size < 0.6 * exact.memory_bank_.nbytes
+    loaded = joblib.load(tmp_path / "model.joblib")
+    np.testing.assert_array_equal(loaded.score_samples(X), halved.score_samples(X))
+    assert loaded.sampler_.components_ is loaded.memory_bank_
+
+
 def test_progress_is_shown_only_if_asked_for(capsys, parts):
     detector().fit(parts[0]).score_samples(parts[1])
     assert capsys.readouterr().err == ""

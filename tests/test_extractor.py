@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,36 @@ def test_sizes_and_strides(parameters, shape):
     features = small(**parameters).transform(images)
     assert features.shape[:3] == (2, *shape)
     assert features.shape[3] == {"layers": 64, "n_channels": 10}.get(next(iter(parameters)), 384)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "vit_b_16"])
+def test_bfloat16_moves_features_a_little(backbone):
+    images = [data.astronaut(), data.chelsea()]
+    weights = "DEFAULT" if "lite" in backbone else None
+    exact, rough = (
+        TorchFeatureExtractor(backbone, weights=weights, crop_size=None, image_size=(224, 224), dtype=dtype).transform(
+            images
+        )
+        for dtype in ("float32", "bfloat16")
+    )
+    assert rough.dtype == np.float32
+    assert 0 < np.linalg.norm(rough - exact) < 0.05 * np.linalg.norm(exact)
+    with pytest.raises(ValueError, match="dtype"):
+        small(dtype="float8").fit()
+
+
+def test_batches_are_made_ready_in_order_and_errors_come_in_their_turn():
+    images = list(np.random.default_rng(0).random((9, 32, 32, 3)))
+    extractor = small(batch_size=2)
+    expected = extractor.transform(images)
+    images[6] = images[6] * np.nan
+    batches = extractor.iter_transform(images)
+    seen = np.concatenate([next(batches)[0] for _ in range(3)])
+    np.testing.assert_allclose(seen, expected[:6], atol=1e-5)
+    with pytest.raises(ImageError, match="image 6: holds NaN"):
+        next(batches)
+    next(extractor.iter_transform(images))  # left alone after the first batch
+    assert not [t for t in threading.enumerate() if t.name.startswith("skpatchcore-prefetch")]
 
 
 def test_images_keep_their_own_sizes_and_their_order():

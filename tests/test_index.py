@@ -223,6 +223,20 @@ def test_excluded_rows_do_not_count(index):
     np.testing.assert_allclose(distances, np.sort(cdist(queries, bank[kept]), axis=1)[:, :3], rtol=1e-5)
 
 
+def test_a_bank_stored_in_float16_gives_nearly_the_same_distances():
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(3, 1, (500, 40)).astype(np.float32), rng.normal(3, 1, (30, 40)).astype(np.float32)
+    exact, halved = ExactIndex().fit(bank), ExactIndex(storage="float16").fit(bank)
+    assert halved.stored_rows.dtype == np.float16
+    assert exact.stored_rows is not bank or exact.stored_rows.dtype == np.float32
+    np.testing.assert_allclose(halved.kneighbors(queries, 3)[0], exact.kneighbors(queries, 3)[0], rtol=1e-3)
+    rounded = ExactIndex().fit(bank.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(halved.kneighbors(queries, 3)[0], rounded.kneighbors(queries, 3)[0])
+    assert len(pickle.dumps(halved)) < 0.6 * len(pickle.dumps(exact))
+    with pytest.raises(ValueError, match=r"up to 65504, but the bank has 70000"):
+        halved.fit(np.full((2, 2), 7e4))
+
+
 def test_more_neighbours_than_rows_that_count_are_refused():
     index = ExactIndex().fit(np.eye(4))
     with pytest.raises(ValueError, match="only 2 rows of the bank count"):

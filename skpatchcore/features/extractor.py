@@ -34,6 +34,10 @@ from skpatchcore.features.images import (
     placed,
     resize_and_crop,
 )
+from skpatchcore.features.prefetch import prefetched
+
+# An image as the network shall see it, where that lies in it, and its index and path.
+Prepared = tuple[torch.Tensor, View, tuple[int, str | None]]
 
 
 class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -84,7 +88,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         ``"auto"`` is CUDA where there is one, else the CPU.
     dtype : {"float32", "bfloat16"}, default="float32"
         What the network computes in. bfloat16 takes about half the time where the processor is made for it, and moves
-        features by less than a per cent of their size; fit and predict with the same.
+        features by a few per cent of their length, and scores a little. A detector keeps what it was fitted with.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -251,13 +255,19 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"{network.digest}, expected {self.weights_digest_}. A file or a package has changed since."
             )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
-            prepared = (self._prepare(image, index) for index, image in enumerate(images))
-            for size, run in groupby(prepared, key=lambda item: item[1].input_size):
-                while batch := list(islice(run, self.batch_size)):
-                    tensors, views, sources = zip(*batch, strict=True)
-                    features, grid = self._compute(network, torch.stack(tensors), size, sources, device)
-                    yield features, [view.of_patches(grid, self.stride) for view in views]
-                    bar.update(len(batch))
+            batches = self._prepared_batches(images)
+            # a single batch has nothing to be made ready beside
+            for batch in prefetched(batches) if len(images) > self.batch_size else batches:
+                tensors, views, sources = zip(*batch, strict=True)
+                features, grid = self._compute(network, torch.stack(tensors), views[0].input_size, sources, device)
+                yield features, [view.of_patches(grid, self.stride) for view in views]
+                bar.update(len(batch))
+
+    def _prepared_batches(self, images: Any) -> Iterator[list[Prepared]]:
+        prepared = (self._prepare(image, index) for index, image in enumerate(images))
+        for _, run in groupby(prepared, key=lambda item: item[1].input_size):
+            while batch := list(islice(run, self.batch_size)):
+                yield batch
 
     def input_sizes(self, X: Any) -> np.ndarray | None:
         """Return how large the network sees each image, from the files' headers; None if all are seen at one size.
@@ -285,7 +295,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         )
         return np.array([view.input_size for view in views])
 
-    def _prepare(self, image: Any, index: int) -> tuple[torch.Tensor, View, tuple[int, str | None]]:
+    def _prepare(self, image: Any, index: int) -> Prepared:
         path = path_of(image)
         tensor, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index, path)
         return tensor.expand(3, -1, -1), view, (index, path)  # grey images are resized once, then seen thrice

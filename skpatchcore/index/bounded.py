@@ -16,7 +16,7 @@ from skpatchcore.index.pairs import pair_products
 # Rows of the bank, and pairs, in one block of bounds, which stays in the cache.
 _N_ROWS, _N_BLOCK = 8192, 1 << 21
 # Numbers of principal directions to choose from; those for a first look when only farthest queries are wanted.
-_N_DIRECTIONS = (32, 64, 128, 192, 256, 384, 512)
+_N_DIRECTIONS = (32, 64, 96, 128, 192, 256, 384, 512)
 _N_COARSE = 32
 # Queries that are searched for first then, of each group.
 _N_FIRST = 16
@@ -25,7 +25,7 @@ _N_LEARNED, _N_TRIED = 4096, 64
 # Seconds of what is done for each pair: a multiplication of the bound's product; one of the distance in full, of rows
 # anywhere in memory; and what a pair in full costs beside these.
 _SECONDS = {torch.float32: 1.4e-11, torch.bfloat16: 6e-12}
-_SECONDS_FULL, _SECONDS_PAIR = 1.6e-10, 5e-8
+_SECONDS_FULL, _SECONDS_PAIR = 1.6e-10, 3e-7
 # A block is compared in full, by one product, if more than this share of it is left.
 _DENSE = 1 / 16
 # Numbers in a bank so small that bounds cost more than they spare.
@@ -182,8 +182,8 @@ class BoundedBank:
         """Return squared distances of some pairs, from products, and how far they may be off; `queries` ascend."""
         products = pair_products(seen, self._rows, queries, rows) / self._unit
         products -= (seen @ (self._center / self._unit))[queries]
-        sums = norms[queries] + self._norms[rows]
-        return sums - 2 * products, self._rounding * (sums + 2 * norms.sqrt()[queries] * self._lengths[rows])
+        squares = norms[queries] + self._norms[rows] - 2 * products
+        return squares, self._errors(norms, queries, rows)
 
     def _blocks(
         self, bounds: Bounds, left: torch.Tensor, dead: torch.Tensor | None
@@ -269,22 +269,29 @@ class BoundedBank:
         """Compare a whole block; return pairs that may be nearest, and what the nearest are not above."""
         part, n_neighbors = slice(start, start + _N_ROWS), best.shape[1]
         rows, row_norms = self._rows[part], self._norms[part]
-        squares = torch.addmm(row_norms, seen, rows.T, alpha=-2 / self._unit)
-        squares += (norms + 2 * (seen @ (self._center / self._unit)))[:, None]
+        # Without what is the same for all rows; the errors of the worst row do for a first look.
+        own = norms + 2 * (seen @ (self._center / self._unit))
+        worst = self._rounding * (norms + row_norms.max() + 2 * norms.sqrt() * self._lengths[part].max())
+        products = torch.addmm(row_norms, seen, rows.T, alpha=-2 / self._unit)
         if dead is not None:
-            squares.index_fill_(1, _within(dead, start, start + _N_ROWS), torch.inf)
-        scaled = torch.stack([self._rounding * norms, 2 * self._rounding * norms.sqrt()], dim=1)
-        errors = torch.addmm(
-            self._rounding * row_norms, scaled, torch.stack([torch.ones_like(row_norms), self._lengths[part]])
-        )
-        highest = squares + errors
-        own = highest.amin(1, keepdim=True)
-        if n_neighbors > 1:
-            own = highest.topk(min(n_neighbors, len(rows)), largest=False).values
-        best = torch.cat([best, own], dim=1).topk(n_neighbors, largest=False).values
-        is_near = ~(squares - errors > best.amax(1)[:, None]) & (squares != torch.inf)
+            products.index_fill_(1, _within(dead, start, start + _N_ROWS), torch.inf)
+        if n_neighbors == 1:
+            smallest = products.amin(1, keepdim=True)
+        else:
+            smallest = products.topk(min(n_neighbors, len(rows)), largest=False).values
+        best = torch.cat([best, smallest + (own + worst)[:, None]], dim=1).topk(n_neighbors, largest=False).values
+        limits = best.amax(1) - own + worst
+        is_near = ~(products > limits[:, None])
+        if dead is not None:
+            is_near &= products != torch.inf
         q, columns = torch.nonzero(is_near, as_tuple=True)
-        return (q, start + columns, squares[q, columns], errors[q, columns]), best
+        errors = self._errors(norms, q, start + columns)
+        return (q, start + columns, products[q, columns] + own[q], errors), best
+
+    def _errors(self, norms: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return how far squared distances of pairs from products may be off."""
+        sums = norms[queries] + self._norms[rows]
+        return self._rounding * (sums + 2 * norms.sqrt()[queries] * self._lengths[rows])
 
     def _measured(
         self, queries: torch.Tensor, q: torch.Tensor, rows: torch.Tensor, n_neighbors: int
@@ -296,6 +303,9 @@ class BoundedBank:
             differences = (self._rows[rows[part]] - queries[q[part]]).div_(self._unit)
             squares[part] = differences.square_().sum(1, dtype=torch.float64)
         distances = squares.sqrt_().numpy() * self._unit
+        if len(q) == len(queries):  # one each
+            order = q.argsort().numpy()
+            return distances[order, None], rows.numpy()[order, None]
         order = np.lexsort((rows.numpy(), distances, q.numpy()))
         firsts = np.searchsorted(q.numpy()[order], np.arange(len(queries)))
         chosen = order[firsts[:, None] + np.arange(n_neighbors)]
