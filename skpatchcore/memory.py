@@ -11,6 +11,8 @@ _LIBRARIES = 900_000_000
 _NETWORK = 300_000_000
 # A network's intermediate results, in units of its input: ResNets and EfficientNet-Lites take less.
 _ACTIVATIONS = 32
+# The bank, and what an index derives from it, in units of the bank: bounds of a small bank's rows are nearly as large.
+_BANK_AND_INDEX = 2
 # Copies of a batch's patch features, on their way from the layers' outputs to the place where they stay.
 _COPIES = 3
 
@@ -68,17 +70,17 @@ class MemoryEstimate:
     @property
     def at_once(self) -> int:
         """Bytes if all patch features are held."""
-        return self.overhead + self.features + max(self.selection or 0, self.bank)
+        return self.overhead + self.features + max(self.selection or 0, _BANK_AND_INDEX * self.bank)
 
     @property
     def two_passes(self) -> int | None:
         """Bytes if patch features are not held, but what selection looks at is."""
-        return None if self.selection is None else self.overhead + max(self.selection, self.bank)
+        return None if self.selection is None else self.overhead + max(self.selection, _BANK_AND_INDEX * self.bank)
 
     @property
     def least(self) -> int | None:
         """Bytes if not even that is held, but the memory bank must be."""
-        return None if self.selection is None else self.overhead + self.bank
+        return None if self.selection is None else self.overhead + _BANK_AND_INDEX * self.bank
 
     def way(self, max_memory: int) -> str:
         """Return how a fit gets by with so many bytes.

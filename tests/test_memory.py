@@ -115,7 +115,7 @@ def test_little_memory_is_kept_to_in_shards(monkeypatch, parts):
 
 def test_the_estimate_decides():
     estimate = MemoryEstimate(
-        n_patches=10**6, n_channels=1500, overhead=10**9, features=6 * 10**9, selection=10**9, bank=5 * 10**8
+        n_patches=10**6, n_channels=1500, overhead=10**9, features=6 * 10**9, selection=10**9, bank=25 * 10**7
     )
     assert (estimate.at_once, estimate.two_passes, estimate.least) == (8 * 10**9, 2 * 10**9, 15 * 10**8)
     assert estimate.way(8 * 10**9) == "at once"
