@@ -27,8 +27,8 @@ class PyNNDescentIndex(BaseEstimator):
     """Approximate nearest rows of the memory bank, by nearest-neighbour descent.
 
     The search misses some of the true nearest neighbours (3-11 % on real patch features, with the defaults) and then
-    returns one that is a little farther; what it returns carries its exact distance. Building the graph takes a while, and compiling its code takes seconds once a
-    process: prefer :class:`ExactIndex` unless the bank is very large.
+    returns one that is a little farther; what it returns carries its exact distance. Building the graph takes a while,
+    and compiling its code takes seconds once a process: prefer :class:`ExactIndex` unless the bank is very large.
 
     Parameters
     ----------
