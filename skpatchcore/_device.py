@@ -105,13 +105,3 @@ class DerivedCache:
             if key not in entry:
                 entry[key] = build(array)
             return entry[key]
-
-
-_copies = DerivedCache()
-
-
-def device_copy(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return `array` on `device`: shared memory on the CPU, elsewhere a copy that is made once a process."""
-    if device.type == "cpu":
-        return as_tensor(array, device)
-    return _copies.get(array, str(device), lambda a: as_tensor(a, device))

@@ -196,7 +196,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         ImageError
             If an image can't be read or isn't one; the error names its index and path.
         ValueError
-            If a parameter is out of its range, lengths differ, no image is left, or features hold NaN.
+            If a parameter is out of its range, lengths differ, no image is left, features hold NaN, or `max_memory` is
+            too little: the error says what would do.
         WeightsError
             If the network's weights can't be had.
 

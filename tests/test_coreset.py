@@ -282,6 +282,11 @@ def test_memory_that_is_too_little_for_the_coreset_is_refused():
         sampler.fit_batches([X], 6000, sampler.estimate_memory(3000, 4))
 
 
+def test_no_batches_are_refused():
+    with pytest.raises(ValueError, match="no batches"):
+        GreedyCoresetSampler(1).fit_batches([], 5)
+
+
 def test_random_selection_counts_batches():
     X = np.random.default_rng(0).normal(size=(50, 3))
     batched = RandomSampler(0.2, random_state=3).fit_batches(in_batches(X, [20, 30]))

@@ -45,9 +45,17 @@ def row_bytes(n_columns: int, itemsize: int = 4) -> int:
 
 
 def peek(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, Iterator[np.ndarray]]:
-    """Return the first batch, and all of them."""
+    """Return the first batch, and all of them.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
     iterator = iter(batches)
-    first = next(iterator)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("there are no batches: at least one with one row is needed.")
     return first, chain([first], iterator)
 
 

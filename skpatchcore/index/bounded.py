@@ -153,8 +153,8 @@ class BoundedBank:
         """Return rows as seen from the centre, in units of the bank's reach."""
         return (rows - self._center) / self._unit
 
-    def _coordinates(self, seen: torch.Tensor) -> torch.Tensor:
-        return seen.float() if self._directions is None else seen.float() @ self._directions
+    def _coordinates(self, seen: torch.Tensor, n_directions: int | None = None) -> torch.Tensor:
+        return seen.float() if self._directions is None else seen.float() @ self._directions[:, :n_directions]
 
     def _dead(self, excluded: np.ndarray | None) -> torch.Tensor | None:
         """Return, in order, the distinct rows that don't count."""
@@ -200,7 +200,7 @@ class BoundedBank:
         """Return squared distances that are not below those of the nearest rows: of the rows with the lowest bounds."""
         seen = self._seen(queries)
         norms = seen.square().sum(1)
-        left, _ = bounds.left(self._coordinates(seen), norms.float())
+        left, _ = bounds.left(self._coordinates(seen, bounds.n_directions), norms.float())
         lowest, rows = torch.full((len(queries),), torch.inf), torch.zeros(len(queries), dtype=torch.int64)
         for start, product, smallest in self._blocks(bounds, left, dead):
             values, groups = smallest.min(1)

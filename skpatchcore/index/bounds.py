@@ -18,7 +18,7 @@ import torch
 
 # Rows of the bank whose smallest bound is looked at first: the minimum of a group costs next to nothing.
 GROUP = 32
-_EPS = {torch.float32: 2.0**-24, torch.float64: 2.0**-53, torch.bfloat16: 2.0**-9}
+_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
 
 
 class Bounds:

@@ -31,9 +31,8 @@ class Copies:
         if len(later) == differs.sum():
             return None
         kinds = firsts[kinds]
-        kinds[later[differs]] = later[
-            differs
-        ]  # each on its own: that its own copies are searched for too costs time only
+        apart = later[differs]
+        kinds[apart] = apart  # each on its own, even if some are equal: that costs time only
         return cls(*np.unique(kinds, return_inverse=True))
 
     def all_in(self, excluded: np.ndarray) -> np.ndarray:

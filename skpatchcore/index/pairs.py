@@ -45,5 +45,5 @@ def _can_sample() -> bool:
             return bool(
                 torch.sparse.sampled_addmm(pattern, torch.ones(1, 2), torch.ones(2, 1), beta=0.0).values()[0] == 2
             )
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:  # a build of torch without that kernel: pairs are copied out instead
             return False
