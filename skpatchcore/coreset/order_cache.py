@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
-from sklearn.utils.validation import check_memory
+
+from skpatchcore._files import folder_of, read_arrays, write_arrays
 
 
 class OrderCache:
@@ -27,31 +26,18 @@ class OrderCache:
     """
 
     def __init__(self, memory: Any, rows: torch.Tensor, start: int):
-        location = check_memory(memory).location
+        folder = folder_of(memory, "skpatchcore-orders")
         self.path: Path | None = None
-        if location is not None:
-            digest = joblib.hash((rows.cpu().numpy(), start), hash_name="sha1")
-            self.path = Path(location) / "skpatchcore-orders" / f"{digest}.npz"
+        if folder is not None:
+            self.path = folder / f"{joblib.hash((rows.cpu().numpy(), start), hash_name='sha1')}.npz"
 
     def read(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the order and the radii that were kept, None where there are none or the file is damaged."""
-        if self.path is None:
-            return None
-        try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return arrays["order"], arrays["radii"]
-        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
-            return None  # selected anew, and written again
+        found = None if self.path is None else read_arrays(self.path)
+        # what is missing is selected anew, and written again
+        return (found["order"], found["radii"]) if found is not None and {"order", "radii"} <= set(found) else None
 
     def write(self, order: np.ndarray, radii: np.ndarray) -> None:
-        """Keep an order, in one step: a reader finds the whole file or none."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez(file, order=order, radii=radii)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Keep an order."""
+        if self.path is not None:
+            write_arrays(self.path, order=order, radii=radii)
