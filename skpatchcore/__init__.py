@@ -15,11 +15,13 @@ _HOMES = {
     "GreedyCoresetSampler": "skpatchcore.coreset.greedy",
     "ImageError": "skpatchcore.features.images",
     "LearnedProxySampler": "skpatchcore.coreset.proxies",
+    "OneClassSplit": "skpatchcore.model_selection",
     "PatchCoreDetector": "skpatchcore.detector",
     "PyNNDescentIndex": "skpatchcore.index.pynndescent",
     "RandomSampler": "skpatchcore.coreset.random",
     "TorchFeatureExtractor": "skpatchcore.features.extractor",
     "WeightsError": "skpatchcore.features.backbones",
+    "conformal_p_values": "skpatchcore.calibration",
     "list_images": "skpatchcore.datasets",
     "load_image_folder": "skpatchcore.datasets",
 }
@@ -29,17 +31,20 @@ __all__ = [
     "GreedyCoresetSampler",
     "ImageError",
     "LearnedProxySampler",
+    "OneClassSplit",
     "PatchCoreDetector",
     "PyNNDescentIndex",
     "RandomSampler",
     "TorchFeatureExtractor",
     "WeightsError",
     "__version__",
+    "conformal_p_values",
     "list_images",
     "load_image_folder",
 ]
 
 if TYPE_CHECKING:
+    from skpatchcore.calibration import conformal_p_values
     from skpatchcore.coreset.greedy import GreedyCoresetSampler
     from skpatchcore.coreset.proxies import LearnedProxySampler
     from skpatchcore.coreset.random import RandomSampler
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from skpatchcore.features.images import ImageError
     from skpatchcore.index.exact import ExactIndex
     from skpatchcore.index.pynndescent import PyNNDescentIndex
+    from skpatchcore.model_selection import OneClassSplit
 
 
 def __getattr__(name: str) -> Any:

@@ -53,15 +53,24 @@ def is_nominal(y: Any, n_images: int) -> np.ndarray:
 
 
 def group_codes(groups: Any, n_images: int) -> np.ndarray:
-    """Return groups as integers; without groups, each image is its own.
+    """Return groups as integers.
+
+    Parameters
+    ----------
+    groups : array of shape (n_images,)
+        Numbers or texts.
+    n_images : int
+        How many there must be.
+
+    Returns
+    -------
+    array of shape (n_images,), int
 
     Raises
     ------
     ValueError
         If the length differs or an image has no group.
     """
-    if groups is None:
-        return np.arange(n_images)
     check_consistent_length(np.arange(n_images), groups)
     codes, _ = pd.factorize(pd.Series(groups))  # an array of strings would spell a NaN out
     if (codes < 0).any():

@@ -14,7 +14,7 @@ from skpatchcore._memory import available_bytes
 from skpatchcore._progress import progress_bar, stage
 from skpatchcore.coreset.selection import count_of
 from skpatchcore.features.images import View
-from skpatchcore.features.stream import HeldPatches, PatchStream, images_at_once
+from skpatchcore.features.stream import HeldPatches, PatchStream, boxes_in_images, images_at_once
 from skpatchcore.memory import MemoryEstimate, overhead_bytes
 
 # Of the memory that is free, how much "auto" takes.
@@ -35,6 +35,8 @@ class Bank:
         Which image of the stream each row came from.
     positions : array of shape (n_bank, 2), int64
         Where in that image's grid: row and column.
+    boxes : array of shape (n_bank, 4), float64
+        Where in that image: top, left, height and width in its own pixels; NaN where nothing is known of it.
     patches : PatchStream or HeldPatches
         All patch features: held in memory, or to be extracted again.
     """
@@ -42,10 +44,11 @@ class Bank:
     rows: np.ndarray
     images: np.ndarray
     positions: np.ndarray
+    boxes: np.ndarray
     patches: PatchStream | HeldPatches
 
 
-def estimate_memory(n_patches: int, first: Batch, batch_size: int, sampler: Any, is_held: bool) -> MemoryEstimate:
+def estimate_memory(n_patches: int, first: Batch, batch_size: int, sampler: Any, n_copies: int) -> MemoryEstimate:
     """Estimate what collecting the bank takes.
 
     Parameters
@@ -58,8 +61,8 @@ def estimate_memory(n_patches: int, first: Batch, batch_size: int, sampler: Any,
         How many images come at once.
     sampler : estimator
         Selects the coreset.
-    is_held : bool
-        Whether the patch features are in memory anyway.
+    n_copies : int
+        Of the patch features that will be in memory, beside what was there before.
 
     Returns
     -------
@@ -75,24 +78,28 @@ def estimate_memory(n_patches: int, first: Batch, batch_size: int, sampler: Any,
         n_patches=n_patches,
         n_channels=n_channels,
         overhead=overhead_bytes(batch_size, seen, grids.rows.nbytes // len(grids)),
-        features=0 if is_held else n_patches * row_bytes,
+        features=n_copies * n_patches * row_bytes,
         selection=sampler.estimate_memory(n_patches, n_channels) if sees_once else None,
         bank=count_of(ratio, n_patches) * row_bytes,
     )
 
 
-def collect_bank(stream: PatchStream, sampler: Any, max_memory: int | str | None) -> Bank:
-    """Extract patch features, and select the memory bank from them.
+def collect_bank(
+    stream: PatchStream | HeldPatches, sampler: Any, max_memory: int | str | None, extra_copies: int = 0
+) -> Bank:
+    """Select the memory bank from patch features, extracted first if they are not held.
 
     Parameters
     ----------
-    stream : PatchStream
+    stream : PatchStream or HeldPatches
         Of all images.
     sampler : estimator
         Selects the coreset; fitted here.
     max_memory : int, "auto" or None
         Bytes above what the interpreter had at its start; ``"auto"`` is a share of what is free, or if that is too
         little the least that it takes; None as much as it takes.
+    extra_copies : int, default=0
+        Of the patch features, if they are held, that will be made of them later: memory has to do for them too.
 
     Returns
     -------
@@ -105,11 +112,14 @@ def collect_bank(stream: PatchStream, sampler: Any, max_memory: int | str | None
     ValueError
         If the features don't do, the memory does not, or the sampler selects no rows.
     """
+    if isinstance(stream, HeldPatches):
+        return _select(stream, sampler)
     batches = iter(stream)
     first = next(batches)
     is_held = stream.holds_features()
     batch_size = min(len(stream), images_at_once(stream.extractor, stream.X))
-    estimate = estimate_memory(stream.expected_patches(first[0]), first, batch_size, sampler, is_held)
+    n_copies = extra_copies + (0 if is_held else 1)
+    estimate = estimate_memory(stream.expected_patches(first[0]), first, batch_size, sampler, n_copies)
     if isinstance(max_memory, str):
         max_memory = max(int(_SHARE * available_bytes()), estimate.least or estimate.at_once)
     batches = chain([first], batches)
@@ -119,6 +129,10 @@ def collect_bank(stream: PatchStream, sampler: Any, max_memory: int | str | None
         held = HeldPatches(PatchGrids.from_features(stream.X), [None] * len(stream))
     else:
         held = HeldPatches.gather(batches, estimate.n_patches)
+    return _select(held, sampler)
+
+
+def _select(held: HeldPatches, sampler: Any) -> Bank:
     with stage("selection"):
         sampler.fit(held.grids.rows)
     picked = _picked_by(sampler)
@@ -126,18 +140,21 @@ def collect_bank(stream: PatchStream, sampler: Any, max_memory: int | str | None
     rows = getattr(sampler, "components_", None)
     if rows is None:
         rows = held.grids.rows[picked]
-    return Bank(rows, held.grids.image_of(picked), held.grids.positions_of(picked), held)
+    images, positions = held.grids.image_of(picked), held.grids.positions_of(picked)
+    return Bank(rows, images, positions, boxes_in_images(held.grids, held.views, images, positions), held)
 
 
 def _collect_seen_once(
     stream: PatchStream, batches: Iterator[Batch], sampler: Any, estimate: MemoryEstimate, max_memory: int
 ) -> Bank:
     """Let the sampler look at each patch once, then extract those that it picked again."""
-    sizes = []
+    sizes: list[np.ndarray] = []
+    views: list[View | None] = []
 
     def rows() -> Iterator[np.ndarray]:
-        for grids, _ in batches:
+        for grids, seen in batches:
             sizes.append(grids.sizes)
+            views.extend(seen)
             yield grids.rows
 
     with stage("selection"):
@@ -158,7 +175,8 @@ def _collect_seen_once(
             bar.update(stop - start)
             start = stop
     sampler.components_ = bank
-    return Bank(sampler.components_, images, layout.positions_of(picked), stream)
+    positions = layout.positions_of(picked)
+    return Bank(sampler.components_, images, positions, boxes_in_images(layout, views, images, positions), stream)
 
 
 def _picked_by(sampler: Any) -> np.ndarray:

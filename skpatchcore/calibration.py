@@ -1,4 +1,4 @@
-"""Thresholds from nominal images alone: leave-one-out and conformal quantiles, as functions of arrays.
+"""Thresholds and p-values from nominal images alone: who is left out, and conformal ranks, as functions of arrays.
 
 A training image's own patches are in the bank, so its score against the whole bank is far too good: a threshold
 from such scores flags most good images. Everything here therefore works on scores of images whose own rows were left
@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold
 
 
 def leave_group_out(groups: np.ndarray, bank_groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -31,6 +33,81 @@ def leave_group_out(groups: np.ndarray, bank_groups: np.ndarray) -> Iterator[tup
     """
     for group in np.unique(groups):
         yield np.flatnonzero(groups == group), np.flatnonzero(bank_groups == group)
+
+
+def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the groups that are kept out of the bank.
+
+    Parameters
+    ----------
+    groups : array of shape (n_images,)
+        Group of each image: its index where each is on its own.
+    share : float in (0, 1)
+        Of the groups; rounded up.
+    rng : RandomState
+        Draws them.
+
+    Returns
+    -------
+    learnt, held : arrays of int
+        Images for the bank and images held out, each in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If no group would be left for the bank.
+    """
+    splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=rng)
+    learnt, held = next(splitter.split(groups, groups=groups))
+    return np.sort(learnt), np.sort(held)
+
+
+def make_folds(
+    n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the images of each fold's bank, and those that are scored against it.
+
+    Parameters
+    ----------
+    n_images : int
+        How many there are.
+    groups : array of shape (n_images,) or None
+        Group of each image; None takes each as its own.
+    cv : int or splitter
+        Number of folds, which are drawn by group; or what has scikit-learn's ``split(X, y, groups)``.
+    rng : RandomState
+        Draws the folds of a number.
+
+    Returns
+    -------
+    list of (array of int, array of int)
+
+    Raises
+    ------
+    ValueError
+        If a splitter would score an image twice, learn from an image that it scores, or score none.
+    """
+    if not hasattr(cv, "split"):
+        fold = KFold if groups is None else GroupKFold
+        cv = fold(cv, shuffle=True, random_state=rng)
+    nominal = np.ones(n_images, int)
+    folds = [(np.sort(learnt), np.sort(scored)) for learnt, scored in cv.split(nominal[:, None], nominal, groups)]
+    scored = [image for _, fold in folds for image in fold]
+    if len(set(scored)) < max(len(scored), 1):
+        raise ValueError(f"calibration={cv}: its test sets must not overlap, and must not all be empty.")
+    if any(len(np.intersect1d(*fold)) for fold in folds):
+        raise ValueError(f"calibration={cv}: a fold learns from images that it scores.")
+    return folds
+
+
+def conformal_rank(n: int, contamination: float) -> int:
+    """Return which of `n` calibration scores, ascending in anomaly from 1, is the threshold; ``n + 1`` if none will do.
+
+    ``ceil((n + 1)(1 - contamination))``: above it, a good image that is exchangeable with the `n` falls with a
+    probability of at most `contamination`.
+    """
+    # rounding first: (n + 1)(1 - 0.9) shall not be a little more than a whole number
+    return math.ceil(round((n + 1) * (1 - contamination), 9))
 
 
 def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) -> float:
@@ -60,8 +137,7 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
         return math.nan
     if contamination == "auto":
         return float(scores[-1])
-    # rounding first: (n + 1)(1 - 0.9) shall not be a little more than a whole number
-    rank = math.ceil(round((n + 1) * (1 - float(contamination)), 9))
+    rank = conformal_rank(n, float(contamination))
     if rank > n:
         warnings.warn(
             f"contamination={contamination:g} can't be promised with {n} calibration images: the smallest share "
@@ -71,3 +147,46 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
         )
         return float(scores[-1])
     return float(scores[rank - 1])
+
+
+def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
+    """Return how usual scores are among those of good images, **small = anomalous**; both: bigger = more normal.
+
+    Parameters
+    ----------
+    calibration_scores : array of shape (n_calibration,)
+        Scores of good images that had no part in what they are compared with, such as a detector's
+        ``calibration_scores_``. NaN is left out.
+    scores : array of shape (n_images,)
+        Scores of the images in question, such as ``detector.score_samples(X)``.
+
+    Returns
+    -------
+    array of shape (n_images,), float64
+        ``(1 + number of calibration scores that are at most the score) / (n_calibration + 1)``: never 0, and for good
+        images that are exchangeable with the calibration images at most `p` with a probability of at most `p`.
+
+    Raises
+    ------
+    ValueError
+        If there are no calibration scores, or a score is NaN.
+
+    References
+    ----------
+    Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; for outliers: Bates, Candès, Lei, Romano
+    and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51, 2023.
+
+    Examples
+    --------
+    >>> from skpatchcore import conformal_p_values
+    >>> conformal_p_values([-4.0, -3.0, -2.0], [-5.0, -3.0, -1.0])
+    array([0.25, 0.75, 1.  ])
+    """
+    calibration = np.asarray(calibration_scores, np.float64)
+    calibration = np.sort(calibration[~np.isnan(calibration)])
+    scores = np.asarray(scores, np.float64)
+    if not len(calibration):
+        raise ValueError("there are no calibration scores to compare with.")
+    if np.isnan(scores).any():
+        raise ValueError(f"score {int(np.isnan(scores).argmax())} is NaN: it can't be compared.")
+    return (1 + np.searchsorted(calibration, scores, side="right")) / (len(calibration) + 1)

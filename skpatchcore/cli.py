@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument(
         "--contamination", type=_contamination, default="auto", help="accepted share of good images flagged, or 'auto'"
     )
+    fit.add_argument(
+        "--calibration",
+        type=_calibration,
+        default="leave-one-out",
+        help="good images the threshold is taken from: leave-one-out, a share held out such as 0.2, a number of folds, "
+        "or none",
+    )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     fit.add_argument("--batch-size", type=int, default=16, help="images through the network at once")
     fit.add_argument("--seed", type=int, default=0, help="same seed, same model")
@@ -137,6 +144,15 @@ def _contamination(text: str) -> float | str:
 _contamination.__name__ = "contamination"
 
 
+def _calibration(text: str) -> float | int | str | None:
+    if text in ("none", "leave-one-out"):
+        return None if text == "none" else text
+    return float(text) if "." in text else int(text)
+
+
+_calibration.__name__ = "calibration"
+
+
 def _weights(text: str) -> str | None:
     """Return the extractor's parameter; a path as an absolute one, for the model is used from anywhere."""
     if text == "none":
@@ -166,6 +182,7 @@ def _fit(options: argparse.Namespace) -> int:
         index=ExactIndex(device=options.device) if options.index == "exact" else options.index,
         n_neighbors=options.n_neighbors,
         contamination=options.contamination,
+        calibration=options.calibration,
         random_state=options.seed,
         verbose=0 if options.quiet else 1,
     )
@@ -227,18 +244,19 @@ def _predict(options: argparse.Namespace) -> int:
         progress_bar(len(paths), "judging", "image", not options.quiet) as bar,
     ):
         table = csv.writer(file)
-        table.writerow(["path", "score", "decision", "label"])
+        table.writerow(["path", "score", "decision", "label", "p_value"])
         for path, result in _judge(detector, paths):
             if isinstance(result, skpatchcore.ImageError):
                 failures.append(result)
-                table.writerow([path, "nan", "nan", -1])  # unreadable is never normal
+                table.writerow([path, "nan", "nan", -1, "nan"])  # unreadable is never normal
                 bar.write(f"skpatchcore: {path}: {result.message}", file=sys.stderr)
             else:
                 score, anomaly_map = result
                 decision = score - detector.offset_
                 label: Any = "" if math.isnan(decision) else -1 if decision < 0 else 1
                 n_flagged += label == -1
-                table.writerow([path, repr(float(score)), repr(float(decision)), label])
+                p_value: Any = "" if label == "" else repr(_p_value(detector, score))
+                table.writerow([path, repr(float(score)), repr(float(decision)), label, p_value])
                 _write_overlay(folder / pictures[path], path, anomaly_map, detector.pixel_offset_)
             file.flush()
             bar.update(1)
@@ -251,6 +269,10 @@ def _predict(options: argparse.Namespace) -> int:
             "nan and label -1."
         )
     return 0
+
+
+def _p_value(detector: PatchCoreDetector, score: float) -> float:
+    return float(skpatchcore.conformal_p_values(detector.calibration_scores_, [score])[0])
 
 
 def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str, Any]]:

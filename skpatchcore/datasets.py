@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -137,6 +139,41 @@ def load_image_folder(root: str | os.PathLike) -> ImageFolder:
         kinds,
         np.array(masks, object),
     )
+
+
+def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return which pixels of an image are defective.
+
+    Parameters
+    ----------
+    mask : array of shape (height, width), path or None
+        True (or non-zero) where a pixel is defective; a file's pixels are where they are brighter than half. None: the
+        image is good.
+    size : (int, int)
+        Height and width of the image.
+
+    Returns
+    -------
+    array of shape (height, width), bool
+
+    Raises
+    ------
+    ValueError
+        If the mask is not of that size.
+    FileNotFoundError
+        If there is no such file.
+    """
+    if mask is None:
+        return np.zeros(size, bool)
+    if isinstance(mask, str | os.PathLike):
+        with Image.open(mask) as file:
+            pixels = np.asarray(file.convert("L")) > 127
+    else:
+        pixels = np.asarray(mask) != 0
+    if pixels.shape != tuple(size):
+        name = f" {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else ""
+        raise ValueError(f"the mask{name} has shape {pixels.shape}, the image {tuple(size)}.")
+    return pixels
 
 
 def _find_mask(top: Path, defect: str, image: Path) -> str | None:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, OutlierMixin
+import pandas as pd
+from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._labels import group_codes, is_nominal
 from skpatchcore._memory import parse_bytes
 from skpatchcore._progress import stage
-from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context, safe_indexing
+from skpatchcore._sklearn import HasMethods, Interval, RealNotInt, StrOptions, fit_context, safe_indexing
 from skpatchcore.bank import Bank, collect_bank, estimate_memory
-from skpatchcore.calibration import conformal_threshold
+from skpatchcore.decisions import ImageOutlierMixin
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.features.images import as_image_sequence
 from skpatchcore.features.stream import PatchStream, as_grids, images_at_once, n_images_of
-from skpatchcore.inference import leave_one_out, score_stream
+from skpatchcore.inference import nearest_of_stream, score_stream
 from skpatchcore.memory import MemoryEstimate
+from skpatchcore.nominal import Judge, kind_of, plan_calibration
 from skpatchcore.persistence import with_shared_bank, without_copies_of_bank
 from skpatchcore.stages import INDEXES, STAGES, default_stage, make_stage, stands_for_default
 
 
-class PatchCoreDetector(OutlierMixin, BaseEstimator):
+class PatchCoreDetector(ImageOutlierMixin, BaseEstimator):
     """Find images, and places in them, that are unlike all images of good parts: PatchCore.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -52,12 +53,18 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         re-weighting off.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted share of *good* images that `predict` calls anomalous. ``"auto"`` sets the threshold so that no
-        training image is flagged when it is scored without its own patches.
-    calibration : "leave-one-out" or None, default="leave-one-out"
-        Each training image is scored against the bank without the rows that came from it (or from its group), and the
-        threshold is taken from these scores: never from scores of images that are in the bank. The bank was still
-        selected with the image present, so the promise is approximate. None skips it: `predict` and
-        `decision_function` then raise.
+        calibration image is flagged.
+    calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
+        Which good images the threshold is taken from: never scores of images that are in the bank they are compared
+        with.
+
+        - ``"leave-one-out"``: each training image against the bank without the rows that came from it (or from its
+          group). Costs one search. The bank was selected with the image present, so the promise is approximate.
+        - a float in (0, 1): that share of the images (of the groups) is kept out of the bank and scored. The promise is
+          exact; the bank learns from fewer images.
+        - an int, or a scikit-learn splitter: each fold is scored against a bank of the others; the final bank has all.
+          Costs a selection and a search a fold. Errs, if at all, on the side of fewer flagged.
+        - None: no threshold; `predict` and `decision_function` raise.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian on anomaly maps, in pixels of the network's input, as in the paper; scaled
         with the map to the image's own size.
@@ -82,13 +89,20 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         Which image of `X` each row of the bank came from.
     bank_positions_ : array of shape (n_bank, 2), int64
         Where in that image's grid: row and column.
-    calibration_scores_ : array of shape (n_nominal,), float64
-        Leave-one-out scores of the nominal training images, bigger = more normal. NaN where the whole bank came from
-        the image's group.
+    bank_boxes_ : array of shape (n_bank, 4), float64
+        Where in that image: top, left, height and width of the patch's cell in the image's own pixels; NaN with
+        precomputed features.
+    calibration_scores_ : array of shape (n_calibration,), float64
+        Scores of the good images that calibrate, bigger = more normal. NaN where an image can't be scored because
+        the whole bank came from its group.
+    calibration_peaks_ : array of shape (n_calibration,), float64
+        Maxima of their anomaly maps, bigger = more anomalous.
+    calibration_image_indices_ : array of shape (n_calibration,), int64
+        Which images of `X` these are.
     offset_ : float
         ``decision_function = score_samples - offset_``; NaN where nothing could be calibrated.
     pixel_offset_ : float
-        Values of anomaly maps above it are beyond what `contamination` accepts of good images.
+        A share of at most `contamination` of good images has anomaly maps that exceed it anywhere.
     n_features_in_ : int
         Columns of a 2-D precomputed `X`.
     feature_names_in_ : array of str
@@ -120,7 +134,13 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
-        "calibration": [StrOptions({"leave-one-out"}), None],
+        "calibration": [
+            StrOptions({"leave-one-out"}),
+            Interval(RealNotInt, 0, 1, closed="neither"),
+            Interval(Integral, 2, None, closed="left"),
+            HasMethods(["split"]),
+            None,
+        ],
         "smoothing": [Interval(Real, 0, None, closed="left")],
         "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
         "random_state": ["random_state"],
@@ -135,7 +155,7 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         index: Any = None,
         n_neighbors: int = 9,
         contamination: float | str = "auto",
-        calibration: str | None = "leave-one-out",
+        calibration: Any = "leave-one-out",
         smoothing: float = 4.0,
         max_memory: int | str | None = "auto",
         random_state: Any = None,
@@ -184,7 +204,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         y : array of shape (n_images,) or None, default=None
             +1 good, -1 anomalous: images with -1 are left out. Other labels are ignored, with a warning.
         groups : array of shape (n_images,) or None, default=None
-            Images that share a group show the same part: calibration leaves out the whole group.
+            Images that share a group show the same part: calibration leaves out the whole group. Can be routed:
+            ``detector.set_fit_request(groups=True)``.
 
         Returns
         -------
@@ -196,8 +217,8 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         ImageError
             If an image can't be read or isn't one; the error names its index and path.
         ValueError
-            If a parameter is out of its range, lengths differ, no image is left, features hold NaN, or `max_memory` is
-            too little: the error says what would do.
+            If a parameter is out of its range, lengths differ, no image is left, all share one group, features hold
+            NaN, or `max_memory` is too little: the error says what would do.
         WeightsError
             If the network's weights can't be had.
 
@@ -211,33 +232,36 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         extractor, sampler, index = self._make_stages(rng)
         X = self._validated(X, extractor, reset=True)
         nominal = is_nominal(y, n_images_of(X))
-        kept, groups = np.flatnonzero(nominal), group_codes(groups, len(nominal))[nominal]
+        kept = np.flatnonzero(nominal)
+        if groups is not None:
+            groups = group_codes(groups, len(nominal))[nominal]
+        plan = plan_calibration(self.calibration, groups, len(kept), rng, max_memory)
         X = X if nominal.all() else safe_indexing(X, kept)
         if extractor is not None:
             extractor.fit(X)
         stream = PatchStream(extractor, X, kept, verbose=self.verbose)
-        bank = collect_bank(stream, sampler, max_memory)
+        source = stream if plan.learnt is None else stream.subset(plan.learnt)
+        bank = collect_bank(source, sampler, max_memory, plan.extra_copies)
         with stage("index"):
             index.fit(bank.rows)
         _share_rows(bank, sampler, index)
         with stage("calibration"):
-            scores, peaks = self._leave_one_out(index, bank, groups)
+            judge = Judge(self.n_neighbors, self.smoothing, self.verbose)
+            nominal_scores = plan.score(stream, bank, sampler, index, judge)
 
         self.extractor_, self.sampler_, self.index_ = extractor, sampler, index
         self.memory_bank_ = bank.rows
-        self.bank_image_indices_ = kept[bank.images]
-        self.bank_positions_ = bank.positions
-        self.calibration_scores_ = -scores
-        self.offset_ = -conformal_threshold(scores, self.contamination)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the line above has said it
-            self.pixel_offset_ = conformal_threshold(peaks, self.contamination)
+        self.bank_image_indices_ = source.numbers[bank.images]
+        self.bank_positions_, self.bank_boxes_ = bank.positions, bank.boxes
+        self._set_thresholds(
+            -nominal_scores.scores, nominal_scores.peaks, kept[nominal_scores.images], self.contamination
+        )
         return self
 
     def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
         """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
 
-        Each nominal image is judged by its leave-one-out score, not against a bank that holds its own patches:
+        Each nominal image is judged by its calibration score, not against a bank that holds its own patches:
         ``fit(X).predict(X)`` would find next to nothing. With ``contamination="auto"`` the threshold is set so that
         none is flagged; give a share to look for the odd ones among the training images.
 
@@ -254,10 +278,13 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         Raises
         ------
         ImageError, ValueError
-            As `fit` and `predict`.
+            As `fit` and `predict`; also if `calibration` scores a part of the training images only.
         """
-        if self.calibration is None:
-            raise ValueError("calibration=None: there is no threshold to judge the training images by.")
+        if self.calibration is None or isinstance(self.calibration, float):
+            raise ValueError(
+                f"calibration={self.calibration} has no threshold, or no scores of images in the bank, to judge the "
+                "training images by: choose 'leave-one-out' or a number of folds."
+            )
         self.fit(X, y, groups=groups)
         X = self._validated(X, self.extractor_, reset=False)
         self._require_threshold()
@@ -265,119 +292,55 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
             warnings.simplefilter("ignore")  # fit has said it
             nominal = is_nominal(y, n_images_of(X))
         scores = np.empty(len(nominal))
+        if len(self.calibration_scores_) < nominal.sum():
+            raise ValueError(f"calibration={self.calibration} scores a part of the training images only.")
         scores[nominal] = self.calibration_scores_
         if not nominal.all():
             scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
         return np.where(scores >= self.offset_, 1, -1)
 
-    def score_samples(self, X: Any) -> np.ndarray:
-        """Return image scores, **bigger = more normal**: minus the anomaly score of Eq. 6-7.
+    def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:
+        """Return why images score as they do: their most anomalous patches, and the nominal patch nearest to each.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        n_patches : int, default=1
+            How many patches of each image, the farthest from the bank first; neighbours in the grid often come
+            together.
 
         Returns
         -------
-        array of shape (n_images,), float64
-            At most 0, in units of feature distance. 0 is a patch that stands in the bank.
-
-        Raises
-        ------
-        ImageError
-            If an image can't be read or isn't one; the error names its index and path.
-        """
-        return self._score(X, with_maps=False)[0]
-
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
-
-        Parameters
-        ----------
-        X : as for `fit`
-            The images.
-
-        Returns
-        -------
-        array of shape (n_images,), float64
-            ``score_samples(X) - offset_``.
+        DataFrame
+            One row a patch, in the order of the images: ``image`` (index in `X`), ``rank`` (0 is the patch that decides
+            the image's score), ``top``, ``left``, ``height``, ``width`` (the patch's cell in the image's own pixels),
+            ``distance`` (bigger = more anomalous: Eq. 6 for rank 0), ``bank_row`` (its nearest row of
+            ``memory_bank_``), ``nominal_image`` (index in the `X` of `fit`) and ``nominal_top``, ``nominal_left``,
+            ``nominal_height``, ``nominal_width`` (the cell there). Cells of precomputed features are NaN.
 
         Raises
         ------
         ImageError
             As `score_samples`.
-        ValueError
-            If the detector has no threshold: ``calibration=None``, or too few training images.
         """
         check_is_fitted(self, "memory_bank_")
-        self._require_threshold()
-        return self.score_samples(X) - self.offset_
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return +1 for normal and -1 for anomalous images.
-
-        Parameters
-        ----------
-        X : as for `fit`
-            The images.
-
-        Returns
-        -------
-        array of shape (n_images,), int
-            -1 where `decision_function` is negative.
-
-        Raises
-        ------
-        ImageError, ValueError
-            As `decision_function`.
-        """
-        return np.where(self.decision_function(X) < 0, -1, 1)
-
-    def segment(self, X: Any) -> np.ndarray | list[np.ndarray]:
-        """Return anomaly maps, **bigger = more anomalous**, each at its image's own height and width.
-
-        Parameters
-        ----------
-        X : as for `fit`
-            The images.
-
-        Returns
-        -------
-        array of shape (n_images, height, width), float32
-            Feature distances, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
-            outside the extractor's crop, which the network does not see, repeat the nearest pixel inside.
-            Precomputed features have no image: their maps are the patch scores themselves, of shape (grid_height,
-            grid_width).
-
-        Raises
-        ------
-        ImageError
-            As `score_samples`.
-        """
-        return self._score(X, with_maps=True)[1]
-
-    def score_and_segment(self, X: Any) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
-        """Return what `score_samples` and `segment` return, from one run of the network.
-
-        Parameters
-        ----------
-        X : as for `fit`
-            The images.
-
-        Returns
-        -------
-        scores : array of shape (n_images,), float64
-            Bigger = more normal.
-        maps : array of shape (n_images, height, width) or list of arrays (height, width), float32
-            Bigger = more anomalous.
-
-        Raises
-        ------
-        ImageError
-            As `score_samples`.
-        """
-        return self._score(X, with_maps=True)
+        if n_patches < 1:
+            raise ValueError(f"n_patches={n_patches}: expected at least 1.")
+        found = nearest_of_stream(self._stream(X, with_views=True), self.index_, n_patches)
+        nearest = found["nearest"]
+        sides = ("top", "left", "height", "width")
+        return pd.DataFrame(
+            {
+                "image": found["image"],
+                "rank": found["rank"],
+                **dict(zip(sides, found["box"].T, strict=True)),
+                "distance": found["distance"],
+                "bank_row": nearest,
+                "nominal_image": self.bank_image_indices_[nearest],
+                **{f"nominal_{side}": values for side, values in zip(sides, self.bank_boxes_[nearest].T, strict=True)},
+            }
+        )
 
     def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
         """Estimate, before the work, what `fit` would need of memory.
@@ -416,38 +379,18 @@ class PatchCoreDetector(OutlierMixin, BaseEstimator):
         X = [image] if extractor is not None else np.asarray(image)[None]
         first = next(iter(PatchStream(extractor, X)))
         batch_size = min(n_images, images_at_once(extractor, X))
-        return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, is_held=extractor is None)
+        n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
+        return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, n_copies)
 
-    def _require_threshold(self) -> None:
-        if math.isnan(self.offset_):
-            raise ValueError(
-                "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
-                "one out. score_samples and segment work; fit on more images for predict and decision_function."
-            )
-
-    def _score(self, X: Any, with_maps: bool) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
+    def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
         check_is_fitted(self, "memory_bank_")
-        X = self._validated(X, self.extractor_, reset=False)
-        stream = PatchStream(self.extractor_, X, with_views=with_maps, description="scoring", verbose=self.verbose)
-        smoothing = self.smoothing if with_maps else None
-        scores, maps = score_stream(stream, self.index_, self.memory_bank_, self.n_neighbors, smoothing)
-        same_size = len({m.shape for m in maps}) == 1
-        return -scores, np.stack(maps) if same_size else maps
+        stream = self._stream(X, with_views=of_map is not None)
+        scores, kept = score_stream(stream, self.index_, self.memory_bank_, self.n_neighbors, self.smoothing, of_map)
+        return -scores, kept
 
-    def _leave_one_out(self, index: Any, bank: Bank, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.calibration is None:
-            return np.full(len(groups), np.nan), np.full(len(groups), np.nan)
-        scores, peaks = leave_one_out(bank, index, groups, self.n_neighbors, self.smoothing, self.verbose)
-        n_missing = int(np.isnan(scores).sum())
-        if n_missing:
-            warnings.warn(
-                f"{n_missing} of {len(scores)} training images could not be scored without their own rows, because "
-                "the whole memory bank came from them: they don't count for the threshold. Fit on more images, "
-                "or with a larger ratio.",
-                UserWarning,
-                stacklevel=3,
-            )
-        return scores, peaks
+    def _stream(self, X: Any, with_views: bool) -> PatchStream:
+        X = self._validated(X, self.extractor_, reset=False)
+        return PatchStream(self.extractor_, X, with_views=with_views, description="scoring", verbose=self.verbose)
 
     def _make_stages(self, rng: np.random.RandomState) -> Iterator[Any]:
         rng_or_none = None if self.random_state is None else rng

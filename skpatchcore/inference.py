@@ -1,17 +1,17 @@
-"""A stream of patch features against the memory bank: scores and maps, of new images and of those in the bank."""
+"""A stream of patch features against the memory bank: scores and maps, and the nearest of the nominal patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from skpatchcore._grids import PatchGrids
-from skpatchcore._progress import progress_bar, stage
-from skpatchcore.bank import Bank
-from skpatchcore.calibration import leave_group_out
+from skpatchcore._progress import stage
 from skpatchcore.features.images import View
+from skpatchcore.features.stream import boxes_in_images
 from skpatchcore.scoring import anomaly_map, score_grids
 
 
@@ -42,8 +42,9 @@ def score_stream(
     index: Any,
     bank: np.ndarray,
     n_neighbors: int,
-    smoothing: float | None,
-) -> tuple[np.ndarray, list[np.ndarray]]:
+    smoothing: float,
+    of_map: Callable[[np.ndarray], Any] | None,
+) -> tuple[np.ndarray, list[Any]]:
     """Score images batch by batch.
 
     Parameters
@@ -56,63 +57,71 @@ def score_stream(
         The memory bank.
     n_neighbors : int
         *b* of Eq. 7.
-    smoothing : float or None
-        Of maps; None makes none.
+    smoothing : float
+        Of maps.
+    of_map : callable or None
+        What is to be kept of each image's map of shape (height, width), float32; None makes none.
 
     Returns
     -------
     scores : array of shape (n_images,), float64
         Bigger = more anomalous.
-    maps : list of arrays of shape (height, width), float32
-        Bigger = more anomalous; empty without `smoothing`.
+    kept : list
+        What `of_map` returned, one an image; empty without it.
     """
-    scores, maps = [], []
+    scores, kept = [], []
     for grids, views in stream:
         with stage("search"):
             batch_scores, patch_scores = score_grids(
-                index, bank, grids, n_neighbors, with_patch_scores=smoothing is not None
+                index, bank, grids, n_neighbors, with_patch_scores=of_map is not None
             )
         scores.append(batch_scores)
-        if smoothing is not None:
+        if of_map is not None:
             with stage("maps"):
-                maps += [map_of(s, view, smoothing) for s, view in zip(patch_scores, views, strict=True)]
-    return np.concatenate(scores), maps
+                kept += [of_map(map_of(s, view, smoothing)) for s, view in zip(patch_scores, views, strict=True)]
+    return np.concatenate(scores), kept
 
 
-def leave_one_out(
-    bank: Bank, index: Any, groups: np.ndarray, n_neighbors: int, smoothing: float, verbose: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Score the images that the bank was selected from, each without the rows that came from its group.
+def nearest_of_stream(
+    stream: Iterable[tuple[PatchGrids, list[View | None]]], index: Any, n_patches: int
+) -> dict[str, np.ndarray]:
+    """Find each image's most anomalous patches, and the row of the bank that each is nearest to.
 
     Parameters
     ----------
-    bank : Bank
-        The memory bank, and the patch features of the images.
+    stream : iterable of (PatchGrids, list of View)
+        Patch features of the images.
     index : estimator with `kneighbors`
-        Fitted on its rows.
-    groups : array of shape (n_images,)
-        Group of each image.
-    n_neighbors, smoothing
-        As for :func:`score_stream`.
-    verbose : int, default=0
-        1 shows a progress bar.
+        Fitted on the memory bank.
+    n_patches : int
+        How many of each image; all if it has fewer.
 
     Returns
     -------
-    scores, peaks : arrays of shape (n_images,), float64
-        Image scores and maxima of anomaly maps, bigger = more anomalous; NaN where the whole bank came from the group.
+    dict of arrays, one entry a patch
+        ``image``; ``rank`` from 0, the farthest; ``position`` in the grid, of shape (n, 2); ``box`` in the image's own
+        pixels, of shape (n, 4): top, left, height, width; ``distance``; ``nearest``, the row of the bank.
     """
-    scores, peaks = np.full((2, len(groups)), np.nan)
-    start, bank_groups = 0, groups[bank.images]
-    with progress_bar(len(groups), "calibrating", "image", verbose) as bar:
-        for grids, views in bank.patches:
-            for images, rows in leave_group_out(groups[start : start + len(grids)], bank_groups):
-                if len(rows) < len(bank.rows):
-                    found, patch_scores = score_grids(index, bank.rows, grids.take(images), n_neighbors, rows)
-                    scores[start + images] = found
-                    peaks[start + images] = [
-                        map_of(s, views[i], smoothing).max() for i, s in zip(images, patch_scores, strict=True)
-                    ]
-                bar.update(len(images))
-            start += len(grids)
-    return scores, peaks
+    parts = []
+    first = 0
+    for grids, views in stream:
+        with stage("search"):
+            distances, nearest = (found[:, 0] for found in index.kneighbors(grids.rows, 1))
+        farthest = [
+            start + (-distances[start:stop]).argsort(kind="stable")[:n_patches]
+            for start, stop in pairwise(grids.starts)
+        ]
+        rows = np.concatenate(farthest)
+        images, positions = grids.image_of(rows), grids.positions_of(rows)
+        parts.append(
+            {
+                "image": first + images,
+                "rank": np.concatenate([np.arange(len(some)) for some in farthest]),
+                "position": positions,
+                "box": boxes_in_images(grids, views, images, positions),
+                "distance": distances[rows].astype(np.float64),
+                "nearest": np.asarray(nearest[rows], np.int64),
+            }
+        )
+        first += len(grids)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skpatchcore.calibration import conformal_threshold, leave_group_out
+from skpatchcore.calibration import conformal_p_values, conformal_threshold, hold_out, leave_group_out, make_folds
 
 
 @given(
@@ -66,3 +66,53 @@ def test_groups_are_left_out_whole(groups):
         assert rows.tolist() == np.flatnonzero(bank_groups == own).tolist()
         seen += images.tolist()
     assert sorted(seen) == [0, 1, 2, 3]
+
+
+@given(share=st.floats(0.05, 0.95), seed=st.integers(0, 99), n_groups=st.integers(2, 12))
+def test_whole_groups_are_held_out(share, seed, n_groups):
+    groups = np.random.default_rng(seed).permutation(np.arange(30) % n_groups)
+    if np.ceil(share * n_groups) == n_groups:
+        with pytest.raises(ValueError, match="train set will be empty"):
+            hold_out(groups, share, np.random.RandomState(seed))
+        return
+    learnt, held = hold_out(groups, share, np.random.RandomState(seed))
+    assert sorted([*learnt, *held]) == list(range(30))
+    assert not set(groups[learnt]) & set(groups[held])
+    assert len(np.unique(groups[held])) == np.ceil(share * n_groups)
+
+
+@given(cv=st.integers(2, 6), seed=st.integers(0, 99))
+def test_folds_score_each_image_once_and_keep_groups_together(cv, seed):
+    groups = np.random.default_rng(seed).permutation(np.arange(25) % 8)
+    scored = []
+    for learnt, test in make_folds(25, groups, cv, np.random.RandomState(seed)):
+        assert not set(groups[learnt]) & set(groups[test])
+        scored += test.tolist()
+    assert sorted(scored) == list(range(25))
+
+
+@given(
+    calibration=st.lists(st.integers(-20, 20), min_size=1, max_size=40),
+    scores=st.lists(st.integers(-25, 25), min_size=1, max_size=10),
+)
+def test_p_values_count_calibration_scores_that_are_at_most_the_score(calibration, scores):
+    values = conformal_p_values([*calibration, np.nan], scores)
+    expected = [(1 + sum(c <= s for c in calibration)) / (len(calibration) + 1) for s in scores]
+    np.testing.assert_allclose(values, expected)
+    assert (values > 0).all()
+
+
+@pytest.mark.parametrize("n", [9, 50])
+@pytest.mark.parametrize("draw", [lambda rng, size: rng.normal(size=size), lambda rng, size: rng.integers(0, 4, size)])
+def test_p_values_of_exchangeable_scores_are_super_uniform(n, draw):
+    rng = np.random.default_rng(0)
+    values = np.array([conformal_p_values(s[:-1], s[-1:])[0] for s in draw(rng, (20000, n + 1)).astype(float)])
+    for level in (0.02, 0.1, 0.3, 0.7):
+        assert (values <= level).mean() <= level + 3 * np.sqrt(level / 20000)
+
+
+def test_p_values_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no calibration scores"):
+        conformal_p_values([np.nan], [1.0])
+    with pytest.raises(ValueError, match="score 1 is NaN"):
+        conformal_p_values([1.0, 2.0], [0.0, np.nan])

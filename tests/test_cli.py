@@ -42,12 +42,13 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0
     detector = joblib.load(model)
     table = rows(out)
-    assert list(table[0]) == ["path", "score", "decision", "label"]
+    assert list(table[0]) == ["path", "score", "decision", "label", "p_value"]
     paths = [row["path"] for row in table]
     assert len(paths) == 5
     np.testing.assert_array_equal([float(row["score"]) for row in table], detector.score_samples(paths))
     np.testing.assert_array_equal([float(row["decision"]) for row in table], detector.decision_function(paths))
     np.testing.assert_array_equal([int(row["label"]) for row in table], detector.predict(paths))
+    np.testing.assert_array_equal([float(row["p_value"]) for row in table], detector.p_values(paths))
     assert [row["label"] for row in table if "/bad/" in row["path"]] == ["-1"]
     assert "5 images judged, 1 of them anomalous" in capsys.readouterr().out
     # two files are called 0.png: both have a picture, of the image's own size

@@ -88,6 +88,25 @@ class View:
         )
         return replace(self, box=box)
 
+    def boxes_of(self, positions: np.ndarray, grid: np.ndarray) -> np.ndarray:
+        """Return where in the image patches lie.
+
+        Parameters
+        ----------
+        positions : array of shape (n_patches, 2)
+            Rows and columns in the grid.
+        grid : array of shape (2,)
+            The grid's height and width.
+
+        Returns
+        -------
+        array of shape (n_patches, 4), float64
+            Top, left, height and width of their cells in the image's own pixels. What a patch's feature has seen
+            reaches further.
+        """
+        cell = np.array(self.box[2:]) / grid
+        return np.hstack([self.box[:2] + positions * cell, np.broadcast_to(cell, positions.shape)])
+
 
 def as_image_sequence(X: Any) -> Sequence[Any]:
     """Return `X` as a sequence of single images, none of them read yet.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skpatchcore._grids import PatchGrids
+from skpatchcore._grids import GridLayout, PatchGrids
 from skpatchcore._progress import iterate_as_stage, progress_bar, stage
 from skpatchcore._sklearn import safe_indexing
 from skpatchcore.features.images import ImageError, View, as_image_sequence, image_size
@@ -113,6 +113,17 @@ class PatchStream:
                 done += len(grids)
                 bar.update(len(grids))
 
+    def subset(self, images: np.ndarray) -> PatchStream:
+        """Return the stream of some of the images."""
+        return PatchStream(
+            self.extractor,
+            safe_indexing(self.X, images),
+            self.numbers[images],
+            with_views=self.with_views,
+            description=self.description,
+            verbose=self.verbose,
+        )
+
     def between(self, start: int, stop: int) -> PatchStream:
         """Return the stream of the images from `start` up to `stop`, without a progress bar."""
         X = safe_indexing(self.X, slice(start, stop))
@@ -198,10 +209,43 @@ class HeldPatches:
     def __len__(self) -> int:
         return len(self.grids)
 
+    def subset(self, images: np.ndarray) -> HeldPatches:
+        """Return a copy of some of the images' features."""
+        return HeldPatches(self.grids.take(images), [self.views[i] for i in images])
+
     def __iter__(self) -> Iterator[tuple[PatchGrids, list[View | None]]]:
         for start in range(0, len(self), _N_IMAGES):
             stop = min(start + _N_IMAGES, len(self))
             yield self.grids.between(start, stop), self.views[start:stop]
+
+
+def boxes_in_images(
+    layout: GridLayout, views: list[View | None], images: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """Return where in their images patches lie.
+
+    Parameters
+    ----------
+    layout : GridLayout
+        Of the images' grids.
+    views : list of (View or None)
+        What the grids cover of them.
+    images : array of shape (n_patches,)
+        Which image each patch belongs to.
+    positions : array of shape (n_patches, 2)
+        Where in its grid.
+
+    Returns
+    -------
+    array of shape (n_patches, 4), float64
+        Top, left, height and width in the image's own pixels; NaN where nothing is known of the image.
+    """
+    boxes = np.full((len(images), 4), np.nan)
+    for image in np.unique(images):
+        if (view := views[image]) is not None:
+            here = images == image
+            boxes[here] = view.boxes_of(positions[here], layout.sizes[image])
+    return boxes
 
 
 def _whole_images(X: Any, first_image: int) -> list[View | None]:

@@ -1,0 +1,316 @@
+"""From scores and maps to decisions: thresholds, p-values, masks and regions, for any detector of defects in images."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+from sklearn.base import OutlierMixin
+from sklearn.utils.validation import check_is_fitted
+
+from skpatchcore.calibration import conformal_p_values, conformal_threshold
+from skpatchcore.regions import regions_of_map
+
+
+class ImageOutlierMixin(OutlierMixin):
+    """Methods that judge images, for a detector that scores them and draws their anomaly maps.
+
+    The detector has a parameter ``contamination``, and two methods: ``fit``, which ends by
+    ``_set_thresholds(scores, peaks, images, contamination)``, and ``_score(X, of_map)``, which returns the images'
+    scores (bigger = more normal) and, unless `of_map` is None, a list of what ``of_map(anomaly_map)`` makes of each
+    one's map.
+    """
+
+    contamination: float | str
+    calibration_scores_: np.ndarray
+    calibration_peaks_: np.ndarray
+    offset_: float
+    pixel_offset_: float
+
+    def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
+        raise NotImplementedError
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return image scores, **bigger = more normal**: minus the anomaly score.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images,), float64
+            At most 0, in units of feature distance. For PatchCore (Eq. 6-7), 0 is an image whose patches all stand in
+            the memory bank.
+
+        Raises
+        ------
+        ImageError
+            If an image can't be read or isn't one; the error names its index and path.
+        """
+        return self._score(X, None)[0]
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images,), float64
+            ``score_samples(X) - offset_``.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        ValueError
+            If the detector has no threshold: ``calibration=None``, or too few training images.
+        """
+        self._require_threshold()
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return +1 for normal and -1 for anomalous images.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images,), int
+            -1 where `decision_function` is negative.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+        """
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
+        """Return conformal p-values of images, **small = anomalous**: how usual so low a score is among good images.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        adjust : {"bh", "by"} or None, default=None
+            For a batch in which anomalous images are to be picked out: adjusted p-values, so that among the images with
+            values up to `q` a share of at most `q` is expected to be good. ``"bh"`` as Benjamini and Hochberg,
+            ``"by"`` as Benjamini and Yekutieli, which presumes nothing of how the p-values depend on one another.
+
+        Returns
+        -------
+        array of shape (n_images,), float64
+            ``(1 + number of calibration scores that are at most the image's) / (n_calibration + 1)``. Without `adjust`,
+            ``predict`` says -1 where it is at most `contamination`.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+
+        Notes
+        -----
+        A good image that is exchangeable with the calibration images gets a value of at most `p` with a probability of
+        at most `p`: exactly so with images held out (``calibration=0.2``, or `recalibrate`), approximately with
+        ``"leave-one-out"`` and folds, whose scores come from banks other than the final one.
+
+        No value is below ``1 / (n_calibration + 1)``. Few calibration images therefore leave adjusted values of a
+        large batch little room.
+
+        References
+        ----------
+        Bates, Candès, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51,
+        2023. They show that Benjamini and Hochberg's way holds for such p-values.
+        """
+        if adjust not in (None, "bh", "by"):
+            raise ValueError(f"adjust={adjust!r}: expected 'bh', 'by' or None.")
+        self._require_threshold()
+        values = conformal_p_values(self.calibration_scores_, self.score_samples(X))
+        return values if adjust is None else false_discovery_control(values, method=adjust)
+
+    def segment(self, X: Any) -> np.ndarray | list[np.ndarray]:
+        """Return anomaly maps, **bigger = more anomalous**, each at its image's own height and width.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images, height, width), float32
+            Feature distances, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
+            outside the extractor's crop, which the network does not see, repeat the nearest pixel inside.
+            Precomputed features have no image: their maps are the patch scores themselves, of shape (grid_height,
+            grid_width).
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        """
+        return self.score_and_segment(X)[1]
+
+    def score_and_segment(self, X: Any) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
+        """Return what `score_samples` and `segment` return, from one run of the network.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        scores : array of shape (n_images,), float64
+            Bigger = more normal.
+        maps : array of shape (n_images, height, width) or list of arrays (height, width), float32
+            Bigger = more anomalous.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        """
+        scores, maps = self._score(X, np.asarray)
+        return scores, _stacked(maps)
+
+    def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
+        """Return which pixels are anomalous, **True = anomalous**, at each image's own height and width.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images, height, width), bool
+            Where maps are above ``pixel_offset_``: of good images, a share of at most `contamination` has any such
+            pixel. A list of arrays (height, width) where sizes differ.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+        """
+        self._require_threshold()
+        return _stacked(self._score(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
+
+    def regions(self, X: Any, *, min_area: int = 1) -> pd.DataFrame:
+        """Return the connected regions of anomalous pixels: where to look, and how unusual it is there.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        min_area : int, default=1
+            Regions of fewer pixels are left out.
+
+        Returns
+        -------
+        DataFrame
+            One row a region, in the order of the images, the highest peak first: ``image`` (index in `X`), ``top``,
+            ``left``, ``bottom``, ``right`` (pixels of the image; bottom and right are the first ones outside, as in
+            slices), ``area`` (pixels), ``peak`` (the map's largest value in it, bigger = more anomalous),
+            ``peak_row``, ``peak_column`` and ``p_value``: how usual it is that the whole map of a good image reaches
+            that peak, small = anomalous. No rows where nothing is anomalous.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+        """
+        if min_area < 1:
+            raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
+        self._require_threshold()
+        tables = self._score(X, lambda anomaly_map: regions_of_map(anomaly_map, self.pixel_offset_, min_area))[1]
+        found = pd.concat(tables, keys=range(len(tables)), names=["image", None]).reset_index(level="image")
+        found = found.reset_index(drop=True).astype({"image": np.int64})
+        return found.assign(p_value=conformal_p_values(-self.calibration_peaks_, -found["peak"].to_numpy()))
+
+    def recalibrate(self, X: Any = None, *, contamination: float | str | None = None) -> Any:
+        """Set the thresholds anew without learning anew: on fresh good images, or for another share of false alarms.
+
+        Parameters
+        ----------
+        X : as for `fit`, or None, default=None
+            Good images that the detector has not learnt from, such as the last day's. None keeps the calibration scores
+            that there are.
+        contamination : float in (0, 0.5], "auto" or None, default=None
+            Accepted share of good images flagged; None takes the detector's own. The parameter stays as it is; so a new
+            `fit` goes back to it.
+
+        Returns
+        -------
+        detector
+            Itself, with other ``offset_`` and ``pixel_offset_``. With `X`, also ``calibration_scores_`` and
+            ``calibration_peaks_`` are those of these images, and ``calibration_image_indices_`` count in this `X`.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        ValueError
+            If `contamination` is out of its range, or if neither images nor calibration scores are there.
+
+        Warns
+        -----
+        UserWarning
+            If there are too few images to promise so small a share.
+
+        Notes
+        -----
+        With `X` the promise is exact for images that are exchangeable with these.
+        """
+        check_is_fitted(self, "offset_")
+        contamination = self.contamination if contamination is None else contamination
+        if contamination != "auto" and (isinstance(contamination, str) or not 0 < contamination <= 0.5):
+            raise ValueError(f"contamination={contamination!r}: expected a share in (0, 0.5] or 'auto'.")
+        if X is None:
+            self._require_threshold()
+            scores, peaks = self.calibration_scores_, self.calibration_peaks_
+            images = self.calibration_image_indices_
+        else:
+            scores, maxima = self._score(X, np.max)
+            peaks, images = np.array(maxima, np.float64), np.arange(len(scores))
+        self._set_thresholds(scores, peaks, images, contamination)
+        return self
+
+    def _set_thresholds(
+        self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
+    ) -> None:
+        """Take scores (bigger = more normal) and maxima of maps of good images for calibration."""
+        self.calibration_scores_, self.calibration_peaks_ = scores, peaks
+        self.calibration_image_indices_ = images
+        self.offset_ = -conformal_threshold(-scores, contamination)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the line above has said it
+            self.pixel_offset_ = conformal_threshold(peaks, contamination)
+
+    def _require_threshold(self) -> None:
+        check_is_fitted(self, "offset_")
+        if math.isnan(self.offset_):
+            raise ValueError(
+                "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
+                "one out. score_samples and segment work; fit on more images for predict and decision_function, or "
+                "give other good images to recalibrate."
+            )
+
+
+def _stacked(maps: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    same_size = len({anomaly_map.shape for anomaly_map in maps}) == 1
+    return np.stack(maps) if same_size else maps

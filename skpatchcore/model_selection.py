@@ -1,0 +1,247 @@
+"""Splitting and scoring for searches: folds that learn from good images only, and scorers for images and pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import Pipeline
+from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
+
+from skpatchcore._labels import is_nominal
+from skpatchcore.datasets import read_mask
+from skpatchcore.metrics import pixel_roc_auc_score
+
+
+class OneClassSplit:
+    """Folds whose training parts hold good images only, and whose test parts hold all.
+
+    For ``GridSearchCV(..., cv=OneClassSplit(5))`` and its like, with labels +1 (good) and -1 (anomalous).
+
+    Parameters
+    ----------
+    cv : int or splitter, default=5
+        Number of folds, each with about the same share of anomalous images, and with whole groups where groups are
+        given; or any splitter of scikit-learn's: stratified, grouped or plain.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore import OneClassSplit
+    >>> y = np.array([1, 1, 1, 1, -1, -1])
+    >>> for train, test in OneClassSplit(2).split(np.zeros((6, 1)), y):
+    ...     print(train, y[test])
+    [2 3] [ 1  1 -1]
+    [0 1] [ 1  1 -1]
+    """
+
+    def __init__(self, cv: Any = 5):
+        self.cv = cv
+
+    def __repr__(self) -> str:
+        return f"OneClassSplit(cv={self.cv!r})"
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the folds.
+
+        Parameters
+        ----------
+        X : sequence of images, or array of shape (n_images, ...)
+            Only its length counts.
+        y : array of shape (n_images,) or None, default=None
+            +1 good, -1 anomalous; None takes all as good. Other labels are ignored, with a warning.
+        groups : array of shape (n_images,) or None, default=None
+            For a splitter that takes groups.
+
+        Yields
+        ------
+        train, test : arrays of int
+            Indices into `X`: of good images, and of all.
+
+        Raises
+        ------
+        ValueError
+            If lengths differ, every image is anomalous, or a fold has no good image to learn from.
+        """
+        n_images = X.shape[0] if hasattr(X, "shape") else len(X)
+        nominal = is_nominal(y, n_images)
+        labels = np.where(nominal, 1, -1)
+        for number, (train, test) in enumerate(self._splitter(groups).split(np.zeros((n_images, 1)), labels, groups)):
+            train = train[nominal[train]]
+            if not len(train):
+                raise ValueError(f"{self!r}: fold {number} has no good image to learn from.")
+            yield train, test
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Return the number of folds.
+
+        Parameters
+        ----------
+        X, y, groups : as for `split`
+            For splitters that count by them.
+
+        Returns
+        -------
+        int
+        """
+        return self._splitter(groups).get_n_splits(X, y, groups)
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Return which metadata `split` takes, for scikit-learn's metadata routing.
+
+        Returns
+        -------
+        MetadataRequest
+            `groups`, unless the splitter inside doesn't take them.
+        """
+        return get_routing_for_object(self._splitter(groups=()))
+
+    def _splitter(self, groups: Any) -> Any:
+        if not isinstance(self.cv, Integral):
+            return self.cv
+        return StratifiedKFold(self.cv) if groups is None else StratifiedGroupKFold(self.cv)
+
+
+def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
+    """Score a detector by the area under the ROC curve of its image scores; **bigger = better**.
+
+    For ``GridSearchCV(..., scoring=image_roc_auc_scorer)``. Needs no threshold: it works with ``calibration=None``,
+    which ``scoring="roc_auc"`` does not.
+
+    Parameters
+    ----------
+    estimator : estimator with `score_samples`
+        A fitted detector, or a pipeline that ends in one.
+    X : as for the estimator
+        Images.
+    y : array of shape (n_images,)
+        +1 good, -1 anomalous.
+
+    Returns
+    -------
+    float
+        1 is perfect, 0.5 is chance.
+
+    Raises
+    ------
+    ValueError
+        If there is no good or no anomalous image.
+    """
+    return float(roc_auc_score(_is_anomalous(y), -estimator.score_samples(X)))
+
+
+def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
+    """Score a detector by its average precision in finding anomalous images; **bigger = better**.
+
+    Parameters
+    ----------
+    estimator : estimator with `score_samples`
+        A fitted detector, or a pipeline that ends in one.
+    X : as for the estimator
+        Images.
+    y : array of shape (n_images,)
+        +1 good, -1 anomalous: those to be found.
+
+    Returns
+    -------
+    float
+        1 is perfect; chance is the share of anomalous images.
+
+    Raises
+    ------
+    ValueError
+        If there is no good or no anomalous image.
+    """
+    return float(average_precision_score(_is_anomalous(y), -estimator.score_samples(X)))
+
+
+class PixelScorer:
+    """Score a detector by how its anomaly maps agree with masks of the defects; **bigger = better**.
+
+    Masks travel by scikit-learn's metadata routing:
+    ``sklearn.set_config(enable_metadata_routing=True)`` and then
+    ``GridSearchCV(..., scoring=PixelScorer()).fit(X, y, masks=masks)``.
+
+    Parameters
+    ----------
+    metric : callable, default=pixel_roc_auc_score
+        Takes masks and maps, lists of arrays of shape (height, width), and returns a number.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore.model_selection import PixelScorer
+    >>> class Same:
+    ...     def segment(self, X):
+    ...         return X
+    >>> X = np.array([[[0.0, 1.0], [0.0, 0.0]]])
+    >>> PixelScorer()(Same(), X, masks=[X[0] > 0])
+    1.0
+    """
+
+    def __init__(self, metric: Callable[[list[np.ndarray], list[np.ndarray]], float] = pixel_roc_auc_score):
+        self.metric = metric
+
+    def __repr__(self) -> str:
+        return f"PixelScorer(metric={getattr(self.metric, '__name__', self.metric)})"
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None, *, masks: Sequence[Any] | None = None) -> float:
+        """Return the metric.
+
+        Parameters
+        ----------
+        estimator : estimator with `segment`
+            A fitted detector, or a pipeline that ends in one.
+        X : as for the estimator
+            Images.
+        y : array of shape (n_images,) or None, default=None
+            +1 good, -1 anomalous: an anomalous image must have a mask.
+        masks : sequence of (array of shape (height, width), path or None)
+            True or bright where a pixel is defective, at the image's own size; None for a good image.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        ValueError
+            If there are no masks, lengths differ, an anomalous image has none, or a mask has another size.
+        """
+        if masks is None:
+            raise ValueError(
+                "no masks: with sklearn.set_config(enable_metadata_routing=True), give masks= to the search's fit, or "
+                "to cross_validate(params=...)."
+            )
+        n_images = X.shape[0] if hasattr(X, "shape") else len(X)
+        if len(masks) != n_images:
+            raise ValueError(f"{len(masks)} masks for {n_images} images.")
+        masks = list(masks)
+        if y is not None:
+            for i in np.flatnonzero(_is_anomalous(y)):
+                if masks[i] is None:
+                    raise ValueError(f"image {i} is anomalous and has no mask.")
+        if isinstance(estimator, Pipeline):
+            X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+            estimator = estimator[-1]
+        maps = list(estimator.segment(X))
+        return float(self.metric([read_mask(mask, m.shape) for mask, m in zip(masks, maps, strict=True)], maps))
+
+    def get_metadata_routing(self) -> MetadataRequest:
+        """Return that `masks` are asked for, for scikit-learn's metadata routing.
+
+        Returns
+        -------
+        MetadataRequest
+        """
+        request = MetadataRequest(owner=self)
+        request.score.add_request(param="masks", alias=True)
+        return request
+
+
+def _is_anomalous(y: Any) -> np.ndarray:
+    return ~is_nominal(y, len(y))
