@@ -15,8 +15,18 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._labels import group_codes, is_nominal
 from skpatchcore._memory import parse_bytes
-from skpatchcore._progress import stage
-from skpatchcore._sklearn import HasMethods, Interval, RealNotInt, StrOptions, fit_context, safe_indexing
+from skpatchcore._progress import report_tasks, stage
+from skpatchcore._sklearn import (
+    CallbackSupportMixin,
+    HasMethods,
+    Interval,
+    RealNotInt,
+    StrOptions,
+    fit_context,
+    safe_indexing,
+    visual_block,
+    with_callbacks,
+)
 from skpatchcore.bank import Bank, collect_bank, estimate_memory
 from skpatchcore.decisions import ImageOutlierMixin
 from skpatchcore.features.extractor import TorchFeatureExtractor
@@ -29,7 +39,7 @@ from skpatchcore.persistence import with_shared_bank, without_copies_of_bank
 from skpatchcore.stages import INDEXES, STAGES, default_stage, make_stage, stands_for_default
 
 
-class PatchCoreDetector(ImageOutlierMixin, BaseEstimator):
+class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
     """Find images, and places in them, that are unlike all images of good parts: PatchCore.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -193,6 +203,7 @@ class PatchCoreDetector(ImageOutlierMixin, BaseEstimator):
         return super().set_params(**params)
 
     @fit_context(prefer_skip_nested_validation=False)
+    @with_callbacks
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> PatchCoreDetector:
         """Learn what good parts look like, and where the threshold lies.
 
@@ -227,36 +238,8 @@ class PatchCoreDetector(ImageOutlierMixin, BaseEstimator):
         UserWarning
             If `y` holds other labels than +1 and -1, or if there are too few images to calibrate.
         """
-        max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
-        rng = check_random_state(self.random_state)
-        extractor, sampler, index = self._make_stages(rng)
-        X = self._validated(X, extractor, reset=True)
-        nominal = is_nominal(y, n_images_of(X))
-        kept = np.flatnonzero(nominal)
-        if groups is not None:
-            groups = group_codes(groups, len(nominal))[nominal]
-        plan = plan_calibration(self.calibration, groups, len(kept), rng, max_memory)
-        X = X if nominal.all() else safe_indexing(X, kept)
-        if extractor is not None:
-            extractor.fit(X)
-        stream = PatchStream(extractor, X, kept, verbose=self.verbose)
-        source = stream if plan.learnt is None else stream.subset(plan.learnt)
-        bank = collect_bank(source, sampler, max_memory, plan.extra_copies)
-        with stage("index"):
-            index.fit(bank.rows)
-        _share_rows(bank, sampler, index)
-        with stage("calibration"):
-            judge = Judge(self.n_neighbors, self.smoothing, self.verbose)
-            nominal_scores = plan.score(stream, bank, sampler, index, judge)
-
-        self.extractor_, self.sampler_, self.index_ = extractor, sampler, index
-        self.memory_bank_ = bank.rows
-        self.bank_image_indices_ = source.numbers[bank.images]
-        self.bank_positions_, self.bank_boxes_ = bank.positions, bank.boxes
-        self._set_thresholds(
-            -nominal_scores.scores, nominal_scores.peaks, kept[nominal_scores.images], self.contamination
-        )
-        return self
+        with report_tasks(self, X, y):
+            return self._fit(X, y, groups)
 
     def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
         """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
@@ -382,6 +365,38 @@ class PatchCoreDetector(ImageOutlierMixin, BaseEstimator):
         n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
         return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, n_copies)
 
+    def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreDetector:
+        max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
+        rng = check_random_state(self.random_state)
+        extractor, sampler, index = self._make_stages(rng)
+        X = self._validated(X, extractor, reset=True)
+        nominal = is_nominal(y, n_images_of(X))
+        kept = np.flatnonzero(nominal)
+        if groups is not None:
+            groups = group_codes(groups, len(nominal))[nominal]
+        plan = plan_calibration(self.calibration, groups, len(kept), rng, max_memory)
+        X = X if nominal.all() else safe_indexing(X, kept)
+        if extractor is not None:
+            extractor.fit(X)
+        stream = PatchStream(extractor, X, kept, verbose=self.verbose)
+        source = stream if plan.learnt is None else stream.subset(plan.learnt)
+        bank = collect_bank(source, sampler, max_memory, plan.extra_copies)
+        with stage("index"):
+            index.fit(bank.rows)
+        _share_rows(bank, sampler, index)
+        with stage("calibration"):
+            judge = Judge(self.n_neighbors, self.smoothing, self.verbose)
+            nominal_scores = plan.score(stream, bank, sampler, index, judge)
+
+        self.extractor_, self.sampler_, self.index_ = extractor, sampler, index
+        self.memory_bank_ = bank.rows
+        self.bank_image_indices_ = source.numbers[bank.images]
+        self.bank_positions_, self.bank_boxes_ = bank.positions, bank.boxes
+        self._set_thresholds(
+            -nominal_scores.scores, nominal_scores.peaks, kept[nominal_scores.images], self.contamination
+        )
+        return self
+
     def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
         check_is_fitted(self, "memory_bank_")
         stream = self._stream(X, with_views=of_map is not None)
@@ -412,6 +427,13 @@ class PatchCoreDetector(ImageOutlierMixin, BaseEstimator):
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(with_shared_bank(state))
+
+    def _sk_visual_block_(self) -> Any:
+        # as fitted, or as they will be; "precomputed" is a box that says so
+        stages = [getattr(self, f"{name}_", None) for name in STAGES]
+        given = [getattr(self, name) if s is None else s for name, s in zip(STAGES, stages, strict=True)]
+        stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(STAGES, given, strict=True)]
+        return visual_block("serial", stages, list(STAGES))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
