@@ -79,6 +79,8 @@ class Network:
         Normalisation, red, green and blue, that the weights were trained with.
     digest : str
         SHA-256 of its weights, up to the last layer.
+    architecture : str
+        What is done with the weights: the backbone's name, or a hash of a callable's module.
     """
 
     module: nn.Module
@@ -86,6 +88,7 @@ class Network:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
+    architecture: str
 
 
 def load_network(
@@ -221,11 +224,12 @@ def _build_network(
     # Parameters that ask for no gradient let inference share them between threads.
     cut.requires_grad_(False)
     digest = _digest(cut)
+    architecture = backbone if isinstance(backbone, str) else hashlib.sha256(repr(cut).encode()).hexdigest()
     if isinstance(cut, fx.GraphModule):
         cut = _folded(cut)
     # Pixels' channels side by side are what processors' convolutions like best.
     cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(cut, layers, mean, std, digest)
+    return Network(cut, layers, mean, std, digest, architecture)
 
 
 def _digest(module: nn.Module) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import groupby, islice
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,9 @@ import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from skpatchcore._device import available_device, require_device
+from skpatchcore._memory import parse_bytes
 from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import Interval, StrOptions
+from skpatchcore._sklearn import HasMethods, Interval, StrOptions
 from skpatchcore.features.aggregation import (
     NotAGridError,
     channels_first,
@@ -23,6 +26,7 @@ from skpatchcore.features.aggregation import (
     tokens_to_grid,
 )
 from skpatchcore.features.backbones import Network, WeightsError, load_network
+from skpatchcore.features.cache import LayerCache
 from skpatchcore.features.images import (
     ImageError,
     Size,
@@ -36,8 +40,17 @@ from skpatchcore.features.images import (
 )
 from skpatchcore.features.prefetch import prefetched
 
-# An image as the network shall see it, where that lies in it, and its index and path.
-Prepared = tuple[torch.Tensor, View, tuple[int, str | None]]
+
+@dataclass
+class _Prepared:
+    """An image as the network shall see it, or its layer maps, each (height, width, n_channels), if they are known."""
+
+    view: View
+    index: int
+    path: str | None
+    pixels: torch.Tensor | None = None
+    maps: list[torch.Tensor] | None = None
+    entry: Path | None = None  # where its maps are to be kept
 
 
 class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -89,6 +102,14 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     dtype : {"float32", "bfloat16"}, default="float32"
         What the network computes in. bfloat16 takes about half the time where the processor is made for it, and moves
         features by a few per cent of their length, and scores a little. A detector keeps what it was fitted with.
+    memory : str, path, joblib.Memory or None, default=None
+        Where the layers' outputs of each image are kept, for searches: patch sizes, strides, channels, ratios, folds
+        and processes share them, and the network runs once an image. An image is known by its content, not by its
+        name. What is damaged is computed anew.
+    memory_dtype : {"float32", "float16"}, default="float32"
+        How they are stored. float16 halves the files, and rounds features in the fourth digit, also on the first run.
+    memory_limit : int, str or None, default=None
+        Bytes that they may take, or a text such as ``"20GB"``; those used least lately make way. None: no limit.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -129,6 +150,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "device": [str],
         "dtype": [StrOptions({"float32", "bfloat16"})],
+        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
+        "memory_dtype": [StrOptions({"float32", "float16"})],
+        "memory_limit": [Interval(Integral, 1, None, closed="left"), str, None],
         "verbose": ["verbose"],
     }
 
@@ -148,6 +172,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         batch_size: int = 8,
         device: str = "auto",
         dtype: str = "float32",
+        memory: Any = None,
+        memory_dtype: str = "float32",
+        memory_limit: int | str | None = None,
         verbose: int = 0,
     ):
         self.backbone = backbone
@@ -163,6 +190,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
+        self.memory = memory
+        self.memory_dtype = memory_dtype
+        self.memory_limit = memory_limit
         self.verbose = verbose
 
     def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
@@ -255,17 +285,33 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"{network.digest}, expected {self.weights_digest_}. A file or a package has changed since."
             )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
-            batches = self._prepared_batches(images)
+            cache = self._cache_for(network)
+            batches = self._prepared_batches(images, cache)
             # a single batch has nothing to be made ready beside
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
-                tensors, views, sources = zip(*batch, strict=True)
-                features, grid = self._compute(network, torch.stack(tensors), views[0].input_size, sources, device)
-                yield features, [view.of_patches(grid, self.stride) for view in views]
+                maps = self._layer_maps(network, batch, cache, device)
+                features = self._features(maps)
+                grid = (maps[0].shape[2], maps[0].shape[3])
+                yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 
-    def _prepared_batches(self, images: Any) -> Iterator[list[Prepared]]:
-        prepared = (self._prepare(image, index) for index, image in enumerate(images))
-        for _, run in groupby(prepared, key=lambda item: item[1].input_size):
+    def _cache_for(self, network: Network) -> LayerCache | None:
+        if self.memory is None:
+            return None
+        settings = {
+            "network": network.architecture,
+            "weights": network.digest,
+            "layers": network.layers,
+            "sizes": [None if size is None else np.ravel(size).tolist() for size in (self.image_size, self.crop_size)],
+            "normalisation": [[float(v) for v in values] for values in self._normalisation(network)],
+            "computed in": self.dtype,
+        }
+        limit = None if self.memory_limit is None else parse_bytes(self.memory_limit)
+        return LayerCache(self.memory, settings, self.memory_dtype, limit)
+
+    def _prepared_batches(self, images: Any, cache: LayerCache | None) -> Iterator[list[_Prepared]]:
+        prepared = (self._prepare(image, index, cache) for index, image in enumerate(images))
+        for _, run in groupby(prepared, key=lambda item: item.view.input_size):
             while batch := list(islice(run, self.batch_size)):
                 yield batch
 
@@ -295,25 +341,38 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         )
         return np.array([view.input_size for view in views])
 
-    def _prepare(self, image: Any, index: int) -> Prepared:
+    def _prepare(self, image: Any, index: int, cache: LayerCache | None) -> _Prepared:
         path = path_of(image)
-        tensor, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index, path)
-        return tensor.expand(3, -1, -1), view, (index, path)  # grey images are resized once, then seen thrice
+        entry = None if cache is None else cache.entry_of(image, index)
+        known = None if cache is None or entry is None else cache.read(entry)
+        if known is not None:
+            return _Prepared(known[1], index, path, maps=known[0])
+        pixels, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index, path)
+        # grey images are resized once, then seen thrice
+        return _Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
 
     @torch.inference_mode()
-    def _compute(
-        self,
-        network: Network,
-        images: torch.Tensor,
-        size: tuple[int, int],
-        sources: tuple[tuple[int, str | None], ...],
-        device: torch.device,
-    ) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return the features, and the size of the grid before strides."""
+    def _layer_maps(
+        self, network: Network, batch: list[_Prepared], cache: LayerCache | None, device: torch.device
+    ) -> list[torch.Tensor]:
+        """Return the layers' outputs, each of shape (n_batch, n_channels, height, width), float32."""
+        new = [image for image in batch if image.maps is None]
+        outputs = self._run(network, new, device) if new else []
+        if cache is None:
+            return outputs
+        for i, image in enumerate(new):
+            assert image.entry is not None
+            image.maps = cache.keep(image.entry, [output[i].permute(1, 2, 0) for output in outputs], image.view)
+        layers = zip(*(image.maps or [] for image in batch), strict=True)
+        return [torch.stack(layer).to(device).permute(0, 3, 1, 2) for layer in layers]
+
+    def _run(self, network: Network, batch: list[_Prepared], device: torch.device) -> list[torch.Tensor]:
         mean, std = (
-            torch.tensor(given or own, dtype=torch.float32, device=device).view(3, 1, 1)
-            for given, own in ((self.mean, network.mean), (self.std, network.std))
+            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
+            for values in self._normalisation(network)
         )
+        size = batch[0].view.input_size
+        images = torch.stack([image.pixels for image in batch if image.pixels is not None])
         try:
             normalised = ((images.to(device) - mean) / std).to(getattr(torch, self.dtype))
             outputs = network.module(normalised.contiguous(memory_format=torch.channels_last))
@@ -323,17 +382,24 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                 raise
             # Networks refuse sizes in their own words (too small to pool, not the transformer's): say which image.
             raise ImageError(
-                f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", *sources[0]
+                f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", batch[0].index, batch[0].path
             ) from error
+        finite = torch.stack([torch.isfinite(m).flatten(1).all(1) for m in maps]).all(0)
+        if not finite.all():
+            first = batch[int(finite.int().argmin())]
+            raise ImageError("the backbone gives features that are NaN or infinite.", first.index, first.path)
+        return maps
+
+    @torch.inference_mode()
+    def _features(self, maps: list[torch.Tensor]) -> np.ndarray:
         if self.n_channels is None:
             features = concatenate_layers(maps, self.patch_size, self.stride)
         else:
             features = pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
-        finite = torch.isfinite(features).flatten(1).all(1)
-        if not finite.all():
-            first = int(finite.int().argmin())
-            raise ImageError("the backbone gives features that are NaN or infinite.", *sources[first])
-        return features.contiguous().cpu().numpy(), (maps[0].shape[2], maps[0].shape[3])
+        return features.contiguous().cpu().numpy()
+
+    def _normalisation(self, network: Network) -> tuple[Any, Any]:
+        return self.mean or network.mean, self.std or network.std
 
     @staticmethod
     def _as_map(output: Any, layer: str, size: tuple[int, int]) -> torch.Tensor:
