@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from sklearn.base import BaseEstimator
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from skpatchcore import (
-    ExactIndex,
-    GreedyCoresetSampler,
-    LearnedProxySampler,
-    PatchCoreDetector,
-    PyNNDescentIndex,
-    RandomSampler,
-)
+import skpatchcore
+from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
 
 OUT_OF_SAMPLE = (
     "checks that the share of flagged *training* rows is the contamination; here the threshold promises a share of new "
@@ -21,15 +16,23 @@ OUT_OF_SAMPLE = (
 )
 NOT_IN_SAMPLE = dict.fromkeys(("check_outliers_train", "check_outliers_fit_predict"), OUT_OF_SAMPLE)
 
-# Of estimators that take images, scikit-learn can check next to nothing: their own tests do.
-ESTIMATORS = [
-    GreedyCoresetSampler(random_state=0),
-    RandomSampler(random_state=0),
-    LearnedProxySampler(random_state=0),
-    ExactIndex(),
-    PyNNDescentIndex(random_state=0),
-    PatchCoreDetector("precomputed", random_state=0),
-]
+# How those are made that can't be made without arguments, or whose defaults need a download.
+MADE = {
+    "PatchCoreDetector": lambda: PatchCoreDetector("precomputed"),
+    "TorchFeatureExtractor": lambda: TorchFeatureExtractor("resnet18", weights=None),
+}
+
+
+def public_estimators():
+    """Yield one of every public estimator, seeded. Those that take images have checks of their own beside these."""
+    for name in skpatchcore.__all__:
+        found = getattr(skpatchcore, name)
+        if isinstance(found, type) and issubclass(found, BaseEstimator):
+            estimator = MADE.get(name, found)()
+            yield estimator.set_params(random_state=0) if hasattr(estimator, "random_state") else estimator
+
+
+ESTIMATORS = list(public_estimators())
 
 
 def expected_failures(estimator):

@@ -1,0 +1,185 @@
+"""Twins, for estimators that take images, of the checks that scikit-learn runs on tables only."""
+
+from __future__ import annotations
+
+import pickle
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import get_tags
+
+from skpatchcore import ImageError, PatchCoreDetector, TorchFeatureExtractor
+
+EXTRACTOR = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None, batch_size=4)
+ESTIMATORS = [EXTRACTOR, PatchCoreDetector(EXTRACTOR, random_state=0), PatchCoreDetector(EXTRACTOR, calibration=0.3)]
+METHODS = ("transform", "score_samples", "decision_function", "predict", "segment", "predict_mask", "p_values")
+WRONG = {"patch_size": 0, "batch_size": "all", "n_neighbors": -1, "smoothing": "much", "contamination": 2}
+
+
+def methods_of(estimator):
+    return [getattr(estimator, name) for name in METHODS if hasattr(estimator, name)]
+
+
+def same(first, second):
+    for a, b in zip(methods_of(first[0]), methods_of(second[0]), strict=True):
+        np.testing.assert_allclose(a(first[1]), b(second[1]), rtol=1e-4, atol=1e-6)
+
+
+def check_image_clone(estimator, X):
+    copy = clone(estimator)
+    assert repr(copy) == repr(estimator)
+    assert set(copy.get_params()) == set(estimator.get_params())
+    assert not [name for name in vars(copy) if name.endswith("_")]
+
+
+def check_image_parameters_are_kept_by_fit(estimator, X):
+    before = {name: repr(value) for name, value in estimator.get_params().items()}
+    estimator.fit(X)
+    assert {name: repr(value) for name, value in estimator.get_params().items()} == before
+
+
+def check_image_fit_returns_itself(estimator, X):
+    assert estimator.fit(X) is estimator
+
+
+def check_image_fitted_attributes_end_in_an_underscore(estimator, X):
+    before = set(vars(estimator))
+    estimator.fit(X)
+    assert all(name.endswith("_") for name in set(vars(estimator)) - before)
+
+
+def check_image_pickle(estimator, X):
+    estimator.fit(X)
+    same((estimator, X), (pickle.loads(pickle.dumps(estimator)), X))
+
+
+def check_image_dict_unchanged_by_predict(estimator, X):
+    estimator.fit(X)
+    before = {name: joblib.hash(value) for name, value in vars(estimator).items()}
+    for method in methods_of(estimator):
+        method(X)
+    assert {name: joblib.hash(value) for name, value in vars(estimator).items()} == before
+
+
+def check_image_fit_is_idempotent(estimator, X):
+    if "random_state" in estimator.get_params(deep=False):
+        estimator.set_params(random_state=0)
+    same((clone(estimator).fit(X), X), (estimator.fit(X).fit(X), X))
+
+
+def check_image_fit_twice_forgets_the_first(estimator, X):
+    if "random_state" in estimator.get_params(deep=False):
+        estimator.set_params(random_state=0)
+    same((clone(estimator).fit(X), X), (estimator.fit(X[:5] * 0.5).fit(X), X))
+
+
+def check_image_subsets_give_the_same(estimator, X):
+    for method in methods_of(estimator.fit(X)):
+        whole = method(X)
+        np.testing.assert_allclose(
+            np.concatenate([method(X[i : i + 1]) for i in range(4)]), whole[:4], rtol=1e-4, atol=1e-5
+        )
+        np.testing.assert_allclose(np.concatenate([method(X[:3]), method(X[3:])]), whole, rtol=1e-4, atol=1e-5)
+
+
+def check_image_order_does_not_matter(estimator, X):
+    order = np.random.default_rng(0).permutation(len(X))
+    for method in methods_of(estimator.fit(X)):
+        np.testing.assert_allclose(method(X[order]), method(X)[order], rtol=1e-4, atol=1e-5)
+
+
+def check_image_input_is_not_written_to(estimator, X):
+    before = X.copy()
+    for method in methods_of(estimator.fit(X)):
+        method(X)
+    np.testing.assert_array_equal(X, before)
+
+
+def check_image_readonly_memmap(estimator, X, folder):
+    np.save(folder / "X.npy", X)
+    mapped = np.load(folder / "X.npy", mmap_mode="r")
+    if "random_state" in estimator.get_params(deep=False):
+        estimator.set_params(random_state=0)
+    same((clone(estimator).fit(X), X), (estimator.fit(mapped), mapped))
+
+
+def check_image_containers(estimator, X, folder):
+    pixels = (X * 255).astype(np.uint8)
+    paths = [str(folder / f"{i}.png") for i in range(len(X))]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    if "random_state" in estimator.get_params(deep=False):
+        estimator.set_params(random_state=0)
+    expected = clone(estimator).fit(pixels), pixels
+    series = pd.Series(paths, index=range(7, 7 + len(X)), name="path")
+    frame = pd.DataFrame({"path": paths, "part": "a"})
+    for given in (paths, tuple(paths), np.array(paths), series, frame["path"], list(pixels), map_to_pil(pixels)):
+        same(expected, (clone(estimator).fit(given), given))
+
+
+def map_to_pil(pixels):
+    return [Image.fromarray(image) for image in pixels]
+
+
+def check_image_unfitted_says_so(estimator, X):
+    if not get_tags(estimator).requires_fit:
+        return
+    for method in methods_of(estimator):
+        with pytest.raises(NotFittedError):
+            method(X)
+
+
+def check_image_wrong_parameters_are_named(estimator, X):
+    for name, value in WRONG.items():
+        if name in estimator.get_params(deep=False):
+            with pytest.raises(ValueError, match=f"The '{name}' parameter of {type(estimator).__name__} must be"):
+                clone(estimator).set_params(**{name: value}).fit(X)
+    with pytest.raises(ValueError, match="Invalid parameter 'speed'"):
+        estimator.set_params(speed=1)
+
+
+def check_image_nothing_and_nonsense_are_refused(estimator, X):
+    fitted = clone(estimator).fit(X)
+    for method in methods_of(fitted):
+        for wrong in ([], np.zeros((0, 8, 8, 3)), X[0], "part.png", None, pd.DataFrame({"path": ["a.png"]})):
+            with pytest.raises(ValueError, match="X "):
+                method(wrong)
+        with pytest.raises(ImageError, match="image 1: holds NaN"):
+            method(np.stack([X[0], X[0] * np.nan]))
+
+
+def check_image_processes_give_the_same(estimator, X):
+    estimator.fit(X)
+    method = methods_of(estimator)[0]
+    for found in joblib.Parallel(2)(joblib.delayed(method)(X) for _ in range(2)):
+        np.testing.assert_array_equal(found, method(X))
+
+
+def check_image_representations_compute_nothing(estimator, X):
+    for shown in (estimator, clone(estimator).fit(X)):
+        assert type(shown).__name__ in repr(shown)
+        html = shown._repr_html_()
+        assert "TorchFeatureExtractor" in html
+        if isinstance(shown, PatchCoreDetector):
+            places = [html.index(f'data-param-prefix="{stage}__"') for stage in ("extractor", "sampler", "index")]
+            assert places == sorted(places)
+    broken = clone(estimator).set_params(
+        **{("extractor__" if hasattr(estimator, "sampler") else "") + "weights": "nowhere.pth"}
+    )
+    assert "nowhere.pth" in broken._repr_html_()
+
+
+CHECKS = [check for name, check in sorted(globals().items()) if name.startswith("check_image_")]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["extractor", "detector", "detector with images held out"])
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_image_checks(estimator, check, parts, tmp_path):
+    X = np.concatenate(parts[:2]).astype(np.float32)
+    given = (tmp_path,) if "folder" in check.__code__.co_varnames[: check.__code__.co_argcount] else ()
+    check(clone(estimator), X.copy(), *given)
