@@ -1,0 +1,235 @@
+"""The metrics beside direct loops over all thresholds, and beside scikit-learn's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import label
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+
+from skpatchcore.metrics import (
+    aupimo_scores,
+    aupro_score,
+    f1_max_score,
+    pixel_average_precision_score,
+    pixel_f1_max_score,
+    pixel_roc_auc_score,
+    pro_curve,
+)
+
+
+@st.composite
+def cases(draw):
+    """Ragged masks and maps, with ties, single pixels, touching regions, whole and empty masks."""
+    n_images = draw(st.integers(1, 4))
+    n_levels = draw(st.sampled_from([2, 5, 1000]))
+    seed = draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+    masks, maps = [], []
+    for _ in range(n_images):
+        shape = tuple(rng.integers(1, 8, 2))
+        masks.append(rng.random(shape) < draw(st.sampled_from([0.0, 0.1, 0.5, 0.9])))
+        maps.append(np.round(rng.random(shape) * n_levels) / n_levels)
+    assume(any(mask.any() for mask in masks) and not all(mask.all() for mask in masks))
+    return masks, maps
+
+
+def direct_pro(masks, maps):
+    """Return the curve by a loop over all thresholds and regions."""
+    n_good = sum((~mask).sum() for mask in masks)
+    points = [(0.0, 0.0)]
+    for threshold in sorted({value for scored in maps for value in scored.ravel()}, reverse=True):
+        false = sum(((scored >= threshold) & ~mask).sum() for mask, scored in zip(masks, maps, strict=True))
+        overlaps = []
+        for mask, scored in zip(masks, maps, strict=True):
+            regions, n_regions = label(mask, np.ones((3, 3)))
+            overlaps += [(scored[regions == i + 1] >= threshold).mean() for i in range(n_regions)]
+        points.append((false / n_good, np.mean(overlaps)))
+    return np.array(points).T
+
+
+def area_up_to(x, y, limit):
+    inside = x <= limit
+    x_in, y_in = x[inside], y[inside]
+    if x_in[-1] < limit:
+        i = int(inside.sum())
+        at_limit = y[i - 1] + (y[i] - y[i - 1]) * (limit - x[i - 1]) / (x[i] - x[i - 1])
+        x_in, y_in = np.append(x_in, limit), np.append(y_in, at_limit)
+    return np.trapezoid(y_in, x_in) / limit
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), max_fpr=st.sampled_from([0.05, 0.3, 0.5, 1.0]))
+def test_aupro_is_that_of_a_loop_over_all_thresholds(case, max_fpr):
+    fpr, pro = direct_pro(*case)
+    assert aupro_score(*case, max_fpr=max_fpr) == pytest.approx(area_up_to(fpr, pro, max_fpr), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=cases())
+def test_the_pro_curve_is_that_of_a_loop_over_all_thresholds(case):
+    fpr, pro, thresholds = pro_curve(*case)
+    expected = direct_pro(*case)
+    np.testing.assert_allclose(fpr, expected[0], atol=1e-12)
+    np.testing.assert_allclose(pro, expected[1], atol=1e-12)
+    assert thresholds[0] == np.inf
+    assert (np.diff(thresholds) < 0).all()
+    assert (fpr[-1], pro[-1]) == (pytest.approx(1), pytest.approx(1))
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=cases())
+def test_pixel_metrics_are_scikit_learns(case):
+    truth = np.concatenate([mask.ravel() for mask in case[0]])
+    scores = np.concatenate([scored.ravel() for scored in case[1]])
+    assert pixel_roc_auc_score(*case) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+    assert pixel_average_precision_score(*case) == pytest.approx(average_precision_score(truth, scores), abs=1e-12)
+    best = pixel_f1_max_score(*case)
+    assert best.f1 == pytest.approx(max(f1_score(truth, scores >= t) for t in np.unique(scores)))
+    assert best.f1 == pytest.approx(f1_score(truth, scores >= best.threshold))
+    assert best.n_misclassified == ((scores >= best.threshold) != truth).sum()
+
+
+@given(seed=st.integers(0, 1000), n_levels=st.sampled_from([3, 10**6]))
+def test_image_f1_max_is_the_best_of_all_thresholds(seed, n_levels):
+    rng = np.random.default_rng(seed)
+    y = rng.permutation([1] * 12 + [-1] * 5)
+    scores = -np.round(rng.random(17) * n_levels)
+    best = f1_max_score(y, scores)
+    precision, recall, _ = precision_recall_curve(y == -1, -scores)
+    assert best.f1 == pytest.approx(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
+    flagged = scores <= best.threshold
+    assert best.n_misclassified == (flagged != (y == -1)).sum()
+    assert best.f1 == pytest.approx(f1_score(y == -1, flagged))
+
+
+def direct_aupimo(masks, maps, low, high):
+    """Return the scores by a loop over all thresholds, each a point; good scores move the rate, others recall."""
+    good = [scored for mask, scored in zip(masks, maps, strict=True) if not mask.any()]
+    values = sorted({value for scored in maps for value in scored.ravel()}, reverse=True)
+    rates = np.array([0.0] + [np.mean([(scored >= t).mean() for scored in good]) for t in values])
+    results = []
+    for mask, scored in zip(masks, maps, strict=True):
+        if not mask.any():
+            results.append(math.nan)
+            continue
+        recall = np.array([0.0] + [(scored[mask] >= t).mean() for t in values])
+        area = 0.0
+        for x0, x1, y0, y1 in zip(rates[:-1], rates[1:], recall[:-1], recall[1:], strict=True):
+            if x1 <= low or x0 >= high or x1 == x0:
+                continue
+            begin, end = math.log(max(x0, low)), math.log(min(x1, high))
+            if x0 == 0:
+                area += y0 * (end - begin)
+                continue
+            share = [(edge - math.log(x0)) / (math.log(x1) - math.log(x0)) for edge in (begin, end)]
+            area += (end - begin) * (y0 + (y1 - y0) * np.mean(share))
+        results.append(area / math.log(high / low))
+    return results
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases(), bounds=st.sampled_from([(1e-5, 1e-4), (0.05, 0.4), (0.3, 1.0), (1e-3, 0.2)]))
+def test_aupimo_is_that_of_a_loop_over_all_thresholds(case, bounds):
+    masks, maps = case
+    assume(any(not mask.any() for mask in masks))
+    np.testing.assert_allclose(
+        aupimo_scores(masks, maps, fpr_bounds=bounds), direct_aupimo(masks, maps, *bounds), atol=1e-9
+    )
+
+
+def test_aupimo_counts_ties_whole():
+    good = np.zeros((10, 10))
+    good.flat[:10], good.flat[10:60] = 1.0, 0.5
+    masks, maps = [np.zeros((10, 10), bool), np.eye(10, dtype=bool)], [good, np.full((10, 10), 0.5)]
+    expected = direct_aupimo(masks, maps, 0.05, 0.4)
+    np.testing.assert_allclose(aupimo_scores(masks, maps, fpr_bounds=(0.05, 0.4)), expected, atol=1e-12)
+
+
+def test_perfect_and_useless_maps():
+    masks = [np.zeros((20, 20), bool), np.pad(np.ones((4, 4), bool), 8)]
+    perfect = [mask.astype(float) + np.random.default_rng(0).random(mask.shape) * 0.1 for mask in masks]
+    flat = [np.zeros(mask.shape) for mask in masks]
+    for metric in (aupro_score, pixel_roc_auc_score, pixel_average_precision_score):
+        assert metric(masks, perfect) == pytest.approx(1)
+    assert aupimo_scores(masks, perfect)[1] == pytest.approx(1)
+    assert np.isnan(aupimo_scores(masks, perfect)[0])
+    assert pixel_f1_max_score(masks, perfect)[0::2] == (1, 0)
+    assert aupro_score(masks, flat) == pytest.approx(0.15)
+    assert pixel_roc_auc_score(masks, flat) == 0.5
+    assert aupimo_scores(masks, flat)[1] == 0
+
+
+def test_touching_corners_are_one_region():
+    mask = np.zeros((4, 4), bool)
+    mask[0, 0] = mask[1, 1] = True  # one region of two
+    mask[3, 0] = True  # and one of a single pixel
+    scored = np.zeros((4, 4))
+    scored[3, 0] = 1.0
+    assert aupro_score([mask], [scored], max_fpr=1.0) == pytest.approx(0.5 + 0.5 * 0.5)
+
+
+def test_masks_of_another_size_are_refused_or_resized():
+    mask = np.zeros((8, 12), bool)
+    mask[2:4, 4:8] = True
+    scored = np.zeros((4, 6))
+    scored[1, 2:4] = 1.0
+    with pytest.raises(
+        ValueError, match=r"image 0: mask of shape \(8, 12\) and map of shape \(4, 6\) differ; resize=True"
+    ):
+        aupro_score([mask], [scored])
+    for metric in (aupro_score, pixel_roc_auc_score, pixel_average_precision_score):
+        assert metric([mask], [scored], resize=True) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    "metric", [aupro_score, pro_curve, pixel_roc_auc_score, pixel_average_precision_score, pixel_f1_max_score]
+)
+def test_what_defines_no_metric_is_refused(metric):
+    mask, scored = np.eye(3, dtype=bool), np.ones((3, 3))
+    with pytest.raises(ValueError, match="2 masks and 1 maps"):
+        metric([mask, mask], [scored])
+    with pytest.raises(ValueError, match="no defective pixel"):
+        metric([mask & False], [scored])
+    with pytest.raises(ValueError, match="no good pixel"):
+        metric([mask | True], [scored])
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="image 1: the map holds NaN or infinity"):
+            metric([mask, mask], [scored, scored * wrong])
+    with pytest.raises(ValueError, match="not 2-D"):
+        metric([mask[None]], [scored[None]])
+
+
+def test_arguments_out_of_range_are_refused():
+    mask, scored = np.eye(3, dtype=bool), np.ones((3, 3))
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="max_fpr"):
+            aupro_score([mask], [scored], max_fpr=wrong)
+    with pytest.raises(ValueError, match="one of the two is missing"):
+        aupimo_scores([mask], [scored])
+    with pytest.raises(ValueError, match="fpr_bounds"):
+        aupimo_scores([mask, mask & False], [scored, scored], fpr_bounds=(1e-3, 1e-4))
+    with pytest.raises(ValueError, match="score 1 is NaN"):
+        f1_max_score([1, -1], [0.0, np.nan])
+    with pytest.raises(ValueError, match="expected both"):
+        f1_max_score([1, 0], [0.0, 1.0])
+    with pytest.raises(ValueError, match="one of each an image"):
+        f1_max_score([1, -1], [0.0])
+
+
+def test_input_is_left_as_it_is():
+    rng = np.random.default_rng(0)
+    masks, maps = (
+        [rng.random((9, 9)) < 0.2 for _ in range(2)],
+        [rng.random((9, 9)).astype(np.float32) for _ in range(2)],
+    )
+    before = [scored.copy() for scored in maps]
+    masks[0][:] = False
+    for metric in (aupro_score, pixel_roc_auc_score, pixel_f1_max_score, aupimo_scores):
+        metric(masks, maps)
+    for scored, copy in zip(maps, before, strict=True):
+        np.testing.assert_array_equal(scored, copy)
