@@ -17,6 +17,7 @@ _HOMES = {
     "LearnedProxySampler": "skpatchcore.coreset.proxies",
     "OneClassSplit": "skpatchcore.model_selection",
     "PatchCoreDetector": "skpatchcore.detector",
+    "PatchCoreEnsemble": "skpatchcore.ensemble",
     "PyNNDescentIndex": "skpatchcore.index.pynndescent",
     "RandomSampler": "skpatchcore.coreset.random",
     "TorchFeatureExtractor": "skpatchcore.features.extractor",
@@ -33,6 +34,7 @@ __all__ = [
     "LearnedProxySampler",
     "OneClassSplit",
     "PatchCoreDetector",
+    "PatchCoreEnsemble",
     "PyNNDescentIndex",
     "RandomSampler",
     "TorchFeatureExtractor",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from skpatchcore.coreset.random import RandomSampler
     from skpatchcore.datasets import list_images, load_image_folder
     from skpatchcore.detector import PatchCoreDetector
+    from skpatchcore.ensemble import PatchCoreEnsemble
     from skpatchcore.features.backbones import WeightsError
     from skpatchcore.features.extractor import TorchFeatureExtractor
     from skpatchcore.features.images import ImageError

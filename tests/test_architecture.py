@@ -38,7 +38,7 @@ OUTER = {"__init__", "features", "coreset", "index"}  # hold no code of their ow
 LEVELS = {
     **dict.fromkeys(LIGHT, 0), **dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2),
     "model_selection": 2, "decisions": 2, "stages": 3, "bank": 3, "inference": 3, "nominal": 4, "detector": 5,
-    "demo": 6, "cli": 7, "__main__": 8,
+    "ensemble": 5, "demo": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 
