@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import torch
 
+from skpatchcore._device import as_tensor
 from skpatchcore._finite import first_not_finite
 
 _NOTHING = "there are no patch features: at least one image with one patch is needed."
@@ -54,7 +56,7 @@ class PatchGrids(GridLayout):
         self.rows = rows
 
     @classmethod
-    def from_features(cls, features: Any, first_image: int = 0) -> PatchGrids:
+    def from_features(cls, features: Any, numbers: np.ndarray | None = None) -> PatchGrids:
         """Take what an extractor's ``transform`` gives.
 
         Parameters
@@ -62,8 +64,8 @@ class PatchGrids(GridLayout):
         features : array of shape (n_images, grid_height, grid_width, n_channels), or list
             Grids of one size, or a list of arrays of shape (grid_height, grid_width, n_channels); an array of shape
             (n_images, n_channels) is one patch an image.
-        first_image : int, default=0
-            Number of the first of them, for errors.
+        numbers : array of shape (n_images,) or None, default=None
+            What the images are called in errors; None counts from 0.
 
         Returns
         -------
@@ -90,9 +92,10 @@ class PatchGrids(GridLayout):
                 raise ValueError(_NOTHING)
             for i, grid in enumerate(grids):
                 if grid.ndim != 3 or grid.shape[2] != grids[0].shape[-1]:
+                    name = i if numbers is None else numbers[i]
                     raise ValueError(
-                        f"patch features of image {first_image + i} have shape {grid.shape}: expected (grid_height, "
-                        "grid_width, n_channels), with the same channels in all images."
+                        f"patch features of image {name} have shape {grid.shape}: expected (grid_height, grid_width, "
+                        "n_channels), with the same channels in all images."
                     )
             sizes = np.array([grid.shape[:2] for grid in grids]).reshape(-1, 2)
             rows = np.concatenate([grid.reshape(-1, grid.shape[2]) for grid in grids])
@@ -100,7 +103,10 @@ class PatchGrids(GridLayout):
             raise ValueError(_NOTHING)
         grids_ = cls(rows, sizes)
         if (row := first_not_finite(rows)) is not None:
-            raise ValueError(f"patch features of image {first_image + grids_.image_of(row)} hold NaN or infinity.")
+            image = grids_.image_of(row)
+            raise ValueError(
+                f"patch features of image {image if numbers is None else numbers[image]} hold NaN or infinity."
+            )
         return grids_
 
     @classmethod
@@ -123,7 +129,8 @@ class PatchGrids(GridLayout):
                 if filled:
                     grown[:filled] = rows[:filled]
                 rows = grown
-            rows[filled:needed] = batch.rows
+            # by torch, whose threads share the work of touching new memory
+            torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
             filled = needed
             sizes.append(batch.sizes)
         return cls(rows[:filled], np.concatenate(sizes))

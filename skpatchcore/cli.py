@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "or none",
     )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    fit.add_argument("--batch-size", type=int, default=16, help="images through the network at once")
+    fit.add_argument("--batch-size", type=int, default=4, help="images through the network at once")
     fit.add_argument("--seed", type=int, default=0, help="same seed, same model")
     fit.add_argument("--quiet", action="store_true", help="no progress bars")
     _add_debug(fit)

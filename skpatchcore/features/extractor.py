@@ -94,7 +94,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     mean, std : sequence of 3 floats or None, default=None
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
-    batch_size : int, default=8
+    batch_size : int, default=4
         Images that go through the network at once; the features do not depend on it. Only neighbours in `X` that are of
         one size after resizing share a batch. On a GPU more may be faster; on a CPU, more take longer an image.
     device : str, default="auto"
@@ -169,7 +169,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         crop_size: Size = 224,
         mean: Any = None,
         std: Any = None,
-        batch_size: int = 8,
+        batch_size: int = 4,
         device: str = "auto",
         dtype: str = "float32",
         memory: Any = None,
@@ -298,6 +298,11 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     def _cache_for(self, network: Network) -> LayerCache | None:
         if self.memory is None:
             return None
+        if network.architecture is None:
+            raise ValueError(
+                "memory: the backbone has modules whose source can't be read, so layer maps of this network can't be "
+                "told from those of another. Define them in a file."
+            )
         settings = {
             "network": network.architecture,
             "weights": network.digest,

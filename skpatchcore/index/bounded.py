@@ -15,9 +15,10 @@ from skpatchcore.index.pairs import pair_products
 
 # Rows of the bank, and pairs, in one block of bounds, which stays in the cache.
 _N_ROWS, _N_BLOCK = 8192, 1 << 21
-# Numbers of principal directions to choose from; those for a first look when only farthest queries are wanted.
+# Numbers of principal directions to choose from; those tried first; those for a first look when
+# only farthest queries are wanted.
 _N_DIRECTIONS = (32, 64, 96, 128, 192, 256, 384, 512)
-_N_COARSE = 32
+_N_FEW, _N_COARSE = 128, 32
 # Queries that are searched for first then, of each group.
 _N_FIRST = 16
 # Rows that principal directions are taken from, and rows that their number is tried on.
@@ -166,10 +167,14 @@ class BoundedBank:
         n_features = self._rows.shape[1]
         sample = self._seen(self._rows[:: -(-len(self._rows) // _N_LEARNED)]).float()
         n_directions = [n for n in _N_DIRECTIONS if n < 0.75 * n_features]
-        if n_directions:
-            self._directions = principal_directions(sample, n_directions[-1])
-            cheapest = _cheapest(sample, self._directions, n_directions, dtype)
-            self._directions = None if cheapest == n_features else self._directions[:, :cheapest].contiguous()
+        # Many directions are costly to find and seldom wanted: they are looked for if the most of a few are.
+        for tried in dict.fromkeys((tuple(n for n in n_directions if n <= _N_FEW), tuple(n_directions))):
+            if tried:
+                directions = principal_directions(sample, tried[-1])
+                cheapest = _cheapest(sample, directions, tried, dtype)
+                self._directions = None if cheapest == n_features else directions[:, :cheapest].contiguous()
+                if cheapest < tried[-1]:
+                    break
         coordinates = torch.cat([self._coordinates(self._seen(part)) for part in self._parts()])
         norms = self._norms.float()
         self._bounds = Bounds(coordinates, norms, n_features, dtype)
@@ -325,7 +330,7 @@ def _members(product: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
     return values.argmin(1) * n_groups + groups
 
 
-def _cheapest(sample: torch.Tensor, directions: torch.Tensor, n_directions: list[int], dtype: torch.dtype) -> int:
+def _cheapest(sample: torch.Tensor, directions: torch.Tensor, n_directions: tuple[int, ...], dtype: torch.dtype) -> int:
     """Return with how many directions, or all coordinates, search is expected to cost least.
 
     Rows of the sample are searched for among the others: for each number of directions, so many would be left.
