@@ -52,27 +52,28 @@ def is_nominal(y: Any, n_images: int) -> np.ndarray:
     return y == 1
 
 
-def group_codes(groups: Any, n_images: int) -> np.ndarray:
-    """Return groups as integers.
+def group_codes(groups: Any, nominal: np.ndarray) -> np.ndarray:
+    """Return the groups of nominal images as integers.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
-        Numbers or texts.
-    n_images : int
-        How many there must be.
+        Numbers or texts, of all images.
+    nominal : array of shape (n_images,), bool
+        Which images are learnt from; the groups of others don't matter.
 
     Returns
     -------
-    array of shape (n_images,), int
+    array of shape (n_nominal,), int
 
     Raises
     ------
     ValueError
-        If the length differs or an image has no group.
+        If the length differs or a nominal image has no group.
     """
-    check_consistent_length(np.arange(n_images), groups)
+    check_consistent_length(nominal, groups)
     codes, _ = pd.factorize(pd.Series(groups))  # an array of strings would spell a NaN out
-    if (codes < 0).any():
-        raise ValueError(f"groups: image {int((codes < 0).argmax())} has none (NaN or None).")
-    return codes
+    missing = nominal & (codes < 0)
+    if missing.any():
+        raise ValueError(f"groups: image {int(missing.argmax())} has none (NaN or None).")
+    return codes[nominal]

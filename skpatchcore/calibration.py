@@ -85,18 +85,23 @@ def make_folds(
     Raises
     ------
     ValueError
-        If a splitter would score an image twice, learn from an image that it scores, or score none.
+        If a splitter would score an image twice, learn from an image or a group that it scores, or score none.
     """
     if not hasattr(cv, "split"):
         fold = KFold if groups is None else GroupKFold
         cv = fold(cv, shuffle=True, random_state=rng)
     nominal = np.ones(n_images, int)
     folds = [(np.sort(learnt), np.sort(scored)) for learnt, scored in cv.split(nominal[:, None], nominal, groups)]
-    scored = [image for _, fold in folds for image in fold]
-    if len(set(scored)) < max(len(scored), 1):
+    tested = [image for _, fold in folds for image in fold]
+    if len(set(tested)) < max(len(tested), 1):
         raise ValueError(f"calibration={cv}: its test sets must not overlap, and must not all be empty.")
-    if any(len(np.intersect1d(*fold)) for fold in folds):
-        raise ValueError(f"calibration={cv}: a fold learns from images that it scores.")
+    for learnt, scored in folds:
+        if len(np.intersect1d(learnt, scored)):
+            raise ValueError(f"calibration={cv}: a fold learns from images that it scores.")
+        if groups is not None and len(np.intersect1d(groups[learnt], groups[scored])):
+            raise ValueError(
+                f"calibration={cv}: a fold learns from groups that it scores; GroupKFold keeps them whole."
+            )
     return folds
 
 

@@ -167,7 +167,9 @@ def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
         return np.zeros(size, bool)
     if isinstance(mask, str | os.PathLike):
         with Image.open(mask) as file:
-            pixels = np.asarray(file.convert("L")) > 127
+            pixels = np.asarray(file.convert("L"))
+        # some data sets write 1 for True
+        pixels = pixels > (127 if pixels.max(initial=0) > 1 else 0)
     else:
         pixels = np.asarray(mask) != 0
     if pixels.shape != tuple(size):

@@ -13,7 +13,10 @@ from scipy.stats import false_discovery_control
 from sklearn.base import OutlierMixin
 from sklearn.utils.validation import check_is_fitted
 
+from skpatchcore._labels import is_nominal
+from skpatchcore._sklearn import safe_indexing
 from skpatchcore.calibration import conformal_p_values, conformal_threshold
+from skpatchcore.features.stream import n_images_of
 from skpatchcore.regions import regions_of_map
 
 
@@ -34,6 +37,42 @@ class ImageOutlierMixin(OutlierMixin):
 
     def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
         raise NotImplementedError
+
+    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
+        """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
+
+        Each nominal image is judged by its calibration score, not against a bank that holds its own patches:
+        ``fit(X).predict(X)`` would find next to nothing. With ``contamination="auto"`` the threshold is set so that
+        none is flagged; give a share to look for the odd ones among the training images.
+
+        Parameters
+        ----------
+        X, y, groups : as for `fit`
+            Images that `y` labels -1 are judged by what was learnt of the others.
+
+        Returns
+        -------
+        array of shape (n_images,), int
+            -1 for scores below the threshold, and for images that can't be scored without their own rows.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `fit` and `predict`; also if `calibration` scores a part of the training images only.
+        """
+        self._require_scores_of_training_images()
+        self.fit(X, y, groups=groups)
+        self._require_threshold()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fit has said it
+            nominal = is_nominal(y, n_images_of(X))
+        if len(self.calibration_scores_) < nominal.sum():
+            raise ValueError("calibration scores a part of the training images only: the others can't be judged.")
+        scores = np.empty(len(nominal))
+        scores[nominal] = self.calibration_scores_
+        if not nominal.all():
+            scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
+        return np.where(scores >= self.offset_, 1, -1)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """Return image scores, **bigger = more normal**: minus the anomaly score.
@@ -90,14 +129,15 @@ class ImageOutlierMixin(OutlierMixin):
         Returns
         -------
         array of shape (n_images,), int
-            -1 where `decision_function` is negative.
+            +1 where `decision_function` is at least 0, else -1.
 
         Raises
         ------
         ImageError, ValueError
             As `decision_function`.
         """
-        return np.where(self.decision_function(X) < 0, -1, 1)
+        # so that what is not a number is not normal
+        return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
         """Return conformal p-values of images, **small = anomalous**: how usual so low a score is among good images.
@@ -115,7 +155,7 @@ class ImageOutlierMixin(OutlierMixin):
         -------
         array of shape (n_images,), float64
             ``(1 + number of calibration scores that are at most the image's) / (n_calibration + 1)``. Without `adjust`,
-            ``predict`` says -1 where it is at most `contamination`.
+            ``predict`` says -1 where it is at most `contamination`, if that is a share that can be promised.
 
         Raises
         ------
@@ -126,7 +166,8 @@ class ImageOutlierMixin(OutlierMixin):
         -----
         A good image that is exchangeable with the calibration images gets a value of at most `p` with a probability of
         at most `p`: exactly so with images held out (``calibration=0.2``, or `recalibrate`), approximately with
-        ``"leave-one-out"`` and folds, whose scores come from banks other than the final one.
+        ``"leave-one-out"`` and folds, whose scores come from banks other than the final one, and with groups, whose
+        images are not exchangeable with those of a new group: what counts is nearer to the number of groups.
 
         No value is below ``1 / (n_calibration + 1)``. Few calibration images therefore leave adjusted values of a
         large batch little room.
@@ -153,7 +194,7 @@ class ImageOutlierMixin(OutlierMixin):
         Returns
         -------
         array of shape (n_images, height, width), float32
-            Feature distances, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
+            In units of the scores, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
             outside the extractor's crop, which the network does not see, repeat the nearest pixel inside.
             Precomputed features have no image: their maps are the patch scores themselves, of shape (grid_height,
             grid_width).
@@ -200,7 +241,7 @@ class ImageOutlierMixin(OutlierMixin):
         -------
         array of shape (n_images, height, width), bool
             Where maps are above ``pixel_offset_``: of good images, a share of at most `contamination` has any such
-            pixel. A list of arrays (height, width) where sizes differ.
+            pixel, if that can be promised. A list of arrays (height, width) where sizes differ.
 
         Raises
         ------
@@ -300,6 +341,19 @@ class ImageOutlierMixin(OutlierMixin):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the line above has said it
             self.pixel_offset_ = conformal_threshold(peaks, contamination)
+
+    def _require_scores_of_training_images(self) -> None:
+        """Raise a ValueError if it is known before a fit that not all training images will have calibration scores."""
+
+    def _warn_of_few_groups(self, n_groups: int) -> None:
+        share = self.contamination
+        if not isinstance(share, str) and n_groups + 1 < 1 / share:
+            warnings.warn(
+                f"contamination={share:g} was asked for, but the calibration images come from {n_groups} groups only: "
+                f"of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
+                UserWarning,
+                stacklevel=5,
+            )
 
     def _require_threshold(self) -> None:
         check_is_fitted(self, "offset_")

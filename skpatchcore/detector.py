@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any
@@ -71,9 +70,10 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         - ``"leave-one-out"``: each training image against the bank without the rows that came from it (or from its
           group). Costs one search. The bank was selected with the image present, so the promise is approximate.
         - a float in (0, 1): that share of the images (of the groups) is kept out of the bank and scored. The promise is
-          exact; the bank learns from fewer images.
+          exact without groups; the bank learns from fewer images.
         - an int, or a scikit-learn splitter: each fold is scored against a bank of the others; the final bank has all.
-          Costs a selection and a search a fold. Errs, if at all, on the side of fewer flagged.
+          Costs a selection and a search a fold. A fold's bank knows less than the final one, so fewer are flagged
+          than asked for; the more folds, the nearer.
         - None: no threshold; `predict` and `decision_function` raise.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian on anomaly maps, in pixels of the network's input, as in the paper; scaled
@@ -148,7 +148,7 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
             StrOptions({"leave-one-out"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
             Interval(Integral, 2, None, closed="left"),
-            HasMethods(["split"]),
+            HasMethods(["split", "get_n_splits"]),
             None,
         ],
         "smoothing": [Interval(Real, 0, None, closed="left")],
@@ -236,51 +236,10 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         Warns
         -----
         UserWarning
-            If `y` holds other labels than +1 and -1, or if there are too few images to calibrate.
+            If `y` holds other labels than +1 and -1, or if there are too few images or groups to calibrate.
         """
         with report_tasks(self, X, y):
             return self._fit(X, y, groups)
-
-    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
-        """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
-
-        Each nominal image is judged by its calibration score, not against a bank that holds its own patches:
-        ``fit(X).predict(X)`` would find next to nothing. With ``contamination="auto"`` the threshold is set so that
-        none is flagged; give a share to look for the odd ones among the training images.
-
-        Parameters
-        ----------
-        X, y, groups : as for `fit`
-            Images that `y` labels -1 are judged by the bank of the others.
-
-        Returns
-        -------
-        array of shape (n_images,), int
-            -1 for scores below the threshold, and for images that can't be scored without their own rows.
-
-        Raises
-        ------
-        ImageError, ValueError
-            As `fit` and `predict`; also if `calibration` scores a part of the training images only.
-        """
-        if self.calibration is None or isinstance(self.calibration, float):
-            raise ValueError(
-                f"calibration={self.calibration} has no threshold, or no scores of images in the bank, to judge the "
-                "training images by: choose 'leave-one-out' or a number of folds."
-            )
-        self.fit(X, y, groups=groups)
-        X = self._validated(X, self.extractor_, reset=False)
-        self._require_threshold()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fit has said it
-            nominal = is_nominal(y, n_images_of(X))
-        scores = np.empty(len(nominal))
-        if len(self.calibration_scores_) < nominal.sum():
-            raise ValueError(f"calibration={self.calibration} scores a part of the training images only.")
-        scores[nominal] = self.calibration_scores_
-        if not nominal.all():
-            scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
-        return np.where(scores >= self.offset_, 1, -1)
 
     def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:
         """Return why images score as they do: their most anomalous patches, and the nominal patch nearest to each.
@@ -365,6 +324,13 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
         return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, n_copies)
 
+    def _require_scores_of_training_images(self) -> None:
+        if self.calibration is None or isinstance(self.calibration, float):
+            raise ValueError(
+                f"calibration={self.calibration} has no threshold, or no scores of images in the bank, to judge the "
+                "training images by: choose 'leave-one-out' or a number of folds."
+            )
+
     def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreDetector:
         max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
         rng = check_random_state(self.random_state)
@@ -373,7 +339,7 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         nominal = is_nominal(y, n_images_of(X))
         kept = np.flatnonzero(nominal)
         if groups is not None:
-            groups = group_codes(groups, len(nominal))[nominal]
+            groups = group_codes(groups, nominal)
         plan = plan_calibration(self.calibration, groups, len(kept), rng, max_memory)
         X = X if nominal.all() else safe_indexing(X, kept)
         if extractor is not None:
@@ -395,6 +361,8 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         self._set_thresholds(
             -nominal_scores.scores, nominal_scores.peaks, kept[nominal_scores.images], self.contamination
         )
+        if groups is not None:
+            self._warn_of_few_groups(len(np.unique(groups[nominal_scores.images])))
         return self
 
     def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:

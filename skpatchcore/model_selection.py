@@ -222,7 +222,7 @@ class PixelScorer:
             raise ValueError(f"{len(masks)} masks for {n_images} images.")
         masks = list(masks)
         if y is not None:
-            for i in np.flatnonzero(_is_anomalous(y)):
+            for i in np.flatnonzero(np.asarray(y) == -1):
                 if masks[i] is None:
                     raise ValueError(f"image {i} is anomalous and has no mask.")
         if isinstance(estimator, Pipeline):
@@ -244,4 +244,7 @@ class PixelScorer:
 
 
 def _is_anomalous(y: Any) -> np.ndarray:
-    return ~is_nominal(y, len(y))
+    anomalous = ~is_nominal(y, len(y))
+    if not anomalous.any():
+        raise ValueError("y holds no anomalous image (-1): there is nothing to be told apart.")
+    return anomalous

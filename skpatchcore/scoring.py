@@ -5,6 +5,7 @@ Everything here is **bigger = more anomalous**; the detector turns the sign of i
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from inspect import signature
 from itertools import pairwise
@@ -128,13 +129,14 @@ def reweighted_score(distances: np.ndarray, score: float) -> float:
     Returns
     -------
     float
-        ``(1 - softmax(distances)[0]) * score``; `score` itself where b is 1, for which Eq. 7 would give 0.
+        ``(1 - softmax(distances)[0]) * score``; `score` itself where b is 1, for which Eq. 7 would give 0, and where it
+        is infinite.
 
     References
     ----------
     Roth et al., CVPR 2022, Eq. 7. With exact search m* is the nearest of them all, so the weight lies in [1 - 1/b, 1).
     """
-    if len(distances) == 1:
+    if len(distances) == 1 or math.isinf(score):
         return float(score)
     return float((1.0 - softmax(np.asarray(distances, np.float64))[0]) * score)
 

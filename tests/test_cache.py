@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from sklearn.base import clone
 
 from skpatchcore import ImageError, PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore._files import read_arrays, write_arrays
 from skpatchcore.features import backbones
 from skpatchcore.features.cache import hash_content, prune
 
@@ -141,6 +143,72 @@ def test_sizes_and_views_are_kept(tmp_path):
         assert [views for _, views in kept] == [views for _, views in plain]
     own = extractor(tmp_path).transform(X)
     assert [grid.shape[:2] for grid in own] == [(5, 8), (8, 5), (5, 8), (9, 9)]
+
+
+def test_networks_that_differ_in_their_code_alone_are_told_apart(tmp_path, images, monkeypatch):
+    found = []
+    for function in ("relu", "sigmoid"):
+        (tmp_path / f"of_{function}.py").write_text(
+            "import torch\n\n\nclass Small(torch.nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n"
+            "        torch.manual_seed(0)\n        self.convolution = torch.nn.Conv2d(3, 4, 3, 8, 1)\n"
+            "        self.last = torch.nn.Identity()\n\n"
+            f"    def forward(self, x):\n        return self.last(torch.{function}(self.convolution(x)))\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        network = importlib.import_module(f"of_{function}").Small
+        found.append(
+            TorchFeatureExtractor(
+                network, layers=["last"], image_size=None, crop_size=None, memory=str(tmp_path), patch_size=1
+            ).transform(images)
+        )
+    assert not np.allclose(*found)
+    assert len(entries(tmp_path)) == 12
+
+
+def test_networks_without_source_are_not_kept(tmp_path, images):
+    names = {}
+    # torch.fx can't trace what depends on the numbers, so that the class itself is what runs
+    forward = "    def forward(self, x):\n        return super().forward(x) if x.sum() > -1e30 else x\n"
+    exec(f"import torch\nclass Typed(torch.nn.Conv2d):\n{forward}", names)
+    network = TorchFeatureExtractor(
+        lambda: torch.nn.Sequential(names["Typed"](3, 4, 3, 8, 1)),
+        layers=["0"], image_size=None, crop_size=None, memory=str(tmp_path),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="source can't be read"):
+        network.transform(images)
+    assert network.set_params(memory=None).transform(images).shape == (6, 4, 6, 4)
+
+
+def test_no_flipped_bit_is_ever_read(tmp_path):
+    path = tmp_path / "entry.npz"
+    arrays = {"layer0": np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32), "view": np.arange(10.0)}
+    write_arrays(path, **arrays)
+    content = path.read_bytes()
+    n_refused = 0
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(bytes(damaged))
+        found = read_arrays(path)
+        n_refused += found is None
+        for name in set(found or ()) & set(arrays):  # what a directory of the archive says aside, nothing has changed
+            np.testing.assert_array_equal(found[name], arrays[name])
+    assert n_refused > 0.8 * len(content)
+
+
+def test_maps_beyond_half_precision_are_not_kept(tmp_path, images, seen):
+    class Large(torch.nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x) * 1e6
+
+    network = TorchFeatureExtractor(
+        lambda: torch.nn.Sequential(Large(3, 4, 3, 8, 1)), layers=["0"], image_size=None, crop_size=None, patch_size=1
+    )
+    plain = network.transform(images)
+    network.set_params(memory=str(tmp_path), memory_dtype="float16")
+    np.testing.assert_allclose(network.transform(images), plain, rtol=1e-5)
+    assert len(entries(tmp_path)) < 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])

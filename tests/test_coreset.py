@@ -156,6 +156,18 @@ def test_the_order_is_kept_and_gone_on_with(tmp_path, monkeypatch):
     assert asked == [50, 70, 50, 50]
 
 
+def test_what_is_drawn_anew_each_time_is_not_kept(tmp_path):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    GreedyCoresetSampler(5, memory=str(tmp_path)).fit(X)
+    assert not list(tmp_path.rglob("*.npz"))
+    GreedyCoresetSampler(5, memory=str(tmp_path), n_projections=None, start=0).fit(X)
+    assert len(list(tmp_path.rglob("*.npz"))) == 1
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "skpatchcore-orders").write_text("a file stands where the folder should be")
+    with pytest.warns(UserWarning, match="order can't be kept"):
+        GreedyCoresetSampler(5, memory=str(tmp_path / "taken"), random_state=0).fit(X)
+
+
 def test_a_damaged_file_is_not_believed(tmp_path, monkeypatch):
     X = np.random.default_rng(0).normal(size=(60, 3))
     expected = GreedyCoresetSampler(30, memory=str(tmp_path), random_state=0).fit(X).component_indices_.tolist()

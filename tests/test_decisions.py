@@ -128,6 +128,40 @@ def test_groups_that_leave_nothing_are_refused(parts):
         detector(calibration=5).fit(parts[0], groups=np.arange(10) % 3)
 
 
+def test_splitters_that_part_groups_are_refused(parts):
+    with (
+        pytest.warns(UserWarning, match="groups parameter is ignored"),
+        pytest.raises(ValueError, match="learns from groups that it scores; GroupKFold"),
+    ):
+        detector(calibration=KFold(5)).fit(parts[0], groups=np.arange(10) % 5)
+
+
+def test_few_groups_are_said_to_be_few(parts):
+    for calibration in ("leave-one-out", 5):
+        with pytest.warns(UserWarning, match=r"come from 5 groups only: .* about 1/6 = 0.167 may be flagged"):
+            detector(calibration=calibration, contamination=0.1).fit(parts[0], groups=np.arange(10) // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector(contamination=0.2).fit(parts[0], groups=np.arange(10) // 2)
+
+
+def test_groups_of_images_that_are_left_out_do_not_matter(parts):
+    groups = np.array([None, *"aabbccdde"], object)
+    model = detector().fit(parts[0], [-1, *[1] * 9], groups=groups)
+    assert len(model.calibration_scores_) == 9
+
+
+def test_what_is_beyond_measure_is_not_normal():
+    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    model = on_table().fit(X)
+    far = np.full((1, 3), 1e25, np.float32)
+    assert model.score_samples(far)[0] < -1e20
+    assert model.predict(far).tolist() == [-1]
+    assert model.p_values(far)[0] == pytest.approx(1 / 21)
+    model.score_samples = lambda X: np.array([np.nan])
+    assert model.predict(far).tolist() == [-1]
+
+
 def test_splitters_that_score_twice_or_learn_what_they_score_are_refused(parts):
     with pytest.raises(ValueError, match="must not overlap"):
         detector(calibration=ShuffleSplit(4, test_size=0.5, random_state=0)).fit(parts[0])
@@ -353,7 +387,7 @@ def test_precomputed_features_have_no_pixels(parts):
 
 @pytest.mark.parametrize(
     ("calibration", "message"),
-    [(0.0, "'calibration' parameter"), (1.0, "'calibration' parameter"), (1, "'calibration' parameter")],
+    [(wrong, "'calibration' parameter") for wrong in (0.0, 1.0, 1, "in-sample", "none", b"5")],
 )
 def test_calibrations_out_of_range_are_refused(parts, calibration, message):
     with pytest.raises(ValueError, match=message):

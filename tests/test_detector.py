@@ -221,6 +221,10 @@ def test_labels_leave_anomalous_images_out(parts):
     groups = np.array([9, 0, 0, *range(1, 9)])
     grouped, expected = detector().fit(X, y, groups=groups), detector().fit(train, groups=groups[1:])
     np.testing.assert_array_equal(grouped.calibration_scores_, expected.calibration_scores_)
+    features = extractor().transform(X)
+    features[3] = np.nan
+    with pytest.raises(ValueError, match="patch features of image 3 hold NaN"):
+        PatchCoreDetector("precomputed").fit(features, y)
     with pytest.raises(ImageError, match="image 5:") as caught:
         detector().fit([*X[:5], X[5] * np.nan, *X[6:]], y)
     assert caught.value.index == 5

@@ -8,7 +8,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skpatchcore
-from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore import PatchCoreDetector, PatchCoreEnsemble
 
 OUT_OF_SAMPLE = (
     "checks that the share of flagged *training* rows is the contamination; here the threshold promises a share of new "
@@ -19,16 +19,23 @@ NOT_IN_SAMPLE = dict.fromkeys(("check_outliers_train", "check_outliers_fit_predi
 # How those are made that can't be made without arguments, or whose defaults need a download.
 MADE = {
     "PatchCoreDetector": lambda: PatchCoreDetector("precomputed"),
-    "TorchFeatureExtractor": lambda: TorchFeatureExtractor("resnet18", weights=None),
+    "PatchCoreEnsemble": lambda: PatchCoreEnsemble(
+        [(name, PatchCoreDetector("precomputed", n_neighbors=b, random_state=0)) for name, b in (("a", 9), ("b", 1))]
+    ),
 }
+# Those of which scikit-learn's checks can test nothing: tests/test_image_checks.py does.
+IMAGES_ONLY = {"TorchFeatureExtractor"}
 
 
 def public_estimators():
-    """Yield one of every public estimator, seeded. Those that take images have checks of their own beside these."""
+    """Yield one of every public estimator that takes tables, seeded."""
     for name in skpatchcore.__all__:
         found = getattr(skpatchcore, name)
         if isinstance(found, type) and issubclass(found, BaseEstimator):
             estimator = MADE.get(name, found)()
+            if not get_tags(estimator).input_tags.two_d_array:
+                assert name in IMAGES_ONLY, "a new estimator that takes images: give it the checks of images"
+                continue
             yield estimator.set_params(random_state=0) if hasattr(estimator, "random_state") else estimator
 
 
@@ -36,7 +43,7 @@ ESTIMATORS = list(public_estimators())
 
 
 def expected_failures(estimator):
-    return NOT_IN_SAMPLE if isinstance(estimator, PatchCoreDetector) else {}
+    return NOT_IN_SAMPLE if isinstance(estimator, PatchCoreDetector | PatchCoreEnsemble) else {}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # the checks fit on a handful of rows, on purpose

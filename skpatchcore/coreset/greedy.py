@@ -47,7 +47,8 @@ class GreedyCoresetSampler(SubsetSampler):
         ``"auto"`` is CUDA where there is one, else the CPU.
     memory : str, joblib.Memory or None, default=None
         Where the order of selection is kept: for the same rows, seed and start, a smaller `ratio` is read off, and a
-        larger one goes on from there. So a search over `ratio` costs its largest member.
+        larger one goes on from there. So a search over `ratio` costs its largest member. Needs an int as
+        `random_state` (or the detector's): what is drawn anew each time is never found again, and not kept.
     random_state : int, RandomState instance or None, default=None
         Draws projection and start, in numpy: all devices see the same problem. Pass an int for the same subset each
         time.
@@ -226,6 +227,9 @@ class GreedyCoresetSampler(SubsetSampler):
         # Drawn after the projection; all shards are looked at along the same one.
         direction = rng.standard_normal(n_columns) if self.start == "random" else None
         dtype = torch.float64 if first.dtype == np.float64 else torch.float32
+        # What is drawn anew each time will not be found again.
+        is_drawn = matrix is not None or direction is not None
+        memory = None if is_drawn and not isinstance(self.random_state, Integral) else self.memory
         buffer = RowBuffer(matrix, n_features, dtype, device)
         capacity = None
         if max_memory is not None and max_memory < SCRATCH_BYTES + n_samples * row_bytes(n_columns, first.itemsize):
@@ -237,7 +241,7 @@ class GreedyCoresetSampler(SubsetSampler):
             else:
                 start = int((rows.left @ rows.left.new_tensor([*direction, 0.0])).argmax())
             if capacity is None:
-                return self._select(rows, count_of(self.ratio, len(rows)), start, self.memory)
+                return self._select(rows, count_of(self.ratio, len(rows)), start, memory)
             return self._select(rows, min(n_selected, len(rows)), start, None)
 
         if capacity is None:

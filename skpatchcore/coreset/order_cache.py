@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -39,5 +40,9 @@ class OrderCache:
 
     def write(self, order: np.ndarray, radii: np.ndarray) -> None:
         """Keep an order."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             write_arrays(self.path, order=order, radii=radii)
+        except OSError as error:  # a full or a read-only disk is no reason to stop the work
+            warnings.warn(f"memory: the order can't be kept in {str(self.path.parent)!r} ({error}).", stacklevel=2)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import inspect
 import re
 import threading
 from collections import Counter, OrderedDict
@@ -79,8 +80,9 @@ class Network:
         Normalisation, red, green and blue, that the weights were trained with.
     digest : str
         SHA-256 of its weights, up to the last layer.
-    architecture : str
-        What is done with the weights: the backbone's name, or a hash of a callable's module.
+    architecture : str or None
+        What is done with the weights: the backbone's name, or a hash of a callable's modules and their code; None where
+        the code of one of them is not to be had.
     """
 
     module: nn.Module
@@ -88,7 +90,7 @@ class Network:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
-    architecture: str
+    architecture: str | None
 
 
 def load_network(
@@ -224,7 +226,7 @@ def _build_network(
     # Parameters that ask for no gradient let inference share them between threads.
     cut.requires_grad_(False)
     digest = _digest(cut)
-    architecture = backbone if isinstance(backbone, str) else hashlib.sha256(repr(cut).encode()).hexdigest()
+    architecture = backbone if isinstance(backbone, str) else _describe(cut)
     if isinstance(cut, fx.GraphModule):
         cut = _folded(cut)
     # Pixels' channels side by side are what processors' convolutions like best.
@@ -238,6 +240,24 @@ def _digest(module: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(value.contiguous().cpu().numpy().tobytes())
     return sha.hexdigest()
+
+
+def _describe(module: nn.Module) -> str | None:
+    """Return a hash of what a network does with its weights: its parts, their settings and their code."""
+    parts = [repr(module)]
+    if isinstance(module, fx.GraphModule):
+        parts.append(module.code)
+    for part in module.modules():
+        settings = {k: v for k, v in sorted(vars(part).items()) if isinstance(v, bool | int | float | str | tuple)}
+        parts.append(f"{type(part).__qualname__} {settings}")
+    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
+        if issubclass(kind, fx.GraphModule):  # its class is made when it is traced: its code is above
+            continue
+        try:
+            parts.append(inspect.getsource(kind))
+        except (OSError, TypeError):  # typed in by hand
+            return None
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _embedded(name: str, weights: str | Path | None) -> nn.Module:

@@ -114,7 +114,10 @@ class LayerCache:
 
         So a run that fills the cache gives the features that the next one gives.
         """
-        arrays = {f"layer{i}": m.cpu().numpy().astype(self.dtype) for i, m in enumerate(maps)}
+        with np.errstate(over="ignore"):
+            arrays = {f"layer{i}": m.cpu().numpy().astype(self.dtype) for i, m in enumerate(maps)}
+        if not all(np.isfinite(array).all() for array in arrays.values()):  # beyond float16: kept by nobody
+            return [m.cpu() for m in maps]
         try:
             write_arrays(path, **arrays, view=_as_array(view))
         except OSError as error:  # a full or a read-only disk is no reason to stop the work
@@ -162,7 +165,10 @@ def prune(folder: Path, limit: int) -> None:
     for _, size, path in sorted(entries):
         if total <= limit:
             return
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:  # another user's
+            continue
         total -= size
 
 

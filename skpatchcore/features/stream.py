@@ -159,23 +159,26 @@ class PatchStream:
 
     def _batches(self) -> Iterator[tuple[PatchGrids, list[View | None]]]:
         if hasattr(self.extractor, "iter_transform"):
+            done = 0
             for features, seen in iterate_as_stage("network", self.extractor.iter_transform(self.X)):
-                yield PatchGrids.from_features(features), list(seen)
+                yield PatchGrids.from_features(features, self.numbers[done : done + len(seen)]), list(seen)
+                done += len(seen)
             return
         n_at_once = images_at_once(self.extractor, self.X)
         for start in range(0, len(self), n_at_once):
             X = safe_indexing(self.X, slice(start, start + n_at_once))
             if self.extractor is None:
-                grids = PatchGrids.from_features(X, first_image=start)
+                grids = PatchGrids.from_features(X, self.numbers[start : start + n_at_once])
             else:
                 with stage("network"):
-                    grids = PatchGrids.from_features(self.extractor.transform(X), first_image=start)
-                if len(grids) != n_images_of(X):
-                    raise ValueError(
-                        f"the extractor gives features of {len(grids)} images for {n_images_of(X)}: its transform "
-                        "must return (n_images, grid_height, grid_width, n_channels) or a list with one grid for each "
-                        "image."
-                    )
+                    features = self.extractor.transform(X)
+                    if n_images_of(features) != n_images_of(X):
+                        raise ValueError(
+                            f"the extractor gives features of {n_images_of(features)} images for {n_images_of(X)}: its "
+                            "transform must return (n_images, grid_height, grid_width, n_channels) or a list with one "
+                            "grid for each image."
+                        )
+                    grids = PatchGrids.from_features(features, self.numbers[start : start + n_at_once])
             known = self.with_views and self.extractor is not None
             yield grids, _whole_images(X, start) if known else [None] * len(grids)
 
