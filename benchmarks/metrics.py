@@ -71,7 +71,7 @@ def anomalib_aupro(masks: list[np.ndarray], maps: list[np.ndarray]) -> float:
 
     metric = _AUPRO(fpr_limit=0.3)
     for mask, scored in zip(masks, maps, strict=True):
-        metric.update(torch.from_numpy(scored)[None, None], torch.from_numpy(mask)[None, None].int())
+        metric.update(torch.from_numpy(scored)[None], torch.from_numpy(mask)[None].int())
     return float(metric.compute())
 
 
@@ -85,14 +85,14 @@ METHODS = {
 
 
 def measure(name: str, n_images: int, size: int, answer: multiprocessing.Queue) -> None:
-    """Put value, seconds and peak memory above the maps' own into the queue; None where it can't be done."""
+    """Put value, seconds and peak memory above the maps' own into the queue; or what went wrong."""
     case = make_case(n_images, size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     try:
         value = METHODS[name](*case)
-    except ImportError:
-        answer.put(None)
+    except Exception as error:  # not installed, or not up to it
+        answer.put(f"{type(error).__name__}: {error}".splitlines()[0][:80])
         return
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -122,8 +122,8 @@ def main() -> None:
         process.start()
         found = answer.get()
         process.join()
-        if found is None:
-            lines.append(f"| {name} | not installed | | | |")
+        if isinstance(found, str):
+            lines.append(f"| {name} | {found} | | | |")
         else:
             lines.append(f"| {name} | {found[0]:.6f} | {found[1]:.1f} | {found[2]:.1f} | {found[3]:.1f} |")
         print(lines[-1], flush=True)
