@@ -238,7 +238,7 @@ def main() -> None:
     table = summarise(pd.DataFrame(found))
     if not options.folds:
         draw(table, options.output.with_suffix(".png"))
-    options_used = f" --folds {options.folds}" if options.folds else ""
+    options_used = f" --folds {options.folds} --repeats {options.repeats}" if options.folds else ""
     lines = [
         "# False positives: asked for and measured",
         "",
