@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import sklearn
 import torch
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import skpatchcore
 from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor, load_image_folder
 from skpatchcore._progress import record_seconds
+from skpatchcore.datasets import read_mask
 from skpatchcore.metrics import pixel_roc_auc_score
 
 STAGES = ("network", "selection", "index", "calibration", "search", "maps")
@@ -56,13 +56,6 @@ def read_splits(root: Path, folder: skpatchcore.datasets.ImageFolder) -> list[Sp
     ]
 
 
-def read_mask(path: str | None, image: str) -> np.ndarray:
-    """Return the mask of defective pixels: all False for a good image."""
-    with Image.open(path or image) as file:
-        size = file.size[::-1]
-        return np.zeros(size, bool) if path is None else np.asarray(file.convert("L")) > 127
-
-
 def run(split: Split, folder: skpatchcore.datasets.ImageFolder, empty: set[str], options: argparse.Namespace) -> dict:
     """Fit on the split's good images, judge the others and all defective ones."""
     bad = folder.test_labels == -1
@@ -81,7 +74,7 @@ def run(split: Split, folder: skpatchcore.datasets.ImageFolder, empty: set[str],
         scores, maps = detector.score_and_segment(paths)
     flagged = scores < detector.offset_
     counted = [i for i, path in enumerate(paths) if Path(path).stem not in empty]
-    masks = [read_mask(mask_paths[i], paths[i]) for i in counted]
+    masks = [read_mask(mask_paths[i], maps[i].shape) for i in counted]
     return {
         "split": split.name,
         "train": len(split.train),

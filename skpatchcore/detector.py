@@ -103,8 +103,8 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         Where in that image: top, left, height and width of the patch's cell in the image's own pixels; NaN with
         precomputed features.
     calibration_scores_ : array of shape (n_calibration,), float64
-        Scores of the good images that calibrate, bigger = more normal. NaN where an image can't be scored because
-        the whole bank came from its group.
+        Scores of the good images that calibrate, bigger = more normal; none with ``calibration=None``. NaN where an
+        image can't be scored because the whole bank came from its group.
     calibration_peaks_ : array of shape (n_calibration,), float64
         Maxima of their anomaly maps, bigger = more anomalous.
     calibration_image_indices_ : array of shape (n_calibration,), int64

@@ -124,11 +124,10 @@ class HeldOut(NoCalibration):
 
     def score(self, stream: PatchStream, bank: Bank, sampler: Any, index: Any, judge: Judge) -> NominalScores:
         """Extract the features of the images kept out, and score these as new ones."""
-        rows = self.held
         scores, peaks = score_stream(
-            stream.subset(rows), index, bank.rows, judge.n_neighbors, judge.smoothing, of_map=np.max
+            stream.subset(self.held), index, bank.rows, judge.n_neighbors, judge.smoothing, of_map=np.max
         )
-        return NominalScores(rows, scores, np.array(peaks, np.float64))
+        return NominalScores(self.held, scores, np.array(peaks, np.float64))
 
 
 class CrossFitted(NoCalibration):

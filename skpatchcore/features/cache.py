@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from skpatchcore._files import folder_of, read_arrays, write_arrays
 from skpatchcore.features.images import View, load_image, path_of
@@ -55,7 +54,7 @@ def hash_content(image: Any, index: int) -> str:
         except OSError:
             load_image(image, index)  # says what is wrong with it
             raise
-    if not isinstance(image, np.ndarray | torch.Tensor) or isinstance(image, Image.Image):
+    if not isinstance(image, np.ndarray | torch.Tensor):
         image = load_image(image, index)
     pixels = np.ascontiguousarray(image)
     if pixels.dtype == object:
