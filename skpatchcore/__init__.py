@@ -16,10 +16,12 @@ _HOMES = {
     "ImageError": "skpatchcore.features.images",
     "LearnedProxySampler": "skpatchcore.coreset.proxies",
     "OneClassSplit": "skpatchcore.model_selection",
+    "PaDiMDetector": "skpatchcore.baselines.padim",
     "PatchCoreDetector": "skpatchcore.detector",
     "PatchCoreEnsemble": "skpatchcore.ensemble",
     "PyNNDescentIndex": "skpatchcore.index.pynndescent",
     "RandomSampler": "skpatchcore.coreset.random",
+    "SPADEDetector": "skpatchcore.baselines.spade",
     "TorchFeatureExtractor": "skpatchcore.features.extractor",
     "WeightsError": "skpatchcore.features.backbones",
     "conformal_p_values": "skpatchcore.calibration",
@@ -33,10 +35,12 @@ __all__ = [
     "ImageError",
     "LearnedProxySampler",
     "OneClassSplit",
+    "PaDiMDetector",
     "PatchCoreDetector",
     "PatchCoreEnsemble",
     "PyNNDescentIndex",
     "RandomSampler",
+    "SPADEDetector",
     "TorchFeatureExtractor",
     "WeightsError",
     "__version__",
@@ -46,6 +50,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from skpatchcore.baselines.padim import PaDiMDetector
+    from skpatchcore.baselines.spade import SPADEDetector
     from skpatchcore.calibration import conformal_p_values
     from skpatchcore.coreset.greedy import GreedyCoresetSampler
     from skpatchcore.coreset.proxies import LearnedProxySampler

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state, get_tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._labels import group_codes, is_nominal
 from skpatchcore._memory import parse_bytes
@@ -19,7 +20,6 @@ from skpatchcore._sklearn import (
     CallbackSupportMixin,
     HasMethods,
     Interval,
-    RealNotInt,
     StrOptions,
     fit_context,
     safe_indexing,
@@ -27,18 +27,17 @@ from skpatchcore._sklearn import (
     with_callbacks,
 )
 from skpatchcore.bank import Bank, collect_bank, estimate_memory
-from skpatchcore.decisions import ImageOutlierMixin
-from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.features.images import as_image_sequence
-from skpatchcore.features.stream import PatchStream, as_grids, images_at_once, n_images_of
+from skpatchcore.features.stream import PatchStream, images_at_once, n_images_of
 from skpatchcore.inference import nearest_of_stream, score_stream
 from skpatchcore.memory import MemoryEstimate
 from skpatchcore.nominal import Judge, kind_of, plan_calibration
+from skpatchcore.patches import PatchOutlierMixin
 from skpatchcore.persistence import with_shared_bank, without_copies_of_bank
+from skpatchcore.scoring import score_grids
 from skpatchcore.stages import INDEXES, STAGES, default_stage, make_stage, stands_for_default
 
 
-class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
+class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
     """Find images, and places in them, that are unlike all images of good parts: PatchCore.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -139,22 +138,11 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict = {
-        "extractor": [HasMethods(["fit", "transform"]), StrOptions({"precomputed"}), None],
+        **PatchOutlierMixin._parameter_constraints,
         "sampler": [HasMethods(["fit"]), None],
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
-        "calibration": [
-            StrOptions({"leave-one-out"}),
-            Interval(RealNotInt, 0, 1, closed="neither"),
-            Interval(Integral, 2, None, closed="left"),
-            HasMethods(["split", "get_n_splits"]),
-            None,
-        ],
-        "smoothing": [Interval(Real, 0, None, closed="left")],
         "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
-        "random_state": ["random_state"],
-        "verbose": ["verbose"],
     }
 
     def __init__(
@@ -324,13 +312,6 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
         return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, n_copies)
 
-    def _require_scores_of_training_images(self) -> None:
-        if self.calibration is None or isinstance(self.calibration, float):
-            raise ValueError(
-                f"calibration={self.calibration} has no threshold, or no scores of images in the bank, to judge the "
-                "training images by: choose 'leave-one-out' or a number of folds."
-            )
-
     def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreDetector:
         max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
         rng = check_random_state(self.random_state)
@@ -368,27 +349,13 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
     def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
         check_is_fitted(self, "memory_bank_")
         stream = self._stream(X, with_views=of_map is not None)
-        scores, kept = score_stream(stream, self.index_, self.memory_bank_, self.n_neighbors, self.smoothing, of_map)
+        score = partial(score_grids, self.index_, self.memory_bank_, n_neighbors=self.n_neighbors)
+        scores, kept = score_stream(stream, score, self.smoothing, of_map)
         return -scores, kept
-
-    def _stream(self, X: Any, with_views: bool) -> PatchStream:
-        X = self._validated(X, self.extractor_, reset=False)
-        return PatchStream(self.extractor_, X, with_views=with_views, description="scoring", verbose=self.verbose)
 
     def _make_stages(self, rng: np.random.RandomState) -> Iterator[Any]:
         rng_or_none = None if self.random_state is None else rng
         return (make_stage(name, getattr(self, name), rng_or_none, self.verbose) for name in STAGES)
-
-    def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
-        """Return `X` as a sequence of images or of grids; a table of one patch an image as scikit-learn checks it."""
-        if extractor is not None:
-            return as_image_sequence(X) if hasattr(extractor, "iter_transform") else X
-        grids = as_grids(X)
-        if grids is None:
-            return validate_data(self, X, dtype=[np.float32, np.float64], reset=reset)
-        if reset and hasattr(self, "n_features_in_"):  # left by an earlier fit on a table
-            del self.n_features_in_
-        return grids
 
     def __getstate__(self) -> dict:
         return without_copies_of_bank(super().__getstate__())
@@ -402,13 +369,6 @@ class PatchCoreDetector(CallbackSupportMixin, ImageOutlierMixin, BaseEstimator):
         given = [getattr(self, name) if s is None else s for name, s in zip(STAGES, stages, strict=True)]
         stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(STAGES, given, strict=True)]
         return visual_block("serial", stages, list(STAGES))
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        if self.extractor != "precomputed":
-            extractor = TorchFeatureExtractor() if self.extractor is None else self.extractor
-            tags.input_tags = get_tags(extractor).input_tags
-        return tags
 
 
 def _share_rows(bank: Bank, sampler: Any, index: Any) -> None:

@@ -1,4 +1,4 @@
-"""A stream of patch features against the memory bank: scores and maps, and the nearest of the nominal patches."""
+"""From a stream of patch features to scores, maps, and the nearest of the nominal patches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skpatchcore._grids import PatchGrids
 from skpatchcore._progress import stage
 from skpatchcore.features.images import View
 from skpatchcore.features.stream import boxes_in_images
-from skpatchcore.scoring import anomaly_map, score_grids
+from skpatchcore.scoring import anomaly_map
 
 
 def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.ndarray:
@@ -39,9 +39,7 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.
 
 def score_stream(
     stream: Iterable[tuple[PatchGrids, list[View | None]]],
-    index: Any,
-    bank: np.ndarray,
-    n_neighbors: int,
+    score: Callable[..., tuple[np.ndarray, list[np.ndarray]]],
     smoothing: float,
     of_map: Callable[[np.ndarray], Any] | None,
 ) -> tuple[np.ndarray, list[Any]]:
@@ -51,12 +49,9 @@ def score_stream(
     ----------
     stream : iterable of (PatchGrids, list of View)
         Their patch features.
-    index : estimator with `kneighbors`
-        Fitted on `bank`.
-    bank : array of shape (n_bank, n_channels)
-        The memory bank.
-    n_neighbors : int
-        *b* of Eq. 7.
+    score : callable
+        ``score(grids, with_patch_scores=...)`` returns the images' scores and a list of their patches'; bigger = more
+        anomalous.
     smoothing : float
         Of maps.
     of_map : callable or None
@@ -72,9 +67,7 @@ def score_stream(
     scores, kept = [], []
     for grids, views in stream:
         with stage("search"):
-            batch_scores, patch_scores = score_grids(
-                index, bank, grids, n_neighbors, with_patch_scores=of_map is not None
-            )
+            batch_scores, patch_scores = score(grids, with_patch_scores=of_map is not None)
         scores.append(batch_scores)
         if of_map is not None:
             with stage("maps"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -124,9 +125,8 @@ class HeldOut(NoCalibration):
 
     def score(self, stream: PatchStream, bank: Bank, sampler: Any, index: Any, judge: Judge) -> NominalScores:
         """Extract the features of the images kept out, and score these as new ones."""
-        scores, peaks = score_stream(
-            stream.subset(self.held), index, bank.rows, judge.n_neighbors, judge.smoothing, of_map=np.max
-        )
+        score = partial(score_grids, index, bank.rows, n_neighbors=judge.n_neighbors)
+        scores, peaks = score_stream(stream.subset(self.held), score, judge.smoothing, of_map=np.max)
         return NominalScores(self.held, scores, np.array(peaks, np.float64))
 
 
@@ -167,9 +167,8 @@ class CrossFitted(NoCalibration):
                 own_sampler, own_index = clone(sampler), clone(index)
                 own = collect_bank(bank.patches.subset(learnt), own_sampler, self.max_memory)
                 own_index.fit(own.rows)
-                scores, peaks = score_stream(
-                    bank.patches.subset(scored), own_index, own.rows, judge.n_neighbors, judge.smoothing, of_map=np.max
-                )
+                score = partial(score_grids, own_index, own.rows, n_neighbors=judge.n_neighbors)
+                scores, peaks = score_stream(bank.patches.subset(scored), score, judge.smoothing, of_map=np.max)
                 parts.append(NominalScores(scored, scores, np.array(peaks, np.float64)))
                 bar.update(len(scored))
         images = np.concatenate([part.images for part in parts])

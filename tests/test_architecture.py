@@ -34,11 +34,12 @@ STAGES = {
 LIGHT = {"metrics", "datasets", "display"}  # import nothing of ours, and none of HEAVY
 OUTSIDE = {"model_selection", "demo", "cli"}  # stand beside or around the detector, and may use these
 HEAVY = {"torch", "torchvision", "pynndescent"}
-OUTER = {"__init__", "features", "coreset", "index"}  # hold no code of their own
+OUTER = {"__init__", "features", "coreset", "index", "baselines"}  # hold no code of their own
 LEVELS = {
     **dict.fromkeys(LIGHT, 0), **dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2),
-    "model_selection": 2, "decisions": 2, "stages": 3, "bank": 3, "inference": 3, "nominal": 4, "detector": 5,
-    "ensemble": 5, "demo": 6, "cli": 7, "__main__": 8,
+    "model_selection": 2, "decisions": 2, "stages": 3, "bank": 3, "patches": 3, "inference": 3, "nominal": 4,
+    "baselines.base": 4, "baselines.padim": 5, "baselines.spade": 5, "detector": 5, "ensemble": 5,
+    "demo": 6, "cli": 7, "__main__": 8,
 }  # fmt: skip
 
 

@@ -13,7 +13,14 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import get_tags
 
-from skpatchcore import ImageError, PatchCoreDetector, PatchCoreEnsemble, TorchFeatureExtractor
+from skpatchcore import (
+    ImageError,
+    PaDiMDetector,
+    PatchCoreDetector,
+    PatchCoreEnsemble,
+    SPADEDetector,
+    TorchFeatureExtractor,
+)
 
 EXTRACTOR = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None, batch_size=4)
 DETECTOR = PatchCoreDetector(EXTRACTOR, random_state=0)
@@ -21,6 +28,8 @@ ESTIMATORS = {
     "extractor": EXTRACTOR,
     "detector": DETECTOR,
     "detector with images held out": PatchCoreDetector(EXTRACTOR, calibration=0.3, random_state=0),
+    "SPADE": SPADEDetector(EXTRACTOR),
+    "PaDiM": PaDiMDetector(EXTRACTOR, n_channels=20, random_state=0),
     "ensemble": PatchCoreEnsemble([("a", DETECTOR), ("b", clone(DETECTOR).set_params(n_neighbors=1))]),
 }
 METHODS = ("transform", "score_samples", "decision_function", "predict", "segment", "predict_mask", "p_values")
