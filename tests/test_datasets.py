@@ -1,11 +1,27 @@
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
+import shutil
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from skpatchcore import list_images, load_image_folder
-from skpatchcore.datasets import TEXTURES, make_textures
+from skpatchcore.datasets import (
+    TEXTURES,
+    fetch_btad,
+    fetch_mvtec_ad,
+    fetch_visa,
+    fetching,
+    load_categories,
+    make_textures,
+    read_mask,
+)
 from skpatchcore.metrics import pixel_roc_auc_score
 
 
@@ -47,7 +63,7 @@ def test_a_data_set_without_masks_is_read(layout):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("train", "train/good"),
+        ("train/good", "train' has no folder 'good'"),
         ("test", "'test'"),
         ("ground_truth/crack", "no mask for .*d.png"),
         ("test/good/c.png", "no image"),
@@ -76,6 +92,149 @@ def test_images_are_listed_sorted(layout):
     (layout / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
         list_images(layout / "empty")
+
+
+@pytest.mark.parametrize(
+    ("names", "mask"),
+    [
+        (("train/ok/a.bmp", "test/ok/b.bmp", "test/ko/c.bmp", "ground_truth/ko/c.bmp"), "ground_truth/ko/c.bmp"),
+        (("train/ok/a.png", "test/ok/b.bmp", "test/ko/c.bmp", "ground_truth/ko/c.png"), "ground_truth/ko/c.png"),
+        (
+            (
+                "train/good/a.png", "validation/good/v.png", "test_public/good/b.png", "test_public/bad/c.png",
+                "test_public/ground_truth/bad/c_mask.png",
+            ),
+            "test_public/ground_truth/bad/c_mask.png",
+        ),
+        (
+            ("train/good/a.JPG", "test/good/b.JPG", "test/bad/c.JPG", "ground_truth/bad/c.png"),
+            "ground_truth/bad/c.png",
+        ),
+    ],
+    ids=["BTAD", "BTAD with masks of another format", "MVTec AD 2", "VisA"],
+)  # fmt: skip
+def test_layouts_like_it_are_read(tmp_path, names, mask):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name, format="PNG")
+    folder = load_image_folder(tmp_path)
+    assert len(folder.train_paths) == 1
+    assert sorted(folder.test_labels.tolist()) == [-1, 1]
+    assert set(folder.test_defects) == {"good", names[-1].split("/")[-2]}
+    assert [m for m in folder.test_masks if m] == [str(tmp_path / mask)]
+
+
+def test_categories_are_folders_of_that_layout(layout, tmp_path_factory):
+    assert list(load_categories(layout)) == [layout.name]
+    root = tmp_path_factory.mktemp("sets")
+    for name in ("screw", "cable"):
+        (root / name).symlink_to(layout)
+    (root / "license.txt").write_text("terms")
+    (root / "notes").mkdir()
+    assert list(load_categories(root)) == ["cable", "screw"]
+    assert list(load_categories(root, ["screw"])) == ["screw"]
+    with pytest.raises(FileNotFoundError, match="no category 'zipper': there are cable, screw"):
+        load_categories(root, ["zipper"])
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        load_categories(root / "nothing")
+    with pytest.raises(FileNotFoundError, match="no folder 'train', and no folders that have one"):
+        load_categories(root / "notes")
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "expected"),
+    [
+        ("m.png", [0, 127, 128, 255], [0, 0, 1, 1]),
+        ("m.png", [0, 0, 1, 1], [0, 0, 1, 1]),
+        ("m.png", [0, 3, 0, 7], [0, 1, 0, 1]),
+        ("m.jpg", [3, 3, 3, 3], [0, 0, 0, 0]),
+        ("m.png", [0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_mask_files_are_read(tmp_path, name, pixels, expected):
+    Image.fromarray(np.array(pixels, np.uint8).reshape(2, 2)).save(tmp_path / name)
+    assert read_mask(str(tmp_path / name), (2, 2)).ravel().tolist() == expected
+    with pytest.raises(ValueError, match=f"the mask '.*{name}' has shape"):
+        read_mask(str(tmp_path / name), (2, 3))
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Serve archives of small data sets on this machine, under their checksums."""
+    pytest.importorskip("pooch")
+    content, www = tmp_path / "content", tmp_path / "www"
+    www.mkdir()
+    picture = Image.fromarray(np.zeros((4, 4), np.uint8))
+    for name in (
+        "mvtec/bottle/train/good/0.png", "mvtec/bottle/test/good/1.png",
+        "visa/pcb/Data/Images/Normal/0.JPG", "visa/pcb/Data/Images/Normal/1.JPG",
+        "visa/pcb/Data/Images/Anomaly/2.JPG", "visa/pcb/Data/Masks/Anomaly/2.png",
+    ):  # fmt: skip
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(content / name)
+    (content / "visa/split_csv").mkdir()
+    (content / "visa/split_csv/1cls.csv").write_text(
+        "object,split,label,image,mask\n"
+        "pcb,train,normal,pcb/Data/Images/Normal/0.JPG,\n"
+        "pcb,test,normal,pcb/Data/Images/Normal/1.JPG,\n"
+        "pcb,test,anomaly,pcb/Data/Images/Anomaly/2.JPG,pcb/Data/Masks/Anomaly/2.png\n"
+    )
+    shutil.make_archive(str(www / "mvtec"), "xztar", content / "mvtec")
+    shutil.make_archive(str(www / "btad"), "zip", content, "mvtec")
+    shutil.make_archive(str(www / "visa"), "tar", content / "visa")
+    handler = functools.partial(QuietHandler, directory=str(www))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, file in (("_MVTEC_AD", "mvtec.tar.xz"), ("_BTAD", "btad.zip"), ("_VISA", "visa.tar")):
+            changed = replace(
+                getattr(fetching, name),
+                url=f"http://127.0.0.1:{server.server_port}/{file}",
+                sha256=hashlib.sha256((www / file).read_bytes()).hexdigest(),
+            )
+            monkeypatch.setattr(fetching, name, changed)
+        yield www
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_data_sets_are_fetched_once_and_laid_out(served, tmp_path):
+    home = tmp_path / "home"
+    for fetch in (fetch_mvtec_ad, fetch_btad):
+        categories = load_categories(fetch(home, accept_license=True))
+        assert list(categories) == ["bottle"]
+    visa = load_categories(fetch_visa(home, accept_license=True))["pcb"]
+    assert (len(visa.train_paths), visa.test_labels.tolist()) == (1, [-1, 1])
+    assert visa.test_masks[0].endswith("ground_truth/bad/2.png")
+    for file in served.iterdir():
+        file.unlink()  # from now on there is nothing to download
+    assert load_categories(fetch_visa(home, accept_license=True))["pcb"].test_paths.tolist() == visa.test_paths.tolist()
+    assert "bottle" in load_categories(fetch_mvtec_ad(home, accept_license=True))
+
+
+def test_nothing_is_fetched_without_consent_nor_kept_that_is_not_whole(served, tmp_path):
+    with pytest.raises(ValueError, match="VisA has terms of its own: read https"):
+        fetch_visa(tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+    (served / "btad.zip").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="hash"):
+        fetch_btad(tmp_path / "home", accept_license=True)
+    assert not list((tmp_path / "home").rglob("*.zip"))
+
+
+def test_a_table_that_points_outside_is_refused(tmp_path):
+    table = tmp_path / "set" / "split_csv" / "1cls.csv"
+    table.parent.mkdir(parents=True)
+    (tmp_path / "secret.png").write_bytes(b"")
+    table.write_text("object,split,label,image,mask\npcb,train,normal,../secret.png,\n")
+    with pytest.raises(ValueError, match="outside the data set"):
+        fetching.arrange_visa(table, tmp_path / "out")
+    table.write_text("object,split,label,image,mask\n../..,train,normal,split_csv/1cls.csv,\n")
+    with pytest.raises(ValueError, match="outside the data set"):
+        fetching.arrange_visa(table, tmp_path / "out")
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
