@@ -25,6 +25,7 @@ _HOMES = {
     "TorchFeatureExtractor": "skpatchcore.features.extractor",
     "WeightsError": "skpatchcore.features.backbones",
     "conformal_p_values": "skpatchcore.calibration",
+    "evaluate": "skpatchcore.evaluation.category",
     "list_images": "skpatchcore.datasets",
     "load_image_folder": "skpatchcore.datasets",
 }
@@ -45,6 +46,7 @@ __all__ = [
     "WeightsError",
     "__version__",
     "conformal_p_values",
+    "evaluate",
     "list_images",
     "load_image_folder",
 ]
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from skpatchcore.datasets import list_images, load_image_folder
     from skpatchcore.detector import PatchCoreDetector
     from skpatchcore.ensemble import PatchCoreEnsemble
+    from skpatchcore.evaluation.category import evaluate
     from skpatchcore.features.backbones import WeightsError
     from skpatchcore.features.extractor import TorchFeatureExtractor
     from skpatchcore.features.images import ImageError

@@ -45,17 +45,48 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     >>> overlay_anomaly_map(np.zeros((4, 6, 1)), np.ones((4, 6)), threshold=0.5).shape
     (4, 6, 3)
     """
-    image, scores = np.asarray(image, float), np.asarray(anomaly_map, float)
-    if image.shape[:2] != scores.shape:
-        raise ValueError(f"image of shape {image.shape} and map of shape {scores.shape} differ in size.")
-    image = np.broadcast_to(image, (*scores.shape, 3))
+    scores = np.asarray(anomaly_map, float)
+    image = _in_color(image, scores)
     heat = (scores / max(threshold, np.finfo(float).tiny) - 0.75).clip(0, 1)
     colors = np.stack([np.interp(heat, _STOPS, channel) for channel in _COLORS.T], axis=-1)
     opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
     picture = image * (1 - opacity) + colors * opacity
-    if contour:
-        anomalous = scores > threshold
-        width = 1 + 2 * (max(scores.shape) // 600)
-        edge = dilation(anomalous, footprint_rectangle((width + 2, width + 2))) & ~anomalous
-        picture[edge] = (0.0, 0.9, 1.0)
+    return outline_mask(picture, scores > threshold) if contour else _as_bytes(picture)
+
+
+def outline_mask(image: Any, mask: Any) -> np.ndarray:
+    """Return the image with a cyan line around what a mask covers.
+
+    Parameters
+    ----------
+    image : array of shape (height, width, 1 or 3), float in [0, 1]
+        The image.
+    mask : array of shape (height, width)
+        True (or non-zero) inside.
+
+    Returns
+    -------
+    array of shape (height, width, 3), uint8
+
+    Raises
+    ------
+    ValueError
+        If the two differ in size.
+    """
+    mask = np.asarray(mask) != 0
+    picture = _in_color(image, mask).copy()
+    width = 1 + 2 * (max(mask.shape) // 600)
+    edge = dilation(mask, footprint_rectangle((width + 2, width + 2))) & ~mask
+    picture[edge] = (0.0, 0.9, 1.0)
+    return _as_bytes(picture)
+
+
+def _in_color(image: Any, other: np.ndarray) -> np.ndarray:
+    image = np.asarray(image, float)
+    if image.shape[:2] != other.shape:
+        raise ValueError(f"image of shape {image.shape} and map of shape {other.shape} differ in size.")
+    return np.broadcast_to(image, (*other.shape, 3))
+
+
+def _as_bytes(picture: np.ndarray) -> np.ndarray:
     return (picture * 255).round().astype(np.uint8)

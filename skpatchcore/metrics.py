@@ -45,7 +45,7 @@ class _Pixels(NamedTuple):
 
 
 def pro_curve(
-    masks: Sequence[Any], maps: Sequence[Any], *, resize: bool = False
+    masks: Sequence[Any], maps: Sequence[Any], *, n_points: int | None = None, resize: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the per-region-overlap curve: how much of each defect is found, beside the good pixels that are flagged.
 
@@ -55,6 +55,9 @@ def pro_curve(
         True (or non-zero) where a pixel is defective; all False for good images. Sizes may differ between images.
     maps : sequence of arrays of shape (height, width)
         Anomaly maps, bigger = more anomalous, each of its mask's size.
+    n_points : int or None, default=None
+        For a picture: at most so many points of the curve, evenly spread over the false-positive rates, in far less
+        memory. Those that are returned are exact. None returns all.
     resize : bool, default=False
         Bring masks to their maps' sizes, by nearest neighbours, where they differ.
 
@@ -66,7 +69,7 @@ def pro_curve(
         The same share of each connected region of defective pixels (touching by edges or corners), averaged over all
         regions of all images.
     thresholds : array of shape (n_points,), float64
-        Descending from infinity; every distinct score is one.
+        Descending from infinity; without `n_points` every distinct score is one.
 
     Raises
     ------
@@ -78,6 +81,8 @@ def pro_curve(
     Bergmann et al., "Uninformed Students", CVPR 2020; "The MVTec Anomaly Detection Dataset", IJCV 2021.
     """
     pixels = _pixels(masks, maps, resize, with_regions=True)
+    if n_points is not None:
+        return _thinned_pro(pixels, n_points)
     scores = np.concatenate([pixels.good, pixels.defective])
     good = np.concatenate([np.ones(len(pixels.good)), np.zeros(len(pixels.defective))])
     overlap = np.concatenate([np.zeros(len(pixels.good)), _region_weights(pixels)])
@@ -176,9 +181,7 @@ def pixel_average_precision_score(masks: Sequence[Any], maps: Sequence[Any], *, 
     ValueError
         As :func:`pro_curve`.
     """
-    _, true, false = _counts(*_pixels(masks, maps, resize)[:2])
-    recall_steps = np.diff(true, prepend=0) / true[-1]
-    return float(np.sum(recall_steps * true / (true + false)))
+    return _average_precision(*_pixels(masks, maps, resize)[:2])
 
 
 def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bool = False) -> F1Max:
@@ -200,6 +203,41 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
         As :func:`pro_curve`.
     """
     return _f1_max(*_pixels(masks, maps, resize)[:2])
+
+
+def pixel_metrics(
+    masks: Sequence[Any], maps: Sequence[Any], *, n_points: int = 500, resize: bool = False
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return all metrics of pixels and regions, but for AUPIMO, from one sort of the pixels.
+
+    Parameters
+    ----------
+    masks, maps, n_points, resize
+        As for :func:`pro_curve`.
+
+    Returns
+    -------
+    metrics : dict of str to float
+        ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3) and ``aupro_05``
+        (0.05), each what its own function returns; **bigger = better**.
+    curve : array of shape (2, n_points)
+        The first two of what :func:`pro_curve` returns.
+
+    Raises
+    ------
+    ValueError
+        As :func:`pro_curve`.
+    """
+    pixels = _pixels(masks, maps, resize, with_regions=True)
+    weights = _region_weights(pixels)
+    metrics = {
+        "pixel_auroc": _area(pixels, np.full(len(pixels.defective), 1 / len(pixels.defective)), 1.0),
+        "pixel_ap": _average_precision(*pixels[:2]),
+        "pixel_f1_max": _f1_max(*pixels[:2]).f1,
+        "aupro": _area(pixels, weights, 0.3),
+        "aupro_05": _area(pixels, weights, 0.05),
+    }
+    return metrics, np.stack(_thinned_pro(pixels, n_points)[:2])
 
 
 def f1_max_score(y: Any, scores: Any) -> F1Max:
@@ -397,6 +435,24 @@ def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
     ties = np.maximum(at_least - above, 1)
     rise = np.where(at_least > limit, (limit - above) ** 2 / (2 * ties), limit - above - (at_least - above) / 2)
     return float(np.sum(weights * np.where(above < limit, rise, 0.0)) / limit)
+
+
+def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return points of the curve at thresholds that are scores of good pixels, and at the lowest score of all."""
+    n_good = len(pixels.good)
+    numbers = np.linspace(0, n_good - 1, max(n_points - 2, 1)).astype(np.int64)
+    lowest = min(pixels.good[0], pixels.defective[0])
+    thresholds = np.unique(np.append(pixels.good[numbers], lowest))[::-1]
+    fpr = (n_good - np.searchsorted(pixels.good, thresholds, side="left")) / n_good
+    found = np.append(_region_weights(pixels)[::-1].cumsum()[::-1], 0.0)
+    pro = found[np.searchsorted(pixels.defective, thresholds, side="left")]
+    return np.append(0.0, fpr), np.append(0.0, pro.clip(max=1.0)), np.append(np.inf, thresholds.astype(np.float64))
+
+
+def _average_precision(good: np.ndarray, defective: np.ndarray) -> float:
+    _, true, false = _counts(good, defective)
+    recall_steps = np.diff(true, prepend=0) / true[-1]
+    return float(np.sum(recall_steps * true / (true + false)))
 
 
 def _counts(good: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

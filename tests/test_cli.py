@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from skpatchcore import PatchCoreDetector
-from skpatchcore.cli import _picture_names, main
+from skpatchcore.cli import main
+from skpatchcore.commands.predict import _picture_names
 from skpatchcore.display import overlay_anomaly_map
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "own", "--crop-size", "none", "--quiet"]

@@ -17,6 +17,7 @@ from skpatchcore.metrics import (
     f1_max_score,
     pixel_average_precision_score,
     pixel_f1_max_score,
+    pixel_metrics,
     pixel_roc_auc_score,
     pro_curve,
 )
@@ -233,3 +234,26 @@ def test_input_is_left_as_it_is():
         metric(masks, maps)
     for scored, copy in zip(maps, before, strict=True):
         np.testing.assert_array_equal(scored, copy)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), n_points=st.integers(3, 40))
+def test_all_at_once_is_one_by_one(case, n_points):
+    masks, maps = case
+    found, curve = pixel_metrics(masks, maps, n_points=n_points)
+    assert found == {
+        "pixel_auroc": pixel_roc_auc_score(masks, maps),
+        "pixel_ap": pixel_average_precision_score(masks, maps),
+        "pixel_f1_max": pixel_f1_max_score(masks, maps).f1,
+        "aupro": pytest.approx(aupro_score(masks, maps), abs=1e-12),
+        "aupro_05": pytest.approx(aupro_score(masks, maps, max_fpr=0.05), abs=1e-12),
+    }
+    # points that are returned are points of the whole curve, its ends among them
+    fpr, pro, thresholds = pro_curve(masks, maps)
+    some_fpr, some_pro, some = pro_curve(masks, maps, n_points=n_points)
+    np.testing.assert_array_equal(curve, [some_fpr, some_pro])
+    assert len(some) <= n_points
+    assert (some_fpr[-1], some_pro[-1]) == (1.0, pytest.approx(1.0))
+    places = [int(np.flatnonzero(thresholds == t)[0]) for t in some]
+    np.testing.assert_allclose(some_fpr, fpr[places], atol=1e-12)
+    np.testing.assert_allclose(some_pro, pro[places], atol=1e-12)

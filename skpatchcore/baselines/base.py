@@ -39,7 +39,7 @@ class PatchModel(Protocol):
 class BaselineDetector(PatchOutlierMixin, BaseEstimator):
     """Fit and calibrate a model of patch features that are all held in memory.
 
-    A subclass says how a model is learnt (`_learn`), and may refuse features on their way (`_accepted`).
+    A subclass says how a model is learnt (`_learner`), and may refuse features on their way (`_accepted`).
     """
 
     smoothing: float
@@ -97,22 +97,19 @@ class BaselineDetector(PatchOutlierMixin, BaseEstimator):
         first = next(batches)
         held = HeldPatches.gather(chain([first], batches), stream.expected_patches(first[0]))
         with stage("learning"):
-            model = self._learn(held.grids, learnt, seed)
+            learn = self._learner(held.grids, seed)
+            model = learn(learnt)
         with stage("calibration"):
-            images, scores, peaks = self._calibrated(held, model, learnt, folds, seed)
+            images, scores, peaks = self._calibrated(held, model, learn, learnt, folds)
         self.extractor_, self.model_ = extractor, model
         self._set_thresholds(scores, peaks, kept[images], self.contamination)
         if groups is not None and len(images):
             self._warn_of_few_groups(len(np.unique(groups[images])))
         return self
 
-    def _learn(self, grids: PatchGrids, images: np.ndarray, seed: int) -> PatchModel:
-        """Return what is learnt of some of the images."""
+    def _learner(self, grids: PatchGrids, seed: int) -> Callable[[np.ndarray], PatchModel]:
+        """Return a function that learns from some of the images: of all but a few it is asked again and again."""
         raise NotImplementedError
-
-    def _learn_from_others(self, model: Any, grids: PatchGrids, images: np.ndarray, seed: int) -> PatchModel:
-        """Return what is learnt of some images, given what was learnt of all."""
-        return self._learn(grids, images, seed)
 
     def _accepted(self, stream: Iterable[Batch], numbers: np.ndarray, model: Any = None) -> Iterator[Batch]:
         """Yield the batches of a stream; raise where they can't be learnt from, or compared with what was learnt."""
@@ -141,7 +138,12 @@ class BaselineDetector(PatchOutlierMixin, BaseEstimator):
         return learnt, [(learnt, scored)]
 
     def _calibrated(
-        self, held: HeldPatches, model: PatchModel, learnt: np.ndarray, folds: Folds, seed: int
+        self,
+        held: HeldPatches,
+        model: PatchModel,
+        learn: Callable[[np.ndarray], PatchModel],
+        learnt: np.ndarray,
+        folds: Folds,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the images that calibrate, in order, their scores (bigger = more normal) and maxima of their maps."""
         images = np.concatenate([np.zeros(0, np.int64), *(scored for _, scored in folds)])
@@ -149,8 +151,7 @@ class BaselineDetector(PatchOutlierMixin, BaseEstimator):
         done = 0
         with progress_bar(len(images), "calibrating", "image", self.verbose) as bar:
             for others, scored in folds:
-                same = np.array_equal(others, learnt)
-                own = model if same else self._learn_from_others(model, held.grids, others, seed)
+                own = model if np.array_equal(others, learnt) else learn(others)
                 here = slice(done, done + len(scored))
                 scores[here], maxima = score_stream(held.subset(scored), own.score, self.smoothing, of_map=np.max)
                 peaks[here] = maxima

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -66,8 +66,7 @@ class PaDiMDetector(BaselineDetector):
     regularization : float, default=0.01
         Added to the diagonal of the covariances, in squared units of features.
     contamination, calibration, smoothing, random_state, verbose
-        As of :class:`~skpatchcore.PatchCoreDetector`. Calibration learns the Gaussians anew for each fold, or with
-        ``"leave-one-out"`` for each image or group.
+        As of :class:`~skpatchcore.PatchCoreDetector`.
 
     Attributes
     ----------
@@ -86,7 +85,8 @@ class PaDiMDetector(BaselineDetector):
     places. Give the extractor an `image_size` of (height, width), or use a detector that compares patches whatever
     their place. Parts must lie alike in all images too: turned or moved ones are unlike the others at their places.
 
-    All patch features are held in memory while it is fitted, in float64 those of the channels kept.
+    All patch features are held in memory while it is fitted, in float64 those of the channels kept. To leave an image
+    out for calibration takes its share out of means and covariances.
 
     References
     ----------
@@ -148,43 +148,80 @@ class PaDiMDetector(BaselineDetector):
             yield grids, views
             done += len(grids)
 
-    def _learn(self, grids: PatchGrids, images: np.ndarray, seed: int) -> Gaussians:
+    def _learner(self, grids: PatchGrids, seed: int) -> Callable[[np.ndarray], Gaussians]:
         n_channels = grids.rows.shape[1]
         n_kept = min(self.n_channels, n_channels)
         channels = np.sort(np.random.default_rng(seed).choice(n_channels, n_kept, replace=False))
         grid = (int(grids.sizes[0, 0]), int(grids.sizes[0, 1]))
-        features = grids.rows.reshape(len(grids), -1, n_channels)[images][:, :, channels]
-        return Gaussians(*fit_gaussians(features, self.regularization), channels, n_channels, grid)
+        features = grids.rows[:, channels].reshape(len(grids), -1, n_kept)
+        everyone = Moments.of(features)
+
+        def learn(images: np.ndarray) -> Gaussians:
+            moments = everyone
+            if len(images) < len(features):
+                others = np.setdiff1d(np.arange(len(features)), images)
+                is_most = len(others) < len(images)
+                moments = everyone.without(features[others]) if is_most else Moments.of(features[images])
+            return Gaussians(*moments.gaussians(self.regularization), channels, n_channels, grid)
+
+        return learn
 
 
-def fit_gaussians(features: np.ndarray, regularization: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return means, and inverse Cholesky factors of covariances, at each place.
+@dataclass(frozen=True)
+class Moments:
+    """How patch features are spread at each place, from which the spread of all but a few images follows.
 
-    Parameters
+    Attributes
     ----------
-    features : array of shape (n_images, n_patches, n_channels)
-        Patch features of good images.
-    regularization : float
-        Added to the diagonal.
-
-    Returns
-    -------
-    means : array of shape (n_patches, n_channels), float32
-    whitening : array of shape (n_patches, n_channels, n_channels), float32
-
-    References
-    ----------
-    Defard et al., Eq. 1: the sample covariance, divided by n - 1.
+    n : int
+        Images.
+    means : tensor of shape (n_patches, n_channels, 1), float64
+        Of the features at each place.
+    scatter : tensor of shape (n_patches, n_channels, n_channels), float64
+        Sum over the images of the products of their deviations.
     """
-    x = torch.from_numpy(np.ascontiguousarray(features.transpose(1, 2, 0), np.float64))  # places, channels, images
-    means = x.mean(2, keepdim=True)
-    centred = x - means
-    covariances = centred @ centred.mT / max(len(features) - 1, 1)
-    covariances.diagonal(dim1=1, dim2=2).add_(regularization)
-    factors = torch.linalg.cholesky(covariances)
-    unit = torch.eye(factors.shape[1], dtype=torch.float64).expand_as(factors)
-    whitening = torch.linalg.solve_triangular(factors, unit, upper=False)
-    return means[:, :, 0].float().numpy(), whitening.float().numpy()
+
+    n: int
+    means: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> Moments:
+        """Return those of features of shape (n_images, n_patches, n_channels)."""
+        x = _by_place(features)
+        means = x.mean(2, keepdim=True)
+        centred = x - means
+        return cls(len(features), means, centred @ centred.mT)
+
+    def without(self, features: np.ndarray) -> Moments:
+        """Return those of all images but some of them."""
+        centred = _by_place(features) - self.means
+        n = self.n - len(features)
+        shift = -centred.sum(2, keepdim=True) / n
+        return Moments(n, self.means + shift, self.scatter - centred @ centred.mT - n * shift @ shift.mT)
+
+    def gaussians(self, regularization: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return means and whitening as :class:`Gaussians` has them.
+
+        Parameters
+        ----------
+        regularization : float
+            Added to the covariances' diagonal.
+
+        References
+        ----------
+        Defard et al., Eq. 1: the sample covariance, divided by n - 1.
+        """
+        covariances = self.scatter / max(self.n - 1, 1)
+        covariances.diagonal(dim1=1, dim2=2).add_(regularization)
+        factors = torch.linalg.cholesky(covariances)
+        unit = torch.eye(factors.shape[1], dtype=torch.float64).expand_as(factors)
+        whitening = torch.linalg.solve_triangular(factors, unit, upper=False)
+        return self.means[:, :, 0].float().numpy(), whitening.float().numpy()
+
+
+def _by_place(features: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(features.transpose(1, 2, 0), np.float64))
 
 
 def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np.ndarray) -> np.ndarray:
@@ -195,7 +232,7 @@ def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np
     features : array of shape (n_images, n_patches, n_channels)
         Patch features.
     means, whitening
-        As :func:`fit_gaussians` returns them.
+        As :class:`Gaussians` has them.
 
     Returns
     -------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -132,14 +133,11 @@ class SPADEDetector(BaselineDetector):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _learn(self, grids: PatchGrids, images: np.ndarray, seed: int) -> Gallery:
-        if len(images) < len(grids):
-            grids = grids.take(images)
-        descriptors = mean_patches(grids.rows, grids.starts)
-        return Gallery(grids.rows, grids.starts, np.arange(len(grids)), descriptors, self.n_neighbors)
-
-    def _learn_from_others(self, model: Gallery, grids: PatchGrids, images: np.ndarray, seed: int) -> Gallery:
-        return replace(model, images=images)
+    def _learner(self, grids: PatchGrids, seed: int) -> Callable[[np.ndarray], Gallery]:
+        everyone = Gallery(
+            grids.rows, grids.starts, np.arange(len(grids)), mean_patches(grids.rows, grids.starts), self.n_neighbors
+        )
+        return lambda images: replace(everyone, images=images)
 
 
 def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:

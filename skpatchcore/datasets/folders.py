@@ -197,7 +197,7 @@ def load_categories(root: str | os.PathLike, categories: Sequence[str] | None = 
     return {name: load_image_folder(places[name]) for name in categories or places}
 
 
-def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
+def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return which pixels of an image are defective.
 
     Parameters
@@ -206,8 +206,8 @@ def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
         True (or non-zero) where a pixel is defective. A file's pixels are where they are brighter than half; in a file
         that has no such pixels (other than JPEG), where they are not black: these are numbers of kinds of defects.
         None: the image is good.
-    size : (int, int)
-        Height and width of the image.
+    size : (int, int) or None, default=None
+        Height and width of the image; needed where there is no mask. None takes the mask's.
 
     Returns
     -------
@@ -216,11 +216,13 @@ def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the mask is not of that size.
+        If the mask is not of that size, or there is neither a mask nor a size.
     FileNotFoundError
         If there is no such file.
     """
     if mask is None:
+        if size is None:
+            raise ValueError("where there is no mask, size= must say how large the image is.")
         return np.zeros(size, bool)
     if isinstance(mask, str | os.PathLike):
         with Image.open(mask) as file:
@@ -230,7 +232,7 @@ def read_mask(mask: Any, size: tuple[int, int]) -> np.ndarray:
         pixels = pixels > (0 if is_numbered else 127)
     else:
         pixels = np.asarray(mask) != 0
-    if pixels.shape != tuple(size):
+    if size is not None and pixels.shape != tuple(size):
         name = f" {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else ""
         raise ValueError(f"the mask{name} has shape {pixels.shape}, the image {tuple(size)}.")
     return pixels

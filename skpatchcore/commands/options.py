@@ -1,0 +1,52 @@
+"""What the commands share: how words become values, and errors that the user can mend."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+
+class CommandError(Exception):
+    """Something the user can mend: shown as one line."""
+
+
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults, where they tell anything."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" and "(default: False)" tell nobody anything
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Add ``--debug``."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def size(text: str) -> int | tuple[int, int] | None:
+    """Return a side, height and width, or None for what is as it comes."""
+    if text in ("own", "none"):
+        return None
+    sides = [int(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError
+    return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def contamination(text: str) -> float | str:
+    """Return a share, or ``"auto"``."""
+    return text if text == "auto" else float(text)
+
+
+def calibration(text: str) -> float | int | str | None:
+    """Return what the detectors' parameter takes."""
+    if text in ("none", "leave-one-out"):
+        return None if text == "none" else text
+    return float(text) if "." in text else int(text)
+
+
+def weights(text: str) -> str | None:
+    """Return the extractor's parameter; a path as an absolute one, for the model is used from anywhere."""
+    if text == "none":
+        return None
+    return os.path.abspath(text) if text.endswith((".pth", ".pt", ".safetensors")) else text

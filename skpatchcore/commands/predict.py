@@ -1,0 +1,150 @@
+"""``skpatchcore predict``: judge images by a model file; a table, and a heat map of each."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import skpatchcore
+from skpatchcore.commands.options import CommandError, Formatter, add_debug
+from skpatchcore.datasets import list_images
+
+if TYPE_CHECKING:
+    from skpatchcore import PatchCoreDetector
+
+_CHUNK = 16  # images whose maps are held at once
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's."""
+    predict = commands.add_parser("predict", help="judge images by a fitted model", formatter_class=Formatter)
+    predict.add_argument(
+        "model", metavar="MODEL", help="what 'fit' wrote. It is a pickle: open only files that you trust"
+    )
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="folder for scores.csv and a heat map of each image"
+    )
+    predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    add_debug(predict)
+    predict.set_defaults(run=_predict)
+
+
+def _load(path: str) -> PatchCoreDetector:
+    import joblib
+
+    from skpatchcore import PatchCoreDetector
+
+    if not Path(path).is_file():
+        raise CommandError(f"there is no model file {path!r}.")
+    try:
+        detector = joblib.load(path)
+    except Exception as error:  # unpickling foreign or damaged bytes raises anything
+        raise CommandError(f"{path!r} can't be read as a model: {error}") from error
+    if not isinstance(detector, PatchCoreDetector) or not hasattr(detector, "memory_bank_"):
+        raise CommandError(f"{path!r} holds no fitted PatchCoreDetector, but a {type(detector).__name__}.")
+    return detector
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from skpatchcore._progress import progress_bar
+
+    detector = _load(options.model).set_params(verbose=0)
+    paths = [path for given in options.images for path in (list_images(given) if Path(given).is_dir() else [given])]
+    folder = Path(options.output)
+    own = folder.resolve()  # pictures of an earlier run, in a folder below the images, are not images to judge
+    paths = [path for path in dict.fromkeys(paths) if own not in Path(path).resolve().parents]
+    if not paths:
+        raise CommandError(f"all images lie in the output folder {str(folder)!r}: choose another one.")
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = _picture_names(paths)
+    failures, n_flagged = [], 0
+    # Lines go out as images are judged: an interruption loses none of them.
+    with (
+        (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file,
+        progress_bar(len(paths), "judging", "image", not options.quiet) as bar,
+    ):
+        table = csv.writer(file)
+        table.writerow(["path", "score", "decision", "label", "p_value"])
+        for path, result in _judge(detector, paths):
+            if isinstance(result, skpatchcore.ImageError):
+                failures.append(result)
+                table.writerow([path, "nan", "nan", -1, "nan"])  # unreadable is never normal
+                bar.write(f"skpatchcore: {path}: {result.message}", file=sys.stderr)
+            else:
+                score, anomaly_map = result
+                decision = score - detector.offset_
+                label: Any = "" if math.isnan(decision) else -1 if decision < 0 else 1
+                n_flagged += label == -1
+                p_value: Any = "" if label == "" else repr(_p_value(detector, score))
+                table.writerow([path, repr(float(score)), repr(float(decision)), label, p_value])
+                _write_overlay(folder / pictures[path], path, anomaly_map, detector.pixel_offset_)
+            file.flush()
+            bar.update(1)
+    if not options.quiet:
+        n_judged = len(paths) - len(failures)
+        print(f"{n_judged} images judged, {n_flagged} of them anomalous: {folder / 'scores.csv'}")
+    if failures:
+        raise CommandError(
+            f"{len(failures)} of {len(paths)} images could not be judged; they are in scores.csv with score "
+            "nan and label -1."
+        )
+    return 0
+
+
+def _p_value(detector: PatchCoreDetector, score: float) -> float:
+    return float(skpatchcore.conformal_p_values(detector.calibration_scores_, [score])[0])
+
+
+def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield each path with its score and map, or with the error where the image can't be used."""
+    for i in range(0, len(paths), _CHUNK):
+        chunk = paths[i : i + _CHUNK]
+        failures: dict[str, skpatchcore.ImageError] = {}
+        scores: Any = []
+        maps: Any = []
+        while True:
+            usable = [path for path in chunk if path not in failures]
+            try:
+                if usable:
+                    scores, maps = detector.score_and_segment(usable)
+                break
+            except skpatchcore.ImageError as error:
+                failures[usable[error.index]] = error
+        results = {path: (scores[n], maps[n]) for n, path in enumerate(usable)}
+        for path in chunk:
+            yield path, failures.get(path) or results[path]
+
+
+def _picture_names(paths: list[str]) -> dict[str, str]:
+    """Return a file name for each path: its stem, with the folders before it where several have the same."""
+    places = {path: Path(path).resolve().with_suffix("") for path in paths}
+    n_same = Counter(place.name for place in places.values())
+    root = os.path.commonpath([place.parent for place in places.values()])
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for path, place in places.items():
+        base = place.name if n_same[place.name] == 1 else "_".join(place.relative_to(root).parts)
+        name = next(n for i in count() if (n := base if i == 0 else f"{base}-{i + 1}") not in taken)
+        taken.add(name)
+        names[path] = f"{name}.png"
+    return names
+
+
+def _write_overlay(target: Path, path: str, anomaly_map: Any, threshold: float) -> None:
+    from PIL import Image
+
+    from skpatchcore.display import overlay_anomaly_map
+    from skpatchcore.features.images import load_image
+
+    if math.isnan(threshold):  # no calibration: the map's own range is all there is
+        threshold = float(anomaly_map.max()) / 2
+    Image.fromarray(overlay_anomaly_map(load_image(path, 0), anomaly_map, threshold)).save(target)

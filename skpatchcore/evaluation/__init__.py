@@ -1,0 +1,1 @@
+"""Detectors on whole data sets: metrics, studies, and results that are kept."""

@@ -1,0 +1,315 @@
+"""A detector on one category, or on all: every metric the field reports, and where the time goes."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from scipy.ndimage import map_coordinates
+from sklearn.base import clone
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from skpatchcore._progress import progress_bar, record_seconds
+from skpatchcore.datasets import load_categories, read_mask
+from skpatchcore.features.images import placed
+from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
+
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")
+DECISIONS = ("good_flagged", "defects_found")
+# Images whose maps are held at their own size at once.
+_CHUNK = 16
+# Points of a curve that are kept, for pictures.
+_N_POINTS = 500
+
+
+@dataclass
+class CategoryResult:
+    """What a detector makes of one category.
+
+    Attributes
+    ----------
+    category : str
+        Its name.
+    row : dict
+        One row of the table that :func:`evaluate` returns.
+    scores : array of shape (n_test,)
+        As `score_samples` has them, bigger = more normal.
+    labels, defects, paths : arrays of shape (n_test,)
+        +1 or -1, the kind of defect, and the file or number of each image.
+    offset, pixel_offset : float
+        The detector's thresholds.
+    calibration_scores : array of shape (n_calibration,)
+        Of good images, bigger = more normal.
+    roc, pro : arrays of shape (2, n_points)
+        False-positive rate and recall of images; false-positive rate of pixels and overlap of regions. Thinned out, for
+        pictures. `pro` is empty without masks.
+    """
+
+    category: str
+    row: dict[str, Any]
+    scores: np.ndarray
+    labels: np.ndarray
+    defects: np.ndarray
+    paths: np.ndarray
+    offset: float
+    pixel_offset: float
+    calibration_scores: np.ndarray
+    roc: np.ndarray
+    pro: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
+
+
+def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: int = 0) -> pd.DataFrame:
+    """Fit a detector on the good images of each category, judge the others, and return a table of every metric.
+
+    Parameters
+    ----------
+    detector : estimator
+        A :class:`~skpatchcore.PatchCoreDetector`, an ensemble of them, or another detector of this package. Each
+        category gets a clone; the detector itself stays as it is.
+    dataset : path, ImageFolder, TextureTask or dict of str to one of these
+        A folder of categories in the layout of MVTec AD, or of one; or what
+        :func:`~skpatchcore.datasets.load_categories` or :func:`~skpatchcore.datasets.make_textures` returns.
+    resolution : {"own", "seen"}, default="own"
+        Where pixels are compared: ``"own"`` at each image's own size, all of it; ``"seen"`` at the size and in the crop
+        that the network sees, as the paper does (224 × 224 there).
+    verbose : int, default=0
+        1 shows progress.
+
+    Returns
+    -------
+    DataFrame
+        One row a category, indexed by its name. Shares, in [0, 1], **bigger = better** where not said otherwise:
+
+        - ``image_auroc``, ``image_ap``, ``image_f1_max``; ``misclassified``, images on the wrong side of the best
+          threshold there is for F1, which knows the labels (as the paper counts them);
+        - ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3), ``aupro_05``
+          (0.05, as MVTec AD 2), ``aupimo`` (mean over the defective images). NaN without masks;
+        - at the detector's own threshold, which does not know them: ``good_flagged`` (smaller = better) and
+          ``defects_found``; NaN without calibration;
+        - ``n_train``, ``n_good``, ``n_defective``, ``n_masks`` (defective images that count for pixels); ``bank_rows``;
+          ``bytes``, of the fitted detector pickled;
+        - seconds: ``fit_seconds`` and ``test_seconds`` in all, and of each stage, such as ``fit_network``.
+
+    Raises
+    ------
+    ValueError
+        If a category has no good or no defective test images, or `resolution` can't be had.
+    ImageError, WeightsError, FileNotFoundError
+        As `fit`, and as :func:`~skpatchcore.datasets.load_categories`.
+
+    Notes
+    -----
+    Defective images whose mask is empty, or that have none, count for images and are left out of pixels.
+
+    Examples
+    --------
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, evaluate
+    >>> from skpatchcore.datasets import make_textures
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> detector = PatchCoreDetector(extractor, random_state=0)
+    >>> table = evaluate(detector, {"brick": make_textures("brick", n_views=2)})
+    >>> table.loc["brick", ["n_train", "n_good", "n_defective"]].tolist()
+    [24, 16, 32]
+    """
+    results = evaluated_categories(detector, as_categories(dataset), resolution, verbose)
+    return table_of(results)
+
+
+def table_of(results: Any) -> pd.DataFrame:
+    """Return the rows of :class:`CategoryResult` objects as a table."""
+    rows = [{"category": result.category, **result.row} for result in results]
+    return pd.DataFrame(rows).set_index("category")
+
+
+def with_mean(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with a last row, the plain mean over several categories; the sum of what is counted.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As :func:`evaluate` returns it.
+    """
+    if len(table) < 2:
+        return table
+    counts = [name for name in ("misclassified", "n_train", "n_good", "n_defective", "n_masks") if name in table]
+    mean = table.mean(numeric_only=True)
+    mean[counts] = table[counts].sum()
+    return pd.concat([table, mean.to_frame("mean").T]).astype(dict.fromkeys(counts, int)).rename_axis("category")
+
+
+def as_categories(dataset: Any) -> dict[str, Any]:
+    """Return data sets by name, from whatever :func:`evaluate` takes."""
+    if isinstance(dataset, str | os.PathLike):
+        return dict(load_categories(dataset))
+    return dict(dataset) if isinstance(dataset, Mapping) else {"all": dataset}
+
+
+def evaluated_categories(
+    detector: Any, categories: dict[str, Any], resolution: str = "own", verbose: int = 0
+) -> Iterator[CategoryResult]:
+    """Yield the result of one category after the other; parameters as of :func:`evaluate`."""
+    with progress_bar(len(categories), "evaluating", "category", verbose) as bar:
+        for name, dataset in categories.items():
+            yield evaluate_category(detector, name, dataset, resolution)[0]
+            bar.update(1)
+
+
+def evaluate_category(
+    detector: Any, name: str, dataset: Any, resolution: str = "own", with_bytes: bool = True
+) -> tuple[CategoryResult, Any]:
+    """Fit a clone of the detector on one category and judge its test images.
+
+    Parameters
+    ----------
+    detector : estimator
+        As for :func:`evaluate`.
+    name : str
+        The category's.
+    dataset : ImageFolder or TextureTask
+        Its images.
+    resolution : {"own", "seen"}, default="own"
+        As for :func:`evaluate`.
+    with_bytes : bool, default=True
+        Measure the size of the fitted detector too.
+
+    Returns
+    -------
+    result : CategoryResult
+        Metrics and what pictures are made of.
+    fitted : estimator
+        The clone.
+
+    Raises
+    ------
+    ValueError
+        As :func:`evaluate`.
+    """
+    labels = np.asarray(dataset.test_labels)
+    if set(np.unique(labels)) != {-1, 1}:
+        raise ValueError(f"category {name!r}: its test images must be good ones (+1) and defective ones (-1).")
+    if resolution not in ("own", "seen"):
+        raise ValueError(f"resolution={resolution!r}: expected 'own' or 'seen'.")
+    fitted = clone(detector)
+    with record_seconds() as fit_seconds:
+        fitted.fit(dataset.train_images, groups=dataset.train_groups)
+    with record_seconds() as test_seconds:
+        scores, maps = _judged(fitted, dataset.test_images, resolution)
+    masks = [_mask_of(dataset, i, fitted, resolution, maps[i].shape) for i in range(len(labels))]
+    # A defective image of which nobody drew where the defect is says nothing of pixels.
+    counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or mask.any()]
+    pixels, pro = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
+    found = f1_max_score(labels, scores)
+    fpr, recall, _ = roc_curve(labels == -1, -scores)
+    row = {
+        "image_auroc": float(roc_auc_score(labels == -1, -scores)),
+        "image_ap": float(average_precision_score(labels == -1, -scores)),
+        "image_f1_max": found.f1,
+        "misclassified": found.n_misclassified,
+        **pixels,
+        **_decisions(fitted.offset_, scores, labels),
+        "n_train": len(dataset.train_images),
+        "n_good": int((labels == 1).sum()),
+        "n_defective": int((labels == -1).sum()),
+        "n_masks": len(counted) - int((labels == 1).sum()),
+        "bank_rows": len(getattr(fitted, "memory_bank_", ())) or np.nan,
+        "bytes": pickled_bytes(fitted) if with_bytes else np.nan,
+        "fit_seconds": sum(fit_seconds.values()),
+        "test_seconds": sum(test_seconds.values()),
+        **{f"fit_{stage}": seconds for stage, seconds in fit_seconds.items()},
+        **{f"test_{stage}": seconds for stage, seconds in test_seconds.items()},
+    }
+    names = dataset.test_images if isinstance(dataset.test_images[0], str) else np.arange(len(labels))
+    result = CategoryResult(
+        name, row, scores, labels, np.asarray(dataset.test_defects), names, fitted.offset_, fitted.pixel_offset_,
+        fitted.calibration_scores_, _thinned(fpr, recall), pro,
+    )  # fmt: skip
+    return result, fitted
+
+
+def pickled_bytes(detector: Any) -> int:
+    """Return how many bytes a fitted detector takes as a joblib file."""
+
+    class Counter(io.RawIOBase):
+        n = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            size = memoryview(data).nbytes
+            self.n += size
+            return size
+
+    counter = Counter()
+    joblib.dump(detector, counter)
+    return counter.n
+
+
+def _judged(fitted: Any, images: Sequence[Any], resolution: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    scores, maps = [], []
+    for start in range(0, len(images), _CHUNK):
+        found, chunk = fitted.score_and_segment(images[start : start + _CHUNK])
+        scores.append(found)
+        maps += [_as_seen(m, fitted, resolution, order=1) for m in chunk]
+    return np.concatenate(scores), maps
+
+
+def _mask_of(dataset: Any, i: int, fitted: Any, resolution: str, shape: tuple[int, int]) -> np.ndarray:
+    """Return which pixels are defective, at the size of the map."""
+    mask = dataset.test_masks[i]
+    if resolution == "own" or mask is None:
+        return read_mask(mask, shape)
+    return _as_seen(read_mask(mask), fitted, resolution, order=0)
+
+
+def _as_seen(pixels: np.ndarray, fitted: Any, resolution: str, order: int) -> np.ndarray:
+    """Return a map (order 1: bilinear) or a mask (order 0: nearest) as the network sees its image."""
+    if resolution == "own":
+        return pixels
+    extractor: Any = getattr(fitted, "extractor_", None)
+    if not hasattr(extractor, "crop_size"):
+        raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor: choose 'own'.")
+    _, _, view = placed((pixels.shape[0], pixels.shape[1]), extractor.image_size, extractor.crop_size, 0)
+    corners, sides = np.array(view.box[:2]), np.array(view.box[2:])
+    # centres of the network's pixels, in those of the image
+    y, x = (
+        corner + (np.arange(n) + 0.5) / n * side - 0.5
+        for corner, side, n in zip(corners, sides, view.input_size, strict=True)
+    )
+    if order == 0:
+        return pixels[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]
+    return map_coordinates(pixels, np.meshgrid(y, x, indexing="ij"), order=order, mode="nearest")
+
+
+def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
+    return np.floor(positions + 0.5).astype(int).clip(0, n - 1)
+
+
+def _pixel_metrics(masks: list[np.ndarray], maps: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+    if not any(mask.any() for mask in masks):
+        return dict.fromkeys(PIXEL_METRICS, np.nan), np.zeros((2, 0))
+    values, curve = pixel_metrics(masks, maps, n_points=_N_POINTS)
+    return {**values, "aupimo": float(np.nanmean(aupimo_scores(masks, maps)))}, curve
+
+
+def _decisions(offset: float, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    if np.isnan(offset):
+        return dict.fromkeys(DECISIONS, np.nan)
+    flagged = scores < offset
+    return {"good_flagged": float(flagged[labels == 1].mean()), "defects_found": float(flagged[labels == -1].mean())}
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return no more points of an ascending curve than a picture shows: evenly along it, its ends among them."""
+    if len(x) > _N_POINTS:
+        length = np.append(0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
+        picked = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _N_POINTS)))
+        x, y = x[picked], y[picked]
+    return np.stack([x, y])

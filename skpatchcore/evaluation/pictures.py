@@ -1,0 +1,143 @@
+"""What a report of an evaluation shows: curves, score histograms, the worst mistakes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from skpatchcore.datasets import read_mask
+from skpatchcore.display import outline_mask, overlay_anomaly_map
+from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.features.images import load_image
+from skpatchcore.report import side_by_side
+
+# Blue and orange of Okabe and Ito's palette, which the colour-blind tell apart, and a grey.
+_GOOD, _DEFECTIVE, _GREY = "#0072B2", "#D55E00", "#777777"
+
+
+def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
+    """Write pictures of the good images that look worst and of the defective ones that look best.
+
+    Parameters
+    ----------
+    result : CategoryResult
+        Whose scores tell which they are.
+    fitted : estimator
+        Draws their maps.
+    dataset : ImageFolder or TextureTask
+        Where the images are.
+    folder : path
+        Where the pictures go.
+    n : int, default=3
+        Of each kind.
+
+    Returns
+    -------
+    list of dict
+        ``file``, ``kind``, ``caption`` of each.
+    """
+    order = result.scores.argsort(kind="stable")
+    good = [i for i in order if result.labels[i] == 1][:n]
+    missed = [i for i in order[::-1] if result.labels[i] == -1][:n]
+    found = []
+    for kind, images in (("false positive", good), ("miss", missed)):
+        for rank, i in enumerate(images, start=1):
+            # where nothing is wrong, it is the nearest thing to a mistake
+            is_wrong = (result.scores[i] < result.offset) == (result.labels[i] == 1)
+            image = load_image(dataset.test_images[i], int(i))
+            anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
+            file = f"{kind.replace(' ', '-')}-{rank}.png"
+            _pair(image, anomaly_map, read_mask(dataset.test_masks[i], anomaly_map.shape), result.pixel_offset).save(
+                folder / file
+            )
+            where = "" if math.isnan(result.offset) else f", threshold {result.offset:.4g}"
+            name = "/".join(Path(str(result.paths[i])).parts[-2:])
+            text = f"{kind if is_wrong else f'nearest to a {kind}'}: {name}, score {result.scores[i]:.4g}{where}"
+            found.append({"file": file, "kind": kind, "caption": text})
+    return found
+
+
+def _pair(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray, threshold: float) -> Image.Image:
+    """Return the image, with the outline of its mask, beside its overlay."""
+    if math.isnan(threshold):
+        threshold = float(anomaly_map.max()) / 2
+    return side_by_side([outline_mask(image, mask), overlay_anomaly_map(image, anomaly_map, threshold)])
+
+
+def draw_category(result: CategoryResult) -> Any:
+    """Return a figure of a category: ROC curve of images, overlap of regions, histogram of scores."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.1), layout="constrained")
+    images, regions, scores = figure.subplots(1, 3)
+    images.plot(*result.roc, color=_GOOD)
+    images.set(
+        title=f"Images: AUROC {result.row['image_auroc']:.3f}", xlabel="false-positive rate", ylabel="defects found",
+        xlim=(0, 1), ylim=(0, 1.02),
+    )  # fmt: skip
+    if result.pro.size:
+        regions.plot(*result.pro, color=_GOOD)
+        regions.set_title(f"Regions: AUPRO {result.row['aupro']:.3f}")
+    else:
+        regions.set_title("Regions: no masks")
+    regions.set(xlabel="false-positive rate of pixels", ylabel="overlap", xlim=(0, 0.3), ylim=(0, 1.02))
+    draw_histogram(scores, result)
+    return figure
+
+
+def draw_histogram(axes: Any, result: CategoryResult) -> None:
+    """Draw anomaly scores of good and defective images, and the threshold."""
+    anomaly = -result.scores
+    edges = np.histogram_bin_edges(anomaly, bins=30)
+    for label, name, color in ((1, "good", _GOOD), (-1, "defective", _DEFECTIVE)):
+        axes.hist(anomaly[result.labels == label], edges, color=color, alpha=0.65, label=name)
+    if not math.isnan(result.offset):
+        axes.axvline(-result.offset, color="black", linestyle="--", label="threshold")
+    axes.set(title="Anomaly scores", xlabel="anomaly score (minus score_samples)", ylabel="images")
+    axes.margins(y=0.35)  # room for the legend
+    axes.legend(frameon=False, loc="upper right")
+
+
+def draw_low_shot(table: pd.DataFrame) -> Any:
+    """Return a figure of metrics over the number of training images, one line a category and their mean."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+        alone = table["category"].nunique() == 1
+        for _, own in table.groupby("category"):
+            draws = own.groupby("shots")[metric]
+            shots, spread = draws.mean(), draws.std().fillna(0)
+            axes.plot(shots, marker="o", color=_GOOD if alone else _GREY, linewidth=2 if alone else 1, alpha=0.8)
+            axes.fill_between(shots.index, shots - spread, shots + spread, alpha=0.15, color=_GREY, linewidth=0)
+        if not alone:
+            axes.plot(table.groupby("shots")[metric].mean(), marker="o", color=_GOOD, linewidth=2.5, label="mean")
+            axes.legend(frameon=False)
+        ticks = sorted(table["shots"].unique())
+        axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+    return figure
+
+
+def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
+    """Return a figure of metrics for each value that a parameter was given, mean over the categories."""
+    from matplotlib.figure import Figure
+
+    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
+    means = table.groupby(parameter, sort=False)[metrics].mean()
+    figure = Figure(figsize=(11, 1.2 + 0.32 * len(means)), layout="constrained")
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics), sharey=True)), metrics, strict=True):
+        places = np.arange(len(means))[::-1]
+        axes.plot(means[metric], places, "o", color=_GOOD)
+        axes.hlines(places, means[metric].min(), means[metric], color=_GREY, linewidth=1)
+        axes.set_yticks(places, [str(value) for value in means.index])
+        axes.set(title=metric.replace("_", " "))
+        axes.margins(x=0.08)
+    return figure
