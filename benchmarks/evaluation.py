@@ -1,0 +1,187 @@
+"""Accuracy on real defects: PatchCore beside SPADE and PaDiM, samplers and ratios, few training images.
+
+    python benchmarks/evaluation.py PATH/TO/mtd PATH/TO/hazelnut_toy --cache CACHE -o benchmarks/results/evaluation.md
+
+Magnetic Tile Defects in MVTec layout, with ``by_tile_split.csv`` (columns ``file``, ``tile``, ``split``) beside
+``train`` and ``test``: as split at random, as in the paper, and so that no tile is on both sides, calibrated with the
+tiles as groups.
+Results are kept beside the cache, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import sklearn
+import torch
+
+import skpatchcore
+from skpatchcore import load_image_folder
+from skpatchcore.datasets import ImageFolder
+from skpatchcore.evaluation.pictures import draw_low_shot
+from skpatchcore.evaluation.presets import METHODS, make_detector
+from skpatchcore.evaluation.storage import Results, provenance_of, settings_of
+from skpatchcore.evaluation.studies import ablation_runs, low_shot_runs, named_grid, plain_runs, run_quietly
+
+COLUMNS = (
+    "image_auroc", "image_ap", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupro_05", "aupimo",
+    "good_flagged", "defects_found", "bank_rows", "bytes", "fit_seconds", "test_seconds",
+)  # fmt: skip
+
+
+def read_data(mtd: Path, hazelnut: Path) -> dict[str, ImageFolder]:
+    """Return the data sets by name."""
+    folder = load_image_folder(mtd)
+    bad = folder.test_labels == -1
+    good = folder.test_paths[~bad]
+    table = pd.read_csv(mtd / "by_tile_split.csv")
+    places = {Path(path).name: path for path in [*folder.train_paths, *good]}
+    tiles = dict(zip(table["file"], table["tile"], strict=True))
+    train, test = (
+        np.array([places[name] for name in table.loc[table["split"] == part, "file"]], object)
+        for part in ("train", "test")
+    )
+    by_tile = ImageFolder(
+        train,
+        np.concatenate([test, folder.test_paths[bad]]),
+        np.concatenate([np.ones(len(test), int), folder.test_labels[bad]]),
+        np.concatenate([np.full(len(test), "good", object), folder.test_defects[bad]]),
+        np.concatenate([np.full(len(test), None, object), folder.test_masks[bad]]),
+        np.array([tiles[Path(path).name] for path in train]),
+    )
+    return {"mtd, random": folder, "mtd, by tile": by_tile, "hazelnut_toy": load_image_folder(hazelnut)}
+
+
+def evaluated(runs: list, results: Results, resolution: str = "own") -> pd.DataFrame:
+    """Return a row a run, from the folder or computed now."""
+    rows = []
+    for run in runs:
+        settings = settings_of(run, resolution)
+        stored = results.load(run, settings)
+        if stored is None:
+            result, fitted = run_quietly(run, resolution)
+            results.keep(run, settings, result, provenance_of(fitted))
+            stored = result, {}
+        rows.append({"data": run.category, **run.settings, **stored[0].row})
+        shown = {name: round(rows[-1][name], 4) for name in ("image_auroc", "aupro", "fit_seconds", "test_seconds")}
+        print(run.category, run.name, shown, flush=True)
+    return pd.DataFrame(rows)
+
+
+def as_lines(table: pd.DataFrame, index: list[str]) -> list[str]:
+    """Return a table in Markdown."""
+    columns = [name for name in COLUMNS if name in table]
+    lines = ["| " + " | ".join([*index, *columns]) + " |", "|" + "---|" * (len(index) + len(columns))]
+    for _, row in table.iterrows():
+        cells = [str(row[name]) for name in index] + [as_text(name, row[name]) for name in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def as_text(name: str, value: float) -> str:
+    """Return a number as the tables have it."""
+    if np.isnan(value):
+        return ""
+    if name == "bytes":
+        return f"{value / 1e6:.1f} MB"
+    if name in ("misclassified", "bank_rows"):
+        return f"{value:.0f}"
+    return f"{value:.1f}" if name.endswith("seconds") else f"{value:.3f}"
+
+
+def main() -> None:
+    """Evaluate and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mtd", type=Path)
+    parser.add_argument("hazelnut", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "evaluation.md")
+    parser.add_argument("--cache", type=Path, required=True, help="network's outputs and results")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    data = read_data(options.mtd, options.hazelnut)
+    cache = {"memory": str(options.cache / "layers"), "random_state": options.seed}
+
+    methods = []
+    for method in METHODS:
+        for ratio in (0.1, 0.01) if method == "patchcore" else (None,):
+            name = method if ratio is None else f"{method}, {ratio:.0%}"
+            results = Results(options.cache / "results" / name)
+            # without a cache of the network's outputs: seconds are those of a user's fit and test
+            detector = make_detector("offline", method, ratio=ratio, random_state=options.seed)
+            methods.append(evaluated(list(plain_runs(detector, data)), results).assign(method=name))
+    order = {name: i for i, name in enumerate(data)}
+    by_method = pd.concat(methods).sort_values("data", key=lambda names: names.map(order), kind="stable")
+
+    small = make_detector("offline", image_size=(128, 128), **cache)
+    samplers = []
+    for name, dataset in data.items():
+        detector = make_detector("offline", **cache) if name == "hazelnut_toy" else small
+        results = Results(options.cache / "results" / "samplers")
+        runs = ablation_runs(detector, {name: dataset}, named_grid("sampler", detector))
+        samplers.append(evaluated(list(runs), results))
+    by_sampler = pd.concat(samplers)
+
+    detector = make_detector("offline", ratio=0.1, **cache)
+    runs = list(low_shot_runs(detector, data, (1, 2, 5, 10, 20, 50), options.repeats, options.seed))
+    shots = evaluated(runs, Results(options.cache / "results" / "low-shot"))
+    figure = draw_low_shot(shots.rename(columns={"data": "category"}))
+    figure.savefig(options.output.with_name("low_shot.png"), dpi=110)
+    keys = ["data", "shots"]
+    means = shots.groupby(keys, sort=False)[[c for c in COLUMNS if c in shots]].mean(numeric_only=True).reset_index()
+    spread = shots.groupby(keys, sort=False)[["image_auroc", "aupro"]].std().reset_index()
+    means["shots"] = means["shots"].astype(int)
+    means.insert(2, "sd of image_auroc, aupro", [f"{a:.3f}, {b:.3f}" for a, b in spread.iloc[:, 2:].to_numpy()])
+
+    lines = [
+        "# Evaluation",
+        "",
+        "Backbone efficientnet_lite2 (ImageNet weights from the package index), 224×224 pixels without a crop unless "
+        f"said otherwise (the preset `offline`), patch size 3, b = 9, seed {options.seed}, contamination 'auto' with "
+        "leave-one-out calibration (no calibration image flagged). Pixels at each image's own size; defective images "
+        "with an empty mask (four of mtd) count for images only. aupro up to a false-positive rate of 0.3, aupro_05 up "
+        "to 0.05; aupimo: mean over images; misclassified: at the threshold that suits the labels best; good_flagged "
+        "and defects_found at the detector's own.",
+        "",
+        *(
+            f"{name}: {len(d.train_paths)} images to learn from"
+            f"{'' if d.train_groups is None else f' of {len(np.unique(d.train_groups))} tiles'}, "
+            f"{(d.test_labels == 1).sum()} good and {(d.test_labels == -1).sum()} defective ones to judge.  "
+            for name, d in data.items()
+        ),
+        "",
+        "## PatchCore, SPADE and PaDiM on the same features",
+        "",
+        *as_lines(by_method, ["data", "method"]),
+        "Seconds include the network, without a cache of its outputs.",
+        "",
+        "## Samplers and ratios (the paper's Figure 5)",
+        "",
+        "mtd at 128×128 pixels: proxies for a tenth of the patches at 224×224 would take hours. Seconds without the "
+        "network, whose outputs are cached.",
+        "",
+        *as_lines(by_sampler, ["data", "sampler"]),
+        "## Few training images (the paper's section 4.5)",
+        "",
+        f"PatchCore, 10 % of the patches, means over {options.repeats} draws of the images. With one image there is "
+        "nothing to calibrate by.",
+        "",
+        *as_lines(means, ["data", "shots", "sd of image_auroc, aupro"]),
+        "![curves](low_shot.png)",
+        "",
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__.split('+')[0]}, scikit-learn "
+        f"{sklearn.__version__}, skpatchcore {skpatchcore.__version__}. Made by `python benchmarks/evaluation.py "
+        "PATH/TO/mtd PATH/TO/hazelnut_toy --cache CACHE`. The paper reports an image AUROC of 97.9 % on mtd's random "
+        "split with WideResNet50-2 and 10 %: another backbone.",
+        "",
+    ]
+    options.output.write_text("\n".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
