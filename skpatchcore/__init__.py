@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AnomalyMapDisplay": "skpatchcore.display.anomaly_map",
+    "CoresetDisplay": "skpatchcore.display.coreset",
     "ExactIndex": "skpatchcore.index.exact",
     "GreedyCoresetSampler": "skpatchcore.coreset.greedy",
     "ImageError": "skpatchcore.features.images",
@@ -22,6 +24,7 @@ _HOMES = {
     "PyNNDescentIndex": "skpatchcore.index.pynndescent",
     "RandomSampler": "skpatchcore.coreset.random",
     "SPADEDetector": "skpatchcore.baselines.spade",
+    "ScoreHistogramDisplay": "skpatchcore.display.score_histogram",
     "TorchFeatureExtractor": "skpatchcore.features.extractor",
     "WeightsError": "skpatchcore.features.backbones",
     "conformal_p_values": "skpatchcore.calibration",
@@ -31,6 +34,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnomalyMapDisplay",
+    "CoresetDisplay",
     "ExactIndex",
     "GreedyCoresetSampler",
     "ImageError",
@@ -42,6 +47,7 @@ __all__ = [
     "PyNNDescentIndex",
     "RandomSampler",
     "SPADEDetector",
+    "ScoreHistogramDisplay",
     "TorchFeatureExtractor",
     "WeightsError",
     "__version__",
@@ -60,6 +66,9 @@ if TYPE_CHECKING:
     from skpatchcore.coreset.random import RandomSampler
     from skpatchcore.datasets import list_images, load_image_folder
     from skpatchcore.detector import PatchCoreDetector
+    from skpatchcore.display.anomaly_map import AnomalyMapDisplay
+    from skpatchcore.display.coreset import CoresetDisplay
+    from skpatchcore.display.score_histogram import ScoreHistogramDisplay
     from skpatchcore.ensemble import PatchCoreEnsemble
     from skpatchcore.evaluation.category import evaluate
     from skpatchcore.features.backbones import WeightsError

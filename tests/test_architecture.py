@@ -32,7 +32,7 @@ STAGES = {
     "index.pynndescent",
 }
 # Import nothing of ours but parts of their own room, and none of HEAVY.
-LIGHT = {"metrics", "display", "datasets", "datasets.folders", "datasets.textures", "datasets.fetching"}
+LIGHT = {"metrics", "display.overlay", "datasets", "datasets.folders", "datasets.textures", "datasets.fetching"}
 OUTSIDE = {
     "model_selection",
     "demo",
@@ -41,11 +41,13 @@ OUTSIDE = {
     "commands.evaluate",
     "evaluation.category",
     "evaluation.pictures",
+    "commands.demo",
 }  # stand beside or around the detector, and may use these
 HEAVY = {"torch", "torchvision", "pynndescent"}
 OUTER = {"__init__", "features", "coreset", "index", "baselines", "evaluation", "commands"}  # hold no code of their own
 LEVELS = {
     **dict.fromkeys(LIGHT, 0), **dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2),
+    "display.score_histogram": 0, "display.anomaly_map": 2, "display.coreset": 2, "display": 3,
     "model_selection": 2, "decisions": 2, "stages": 3, "bank": 3, "patches": 3, "inference": 3, "nominal": 4,
     "baselines.base": 4, "baselines.padim": 5, "baselines.spade": 5, "detector": 5, "ensemble": 5,
     "report": 0, "evaluation.presets": 6, "evaluation.category": 6, "evaluation.studies": 7, "evaluation.pictures": 7,

@@ -11,13 +11,13 @@ import pandas as pd
 from PIL import Image
 
 from skpatchcore.datasets import read_mask
-from skpatchcore.display import outline_mask, overlay_anomaly_map
+from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.features.images import load_image
 from skpatchcore.report import side_by_side
 
-# Blue and orange of Okabe and Ito's palette, which the colour-blind tell apart, and a grey.
-_GOOD, _DEFECTIVE, _GREY = "#0072B2", "#D55E00", "#777777"
+# Of Okabe and Ito's palette, which the colour-blind tell apart.
+_BLUE, _GREY = "#0072B2", "#777777"
 
 
 def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
@@ -75,32 +75,19 @@ def draw_category(result: CategoryResult) -> Any:
 
     figure = Figure(figsize=(11, 3.1), layout="constrained")
     images, regions, scores = figure.subplots(1, 3)
-    images.plot(*result.roc, color=_GOOD)
+    images.plot(*result.roc, color=_BLUE)
     images.set(
         title=f"Images: AUROC {result.row['image_auroc']:.3f}", xlabel="false-positive rate", ylabel="defects found",
         xlim=(0, 1), ylim=(0, 1.02),
     )  # fmt: skip
     if result.pro.size:
-        regions.plot(*result.pro, color=_GOOD)
+        regions.plot(*result.pro, color=_BLUE)
         regions.set_title(f"Regions: AUPRO {result.row['aupro']:.3f}")
     else:
         regions.set_title("Regions: no masks")
     regions.set(xlabel="false-positive rate of pixels", ylabel="overlap", xlim=(0, 0.3), ylim=(0, 1.02))
-    draw_histogram(scores, result)
+    ScoreHistogramDisplay(result.scores, result.labels, offset=result.offset).plot(ax=scores)
     return figure
-
-
-def draw_histogram(axes: Any, result: CategoryResult) -> None:
-    """Draw anomaly scores of good and defective images, and the threshold."""
-    anomaly = -result.scores
-    edges = np.histogram_bin_edges(anomaly, bins=30)
-    for label, name, color in ((1, "good", _GOOD), (-1, "defective", _DEFECTIVE)):
-        axes.hist(anomaly[result.labels == label], edges, color=color, alpha=0.65, label=name)
-    if not math.isnan(result.offset):
-        axes.axvline(-result.offset, color="black", linestyle="--", label="threshold")
-    axes.set(title="Anomaly scores", xlabel="anomaly score (minus score_samples)", ylabel="images")
-    axes.margins(y=0.35)  # room for the legend
-    axes.legend(frameon=False, loc="upper right")
 
 
 def draw_low_shot(table: pd.DataFrame) -> Any:
@@ -114,10 +101,10 @@ def draw_low_shot(table: pd.DataFrame) -> Any:
         for _, own in table.groupby("category"):
             draws = own.groupby("shots")[metric]
             shots, spread = draws.mean(), draws.std().fillna(0)
-            axes.plot(shots, marker="o", color=_GOOD if alone else _GREY, linewidth=2 if alone else 1, alpha=0.8)
+            axes.plot(shots, marker="o", color=_BLUE if alone else _GREY, linewidth=2 if alone else 1, alpha=0.8)
             axes.fill_between(shots.index, shots - spread, shots + spread, alpha=0.15, color=_GREY, linewidth=0)
         if not alone:
-            axes.plot(table.groupby("shots")[metric].mean(), marker="o", color=_GOOD, linewidth=2.5, label="mean")
+            axes.plot(table.groupby("shots")[metric].mean(), marker="o", color=_BLUE, linewidth=2.5, label="mean")
             axes.legend(frameon=False)
         ticks = sorted(table["shots"].unique())
         axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
@@ -135,7 +122,7 @@ def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
     figure = Figure(figsize=(11, 1.2 + 0.32 * len(means)), layout="constrained")
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics), sharey=True)), metrics, strict=True):
         places = np.arange(len(means))[::-1]
-        axes.plot(means[metric], places, "o", color=_GOOD)
+        axes.plot(means[metric], places, "o", color=_BLUE)
         axes.hlines(places, means[metric].min(), means[metric], color=_GREY, linewidth=1)
         axes.set_yticks(places, [str(value) for value in means.index])
         axes.set(title=metric.replace("_", " "))

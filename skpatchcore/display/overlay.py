@@ -12,6 +12,8 @@ from skimage.morphology import dilation, footprint_rectangle
 _STOPS = np.array([0.0, 0.35, 0.7, 1.0])
 _COLORS = np.array([[0.18, 0.04, 0.38], [0.62, 0.13, 0.42], [0.96, 0.47, 0.11], [0.99, 0.96, 0.60]])
 _MOST_OPAQUE = 0.75
+# Ratios of map to threshold between which colours run.
+HEAT_RANGE = (0.75, 1.75)
 
 
 def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour: bool = True) -> np.ndarray:
@@ -47,11 +49,16 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     """
     scores = np.asarray(anomaly_map, float)
     image = _in_color(image, scores)
-    heat = (scores / max(threshold, np.finfo(float).tiny) - 0.75).clip(0, 1)
-    colors = np.stack([np.interp(heat, _STOPS, channel) for channel in _COLORS.T], axis=-1)
+    heat = (scores / max(threshold, np.finfo(float).tiny) - HEAT_RANGE[0]).clip(0, 1)
+    colors = heat_colors(heat)
     opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
     picture = image * (1 - opacity) + colors * opacity
     return outline_mask(picture, scores > threshold) if contour else _as_bytes(picture)
+
+
+def heat_colors(heat: np.ndarray) -> np.ndarray:
+    """Return the colours of values in [0, 1]: array of the same shape and one axis more, of red, green and blue."""
+    return np.stack([np.interp(heat, _STOPS, channel) for channel in _COLORS.T], axis=-1)
 
 
 def outline_mask(image: Any, mask: Any) -> np.ndarray:

@@ -1,0 +1,14 @@
+"""Pictures: anomaly maps over images, score histograms, the memory bank among the patches."""
+
+from skpatchcore.display.anomaly_map import AnomalyMapDisplay
+from skpatchcore.display.coreset import CoresetDisplay
+from skpatchcore.display.overlay import outline_mask, overlay_anomaly_map
+from skpatchcore.display.score_histogram import ScoreHistogramDisplay
+
+__all__ = [
+    "AnomalyMapDisplay",
+    "CoresetDisplay",
+    "ScoreHistogramDisplay",
+    "outline_mask",
+    "overlay_anomaly_map",
+]

@@ -1,0 +1,229 @@
+"""AnomalyMapDisplay: images beside their anomaly maps, on the scale of the threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
+from skpatchcore.features.images import load_image
+from skpatchcore.regions import regions_of_map
+
+# Sides of one image, in inches.
+_INCHES = 2.6
+_MASK_COLOR, _REGION_COLOR = "#56B4E9", "#00E5FF"
+
+
+class AnomalyMapDisplay:
+    """Images beside their anomaly maps, **bigger = more anomalous**, with masks and regions where there are any.
+
+    Make one by :meth:`from_estimator` or :meth:`from_predictions`. Colours mean the same in every picture: they are
+    set on the map's ratio to the detector's ``pixel_offset_``, of which good images stay below 1.
+
+    Parameters
+    ----------
+    images : list of arrays of shape (height, width, 1 or 3)
+        Float in [0, 1].
+    anomaly_maps : list of arrays of shape (height, width)
+        One an image, bigger = more anomalous.
+    threshold : float
+        The detector's ``pixel_offset_``. NaN takes the middle between the smallest and the largest value, which says
+        nothing of what is normal.
+    masks : list of (array of shape (height, width) or None) or None, default=None
+        True (or non-zero) where a pixel is known to be defective.
+    titles : list of str or None, default=None
+        One an image.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        What was drawn last.
+    axes_ : array of matplotlib Axes, of shape (n_images, 2)
+        The images and the overlays.
+
+    See Also
+    --------
+    skpatchcore.display.overlay_anomaly_map : The overlay alone, as an array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore.display import AnomalyMapDisplay
+    >>> scored = np.zeros((24, 32))
+    >>> scored[8:14, 10:20] = 3
+    >>> display = AnomalyMapDisplay.from_predictions([np.zeros((24, 32))], [scored], threshold=2.0)
+    >>> display.axes_.shape
+    (1, 2)
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        anomaly_maps: Sequence[Any],
+        *,
+        threshold: float,
+        masks: Sequence[Any] | None = None,
+        titles: Sequence[str] | None = None,
+    ):
+        self.images = images
+        self.anomaly_maps = anomaly_maps
+        self.threshold = threshold
+        self.masks = masks
+        self.titles = titles
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, *, masks: Sequence[Any] | None = None, **options: Any
+    ) -> AnomalyMapDisplay:
+        """Judge images and draw them.
+
+        Parameters
+        ----------
+        estimator : detector
+            A fitted one of this package.
+        X : sequence of images
+            As for its `predict`.
+        masks : list or None, default=None
+            As of the class.
+        **options : dict
+            As for :meth:`plot`.
+
+        Returns
+        -------
+        AnomalyMapDisplay
+            Drawn.
+
+        Raises
+        ------
+        ImageError
+            If an image can't be read.
+        """
+        scores, maps = estimator.score_and_segment(X)
+        offset = estimator.offset_
+        titles = [
+            f"score {score:.3g}" + ("" if math.isnan(offset) else ": anomalous" if score < offset else ": normal")
+            for score in scores
+        ]
+        images = X.tolist() if hasattr(X, "tolist") and getattr(X, "ndim", 1) == 1 else X
+        return cls.from_predictions(
+            images, list(maps), threshold=estimator.pixel_offset_, masks=masks, titles=titles, **options
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        images: Sequence[Any],
+        anomaly_maps: Sequence[Any],
+        *,
+        threshold: float = math.nan,
+        masks: Sequence[Any] | None = None,
+        titles: Sequence[str] | None = None,
+        **options: Any,
+    ) -> AnomalyMapDisplay:
+        """Draw images with maps that are there already.
+
+        Parameters
+        ----------
+        images : sequence of paths, arrays or PIL images
+            As a detector takes them.
+        anomaly_maps, threshold, masks, titles
+            As of the class.
+        **options : dict
+            As for :meth:`plot`.
+
+        Returns
+        -------
+        AnomalyMapDisplay
+            Drawn.
+
+        Raises
+        ------
+        ValueError
+            If there are no images, or lengths differ.
+        ImageError
+            If an image can't be read.
+        """
+        for name, given in (("anomaly_maps", anomaly_maps), ("masks", masks), ("titles", titles)):
+            if given is not None and len(given) != len(images):
+                raise ValueError(f"{len(images)} images and {len(given)} {name}: expected one of each an image.")
+        if not len(images):
+            raise ValueError("there are no images to draw.")
+        loaded = [load_image(image, i) for i, image in enumerate(images)]
+        return cls(loaded, anomaly_maps, threshold=threshold, masks=masks, titles=titles).plot(**options)
+
+    def plot(self, *, n_columns: int | None = None, regions: bool = True, figure: Any = None) -> AnomalyMapDisplay:
+        """Draw each image, and beside it the overlay.
+
+        Parameters
+        ----------
+        n_columns : int or None, default=None
+            Pairs in a row; None takes as many as make a page, up to three.
+        regions : bool, default=True
+            Enclose what is beyond the threshold, and tell the highest value of each region as a multiple of it.
+        figure : matplotlib Figure or None, default=None
+            Where to; None makes one.
+
+        Returns
+        -------
+        AnomalyMapDisplay
+            Itself.
+        """
+        import matplotlib.pyplot as plt
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import ListedColormap, Normalize
+
+        n = len(self.images)
+        columns = min(n, n_columns or (1 if n < 3 else 2 if n < 7 else 3))
+        rows = math.ceil(n / columns)
+        shape = np.mean([image.shape[:2] for image in self.images], axis=0)
+        aspect = float(np.clip(shape[0] / shape[1], 0.3, 2.5))
+        if figure is None:
+            figure = plt.figure(figsize=(2 * columns * _INCHES + 0.9, rows * (aspect * _INCHES + 0.35)))
+        figure.set_layout_engine("constrained")
+        axes = figure.subplots(rows, 2 * columns, squeeze=False).reshape(rows * columns, 2)
+        for pair in axes:
+            for ax in pair:
+                ax.set_axis_off()
+        threshold = self._scale()
+        for i, pair in enumerate(axes[:n]):
+            self._draw_pair(i, pair, threshold, regions and not math.isnan(self.threshold))
+        mappable = ScalarMappable(Normalize(*HEAT_RANGE), ListedColormap(heat_colors(np.linspace(0, 1, 256))))
+        bar = figure.colorbar(mappable, ax=axes.ravel().tolist(), shrink=min(1.0, 1.6 / rows + 0.2), pad=0.015)
+        if math.isnan(self.threshold):
+            bar.set_label("anomaly, no threshold")
+            bar.set_ticks([])
+        else:
+            bar.set_label("anomaly in units of the threshold")
+            bar.ax.axhline(1.0, color="black", linewidth=1)
+        self.figure_, self.axes_ = figure, axes[:n]
+        return self
+
+    def _scale(self) -> float:
+        if not math.isnan(self.threshold):
+            return float(self.threshold)
+        values = [float(extreme(m)) for m in self.anomaly_maps for extreme in (np.min, np.max)]
+        return (min(values) + max(values)) / 2
+
+    def _draw_pair(self, i: int, pair: Sequence[Any], threshold: float, with_regions: bool) -> None:
+        image, anomaly_map = self.images[i], np.asarray(self.anomaly_maps[i])
+        plain, overlay = pair
+        plain.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
+        overlay.imshow(overlay_anomaly_map(image, anomaly_map, threshold, contour=False))
+        mask = None if self.masks is None else self.masks[i]
+        if mask is not None and np.any(mask):
+            plain.contour(np.asarray(mask) != 0, levels=[0.5], colors=_MASK_COLOR, linewidths=1.5)
+        if self.titles is not None:
+            plain.set_title(self.titles[i], fontsize=9, loc="left")
+        if not with_regions:
+            return
+        found = regions_of_map(anomaly_map, threshold, 1)
+        if len(found):
+            overlay.contour(anomaly_map > threshold, levels=[0.5], colors=_REGION_COLOR, linewidths=1.2)
+        for peak, row, column in found[["peak", "peak_row", "peak_column"]].head(3).to_numpy():
+            overlay.annotate(
+                f"{peak / threshold:.1f}", (column, row), color="white", fontsize=8,
+                ha="center", va="center", bbox={"boxstyle": "round,pad=0.15", "color": "black", "alpha": 0.55},
+            )  # fmt: skip

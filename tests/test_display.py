@@ -1,0 +1,140 @@
+"""Pictures say what the numbers say."""
+
+from __future__ import annotations
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore.display import (
+    AnomalyMapDisplay,
+    CoresetDisplay,
+    ScoreHistogramDisplay,
+    outline_mask,
+    overlay_anomaly_map,
+)
+
+mpl.use("Agg")
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    return PatchCoreDetector(extractor, random_state=0).fit(parts[0])
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_images_stand_beside_their_maps_in_units_of_the_threshold(fitted, parts):
+    _, good, bad = parts
+    X = np.concatenate([good[:1], bad])
+    masks = [None, np.zeros((48, 64), bool)]
+    masks[1][16:28, 20:34] = True
+    display = AnomalyMapDisplay.from_estimator(fitted, X, masks=masks)
+    assert display.axes_.shape == (2, 2)
+    assert [ax.get_title(loc="left").split(": ")[1] for ax in display.axes_[:, 0]] == ["normal", "anomalous"]
+    maps = fitted.segment(X)
+    shown = display.axes_[1, 1].images[0].get_array()
+    np.testing.assert_array_equal(shown, overlay_anomaly_map(bad[0], maps[1], fitted.pixel_offset_, contour=False))
+    assert texts(display.axes_[1, 1])[0] == f"{maps[1].max() / fitted.pixel_offset_:.1f}"
+    assert not texts(display.axes_[0, 1])
+    assert len(display.axes_[1, 0].collections) == 1  # the mask's outline
+    assert not display.axes_[0, 0].collections
+    bar = [ax for ax in display.figure_.axes if ax not in display.axes_]
+    assert bar[0].get_ylabel() == "anomaly in units of the threshold"
+    plain = AnomalyMapDisplay.from_estimator(fitted, X, regions=False, n_columns=2)
+    assert not texts(plain.axes_[1, 1])
+
+
+def test_many_images_of_differing_sizes_make_a_grid(parts):
+    images = [parts[0][0], parts[0][1].transpose(1, 0, 2), parts[0][2][:20]] * 3
+    maps = [np.random.default_rng(i).random(image.shape[:2]) for i, image in enumerate(images)]
+    display = AnomalyMapDisplay.from_predictions(images, maps, threshold=0.9, titles=[str(i) for i in range(9)])
+    assert display.axes_.shape == (9, 2)
+    assert display.axes_[4, 0].get_title(loc="left") == "4"
+    display.figure_.savefig("/dev/null", format="png")
+
+
+def test_without_a_threshold_nothing_is_said_of_what_is_normal(parts):
+    display = AnomalyMapDisplay.from_predictions(parts[2], [np.eye(48, 64)])
+    assert display.figure_.axes[-1].get_ylabel() == "anomaly, no threshold"
+    assert not texts(display.axes_[0, 1])
+    uncalibrated = PatchCoreDetector(
+        TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None), calibration=None
+    ).fit(parts[0])
+    display = AnomalyMapDisplay.from_estimator(uncalibrated, parts[2])
+    assert ":" not in display.axes_[0, 0].get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([np.zeros((2, 2))], []), "1 images and 0 anomaly_maps"),
+        (([], []), "no images"),
+        (([np.zeros((2, 2))], [np.zeros((2, 3))]), "differ in size"),
+    ],
+)
+def test_maps_must_be_those_of_the_images(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AnomalyMapDisplay.from_predictions(*arguments)
+
+
+def test_the_histogram_counts_every_image_and_tells_the_promise(fitted, parts):
+    _, good, bad = parts
+    X, y = np.concatenate([good, bad]), np.array([1] * len(good) + [-1])
+    display = ScoreHistogramDisplay.from_estimator(fitted, X, y, bins=7)
+    heights = [sum(patch.get_height() for patch in container) for container in display.ax_.containers[:2]]
+    assert heights == [len(good), 1]
+    assert to_rgb(display.ax_.containers[0][0].get_facecolor()) == to_rgb("#0072B2")
+    labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
+    assert labels == ["good", "defective", "calibration", "threshold: flags at most 0.091 of good ones"]
+    (line,) = display.ax_.lines
+    assert line.get_xdata()[0] == -fitted.offset_
+    unlabelled = ScoreHistogramDisplay.from_predictions(np.arange(5.0))
+    assert len(unlabelled.ax_.containers) == 1
+    _, ax = plt.subplots()
+    assert unlabelled.plot(ax=ax).ax_ is ax
+    with pytest.raises(ValueError, match="expected a label for each score"):
+        ScoreHistogramDisplay.from_predictions([1.0, 2.0], [0, 1])
+    with pytest.raises(ValueError, match="no scores"):
+        ScoreHistogramDisplay.from_predictions([])
+
+
+def test_the_bank_is_drawn_among_the_patches(fitted, parts):
+    display = CoresetDisplay.from_estimator(fitted, parts[0])
+    assert display.components.shape == (len(fitted.memory_bank_), 2)
+    assert display.patches.shape == (10 * 6 * 8, 2)
+    assert 0 < display.explained <= 1
+    assert f"{display.explained:.0%}" in display.ax_.get_xlabel()
+    rows = np.random.default_rng(0).normal(size=(50_000, 2))
+    bank = GreedyCoresetSampler(10, random_state=0).fit(rows).components_
+    display = CoresetDisplay.from_predictions(rows, bank)
+    np.testing.assert_array_equal(display.components, bank)
+    assert len(display.patches) <= 20_000
+    assert display.explained is None
+    features = PatchCoreDetector("precomputed", random_state=0).fit(rows[:300])
+    assert CoresetDisplay.from_estimator(features, rows[:300]).patches.shape == (300, 2)
+    for wrong in ((rows, bank[:, :1]), (rows[:, :1], bank[:, :1]), (rows[:1], bank)):
+        with pytest.raises(ValueError, match=r"do not fit|one channel"):
+            CoresetDisplay.from_predictions(*wrong)
+
+
+def test_outlines_leave_the_rest_as_it_is():
+    image, mask = np.full((9, 9, 1), 0.5), np.zeros((9, 9))
+    mask[3:6, 3:6] = 1
+    picture = outline_mask(image, mask)
+    changed = (picture != 128).any(axis=2)
+    assert changed[2:7, 2:7].sum() == changed.sum() == 16
+    with pytest.raises(ValueError, match="differ in size"):
+        outline_mask(image, mask[:4])
