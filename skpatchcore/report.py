@@ -32,7 +32,7 @@ figure svg, figure img { max-width: 100%; height: auto; } code, .mono { font: 12
 dd { margin: 0; overflow-wrap: anywhere; }
 """
 
-# Rows follow a click on a column's title; the row of means stays last.
+# Rows follow a click on a column's title; empty cells come last, and after them the row of means.
 _SCRIPT = """
 for (const table of document.querySelectorAll("table.sortable"))
   table.tHead.rows[0].childNodes.forEach((title, column) => title.addEventListener("click", () => {
@@ -41,8 +41,9 @@ for (const table of document.querySelectorAll("table.sortable"))
     title.setAttribute("aria-sort", down ? "descending" : "ascending");
     const body = table.tBodies[0], value = row => row.cells[column].dataset.value;
     const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, undefined, {numeric: true}) : a - b;
-    [...body.rows].sort((a, b) => a.classList.contains("mean") - b.classList.contains("mean") ||
-      (down ? -1 : 1) * compare(value(a), value(b))).forEach(row => body.append(row));
+    const last = row => row.classList.contains("mean") ? 2 : value(row) === "" ? 1 : 0;
+    [...body.rows].sort((a, b) => last(a) - last(b) || (down ? -1 : 1) * compare(value(a), value(b)))
+      .forEach(row => body.append(row));
   }));
 """
 

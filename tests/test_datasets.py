@@ -149,13 +149,32 @@ def test_categories_are_folders_of_that_layout(layout, tmp_path_factory):
         ("m.png", [0, 3, 0, 7], [0, 1, 0, 1]),
         ("m.jpg", [3, 3, 3, 3], [0, 0, 0, 0]),
         ("m.png", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("palette.png", [0, 1, 2, 0], [0, 1, 1, 0]),
     ],
 )
 def test_mask_files_are_read(tmp_path, name, pixels, expected):
-    Image.fromarray(np.array(pixels, np.uint8).reshape(2, 2)).save(tmp_path / name)
+    picture = Image.fromarray(np.array(pixels, np.uint8).reshape(2, 2))
+    if name == "palette.png":
+        picture.putpalette([0, 0, 0, 128, 0, 0, 0, 0, 128])
+    picture.save(tmp_path / name)
     assert read_mask(str(tmp_path / name), (2, 2)).ravel().tolist() == expected
     with pytest.raises(ValueError, match=f"the mask '.*{name}' has shape"):
         read_mask(str(tmp_path / name), (2, 3))
+
+
+def test_a_damaged_mask_is_named(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "mask.png")
+    content = (tmp_path / "mask.png").read_bytes()
+    (tmp_path / "mask.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"the mask '.*mask\.png' can't be read"):
+        read_mask(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match="size= must say"):
+        read_mask(None)
+
+
+def test_hidden_folders_are_no_defects(layout):
+    (layout / "test" / ".checkpoints").mkdir()
+    assert load_image_folder(layout).test_defects.tolist() == ["crack", "good", "hole"]
 
 
 @pytest.fixture
@@ -212,7 +231,8 @@ def test_data_sets_are_fetched_once_and_laid_out(served, tmp_path):
     for file in served.iterdir():
         file.unlink()  # from now on there is nothing to download
     assert load_categories(fetch_visa(home, accept_license=True))["pcb"].test_paths.tolist() == visa.test_paths.tolist()
-    assert "bottle" in load_categories(fetch_mvtec_ad(home, accept_license=True))
+    assert "bottle" in load_categories(fetch_mvtec_ad(home, accept_license=True, url="http://127.0.0.1:1/moved"))
+    assert not [path for path in home.iterdir() if path.is_file() or path.suffix == ".partial"]
 
 
 def test_nothing_is_fetched_without_consent_nor_kept_that_is_not_whole(served, tmp_path):

@@ -9,16 +9,27 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.model_selection import KFold
+from torchvision.models import resnet18
 
-from skpatchcore import PaDiMDetector, PatchCoreDetector, SPADEDetector, TorchFeatureExtractor, evaluate
+from skpatchcore import (
+    GreedyCoresetSampler,
+    PaDiMDetector,
+    PatchCoreDetector,
+    PatchCoreEnsemble,
+    SPADEDetector,
+    TorchFeatureExtractor,
+    evaluate,
+)
 from skpatchcore.cli import main
 from skpatchcore.datasets import load_categories, make_textures
 from skpatchcore.evaluation.category import evaluate_category, pickled_bytes, table_of, with_mean
 from skpatchcore.evaluation.presets import METHODS, PRESETS, default_resolution, make_detector
 from skpatchcore.evaluation.storage import Results, fingerprint, settings_of
-from skpatchcore.evaluation.studies import ABLATIONS, ablation, low_shot_curve, named_grid, plain_runs
+from skpatchcore.evaluation.studies import ABLATIONS, ablation, ablation_runs, low_shot_curve, named_grid, plain_runs
 from skpatchcore.features.images import load_image
 from skpatchcore.metrics import aupimo_scores, aupro_score, f1_max_score, pixel_average_precision_score
 
@@ -133,13 +144,41 @@ def test_what_can_not_be_measured_is_refused_or_empty(root):
         folder, **{name: getattr(folder, f"{name}")[only] for name in ("test_paths", "test_labels", "test_defects",
                                                                        "test_masks")},
     )  # fmt: skip
-    with pytest.raises(ValueError, match="category 'dark': its test images must be good ones"):
-        evaluate(detector(), {"dark": no_good})
+    with pytest.raises(ValueError, match=r"category 'dark' has no good \(\+1\) test images"):
+        evaluate(detector(), {"bright": folder, "dark": no_good})
+    with pytest.raises(TypeError, match="data set 'x' is a list"):
+        evaluate(detector(), {"x": [1, 2]})
     unmasked = replace(folder, test_masks=np.full(7, None, object))
     row = evaluate(detector(), unmasked).iloc[0]
     assert row[["pixel_auroc", "aupro", "aupimo"]].isna().all()
     assert row["n_masks"] == 0
     assert row["image_auroc"] > 0
+
+
+@pytest.mark.parametrize("resolution", ["own", "seen"])
+def test_a_mask_of_another_size_is_refused(root, tmp_path, resolution):
+    folder = load_categories(root, ["bright"])["bright"]
+    masks = folder.test_masks.copy()
+    masks[-1] = str(tmp_path / "mask.png")
+    Image.fromarray(np.full((64, 48), 255, np.uint8)).save(masks[-1])
+    with pytest.raises(ValueError, match=r"mask\.png' has shape \(64, 48\), the image \(48, 64\)"):
+        evaluate(detector(), replace(folder, test_masks=masks), resolution=resolution)
+
+
+def test_ensembles_are_evaluated_where_their_members_see_the_same(root):
+    members = [("a", detector()), ("b", detector(n_neighbors=1))]
+    categories = load_categories(root, ["bright"])
+    own, seen = (evaluate(PatchCoreEnsemble(members), categories, resolution=r) for r in ("own", "seen"))
+    assert own["aupro"].iloc[0] == pytest.approx(seen["aupro"].iloc[0])
+    cropped = detector().set_params(extractor__crop_size=32)
+    with pytest.raises(ValueError, match="members of the ensemble see different parts"):
+        evaluate(PatchCoreEnsemble([("a", detector()), ("b", cropped)]), categories, resolution="seen")
+
+
+def test_what_can_not_be_pickled_is_evaluated_all_the_same(root):
+    extractor = TorchFeatureExtractor(lambda: resnet18(), weights="DEFAULT", image_size=None, crop_size=None)
+    row = evaluate(detector(extractor=extractor), {"bright": str(root / "bright")}).iloc[0]
+    assert np.isnan(row["bytes"])
 
 
 def test_the_size_is_that_of_the_file(tmp_path, parts):
@@ -159,8 +198,22 @@ def test_few_images_are_drawn_again_and_again(root):
     pd.testing.assert_series_equal(
         again["image_auroc"], table.loc[table["shots"] == 3, "image_auroc"].reset_index(drop=True)
     )
+    alone = low_shot_curve(detector(), load_categories(root, ["dark"]), [3], n_repeats=2)
+    np.testing.assert_array_equal(alone["image_auroc"], again.loc[again["category"] == "dark", "image_auroc"])
+    for n in (0, 11):
+        with pytest.raises(ValueError, match=rf"shots=\[{n}\]: expected numbers from 1 to 10"):
+            low_shot_curve(detector(), root, [n])
+
+
+@pytest.mark.parametrize("calibration", [0.2, 3, KFold(3), "leave-one-out", None])
+def test_where_images_are_too_few_to_calibrate_by_there_is_no_threshold(root, calibration):
+    categories = load_categories(root, ["bright"])
+    table = low_shot_curve(detector(calibration=calibration), categories, [1, 2, 4], n_repeats=1)
+    can = {1: False, 2: calibration in (0.2, "leave-one-out"), 4: calibration is not None}
+    assert table["good_flagged"].notna().tolist() == [can[n] for n in (1, 2, 4)]
     task = make_textures("brick", n_views=2)
-    assert len(low_shot_curve(detector(), task, [2], n_repeats=1)) == 1
+    one_part = replace(task, train_images=task.train_images[:2], train_groups=task.train_groups[:2])
+    assert low_shot_curve(detector(), one_part, [2], n_repeats=1)["good_flagged"].isna().all()
 
 
 def test_settings_are_tried_one_after_the_other(root):
@@ -176,6 +229,11 @@ def test_settings_are_tried_one_after_the_other(root):
     assert len(named_grid("layers", other)["extractor__layers"]) == 3
     samplers = ablation(detector(), categories, {"sampler": named_grid("sampler", detector())["sampler"][:2]})
     assert samplers["sampler"].tolist() == ["GreedyCoresetSampler(0.1)", "RandomSampler(0.1)"]
+    unlike = [GreedyCoresetSampler(0.1, n_projections=n) for n in (8, 16)]
+    table = ablation(detector(), categories, {"sampler": unlike})
+    assert table["sampler"].nunique() == 2
+    assert len({run.name for run in ablation_runs(detector(), categories, {"sampler": [unlike[0]] * 2})}) == 2
+    assert named_grid("layers", PatchCoreDetector())["extractor__layers"][0] == ("layer1",)
     with pytest.raises(ValueError, match="'colour'"):
         named_grid("colour", detector())
     assert set(ABLATIONS) == {"patch_size", "layers", "stride", "sampler"}
@@ -213,11 +271,19 @@ def test_results_are_kept_whole_and_never_mixed(root, tmp_path):
     assert (loaded.paths == result.paths).all()
     # what makes another result is another run; what makes it faster is not
     other = replace(run, detector=detector(n_neighbors=3))
-    with pytest.raises(ValueError, match=r"made with other settings \(parameters\)"):
+    with pytest.raises(ValueError, match=r"made with other settings \(n_neighbors: 9 instead of 3\)"):
         results.load(other, settings_of(other, "own"))
     assert Results(tmp_path, overwrite=True).load(other, settings_of(other, "own")) is None
     faster = replace(run, detector=detector().set_params(extractor__batch_size=1, verbose=1))
     assert settings_of(faster, "own") == settings
+    weights = tmp_path / "weights.pth"
+    digests = []
+    for seed in (0, 1):  # other weights in a file of the same name
+        torch.manual_seed(seed)
+        torch.save(resnet18().state_dict(), weights)
+        again = replace(run, detector=detector().set_params(extractor__weights=str(weights)))
+        digests.append(settings_of(again, "own")["weights_digests"])
+    assert digests[0] != digests[1]
     (tmp_path / "bright" / "all" / "result.json").write_text('{"settings": {')
     assert results.load(run, settings) is None
 
@@ -263,6 +329,11 @@ def test_the_command_writes_tables_provenance_and_report(root, tmp_path, capsys,
     )
 
     assert main([*words, "--seed", "1"]) == 1
-    assert "made with other settings" in capsys.readouterr().err
+    assert "made with other settings (random_state: 0 instead of 1)" in capsys.readouterr().err
+    assert main([*words[:6], "--categories", "dark", "--quiet"]) == 0
+    assert not (out / "low-shot.csv").exists()  # it would be of another run
+    for wrong in (["--shots", "99"], ["--method", "padim", "--ablate", "sampler"], ["--method", "spade"]):
+        assert main([*words[:6], "--overwrite", "--quiet", *wrong]) == 1
+        assert (out / "runs/bright/all/result.json").stat().st_mtime_ns == made
     assert main(["evaluate", str(root), "-o", str(out), "--shots", "0"]) == 1
     assert main(["evaluate", str(root / "bright" / "test"), "-o", str(out)]) == 1

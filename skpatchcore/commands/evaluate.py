@@ -77,10 +77,10 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from skpatchcore.evaluation.category import table_of, with_mean
+    from skpatchcore.evaluation.category import check_before, table_of, with_mean
     from skpatchcore.evaluation.presets import default_resolution, make_detector
     from skpatchcore.evaluation.storage import Results, as_json
-    from skpatchcore.evaluation.studies import ablation_runs, low_shot_runs, named_grid, plain_runs
+    from skpatchcore.evaluation.studies import ABLATIONS, ablation_runs, low_shot_runs, named_grid, plain_runs
 
     if min([options.repeats, *(options.shots or [1])]) < 1:
         raise CommandError("--shots and --repeats must be at least 1.")
@@ -100,16 +100,19 @@ def _evaluate(options: argparse.Namespace) -> int:
     output = Path(options.output)
     results = Results(output / "runs", options.overwrite)
     begin = time.perf_counter()
+    # What can't be done is found out before the work.
+    check_before(detector, categories, resolution)
+    planned: dict[str, list[Run]] = {}
+    if options.shots:
+        planned["low-shot"] = list(low_shot_runs(detector, categories, options.shots, options.repeats, options.seed))
+    for name in options.ablate:
+        planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
     found = _computed(list(plain_runs(detector, categories)), results, resolution, options, with_pictures=True)
     table = with_mean(table_of([result for _, result, _ in found]))
     table.to_csv(output / "results.csv", index_label="category")
-    studies: dict[str, pd.DataFrame] = {}
-    if options.shots:
-        runs = list(low_shot_runs(detector, categories, options.shots, options.repeats, options.seed))
-        studies["low-shot"] = _study(_computed(runs, results, resolution, options))
-    for name in options.ablate:
-        runs = list(ablation_runs(detector, categories, named_grid(name, detector)))
-        studies[name] = _study(_computed(runs, results, resolution, options))
+    studies = {name: _study(_computed(runs, results, resolution, options)) for name, runs in planned.items()}
+    for name in ("low-shot", *ABLATIONS):  # tables of an earlier run would look like this one's
+        (output / f"{name}.csv").unlink(missing_ok=True)
     for name, study in studies.items():
         study.to_csv(output / f"{name}.csv", index=False)
     content = {
@@ -145,6 +148,7 @@ def _computed(
             settings = settings_of(run, resolution)
             stored = results.load(run, settings)
             if stored is None:
+                results.forget(run)
                 result, fitted = run_quietly(run, resolution)
                 provenance = provenance_of(fitted)
                 if with_pictures:
@@ -156,6 +160,17 @@ def _computed(
             found.append((run, *stored))
             bar.update(1)
     return found
+
+
+def _common(names: set[str], made: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what all results were made with, or that they differ."""
+    texts = {name: [_flat(provenance[name]) for provenance in made] for name in sorted(names)}
+    texts["date"] = [f"{min(texts['date'])} to {max(texts['date'])}"]
+    return {n: t[0] if len(set(t)) == 1 else "differ: see results.json" for n, t in texts.items()}
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _study(found: Iterable[tuple[Run, CategoryResult, dict]]) -> pd.DataFrame:
@@ -207,8 +222,7 @@ def _write_report(
                 "weights' SHA-256": provenance["weights_digest"],
                 "pixels compared": "at the images' own sizes" if settings["resolution"] == "own" else "as seen",
                 "seed": options.seed,
-                "versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-                "made": provenance["date"],
+                **_common({"versions", "device", "date"}, [_stored(results, run)["provenance"] for run, _, _ in found]),
             }
         ),
         report.heading("All categories"),
@@ -216,7 +230,8 @@ def _write_report(
         report.paragraph(
             "Shares from 0 to 1, bigger = better, but for good_flagged. misclassified, F1 at the threshold that suits "
             "the labels best; good_flagged and defects_found at the detector's own threshold, set from good images "
-            "alone. The mean is the plain mean of the categories; misclassified is summed."
+            "alone. The mean is the plain mean of the categories; misclassified is summed. Seconds are of when each "
+            "was computed, without the network where its outputs came from a cache."
         ),
     ]
     for name, study in studies.items():

@@ -16,7 +16,13 @@ class _Archive:
     title: str
     terms: str  # the page on which its licence is
     url: str
+    suffix: str  # which says how it is packed
     sha256: str
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.title.lower().replace(" ", "-")
 
 
 _MVTEC_AD = _Archive(
@@ -24,18 +30,21 @@ _MVTEC_AD = _Archive(
     "https://www.mvtec.com/company/research/datasets/mvtec-ad",
     "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/download/420938113-1629960298/"
     "mvtec_anomaly_detection.tar.xz",
+    ".tar.xz",
     "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
 )
 _BTAD = _Archive(
     "BTAD",
     "https://avires.dimi.uniud.it/papers/btad/",
     "https://avires.dimi.uniud.it/papers/btad/btad.zip",
+    ".zip",
     "461c9387e515bfed41ecaae07c50cf6b10def647b36c9e31d239ab2736b10d2a",
 )
 _VISA = _Archive(
     "VisA",
     "https://github.com/amazon-science/spot-diff",
     "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/VisA_20220922.tar",
+    ".tar",
     "2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
 )
 
@@ -48,8 +57,8 @@ def fetch_mvtec_ad(
     Parameters
     ----------
     data_home : path or None, default=None
-        Where data sets are kept; None is a folder of the operating system for caches. What is there, whole, is not
-        downloaded again.
+        Where data sets are kept; None is a folder of the operating system for caches. What is there is not downloaded
+        again. While it is unpacked, there is room needed for it twice.
     accept_license : bool, default=False
         That you have read the data set's licence, and keep to it. Nothing is downloaded without.
     url : str or None, default=None
@@ -78,7 +87,7 @@ def fetch_mvtec_ad(
     Traceback (most recent call last):
     ValueError: MVTec AD has terms of its own: read https://www.mvtec.com/company/research/datasets/mvtec-ad, and ...
     """
-    return _only_folder_with_train(_download(_MVTEC_AD, data_home, accept_license, url))
+    return _folder_of_categories(_download(_MVTEC_AD, data_home, accept_license, url))
 
 
 def fetch_btad(
@@ -105,7 +114,7 @@ def fetch_btad(
     ----------
     Mishra et al., "VT-ADL: A Vision Transformer Network for Image Anomaly Detection and Localization", ISIE 2021.
     """
-    return _only_folder_with_train(_download(_BTAD, data_home, accept_license, url))
+    return _folder_of_categories(_download(_BTAD, data_home, accept_license, url))
 
 
 def fetch_visa(
@@ -133,7 +142,9 @@ def fetch_visa(
     Zou et al., "SPot-the-Difference Self-Supervised Pre-training for Anomaly Detection and Segmentation", ECCV 2022.
     """
     folder = _download(_VISA, data_home, accept_license, url)
-    (table,) = folder.rglob("split_csv/1cls.csv")
+    table = next(folder.rglob("split_csv/1cls.csv"), None)
+    if table is None:
+        raise ValueError(f"{str(folder)!r} is not laid out as expected: it has no 'split_csv/1cls.csv'.")
     target = folder / "one-class"
     if not target.is_dir():
         partial = folder / "one-class.partial"
@@ -188,20 +199,32 @@ def _download(archive: _Archive, data_home: str | os.PathLike | None, accept_lic
     except ImportError as error:
         raise ImportError('downloads need pooch: pip install "skpatchcore[fetch]"') from error
     home = Path(pooch.os_cache("skpatchcore") if data_home is None else data_home)
-    address = url or archive.url
-    unpack = pooch.Unzip if address.endswith(".zip") else pooch.Untar
-    name = archive.title.lower().replace(" ", "-")
-    pooch.retrieve(
-        address,
-        known_hash=f"sha256:{archive.sha256}",
-        fname=f"{name}-{address.rsplit('/', 1)[1]}",
-        path=home,
-        processor=unpack(extract_dir=name),
-        progressbar=True,
+    target = home / archive.name
+    if target.is_dir():  # renamed to that once it was whole
+        return target
+    file = Path(
+        pooch.retrieve(
+            url or archive.url,
+            known_hash=f"sha256:{archive.sha256}",
+            fname=f"{archive.name}{archive.suffix}",
+            path=home,
+            progressbar=True,
+        )
     )
-    return home / name
+    partial = home / f"{archive.name}.{os.getpid()}.partial"
+    try:
+        # members of a tar file that point outside are refused; those of a zip file are left out by shutil
+        shutil.unpack_archive(file, partial, filter=None if archive.suffix == ".zip" else "data")
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    file.unlink()
+    return target
 
 
-def _only_folder_with_train(folder: Path) -> Path:
+def _folder_of_categories(folder: Path) -> Path:
     """Return the folder of the categories, which an archive may hold in a folder of its own."""
-    return next(iter(sorted(folder.rglob("train")))).parent.parent
+    found = sorted(folder.rglob("train"))
+    if not found:
+        raise ValueError(f"{str(folder)!r} is not laid out as expected: it has no folder 'train'.")
+    return found[0].parent.parent

@@ -144,7 +144,7 @@ def load_image_folder(root: str | os.PathLike) -> ImageFolder:
     paths: list[str] = []
     defects: list[str] = []
     masks: list[str | None] = []
-    for folder in sorted(path for path in test.iterdir() if path.is_dir() and path != truth):
+    for folder in sorted(path for path in _shown_folders(test) if path != truth):
         is_good = folder.name in _GOOD
         for path in list_images(folder):
             paths.append(path)
@@ -187,7 +187,7 @@ def load_categories(root: str | os.PathLike, categories: Sequence[str] | None = 
     if (top / "train").is_dir():
         places = {top.resolve().name: top}
     else:
-        places = {path.name: path for path in sorted(top.iterdir()) if (path / "train").is_dir()}
+        places = {path.name: path for path in sorted(_shown_folders(top)) if (path / "train").is_dir()}
     if not places:
         raise FileNotFoundError(
             f"{os.fspath(root)!r} has no folder 'train', and no folders that have one: expected the layout of MVTec AD."
@@ -204,8 +204,8 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     ----------
     mask : array of shape (height, width), path or None
         True (or non-zero) where a pixel is defective. A file's pixels are where they are brighter than half; in a file
-        that has no such pixels (other than JPEG), where they are not black: these are numbers of kinds of defects.
-        None: the image is good.
+        with a palette, or that has no such pixels (other than JPEG), where they are not black: these are numbers of
+        kinds of defects. None: the image is good.
     size : (int, int) or None, default=None
         Height and width of the image; needed where there is no mask. None takes the mask's.
 
@@ -216,7 +216,7 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the mask is not of that size, or there is neither a mask nor a size.
+        If the mask is not of that size, can't be read, or there is neither a mask nor a size.
     FileNotFoundError
         If there is no such file.
     """
@@ -225,10 +225,17 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
             raise ValueError("where there is no mask, size= must say how large the image is.")
         return np.zeros(size, bool)
     if isinstance(mask, str | os.PathLike):
-        with Image.open(mask) as file:
-            pixels = np.asarray(file.convert("L"))
-        # Some data sets write the numbers of kinds of defects. What is never exactly black, as JPEG, holds no numbers.
-        is_numbered = file.format != "JPEG" and pixels.max(initial=0) <= 127
+        try:
+            with Image.open(mask) as file:
+                has_palette = file.mode == "P"
+                pixels = np.asarray(file.convert("RGB")).max(axis=2) if has_palette else np.asarray(file.convert("L"))
+        except FileNotFoundError:
+            raise
+        except (OSError, SyntaxError) as error:  # Pillow's, of damaged files
+            raise ValueError(f"the mask {os.fspath(mask)!r} can't be read: {error}") from error
+        # Some data sets write the numbers of kinds of defects, as dark greys or as colours of a palette. What is never
+        # exactly black, as JPEG, holds no numbers.
+        is_numbered = has_palette or (file.format != "JPEG" and pixels.max(initial=0) <= 127)
         pixels = pixels > (0 if is_numbered else 127)
     else:
         pixels = np.asarray(mask) != 0
@@ -236,6 +243,10 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
         name = f" {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else ""
         raise ValueError(f"the mask{name} has shape {pixels.shape}, the image {tuple(size)}.")
     return pixels
+
+
+def _shown_folders(parent: Path) -> list[Path]:
+    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
 def _find_folder(parent: Path, names: Sequence[str]) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,8 @@ from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skpatchcore._progress import progress_bar, record_seconds
-from skpatchcore.datasets import load_categories, read_mask
+from skpatchcore.datasets import load_categories, load_image_folder, read_mask
+from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.features.images import placed
 from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
 
@@ -100,7 +103,10 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     Raises
     ------
     ValueError
-        If a category has no good or no defective test images, or `resolution` can't be had.
+        If a category has no good or no defective test images, a mask is not of its image's size, or `resolution` can't
+        be had.
+    TypeError
+        If `dataset` is something else.
     ImageError, WeightsError, FileNotFoundError
         As `fit`, and as :func:`~skpatchcore.datasets.load_categories`.
 
@@ -118,7 +124,13 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     >>> table.loc["brick", ["n_train", "n_good", "n_defective"]].tolist()
     [24, 16, 32]
     """
-    results = evaluated_categories(detector, as_categories(dataset), resolution, verbose)
+    categories = as_categories(dataset)
+    check_before(detector, categories, resolution)
+    results = []
+    with progress_bar(len(categories), "evaluating", "category", verbose) as bar:
+        for name, data in categories.items():
+            results.append(evaluate_category(detector, name, data, resolution)[0])
+            bar.update(1)
     return table_of(results)
 
 
@@ -148,17 +160,27 @@ def as_categories(dataset: Any) -> dict[str, Any]:
     """Return data sets by name, from whatever :func:`evaluate` takes."""
     if isinstance(dataset, str | os.PathLike):
         return dict(load_categories(dataset))
-    return dict(dataset) if isinstance(dataset, Mapping) else {"all": dataset}
+    given = dict(dataset) if isinstance(dataset, Mapping) else {"all": dataset}
+    found = {n: load_image_folder(d) if isinstance(d, str | os.PathLike) else d for n, d in given.items()}
+    for name, data in found.items():
+        if not hasattr(data, "test_labels"):
+            raise TypeError(
+                f"data set {name!r} is a {type(data).__name__}: expected a path, an ImageFolder, a TextureTask or a "
+                "dict of these."
+            )
+    return found
 
 
-def evaluated_categories(
-    detector: Any, categories: dict[str, Any], resolution: str = "own", verbose: int = 0
-) -> Iterator[CategoryResult]:
-    """Yield the result of one category after the other; parameters as of :func:`evaluate`."""
-    with progress_bar(len(categories), "evaluating", "category", verbose) as bar:
-        for name, dataset in categories.items():
-            yield evaluate_category(detector, name, dataset, resolution)[0]
-            bar.update(1)
+def check_before(detector: Any, categories: Mapping[str, Any], resolution: str) -> None:
+    """Raise the errors of :func:`evaluate` that are known before the work."""
+    if resolution not in ("own", "seen"):
+        raise ValueError(f"resolution={resolution!r}: expected 'own' or 'seen'.")
+    if resolution == "seen":
+        _sizes_seen(detector)
+    for name, dataset in categories.items():
+        for label, kind in ((1, "good (+1)"), (-1, "defective (-1)")):
+            if label not in dataset.test_labels:
+                raise ValueError(f"category {name!r} has no {kind} test images: nothing tells how well they part.")
 
 
 def evaluate_category(
@@ -191,17 +213,16 @@ def evaluate_category(
     ValueError
         As :func:`evaluate`.
     """
-    labels = np.asarray(dataset.test_labels)
-    if set(np.unique(labels)) != {-1, 1}:
-        raise ValueError(f"category {name!r}: its test images must be good ones (+1) and defective ones (-1).")
-    if resolution not in ("own", "seen"):
-        raise ValueError(f"resolution={resolution!r}: expected 'own' or 'seen'.")
-    fitted = clone(detector)
+    check_before(detector, {name: dataset}, resolution)
+    labels, fitted = np.asarray(dataset.test_labels), clone(detector)
     with record_seconds() as fit_seconds:
         fitted.fit(dataset.train_images, groups=dataset.train_groups)
     with record_seconds() as test_seconds:
-        scores, maps = _judged(fitted, dataset.test_images, resolution)
-    masks = [_mask_of(dataset, i, fitted, resolution, maps[i].shape) for i in range(len(labels))]
+        scores, maps, sizes = _judged(fitted, dataset.test_images, resolution)
+    masks = [
+        _as_seen(read_mask(mask, size), fitted, resolution, order=0)
+        for mask, size in zip(dataset.test_masks, sizes, strict=True)
+    ]
     # A defective image of which nobody drew where the defect is says nothing of pixels.
     counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or mask.any()]
     pixels, pro = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
@@ -233,8 +254,8 @@ def evaluate_category(
     return result, fitted
 
 
-def pickled_bytes(detector: Any) -> int:
-    """Return how many bytes a fitted detector takes as a joblib file."""
+def pickled_bytes(detector: Any) -> float:
+    """Return how many bytes a fitted detector takes as a joblib file; NaN if it can't be pickled."""
 
     class Counter(io.RawIOBase):
         n = 0
@@ -248,35 +269,45 @@ def pickled_bytes(detector: Any) -> int:
             return size
 
     counter = Counter()
-    joblib.dump(detector, counter)
+    try:
+        joblib.dump(detector, counter)
+    except (pickle.PicklingError, AttributeError, TypeError):  # a backbone that is a lambda, for one
+        return math.nan
     return counter.n
 
 
-def _judged(fitted: Any, images: Sequence[Any], resolution: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    scores, maps = [], []
+def _judged(
+    fitted: Any, images: Sequence[Any], resolution: str
+) -> tuple[np.ndarray, list[np.ndarray], list[tuple[int, int]]]:
+    """Return scores, maps as they are compared, and the images' own sizes."""
+    scores, maps, sizes = [], [], []
     for start in range(0, len(images), _CHUNK):
         found, chunk = fitted.score_and_segment(images[start : start + _CHUNK])
         scores.append(found)
         maps += [_as_seen(m, fitted, resolution, order=1) for m in chunk]
-    return np.concatenate(scores), maps
+        sizes += [m.shape for m in chunk]
+    return np.concatenate(scores), maps, sizes
 
 
-def _mask_of(dataset: Any, i: int, fitted: Any, resolution: str, shape: tuple[int, int]) -> np.ndarray:
-    """Return which pixels are defective, at the size of the map."""
-    mask = dataset.test_masks[i]
-    if resolution == "own" or mask is None:
-        return read_mask(mask, shape)
-    return _as_seen(read_mask(mask), fitted, resolution, order=0)
+def _sizes_seen(detector: Any) -> tuple[Any, Any]:
+    """Return `image_size` and `crop_size` of a detector's extractor, or of those of an ensemble's members."""
+    members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
+    extractors: list[Any] = [
+        getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members
+    ]
+    if not all(hasattr(extractor, "crop_size") for extractor in extractors):
+        raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor: choose 'own'.")
+    sizes = [(extractor.image_size, extractor.crop_size) for extractor in extractors]
+    if any(size != sizes[0] for size in sizes):
+        raise ValueError("resolution='seen': the members of the ensemble see different parts of images; choose 'own'.")
+    return sizes[0]
 
 
-def _as_seen(pixels: np.ndarray, fitted: Any, resolution: str, order: int) -> np.ndarray:
+def _as_seen(pixels: np.ndarray, detector: Any, resolution: str, order: int) -> np.ndarray:
     """Return a map (order 1: bilinear) or a mask (order 0: nearest) as the network sees its image."""
     if resolution == "own":
         return pixels
-    extractor: Any = getattr(fitted, "extractor_", None)
-    if not hasattr(extractor, "crop_size"):
-        raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor: choose 'own'.")
-    _, _, view = placed((pixels.shape[0], pixels.shape[1]), extractor.image_size, extractor.crop_size, 0)
+    _, _, view = placed((pixels.shape[0], pixels.shape[1]), *_sizes_seen(detector), 0)
     corners, sides = np.array(view.box[:2]), np.array(view.box[2:])
     # centres of the network's pixels, in those of the image
     y, x = (

@@ -48,7 +48,8 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
     for kind, images in (("false positive", good), ("miss", missed)):
         for rank, i in enumerate(images, start=1):
             # where nothing is wrong, it is the nearest thing to a mistake
-            is_wrong = (result.scores[i] < result.offset) == (result.labels[i] == 1)
+            decided = not math.isnan(result.offset)
+            is_wrong = decided and (result.scores[i] < result.offset) == (result.labels[i] == 1)
             image = load_image(dataset.test_images[i], int(i))
             anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
             file = f"{kind.replace(' ', '-')}-{rank}.png"
@@ -103,7 +104,7 @@ def draw_low_shot(table: pd.DataFrame) -> Any:
             shots, spread = draws.mean(), draws.std().fillna(0)
             axes.plot(shots, marker="o", color=_BLUE if alone else _GREY, linewidth=2 if alone else 1, alpha=0.8)
             axes.fill_between(shots.index, shots - spread, shots + spread, alpha=0.15, color=_GREY, linewidth=0)
-        if not alone:
+        if not alone:  # of categories that have as many images
             axes.plot(table.groupby("shots")[metric].mean(), marker="o", color=_BLUE, linewidth=2.5, label="mean")
             axes.legend(frameon=False)
         ticks = sorted(table["shots"].unique())

@@ -54,7 +54,7 @@ def make_detector(
     Raises
     ------
     ValueError
-        If there is no such preset or method.
+        If there is no such preset or method, or a baseline is given a ratio.
 
     References
     ----------
@@ -73,6 +73,8 @@ def make_detector(
     features = TorchFeatureExtractor(**{**settings, "device": device, **extractor})
     common = {"contamination": contamination, "random_state": random_state}
     if method != "patchcore":
+        if ratio is not None:
+            raise ValueError(f"ratio={ratio}: method={method!r} has no memory bank to choose the size of.")
         return (SPADEDetector if method == "spade" else PaDiMDetector)(features, **common)
     sampler = GreedyCoresetSampler(PRESETS[preset] if ratio is None else ratio, device=device)
     return PatchCoreDetector(features, sampler=sampler, index=ExactIndex(device=device), **common)

@@ -18,18 +18,20 @@ import scipy
 import sklearn
 import torch
 import torchvision
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 
 import skpatchcore
+from skpatchcore._device import available_device
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.studies import Run
+from skpatchcore.features.extractor import TorchFeatureExtractor
 
 # What moves seconds, not results: another run may have another.
-_NO_SETTINGS = ("device", "batch_size", "memory", "memory_limit", "max_memory", "verbose", "n_jobs")
+_NO_SETTINGS = ("device", "batch_size", "memory", "memory_limit", "verbose", "n_jobs")
 
 
 def settings_of(run: Run, resolution: str) -> dict[str, Any]:
-    """Return all that a run's metrics depend on, as JSON has it: parameters, data, resolution and version.
+    """Return all that a run's metrics depend on, as JSON has it: parameters, weights, data, resolution, versions.
 
     Parameters
     ----------
@@ -45,7 +47,10 @@ def settings_of(run: Run, resolution: str) -> dict[str, Any]:
     }
     return {
         "skpatchcore": skpatchcore.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
         "detector": type(run.detector).__name__,
+        "weights_digests": _digests(run.detector),
         "parameters": parameters,
         "resolution": resolution,
         "data": fingerprint(run.dataset),
@@ -70,7 +75,7 @@ def provenance_of(fitted: Any) -> dict[str, Any]:
         },
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": available_device(getattr(extractor, "device", "cpu")).type,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -133,10 +138,14 @@ class Results:
             return result, stored["provenance"]
         if self.overwrite:
             return None
-        keys = [name for name in settings if stored["settings"].get(name) != settings[name]]
+        differences = _differences(stored["settings"], settings)
         raise ValueError(
-            f"{str(file)!r} was made with other settings ({', '.join(keys)}). Choose another folder, or overwrite it."
+            f"{str(file)!r} was made with other settings ({differences}). Choose another folder, or overwrite it."
         )
+
+    def forget(self, run: Run) -> None:
+        """Remove a run's result, before anything that belongs to it changes."""
+        (self.place_of(run) / "result.json").unlink(missing_ok=True)
 
     def keep(self, run: Run, settings: Mapping[str, Any], result: CategoryResult, provenance: Mapping) -> None:
         """Write a result in one step: a reader finds all of it or none."""
@@ -147,6 +156,20 @@ class Results:
         partial = place / f".result.{os.getpid()}.partial"
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, place / "result.json")
+
+
+def _digests(detector: Any) -> list[str]:
+    """Return the digests of the weights of all extractors that a detector holds."""
+    members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
+    extractors = [getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members]
+    return [clone(e).fit().weights_digest_ for e in extractors if isinstance(e, TorchFeatureExtractor)]
+
+
+def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    flat = [{**s, **s.get("parameters", {}), "parameters": None} for s in (stored, settings)]
+    keys = [key for key in flat[1] if flat[0].get(key) != flat[1][key]]
+    values = (f"{key}: {str(flat[0].get(key))[:40]} instead of {str(flat[1][key])[:40]}" for key in keys)
+    return ", ".join(values) or "fewer parameters"
 
 
 def _result_from(values: dict[str, Any]) -> CategoryResult:

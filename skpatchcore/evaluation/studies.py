@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from skpatchcore._progress import progress_bar
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.coreset.proxies import LearnedProxySampler
 from skpatchcore.coreset.random import RandomSampler
-from skpatchcore.evaluation.category import as_categories, evaluate_category
+from skpatchcore.evaluation.category import as_categories, check_before, evaluate_category
 from skpatchcore.features.backbones import default_layers
+from skpatchcore.features.extractor import TorchFeatureExtractor
 
 ABLATIONS = ("patch_size", "layers", "stride", "sampler")
 SHOTS = (1, 2, 5, 10, 20, 50)
@@ -62,26 +65,32 @@ def low_shot_runs(
 
     The draws of one repetition are nested: five images are two of before and three more.
     """
-    for number, (category, dataset) in enumerate(categories.items()):
+    most = max((len(dataset.train_images) for dataset in categories.values()), default=0)
+    if not shots or min(shots) < 1 or min(shots) > most:
+        raise ValueError(f"shots={list(shots)}: expected numbers from 1 to {most}, the most images of a category.")
+    for category, dataset in categories.items():
+        number = zlib.crc32(category.encode())  # the draws are the same whatever other categories there are
         for repeat in range(n_repeats):
             order = np.random.default_rng([random_state, number, repeat]).permutation(len(dataset.train_images))
             for n in shots:
-                if n > len(order):
-                    continue
-                settings = {"shots": n, "repeat": repeat}
-                yield Run(category, f"shots-{n}-{repeat}", settings, detector, _with_train(dataset, np.sort(order[:n])))
+                if n <= len(order):
+                    some = _with_train(dataset, np.sort(order[:n]))
+                    settings = {"shots": n, "repeat": repeat}
+                    yield Run(category, f"shots-{n}-{repeat}", settings, _for_few(detector, some), some)
 
 
 def ablation_runs(detector: Any, categories: Mapping[str, Any], grid: Any) -> Iterator[Run]:
     """Yield a run for each setting of a grid, as :class:`~sklearn.model_selection.ParameterGrid` takes it."""
     for category, dataset in categories.items():
+        names: set[str] = set()
         for parameters in ParameterGrid(grid):
             settings = {name: _text(value) for name, value in parameters.items()}
             tried = clone(detector).set_params(**{name: _fresh(value) for name, value in parameters.items()})
-            name = "-".join(f"{key.rsplit('__', 1)[-1]}-{value}" for key, value in settings.items())
-            yield Run(
-                category, "".join(c if c.isalnum() or c in "-._" else "_" for c in name), settings, tried, dataset
-            )
+            text = "-".join(f"{key.rsplit('__', 1)[-1]}-{value}" for key, value in settings.items())
+            base = "".join(c if c.isalnum() or c in "-._" else "_" for c in text)[:100]
+            name = next(n for i in count(1) if (n := base if i == 1 else f"{base}-{i}") not in names)
+            names.add(name)
+            yield Run(category, name, settings, tried, dataset)
 
 
 def named_grid(name: str, detector: Any) -> dict[str, list]:
@@ -109,7 +118,8 @@ def named_grid(name: str, detector: Any) -> dict[str, list]:
     if name == "stride":
         return {"extractor__stride": [1, 2, 3]}
     if name == "layers":
-        return {"extractor__layers": _layer_choices(detector.get_params()["extractor__backbone"])}
+        extractor = getattr(detector, "extractor", None) or TorchFeatureExtractor()
+        return {"extractor__layers": _layer_choices(extractor.backbone)}
     if name == "sampler":
         kinds = (GreedyCoresetSampler, RandomSampler, LearnedProxySampler)
         return {"sampler": [kind(ratio) for ratio in _RATIOS for kind in kinds]}
@@ -153,7 +163,8 @@ def low_shot_curve(
 
     Notes
     -----
-    With one image no threshold can be calibrated; then the columns of decisions are NaN.
+    Where the images are too few for the detector's calibration, as one always is, there is no threshold, and the
+    columns of decisions are NaN. An ensemble can't do without: it needs three images at least.
 
     Examples
     --------
@@ -223,6 +234,8 @@ def run_quietly(run: Run, resolution: str) -> tuple[Any, Any]:
 
 
 def _table(runs: list[Run], resolution: str, verbose: int) -> pd.DataFrame:
+    for run in runs:
+        check_before(run.detector, {run.category: run.dataset}, resolution)
     rows = []
     with progress_bar(len(runs), "evaluating", "run", verbose) as bar:
         for run in runs:
@@ -236,9 +249,20 @@ def _with_train(dataset: Any, images: np.ndarray) -> Any:
     """Return the data set with some of its training images."""
     name = "train_paths" if hasattr(dataset, "train_paths") else "train_images"
     groups = None if dataset.train_groups is None else dataset.train_groups[images]
-    if groups is not None and len(np.unique(groups)) == 1:  # one part only: nothing can be left out whole
-        groups = None
     return replace(dataset, **{name: getattr(dataset, name)[images], "train_groups": groups})
+
+
+def _for_few(detector: Any, dataset: Any) -> Any:
+    """Return the detector, without calibration where there are too few images, or parts, to calibrate by."""
+    if "calibration" not in detector.get_params(deep=False):
+        return detector
+    calibration = detector.calibration
+    n = len(dataset.train_images) if dataset.train_groups is None else len(np.unique(dataset.train_groups))
+    if hasattr(calibration, "get_n_splits"):
+        needed = calibration.get_n_splits(np.zeros(n), groups=dataset.train_groups) if n > 1 else 2
+    else:
+        needed = calibration if isinstance(calibration, int) else 2
+    return detector if n >= needed else clone(detector).set_params(calibration=None)
 
 
 def _layer_choices(backbone: Any) -> list[tuple[str, ...]]:
@@ -256,7 +280,8 @@ def _text(value: Any) -> Any:
     """Return what a table shows of a parameter's value."""
     if isinstance(value, BaseEstimator):
         ratio = getattr(value, "ratio", None)
-        return f"{type(value).__name__}({'' if ratio is None else ratio})"
+        says_all = ratio is not None and repr(type(value)(ratio)) == repr(value)
+        return f"{type(value).__name__}({ratio})" if says_all else " ".join(repr(value).split())
     return "+".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 

@@ -1,0 +1,60 @@
+"""
+Greedy coreset or random subset?
+================================
+
+The memory bank can't hold every patch feature. Which ones should it keep? A random subset takes many where there are
+many. The greedy coreset takes the one that is farthest from all it has, again and again, so that nothing nominal is far
+from the bank: Figure 3 of the paper, in two dimensions.
+"""
+
+# %%
+# Two thirds of the patches are alike, as background is; the others are spread out, some of them rare.
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from skpatchcore import CoresetDisplay, GreedyCoresetSampler, RandomSampler
+
+rng = np.random.default_rng(0)
+patches = np.concatenate(
+    [
+        rng.normal([-3, 0], 0.35, (4000, 2)),
+        rng.normal([2, 1.5], [1.4, 0.5], (1500, 2)),
+        rng.normal([2, -2], [0.5, 0.9], (500, 2)),
+        rng.uniform([-1, -4], [5, 4], (40, 2)),
+    ]
+)
+
+# %%
+# Fifty rows each. Colour shows how far each place is from the nearest of them: what a patch there would score.
+
+samplers = {"random": RandomSampler(50, random_state=0), "greedy": GreedyCoresetSampler(50, random_state=0)}
+figure, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharex=True, sharey=True)
+x, y = np.meshgrid(np.linspace(-5, 6, 220), np.linspace(-5.2, 5.2, 210))
+places = np.column_stack([x.ravel(), y.ravel()])
+for panel, (name, sampler) in zip(panels, samplers.items(), strict=True):
+    sampler.fit(patches)
+    distances = np.linalg.norm(places[:, None] - sampler.components_, axis=2).min(axis=1).reshape(x.shape)
+    shades = panel.pcolormesh(x, y, distances, cmap="cividis", vmin=0, vmax=3, shading="gouraud")
+    CoresetDisplay.from_predictions(patches, sampler.components_, ax=panel)
+    to_bank = np.linalg.norm(patches[:, None] - sampler.components_, axis=2).min(axis=1)
+    panel.set_xlabel(f"{name}: the farthest patch is {to_bank.max():.2f} away")
+figure.colorbar(shades, ax=panels, label="distance from the memory bank")
+plt.show()
+
+# %%
+# Rare nominal patches score high against the random subset: false alarms. How that distance falls as the coreset grows
+# is what ``selection_distances_`` holds; a smaller coreset is the beginning of a larger one.
+
+sampler = GreedyCoresetSampler(500, random_state=0).fit(patches)
+figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+ax.loglog(np.arange(1, 500), sampler.selection_distances_[1:], color="#0072B2", label="greedy")
+counts = [5, 10, 20, 50, 100, 200, 500]
+radii = [
+    np.linalg.norm(patches[:, None] - RandomSampler(n, random_state=0).fit(patches).components_, axis=2).min(1).max()
+    for n in counts
+]
+ax.loglog(counts, radii, "o--", color="#D55E00", label="random")
+ax.set(xlabel="rows in the bank", ylabel="distance of the farthest patch")
+ax.legend(frameon=False)
+plt.show()

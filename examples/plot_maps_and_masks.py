@@ -1,0 +1,70 @@
+"""
+Maps, masks and regions
+=======================
+
+Four ways to say where a defect is: a map of distances, a mask of what is beyond the threshold, a table of its connected
+regions, and metrics that compare all of it with what is known.
+"""
+
+# %%
+# A detector for bricks.
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore.datasets import make_textures
+from skpatchcore.display import outline_mask, overlay_anomaly_map
+from skpatchcore.metrics import aupro_score, pixel_metrics, pro_curve
+
+task = make_textures("brick", random_state=1)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
+detector.fit(task.train_images, groups=task.train_groups)
+
+# %%
+# ``segment`` gives maps at each image's own size, **bigger = more anomalous**; ``predict_mask`` what is above
+# ``pixel_offset_``. Only a share ``contamination`` of good images should have any pixel there.
+
+defective = np.flatnonzero(task.test_labels == -1)
+X, truth = task.test_images[defective], task.test_masks[defective]
+maps, masks = detector.segment(X), detector.predict_mask(X)
+shown = [int(np.flatnonzero(task.test_defects[defective] == kind)[0]) for kind in ("scratch", "blob", "foreign")]
+figure, rows = plt.subplots(3, 4, figsize=(9, 7), layout="constrained")
+for row, i in zip(rows, shown, strict=True):
+    image = X[i] / 255
+    pictures = {
+        "known": outline_mask(image, truth[i]),
+        "map": maps[i],
+        "overlay": overlay_anomaly_map(image, maps[i], detector.pixel_offset_),
+        "mask": masks[i],
+    }
+    for ax, (title, picture) in zip(row, pictures.items(), strict=True):
+        ax.imshow(picture, cmap="cividis")
+        ax.set_title(title if i == shown[0] else "")
+        ax.set_axis_off()
+plt.show()
+
+# %%
+# ``regions`` is a table: boxes to cut out or to send to a robot, the highest value in each, and how usual it is that a
+# good image reaches it.
+
+print(detector.regions(X[shown], min_area=20).round(3).to_string())
+
+# %%
+# How good are the maps? Exact metrics over all pixels; the overlap of regions (PRO) counts small defects like large
+# ones.
+
+X, truth = task.test_images, list(task.test_masks)
+maps = list(detector.segment(X))
+metrics, _ = pixel_metrics(truth, maps)
+print({name: round(value, 3) for name, value in metrics.items()})
+fpr, pro, _ = pro_curve(truth, maps)
+figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
+ax.plot(fpr, pro, color="#0072B2")
+ax.fill_between(fpr, pro, where=fpr <= 0.3, color="#0072B2", alpha=0.15)
+ax.set(
+    xlim=(0, 1), ylim=(0, 1.02), xlabel="share of good pixels flagged", ylabel="overlap of defects",
+    title=f"AUPRO up to 0.3: {aupro_score(truth, maps):.3f}",
+)  # fmt: skip
+plt.show()

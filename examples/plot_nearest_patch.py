@@ -1,0 +1,58 @@
+"""
+Why is it anomalous? The nearest nominal patch
+==============================================
+
+A score is a distance between two patches: one of the image, and the one of the memory bank that is most like it. Show
+both, and anybody can judge whether the difference matters.
+"""
+
+# %%
+# A detector for bricks, and the defective images that it is surest of.
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import Rectangle
+
+from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore.datasets import make_textures
+
+task = make_textures("brick")
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+detector = PatchCoreDetector(extractor, random_state=0).fit(task.train_images, groups=task.train_groups)
+X = task.test_images
+scores = detector.score_samples(X)
+
+# %%
+# ``nearest_patches`` has a row for each image's most anomalous patch: where it is, and which training image holds the
+# nominal patch nearest to it, and where.
+
+table = detector.nearest_patches(X)
+print(table.head(3).round(1).T.to_string())
+
+# %%
+# On the left what was judged, on the right what it was compared with. The box is the patch's cell; its feature has seen
+# the surroundings too.
+
+kinds = ("good", "scratch", "blob", "foreign")
+chosen = [min(np.flatnonzero(task.test_defects == kind), key=lambda i: scores[i]) for kind in kinds]
+figure, rows = plt.subplots(len(chosen), 4, figsize=(8.5, 8.8), layout="constrained")
+half = 20  # pixels around the cell's centre in the close-ups
+for row, i in zip(rows, chosen, strict=True):
+    why = table.loc[i]
+    cell = why[["top", "left", "height", "width"]].to_numpy(float)
+    nominal = why[["nominal_top", "nominal_left", "nominal_height", "nominal_width"]].to_numpy(float)
+    pairs = [(X[i], cell, "image"), (task.train_images[int(why["nominal_image"])], nominal, "nearest training image")]
+    for ax, close, (image, (top, left, height, width), title) in zip(row[[0, 3]], row[[1, 2]], pairs, strict=True):
+        for panel in (ax, close):
+            panel.imshow(image, cmap="gray", vmin=0, vmax=255)
+            panel.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, color="#00E5FF"))
+            panel.set_xticks([])
+            panel.set_yticks([])
+        close.set_xlim(left + width / 2 - half, left + width / 2 + half)
+        close.set_ylim(top + height / 2 + half, top + height / 2 - half)
+        ax.set_title(title if i == chosen[0] else "", fontsize=10)
+    row[0].set_ylabel(f"{task.test_defects[i]}\ndistance {why['distance']:.3g}")
+plt.show()
+
+# %%
+# The good image's patch has a near twin. The others have none: that is what "anomalous" means here.
