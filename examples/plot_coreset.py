@@ -30,7 +30,7 @@ patches = np.concatenate(
 
 samplers = {"random": RandomSampler(50, random_state=0), "greedy": GreedyCoresetSampler(50, random_state=0)}
 figure, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharex=True, sharey=True)
-x, y = np.meshgrid(np.linspace(-5, 6, 220), np.linspace(-5.2, 5.2, 210))
+x, y = np.meshgrid(np.linspace(-5, 8, 260), np.linspace(-5.2, 5.2, 210))
 places = np.column_stack([x.ravel(), y.ravel()])
 for panel, (name, sampler) in zip(panels, samplers.items(), strict=True):
     sampler.fit(patches)
@@ -38,6 +38,7 @@ for panel, (name, sampler) in zip(panels, samplers.items(), strict=True):
     shades = panel.pcolormesh(x, y, distances, cmap="cividis", vmin=0, vmax=3, shading="gouraud")
     CoresetDisplay.from_predictions(patches, sampler.components_, ax=panel)
     to_bank = np.linalg.norm(patches[:, None] - sampler.components_, axis=2).min(axis=1)
+    panel.set(xlim=(-5, 8), ylim=(-5.2, 5.2))
     panel.set_xlabel(f"{name}: the farthest patch is {to_bank.max():.2f} away")
 figure.colorbar(shades, ax=panels, label="distance from the memory bank")
 plt.show()

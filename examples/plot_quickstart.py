@@ -25,7 +25,7 @@ print(task.train_images.shape, task.test_images.shape)
 # the threshold is set from images of pieces that the memory bank has not seen.
 
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
-detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
+detector = PatchCoreDetector(extractor, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 print(f"{len(detector.memory_bank_)} rows in the memory bank, threshold {detector.offset_:.3g}")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skpatchcore.features.aggregation import channels_first, concatenate_layers, pool_layers, tokens_to_grid
+from skpatchcore.features.aggregation import concatenate_layers, pool_layers, tokens_to_grid
 
 REFERENCE = [("small", 1, 1), ("small", 3, 1), ("small", 5, 1), ("small", 3, 2), ("odd", 3, 1), ("wide", 3, 1)]
 
@@ -42,13 +42,6 @@ def test_stride_thins_the_grid_out(stride):
     maps = [torch.rand(1, 4, 9, 7), torch.rand(1, 6, 5, 4)]
     whole = concatenate_layers(maps, 3, 1)
     torch.testing.assert_close(concatenate_layers(maps, 3, stride), whole[:, ::stride, ::stride])
-
-
-def test_maps_of_either_layout_are_told_apart_by_the_images_proportions():
-    first = torch.rand(2, 12, 8, 6)
-    for layer in (first, first.permute(0, 2, 3, 1)):
-        torch.testing.assert_close(channels_first(layer, (64, 48)), first)
-    assert channels_first(torch.rand(1, 7, 7, 7), (224, 224)).shape == (1, 7, 7, 7)
 
 
 def test_a_patch_sees_its_neighbourhood_and_no_more():

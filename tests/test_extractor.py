@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import pickle
 import threading
 
@@ -11,6 +12,7 @@ import torchvision
 from PIL import Image
 from skimage import data
 from sklearn.base import clone
+from torch import nn
 
 from skpatchcore import ImageError, TorchFeatureExtractor, WeightsError
 
@@ -268,3 +270,47 @@ def test_cuda_gives_the_features_of_the_cpu():
     images = [data.astronaut()]
     on_cpu, on_cuda = (small(device=device, image_size=64).transform(images) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(on_cuda, on_cpu, rtol=1e-2, atol=1e-2)
+
+
+class Halves(nn.Module):
+    """Stands for networks of either layout: 12 and 20 channels at strides 8 and 16, channels last or not."""
+
+    def __init__(self, channels_last):
+        super().__init__()
+        self.channels_last = channels_last
+        self.first, self.second = nn.Conv2d(3, 12, 8, 8), nn.Conv2d(12, 20, 2, 2)
+        self.shallow, self.deep = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        x = self.first(x)
+        shallow, deep = x, self.second(x)
+        if self.channels_last:
+            shallow, deep = shallow.permute(0, 2, 3, 1), deep.permute(0, 2, 3, 1)
+        return self.shallow(shallow), self.deep(deep)
+
+
+@pytest.mark.parametrize("size", [(96, 96), (64, 176), (160, 96), (96, 64), (192, 320), (160, 512)])
+def test_maps_of_either_layout_are_read_right_whatever_the_images_size(size):
+    # Among these are grids that fit the image's proportions just as well if channels are taken for rows.
+    image = np.random.default_rng(0).random((*size, 3)).astype(np.float32)
+    found = []
+    for channels_last in (False, True):
+        extractor = TorchFeatureExtractor(
+            functools.partial(Halves, channels_last),
+            weights=None,
+            layers=("shallow", "deep"),
+            image_size=None,
+            crop_size=None,
+        )
+        found.append(extractor.fit_transform([image]))
+        assert found[-1].shape == (1, size[0] // 8, size[1] // 8, 32)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])
+def test_no_size_of_image_changes_the_channels(backbone):
+    extractor = TorchFeatureExtractor(backbone, weights=None, image_size=None, crop_size=None)
+    rng = np.random.default_rng(0)
+    sizes = [(182, 104), *rng.integers(40, 220, (40, 2)).tolist()]
+    n_channels = {extractor.fit_transform([np.zeros(size, np.uint8)]).shape[-1] for size in sizes}
+    assert len(n_channels) == 1

@@ -8,7 +8,6 @@ to a fixed number by adaptive average pooling.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -136,30 +135,3 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
         f"a layer gives {n_tokens} tokens for an image of {height}×{width} pixels, which is no grid of square patches; "
         "choose an image_size or crop_size whose sides are multiples of the network's patch size."
     )
-
-
-def channels_first(layer: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Return a layer's map as (n_images, n_channels, height, width), also where its channels come last, as Swin's do.
-
-    Parameters
-    ----------
-    layer : tensor of 4 dimensions
-        A map of either layout.
-    image_size : (int, int)
-        Height and width in pixels of the images that the network saw.
-
-    Returns
-    -------
-    tensor of shape (n_images, n_channels, grid_height, grid_width)
-
-    Notes
-    -----
-    A grid has about the image's proportions: the layout in which it has them better is the map's, channels-first where
-    both fit as well.
-    """
-
-    def stretch(height: int, width: int) -> float:
-        return abs(math.log((image_size[0] / height) / (image_size[1] / width)))
-
-    _, a, b, c = layer.shape
-    return layer.permute(0, 3, 1, 2) if stretch(a, b) < stretch(b, c) else layer

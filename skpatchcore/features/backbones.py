@@ -57,6 +57,9 @@ _DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"vgg19_bn", ("features.38", "features.51")),
 )
 
+# Sides in pixels of the square image that shows how a network lays out its maps: a small one, or what most are trained
+# with.
+_PROBE_SIDES = (96, 224)
 _CACHE_SIZE = 4
 _cache: OrderedDict[tuple, Network] = OrderedDict()
 _cache_lock = threading.RLock()
@@ -83,6 +86,8 @@ class Network:
     architecture : str or None
         What is done with the weights: the backbone's name, or a hash of a callable's modules and their code; None where
         the code of one of them is not to be had.
+    channels_last : frozenset of str
+        Layers whose outputs have the channels as their last axis, as Swin's do, instead of the second.
     """
 
     module: nn.Module
@@ -91,6 +96,7 @@ class Network:
     std: tuple[float, ...]
     digest: str
     architecture: str | None
+    channels_last: frozenset[str] = frozenset()
 
 
 def load_network(
@@ -231,7 +237,28 @@ def _build_network(
         cut = _folded(cut)
     # Pixels' channels side by side are what processors' convolutions like best.
     cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(cut, layers, mean, std, digest, architecture)
+    return Network(cut, layers, mean, std, digest, architecture, _channels_last(cut, layers, device, dtype))
+
+
+@torch.inference_mode()
+def _channels_last(
+    module: nn.Module, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> frozenset[str]:
+    """Return which layers give their channels as the last axis: seen on a square image, whose grids are square.
+
+    An image's own proportions would tell less: there are sizes at which a map fits as well if it is read wrongly.
+    """
+    found: frozenset[str] = frozenset()
+    for side in _PROBE_SIDES:
+        try:
+            outputs = module(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
+        except (RuntimeError, AssertionError):  # too small to pool, or not the one size that it takes
+            continue
+        shapes = {layer: outputs[layer].shape[1:] for layer in layers if getattr(outputs[layer], "ndim", 0) == 4}
+        found = frozenset(layer for layer, (a, b, c) in shapes.items() if a == b != c)
+        if all(len(set(shape)) > 1 for shape in shapes.values()):  # else as many channels as rows: another side tells
+            break
+    return found
 
 
 def _digest(module: nn.Module) -> str:

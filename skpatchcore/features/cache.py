@@ -23,7 +23,7 @@ import torch
 from skpatchcore._files import folder_of, read_arrays, write_arrays
 from skpatchcore.features.images import View, load_image, path_of
 
-_FORMAT = 1  # changes with what entries hold
+_FORMAT = 2  # changes with what entries hold
 # How much may be written, in shares of the limit, before it is seen to again.
 _SLACK = 1 / 32
 

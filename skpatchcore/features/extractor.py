@@ -20,7 +20,6 @@ from skpatchcore._progress import progress_bar
 from skpatchcore._sklearn import HasMethods, Interval, StrOptions
 from skpatchcore.features.aggregation import (
     NotAGridError,
-    channels_first,
     concatenate_layers,
     pool_layers,
     tokens_to_grid,
@@ -381,7 +380,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         try:
             normalised = ((images.to(device) - mean) / std).to(getattr(torch, self.dtype))
             outputs = network.module(normalised.contiguous(memory_format=torch.channels_last))
-            maps = [self._as_map(outputs[layer], layer, size) for layer in network.layers]
+            maps = [
+                self._as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers
+            ]
         except (RuntimeError, AssertionError, NotAGridError) as error:
             if "out of memory" in str(error) or "allocate memory" in str(error):
                 raise
@@ -407,13 +408,13 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         return self.mean or network.mean, self.std or network.std
 
     @staticmethod
-    def _as_map(output: Any, layer: str, size: tuple[int, int]) -> torch.Tensor:
+    def _as_map(output: Any, layer: str, size: tuple[int, int], channels_last: bool) -> torch.Tensor:
         if isinstance(output, torch.Tensor) and output.ndim == 3:
             return tokens_to_grid(output, size).float()
         if not isinstance(output, torch.Tensor) or output.ndim != 4:
             shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
             raise ValueError(f"layer {layer!r} gives {shape}, expected maps (4-D) or tokens (3-D)")
-        return channels_first(output, size).float()
+        return (output.permute(0, 3, 1, 2) if channels_last else output).float()
 
     def _load(self, device: torch.device) -> Network:
         weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights
