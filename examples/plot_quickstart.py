@@ -24,7 +24,7 @@ print(task.train_images.shape, task.test_images.shape)
 # their central 224 pixels are seen, as in the paper. Several photographs show the same piece: ``groups`` says so, and
 # the threshold is set from images of pieces that the memory bank has not seen.
 
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite2", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 print(f"{len(detector.memory_bank_)} rows in the memory bank, threshold {detector.offset_:.3g}")

@@ -92,6 +92,7 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
         Returns
         -------
         dict
+            Names and values.
         """
         params = super().get_params(deep=False)
         for name, detector in self._pairs() if deep else ():

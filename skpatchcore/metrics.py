@@ -98,10 +98,12 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
 
     Parameters
     ----------
-    masks, maps, resize
+    masks, maps
         As for :func:`pro_curve`.
     max_fpr : float in (0, 1], default=0.3
         Where the area ends; it is divided by it. MVTec AD 2 uses 0.05.
+    resize : bool, default=False
+        As for :func:`pro_curve`.
 
     Returns
     -------
@@ -293,11 +295,13 @@ def aupimo_scores(
 
     Parameters
     ----------
-    masks, maps, resize
+    masks, maps
         As for :func:`pro_curve`. Images whose mask is empty are the good ones.
     fpr_bounds : (float, float), default=(1e-5, 1e-4)
         Between which false-positive rates recall is averaged, on a logarithmic scale. The rate is that of each good
         image, averaged over the good images.
+    resize : bool, default=False
+        As for :func:`pro_curve`.
 
     Returns
     -------

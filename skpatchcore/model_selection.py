@@ -87,6 +87,7 @@ class OneClassSplit:
         Returns
         -------
         int
+            How many pairs of training and test images `split` yields.
         """
         return self._splitter(groups).get_n_splits(X, y, groups)
 
@@ -206,6 +207,7 @@ class PixelScorer:
         Returns
         -------
         float
+            What the scorer's function says of the maps.
 
         Raises
         ------
@@ -237,6 +239,7 @@ class PixelScorer:
         Returns
         -------
         MetadataRequest
+            `masks`.
         """
         request = MetadataRequest(owner=self)
         request.score.add_request(param="masks", alias=True)

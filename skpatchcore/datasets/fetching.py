@@ -67,7 +67,7 @@ def fetch_mvtec_ad(
     Returns
     -------
     Path
-        For :func:`load_categories`.
+        For :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def fetch_btad(
     Returns
     -------
     Path
-        For :func:`load_categories`.
+        For :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def fetch_visa(
     Returns
     -------
     Path
-        For :func:`load_categories`.
+        For :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------

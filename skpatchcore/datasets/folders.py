@@ -26,6 +26,7 @@ def list_images(directory: str | os.PathLike) -> list[str]:
     Returns
     -------
     list of str
+        Paths, with the directory in front.
 
     Raises
     ------
@@ -95,7 +96,13 @@ class ImageFolder:
         return self.test_paths
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row an image: path, split, label, defect, mask."""
+        """Return one row an image.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``path``, ``split`` (``"train"`` or ``"test"``), ``label`` (+1 or -1), ``defect`` and ``mask``.
+        """
         n_train, n_test = len(self.train_paths), len(self.test_paths)
         return pd.DataFrame(
             {
@@ -127,6 +134,7 @@ def load_image_folder(root: str | os.PathLike) -> ImageFolder:
     Returns
     -------
     ImageFolder
+        Paths, labels, kinds of defects and masks.
 
     Raises
     ------
@@ -137,6 +145,15 @@ def load_image_folder(root: str | os.PathLike) -> ImageFolder:
     -----
     The layout is that of Bergmann et al., "MVTec AD", CVPR 2019, which other data sets follow; VisA does after the
     split that its authors' script makes.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skpatchcore import load_image_folder
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_image_folder(folder)
+    Traceback (most recent call last):
+    FileNotFoundError: ...train' has no folder 'good': expected the layout of MVTec AD.
     """
     top = Path(root)
     train, test = _find_folder(top / "train", _GOOD), _find_folder(top, _TEST)
@@ -168,13 +185,14 @@ def load_categories(root: str | os.PathLike, categories: Sequence[str] | None = 
     Parameters
     ----------
     root : path
-        A folder of folders, each as for :func:`load_image_folder`; or one such folder, which is one category.
+        A folder of folders, each as for :func:`~skpatchcore.load_image_folder`; or one such folder, which is one category.
     categories : sequence of str or None, default=None
         Which of them; None takes all, in the order of their names.
 
     Returns
     -------
     dict of str to ImageFolder
+        By the names of the folders.
 
     Raises
     ------
@@ -212,6 +230,7 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     Returns
     -------
     array of shape (height, width), bool
+        True where a pixel is defective.
 
     Raises
     ------

@@ -61,6 +61,7 @@ def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int
     Returns
     -------
     TextureTask
+        Images, labels, masks, and which piece each training image shows.
 
     Raises
     ------

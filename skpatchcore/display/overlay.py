@@ -34,6 +34,7 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     Returns
     -------
     array of shape (height, width, 3), uint8
+        The picture.
 
     Raises
     ------
@@ -74,6 +75,7 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
     Returns
     -------
     array of shape (height, width, 3), uint8
+        The picture.
 
     Raises
     ------

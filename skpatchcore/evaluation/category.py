@@ -146,7 +146,12 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table : DataFrame
-        As :func:`evaluate` returns it.
+        As :func:`~skpatchcore.evaluate` returns it.
+
+    Returns
+    -------
+    DataFrame
+        The table, with a row ``"mean"`` if it has more than one.
     """
     if len(table) < 2:
         return table

@@ -50,6 +50,7 @@ def make_detector(
     Returns
     -------
     estimator
+        Not fitted.
 
     Raises
     ------

@@ -140,15 +140,19 @@ def low_shot_curve(
 
     Parameters
     ----------
-    detector, dataset, resolution, verbose
+    detector, dataset
         As for :func:`~skpatchcore.evaluate`. With ``TorchFeatureExtractor(memory=...)`` the network sees each image
         once.
     shots : sequence of int, default=(1, 2, 5, 10, 20, 50)
         Numbers of training images; those that a category does not have are left out.
     n_repeats : int, default=3
         Draws of the images.
+    resolution : {"own", "seen"}, default="own"
+        As for :func:`~skpatchcore.evaluate`.
     random_state : int, default=0
-        Seeds them.
+        Seeds the draws.
+    verbose : int, default=0
+        1 shows progress.
 
     Returns
     -------
@@ -188,12 +192,16 @@ def ablation(
 
     Parameters
     ----------
-    detector, dataset, resolution, verbose
+    detector, dataset
         As for :func:`~skpatchcore.evaluate`. With ``TorchFeatureExtractor(memory=...)`` the network sees each image
         once for each choice of layers.
     grid : dict or list of dict
         Parameters and what is tried, as :class:`~sklearn.model_selection.ParameterGrid` takes it.
         :func:`named_grid` has those of the paper.
+    resolution : {"own", "seen"}, default="own"
+        As for :func:`~skpatchcore.evaluate`.
+    verbose : int, default=0
+        1 shows progress.
 
     Returns
     -------

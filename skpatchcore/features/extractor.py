@@ -89,7 +89,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         each image's own size, which may differ from image to image.
     crop_size : int, (int, int) or None, default=224
         Side in pixels of the central square that the network sees after resizing, or its height and width; None for
-        everything. **What lies outside the crop is not inspected.**
+        everything. What lies outside the crop **is not inspected**.
     mean, std : sequence of 3 floats or None, default=None
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
