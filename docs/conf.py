@@ -17,7 +17,7 @@ warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
 
 project = "skpatchcore"
 author = "The skpatchcore developers"
-copyright = "The skpatchcore developers"  # noqa: A001
+copyright = "The skpatchcore developers"
 version = release = skpatchcore.__version__
 
 extensions = [

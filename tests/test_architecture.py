@@ -42,17 +42,19 @@ OUTSIDE = {
     "evaluation.category",
     "evaluation.pictures",
     "commands.demo",
+    "commands.predict_report",
 }  # stand beside or around the detector, and may use these
 HEAVY = {"torch", "torchvision", "pynndescent"}
 OUTER = {"__init__", "features", "coreset", "index", "baselines", "evaluation", "commands"}  # hold no code of their own
 LEVELS = {
     **dict.fromkeys(LIGHT, 0), **dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2),
-    "display.score_histogram": 0, "display.anomaly_map": 2, "display.coreset": 2, "display": 3,
+    "display.score_histogram": 0, "display.anomaly_map": 2, "display.coreset": 2, "display": 3, "report": 0,
     "model_selection": 2, "decisions": 2, "stages": 3, "bank": 3, "patches": 3, "inference": 3, "nominal": 4,
     "baselines.base": 4, "baselines.padim": 5, "baselines.spade": 5, "detector": 5, "ensemble": 5,
-    "report": 0, "evaluation.presets": 6, "evaluation.category": 6, "evaluation.studies": 7, "evaluation.pictures": 7,
-    "evaluation.storage": 8, "demo": 6, "commands.options": 0, "commands.fit": 7, "commands.predict": 7,
-    "commands.evaluate": 9, "commands.demo": 7, "cli": 10, "__main__": 11,
+    "evaluation.presets": 6, "evaluation.category": 6, "evaluation.studies": 7, "evaluation.pictures": 7,
+    "evaluation.storage": 8, "demo": 6,
+    "commands.options": 0, "commands.judged": 0, "commands.predict_report": 6, "commands.fit": 7,
+    "commands.predict": 7, "commands.demo": 7, "commands.evaluate": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 import subprocess
 import sys
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from skpatchcore import PatchCoreDetector
+from skpatchcore import PatchCoreDetector, report
 from skpatchcore.cli import main
 from skpatchcore.commands.predict import _picture_names
 from skpatchcore.display import overlay_anomaly_map
@@ -31,6 +34,21 @@ def folder(tmp_path, parts):
 def model(folder):
     assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
     return str(folder / "model.joblib")
+
+
+def chromium():
+    """Return the path of a headless browser, or skip."""
+    found = next((shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")), None)
+    if found is None:
+        pytest.skip("no chromium on this machine to open the report in")
+    return found
+
+
+def opened(page, *more):
+    """Return the page as the browser has it after scripts ran, with no network to reach."""
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+               "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", *more, page.as_uri()]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def rows(folder):
@@ -219,3 +237,36 @@ def test_overlays_show_the_image_where_nothing_is_wrong_and_heat_where_it_is():
     assert (grey[..., 0] == grey[..., 2]).all()
     with pytest.raises(ValueError, match="differ in size"):
         overlay_anomaly_map(image, scores[1:], threshold=1.0)
+
+
+def test_the_report_of_a_prediction_shows_all_of_it(folder, model, capsys):
+    (folder / "new" / "broken <b>.png").write_bytes(b"no image")
+    out = folder / "out"
+    assert main(["predict", model, str(folder / "new"), "-o", str(out), "--report"]) == 1
+    assert "and report.html" in capsys.readouterr().out
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64") == 5
+    assert report.count("<svg") == 1
+    assert "1 anomalous, 1 not readable" in report
+    assert "broken &lt;b&gt;.png" in report
+    assert "<b>" not in report
+    places = [report.index(f'<td data-value="{row["path"]}') for row in rows(out) if "/bad/" in row["path"]]
+    assert places[0] < min(report.index(f'<td data-value="{p}') for p in map(str, (folder / "new/fine").iterdir()))
+
+
+def test_reports_open_and_sort_in_a_browser_without_a_network(tmp_path):
+    frame = pd.DataFrame({"n": [3.0, np.nan, 20.0, 1.5]}, index=pd.Index(["c", "a", "b", "mean"], name="name"))
+    page = tmp_path / "report.html"
+    report.write_page(page, "A <title>", [report.heading("Table"), report.table(frame)])
+    dom = opened(page)
+    assert "A &lt;title&gt;" in dom
+    assert re.findall(r'<td data-value="([a-z]+)">', dom) == ["c", "a", "b", "mean"]
+    # a click on a column's title sorts by it, another one turns it around; empty cells and the mean stay last
+    for clicks, column, expected in ((1, 1, "bca"), (2, 1, "cba"), (2, 0, "abc")):
+        clicked = page.read_text().replace(
+            "</body>", f"<script>for (let i = 0; i < {clicks}; i++)"
+            f" document.querySelectorAll('th')[{column}].click();</script></body>",
+        )  # fmt: skip
+        (tmp_path / "clicked.html").write_text(clicked)
+        found = re.findall(r'<td data-value="([a-z]+)">', opened(tmp_path / "clicked.html"))
+        assert "".join(found) == expected + "mean"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import skpatchcore
+from skpatchcore.commands.judged import Judged
 from skpatchcore.commands.options import CommandError, Formatter, add_debug
 from skpatchcore.datasets import list_images
 
@@ -33,6 +34,7 @@ def add_parser(commands: Any) -> None:
     predict.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="folder for scores.csv and a heat map of each image"
     )
+    predict.add_argument("--report", action="store_true", help="also write report.html, with pictures inside")
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     add_debug(predict)
     predict.set_defaults(run=_predict)
@@ -66,7 +68,7 @@ def _predict(options: argparse.Namespace) -> int:
         raise CommandError(f"all images lie in the output folder {str(folder)!r}: choose another one.")
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _picture_names(paths)
-    failures, n_flagged = [], 0
+    judged: list[Judged] = []
     # Lines go out as images are judged: an interruption loses none of them.
     with (
         (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file,
@@ -76,32 +78,43 @@ def _predict(options: argparse.Namespace) -> int:
         table.writerow(["path", "score", "decision", "label", "p_value"])
         for path, result in _judge(detector, paths):
             if isinstance(result, skpatchcore.ImageError):
-                failures.append(result)
-                table.writerow([path, "nan", "nan", -1, "nan"])  # unreadable is never normal
+                # unreadable is never normal
+                image = Judged(path, math.nan, math.nan, -1, math.nan, None, result.message)
+                table.writerow([path, "nan", "nan", -1, "nan"])
                 bar.write(f"skpatchcore: {path}: {result.message}", file=sys.stderr)
             else:
                 score, anomaly_map = result
-                decision = score - detector.offset_
-                label: Any = "" if math.isnan(decision) else -1 if decision < 0 else 1
-                n_flagged += label == -1
-                p_value: Any = "" if label == "" else repr(_p_value(detector, score))
-                table.writerow([path, repr(float(score)), repr(float(decision)), label, p_value])
+                image = _judged(detector, path, float(score), pictures[path])
+                has_threshold = image.label is not None
+                decided = [image.label, repr(image.p_value)] if has_threshold else ["", ""]
+                table.writerow([path, repr(image.score), repr(image.decision), *decided])
                 _write_overlay(folder / pictures[path], path, anomaly_map, detector.pixel_offset_)
+            judged.append(image)
             file.flush()
             bar.update(1)
+    n_failures = sum(image.picture is None for image in judged)
+    if options.report:
+        from skpatchcore.commands.predict_report import write_predict_report
+
+        write_predict_report(folder, judged, detector, options.model)
     if not options.quiet:
-        n_judged = len(paths) - len(failures)
-        print(f"{n_judged} images judged, {n_flagged} of them anomalous: {folder / 'scores.csv'}")
-    if failures:
+        n_flagged = sum(image.label == -1 for image in judged) - n_failures
+        where = f"{folder / 'scores.csv'}{' and report.html' if options.report else ''}"
+        print(f"{len(judged) - n_failures} images judged, {n_flagged} of them anomalous: {where}")
+    if n_failures:
         raise CommandError(
-            f"{len(failures)} of {len(paths)} images could not be judged; they are in scores.csv with score "
-            "nan and label -1."
+            f"{n_failures} of {len(paths)} images could not be judged; they are in scores.csv with score nan and "
+            "label -1."
         )
     return 0
 
 
-def _p_value(detector: PatchCoreDetector, score: float) -> float:
-    return float(skpatchcore.conformal_p_values(detector.calibration_scores_, [score])[0])
+def _judged(detector: PatchCoreDetector, path: str, score: float, picture: str) -> Judged:
+    decision = float(score - detector.offset_)
+    if math.isnan(decision):
+        return Judged(path, score, decision, None, math.nan, picture)
+    p_value = float(skpatchcore.conformal_p_values(detector.calibration_scores_, [score])[0])
+    return Judged(path, score, decision, -1 if decision < 0 else 1, p_value, picture)
 
 
 def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str, Any]]:

@@ -185,7 +185,7 @@ def load_categories(root: str | os.PathLike, categories: Sequence[str] | None = 
     Parameters
     ----------
     root : path
-        A folder of folders, each as for :func:`~skpatchcore.load_image_folder`; or one such folder, which is one category.
+        A folder of folders, each as for :func:`~skpatchcore.load_image_folder`; or one such folder, as one category.
     categories : sequence of str or None, default=None
         Which of them; None takes all, in the order of their names.
 
