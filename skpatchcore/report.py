@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 
 # Longer side in pixels of an image in a report.
-_SIDE = 420
+_SIDE = 310
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c28; max-width: 1340px; margin: 2em auto; padding: 0 1em; }
@@ -26,7 +26,7 @@ th:first-child, td:first-child { text-align: left; } tr.mean td { font-weight: 6
 th { cursor: pointer; background: #f4f4f8; } th::after { content: " \\2195"; color: #999; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
 figure { display: inline-block; margin: .6em 1em .6em 0; vertical-align: top; max-width: 100%; }
-figcaption { font-size: 12.5px; color: #555; max-width: 440px; overflow-wrap: anywhere; }
+figcaption { font-size: 12.5px; color: #555; max-width: 620px; overflow-wrap: anywhere; }
 figure svg, figure img { max-width: 100%; height: auto; } code, .mono { font: 12.5px ui-monospace, monospace; }
 .note { color: #555; } dl { display: grid; grid-template-columns: max-content auto; gap: .1em 1em; font-size: 13px; }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -103,10 +103,10 @@ def table(frame: pd.DataFrame) -> str:
 def picture(image: Image.Image, caption: str) -> str:
     """Return an image with its caption, inside the page."""
     stream = io.BytesIO()
-    image.save(stream, format="PNG")
+    image.convert("RGB").save(stream, format="JPEG", quality=85)
     data = base64.b64encode(stream.getvalue()).decode()
     text = html.escape(caption)
-    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
+    return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def drawing(figure: Any, caption: str) -> str:
@@ -169,4 +169,4 @@ def format_number(value: float) -> str:
         return f"{int(value):,}"
     if abs(value) <= 1:
         return f"{value:.3f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"

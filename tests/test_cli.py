@@ -245,7 +245,7 @@ def test_the_report_of_a_prediction_shows_all_of_it(folder, model, capsys):
     assert main(["predict", model, str(folder / "new"), "-o", str(out), "--report"]) == 1
     assert "and report.html" in capsys.readouterr().out
     report = (out / "report.html").read_text()
-    assert report.count("data:image/png;base64") == 5
+    assert report.count("data:image/jpeg;base64") == 5
     assert report.count("<svg") == 1
     assert "1 anomalous, 1 not readable" in report
     assert "broken &lt;b&gt;.png" in report

@@ -323,7 +323,7 @@ def test_the_command_writes_tables_provenance_and_report(root, tmp_path, capsys,
     assert pd.read_csv(out / "patch_size.csv")["extractor__patch_size"].tolist() == [1, 3, 5, 7, 9] * 2
     report = (out / "report.html").read_text()
     assert report.count("<svg") == 4
-    assert report.count("data:image/png;base64") == 12
+    assert report.count("data:image/jpeg;base64") == 12
     assert "http://" not in report.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )

@@ -71,7 +71,8 @@ def write_predict_report(
         }
         for image in sorted(judged, key=_order)
     ]
-    parts.append(report.table(pd.DataFrame(rows).set_index("image")))
+    table = pd.DataFrame(rows).set_index("image")
+    parts.append(report.table(table if unread else table.drop(columns="problem")))
     shown = sorted(read, key=_order)[:n_pictures]
     if shown:
         parts.append(report.heading("The most anomalous first"))
@@ -85,7 +86,8 @@ def write_predict_report(
     parts.append(
         report.paragraph(
             "Left the image, right with its anomaly map: colour sets in at three quarters of the threshold; cyan "
-            "encloses what is beyond it. Score: bigger = more normal. p value: how usual so low a score is among good images."
+            "encloses what is beyond it. Score: bigger = more normal. p value: how usual so low a score is among good "
+            "images."
         )
     )
     report.write_page(folder / "report.html", f"skpatchcore predict: {len(judged)} images", parts)
