@@ -42,6 +42,10 @@ html_title = "skpatchcore"
 html_static_path = ["_static"]
 html_css_files = ["extra.css"]
 html_show_sourcelink = False
+# Pages without pages below them need no list of these.
+html_sidebars = {
+    page: [] for page in ("start", "how_it_works", "performance", "faq", "coming_from", "contributing", "index")
+}
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
 
 autodoc_typehints = "none"

@@ -26,8 +26,8 @@ queries = extractor.transform(task.test_images).reshape(-1, features.shape[-1])
 print(f"{len(bank)} rows of {bank.shape[1]} channels, {len(queries)} queries")
 
 # %%
-# Times are of this small bank, on the machine that built this page. Approximate search pays where the bank is very
-# large: it compiles itself at its first use (half a minute), which is left out here, and builds a graph.
+# Times are of this small bank, on the machine that built this page. Approximate search compiles itself at its first use
+# (half a minute) and builds a graph, both of which are left out here: it pays where many images are judged.
 
 indexes = {
     "ExactIndex": ExactIndex(),
