@@ -13,7 +13,6 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._labels import group_codes, is_nominal
 from skpatchcore._memory import parse_bytes
 from skpatchcore._progress import report_tasks, stage
 from skpatchcore._sklearn import (
@@ -22,12 +21,11 @@ from skpatchcore._sklearn import (
     Interval,
     StrOptions,
     fit_context,
-    safe_indexing,
     visual_block,
     with_callbacks,
 )
 from skpatchcore.bank import Bank, collect_bank, estimate_memory
-from skpatchcore.features.stream import PatchStream, images_at_once, n_images_of
+from skpatchcore.features.stream import PatchStream, images_at_once
 from skpatchcore.inference import nearest_of_stream, score_stream
 from skpatchcore.memory import MemoryEstimate
 from skpatchcore.nominal import Judge, kind_of, plan_calibration
@@ -316,13 +314,8 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
         rng = check_random_state(self.random_state)
         extractor, sampler, index = self._make_stages(rng)
-        X = self._validated(X, extractor, reset=True)
-        nominal = is_nominal(y, n_images_of(X))
-        kept = np.flatnonzero(nominal)
-        if groups is not None:
-            groups = group_codes(groups, nominal)
+        X, kept, groups = self._nominal_images(X, y, groups, extractor)
         plan = plan_calibration(self.calibration, groups, len(kept), rng, max_memory)
-        X = X if nominal.all() else safe_indexing(X, kept)
         if extractor is not None:
             extractor.fit(X)
         stream = PatchStream(extractor, X, kept, verbose=self.verbose)

@@ -9,11 +9,12 @@ import numpy as np
 from sklearn.utils import get_tags
 from sklearn.utils.validation import validate_data
 
-from skpatchcore._sklearn import HasMethods, Interval, RealNotInt, StrOptions
+from skpatchcore._labels import group_codes, is_nominal
+from skpatchcore._sklearn import HasMethods, Interval, RealNotInt, StrOptions, safe_indexing
 from skpatchcore.decisions import ImageOutlierMixin
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.features.images import as_image_sequence
-from skpatchcore.features.stream import PatchStream, as_grids
+from skpatchcore.features.stream import PatchStream, as_grids, n_images_of
 
 
 class PatchOutlierMixin(ImageOutlierMixin):
@@ -45,6 +46,14 @@ class PatchOutlierMixin(ImageOutlierMixin):
     def _stream(self, X: Any, with_views: bool) -> PatchStream:
         X = self._validated(X, self.extractor_, reset=False)
         return PatchStream(self.extractor_, X, with_views=with_views, description="scoring", verbose=self.verbose)
+
+    def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
+        """Return the images to learn from, their numbers in `X`, and their groups as integers."""
+        X = self._validated(X, extractor, reset=True)
+        nominal = is_nominal(y, n_images_of(X))
+        codes = None if groups is None else group_codes(groups, nominal)
+        kept = np.flatnonzero(nominal)
+        return X if nominal.all() else safe_indexing(X, kept), kept, codes
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         """Return `X` as a sequence of images or of grids; a table of one patch an image as scikit-learn checks it."""

@@ -15,12 +15,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._grids import PatchGrids
-from skpatchcore._labels import group_codes, is_nominal
 from skpatchcore._progress import progress_bar, stage
-from skpatchcore._sklearn import fit_context, safe_indexing
+from skpatchcore._sklearn import fit_context
 from skpatchcore.calibration import hold_out, make_folds
 from skpatchcore.features.images import View
-from skpatchcore.features.stream import HeldPatches, PatchStream, n_images_of
+from skpatchcore.features.stream import HeldPatches, PatchStream
 from skpatchcore.inference import score_stream
 from skpatchcore.patches import PatchOutlierMixin
 from skpatchcore.stages import make_stage
@@ -82,14 +81,9 @@ class BaselineDetector(PatchOutlierMixin, BaseEstimator):
         rng = check_random_state(self.random_state)
         rng_or_none = None if self.random_state is None else rng
         extractor = make_stage("extractor", self.extractor, rng_or_none, self.verbose)
-        X = self._validated(X, extractor, reset=True)
-        nominal = is_nominal(y, n_images_of(X))
-        kept = np.flatnonzero(nominal)
-        if groups is not None:
-            groups = group_codes(groups, nominal)
+        X, kept, groups = self._nominal_images(X, y, groups, extractor)
         learnt, folds = self._plan(groups, len(kept), rng)
         seed = int(rng.randint(2**31 - 1))
-        X = X if nominal.all() else safe_indexing(X, kept)
         if extractor is not None:
             extractor.fit(X)
         stream = PatchStream(extractor, X, kept, verbose=self.verbose)
