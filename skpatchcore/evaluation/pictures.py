@@ -18,6 +18,7 @@ from skpatchcore.report import side_by_side
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart.
 _BLUE, _GREY = "#0072B2", "#777777"
+_LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
@@ -92,25 +93,29 @@ def draw_category(result: CategoryResult) -> Any:
 
 
 def draw_low_shot(table: pd.DataFrame) -> Any:
-    """Return a figure of metrics over the number of training images, one line a category and their mean."""
+    """Return a figure of metrics over the number of training images, one line a category, and their mean.
+
+    The mean is drawn where all categories have as many images. Bands are one standard deviation over draws.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
+    names = list(table["category"].unique())
     for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
-        alone = table["category"].nunique() == 1
-        for _, own in table.groupby("category"):
-            draws = own.groupby("shots")[metric]
-            shots, spread = draws.mean(), draws.std().fillna(0)
-            axes.plot(shots, marker="o", color=_BLUE if alone else _GREY, linewidth=2 if alone else 1, alpha=0.8)
-            axes.fill_between(shots.index, shots - spread, shots + spread, alpha=0.15, color=_GREY, linewidth=0)
-        if not alone:  # of categories that have as many images
-            axes.plot(table.groupby("shots")[metric].mean(), marker="o", color=_BLUE, linewidth=2.5, label="mean")
-            axes.legend(frameon=False)
+        for name, color in zip(names, _LINES if len(names) <= len(_LINES) else [_GREY] * len(names), strict=False):
+            draws = table[table["category"] == name].groupby("shots")[metric]
+            mean, spread = draws.mean(), draws.std().fillna(0)
+            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=name if color != _GREY else None)
+            axes.fill_between(mean.index, mean - spread, mean + spread, alpha=0.15, color=color, linewidth=0)
+        if len(names) > 1:
+            means = table.groupby(["shots", "category"])[metric].mean().unstack("category").dropna().mean(axis=1)
+            axes.plot(means, marker="o", color="black", linewidth=2, label="mean")
         ticks = sorted(table["shots"].unique())
         axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 
