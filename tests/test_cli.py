@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -270,3 +271,11 @@ def test_reports_open_and_sort_in_a_browser_without_a_network(tmp_path):
         (tmp_path / "clicked.html").write_text(clicked)
         found = re.findall(r'<td data-value="([a-z]+)">', opened(tmp_path / "clicked.html"))
         assert "".join(found) == expected + "mean"
+
+
+def test_reports_say_before_the_work_that_they_need_matplotlib(folder, model, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["predict", model, str(folder / "new"), "-o", str(folder / "out"), "--report"]) == 1
+    assert main(["evaluate", str(folder), "-o", str(folder / "out")]) == 1
+    assert capsys.readouterr().err.count("skpatchcore[plot]") == 2
+    assert not (folder / "out").exists()

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skpatchcore.commands.options import CommandError, Formatter, add_debug, contamination, weights
+from skpatchcore.commands.options import CommandError, Formatter, add_debug, contamination, require_matplotlib, weights
 from skpatchcore.datasets import load_categories
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if min([options.repeats, *(options.shots or [1])]) < 1:
         raise CommandError("--shots and --repeats must be at least 1.")
+    require_matplotlib()
     categories = load_categories(options.root, options.categories)
     resolution = options.resolution or default_resolution(options.preset)
     detector = make_detector(

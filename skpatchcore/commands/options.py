@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 
 
@@ -21,6 +22,12 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Add ``--debug``."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def require_matplotlib() -> None:
+    """Raise a CommandError where reports can't be drawn: before the work, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise CommandError('reports need matplotlib: pip install "skpatchcore[plot]"')
 
 
 def size(text: str) -> int | tuple[int, int] | None:

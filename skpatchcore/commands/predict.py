@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import skpatchcore
 from skpatchcore.commands.judged import Judged
-from skpatchcore.commands.options import CommandError, Formatter, add_debug
+from skpatchcore.commands.options import CommandError, Formatter, add_debug, require_matplotlib
 from skpatchcore.datasets import list_images
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def _load(path: str) -> PatchCoreDetector:
 def _predict(options: argparse.Namespace) -> int:
     from skpatchcore._progress import progress_bar
 
+    if options.report:
+        require_matplotlib()
     detector = _load(options.model).set_params(verbose=0)
     paths = [path for given in options.images for path in (list_images(given) if Path(given).is_dir() else [given])]
     folder = Path(options.output)
