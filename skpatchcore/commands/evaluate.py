@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from skpatchcore.commands.options import CommandError, Formatter, add_debug, contamination, require_matplotlib, weights
 from skpatchcore.datasets import load_categories
@@ -24,6 +24,15 @@ _SHOWN = (
     "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
     "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
 )  # fmt: skip
+
+
+class _Done(NamedTuple):
+    """A run, and what came of it, now or before."""
+
+    run: Run
+    result: CategoryResult
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
 
 
 def add_parser(commands: Any) -> None:
@@ -108,8 +117,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         planned["low-shot"] = list(low_shot_runs(detector, categories, options.shots, options.repeats, options.seed))
     for name in options.ablate:
         planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
-    found = _computed(list(plain_runs(detector, categories)), results, resolution, options, with_pictures=True)
-    table = with_mean(table_of([result for _, result, _ in found]))
+    done = _computed(list(plain_runs(detector, categories)), results, resolution, options, with_pictures=True)
+    table = with_mean(table_of([one.result for one in done]))
     table.to_csv(output / "results.csv", index_label="category")
     studies = {name: _study(_computed(runs, results, resolution, options)) for name, runs in planned.items()}
     for name in ("low-shot", *ABLATIONS):  # tables of an earlier run would look like this one's
@@ -118,14 +127,19 @@ def _evaluate(options: argparse.Namespace) -> int:
         study.to_csv(output / f"{name}.csv", index=False)
     content = {
         "runs": [
-            {"category": run.category, **_stored(results, run), "metrics": as_json(result.row)}
-            for run, result, _ in found
+            {
+                "category": one.run.category,
+                "settings": one.settings,
+                "provenance": one.provenance,
+                "metrics": as_json(one.result.row),
+            }
+            for one in done
         ],
         "mean": as_json(table.iloc[-1].to_dict()),
         "studies": {name: as_json(study.to_dict("records")) for name, study in studies.items()},
     }
     (output / "results.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _write_report(output / "report.html", options, found, table, studies, results)
+    _write_report(output / "report.html", options, done, table, studies, results)
     if not options.quiet:
         print(_as_text(table[[name for name in _SHOWN if name in table]]))
         for name, study in studies.items():
@@ -136,14 +150,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _computed(
     runs: list[Run], results: Results, resolution: str, options: argparse.Namespace, with_pictures: bool = False
-) -> list[tuple[Run, CategoryResult, dict]]:
-    """Return each run with its result and provenance, from the folder or computed now."""
+) -> list[_Done]:
+    """Return each run with its result, settings and provenance, from the folder or computed now."""
     from skpatchcore._progress import progress_bar
     from skpatchcore.evaluation.pictures import write_worst
     from skpatchcore.evaluation.storage import provenance_of, settings_of
     from skpatchcore.evaluation.studies import run_quietly
 
-    found = []
+    done = []
     with progress_bar(len(runs), "evaluating", "run", not options.quiet) as bar:
         for run in runs:
             settings = settings_of(run, resolution)
@@ -158,9 +172,9 @@ def _computed(
                     provenance["pictures"] = write_worst(result, fitted, run.dataset, place)
                 results.keep(run, settings, result, provenance)
                 stored = result, provenance
-            found.append((run, *stored))
+            done.append(_Done(run, stored[0], settings, stored[1]))
             bar.update(1)
-    return found
+    return done
 
 
 def _common(names: set[str], made: list[dict[str, Any]]) -> dict[str, str]:
@@ -174,15 +188,10 @@ def _flat(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _study(found: Iterable[tuple[Run, CategoryResult, dict]]) -> pd.DataFrame:
+def _study(done: Iterable[_Done]) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.DataFrame([{"category": run.category, **run.settings, **result.row} for run, result, _ in found])
-
-
-def _stored(results: Results, run: Run) -> dict[str, Any]:
-    content = json.loads((results.place_of(run) / "result.json").read_text(encoding="utf-8"))
-    return {"settings": content["settings"], "provenance": content["provenance"]}
+    return pd.DataFrame([{"category": one.run.category, **one.run.settings, **one.result.row} for one in done])
 
 
 def _means(name: str, study: pd.DataFrame) -> pd.DataFrame:
@@ -201,7 +210,7 @@ def _as_text(table: pd.DataFrame) -> str:
 def _write_report(
     path: Path,
     options: argparse.Namespace,
-    found: list[tuple[Run, CategoryResult, dict]],
+    done: list[_Done],
     table: pd.DataFrame,
     studies: dict[str, pd.DataFrame],
     results: Results,
@@ -211,19 +220,18 @@ def _write_report(
     from skpatchcore import report
     from skpatchcore.evaluation.pictures import draw_ablation, draw_category, draw_low_shot
 
-    made = _stored(results, found[0][0])
-    provenance, settings = made["provenance"], made["settings"]
+    provenance, settings = done[0].provenance, done[0].settings
     parts = [
         report.definitions(
             {
-                "data": f"{Path(options.root).resolve().name}, {len(found)} categor{'y' if len(found) == 1 else 'ies'}",
+                "data": f"{Path(options.root).resolve().name}, {len(done)} categor{'y' if len(done) == 1 else 'ies'}",
                 "method": f"{options.method}, preset {options.preset}",
                 "backbone": provenance["backbone"],
                 "weights": settings["parameters"]["extractor__weights"] or "random",
                 "weights' SHA-256": provenance["weights_digest"],
                 "pixels compared": "at the images' own sizes" if settings["resolution"] == "own" else "as seen",
                 "seed": options.seed,
-                **_common({"versions", "device", "date"}, [_stored(results, run)["provenance"] for run, _, _ in found]),
+                **_common({"versions", "device", "date"}, [one.provenance for one in done]),
             }
         ),
         report.heading("All categories"),
@@ -242,7 +250,7 @@ def _write_report(
             report.drawing(draw, f"{name}: means{', one standard deviation over draws' * (name == 'low-shot')}"),
             report.table(_means(name, study)),
         ]
-    for run, result, details in found:
+    for run, result, _, details in done:
         title = f"{run.category}: image AUROC {result.row['image_auroc']:.3f}"
         parts += [report.heading(run.category), report.drawing(draw_category(result), title)]
         for shown in details.get("pictures", []):

@@ -15,6 +15,7 @@ import skpatchcore
 from skpatchcore import report
 from skpatchcore.commands.judged import Judged
 from skpatchcore.display import ScoreHistogramDisplay
+from skpatchcore.display.overlay import as_bytes
 from skpatchcore.features.images import load_image
 
 
@@ -80,7 +81,9 @@ def write_predict_report(
             parts.append(report.paragraph(f"{len(shown)} of {len(read)}; the others' heat maps lie beside this page."))
     for image in shown:
         with Image.open(folder / str(image.picture)) as overlay:
-            pair = [_as_bytes(load_image(image.path, 0)), np.asarray(overlay.convert("RGB"))]
+            judged_image = as_bytes(load_image(image.path, 0))
+            heat = np.asarray(overlay.convert("RGB"))
+            pair = [np.broadcast_to(judged_image, heat.shape), heat]
         label = {1: "normal", -1: "anomalous", None: "no threshold"}[image.label]
         parts.append(report.picture(report.side_by_side(pair), f"{image.path}: {label}, score {image.score:.4g}"))
     parts.append(
@@ -106,7 +109,3 @@ def _histogram(read: Sequence[Judged], detector: Any) -> Any:
         [image.score for image in read], offset=detector.offset_, calibration_scores=detector.calibration_scores_
     ).plot(ax=figure.subplots())
     return figure
-
-
-def _as_bytes(image: np.ndarray) -> np.ndarray:
-    return np.broadcast_to((image * 255).round().astype(np.uint8), (*image.shape[:2], 3))

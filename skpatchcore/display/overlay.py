@@ -54,7 +54,7 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     colors = heat_colors(heat)
     opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
     picture = image * (1 - opacity) + colors * opacity
-    return outline_mask(picture, scores > threshold) if contour else _as_bytes(picture)
+    return outline_mask(picture, scores > threshold) if contour else as_bytes(picture)
 
 
 def heat_colors(heat: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
     width = 1 + 2 * (max(mask.shape) // 600)
     edge = dilation(mask, footprint_rectangle((width + 2, width + 2))) & ~mask
     picture[edge] = (0.0, 0.9, 1.0)
-    return _as_bytes(picture)
+    return as_bytes(picture)
 
 
 def _in_color(image: Any, other: np.ndarray) -> np.ndarray:
@@ -97,5 +97,6 @@ def _in_color(image: Any, other: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image, (*other.shape, 3))
 
 
-def _as_bytes(picture: np.ndarray) -> np.ndarray:
+def as_bytes(picture: np.ndarray) -> np.ndarray:
+    """Return an image of floats in [0, 1] as uint8."""
     return (picture * 255).round().astype(np.uint8)

@@ -23,9 +23,8 @@ from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.features.images import placed
 from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
 
-IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1_max")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")
-DECISIONS = ("good_flagged", "defects_found")
+_PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")
+_DECISIONS = ("good_flagged", "defects_found")
 # Images whose maps are held at their own size at once.
 _CHUNK = 16
 # Points of a curve that are kept, for pictures.
@@ -294,12 +293,15 @@ def _judged(
     return np.concatenate(scores), maps, sizes
 
 
+def extractors_of(detector: Any) -> list[Any]:
+    """Return a detector's extractor, or those of an ensemble's members, with the default in the place of None."""
+    members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
+    return [getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members]
+
+
 def _sizes_seen(detector: Any) -> tuple[Any, Any]:
     """Return `image_size` and `crop_size` of a detector's extractor, or of those of an ensemble's members."""
-    members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
-    extractors: list[Any] = [
-        getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members
-    ]
+    extractors = extractors_of(detector)
     if not all(hasattr(extractor, "crop_size") for extractor in extractors):
         raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor: choose 'own'.")
     sizes = [(extractor.image_size, extractor.crop_size) for extractor in extractors]
@@ -330,14 +332,14 @@ def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
 
 def _pixel_metrics(masks: list[np.ndarray], maps: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
     if not any(mask.any() for mask in masks):
-        return dict.fromkeys(PIXEL_METRICS, np.nan), np.zeros((2, 0))
+        return dict.fromkeys(_PIXEL_METRICS, np.nan), np.zeros((2, 0))
     values, curve = pixel_metrics(masks, maps, n_points=_N_POINTS)
     return {**values, "aupimo": float(np.nanmean(aupimo_scores(masks, maps)))}, curve
 
 
 def _decisions(offset: float, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if np.isnan(offset):
-        return dict.fromkeys(DECISIONS, np.nan)
+        return dict.fromkeys(_DECISIONS, np.nan)
     flagged = scores < offset
     return {"good_flagged": float(flagged[labels == 1].mean()), "defects_found": float(flagged[labels == -1].mean())}
 

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator, clone
 
 import skpatchcore
 from skpatchcore._device import available_device
-from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
@@ -160,9 +160,7 @@ class Results:
 
 def _digests(detector: Any) -> list[str]:
     """Return the digests of the weights of all extractors that a detector holds."""
-    members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
-    extractors = [getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members]
-    return [clone(e).fit().weights_digest_ for e in extractors if isinstance(e, TorchFeatureExtractor)]
+    return [clone(e).fit().weights_digest_ for e in extractors_of(detector) if isinstance(e, TorchFeatureExtractor)]
 
 
 def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
