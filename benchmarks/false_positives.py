@@ -176,27 +176,30 @@ def as_markdown(table: pd.DataFrame) -> list[str]:
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw flagged against asked for, a panel for each way to split."""
     names = list(dict.fromkeys(table["data"]))
-    figure, panels = plt.subplots(1, len(names), figsize=(3.1 * len(names), 4.1), sharey=True, layout="constrained")
-    for panel, name in zip(panels, names, strict=True):
+    figure, panels = plt.subplots(2, 3, figsize=(9, 6.6), sharey=True, layout="constrained")
+    asked = np.geomspace(0.007, 0.14, 50)
+    for panel, name in zip(panels.ravel(), names, strict=False):
         for number, (label, color) in enumerate(COLORS.items()):
             part = table[(table["data"] == name) & (table["calibration"] == label)]
             x = part["nominal"] * 1.07 ** (number - 1.5)
             low = (part["flagged"] - np.minimum(part["low"], part["repetitions low"])).clip(lower=0)
             high = (np.maximum(part["high"], part["repetitions high"]) - part["flagged"]).clip(lower=0)
             panel.errorbar(x, part["flagged"], [low, high], fmt="o", ms=4, color=color, label=label, capsize=2)
-        panel.plot([0.007, 0.14], [0.007, 0.14], color="0.5", lw=1, ls="--", label="as asked for")
+        panel.plot(asked, asked, color="0.5", lw=1, ls="--", label="as asked for")
         panel.set_xscale("log")
-        panel.set_yscale("symlog", linthresh=0.01)
+        panel.set_yscale("symlog", linthresh=0.01, linscale=0.5)
         panel.set_ylim(-0.001, 1.05)
         panel.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
         panel.set_yticks([0, 0.01, 0.05, 0.1, 0.5, 1], ["0", "1 %", "5 %", "10 %", "50 %", "100 %"])
         panel.minorticks_off()
         panel.set_title(name.replace(", ", ",\n"), fontsize=9)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("fresh good images flagged")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("fresh good images flagged")
     figure.supxlabel("share of good images that may be flagged: contamination", fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=5, frameon=False)
+    for empty in panels.ravel()[len(names) :]:
+        empty.set_axis_off()
+    panels[-1, -1].legend(*panels[0, 0].get_legend_handles_labels(), loc="center left", frameon=False)
     figure.savefig(path, dpi=110)
 
 

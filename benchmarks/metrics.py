@@ -20,7 +20,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, label
 
 import skpatchcore
-from skpatchcore.metrics import aupimo_scores, aupro_score, pixel_roc_auc_score
+from skpatchcore.metrics import aupimo_scores, aupro_score, pixel_metrics, pixel_roc_auc_score
 
 
 def make_case(n_images: int, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -79,6 +79,9 @@ METHODS = {
     "skpatchcore aupro_score": aupro_score,
     "a grid of 200 thresholds": grid_of_200,
     "anomalib AUPRO": anomalib_aupro,
+    "skpatchcore pixel_metrics, five of them at once: AUPRO": lambda masks, maps: float(
+        pixel_metrics(masks, maps)[0]["aupro"]
+    ),
     "skpatchcore pixel_roc_auc_score": pixel_roc_auc_score,
     "skpatchcore aupimo_scores, mean": lambda masks, maps: float(np.nanmean(aupimo_scores(masks, maps))),
 }

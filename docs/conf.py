@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import warnings
 import zlib
@@ -32,7 +35,7 @@ extensions = [
     "sphinx-mathjax-offline",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/*.py"]
+exclude_patterns = ["_build", "_generated", "auto_examples/*.ipynb", "auto_examples/*.py"]
 nitpicky = True
 default_role = "literal"
 copybutton_prompt_text = ">>> "
@@ -83,6 +86,16 @@ sphinx_gallery_conf = {
     "backreferences_dir": "_backreferences",
     "doc_module": ("skpatchcore",),
 }
+
+# The commands' options, as they say them themselves.
+_generated = Path(__file__).parent / "_generated"
+_generated.mkdir(exist_ok=True)
+for _command in ("fit", "predict", "evaluate", "demo"):
+    _shown = subprocess.run(
+        [sys.executable, "-m", "skpatchcore", _command, "--help"],
+        env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (_generated / f"{_command}.txt").write_text(_shown.stdout, encoding="utf-8")
 
 # What the pages refer to of other projects, for builds without internet; with it their own inventories are read.
 _ELSEWHERE = {

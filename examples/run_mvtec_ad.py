@@ -7,6 +7,8 @@ weights of WideResNet-50, which torchvision downloads once, and better a GPU. It
 run for this page: the table is yours to make.
 """
 
+# sphinx_gallery_thumbnail_path = "_static/demo.jpg"
+
 # %%
 # ``accept_license=True`` says that you have read the terms and keep to them.
 

@@ -62,7 +62,7 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0
     detector = joblib.load(model)
     table = rows(out)
-    assert list(table[0]) == ["path", "score", "decision", "label", "p_value"]
+    assert list(table[0]) == ["path", "score", "decision", "label", "p_value", "map", "problem"]
     paths = [row["path"] for row in table]
     assert len(paths) == 5
     np.testing.assert_array_equal([float(row["score"]) for row in table], detector.score_samples(paths))
@@ -71,9 +71,10 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     np.testing.assert_array_equal([float(row["p_value"]) for row in table], detector.p_values(paths))
     assert [row["label"] for row in table if "/bad/" in row["path"]] == ["-1"]
     assert "5 images judged, 1 of them anomalous" in capsys.readouterr().out
-    # two files are called 0.png: both have a picture, of the image's own size
+    # two files are called 0.png: pictures are named by their folders too, and have the image's own size
     pictures = sorted(path.name for path in out.glob("*.png"))
-    assert pictures == ["1.png", "2.png", "3.png", "bad_0.png", "fine_0.png"]
+    assert pictures == ["bad_0.png", "fine_0.png", "fine_1.png", "fine_2.png", "fine_3.png"]
+    assert sorted(row["map"] for row in table) == pictures
     with Image.open(out / "bad_0.png") as picture:
         assert picture.size == (64, 48)
 
@@ -113,12 +114,14 @@ def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, p
 
 def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, model, capsys):
     (folder / "new" / "broken.png").write_bytes(b"no image")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
     images = [str(folder / "new"), str(folder / "gone.png")]
     assert main(["predict", model, *images, "-o", str(folder / "out"), "--quiet"]) == 1
     table = {row["path"].rsplit("/", 1)[-1]: row for row in rows(folder / "out")}
     assert len(rows(folder / "out")) == 7
     for name in ("broken.png", "gone.png"):
-        assert (table[name]["score"], table[name]["label"]) == ("nan", "-1")
+        assert (table[name]["score"], table[name]["label"], table[name]["map"]) == ("nan", "-1", "")
+        assert table[name]["problem"]
     assert np.isfinite(float(table["3.png"]["score"]))
     errors = capsys.readouterr().err
     assert "broken.png: can't be read" in errors
@@ -152,6 +155,7 @@ def fit_uncalibrated(folder, parts):
         (["fit", "good", "-o", "m.joblib", *FAST, "--device", "abacus"], "abacus"),
         (["fit", "new", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
         (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
+        (["predict", "model.joblib", "good", "god", "-o", "out"], "no file or folder 'god'"),
         (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),
         (["predict", "list.joblib", "good", "-o", "out"], "no fitted PatchCoreDetector, but a list"),
         (["predict", "model.joblib", "empty", "-o", "out"], "holds no image"),
@@ -169,6 +173,7 @@ def test_errors_are_one_line_and_a_non_zero_exit(folder, model, monkeypatch, cap
     assert errors[0].startswith("skpatchcore: ")
     assert message in errors[0]
     assert not list(folder.glob(".*partial"))
+    assert not (folder / "out").exists()
 
 
 def test_debug_shows_the_traceback(folder):

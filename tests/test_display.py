@@ -138,3 +138,16 @@ def test_outlines_leave_the_rest_as_it_is():
     assert changed[2:7, 2:7].sum() == changed.sum() == 16
     with pytest.raises(ValueError, match="differ in size"):
         outline_mask(image, mask[:4])
+
+
+def test_values_stand_beside_their_regions_and_titles_name_the_files(fitted, parts, tmp_path):
+    scored = np.zeros((40, 60))
+    scored[10:14, 4:8], scored[30:33, 50:56] = 3, 2
+    display = AnomalyMapDisplay.from_predictions([np.zeros((40, 60))], [scored], threshold=1.0)
+    places = {text.get_text(): (text.xy[0], text.get_horizontalalignment()) for text in display.axes_[0, 1].texts}
+    assert places == {"3.0": (8, "left"), "2.0": (50, "right")}
+    path = tmp_path / "line 3" / "part.png"
+    path.parent.mkdir()
+    plt.imsave(path, parts[1][0])
+    title = AnomalyMapDisplay.from_estimator(fitted, [path]).axes_[0, 0].get_title(loc="left")
+    assert title.startswith("line 3/part.png\nscore -")

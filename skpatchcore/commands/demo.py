@@ -15,6 +15,7 @@ def add_parser(commands: Any) -> None:
     demo.add_argument("-o", "--output", metavar="OUT", default="skpatchcore-demo", help="folder for heat maps")
     demo.add_argument("--backbone", default="efficientnet_lite2", help="any that 'fit' takes")
     demo.add_argument("--seed", type=int, default=0, help="of defects and detector")
+    demo.add_argument("--quiet", action="store_true", help="pictures only, no table")
     add_debug(demo)
     demo.set_defaults(run=_demo)
 
@@ -22,5 +23,6 @@ def add_parser(commands: Any) -> None:
 def _demo(options: argparse.Namespace) -> int:
     from skpatchcore.demo import run_demo
 
-    run_demo(Path(options.output), options.backbone, options.seed)
+    tell = (lambda text: None) if options.quiet else print
+    run_demo(Path(options.output), options.backbone, options.seed, tell)
     return 0

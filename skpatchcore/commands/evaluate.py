@@ -188,6 +188,10 @@ def _flat(value: Any) -> str:
     return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
 
 
+def _sides(size: Any, without: str) -> str:
+    return without if size is None else "×".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
+
+
 def _study(done: Iterable[_Done]) -> pd.DataFrame:
     import pandas as pd
 
@@ -221,14 +225,19 @@ def _write_report(
     from skpatchcore.evaluation.pictures import draw_ablation, draw_category, draw_low_shot
 
     provenance, settings = done[0].provenance, done[0].settings
+    parameters = settings["parameters"]
     parts = [
         report.definitions(
             {
                 "data": f"{Path(options.root).resolve().name}, {len(done)} categor{'y' if len(done) == 1 else 'ies'}",
                 "method": f"{options.method}, preset {options.preset}",
                 "backbone": provenance["backbone"],
-                "weights": settings["parameters"]["extractor__weights"] or "random",
+                "weights": parameters["extractor__weights"] or "random",
                 "weights' SHA-256": provenance["weights_digest"],
+                "image size": _sides(parameters["extractor__image_size"], "own"),
+                "crop": _sides(parameters["extractor__crop_size"], "none"),
+                "contamination": parameters["contamination"],
+                "calibration": parameters["calibration"],
                 "pixels compared": "at the images' own sizes" if settings["resolution"] == "own" else "as seen",
                 "seed": options.seed,
                 **_common({"versions", "device", "date"}, [one.provenance for one in done]),

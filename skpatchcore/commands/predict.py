@@ -7,7 +7,6 @@ import csv
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -62,6 +61,9 @@ def _predict(options: argparse.Namespace) -> int:
     if options.report:
         require_matplotlib()
     detector = _load(options.model).set_params(verbose=0)
+    missing = [given for given in options.images if not os.path.lexists(given)]
+    if missing:  # a mistyped name is no defective part
+        raise CommandError(f"there is no file or folder {', '.join(map(repr, missing))}.")
     paths = [path for given in options.images for path in (list_images(given) if Path(given).is_dir() else [given])]
     folder = Path(options.output)
     own = folder.resolve()  # pictures of an earlier run, in a folder below the images, are not images to judge
@@ -77,19 +79,19 @@ def _predict(options: argparse.Namespace) -> int:
         progress_bar(len(paths), "judging", "image", not options.quiet) as bar,
     ):
         table = csv.writer(file)
-        table.writerow(["path", "score", "decision", "label", "p_value"])
+        table.writerow(["path", "score", "decision", "label", "p_value", "map", "problem"])
         for path, result in _judge(detector, paths):
             if isinstance(result, skpatchcore.ImageError):
                 # unreadable is never normal
                 image = Judged(path, math.nan, math.nan, -1, math.nan, None, result.message)
-                table.writerow([path, "nan", "nan", -1, "nan"])
+                table.writerow([path, "nan", "nan", -1, "nan", "", result.message])
                 bar.write(f"skpatchcore: {path}: {result.message}", file=sys.stderr)
             else:
                 score, anomaly_map = result
                 image = _judged(detector, path, float(score), pictures[path])
                 has_threshold = image.label is not None
                 decided = [image.label, repr(image.p_value)] if has_threshold else ["", ""]
-                table.writerow([path, repr(image.score), repr(image.decision), *decided])
+                table.writerow([path, repr(image.score), repr(image.decision), *decided, image.picture, ""])
                 _write_overlay(folder / pictures[path], path, anomaly_map, detector.pixel_offset_)
             judged.append(image)
             file.flush()
@@ -140,14 +142,13 @@ def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str,
 
 
 def _picture_names(paths: list[str]) -> dict[str, str]:
-    """Return a file name for each path: its stem, with the folders before it where several have the same."""
+    """Return a file name for each path: its stem after the folders in which it lies, below one that all share."""
     places = {path: Path(path).resolve().with_suffix("") for path in paths}
-    n_same = Counter(place.name for place in places.values())
     root = os.path.commonpath([place.parent for place in places.values()])
     names: dict[str, str] = {}
     taken: set[str] = set()
     for path, place in places.items():
-        base = place.name if n_same[place.name] == 1 else "_".join(place.relative_to(root).parts)
+        base = "_".join(place.relative_to(root).parts)
         name = next(n for i in count() if (n := base if i == 0 else f"{base}-{i + 1}") not in taken)
         taken.add(name)
         names[path] = f"{name}.png"

@@ -53,14 +53,20 @@ def write_predict_report(
                 "images": f"{len(judged)}"
                 + (f", {n_flagged} anomalous" if has_threshold else ", no threshold")
                 + (f", {len(unread)} not readable" if unread else ""),
-                "threshold": f"{detector.offset_:.4g} (scores below are anomalous)" if has_threshold else "none",
+                "threshold": f"score {detector.offset_:.4g}: lower ones are anomalous" if has_threshold else "none",
                 "calibrated on": f"{len(detector.calibration_scores_)} good images",
                 "skpatchcore": skpatchcore.__version__,
             }
         )
     ]
     if read:
-        parts += [report.drawing(_histogram(read, detector), "Scores; dashed: the threshold"), report.heading("Images")]
+        parts += [
+            report.drawing(
+                _histogram(read, detector),
+                "Minus the scores, so that the anomalous ones are at the right; dashed: the threshold",
+            ),
+            report.heading("Images"),
+        ]
     rows = [
         {
             "image": image.path,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,11 @@ from skpatchcore.regions import regions_of_map
 # Sides of one image, in inches.
 _INCHES = 2.6
 _MASK_COLOR, _REGION_COLOR = "#56B4E9", "#00E5FF"
+
+
+def _name(image: Any) -> str:
+    """Return a line that names an image: the end of its path, nothing where it is an array."""
+    return "/".join(Path(image).parts[-2:]) + "\n" if isinstance(image, str | os.PathLike) else ""
 
 
 class AnomalyMapDisplay:
@@ -103,11 +110,12 @@ class AnomalyMapDisplay:
         """
         scores, maps = estimator.score_and_segment(X)
         offset = estimator.offset_
-        titles = [
-            f"score {score:.3g}" + ("" if math.isnan(offset) else ": anomalous" if score < offset else ": normal")
-            for score in scores
-        ]
         images = X.tolist() if hasattr(X, "tolist") and getattr(X, "ndim", 1) == 1 else X
+        titles = [
+            f"{_name(image)}score {score:.1f}"
+            + ("" if math.isnan(offset) else ": anomalous" if score < offset else ": normal")
+            for image, score in zip(images, scores, strict=True)
+        ]
         return cls.from_predictions(
             images, list(maps), threshold=estimator.pixel_offset_, masks=masks, titles=titles, **options
         )
@@ -181,7 +189,7 @@ class AnomalyMapDisplay:
         shape = np.mean([image.shape[:2] for image in self.images], axis=0)
         aspect = float(np.clip(shape[0] / shape[1], 0.3, 2.5))
         if figure is None:
-            figure = plt.figure(figsize=(2 * columns * _INCHES + 0.9, rows * (aspect * _INCHES + 0.35)))
+            figure = plt.figure(figsize=(2 * columns * _INCHES + 0.9, rows * (aspect * _INCHES + 0.5)))
         figure.set_layout_engine("constrained")
         axes = figure.subplots(rows, 2 * columns, squeeze=False).reshape(rows * columns, 2)
         for pair in axes:
@@ -222,8 +230,11 @@ class AnomalyMapDisplay:
         found = regions_of_map(anomaly_map, threshold, 1)
         if len(found):
             overlay.contour(anomaly_map > threshold, levels=[0.5], colors=_REGION_COLOR, linewidths=1.2)
-        for peak, row, column in found[["peak", "peak_row", "peak_column"]].head(3).to_numpy():
+        for peak, row, left, right in found[["peak", "peak_row", "left", "right"]].head(3).to_numpy():
+            # beside the region, on the side where there is more room: over it, it would hide a small one
+            at_right = anomaly_map.shape[1] - right >= left
             overlay.annotate(
-                f"{peak / threshold:.1f}", (column, row), color="white", fontsize=8,
-                ha="center", va="center", bbox={"boxstyle": "round,pad=0.15", "color": "black", "alpha": 0.55},
+                f"{peak / threshold:.1f}", (right if at_right else left, row), color="white", fontsize=8,
+                xytext=(4 if at_right else -4, 0), textcoords="offset points", ha="left" if at_right else "right",
+                va="center", bbox={"boxstyle": "round,pad=0.15", "color": "black", "alpha": 0.55},
             )  # fmt: skip

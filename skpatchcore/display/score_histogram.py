@@ -27,7 +27,8 @@ class ScoreHistogramDisplay:
     calibration_scores : array of shape (n_calibration,) or None, default=None
         The detector's, of good images.
     promise : float or None, default=None
-        Share of good images that at most is flagged.
+        Share of good images that at most is flagged, where they are exchangeable with those that calibrated: of parts
+        that come in groups it promises less.
 
     Attributes
     ----------
