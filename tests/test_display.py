@@ -16,6 +16,7 @@ from skpatchcore.display import (
     outline_mask,
     overlay_anomaly_map,
 )
+from skpatchcore.display.anomaly_map import tag_places
 
 mpl.use("Agg")
 
@@ -140,12 +141,34 @@ def test_outlines_leave_the_rest_as_it_is():
         outline_mask(image, mask[:4])
 
 
-def test_values_stand_beside_their_regions_and_titles_name_the_files(fitted, parts, tmp_path):
+def crosses(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(10, 4, 14, 8), (30, 50, 33, 56)],
+        [(20, 10, 40, 30), (20, 70, 40, 90), (42, 40, 50, 60)],  # side by side
+        [(0, 40, 10, 60), (11, 40, 15, 60), (17, 40, 99, 60)],  # on top of each other
+        [(0, 0, 2, 2), (98, 98, 100, 100)],  # in the corners
+    ],
+)
+def test_tags_stand_beside_their_regions_and_hide_none(boxes):
+    places = tag_places(np.array(boxes), (100, 100), 3)
+    tags = [(row - 4, column - 6.5, row + 4, column + 6.5) for row, column in places]
+    assert len(tags) == len(boxes)
+    for i, tag in enumerate(tags):
+        assert not any(crosses(tag, other) for other in [*boxes, *tags[:i]])
+        assert min(tag) >= 0
+        assert max(tag) <= 100
+
+
+def test_tags_tell_the_peaks_and_titles_name_the_files(fitted, parts, tmp_path):
     scored = np.zeros((40, 60))
     scored[10:14, 4:8], scored[30:33, 50:56] = 3, 2
     display = AnomalyMapDisplay.from_predictions([np.zeros((40, 60))], [scored], threshold=1.0)
-    places = {text.get_text(): (text.xy[0], text.get_horizontalalignment()) for text in display.axes_[0, 1].texts}
-    assert places == {"3.0": (8, "left"), "2.0": (50, "right")}
+    assert texts(display.axes_[0, 1]) == ["3.0", "2.0"]
     path = tmp_path / "line 3" / "part.png"
     path.parent.mkdir()
     plt.imsave(path, parts[1][0])

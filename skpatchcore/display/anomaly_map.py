@@ -16,6 +16,8 @@ from skpatchcore.regions import regions_of_map
 
 # Sides of one image, in inches.
 _INCHES = 2.6
+# Sides of a region's tag, as shares of the image's width.
+_TAG_HEIGHT, _TAG_WIDTH = 0.08, 0.13
 _MASK_COLOR, _REGION_COLOR = "#56B4E9", "#00E5FF"
 
 
@@ -230,11 +232,50 @@ class AnomalyMapDisplay:
         found = regions_of_map(anomaly_map, threshold, 1)
         if len(found):
             overlay.contour(anomaly_map > threshold, levels=[0.5], colors=_REGION_COLOR, linewidths=1.2)
-        for peak, row, left, right in found[["peak", "peak_row", "left", "right"]].head(3).to_numpy():
-            # beside the region, on the side where there is more room: over it, it would hide a small one
-            at_right = anomaly_map.shape[1] - right >= left
+        boxes = found[["top", "left", "bottom", "right"]].to_numpy()
+        for peak, (row, column) in zip(found["peak"], tag_places(boxes, anomaly_map.shape, 3), strict=False):
             overlay.annotate(
-                f"{peak / threshold:.1f}", (right if at_right else left, row), color="white", fontsize=8,
-                xytext=(4 if at_right else -4, 0), textcoords="offset points", ha="left" if at_right else "right",
-                va="center", bbox={"boxstyle": "round,pad=0.15", "color": "black", "alpha": 0.55},
+                f"{peak / threshold:.1f}", (column, row), color="white", fontsize=8, ha="center", va="center",
+                bbox={"boxstyle": "round,pad=0.15", "color": "black", "alpha": 0.55},
             )  # fmt: skip
+
+
+def tag_places(boxes: np.ndarray, shape: tuple[int, ...], n_tags: int) -> list[tuple[float, float]]:
+    """Return where the tags of the first regions stand: above, below or beside, hiding neither regions nor each other.
+
+    Parameters
+    ----------
+    boxes : array of shape (n_regions, 4)
+        Top, left, bottom, right of all regions, in pixels.
+    shape : tuple of int
+        Height and width of the map.
+    n_tags : int
+        How many regions have a tag.
+
+    Returns
+    -------
+    list of (float, float)
+        Row and column of each tag's middle.
+    """
+    height, width = _TAG_HEIGHT * shape[1], _TAG_WIDTH * shape[1]
+    taken = [tuple(box) for box in boxes]
+    places = []
+    for top, left, bottom, right in boxes[:n_tags]:
+        row = np.clip((top + bottom) / 2, height / 2, shape[0] - height / 2)
+        column = np.clip((left + right) / 2, width / 2, shape[1] - width / 2)
+        tried = [
+            (top - height / 2, column),
+            (bottom + height / 2, column),
+            (row, right + width / 2),
+            (row, left - width / 2),
+        ]
+        tags = [(r - height / 2, c - width / 2, r + height / 2, c + width / 2) for r, c in tried]
+        is_free = [
+            tag[0] >= 0 and tag[1] >= 0 and tag[2] <= shape[0] and tag[3] <= shape[1]
+            and not any(tag[0] < b and t < tag[2] and tag[1] < r and left_ < tag[3] for t, left_, b, r in taken)
+            for tag in tags
+        ]  # fmt: skip
+        chosen = is_free.index(True) if any(is_free) else 0
+        places.append(tried[chosen])
+        taken.append(tags[chosen])
+    return places
