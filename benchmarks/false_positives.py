@@ -243,7 +243,7 @@ def main() -> None:
         draw(table, options.output.with_suffix(".png"))
     options_used = f" --folds {options.folds} --repeats {options.repeats}" if options.folds else ""
     lines = [
-        "# False positives: asked for and measured",
+        f"# False positives: {f'{options.folds} folds' if options.folds else 'asked for and measured'}",
         "",
         f"Backbone {options.backbone} (ImageNet weights from the package index); tiles resized to {options.size}×"
         f"{options.size}, textures at 128×128; coreset ratio {options.ratio}, b = 9; {options.repeats} repetitions, "

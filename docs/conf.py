@@ -51,6 +51,7 @@ html_sidebars = {
 }
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
 
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"
 autosummary_generate = True
 numpydoc_show_class_members = False
@@ -93,7 +94,7 @@ _generated.mkdir(exist_ok=True)
 for _command in ("fit", "predict", "evaluate", "demo"):
     _shown = subprocess.run(
         [sys.executable, "-m", "skpatchcore", _command, "--help"],
-        env={**os.environ, "COLUMNS": "100"}, capture_output=True, text=True, check=True,
+        env={**os.environ, "COLUMNS": "88"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     (_generated / f"{_command}.txt").write_text(_shown.stdout, encoding="utf-8")
 
