@@ -16,7 +16,9 @@ _HOMES = {
     "ExactIndex": "skpatchcore.index.exact",
     "GreedyCoresetSampler": "skpatchcore.coreset.greedy",
     "ImageError": "skpatchcore.features.images",
+    "ImageWarning": "skpatchcore.features.images",
     "LearnedProxySampler": "skpatchcore.coreset.proxies",
+    "ModelFileError": "skpatchcore.persistence",
     "OneClassSplit": "skpatchcore.model_selection",
     "PaDiMDetector": "skpatchcore.baselines.padim",
     "PatchCoreDetector": "skpatchcore.detector",
@@ -30,7 +32,9 @@ _HOMES = {
     "conformal_p_values": "skpatchcore.calibration",
     "evaluate": "skpatchcore.evaluation.category",
     "list_images": "skpatchcore.datasets",
+    "load": "skpatchcore.persistence",
     "load_image_folder": "skpatchcore.datasets",
+    "save": "skpatchcore.persistence",
 }
 
 __all__ = [
@@ -39,7 +43,9 @@ __all__ = [
     "ExactIndex",
     "GreedyCoresetSampler",
     "ImageError",
+    "ImageWarning",
     "LearnedProxySampler",
+    "ModelFileError",
     "OneClassSplit",
     "PaDiMDetector",
     "PatchCoreDetector",
@@ -54,7 +60,9 @@ __all__ = [
     "conformal_p_values",
     "evaluate",
     "list_images",
+    "load",
     "load_image_folder",
+    "save",
 ]
 
 if TYPE_CHECKING:
@@ -73,10 +81,11 @@ if TYPE_CHECKING:
     from skpatchcore.evaluation.category import evaluate
     from skpatchcore.features.backbones import WeightsError
     from skpatchcore.features.extractor import TorchFeatureExtractor
-    from skpatchcore.features.images import ImageError
+    from skpatchcore.features.images import ImageError, ImageWarning
     from skpatchcore.index.exact import ExactIndex
     from skpatchcore.index.pynndescent import PyNNDescentIndex
     from skpatchcore.model_selection import OneClassSplit
+    from skpatchcore.persistence import ModelFileError, load, save
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,12 @@
-"""Arrays in files that are there whole or not at all: what caches on disk are made of."""
+"""Files that are there whole or not at all: what models are saved in, and caches on disk are made of."""
 
 from __future__ import annotations
 
 import os
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -49,10 +51,43 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Write arrays in one step: a reader finds the whole file or none, whoever else writes it at the same time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.partial")
+    with written_whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+@contextmanager
+def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yield the path of a file to write, which takes the place of another one in one step when it is done.
+
+    Whatever stops the writer, and whenever, what lay at `path` before is still there, or the whole new file is.
+
+    Parameters
+    ----------
+    path : path
+        What is to be written.
+    durable : bool, default=False
+        Wait until the disk has it, so that this holds for a loss of power too.
+
+    Yields
+    ------
+    Path
+        In the same folder. Removed if the block raises.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        yield partial
+        if durable:
+            _flush(partial)
         os.replace(partial, path)
+        if durable and os.name == "posix":  # elsewhere a folder can't be opened
+            _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -11,13 +11,18 @@ import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
 from sklearn.base import OutlierMixin
+from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._labels import is_nominal
 from skpatchcore._sklearn import safe_indexing
 from skpatchcore.calibration import conformal_p_values, conformal_threshold
+from skpatchcore.features.images import ImageError, ImageWarning, as_image_sequence
 from skpatchcore.features.stream import n_images_of
 from skpatchcore.regions import regions_of_map
+
+# Images that are judged anew where one of them can't be.
+_CHUNK = 64
 
 
 class ImageOutlierMixin(OutlierMixin):
@@ -74,13 +79,16 @@ class ImageOutlierMixin(OutlierMixin):
             scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
         return np.where(scores >= self.offset_, 1, -1)
 
-    def score_samples(self, X: Any) -> np.ndarray:
+    def score_samples(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
         """Return image scores, **bigger = more normal**: minus the anomaly score.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        on_error : {"raise", "flag"}, default="raise"
+            What becomes of an image that can't be judged. ``"flag"``: its score is NaN, the others are scored all the
+            same, and an :class:`~skpatchcore.ImageWarning` tells which and why.
 
         Returns
         -------
@@ -92,16 +100,23 @@ class ImageOutlierMixin(OutlierMixin):
         ------
         ImageError
             If an image can't be read or isn't one; the error names its index and path.
-        """
-        return self._score(X, None)[0]
 
-    def decision_function(self, X: Any) -> np.ndarray:
+        Warns
+        -----
+        ImageWarning
+            If images were flagged; its ``failures`` are their errors.
+        """
+        return self._score_or_flag(X, None, on_error)[0]
+
+    def decision_function(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
         """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`: NaN where an image can't be judged.
 
         Returns
         -------
@@ -116,15 +131,17 @@ class ImageOutlierMixin(OutlierMixin):
             If the detector has no threshold: ``calibration=None``, or too few training images.
         """
         self._require_threshold()
-        return self.score_samples(X) - self.offset_
+        return self.score_samples(X, on_error=on_error) - self.offset_
 
-    def predict(self, X: Any) -> np.ndarray:
+    def predict(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
         """Return +1 for normal and -1 for anomalous images.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`. An image that can't be judged is anomalous, -1: never normal.
 
         Returns
         -------
@@ -137,7 +154,7 @@ class ImageOutlierMixin(OutlierMixin):
             As `decision_function`.
         """
         # so that what is not a number is not normal
-        return np.where(self.decision_function(X) >= 0, 1, -1)
+        return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)
 
     def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
         """Return conformal p-values of images, **small = anomalous**: how usual so low a score is among good images.
@@ -206,13 +223,15 @@ class ImageOutlierMixin(OutlierMixin):
         """
         return self.score_and_segment(X)[1]
 
-    def score_and_segment(self, X: Any) -> tuple[np.ndarray, np.ndarray | list[np.ndarray]]:
+    def score_and_segment(self, X: Any, *, on_error: str = "raise") -> tuple[np.ndarray, np.ndarray | list[Any]]:
         """Return what `score_samples` and `segment` return, from one run of the network.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`: NaN, and None in a list of maps, where an image can't be judged.
 
         Returns
         -------
@@ -226,7 +245,7 @@ class ImageOutlierMixin(OutlierMixin):
         ImageError
             As `score_samples`.
         """
-        scores, maps = self._score(X, np.asarray)
+        scores, maps = self._score_or_flag(X, np.asarray, on_error)
         return scores, _stacked(maps)
 
     def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
@@ -331,6 +350,37 @@ class ImageOutlierMixin(OutlierMixin):
         self._set_thresholds(scores, peaks, images, contamination)
         return self
 
+    def _score_or_flag(
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str
+    ) -> tuple[np.ndarray, list[Any]]:
+        """Return what `_score` returns; of images that can't be judged, NaN and None, if they shall be flagged."""
+        if on_error not in ("raise", "flag"):
+            raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")
+        if on_error == "raise":
+            return self._score(X, of_map)
+        check_is_fitted(self, "offset_")
+        if get_tags(self).input_tags.string:  # else another form than images' is meant to be
+            X = as_image_sequence(X)
+        n_images, failures = n_images_of(X), []
+        scores, kept = np.full(n_images, np.nan), [None] * n_images
+        for start in range(0, n_images, _CHUNK):
+            left = np.arange(start, min(start + _CHUNK, n_images))
+            while len(left):
+                try:
+                    scores[left], found = self._score(safe_indexing(X, left), of_map)
+                except ImageError as error:
+                    index = int(left[error.index])
+                    failures.append(ImageError(error.message, index, error.path))
+                    left = left[left != index]
+                    continue
+                for image, what in zip(left, found, strict=False):
+                    kept[image] = what
+                break
+        if failures:
+            failures.sort(key=lambda failure: failure.index)
+            warnings.warn(ImageWarning(failures), stacklevel=3)
+        return scores, kept if of_map is not None else []
+
     def _set_thresholds(
         self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
     ) -> None:
@@ -366,5 +416,5 @@ class ImageOutlierMixin(OutlierMixin):
 
 
 def _stacked(maps: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    same_size = len({anomaly_map.shape for anomaly_map in maps}) == 1
-    return np.stack(maps) if same_size else maps
+    same_size = len({None if anomaly_map is None else anomaly_map.shape for anomaly_map in maps}) == 1
+    return np.stack(maps) if same_size and maps[0] is not None else maps

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._sklearn import Interval, StrOptions, fit_context, safe_indexing, visual_block
 from skpatchcore.decisions import ImageOutlierMixin
-from skpatchcore.features.images import as_image_sequence
+from skpatchcore.features.images import ImageError, as_image_sequence
 from skpatchcore.features.stream import n_images_of
 
 # Images whose maps are held at once, of all detectors.
@@ -182,7 +182,10 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
         scores, kept = [], []
         for start in range(0, n_images_of(X), _CHUNK):
             some = safe_indexing(X, slice(start, start + _CHUNK))
-            found = [detector.score_and_segment(some) for detector in self.estimators_]
+            try:
+                found = [detector.score_and_segment(some) for detector in self.estimators_]
+            except ImageError as error:
+                raise ImageError(error.message, start + error.index, error.path) from error
             pairs = list(zip(self.estimators_, found, strict=True))
             scores.append(np.mean([self._standardised(d, own) for d, (own, _) in pairs], axis=0))
             for i in range(len(scores[-1])):

@@ -1,16 +1,197 @@
-"""What a fitted detector looks like in a file."""
+"""Fitted detectors as files: whole or not at all, checked when they are read, and without code in them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
 from copy import copy
+from importlib.metadata import version
+from io import BytesIO
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+import skpatchcore
+from skpatchcore._files import written_whole
 
 # Stages that hold the memory bank too; files shall hold it once.
 _STAGES = ("sampler_", "index_")
+_FORMAT = 1  # changes with what files hold
+_MANIFEST = "skpatchcore.json"
+# What a file may hold beside what skops trusts anyway: numbers, arrays, scikit-learn's estimators.
+_TRUSTED = (
+    "skpatchcore.baselines.padim.Gaussians",
+    "skpatchcore.baselines.padim.PaDiMDetector",
+    "skpatchcore.baselines.spade.Gallery",
+    "skpatchcore.baselines.spade.SPADEDetector",
+    "skpatchcore.coreset.greedy.GreedyCoresetSampler",
+    "skpatchcore.coreset.proxies.LearnedProxySampler",
+    "skpatchcore.coreset.random.RandomSampler",
+    "skpatchcore.detector.PatchCoreDetector",
+    "skpatchcore.ensemble.PatchCoreEnsemble",
+    "skpatchcore.features.extractor.TorchFeatureExtractor",
+    "skpatchcore.index.exact.ExactIndex",
+    "skpatchcore.index.pynndescent.PyNNDescentIndex",
+    "skpatchcore.persistence.SameAsBank",
+    *(
+        f"sklearn.model_selection._split.{splitter}"
+        for splitter in (
+            "KFold",
+            "GroupKFold",
+            "RepeatedKFold",
+            "ShuffleSplit",
+            "GroupShuffleSplit",
+            "LeaveOneOut",
+            "LeaveOneGroupOut",
+            "LeavePOut",
+            "LeavePGroupsOut",
+            "PredefinedSplit",
+        )
+    ),
+)
+_PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
+
+
+class ModelFileError(ValueError):
+    """A file that can't be used as a model; the message names the file and what is wrong with it."""
 
 
 class SameAsBank:
     """Stands in a file where a stage holds the memory bank."""
+
+
+def save(detector: Any, path: str | os.PathLike, *, bank_dtype: str | None = None) -> None:
+    """Write a fitted detector to a file that holds no code, for :func:`load`.
+
+    Whatever happens meanwhile (an error, a kill, a loss of power), the file that was there before is still there, or
+    the new one is, whole. Before it takes the place it is read back.
+
+    Parameters
+    ----------
+    detector : estimator
+        Fitted.
+    path : path
+        Where to; ``.skops`` is a good ending, for that is the format, with a manifest added.
+    bank_dtype : {"float16"} or None, default=None
+        ``"float16"`` halves the memory bank in the file; distances change by about one part in ten thousand, while
+        thresholds stay. None keeps it as it is.
+
+    Raises
+    ------
+    NotFittedError
+        If it is not fitted.
+    ValueError
+        If it holds something that no file can, such as a lambda as backbone; if `bank_dtype` is another one, or does
+        not suit the detector: it has no bank, or values beyond 65504, or an index that keeps a copy of its own.
+    OSError
+        If the file can't be written, such as on a full disk.
+
+    See Also
+    --------
+    load : Reads it.
+
+    Notes
+    -----
+    A detector holds the network's name and the SHA-256 of its weights, not the network. `memory` parameters are not
+    saved: folders of caches are those of another machine.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> import skpatchcore
+    >>> detector = skpatchcore.PatchCoreDetector("precomputed", random_state=0)
+    >>> detector = detector.fit(np.random.default_rng(0).random((20, 4, 4, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     skpatchcore.save(detector, pathlib.Path(folder) / "parts.skops")
+    ...     same = skpatchcore.load(pathlib.Path(folder) / "parts.skops")
+    >>> same.offset_ == detector.offset_
+    True
+    """
+    import skops.io
+
+    check_is_fitted(detector)
+    portable = _portable(detector)
+    bank = getattr(detector, "memory_bank_", None)
+    if bank_dtype is not None:
+        portable = _with_bank(portable, _as_half(bank, bank_dtype, detector))
+    path = Path(path)
+    with written_whole(path, durable=True) as partial:
+        try:
+            skops.io.dump(portable, partial)
+            held = skops.io.load(partial, trusted=skops.io.get_untrusted_types(file=partial))
+        except OSError:
+            raise
+        except Exception as error:  # skops says in many ways what it has no form for
+            raise ValueError(f"{type(detector).__name__} can't be saved: {error}") from error
+        manifest = {
+            "format": _FORMAT,
+            "holds": type(held).__name__,
+            "versions": {"skpatchcore": skpatchcore.__version__, **{name: version(name) for name in _PACKAGES}},
+            "networks": sorted(set(_networks(detector))),
+            "bank": None if bank is None else {"shape": bank.shape, "dtype": str(bank.dtype), "stored as": bank_dtype},
+        }
+        with zipfile.ZipFile(partial, "a") as archive:
+            manifest["sha256"] = _digests(archive)
+            archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
+
+
+def load(path: str | os.PathLike, *, trusted: Sequence[str] = ()) -> Any:
+    """Read a detector that :func:`save` wrote. Nothing that the file may hold is executed.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    trusted : sequence of str, default=()
+        Types and functions of your own that it may hold, such as ``"factory.networks.small_net"`` for a `backbone`:
+        their modules are imported. The error names those that are missing here.
+
+    Returns
+    -------
+    estimator
+        Fitted, as it was saved. The network is looked for when it is first used, and refused with both digests if its
+        weights are others than those it was fitted with.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ModelFileError
+        If the file is none of :func:`save`'s, or damaged, or of a later version's format, or holds types that are
+        neither this package's nor trusted.
+
+    See Also
+    --------
+    save : Writes it.
+    """
+    import skops.io
+
+    path = Path(path)
+    content = path.read_bytes()  # once: what is checked is what is loaded, whoever writes to the file meanwhile
+    manifest = _checked(content, path)
+    try:
+        unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - {*_TRUSTED, *trusted})
+        if unknown:
+            raise ModelFileError(
+                f"{str(path)!r} holds {', '.join(unknown)}, which may run code of its own. If that is yours, pass "
+                f"trusted={unknown}."
+            )
+        detector = skops.io.loads(content, trusted=[*_TRUSTED, *trusted])
+        if manifest["bank"] is not None and manifest["bank"]["stored as"] is not None:
+            detector = _with_bank(detector, detector.memory_bank_.astype(manifest["bank"]["dtype"]))
+    except ModelFileError:
+        raise
+    except Exception as error:  # a file with a right digest that this version can't read
+        made = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
+        raise ModelFileError(f"{str(path)!r} can't be read here: {error} (it was written by {made})") from error
+    return detector
 
 
 def without_copies_of_bank(state: dict[str, Any]) -> dict[str, Any]:
@@ -37,3 +218,96 @@ def _replace(estimator: Any, old: Any, new: Any) -> Any:
         if value is old:
             setattr(replaced, name, new)
     return replaced
+
+
+def _with_bank(detector: Any, rows: np.ndarray) -> Any:
+    """Return a shallow copy of a detector that holds other rows as its memory bank, its stages too."""
+    replaced = copy(detector)
+    for name in _STAGES:
+        setattr(replaced, name, _replace(getattr(detector, name), detector.memory_bank_, rows))
+    replaced.memory_bank_ = rows
+    return replaced
+
+
+def _as_half(bank: np.ndarray | None, dtype: str, detector: Any) -> np.ndarray:
+    if dtype != "float16":
+        raise ValueError(f"bank_dtype={dtype!r}: expected 'float16' or None.")
+    if bank is None:
+        raise ValueError(f"bank_dtype={dtype!r}: a {type(detector).__name__} has no memory bank of its own.")
+    if not any(value is bank for value in vars(detector.index_).values()):
+        raise ValueError(
+            f"bank_dtype={dtype!r}: {type(detector.index_).__name__} keeps a bank of its own, in which nothing would "
+            "be rounded."
+        )
+    with np.errstate(over="ignore"):
+        half = bank.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ValueError("bank_dtype='float16' holds values up to 65504, and the bank has larger ones.")
+    return half
+
+
+def _portable(value: Any) -> Any:
+    """Return an estimator without the folders of its caches, and paths as text; shallow copies all the way."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) in (list, tuple):
+        return type(value)(_portable(item) for item in value)
+    if not isinstance(value, BaseEstimator):
+        return value
+    copied = copy(value)
+    for name, own in vars(value).items():
+        setattr(copied, name, None if name == "memory" else _portable(own))
+    return copied
+
+
+def _networks(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield names and weights' digests of the networks that an estimator was fitted with."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _networks(item)
+    elif isinstance(value, BaseEstimator):
+        if hasattr(value, "weights_digest_"):
+            backbone = value.backbone  # type: ignore[attr-defined]
+            yield backbone if isinstance(backbone, str) else repr(backbone), value.weights_digest_
+        for own in vars(value).values():
+            yield from _networks(own)
+
+
+def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
+    """Return the SHA-256 of each member, but for the manifest."""
+    found = {}
+    for name in archive.namelist():
+        if name != _MANIFEST:
+            with archive.open(name) as content:
+                found[name] = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+    return found
+
+
+def _checked(content: bytes, path: Path) -> dict[str, Any]:
+    """Return the manifest of a model file that is whole and of a known format."""
+    try:
+        if content[:2] in (b"\x80\x04", b"\x80\x05") or path.suffix == ".joblib":
+            raise ModelFileError(
+                f"{str(path)!r} is a pickle, and pickles are code: if you trust it, read it with joblib.load."
+            )
+        archive = zipfile.ZipFile(BytesIO(content))
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            # what is not compressed can't grow beyond the file
+            raise ModelFileError(f"{str(path)!r} is no model file of skpatchcore: it holds compressed parts.")
+        manifest = json.loads(archive.read(_MANIFEST))
+        of_format, written_by = manifest["format"], manifest["versions"]["skpatchcore"]
+        if of_format > _FORMAT:
+            raise ModelFileError(
+                f"{str(path)!r} is of format {of_format}, written by skpatchcore {written_by}; this one reads up to "
+                f"format {_FORMAT}: install a later one."
+            )
+        if manifest["sha256"] != _digests(archive):
+            raise ModelFileError(f"{str(path)!r} is damaged: its content is not what was written.")
+        bank = manifest["bank"]
+        if bank is not None and bank["stored as"] is not None:
+            np.dtype(bank["dtype"])
+    except ModelFileError:
+        raise
+    except Exception as error:  # bytes of any kind fail in any way
+        raise ModelFileError(f"{str(path)!r} is no model file of skpatchcore, or a damaged one: {error}") from error
+    return manifest

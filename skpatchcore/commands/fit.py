@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joblib
+
+import skpatchcore
+from skpatchcore._files import written_whole
 from skpatchcore.commands.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
 from skpatchcore.datasets import list_images, load_image_folder
 
@@ -19,7 +22,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to argparse's."""
     fit = commands.add_parser("fit", help="learn from a folder of good images", formatter_class=Formatter)
     fit.add_argument("directory", metavar="DIR", help="images of good parts, or a data set with train/good in it")
-    fit.add_argument("-o", "--output", metavar="FILE", required=True, help="where the model goes, such as model.joblib")
+    fit.add_argument("-o", "--output", metavar="FILE", required=True, help="where the model goes, such as model.skops")
     fit.add_argument("--backbone", default="wide_resnet50_2", help="efficientnet_lite0/1/2 need no download")
     fit.add_argument(
         "--weights", type=weights, default="DEFAULT", help="a torchvision name, a path, or 'none' for random ones"
@@ -88,12 +91,9 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _save(detector: PatchCoreDetector, output: Path) -> None:
-    """Write the model beside its place and move it there: a failure leaves what was there before."""
-    import joblib
-
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
+    """Write the model; a pickle only where its name asks for one."""
+    if output.suffix != ".joblib":
+        skpatchcore.save(detector, output)
+        return
+    with written_whole(output, durable=True) as partial:
         joblib.dump(detector, partial)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)

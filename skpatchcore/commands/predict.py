@@ -7,10 +7,13 @@ import csv
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import joblib
 
 import skpatchcore
 from skpatchcore.commands.judged import Judged
@@ -27,7 +30,9 @@ def add_parser(commands: Any) -> None:
     """Add the command to argparse's."""
     predict = commands.add_parser("predict", help="judge images by a fitted model", formatter_class=Formatter)
     predict.add_argument(
-        "model", metavar="MODEL", help="what 'fit' wrote. It is a pickle: open only files that you trust"
+        "model",
+        metavar="MODEL",
+        help="what 'fit' wrote. A .joblib file is a pickle: open only one that you trust",
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     predict.add_argument(
@@ -40,14 +45,14 @@ def add_parser(commands: Any) -> None:
 
 
 def _load(path: str) -> PatchCoreDetector:
-    import joblib
-
     from skpatchcore import PatchCoreDetector
 
     if not Path(path).is_file():
         raise CommandError(f"there is no model file {path!r}.")
     try:
-        detector = joblib.load(path)
+        detector = joblib.load(path) if path.endswith(".joblib") else skpatchcore.load(path)
+    except skpatchcore.ModelFileError:
+        raise
     except Exception as error:  # unpickling foreign or damaged bytes raises anything
         raise CommandError(f"{path!r} can't be read as a model: {error}") from error
     if not isinstance(detector, PatchCoreDetector) or not hasattr(detector, "memory_bank_"):
@@ -125,20 +130,13 @@ def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str,
     """Yield each path with its score and map, or with the error where the image can't be used."""
     for i in range(0, len(paths), _CHUNK):
         chunk = paths[i : i + _CHUNK]
-        failures: dict[str, skpatchcore.ImageError] = {}
-        scores: Any = []
-        maps: Any = []
-        while True:
-            usable = [path for path in chunk if path not in failures]
-            try:
-                if usable:
-                    scores, maps = detector.score_and_segment(usable)
-                break
-            except skpatchcore.ImageError as error:
-                failures[usable[error.index]] = error
-        results = {path: (scores[n], maps[n]) for n, path in enumerate(usable)}
-        for path in chunk:
-            yield path, failures.get(path) or results[path]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", skpatchcore.ImageWarning)
+            scores, maps = detector.score_and_segment(chunk, on_error="flag")
+        said = [warning.message for warning in caught if isinstance(warning.message, skpatchcore.ImageWarning)]
+        failures = {failure.index: failure for warning in said for failure in warning.failures}
+        for n, path in enumerate(chunk):
+            yield path, failures.get(n) or (scores[n], maps[n])
 
 
 def _picture_names(paths: list[str]) -> dict[str, str]:

@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from skpatchcore._files import folder_of, read_arrays, write_arrays
-from skpatchcore.features.images import View, load_image, path_of
+from skpatchcore.features.images import View, load_image, path_of, read_content
 
 _FORMAT = 2  # changes with what entries hold
 # How much may be written, in shares of the limit, before it is seen to again.
 _SLACK = 1 / 32
 
 
-def hash_content(image: Any, index: int) -> str:
+def hash_content(image: Any, index: int, content: bytes | None = None) -> str:
     """Return a hash of what an image is: of a file's bytes, of an array's or a PIL image's pixels.
 
     Parameters
@@ -37,6 +37,8 @@ def hash_content(image: Any, index: int) -> str:
         As :func:`~skpatchcore.features.images.load_image` takes it.
     index : int
         Position in `X`, for the error.
+    content : bytes or None, default=None
+        Of the file, where it has been read.
 
     Returns
     -------
@@ -49,11 +51,8 @@ def hash_content(image: Any, index: int) -> str:
     """
     path = path_of(image)
     if path is not None:
-        try:
-            return "file-" + hashlib.blake2b(Path(path).read_bytes(), digest_size=20).hexdigest()
-        except OSError:
-            load_image(image, index)  # says what is wrong with it
-            raise
+        content = read_content(path, index) if content is None else content
+        return "file-" + hashlib.blake2b(content, digest_size=20).hexdigest()
     if not isinstance(image, np.ndarray | torch.Tensor):
         image = load_image(image, index)
     pixels = np.ascontiguousarray(image)
@@ -89,10 +88,10 @@ class LayerCache:
         self._written = 0
         self._lock = threading.Lock()
 
-    def entry_of(self, image: Any, index: int) -> Path:
-        """Return the file where an image's maps are, if they are there."""
+    def entry_of(self, image: Any, index: int, content: bytes | None = None) -> Path:
+        """Return the file where the maps of an image, of this content if it is a file, are if they are there."""
         key = self._settings.copy()
-        key.update(hash_content(image, index).encode())
+        key.update(hash_content(image, index, content).encode())
         name = key.hexdigest()
         return self.folder / name[:2] / f"{name}.npz"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from skpatchcore._device import available_device, require_device
+from skpatchcore._device import as_array, available_device, is_out_of_memory, require_device, stacked_on
 from skpatchcore._memory import parse_bytes
 from skpatchcore._progress import progress_bar
 from skpatchcore._sklearn import HasMethods, Interval, StrOptions
@@ -35,6 +36,7 @@ from skpatchcore.features.images import (
     load_image,
     path_of,
     placed,
+    read_content,
     resize_and_crop,
 )
 from skpatchcore.features.prefetch import prefetched
@@ -90,6 +92,10 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     crop_size : int, (int, int) or None, default=224
         Side in pixels of the central square that the network sees after resizing, or its height and width; None for
         everything. What lies outside the crop **is not inspected**.
+    max_pixels : int or None, default=89_478_485
+        An image file of more is refused before it is decoded, as any image is that would have more after resizing.
+        The default is where PIL begins to suspect a decompression bomb; None leaves it to PIL, which refuses twice
+        that.
     mean, std : sequence of 3 floats or None, default=None
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
@@ -144,6 +150,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         "n_channels": [Interval(Integral, 1, None, closed="left"), None],
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
         "mean": [list, tuple, None],
         "std": [list, tuple, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -166,6 +173,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         n_channels: int | None = None,
         image_size: Size = 256,
         crop_size: Size = 224,
+        max_pixels: int | None = 89_478_485,
         mean: Any = None,
         std: Any = None,
         batch_size: int = 4,
@@ -184,6 +192,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.n_channels = n_channels
         self.image_size = image_size
         self.crop_size = crop_size
+        self.max_pixels = max_pixels
         self.mean = mean
         self.std = std
         self.batch_size = batch_size
@@ -288,9 +297,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             batches = self._prepared_batches(images, cache)
             # a single batch has nothing to be made ready beside
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
-                maps = self._layer_maps(network, batch, cache, device)
-                features = self._features(maps)
-                grid = (maps[0].shape[2], maps[0].shape[3])
+                features, grid = self._fitting_in_memory(network, batch, cache, device)
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 
@@ -340,20 +347,53 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         if self.crop_size is not None or isinstance(self.image_size, tuple | list):
             return None
         views = (
-            placed(image_size(image, index), self.image_size, self.crop_size, index, path_of(image))[2]
+            placed(image_size(image, index), self.image_size, self.crop_size, index, path_of(image), self.max_pixels)[2]
             for index, image in enumerate(as_image_sequence(X))
         )
         return np.array([view.input_size for view in views])
 
     def _prepare(self, image: Any, index: int, cache: LayerCache | None) -> _Prepared:
         path = path_of(image)
-        entry = None if cache is None else cache.entry_of(image, index)
+        # what is hashed is what is decoded, whoever writes to the file meanwhile
+        content = None if cache is None or path is None else read_content(path, index)
+        entry = None if cache is None else cache.entry_of(image, index, content)
         known = None if cache is None or entry is None else cache.read(entry)
         if known is not None:
             return _Prepared(known[1], index, path, maps=known[0])
-        pixels, view = resize_and_crop(load_image(image, index), self.image_size, self.crop_size, index, path)
+        loaded = load_image(image, index, self.max_pixels, content)
+        pixels, view = resize_and_crop(loaded, self.image_size, self.crop_size, index, path, self.max_pixels)
         # grey images are resized once, then seen thrice
         return _Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
+
+    def _fitting_in_memory(
+        self, network: Network, batch: list[_Prepared], cache: LayerCache | None, device: torch.device
+    ) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return the features of a batch and the height and width of the first layer's grid; in halves if need be."""
+        try:
+            maps = self._layer_maps(network, batch, cache, device)
+            return self._features(maps), (maps[0].shape[2], maps[0].shape[3])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = "×".join(map(str, batch[0].view.input_size))
+            if len(batch) == 1:
+                raise MemoryError(
+                    f"image {batch[0].index} at {size} pixels takes more memory than {device} has left: choose a "
+                    "smaller image_size, or another device."
+                ) from error
+        # not within the handler, which would keep what did not fit
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        warnings.warn(
+            f"{len(batch)} images at {size} pixels take more memory than {device} has left: they go through the "
+            f"network in halves. A smaller batch_size than {self.batch_size} spares the attempt.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        first, grid = self._fitting_in_memory(network, batch[:half], cache, device)
+        second, _ = self._fitting_in_memory(network, batch[half:], cache, device)
+        return np.concatenate([first, second]), grid
 
     @torch.inference_mode()
     def _layer_maps(
@@ -376,15 +416,15 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             for values in self._normalisation(network)
         )
         size = batch[0].view.input_size
-        images = torch.stack([image.pixels for image in batch if image.pixels is not None])
         try:
-            normalised = ((images.to(device) - mean) / std).to(getattr(torch, self.dtype))
+            images = stacked_on([image.pixels for image in batch if image.pixels is not None], device)
+            normalised = ((images - mean) / std).to(getattr(torch, self.dtype))
             outputs = network.module(normalised.contiguous(memory_format=torch.channels_last))
             maps = [
                 self._as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers
             ]
         except (RuntimeError, AssertionError, NotAGridError) as error:
-            if "out of memory" in str(error) or "allocate memory" in str(error):
+            if is_out_of_memory(error):
                 raise
             # Networks refuse sizes in their own words (too small to pool, not the transformer's): say which image.
             raise ImageError(
@@ -402,7 +442,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             features = concatenate_layers(maps, self.patch_size, self.stride)
         else:
             features = pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
-        return features.contiguous().cpu().numpy()
+        return as_array(features.contiguous())
 
     def _normalisation(self, network: Network) -> tuple[Any, Any]:
         return self.mean or network.mean, self.std or network.std

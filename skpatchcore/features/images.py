@@ -8,9 +8,11 @@ an image raises :class:`ImageError`.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from io import BytesIO
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ Size = int | tuple[int, int] | None
 
 # How far rounding may carry a float image beyond [0, 1].
 _TOLERANCE = 1e-5
+# What cameras and programs write. Of the others that PIL opens, some run programs of their own (EPS).
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF")
 
 
 class ImageError(ValueError):
@@ -51,6 +55,25 @@ class ImageError(ValueError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.message, self.index, self.path)
+
+
+class ImageWarning(UserWarning):
+    """Images that can't be judged were flagged as anomalous, with a score of NaN.
+
+    Parameters
+    ----------
+    failures : list of ImageError
+        One an image: its index, its path and what is wrong with it.
+
+    Attributes
+    ----------
+    failures
+        As above.
+    """
+
+    def __init__(self, failures: Sequence[ImageError]):
+        super().__init__(f"{len(failures)} images could not be judged; first {failures[0]}")
+        self.failures = list(failures)
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,9 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
         raise ValueError(f"X is a DataFrame: pass the column that holds the images, such as X[{X.columns[0]!r}].")
     if isinstance(X, pd.Series):
         X = X.tolist()
-    elif isinstance(X, torch.Tensor) or (hasattr(X, "__array__") and not isinstance(X, np.ndarray)):
+    elif isinstance(X, torch.Tensor):
+        X = _from_tensor(X)
+    elif hasattr(X, "__array__") and not isinstance(X, np.ndarray):
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
         if X.ndim == 1 and X.dtype.kind in "OUT":
@@ -156,7 +181,7 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
     return X
 
 
-def load_image(image: Any, index: int) -> np.ndarray:
+def load_image(image: Any, index: int, max_pixels: int | None = None, content: bytes | None = None) -> np.ndarray:
     """Read one image.
 
     Parameters
@@ -166,6 +191,10 @@ def load_image(image: Any, index: int) -> np.ndarray:
         [0, 1]. An alpha channel is left out. The EXIF orientation of files and PIL images is applied.
     index : int
         Position in `X`, for the error.
+    max_pixels : int or None, default=None
+        Files and PIL images of more are refused before they are decoded. None: no limit but PIL's own.
+    content : bytes or None, default=None
+        Of the file, where it has been read.
 
     Returns
     -------
@@ -174,46 +203,85 @@ def load_image(image: Any, index: int) -> np.ndarray:
     Raises
     ------
     ImageError
-        If the file can't be read to its end, holds several pages, or if shape, dtype, range or a NaN rule it out.
+        If the file can't be read to its end, holds several pages or too many pixels, or if shape, dtype, range or a NaN
+        rule it out.
     """
     path = path_of(image)
     if path is not None:
-        pixels = _read_file(path, index)
+        pixels = _read_file(path, index, max_pixels, content)
     elif isinstance(image, Image.Image):
-        pixels = _decode(image, index, None)
-    elif isinstance(image, np.ndarray | torch.Tensor):
+        pixels = _decode(image, index, None, max_pixels)
+    elif isinstance(image, torch.Tensor):
+        pixels = _from_tensor(image)
+    elif isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise ImageError("has masked pixels, which have no value: fill them.", index)
+    elif isinstance(image, np.ndarray):
         pixels = np.asarray(image)
     else:
         raise ImageError(f"of type {type(image).__name__}, expected a path, an array or a PIL image.", index)
     return _to_float(pixels, index, path)
 
 
-def _read_file(path: str, index: int) -> np.ndarray:
-    if Path(path).is_dir():
-        raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
+def read_content(path: str, index: int) -> bytes:
+    """Return a file's bytes.
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, or it is no plain one: a pipe might never end.
+    """
+    _require_plain_file(path, index)
     try:
-        with Image.open(path) as image:
-            return _decode(image, index, path)
-    except ImageError:
-        raise
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"can't be read: {error}", index, path) from error
+
+
+def _require_plain_file(path: str, index: int) -> None:
+    try:
+        mode = os.stat(path).st_mode
     except FileNotFoundError as error:
         raise ImageError("no such file.", index, path) from error
+    except (OSError, ValueError) as error:  # links in a circle, no permission; a zero byte in the path
+        raise ImageError(f"can't be read: {error}", index, path) from error
+    if stat.S_ISDIR(mode):
+        raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
+    if not stat.S_ISREG(mode):
+        raise ImageError("is no plain file.", index, path)
+
+
+def _read_file(path: str, index: int, max_pixels: int | None, content: bytes | None) -> np.ndarray:
+    try:
+        with _open(path, index, content) as image:
+            return _decode(image, index, path, max_pixels)
+    except ImageError:
+        raise
     except Exception as error:  # PIL reports what it can't open in many ways
         raise ImageError(f"can't be read: {error}", index, path) from error
 
 
-def _decode(image: Image.Image, index: int, path: str | None) -> np.ndarray:
+def _open(path: str, index: int, content: bytes | None = None) -> Image.Image:
+    """Open an image file, of which nothing but the header is decoded yet."""
+    if content is None:
+        _require_plain_file(path, index)
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    return Image.open(path if content is None else BytesIO(content), formats=formats)
+
+
+def _decode(image: Image.Image, index: int, path: str | None, max_pixels: int | None) -> np.ndarray:
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ImageError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which fills damaged images up with grey; set it to False.",
             index,
             path,
         )
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ImageError(f"{image.height}×{image.width} pixels, more than max_pixels={max_pixels}.", index, path)
     try:
-        n_frames = getattr(image, "n_frames", 1)
         # An MPO file is one photograph with previews of it.
-        if n_frames > 1 and image.format != "MPO":
-            raise ImageError(f"holds {n_frames} pages, expected one.", index, path)
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise ImageError("holds several pages, expected one.", index, path)
         return _from_pil(ImageOps.exif_transpose(image), index, path)
     except ImageError:
         raise
@@ -266,12 +334,17 @@ def image_size(image: Any, index: int) -> tuple[int, int]:
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[0], image.shape[1]
     try:
-        with Image.open(path) if (path := path_of(image)) else nullcontext(image) as opened:
+        with _open(path, index) if (path := path_of(image)) else nullcontext(image) as opened:
             width, height = opened.size
             is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Exception:  # reading it says what is wrong with it
         return load_image(image, index).shape[:2]
     return (width, height) if is_turned else (height, width)
+
+
+def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
 
 def path_of(image: Any) -> str | None:
@@ -280,7 +353,7 @@ def path_of(image: Any) -> str | None:
 
 
 def resize_and_crop(
-    pixels: np.ndarray, size: Size, crop: Size, index: int, path: str | None = None
+    pixels: np.ndarray, size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
 ) -> tuple[torch.Tensor, View]:
     """Resize an image with antialiasing and cut out its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
 
@@ -296,6 +369,8 @@ def resize_and_crop(
         Position in `X`, for the error.
     path : str or None
         Its file, for the error.
+    max_pixels : int or None, default=None
+        How many it may have after resizing.
 
     Returns
     -------
@@ -307,9 +382,10 @@ def resize_and_crop(
     Raises
     ------
     ImageError
-        If the crop is larger than the resized image: nothing is made up at the border.
+        If the crop is larger than the resized image, for nothing is made up at the border; or if that has too many
+        pixels.
     """
-    resized, (top, left), view = placed((pixels.shape[0], pixels.shape[1]), size, crop, index, path)
+    resized, (top, left), view = placed((pixels.shape[0], pixels.shape[1]), size, crop, index, path, max_pixels)
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     if resized != view.image_size:
         tensor = F.interpolate(tensor[None], size=resized, mode="bilinear", align_corners=False, antialias=True)[0]
@@ -317,7 +393,7 @@ def resize_and_crop(
 
 
 def placed(
-    own: tuple[int, int], size: Size, crop: Size, index: int, path: str | None = None
+    own: tuple[int, int], size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
 ) -> tuple[tuple[int, int], tuple[int, int], View]:
     """Return where the part that the network sees lies in an image of a given size.
 
@@ -325,7 +401,7 @@ def placed(
     ----------
     own : (int, int)
         The image's height and width in pixels.
-    size, crop, index, path
+    size, crop, index, path, max_pixels
         As for :func:`resize_and_crop`.
 
     Returns
@@ -340,9 +416,15 @@ def placed(
     Raises
     ------
     ImageError
-        If the crop is larger than the resized image.
+        If the crop is larger than the resized image, or that has too many pixels.
     """
     resized = _resized_size(own, size)
+    if max_pixels is not None and resized != own and resized[0] * resized[1] > max_pixels:
+        raise ImageError(
+            f"{own[0]}×{own[1]} pixels, {resized[0]}×{resized[1]} after resizing: more than max_pixels={max_pixels}.",
+            index,
+            path,
+        )
     cut = resized if crop is None else _pair(crop)
     if cut[0] > resized[0] or cut[1] > resized[1]:
         raise ImageError(

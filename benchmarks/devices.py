@@ -1,0 +1,121 @@
+"""What a GPU is worth: the stages of a fit and of a prediction on the CPU and on CUDA, side by side.
+
+    python benchmarks/devices.py -o benchmarks/results/devices.md
+
+WideResNet-50 with random weights at 224×224 on pieces of scikit-image's textures: good for speed, not for accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+
+import skpatchcore
+from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore._progress import record_seconds
+
+
+def make_images(n_images: int) -> np.ndarray:
+    """Return pieces of textures, of shape (n_images, 224, 224, 3)."""
+    rng = np.random.default_rng(0)
+    textures = [skimage.data.brick(), skimage.data.grass(), skimage.data.gravel()]
+    images = np.empty((n_images, 224, 224, 3), np.uint8)
+    for i in range(n_images):
+        top, left = rng.integers(0, 512 - 224, 2)
+        images[i] = textures[i % 3][top : top + 224, left : left + 224, None]
+    return images
+
+
+def seconds_of(function: Callable[[], object], repetitions: int = 3) -> float:
+    """Return the shortest of some times, after a round that warms caches up."""
+    times = []
+    for _ in range(repetitions + 1):
+        start = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def measure(device: str, images: np.ndarray) -> dict[str, float]:
+    """Return seconds, or milliseconds, of each stage."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        for batch_size in (4, 32) if device == "cuda" else (4,):
+            extractor = TorchFeatureExtractor(
+                "wide_resnet50_2", weights=None, image_size=None, crop_size=None, device=device, dtype=dtype,
+                batch_size=batch_size,
+            )  # fmt: skip
+            some = images[:64]
+            found[f"network, {dtype}, batches of {batch_size}: ms an image"] = (
+                seconds_of(lambda: extractor.transform(some)) / len(some) * 1e3  # noqa: B023
+            )
+    detector = PatchCoreDetector(
+        TorchFeatureExtractor(
+            "wide_resnet50_2", weights=None, image_size=None, crop_size=None, device=device,
+            batch_size=32 if device == "cuda" else 4,
+        ),
+        sampler=GreedyCoresetSampler(0.1, device=device),
+        index=ExactIndex(device=device),
+        random_state=0,
+    )  # fmt: skip
+    with record_seconds() as seconds:
+        start = time.perf_counter()
+        detector.fit(images)
+        whole = time.perf_counter() - start
+    for stage in ("network", "selection", "calibration"):
+        found[f"fit, {stage}: s"] = seconds[stage]
+    found["fit, all: s"] = whole
+    for n in (1, 32):
+        X = images[:n]
+        found[f"score, {n} a call: ms an image"] = seconds_of(lambda: detector.score_samples(X), 10) / n * 1e3  # noqa: B023
+        found[f"score and map, {n} a call: ms an image"] = (
+            seconds_of(lambda: detector.score_and_segment(X), 10) / n * 1e3  # noqa: B023
+        )
+    queries = detector.extractor_.transform(images[:1]).reshape(-1, detector.memory_bank_.shape[1])
+    found["search, 784 patches, 1 neighbour: ms"] = seconds_of(lambda: detector.index_.kneighbors(queries, 1), 10) * 1e3
+    print(device, found, flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "devices.md")
+    parser.add_argument("--images", type=int, default=209)
+    options = parser.parse_args()
+    images = make_images(options.images)
+    names = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    found = {name: measure(name, images) for name in names}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    lines = [
+        "# CPU and GPU",
+        "",
+        f"WideResNet-50 with random weights, {options.images} images of 224×224, 10 % of {options.images * 784} "
+        f"patches with 1536 channels in the bank; {os.cpu_count()} CPU cores, {gpu}, torch "
+        f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. Shortest of several, after a round "
+        "to warm up; fits once.",
+        "",
+        "| | CPU | GPU | CPU / GPU |",
+        "|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(key for values in found.values() for key in values):
+        cells = [found.get(device, {}).get(name, float("nan")) for device in ("cpu", "cuda")]
+        texts = ["-" if np.isnan(cell) else f"{cell:.3g}" for cell in cells]
+        ratio = "-" if np.isnan(cells).any() else f"{cells[0] / cells[1]:.1f}×"
+        lines.append(f"| {name} | {texts[0]} | {texts[1]} | {ratio} |")
+    lines += ["", "Made by `python benchmarks/devices.py`.", ""]
+    options.output.write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

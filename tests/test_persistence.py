@@ -1,0 +1,353 @@
+"""Files of fitted detectors: whole or not at all, read exactly or refused, and nothing in them is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import skops.io
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import ShuffleSplit
+from sklearn.neighbors import NearestNeighbors
+
+import skpatchcore
+from skpatchcore import (
+    ExactIndex,
+    GreedyCoresetSampler,
+    LearnedProxySampler,
+    ModelFileError,
+    PaDiMDetector,
+    PatchCoreDetector,
+    PatchCoreEnsemble,
+    RandomSampler,
+    SPADEDetector,
+    TorchFeatureExtractor,
+    WeightsError,
+    load,
+    save,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def net():
+    return torchvision.models.resnet18()
+
+
+class Upside(BaseEstimator):
+    """A stage of somebody's own."""
+
+    def fit(self, X=None, y=None):
+        return self
+
+    def transform(self, X):
+        return np.stack([np.asarray(x, np.float32)[::8, ::8] for x in X])
+
+
+def extractor(backbone="resnet18", weights=None, **params):
+    return TorchFeatureExtractor(backbone, weights=weights, image_size=None, crop_size=None, **params)
+
+
+DETECTORS = {
+    "default": lambda: PatchCoreDetector(extractor(), random_state=0),
+    "approximate": lambda: PatchCoreDetector(extractor(), index="pynndescent", random_state=0),
+    "another library's index": lambda: PatchCoreDetector(extractor(), index=NearestNeighbors(), random_state=0),
+    "half a bank": lambda: PatchCoreDetector(extractor(), index=ExactIndex(storage="float16"), random_state=0),
+    "random subset": lambda: PatchCoreDetector(extractor(), sampler=RandomSampler(0.2), random_state=0),
+    "proxies": lambda: PatchCoreDetector(extractor(), sampler=LearnedProxySampler(9), random_state=0),
+    "splitter": lambda: PatchCoreDetector(extractor(), calibration=ShuffleSplit(1, random_state=0), random_state=0),
+    "uncalibrated": lambda: PatchCoreDetector(extractor(), calibration=None, random_state=np.random.RandomState(3)),
+    "SPADE": lambda: SPADEDetector(extractor()),
+    "PaDiM": lambda: PaDiMDetector(extractor(), n_channels=10, random_state=0),
+    "ensemble": lambda: PatchCoreEnsemble(
+        [(str(n), PatchCoreDetector(extractor(), n_neighbors=n, random_state=0)) for n in (1, 9)]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    return PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+
+
+@pytest.fixture(scope="module")
+def content(fitted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "parts.skops"
+    save(fitted, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("make", DETECTORS.values(), ids=DETECTORS)
+def test_a_loaded_detector_is_the_saved_one(make, parts, tmp_path):
+    detector = make().fit(parts[0])
+    save(detector, tmp_path / "a.skops")
+    loaded = load(tmp_path / "a.skops")
+    assert type(loaded) is type(detector)
+    assert repr(loaded).split("RandomState")[0] == repr(detector).split("RandomState")[0]
+    assert set(vars(loaded)) == set(vars(detector))
+    for X in parts:
+        for name in ("score_samples", "segment"):
+            np.testing.assert_array_equal(getattr(loaded, name)(X), getattr(detector, name)(X))
+    np.testing.assert_array_equal([loaded.offset_, loaded.pixel_offset_], [detector.offset_, detector.pixel_offset_])
+    if hasattr(detector, "memory_bank_"):
+        assert loaded.memory_bank_ is getattr(loaded.index_, "_fit_X", None)
+    with zipfile.ZipFile(tmp_path / "a.skops") as archive:
+        assert {Path(name).suffix for name in archive.namelist()} <= {".json", ".npy"}
+        manifest = json.loads(archive.read("skpatchcore.json"))
+    assert manifest["networks"] == [["resnet18", extractor().fit().weights_digest_]]
+    assert manifest["versions"]["skpatchcore"] == skpatchcore.__version__
+
+
+def test_half_a_bank_takes_half_the_room_and_moves_scores_a_little(fitted, parts, tmp_path):
+    save(fitted, tmp_path / "whole.skops")
+    save(fitted, tmp_path / "half.skops", bank_dtype="float16")
+    saved = (tmp_path / "whole.skops").stat().st_size - (tmp_path / "half.skops").stat().st_size
+    assert saved == pytest.approx(fitted.memory_bank_.nbytes / 2, rel=0.01)
+    loaded = load(tmp_path / "half.skops")
+    assert loaded.memory_bank_.dtype == np.float32
+    assert loaded.memory_bank_ is loaded.index_.stored_rows is loaded.sampler_.components_
+    X = np.concatenate(parts[1:])
+    np.testing.assert_allclose(loaded.score_samples(X), fitted.score_samples(X), rtol=1e-3)
+    np.testing.assert_array_equal(loaded.predict(X), fitted.predict(X))
+    assert fitted.memory_bank_.dtype == np.float32
+    assert fitted.memory_bank_ is fitted.index_.stored_rows
+
+
+def test_what_can_not_be_saved_is_refused_and_nothing_is_lost(fitted, parts, tmp_path):
+    path = tmp_path / "a.skops"
+    save(fitted, path)
+    before = path.read_bytes()
+    grids = np.random.default_rng(0).random((20, 4, 4, 3), np.float32)
+    features = PatchCoreDetector("precomputed", random_state=0)
+    no_half = [
+        (fitted, "float8", "expected 'float16'"),
+        (SPADEDetector("precomputed").fit(grids), "float16", "no memory bank"),
+        (features.fit(grids * 1e6), "float16", "65504"),
+        (PatchCoreDetector("precomputed", index=NearestNeighbors(algorithm="kd_tree")).fit(grids), "float16", "own"),
+    ]
+    for detector, dtype, message in no_half[:3]:
+        with pytest.raises(ValueError, match=message):
+            save(detector, path, bank_dtype=dtype)
+    with pytest.raises(NotFittedError):
+        save(PatchCoreDetector(), path)
+    no_form = PatchCoreDetector(extractor(backbone=lambda: net()), random_state=0).fit(parts[0])
+    with pytest.raises(ValueError, match="PatchCoreDetector can't be saved"):
+        save(no_form, path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.skops"]
+
+
+def test_caches_of_the_fitting_machine_are_not_named_in_files(parts, tmp_path):
+    detector = PatchCoreDetector(
+        extractor(memory=tmp_path / "cache"),
+        sampler=GreedyCoresetSampler(memory=str(tmp_path / "cache")),
+        random_state=0,
+    ).fit(parts[0])
+    save(detector, tmp_path / "a.skops")
+    assert str(tmp_path).encode() not in (tmp_path / "a.skops").read_bytes()
+    loaded = load(tmp_path / "a.skops")
+    assert loaded.extractor.memory is loaded.extractor_.memory is loaded.sampler_.memory is None
+    np.testing.assert_array_equal(loaded.score_samples(parts[2]), detector.score_samples(parts[2]))
+    assert detector.extractor.memory == tmp_path / "cache"
+
+
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_damaged_files_are_refused(fitted, content, parts, tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("damaged") / "a.skops"
+    damaged = bytearray(content)
+    place = data.draw(st.integers(0, len(content) - 1), label="place")
+    if data.draw(st.booleans(), label="truncated"):
+        path.write_bytes(damaged[:place])
+        with pytest.raises(ModelFileError):
+            load(path)
+        return
+    damaged[place] ^= 1 << data.draw(st.integers(0, 7), label="bit")
+    path.write_bytes(damaged)
+    try:
+        loaded = load(path)
+    except ModelFileError:
+        return
+    else:  # a date, or another of the container's fields that means nothing
+        np.testing.assert_array_equal(loaded.memory_bank_, fitted.memory_bank_)
+        np.testing.assert_array_equal(loaded.calibration_scores_, fitted.calibration_scores_)
+        assert repr(loaded) == repr(fitted)
+        assert (loaded.offset_, loaded.pixel_offset_) == (fitted.offset_, fitted.pixel_offset_)
+
+
+class Exploit:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_foreign_files_are_refused_and_nothing_is_run(fitted, content, parts, tmp_path):
+    trace = tmp_path / "trace"
+    for name, dump in (("a.skops", pickle.dump), ("b.joblib", joblib.dump)):
+        with (tmp_path / name).open("wb") as file:
+            dump(Exploit(trace), file)
+        with pytest.raises(ModelFileError, match="pickle"):
+            load(tmp_path / name)
+    (tmp_path / "text.skops").write_text("no model")
+    (tmp_path / "empty.skops").write_bytes(b"")
+    skops.io.dump(fitted, tmp_path / "plain.skops")
+    np.savez(tmp_path / "arrays.skops.npz", np.eye(3))
+    for name in ("text.skops", "empty.skops", "plain.skops", "arrays.skops.npz"):
+        with pytest.raises(ModelFileError, match="no model file"):
+            load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "gone.skops")
+    with pytest.raises(OSError, match="directory"):
+        load(tmp_path)
+    assert not trace.exists()
+
+
+def rewritten(content, path, change):
+    """Write a model file again with another schema and manifest, and digests that are right."""
+    import hashlib
+    import io
+
+    with zipfile.ZipFile(io.BytesIO(content)) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    manifest, schema = json.loads(members.pop("skpatchcore.json")), json.loads(members["schema.json"])
+    change(manifest, schema)
+    members["schema.json"] = json.dumps(schema).encode()
+    manifest["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+        new.writestr("skpatchcore.json", json.dumps(manifest))
+
+
+def test_files_made_to_do_harm_are_refused(content, tmp_path):
+    path = tmp_path / "a.skops"
+
+    def run_a_command(manifest, schema):
+        schema["content"]["content"]["verbose"] = {
+            "__class__": "system", "__module__": "os", "__loader__": "FunctionNode", "__id__": 1,
+            "content": {"module_path": "os", "function": "system"},
+        }  # fmt: skip
+
+    def pretend(manifest, schema):
+        schema["__class__"], schema["__module__"] = "Popen", "subprocess"
+
+    for change, message in ((run_a_command, "os.system|posix.system"), (pretend, "subprocess.Popen")):
+        rewritten(content, path, change)
+        with pytest.raises(ModelFileError, match=message):
+            load(path)
+    rewritten(content, path, lambda manifest, schema: None)
+    assert load(path).offset_ < 0
+    rewritten(content, path, lambda manifest, schema: schema["content"].clear())
+    with pytest.raises(ModelFileError, match="can't be read here"):
+        load(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("schema.json", b"0" * 10_000_000)
+        archive.writestr("skpatchcore.json", b'{"format": 1, "versions": {"skpatchcore": "1"}, "sha256": {}}')
+    with pytest.raises(ModelFileError, match="compressed"):
+        load(path)
+
+
+def test_files_of_a_later_format_say_so(content, tmp_path):
+    def later(manifest, schema):
+        manifest["format"] += 1
+        manifest["versions"]["skpatchcore"] = "7.1"
+
+    rewritten(content, tmp_path / "a.skops", later)
+    with pytest.raises(ModelFileError, match=r"of format 2, written by skpatchcore 7\.1.*up to format 1"):
+        load(tmp_path / "a.skops")
+
+
+def test_types_of_ones_own_must_be_trusted(parts, tmp_path):
+    path = tmp_path / "a.skops"
+    save(PatchCoreDetector(Upside(), random_state=0).fit(parts[0]), path)
+    own = f"{Upside.__module__}.Upside"
+    with pytest.raises(ModelFileError, match=f"holds {own}, which may run code"):
+        load(path)
+    assert np.isfinite(load(path, trusted=[own]).score_samples(parts[2])).all()
+    save(PatchCoreDetector(extractor(backbone=net), random_state=0).fit(parts[0]), path)
+    with pytest.raises(ModelFileError, match="net"):
+        load(path)
+    assert np.isfinite(load(path, trusted=[f"{net.__module__}.net"]).score_samples(parts[2])).all()
+
+
+def test_another_network_than_the_one_fitted_with_is_refused_with_both_digests(parts, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    detector = PatchCoreDetector(extractor(weights=tmp_path / "w.pth"), random_state=0).fit(parts[0])
+    save(detector, tmp_path / "a.skops")
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    loaded = load(tmp_path / "a.skops")
+    now = extractor(weights=tmp_path / "w.pth").fit().weights_digest_
+    with pytest.raises(WeightsError) as caught:
+        loaded.predict(parts[2])
+    assert now in str(caught.value)
+    assert detector.extractor_.weights_digest_ in str(caught.value)
+    assert now != detector.extractor_.weights_digest_
+
+
+WRITER = """
+import sys
+import numpy as np
+from skpatchcore import PatchCoreDetector, save
+rng = np.random.default_rng(int(sys.argv[2]))
+detector = PatchCoreDetector("precomputed", random_state=0).fit(rng.random((40, 8, 8, 200), np.float32))
+print("ready", flush=True)
+while True:
+    save(detector, sys.argv[1])
+"""
+
+
+def test_killed_at_any_moment_a_whole_file_is_there(tmp_path):
+    path = tmp_path / "a.skops"
+    save(PatchCoreDetector("precomputed", random_state=0).fit(np.ones((5, 4, 4, 3), np.float32)), path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        n_new = 0
+        while n_new < 40:  # while it writes again and again, a reader finds a whole file each time
+            n_channels = load(path).memory_bank_.shape[1]
+            assert n_channels in (3, 200)
+            n_new += n_channels == 200
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert load(path).memory_bank_.shape == (256, 200)
+
+
+def test_a_full_disk_keeps_the_old_file(fitted, tmp_path):
+    path = tmp_path / "a.skops"
+    save(PatchCoreDetector("precomputed", random_state=0).fit(np.ones((5, 4, 4, 3), np.float32)), path)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:  # no file may grow beyond so many bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            save(fitted, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.skops"]
