@@ -49,7 +49,8 @@ def is_nominal(y: Any, n_images: int) -> np.ndarray:
         return everyone
     if not (y == 1).any():
         raise ValueError("y labels every image anomalous (-1): there is no good image (+1) to learn from.")
-    return y == 1
+    nominal: np.ndarray = y == 1
+    return nominal
 
 
 def group_codes(groups: Any, nominal: np.ndarray) -> np.ndarray:
@@ -76,4 +77,5 @@ def group_codes(groups: Any, nominal: np.ndarray) -> np.ndarray:
     missing = nominal & (codes < 0)
     if missing.any():
         raise ValueError(f"groups: image {int(missing.argmax())} has none (NaN or None).")
-    return codes[nominal]
+    learnt: np.ndarray = codes[nominal]
+    return learnt

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     class CallbackSupportMixin:
         """scikit-learn's, for estimators that callbacks can be set on."""
 
-    def with_callbacks(method: Callable) -> Callable:
+    def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
         """Return the method, after which callbacks are torn down."""
         return method
 
@@ -26,7 +26,7 @@ else:
         class CallbackSupportMixin:
             """Stands for what this scikit-learn does not have yet."""
 
-        def with_callbacks(method: Callable) -> Callable:
+        def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
             """Return the method as it is."""
             return method
 

@@ -194,4 +194,5 @@ def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
         raise ValueError("there are no calibration scores to compare with.")
     if np.isnan(scores).any():
         raise ValueError(f"score {int(np.isnan(scores).argmax())} is NaN: it can't be compared.")
-    return (1 + np.searchsorted(calibration, scores, side="right")) / (len(calibration) + 1)
+    p_values: np.ndarray = (1 + np.searchsorted(calibration, scores, side="right")) / (len(calibration) + 1)
+    return p_values

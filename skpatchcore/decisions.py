@@ -298,8 +298,8 @@ class ImageOutlierMixin(OutlierMixin):
             raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
         self._require_threshold()
         tables = self._score(X, lambda anomaly_map: regions_of_map(anomaly_map, self.pixel_offset_, min_area))[1]
-        found = pd.concat(tables, keys=range(len(tables)), names=["image", None]).reset_index(level="image")
-        found = found.reset_index(drop=True).astype({"image": np.int64})
+        found: pd.DataFrame = pd.concat(tables, keys=range(len(tables)), names=["image", None])
+        found = found.reset_index(level="image").reset_index(drop=True).astype({"image": np.int64})
         return found.assign(p_value=conformal_p_values(-self.calibration_peaks_, -found["peak"].to_numpy()))
 
     def recalibrate(self, X: Any = None, *, contamination: float | str | None = None) -> Any:

@@ -135,7 +135,7 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
     (1, 64, 64)
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         **PatchOutlierMixin._parameter_constraints,
         "sampler": [HasMethods(["fit"]), None],
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
@@ -186,7 +186,8 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
             given = params.get(name, getattr(self, name))
             if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
                 params = {**params, name: default_stage(name, given)}
-        return super().set_params(**params)
+        super().set_params(**params)
+        return self
 
     @fit_context(prefer_skip_nested_validation=False)
     @with_callbacks
@@ -350,10 +351,10 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         rng_or_none = None if self.random_state is None else rng
         return (make_stage(name, getattr(self, name), rng_or_none, self.verbose) for name in STAGES)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return without_copies_of_bank(super().__getstate__())
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(with_shared_bank(state))
 
     def _sk_visual_block_(self) -> Any:

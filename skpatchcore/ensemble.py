@@ -72,7 +72,7 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
     array([-1])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "estimators": [list],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
     }
@@ -81,7 +81,7 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
         self.estimators = estimators
         self.contamination = contamination
 
-    def get_params(self, deep: bool = True) -> dict:
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return parameters, with `deep` also the detectors by their names and their parameters.
 
         Parameters
@@ -94,7 +94,7 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
         dict
             Names and values.
         """
-        params = super().get_params(deep=False)
+        params: dict[str, Any] = super().get_params(deep=False)
         for name, detector in self._pairs() if deep else ():
             params[name] = detector
             params |= {f"{name}__{key}": value for key, value in detector.get_params().items()}
@@ -201,12 +201,14 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
     @staticmethod
     def _standardised(detector: Any, scores: np.ndarray) -> np.ndarray:
         known = detector.calibration_scores_
-        return (scores - np.nanmean(known)) / _spread(known)
+        standardised: np.ndarray = (scores - np.nanmean(known)) / _spread(known)
+        return standardised
 
     @staticmethod
     def _standardised_map(detector: Any, anomaly_map: np.ndarray) -> np.ndarray:
         known = detector.calibration_peaks_
-        return (anomaly_map - np.nanmean(known)) / _spread(known)
+        standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / _spread(known)
+        return standardised
 
     def _sk_visual_block_(self) -> Any:
         names, detectors = zip(*self.estimators, strict=True)

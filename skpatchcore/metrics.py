@@ -381,7 +381,7 @@ def _pair(i: int, mask: Any, scored: Any, resize: bool) -> tuple[np.ndarray, np.
     if not np.isfinite(scored).all():
         raise ValueError(f"image {i}: the map holds NaN or infinity.")
     if mask.shape != scored.shape:
-        mask = resize_image(mask, scored.shape, order=0, anti_aliasing=False) > 0.5
+        mask = resize_image(mask, scored.shape, order=0, anti_aliasing=False) > 0.5  # type: ignore[no-untyped-call]
     return mask, scored
 
 
@@ -397,7 +397,7 @@ def _pixels(
         if mask.any():
             defective.append(scored[mask])
             if with_regions:
-                numbers, n_own = label(mask, connectivity=2, return_num=True)
+                numbers, n_own = label(mask, connectivity=2, return_num=True)  # type: ignore[no-untyped-call]
                 regions.append(numbers[mask] - 1 + n_regions)
                 n_regions += n_own
     if not defective:
@@ -417,7 +417,8 @@ def _pixels(
 def _region_weights(pixels: _Pixels) -> np.ndarray:
     """Return what each defective pixel adds to the average overlap of the regions."""
     sizes = np.bincount(pixels.regions, minlength=pixels.n_regions)
-    return 1 / (sizes[pixels.regions] * pixels.n_regions)
+    weights: np.ndarray = 1 / (sizes[pixels.regions] * pixels.n_regions)
+    return weights
 
 
 def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:

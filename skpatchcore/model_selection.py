@@ -89,7 +89,8 @@ class OneClassSplit:
         int
             How many pairs of training and test images `split` yields.
         """
-        return self._splitter(groups).get_n_splits(X, y, groups)
+        n_splits: int = self._splitter(groups).get_n_splits(X, y, groups)
+        return n_splits
 
     def get_metadata_routing(self) -> MetadataRequest:
         """Return which metadata `split` takes, for scikit-learn's metadata routing.

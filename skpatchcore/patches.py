@@ -23,7 +23,7 @@ class PatchOutlierMixin(ImageOutlierMixin):
     The detector has the parameters of ``_parameter_constraints``, and after `fit` an ``extractor_``.
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "extractor": [HasMethods(["fit", "transform"]), StrOptions({"precomputed"}), None],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
         "calibration": [

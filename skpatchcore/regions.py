@@ -28,8 +28,9 @@ def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1)
         One row a region: ``top``, ``left``, ``bottom``, ``right`` (pixels; bottom and right are the first ones outside,
         as in slices), ``area`` (pixels), ``peak`` (the largest value in it), ``peak_row`` and ``peak_column``.
     """
-    labels = label(anomaly_map > threshold, connectivity=2)
-    found = pd.DataFrame(regionprops_table(labels, properties=["label", "bbox", "area"])).rename(columns=_COLUMNS)
+    labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
+    table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
+    found = pd.DataFrame(table).rename(columns=_COLUMNS)
     places = np.array(maximum_position(anomaly_map, labels, found["label"]), np.int64).reshape(-1, 2)
     found = found.assign(
         area=found["area"].astype(np.int64),

@@ -85,7 +85,9 @@ def score_grids(
     return scores, patch_scores
 
 
-def kneighbors_without(index: Any, X: np.ndarray, n_neighbors: int, exclude: np.ndarray | None) -> tuple:
+def kneighbors_without(
+    index: Any, X: np.ndarray, n_neighbors: int, exclude: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Search an index as if some of its rows were not there.
 
     Parameters
@@ -105,10 +107,13 @@ def kneighbors_without(index: Any, X: np.ndarray, n_neighbors: int, exclude: np.
     distances, indices : arrays of shape (n_queries, n_neighbors)
         Ascending by distance.
     """
+    found: tuple[np.ndarray, np.ndarray]
     if exclude is None or not len(exclude):
-        return index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True)
+        found = index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True)
+        return found
     if "exclude" in signature(index.kneighbors).parameters:
-        return index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True, exclude=exclude)
+        found = index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True, exclude=exclude)
+        return found
     distances, indices = index.kneighbors(X, n_neighbors=n_neighbors + len(exclude), return_distance=True)
     # At most len(exclude) of a row's neighbours are taken out: sort the rest to the front, in their order.
     order = np.isin(indices, exclude).argsort(axis=1, kind="stable")[:, :n_neighbors]

@@ -105,7 +105,7 @@ class PaDiMDetector(BaselineDetector):
     array([-1])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         **BaselineDetector._parameter_constraints,
         "n_channels": [Interval(Integral, 1, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="neither")],
@@ -243,4 +243,5 @@ def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np
     Defard et al., Eq. 2.
     """
     centred = torch.from_numpy(np.ascontiguousarray((features - means).transpose(1, 2, 0), np.float32))
-    return (torch.from_numpy(whitening) @ centred).norm(dim=1).T.double().numpy()
+    distances: np.ndarray = (torch.from_numpy(whitening) @ centred).norm(dim=1).T.double().numpy()
+    return distances

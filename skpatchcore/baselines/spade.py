@@ -109,7 +109,7 @@ class SPADEDetector(BaselineDetector):
     array([-1])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         **BaselineDetector._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
     }

@@ -94,7 +94,7 @@ class GreedyCoresetSampler(SubsetSampler):
     array([9. , 4. , 0.1])
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
         "n_projections": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
         "projection": [StrOptions(set(_PROJECTIONS))],

@@ -30,7 +30,8 @@ def gaussian_projection(n_features: int, n_projections: int, rng: np.random.Rand
     ----------
     Dasgupta and Gupta, "An elementary proof of a theorem of Johnson and Lindenstrauss", 2003.
     """
-    return rng.standard_normal((n_features, n_projections)) / np.sqrt(n_projections)
+    matrix: np.ndarray = rng.standard_normal((n_features, n_projections)) / np.sqrt(n_projections)
+    return matrix
 
 
 def sparse_projection(n_features: int, n_projections: int, rng: np.random.RandomState) -> np.ndarray:
@@ -54,7 +55,8 @@ def sparse_projection(n_features: int, n_projections: int, rng: np.random.Random
     s = np.sqrt(n_features)
     draws = rng.random_sample((n_features, n_projections))
     signs = (draws < 0.5 / s).astype(float) - (draws > 1 - 0.5 / s)
-    return signs * np.sqrt(s / n_projections)
+    matrix: np.ndarray = signs * np.sqrt(s / n_projections)
+    return matrix
 
 
 def lemma_projections(n_samples: int, n_features: int) -> int:

@@ -101,7 +101,7 @@ class LearnedProxySampler(SubsetSampler):
     True
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
         "n_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -166,10 +166,10 @@ class LearnedProxySampler(SubsetSampler):
         with progress_bar(n_steps, "learning proxies", "step", self.verbose) as bar:
             for _ in range(self.n_epochs):
                 total = 0.0
-                for batch in torch.from_numpy(rng.permutation(len(X))).to(device).split(self.batch_size):
+                for batch in torch.split(torch.from_numpy(rng.permutation(len(X))).to(device), self.batch_size):
                     optimizer.zero_grad()
                     loss = reconstruction_loss(rows[batch], proxies)
-                    loss.backward()
+                    torch.autograd.backward(loss)
                     optimizer.step()
                     total += loss.item() * len(batch)
                     bar.update()

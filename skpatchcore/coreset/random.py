@@ -49,7 +49,7 @@ class RandomSampler(SubsetSampler):
     (2, 4)
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
     }
@@ -126,4 +126,5 @@ class RandomSampler(SubsetSampler):
         return 8 * n_samples
 
     def _draw(self, n_samples: int) -> np.ndarray:
-        return check_random_state(self.random_state).permutation(n_samples)[: count_of(self.ratio, n_samples)]
+        order: np.ndarray = check_random_state(self.random_state).permutation(n_samples)
+        return order[: count_of(self.ratio, n_samples)]

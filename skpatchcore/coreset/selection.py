@@ -189,8 +189,8 @@ class _Bounds:
         rows = self.rows
         norms = rows.norms[members]
         lowest = torch.full_like(norms, torch.inf)
-        for some in picks.split(_N_PICKS):
-            blocks = [right.T.contiguous() for right in rows.right(some).split(_BLOCK[1])]
+        for some in torch.split(picks, _N_PICKS):
+            blocks = [right.T.contiguous() for right in torch.split(rows.right(some), _BLOCK[1])]
             for i in range(0, len(members), len(self._gathered)):
                 part = members[i : i + len(self._gathered)]
                 left = torch.index_select(rows.left, 0, part, out=self._gathered[: len(part)])

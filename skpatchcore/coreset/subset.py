@@ -20,10 +20,10 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def _validated_rows(self, X: Any) -> np.ndarray:
         """Return `X` as `fit` takes it: float32 or float64, all finite."""
         X = np.asarray(X, np.float32) if getattr(X, "dtype", None) == np.float16 else X
-        X = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False)
-        if (row := first_not_finite(X)) is not None:
+        rows: np.ndarray = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        if (row := first_not_finite(rows)) is not None:
             raise ValueError(f"row {row} of X holds NaN or infinity.")
-        return X
+        return rows
 
     def transform(self, X: Any) -> np.ndarray:
         """Return distances to the selected rows, as KMeans does to its centres.
@@ -40,7 +40,8 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         check_is_fitted(self, "components_")
         X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
-        return euclidean_distances(X, self.components_)
+        distances: np.ndarray = euclidean_distances(X, self.components_)
+        return distances
 
     @property
     def _n_features_out(self) -> int:

@@ -50,7 +50,7 @@ _VISA = _Archive(
 
 
 def fetch_mvtec_ad(
-    data_home: str | os.PathLike | None = None, *, accept_license: bool = False, url: str | None = None
+    data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
     """Download MVTec AD (15 categories, 5 GB) and return the folder of its categories.
 
@@ -91,7 +91,7 @@ def fetch_mvtec_ad(
 
 
 def fetch_btad(
-    data_home: str | os.PathLike | None = None, *, accept_license: bool = False, url: str | None = None
+    data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
     """Download BTAD, the beanTech anomaly detection data set (3 categories), and return the folder of its categories.
 
@@ -118,7 +118,7 @@ def fetch_btad(
 
 
 def fetch_visa(
-    data_home: str | os.PathLike | None = None, *, accept_license: bool = False, url: str | None = None
+    data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
     """Download VisA (12 categories), lay it out by its one-class split, and return the folder of its categories.
 
@@ -187,7 +187,9 @@ def arrange_visa(table: Path, target: Path) -> None:
                     shutil.copyfile(source, folder / source.name)
 
 
-def _download(archive: _Archive, data_home: str | os.PathLike | None, accept_license: bool, url: str | None) -> Path:
+def _download(
+    archive: _Archive, data_home: str | os.PathLike[str] | None, accept_license: bool, url: str | None
+) -> Path:
     """Return the folder of the unpacked archive."""
     if not accept_license:
         raise ValueError(

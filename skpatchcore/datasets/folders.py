@@ -15,7 +15,7 @@ from PIL import Image
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 
 
-def list_images(directory: str | os.PathLike) -> list[str]:
+def list_images(directory: str | os.PathLike[str]) -> list[str]:
     """Return the paths of all images below a directory, sorted.
 
     Parameters
@@ -120,7 +120,7 @@ _GOOD = ("good", "ok")
 _TEST = ("test", "test_public")
 
 
-def load_image_folder(root: str | os.PathLike) -> ImageFolder:
+def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     """Find the images of a data set in the layout of MVTec AD; reads none of them.
 
     Parameters
@@ -179,7 +179,7 @@ def load_image_folder(root: str | os.PathLike) -> ImageFolder:
     )
 
 
-def load_categories(root: str | os.PathLike, categories: Sequence[str] | None = None) -> dict[str, ImageFolder]:
+def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | None = None) -> dict[str, ImageFolder]:
     """Find all categories of a data set, such as the fifteen of MVTec AD; reads no image.
 
     Parameters

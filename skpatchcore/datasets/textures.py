@@ -121,7 +121,8 @@ def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[-1 : 1 : _TILE * 1j, -1 : 1 : _TILE * 1j]
     light = rng.uniform(0.92, 1.08) + rng.uniform(-0.04, 0.04) * x + rng.uniform(-0.04, 0.04) * y
     noisy = image * light + rng.normal(0, 0.012, image.shape)
-    return (noisy.clip(0, 1) * 255).round().astype(np.uint8)[:, :, None]
+    tile: np.ndarray = (noisy.clip(0, 1) * 255).round().astype(np.uint8)[:, :, None]
+    return tile
 
 
 def _add_defect(
@@ -156,7 +157,8 @@ def _splash(rng: np.random.Generator, radius: float, softness: float) -> np.ndar
     bumps = gaussian_filter(rng.normal(0, 1, (_TILE, _TILE)), radius / 2.5)
     bumps *= 0.3 * radius / bumps.std()
     distance = np.hypot(y - center[0], x - center[1]) + bumps
-    return 1 / (1 + np.exp(((distance - radius) / softness).clip(-30, 30)))
+    cover: np.ndarray = 1 / (1 + np.exp(((distance - radius) / softness).clip(-30, 30)))
+    return cover
 
 
 def _scratch(rng: np.random.Generator) -> np.ndarray:
@@ -169,4 +171,5 @@ def _scratch(rng: np.random.Generator) -> np.ndarray:
     points = start + t * length * direction + 4 * t * (1 - t) * bend
     y, x = np.mgrid[:_TILE, :_TILE]
     distance = np.min([np.hypot(y - py, x - px) for py, px in points], axis=0)
-    return 1 / (1 + np.exp(((distance - rng.uniform(0.8, 1.6)) / 0.4).clip(-30, 30)))
+    cover: np.ndarray = 1 / (1 + np.exp(((distance - rng.uniform(0.8, 1.6)) / 0.4).clip(-30, 30)))
+    return cover

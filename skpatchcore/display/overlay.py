@@ -85,7 +85,8 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
     mask = np.asarray(mask) != 0
     picture = _in_color(image, mask).copy()
     width = 1 + 2 * (max(mask.shape) // 600)
-    edge = dilation(mask, footprint_rectangle((width + 2, width + 2))) & ~mask
+    square: np.ndarray = footprint_rectangle((width + 2, width + 2))  # type: ignore[no-untyped-call]
+    edge = dilation(mask, square) & ~mask
     picture[edge] = (0.0, 0.9, 1.0)
     return as_bytes(picture)
 

@@ -322,8 +322,10 @@ def _as_seen(pixels: np.ndarray, detector: Any, resolution: str, order: int) -> 
         for corner, side, n in zip(corners, sides, view.input_size, strict=True)
     )
     if order == 0:
-        return pixels[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]
-    return map_coordinates(pixels, np.meshgrid(y, x, indexing="ij"), order=order, mode="nearest")
+        seen: np.ndarray = pixels[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]
+    else:
+        seen = map_coordinates(pixels, np.meshgrid(y, x, indexing="ij"), order=order, mode="nearest")
+    return seen
 
 
 def _nearest(positions: np.ndarray, n: int) -> np.ndarray:

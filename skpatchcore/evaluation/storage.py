@@ -120,7 +120,7 @@ class Results:
         """Return the folder of a run's result and pictures."""
         return self.folder / run.category / run.name
 
-    def load(self, run: Run, settings: Mapping[str, Any]) -> tuple[CategoryResult, dict] | None:
+    def load(self, run: Run, settings: Mapping[str, Any]) -> tuple[CategoryResult, dict[str, Any]] | None:
         """Return a run's result and provenance; None if it is not there, or not whole.
 
         Raises
@@ -147,7 +147,9 @@ class Results:
         """Remove a run's result, before anything that belongs to it changes."""
         (self.place_of(run) / "result.json").unlink(missing_ok=True)
 
-    def keep(self, run: Run, settings: Mapping[str, Any], result: CategoryResult, provenance: Mapping) -> None:
+    def keep(
+        self, run: Run, settings: Mapping[str, Any], result: CategoryResult, provenance: Mapping[str, Any]
+    ) -> None:
         """Write a result in one step: a reader finds all of it or none."""
         place = self.place_of(run)
         place.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ def ablation_runs(detector: Any, categories: Mapping[str, Any], grid: Any) -> It
             yield Run(category, name, settings, tried, dataset)
 
 
-def named_grid(name: str, detector: Any) -> dict[str, list]:
+def named_grid(name: str, detector: Any) -> dict[str, list[Any]]:
     """Return what is tried under one of the names of `ABLATIONS`.
 
     Parameters
@@ -185,8 +185,8 @@ def low_shot_curve(
 
 
 def ablation(
-    detector: Any, dataset: Any, grid: Mapping[str, Sequence] | Sequence[Mapping], *, resolution: str = "own",
-    verbose: int = 0,
+    detector: Any, dataset: Any, grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]], *,
+    resolution: str = "own", verbose: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate a detector with one setting after another: the paper's Figures 4 and 5 for one's own data.
 

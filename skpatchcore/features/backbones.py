@@ -61,7 +61,7 @@ _DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 # with.
 _PROBE_SIDES = (96, 224)
 _CACHE_SIZE = 4
-_cache: OrderedDict[tuple, Network] = OrderedDict()
+_cache: OrderedDict[tuple[Any, ...], Network] = OrderedDict()
 _cache_lock = threading.RLock()
 
 
@@ -382,7 +382,8 @@ def _cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
     from torchvision.models.feature_extraction import create_feature_extractor
 
     try:
-        return create_feature_extractor(module, return_nodes=list(layers))
+        cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
+        return cut
     except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
         return _HookedLayers(module, layers)
 

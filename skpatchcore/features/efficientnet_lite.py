@@ -60,7 +60,9 @@ class _Convolution(nn.Sequential):
         self.kernel_size, self.stride = kernel_size, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(pad_same(x, self.kernel_size, self.stride) if self.stride > 1 else x)
+        x = pad_same(x, self.kernel_size, self.stride) if self.stride > 1 else x
+        y: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return y
 
 
 class _Block(nn.Module):
@@ -75,7 +77,7 @@ class _Block(nn.Module):
         self.residual = stride == 1 and n_in == n_out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
+        y: torch.Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.residual else y
 
 
@@ -111,7 +113,8 @@ class EfficientNetLite(nn.Module):
         x = self.stem(x)
         for number in range(1, len(_STAGES) + 1):
             x = self.get_submodule(f"stage{number}")(x)
-        return self.classifier(self.head(x).mean((2, 3)))
+        scores: torch.Tensor = self.classifier(self.head(x).mean((2, 3)))
+        return scores
 
 
 def _round_to_8(n_channels: float) -> int:

@@ -141,7 +141,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     (2, 8, 12, 384)
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "backbone": [str, callable],
         "weights": [str, os.PathLike, None],
         "layers": [list, tuple, None],
@@ -166,7 +166,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self,
         backbone: str | Callable[[], Any] = "wide_resnet50_2",
         *,
-        weights: str | os.PathLike | None = "DEFAULT",
+        weights: str | os.PathLike[str] | None = "DEFAULT",
         layers: Any = None,
         patch_size: int = 3,
         stride: int = 1,

@@ -53,7 +53,7 @@ class ImageError(ValueError):
         super().__init__(f"image {index}{f' ({path})' if path else ''}: {message}")
         self.message, self.index, self.path = message, index, path
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.index, self.path)
 
 
@@ -178,7 +178,8 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
         )
     if len(X) == 0:
         raise ValueError("X holds no images: at least one is needed.")
-    return X
+    images: Sequence[Any] = X
+    return images
 
 
 def load_image(image: Any, index: int, max_pixels: int | None = None, content: bytes | None = None) -> np.ndarray:

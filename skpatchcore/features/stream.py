@@ -147,7 +147,7 @@ class PatchStream:
         if sizes is None or (sizes == sizes[0]).all():
             return round(n_first * len(self))
         areas = np.prod(sizes, axis=1)
-        return math.ceil(1.05 * len(first.rows) / areas[: len(first)].sum() * areas.sum())
+        return math.ceil(float(1.05 * len(first.rows) / areas[: len(first)].sum() * areas.sum()))
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:

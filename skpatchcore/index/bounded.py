@@ -91,7 +91,7 @@ class BoundedBank:
         """
         dead = self._dead(excluded)
         n_wanted = min(n_neighbors, len(self._rows) - (0 if dead is None else len(dead)))
-        found = [self._nearest(part, n_wanted, dead) for part in queries.split(self._n_queries)]
+        found = [self._nearest(part, n_wanted, dead) for part in torch.split(queries, self._n_queries)]
         distances, indices = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         if self._copies is None:
             return distances, indices
@@ -129,7 +129,7 @@ class BoundedBank:
         groups = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         if self._coarse is not None:
             dead = self._dead(excluded)
-            parts = queries.split(self._n_queries)
+            parts = torch.split(queries, self._n_queries)
             highest = np.concatenate([self._not_nearer(part, self._coarse, dead) for part in parts])
             # Those that look farthest are searched for first: their distances rule out most of the others.
             first = np.concatenate(
@@ -148,7 +148,7 @@ class BoundedBank:
         return candidates[tops], distances[tops], indices[tops]
 
     def _parts(self) -> Iterator[torch.Tensor]:
-        return iter(self._rows.split(_N_ROWS))
+        return iter(torch.split(self._rows, _N_ROWS))
 
     def _seen(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows as seen from the centre, in units of the bank's reach."""
@@ -296,7 +296,8 @@ class BoundedBank:
     def _errors(self, norms: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Return how far squared distances of pairs from products may be off."""
         sums = norms[queries] + self._norms[rows]
-        return self._rounding * (sums + 2 * norms.sqrt()[queries] * self._lengths[rows])
+        errors: torch.Tensor = self._rounding * (sums + 2 * norms.sqrt()[queries] * self._lengths[rows])
+        return errors
 
     def _measured(
         self, queries: torch.Tensor, q: torch.Tensor, rows: torch.Tensor, n_neighbors: int

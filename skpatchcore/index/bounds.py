@@ -114,7 +114,8 @@ def principal_directions(rows: torch.Tensor, n_directions: int) -> torch.Tensor:
     for _ in range(3):
         directions = torch.linalg.qr(covariance @ directions).Q
     _, vectors = torch.linalg.eigh(directions.T @ covariance @ directions)
-    return (directions @ vectors.flip(1))[:, :n_directions].float().contiguous()
+    principal: torch.Tensor = (directions @ vectors.flip(1))[:, :n_directions].float().contiguous()
+    return principal
 
 
 @lru_cache(maxsize=1)

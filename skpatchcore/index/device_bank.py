@@ -32,7 +32,7 @@ class DeviceBank:
     def __init__(self, rows: torch.Tensor):
         self._rows = rows
         self._center = rows.mean(0)
-        self._norms = torch.cat([(part - self._center).square().sum(1) for part in rows.split(8192)])
+        self._norms = torch.cat([(part - self._center).square().sum(1) for part in torch.split(rows, 8192)])
 
     def kneighbors(
         self, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None = None
@@ -46,7 +46,7 @@ class DeviceBank:
         # Neither the distances to the whole bank nor the candidates' rows shall outgrow the budget.
         row_bytes = queries.element_size() * max(len(self._rows), 2 * n_candidates * queries.shape[1])
         distances, indices = [], []
-        for part in queries.split(max(1, _CHUNK_BYTES // row_bytes)):
+        for part in torch.split(queries, max(1, _CHUNK_BYTES // row_bytes)):
             squares = torch.addmm(norms, part - self._center, self._rows.T, alpha=-2)
             nominated = squares.topk(n_candidates, largest=False).indices.sort(dim=1).values
             squares = (self._rows[nominated] - part[:, None]).square_().sum(2, dtype=torch.float64)

@@ -58,7 +58,7 @@ class ExactIndex(BaseEstimator):
     (array([[1.]]), array([[0]]))
     """
 
-    _parameter_constraints: dict = {"device": [str], "storage": [StrOptions({"float16"}), None]}
+    _parameter_constraints: dict[str, Any] = {"device": [str], "storage": [StrOptions({"float16"}), None]}
 
     def __init__(self, *, device: str = "auto", storage: str | None = None):
         self.device = device
@@ -166,7 +166,8 @@ class ExactIndex(BaseEstimator):
     def stored_rows(self) -> np.ndarray:
         """The bank as it is kept."""
         check_is_fitted(self)
-        return self._fit_X
+        rows: np.ndarray = self._fit_X
+        return rows
 
     def _prepared(
         self, X: Any, n_neighbors: int, exclude: Any

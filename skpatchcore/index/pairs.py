@@ -28,11 +28,12 @@ def pair_products(X: torch.Tensor, Y: torch.Tensor, rows: torch.Tensor, others: 
     tensor of shape (n_pairs,)
     """
     if not _can_sample():
-        parts = zip(rows.split(_N_PAIRS), others.split(_N_PAIRS), strict=True)
+        parts = zip(torch.split(rows, _N_PAIRS), torch.split(others, _N_PAIRS), strict=True)
         return torch.cat([(X[i] * Y[j]).sum(1) for i, j in parts])
     starts = torch.searchsorted(rows, torch.arange(len(X) + 1))
     pattern = torch.sparse_csr_tensor(starts, others, X.new_zeros(len(rows)), (len(X), len(Y)), check_invariants=False)
-    return torch.sparse.sampled_addmm(pattern, X.contiguous(), Y.T, beta=0.0).values()
+    sampled: torch.Tensor = torch.sparse.sampled_addmm(pattern, X.contiguous(), Y.T, beta=0.0)
+    return sampled.values()
 
 
 @lru_cache(maxsize=1)

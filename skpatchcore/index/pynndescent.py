@@ -73,7 +73,7 @@ class PyNNDescentIndex(BaseEstimator):
     (array([[1.]]), array([[0]]))
     """
 
-    _parameter_constraints: dict = {
+    _parameter_constraints: dict[str, Any] = {
         "n_neighbors": [Interval(Integral, 2, None, closed="left")],
         "epsilon": [Interval(Real, 0, None, closed="left")],
         "n_jobs": [Integral, None],
@@ -164,6 +164,7 @@ class PyNNDescentIndex(BaseEstimator):
         if graph is None or n_candidates > self.n_samples_fit_ // 2:
             return self._all_compared(X, n_candidates)
         searcher, lock = graph
+        found: np.ndarray
         with lock:  # queries write to buffers that the graph owns
             found, _ = searcher.query(X, k=n_candidates, epsilon=self.epsilon)
         found = found.astype(np.int64)
@@ -175,12 +176,16 @@ class PyNNDescentIndex(BaseEstimator):
 
     def _all_compared(self, X: np.ndarray, n_candidates: int) -> np.ndarray:
         brute = NearestNeighbors(algorithm="brute").fit(self._fit_X)
-        return brute.kneighbors(X, n_candidates, return_distance=False)
+        indices: np.ndarray = brute.kneighbors(X, n_candidates, return_distance=False)
+        return indices
 
     def _graph(self) -> tuple[Any, threading.Lock] | None:
         if self.n_samples_fit_ <= 2 * self.n_neighbors:
             return None
-        return _graphs.get(self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build)
+        graph: tuple[Any, threading.Lock] = _graphs.get(
+            self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build
+        )
+        return graph
 
     def _build(self, bank: np.ndarray) -> tuple[Any, threading.Lock]:
         from pynndescent import NNDescent
