@@ -66,7 +66,7 @@ class SameAsBank:
     """Stands in a file where a stage holds the memory bank."""
 
 
-def save(detector: Any, path: str | os.PathLike, *, bank_dtype: str | None = None) -> None:
+def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None = None) -> None:
     """Write a fitted detector to a file that holds no code, for :func:`load`.
 
     Whatever happens meanwhile (an error, a kill, a loss of power), the file that was there before is still there, or
@@ -142,7 +142,7 @@ def save(detector: Any, path: str | os.PathLike, *, bank_dtype: str | None = Non
             archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
 
 
-def load(path: str | os.PathLike, *, trusted: Sequence[str] = ()) -> Any:
+def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     """Read a detector that :func:`save` wrote. Nothing that the file may hold is executed.
 
     Parameters
@@ -170,6 +170,16 @@ def load(path: str | os.PathLike, *, trusted: Sequence[str] = ()) -> Any:
     See Also
     --------
     save : Writes it.
+
+    Examples
+    --------
+    >>> import skpatchcore
+    >>> skpatchcore.load("parts.csv")
+    Traceback (most recent call last):
+    ...
+    FileNotFoundError: [Errno 2] No such file or directory: 'parts.csv'
+
+    :func:`save` has an example of both.
     """
     import skops.io
 
@@ -267,7 +277,7 @@ def _networks(value: Any) -> Iterator[tuple[str, str]]:
             yield from _networks(item)
     elif isinstance(value, BaseEstimator):
         if hasattr(value, "weights_digest_"):
-            backbone = value.backbone  # type: ignore[attr-defined]
+            backbone = value.backbone
             yield backbone if isinstance(backbone, str) else repr(backbone), value.weights_digest_
         for own in vars(value).values():
             yield from _networks(own)
@@ -294,7 +304,7 @@ def _checked(content: bytes, path: Path) -> dict[str, Any]:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             # what is not compressed can't grow beyond the file
             raise ModelFileError(f"{str(path)!r} is no model file of skpatchcore: it holds compressed parts.")
-        manifest = json.loads(archive.read(_MANIFEST))
+        manifest: dict[str, Any] = json.loads(archive.read(_MANIFEST))
         of_format, written_by = manifest["format"], manifest["versions"]["skpatchcore"]
         if of_format > _FORMAT:
             raise ModelFileError(
