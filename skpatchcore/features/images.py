@@ -252,8 +252,10 @@ def _require_plain_file(path: str, index: int) -> None:
 
 
 def _read_file(path: str, index: int, max_pixels: int | None, content: bytes | None) -> np.ndarray:
+    # Not from the path: PIL maps some files into memory then, and forgets to turn them (TIFF with an orientation).
+    content = read_content(path, index) if content is None else content
     try:
-        with _open(path, index, content) as image:
+        with _open(BytesIO(content)) as image:
             return _decode(image, index, path, max_pixels)
     except ImageError:
         raise
@@ -261,13 +263,10 @@ def _read_file(path: str, index: int, max_pixels: int | None, content: bytes | N
         raise ImageError(f"can't be read: {error}", index, path) from error
 
 
-def _open(path: str, index: int, content: bytes | None = None) -> Image.Image:
+def _open(file: str | BytesIO) -> Image.Image:
     """Open an image file, of which nothing but the header is decoded yet."""
-    if content is None:
-        _require_plain_file(path, index)
     Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
-    return Image.open(path if content is None else BytesIO(content), formats=formats)
+    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def _decode(image: Image.Image, index: int, path: str | None, max_pixels: int | None) -> np.ndarray:
@@ -334,10 +333,17 @@ def image_size(image: Any, index: int) -> tuple[int, int]:
     """
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[0], image.shape[1]
+    path = path_of(image)
+    if path is not None:
+        _require_plain_file(path, index)
     try:
-        with _open(path, index) if (path := path_of(image)) else nullcontext(image) as opened:
+        with nullcontext(image) if path is None else _open(path) as opened:
             width, height = opened.size
-            is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            exif = opened.getexif()
+            # PIL turns TIFF files itself, in some versions when it opens them; PNG files may say more at their end
+            if exif and opened.format in ("PNG", "TIFF"):
+                return load_image(image, index).shape[:2]
+            is_turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # reading it says what is wrong with it
         return load_image(image, index).shape[:2]
     return (width, height) if is_turned else (height, width)
