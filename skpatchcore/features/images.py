@@ -340,10 +340,11 @@ def image_size(image: Any, index: int) -> tuple[int, int]:
         with nullcontext(image) if path is None else _open(path) as opened:
             width, height = opened.size
             exif = opened.getexif()
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
             # PIL turns TIFF files itself, in some versions when it opens them; PNG files may say more at their end
-            if exif and opened.format in ("PNG", "TIFF"):
+            if (opened.format == "TIFF" and orientation != 1) or (opened.format == "PNG" and exif):
                 return load_image(image, index).shape[:2]
-            is_turned = exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            is_turned = orientation in (5, 6, 7, 8)
     except Exception:  # reading it says what is wrong with it
         return load_image(image, index).shape[:2]
     return (width, height) if is_turned else (height, width)
