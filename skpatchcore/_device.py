@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 import weakref
@@ -10,6 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+
+# A forked child has none of the threads that torch (OpenMP) thinks it has, and would wait for them for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def require_device(device: str) -> torch.device:
@@ -107,6 +112,24 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     return staged.numpy()
 
 
+class ForkSafeLock:
+    """A re-entrant lock that is free in a forked child, whichever of its parent's threads held it."""
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
 class DerivedCache:
     """Process-wide store of things computed from a fitted array: copies on a device, search graphs.
 
@@ -118,7 +141,7 @@ class DerivedCache:
 
     def __init__(self) -> None:
         self._entries: dict[int, dict[Hashable, Any]] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
 
     def get(self, array: np.ndarray, key: Hashable, build: Callable[[np.ndarray], Any]) -> Any:
         """Return ``build(array)``, from the first time that this array (the object, not its values) came with `key`."""

@@ -23,6 +23,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from skpatchcore._device import ForkSafeLock
 from skpatchcore.features import efficientnet_lite
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -62,7 +63,7 @@ _DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 _PROBE_SIDES = (96, 224)
 _CACHE_SIZE = 4
 _cache: OrderedDict[tuple[Any, ...], Network] = OrderedDict()
-_cache_lock = threading.RLock()
+_cache_lock = ForkSafeLock()
 
 
 class WeightsError(RuntimeError):

@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parent
 
 
 def images(n_images: int = 8) -> np.ndarray:
-    """Return a pattern of whole numbers, shifted, with a spot in the last two: of shape (n_images, 96, 128, 1), uint8."""
+    """Return a pattern of whole numbers, with a spot in the last two: of shape (n_images, 96, 128, 1), uint8."""
     rows, columns = np.mgrid[:96, :128]
     found = np.stack(
         [((rows * 5 + columns * 3 + 17 * i) % 61 * 2 + (rows // 8 + columns // 8) % 2 * 60) for i in range(n_images)]
