@@ -241,8 +241,9 @@ def test_a_worker_killed_in_a_search_ends_it_with_an_error_and_the_cache_stays_w
     with pytest.raises((TerminatedWorkerError, OSError)):
         search.fit(paths, y)
     assert not hasattr(search, "best_estimator_")
-    fresh = extractor().transform(paths)
-    np.testing.assert_array_equal(extractor(memory=str(tmp_path / "cache")).transform(paths), fresh)
+    # workers have fewer threads: the last digits may differ, damage would be more
+    fresh, kept = extractor().transform(paths), extractor(memory=str(tmp_path / "cache")).transform(paths)
+    np.testing.assert_allclose(kept, fresh, rtol=1e-3, atol=1e-5)
     joblib.externals.loky.get_reusable_executor(kill_workers=True).shutdown()
 
 
