@@ -47,7 +47,8 @@ html_css_files = ["extra.css"]
 html_show_sourcelink = False
 # Pages without pages below them need no list of these.
 html_sidebars = {
-    page: [] for page in ("start", "how_it_works", "performance", "faq", "coming_from", "contributing", "index")
+    page: []
+    for page in ("start", "how_it_works", "performance", "promises", "faq", "coming_from", "contributing", "index")
 }
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
 

@@ -131,25 +131,27 @@ class ForkSafeLock:
 
 
 class DerivedCache:
-    """Process-wide store of things computed from a fitted array: copies on a device, search graphs.
+    """Process-wide store of things computed from an estimator's fitted array: copies on a device, search graphs.
 
     Fitted estimators hold numpy arrays and nothing else, so that they pickle to plain files. What is expensive to
-    derive from such an array is kept here, beside it, and dropped when the array is. A new process starts with an
-    empty cache and derives again on first use. Building happens behind a lock: threads that ask for the same thing
-    build it once.
+    derive from such an array is kept here, and dropped when the estimator is, or is fitted anew. Not when the array
+    is: what is derived may share its memory, and so keep it for ever. A new process starts with an empty cache and
+    derives again on first use. Building happens behind a lock: threads that ask for the same thing build it once.
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, dict[Hashable, Any]] = {}
+        self._entries: dict[int, tuple[np.ndarray, dict[Hashable, Any]]] = {}
         self._lock = ForkSafeLock()
 
-    def get(self, array: np.ndarray, key: Hashable, build: Callable[[np.ndarray], Any]) -> Any:
-        """Return ``build(array)``, from the first time that this array (the object, not its values) came with `key`."""
+    def get(self, owner: Any, array: np.ndarray, key: Hashable, build: Callable[[np.ndarray], Any]) -> Any:
+        """Return ``build(array)``, from the first time that its owner came with this array (the object) and `key`."""
         with self._lock:
-            if id(array) not in self._entries:
-                self._entries[id(array)] = {}
-                weakref.finalize(array, self._entries.pop, id(array), None)
-            entry = self._entries[id(array)]
-            if key not in entry:
-                entry[key] = build(array)
-            return entry[key]
+            known = self._entries.get(id(owner))
+            if known is None:
+                weakref.finalize(owner, self._entries.pop, id(owner), None)
+            if known is None or known[0] is not array:
+                self._entries[id(owner)] = known = array, {}
+            _, derived = known
+            if key not in derived:
+                derived[key] = build(array)
+            return derived[key]

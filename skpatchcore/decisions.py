@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 from sklearn.base import OutlierMixin
 from sklearn.utils import get_tags
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._labels import is_nominal
@@ -33,6 +34,10 @@ class ImageOutlierMixin(OutlierMixin):
     scores (bigger = more normal) and, unless `of_map` is None, a list of what ``of_map(anomaly_map)`` makes of each
     one's map.
     """
+
+    # no metadata that searches and pipelines would route
+    __metadata_request__predict = {"on_error": UNUSED}
+    __metadata_request__decision_function = {"on_error": UNUSED}
 
     contamination: float | str
     calibration_scores_: np.ndarray

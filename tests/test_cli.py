@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skpatchcore import PatchCoreDetector, report
+from skpatchcore import PatchCoreDetector, load, report
 from skpatchcore.cli import main
 from skpatchcore.commands.predict import _picture_names
 from skpatchcore.display import overlay_anomaly_map
@@ -33,8 +33,8 @@ def folder(tmp_path, parts):
 
 @pytest.fixture
 def model(folder):
-    assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
-    return str(folder / "model.joblib")
+    assert main(["fit", str(folder / "good"), "-o", str(folder / "model.skops"), *FAST]) == 0
+    return str(folder / "model.skops")
 
 
 def chromium():
@@ -60,7 +60,7 @@ def rows(folder):
 def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     out = folder / "out"
     assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0
-    detector = joblib.load(model)
+    detector = load(model)
     table = rows(out)
     assert list(table[0]) == ["path", "score", "decision", "label", "p_value", "map", "problem"]
     paths = [row["path"] for row in table]
@@ -77,6 +77,17 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     assert sorted(row["map"] for row in table) == pictures
     with Image.open(out / "bad_0.png") as picture:
         assert picture.size == (64, 48)
+
+
+def test_a_name_that_ends_in_joblib_is_a_pickle(folder, parts):
+    assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
+    detector = joblib.load(folder / "model.joblib")
+    assert (
+        main(["predict", str(folder / "model.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
+    )
+    assert [float(row["score"]) for row in rows(folder / "out")] == [
+        float(score) for score in detector.score_samples([row["path"] for row in rows(folder / "out")])
+    ]
 
 
 def test_pictures_never_overwrite_each_other(tmp_path):
@@ -108,8 +119,8 @@ def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, p
     (folder / "train").mkdir()
     (folder / "good").rename(folder / "train" / "good")
     (folder / "new").rename(folder / "test")
-    assert main(["fit", str(folder), "-o", str(folder / "model.joblib"), *FAST]) == 0
-    assert len(joblib.load(folder / "model.joblib").calibration_scores_) == len(parts[0])
+    assert main(["fit", str(folder), "-o", str(folder / "model.skops"), *FAST]) == 0
+    assert len(load(folder / "model.skops").calibration_scores_) == len(parts[0])
 
 
 def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, model, capsys):
@@ -155,15 +166,17 @@ def fit_uncalibrated(folder, parts):
         (["fit", "good", "-o", "m.joblib", *FAST, "--device", "abacus"], "abacus"),
         (["fit", "new", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
         (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
-        (["predict", "model.joblib", "good", "god", "-o", "out"], "no file or folder 'god'"),
+        (["predict", "model.skops", "good", "god", "-o", "out"], "no file or folder 'god'"),
         (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),
+        (["predict", "text.skops", "good", "-o", "out"], "no model file of skpatchcore"),
         (["predict", "list.joblib", "good", "-o", "out"], "no fitted PatchCoreDetector, but a list"),
-        (["predict", "model.joblib", "empty", "-o", "out"], "holds no image"),
+        (["predict", "model.skops", "empty", "-o", "out"], "holds no image"),
     ],
 )
 def test_errors_are_one_line_and_a_non_zero_exit(folder, model, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
-    (folder / "text.joblib").write_text("no model")
+    for name in ("text.joblib", "text.skops"):
+        (folder / name).write_text("no model")
     (folder / "empty").mkdir()
     joblib.dump([1], folder / "list.joblib")
     capsys.readouterr()
@@ -188,7 +201,7 @@ def test_a_failed_write_keeps_the_old_model(folder, model, monkeypatch, capsys):
     def full(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(joblib, "dump", full)
+    monkeypatch.setattr("skops.io.dump", full)
     assert main(["fit", str(folder / "good"), "-o", model, *FAST]) == 1
     assert "no space left" in capsys.readouterr().err
     with open(model, "rb") as file:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_predictions_leave_no_memory_behind(fitted, parts):
         fitted.predict(X)
     gc.collect()
     assert process.memory_info().rss - before < 150 * X.nbytes / 2  # an image each would be twice that
+
+
+@pytest.mark.parametrize("index", ["exact", "pynndescent"])
+def test_detectors_that_are_gone_leave_no_bank_behind(parts, index):
+    detector = PatchCoreDetector(extractor(), index=index, random_state=0).fit(parts[0])
+    detector.score_samples(parts[1])
+    banks = [weakref.ref(detector.memory_bank_)]
+    detector.fit(parts[0][:5]).score_samples(parts[1])
+    banks.append(weakref.ref(detector.memory_bank_))
+    copied = pickle.loads(pickle.dumps(detector))
+    copied.score_samples(parts[1])
+    banks.append(weakref.ref(copied.memory_bank_))
+    del detector, copied
+    gc.collect()
+    assert [bank() for bank in banks] == [None] * 3
 
 
 # Interruptions

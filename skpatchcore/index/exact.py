@@ -183,6 +183,6 @@ class ExactIndex(BaseEstimator):
         device = available_device(self.device)
         make = BoundedBank if device.type == "cpu" else DeviceBank
         searcher = _searchers.get(
-            self._fit_X, device.type, lambda bank: make(as_tensor(bank.astype(dtype, copy=False), device))
+            self, self._fit_X, device.type, lambda bank: make(as_tensor(bank.astype(dtype, copy=False), device))
         )
         return searcher, as_tensor(X, device), excluded

@@ -183,7 +183,7 @@ class PyNNDescentIndex(BaseEstimator):
         if self.n_samples_fit_ <= 2 * self.n_neighbors:
             return None
         graph: tuple[Any, threading.Lock] = _graphs.get(
-            self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build
+            self, self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build
         )
         return graph
 
