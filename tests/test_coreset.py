@@ -27,6 +27,10 @@ def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], lis
     return picks[:n_selected], radii
 
 
+def as_rows(X):
+    return rows.Rows(torch.from_numpy(np.pad(X, [(0, 0), (0, 1)])))
+
+
 def covering_radius(X, rows):
     return cdist(X, X[rows]).min(axis=1).max()
 
@@ -51,6 +55,44 @@ def test_blocks_change_nothing(monkeypatch, n_candidates, block, n_unasked):
     sampler = GreedyCoresetSampler(120, start=5).fit(X)
     assert sampler.component_indices_.tolist() == picks
     np.testing.assert_allclose(sampler.selection_distances_, radii, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_candidates", [3, 1024])
+def test_any_beginning_is_gone_on_with(monkeypatch, n_candidates):
+    """Also one that greedy would not have made: it is taken as it is, not made again."""
+    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    X = np.random.default_rng(3).normal(size=(200, 5))
+    begun = np.array([7, 3, 11]), np.array([5.0, 4.0, 3.0])
+    new = []
+    order, radii = selection.k_center_greedy(as_rows(X), 60, 7, new.append, begun)
+    nearest = cdist(X, X[begun[0]]).min(axis=1)
+    expected, expected_radii = [7, 3, 11], [5.0, 4.0, nearest.max()]
+    while len(expected) < 60:
+        expected.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(X - X[expected[-1]], axis=1))
+        expected_radii.append(nearest.max())
+    assert order.tolist() == expected
+    np.testing.assert_allclose(radii, expected_radii, rtol=1e-6)
+    assert (order.dtype, radii.dtype) == (np.int64, np.float64)
+    assert sum(new) == 57
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_rows", [1, 2, 40])
+def test_all_rows_are_selected_and_nothing_is_left(dtype, n_rows):
+    X = np.random.default_rng(3).normal(size=(n_rows, 4)).astype(dtype)
+    order, radii = selection.k_center_greedy(as_rows(X), n_rows, n_rows - 1)
+    assert order.tolist() == textbook(X.astype(float), n_rows, n_rows - 1)[0]
+    assert radii[-1] == 0
+    assert (radii[:-1] > 0).all()
+    assert (np.diff(radii) <= 0).all()
+
+
+def test_shares_are_rounded_up_and_numbers_taken_as_they_are():
+    counts = [selection.count_of(ratio, 100) for ratio in (1e-12, 0.07, 0.0701, 0.999, 1.0, 1, 100, np.int64(9))]
+    assert counts == [1, 7, 8, 100, 100, 1, 100, 9]
+    with pytest.raises(ValueError, match="n_samples=100"):
+        selection.count_of(101, 100)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
