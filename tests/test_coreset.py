@@ -75,6 +75,7 @@ def test_any_beginning_is_gone_on_with(monkeypatch, n_candidates):
     np.testing.assert_allclose(radii, expected_radii, rtol=1e-6)
     assert (order.dtype, radii.dtype) == (np.int64, np.float64)
     assert sum(new) == 57
+    assert n_candidates == 3 or max(new) > 1  # many picks between two comparisons of all rows
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -83,9 +84,47 @@ def test_all_rows_are_selected_and_nothing_is_left(dtype, n_rows):
     X = np.random.default_rng(3).normal(size=(n_rows, 4)).astype(dtype)
     order, radii = selection.k_center_greedy(as_rows(X), n_rows, n_rows - 1)
     assert order.tolist() == textbook(X.astype(float), n_rows, n_rows - 1)[0]
+    assert radii.dtype == np.float64
     assert radii[-1] == 0
     assert (radii[:-1] > 0).all()
     assert (np.diff(radii) <= 0).all()
+
+
+def test_no_row_is_compared_with_a_pick_twice_and_most_not_at_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 5))[rng.integers(0, 30, 3000)] + rng.normal(size=(3000, 5)) * 0.1 * rng.random((3000, 1))
+    times = np.zeros((3000, 3000), int)
+
+    def count(self, members, picks):
+        times[np.ix_(members.numpy(), picks.numpy())] += 1
+        lower(self, members, picks)
+
+    lower = selection._Bounds._lower
+    monkeypatch.setattr(selection._Bounds, "_lower", count)
+    monkeypatch.setattr(selection, "_N_CANDIDATES", 64)
+    order, _ = selection.k_center_greedy(as_rows(X), 300, 0)
+    assert order.tolist() == textbook(X, 300, 0)[0]
+    assert times.max() == 1
+    assert (times[1:, 0] == 1).all()
+    assert times.sum() < 0.55 * 3000 * 300
+
+
+@pytest.mark.parametrize("n_candidates", [2, 3, 5])
+def test_the_largest_bound_outside_ends_a_round(monkeypatch, n_candidates):
+    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    for seed in range(20):
+        X = np.random.default_rng(seed).random((50, 1 + seed % 3))
+        assert selection.k_center_greedy(as_rows(X), 30, 0)[0].tolist() == textbook(X, 30, 0)[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_duplicates_of_large_rows_are_selected_once_each(dtype):
+    """Rounding is far beyond 1 there: what is cancelled must not fall below the mark of rows that are picked."""
+    X = np.repeat(np.random.default_rng(0).normal(size=(60, 5)) * (1e6 if dtype == np.float32 else 1e10), 4, axis=0)
+    order, radii = selection.k_center_greedy(as_rows(X.astype(dtype)), 240, 0)
+    assert sorted(order.tolist()) == list(range(240))
+    assert sorted({row // 4 for row in order[:60]}) == list(range(60))
+    assert (radii >= 0).all()
 
 
 def test_shares_are_rounded_up_and_numbers_taken_as_they_are():
