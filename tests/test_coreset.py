@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
 from skpatchcore import GreedyCoresetSampler, LearnedProxySampler, RandomSampler
-from skpatchcore.coreset import greedy, proxies, rows, selection
+from skpatchcore.coreset import batches, greedy, proxies, rows, selection
 from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
 
 
@@ -353,19 +353,77 @@ def test_shards_cover_within_the_promised_factor(start, n_shards):
     X = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
     sampler = GreedyCoresetSampler(40, start=start, random_state=0)
     whole = sampler.fit(X)
-    first, radius = whole.component_indices_[0], whole.selection_distances_[-1]
+    order, radius = whole.component_indices_, whole.selection_distances_[-1]
     enough = sampler.estimate_memory(*X.shape)
     scratch = sampler.estimate_memory(0, 4)
     sharded = sampler.fit_batches(in_batches(X, [1500, 4000, 500]), 6000, scratch + 3 * (enough - scratch) // n_shards)
     picks = sharded.component_indices_
-    assert picks[0] == first
+    assert picks[0] == order[0]
     assert len(set(picks.tolist())) == 40
     true_radius = covering_radius(X, picks)
     # greedy's own radius is at most twice the smallest: 4 times that one is at most 4 times greedy's
     assert true_radius <= sharded.selection_distances_[-1] * (1 + 1e-6)
     assert true_radius <= (1.5 if n_shards < 40 else 2) * radius
     assert (np.diff(sharded.selection_distances_) <= 0).all()
-    np.testing.assert_array_equal(sampler.fit_batches([X], 6000, enough).component_indices_, whole.component_indices_)
+    np.testing.assert_array_equal(sampler.fit_batches([X], 6000, enough).component_indices_, order)
+    assert sampler.fit_batches([X], 6000, enough - 1).component_indices_.tolist() != order.tolist()
+
+
+def fit_with_place_for(sampler, n_rows, X, n_announced=None):
+    """Fit in batches, with memory for so many rows."""
+    return sampler.fit_batches(np.array_split(X, 7), n_announced or len(X), sampler.estimate_memory(n_rows, X.shape[1]))
+
+
+@pytest.mark.parametrize("outlier", [0, 299, 300, 950, 999])
+def test_no_row_of_any_shard_is_forgotten(monkeypatch, outlier):
+    seen = []
+
+    def look(rows, *args):
+        seen.append(len(rows))
+        return selection.k_center_greedy(rows, *args)
+
+    monkeypatch.setattr(greedy, "k_center_greedy", look)
+    X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    X[outlier] = 90
+    for n_selected, sizes in [
+        (5, [300, 300, 300, 100, 20]),
+        (100, [300, 300, 300, 300, 100, 200]),
+        (120, [300, 300, 240, 300, 240, 100, 220]),
+    ]:
+        sampler = fit_with_place_for(GreedyCoresetSampler(n_selected, random_state=0), 900, X)
+        assert outlier in sampler.component_indices_[:2]
+        assert len(set(sampler.component_indices_.tolist())) == n_selected
+        assert covering_radius(X, sampler.component_indices_) <= sampler.selection_distances_[-1]
+        assert seen == sizes
+        seen.clear()
+
+
+def test_the_bound_of_merged_shards_is_that_of_the_merger_and_of_the_worst_shard():
+    bounds = iter([(3.0, 1.0), (9.0, 5.0), (8.0, 2.0)])  # of two shards, and of their picks
+    buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
+    X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    found = batches.select_from_shards([X], 18, 2, buffer, lambda *_: (np.array([1, 0]), np.array(next(bounds))))
+    assert found.radii.tolist() == [13.0, 7.0]
+    assert found.numbers.tolist() == [0, 1]
+    np.testing.assert_allclose(found.left[:, :3], X[:2], atol=1e-6)
+
+
+def test_shards_of_twice_the_coreset_will_do_and_smaller_ones_will_not():
+    X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    assert len(fit_with_place_for(GreedyCoresetSampler(50), 300, X).component_indices_) == 50
+    with pytest.raises(ValueError, match="50 rows are to be selected, but only 299 fit"):
+        fit_with_place_for(GreedyCoresetSampler(50), 299, X)
+    # a row, projected to 128 columns, has one column more, and a norm, a bound and a count beside
+    estimate = GreedyCoresetSampler().estimate_memory
+    assert estimate(1000, 500) - estimate(0, 500) == estimate(2000, 200) - estimate(1000, 200) >= 1000 * (129 + 3) * 4
+
+
+def test_rows_that_fit_in_one_shard_are_selected_from_once():
+    X = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    found = fit_with_place_for(GreedyCoresetSampler(20, random_state=0), 900, X, n_announced=5000)
+    plain = GreedyCoresetSampler(20, random_state=0).fit(X)
+    np.testing.assert_array_equal(found.component_indices_, plain.component_indices_)
+    np.testing.assert_array_equal(found.selection_distances_, plain.selection_distances_)
 
 
 def test_memory_that_is_too_little_for_the_coreset_is_refused():
