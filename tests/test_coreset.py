@@ -433,6 +433,17 @@ def test_memory_that_is_too_little_for_the_coreset_is_refused():
         sampler.fit_batches([X], 6000, sampler.estimate_memory(3000, 4))
 
 
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler(5, random_state=0), RandomSampler(5, random_state=0)])
+def test_batches_replace_what_an_earlier_fit_left(sampler):
+    rng = np.random.default_rng(0)
+    sampler.fit(rng.normal(size=(20, 3)).tolist())
+    assert (sampler.n_features_in_, sampler.components_.shape) == (3, (5, 3))
+    sampler.fit_batches(np.split(rng.normal(size=(40, 4)), 4), 40)
+    assert sampler.n_features_in_ == 4
+    assert not hasattr(sampler, "components_")
+    assert sampler.component_indices_.max() >= 20
+
+
 def test_no_batches_are_refused():
     with pytest.raises(ValueError, match="no batches"):
         GreedyCoresetSampler(1).fit_batches([], 5)
