@@ -240,6 +240,7 @@ def test_the_order_is_kept_and_gone_on_with(tmp_path, monkeypatch):
 def test_what_is_drawn_anew_each_time_is_not_kept(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 3))
     GreedyCoresetSampler(5, memory=str(tmp_path)).fit(X)
+    GreedyCoresetSampler(5, memory=str(tmp_path), start=0).fit(np.repeat(X, 50, axis=1))  # projected
     assert not list(tmp_path.rglob("*.npz"))
     GreedyCoresetSampler(5, memory=str(tmp_path), n_projections=None, start=0).fit(X)
     assert len(list(tmp_path.rglob("*.npz"))) == 1
@@ -299,6 +300,7 @@ def test_transform_gives_distances_to_the_selected_rows():
         ({"ratio": 11}, "n_samples=10"),
         ({"start": 10}, "start=10 is beyond"),
         ({"start": "first"}, "start"),
+        ({"start": -1}, "start"),
         ({"n_projections": 0}, "n_projections"),
         ({"projection": "dense"}, "projection"),
         ({"device": "abacus"}, "device"),
@@ -307,6 +309,13 @@ def test_transform_gives_distances_to_the_selected_rows():
 def test_parameters_out_of_range_are_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         GreedyCoresetSampler(**parameters).fit(np.random.default_rng(0).normal(size=(10, 3)))
+
+
+def test_one_projection_will_do_and_progress_goes_to_the_end(capsys):
+    X = np.random.default_rng(0).normal(size=(30, 3))
+    sampler = GreedyCoresetSampler(12, n_projections=1, random_state=0, verbose=1).fit(X)
+    assert sampler.component_indices_.shape == (12,)
+    assert "12/12" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -413,6 +422,11 @@ def test_shards_of_twice_the_coreset_will_do_and_smaller_ones_will_not():
     assert len(fit_with_place_for(GreedyCoresetSampler(50), 300, X).component_indices_) == 50
     with pytest.raises(ValueError, match="50 rows are to be selected, but only 299 fit"):
         fit_with_place_for(GreedyCoresetSampler(50), 299, X)
+    fewer = 299 * batches.row_bytes(4) // batches.row_bytes(4, 8)
+    with pytest.raises(ValueError, match=f"only {fewer} fit"):
+        fit_with_place_for(GreedyCoresetSampler(50), 299, X.astype(np.float64))
+    with pytest.raises(ValueError, match="only 0 fit"):
+        GreedyCoresetSampler(50).fit_batches([X], 1000, 1)
     # a row, projected to 128 columns, has one column more, and a norm, a bound and a count beside
     estimate = GreedyCoresetSampler().estimate_memory
     assert estimate(1000, 500) - estimate(0, 500) == estimate(2000, 200) - estimate(1000, 200) >= 1000 * (129 + 3) * 4
@@ -431,6 +445,18 @@ def test_memory_that_is_too_little_for_the_coreset_is_refused():
     sampler = GreedyCoresetSampler(0.5, random_state=0)
     with pytest.raises(ValueError, match="3000 rows are to be selected"):
         sampler.fit_batches([X], 6000, sampler.estimate_memory(3000, 4))
+
+
+def test_the_defaults_are_those_of_the_pages():
+    assert RandomSampler().get_params() == {"ratio": 0.1, "random_state": None}
+    assert GreedyCoresetSampler().get_params() == {
+        **RandomSampler().get_params(), "n_projections": 128, "projection": "gaussian", "start": "random",
+        "device": "auto", "memory": None, "verbose": 0,
+    }  # fmt: skip
+    assert LearnedProxySampler().get_params() == {
+        **RandomSampler().get_params(), "n_epochs": 5, "batch_size": 512, "learning_rate": 0.01, "device": "auto",
+        "verbose": 0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("sampler", [GreedyCoresetSampler(5, random_state=0), RandomSampler(5, random_state=0)])
