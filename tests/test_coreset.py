@@ -176,6 +176,14 @@ def test_the_order_of_the_rows_does_not_matter():
     assert shuffled[mixed.component_indices_].tolist() == plain.component_indices_.tolist()
 
 
+def test_the_first_row_is_the_farthest_along_a_drawn_direction():
+    X = np.random.default_rng(0).normal(size=(300, 6)) + 50
+    for seed in range(3):
+        sampler = GreedyCoresetSampler(2, n_projections=None, random_state=seed).fit(X)
+        direction = np.random.RandomState(seed).standard_normal(6)
+        assert sampler.component_indices_[0] == (X @ direction).argmax()
+
+
 def test_the_seed_decides():
     X = np.random.default_rng(0).normal(size=(300, 150))
     first, second, other = (GreedyCoresetSampler(30, random_state=s).fit(X).component_indices_ for s in (0, 0, 1))
@@ -405,6 +413,10 @@ def test_no_row_of_any_shard_is_forgotten(monkeypatch, outlier):
         assert covering_radius(X, sampler.component_indices_) <= sampler.selection_distances_[-1]
         assert seen == sizes
         seen.clear()
+    fit_with_place_for(GreedyCoresetSampler(5), 1000, X)
+    assert seen == [1000]
+    fit_with_place_for(GreedyCoresetSampler(5), 1000, X.astype(np.float64))  # takes more
+    assert len(seen) > 2
 
 
 def test_the_bound_of_merged_shards_is_that_of_the_merger_and_of_the_worst_shard():
@@ -415,6 +427,38 @@ def test_the_bound_of_merged_shards_is_that_of_the_merger_and_of_the_worst_shard
     assert found.radii.tolist() == [13.0, 7.0]
     assert found.numbers.tolist() == [0, 1]
     np.testing.assert_allclose(found.left[:, :3], X[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("row", [0, 70, 299, 300, 999])
+@pytest.mark.parametrize("block", [64, 4096])
+def test_a_row_that_is_not_finite_is_named_in_any_shard(monkeypatch, row, block):
+    monkeypatch.setattr(rows, "_BLOCK", block)
+    X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    X[[row, -1], 2] = np.nan
+    with pytest.raises(ValueError, match=f"row {row} of X holds NaN"):
+        fit_with_place_for(GreedyCoresetSampler(50), 900, X)
+
+
+def test_rows_whose_sum_alone_overflows_are_taken():
+    buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
+    X = np.full((7, 3), 3e38, np.float32)
+    buffer.extend(X)
+    assert buffer.n_gathered == 7
+    left, numbers = buffer.take()
+    np.testing.assert_array_equal(left[:, :3], X)
+    assert numbers.tolist() == list(range(7))
+    assert buffer.n_gathered == 0
+
+
+def test_distances_are_one_product_and_rows_come_back_as_they_came():
+    X = np.random.default_rng(0).normal(size=(20, 3)) + 1000
+    seen, picks = as_rows(X), torch.tensor([4, 9])
+    assert len(seen) == 20
+    squares = seen.norms[:, None] + seen.left @ seen.right(picks).T
+    np.testing.assert_allclose(squares, cdist(X, X[picks]) ** 2, atol=1e-9)
+    np.testing.assert_allclose(seen.mean, X.mean(0))
+    np.testing.assert_allclose(seen.norms, ((X - X.mean(0)) ** 2).sum(1))
+    np.testing.assert_allclose(seen.as_they_came(picks)[:, :-1], X[picks])
 
 
 def test_shards_of_twice_the_coreset_will_do_and_smaller_ones_will_not():
