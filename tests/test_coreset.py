@@ -312,6 +312,10 @@ def test_transform_gives_distances_to_the_selected_rows():
         ({"n_projections": 0}, "n_projections"),
         ({"projection": "dense"}, "projection"),
         ({"device": "abacus"}, "device"),
+        ({"device": 3}, "'device' parameter"),
+        ({"memory": 3}, "'memory' parameter"),
+        ({"random_state": "seed"}, "'random_state' parameter"),
+        ({"verbose": "yes"}, "'verbose' parameter"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):
