@@ -197,6 +197,18 @@ def test_perfect_and_useless_maps():
     assert aupimo_scores(masks, flat)[1] == 0
 
 
+@pytest.mark.parametrize("n_points", [None, 5])
+def test_overlaps_never_round_to_more_than_1(n_points):
+    for n_regions in range(1, 60):
+        mask = np.zeros((1, 2 * n_regions + 1), bool)
+        mask[0, 1::2] = True
+        scored = np.arange(mask.size, dtype=np.float32)[None]
+        _, pro, thresholds = pro_curve([mask], [scored], n_points=n_points)
+        assert pro.max() <= 1
+        assert pro[-1] == pytest.approx(1)
+        assert thresholds.dtype == np.float64
+
+
 def test_touching_corners_are_one_region():
     mask = np.zeros((4, 4), bool)
     mask[0, 0] = mask[1, 1] = True  # one region of two
