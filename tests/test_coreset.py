@@ -443,6 +443,37 @@ def test_a_row_that_is_not_finite_is_named_in_any_shard(monkeypatch, row, block)
         fit_with_place_for(GreedyCoresetSampler(50), 900, X)
 
 
+def test_rows_are_projected_in_the_same_blocks_whatever_the_batches(monkeypatch):
+    def write(self, X):
+        written.append(len(X))
+        original(self, X)
+
+    original = rows.RowBuffer._write
+    monkeypatch.setattr(rows, "_BLOCK", 64)
+    monkeypatch.setattr(rows.RowBuffer, "_write", write)
+    X = np.random.default_rng(0).normal(size=(500, 140)).astype(np.float32)
+    for sizes in ([500], [50, 30, 200, 1, 63, 128, 28], [1] * 500, [64] * 7 + [52], [63, 437]):
+        written = []
+        GreedyCoresetSampler(5).fit_batches(in_batches(X, sizes), 500)
+        assert written == [64] * 7 + [52]
+
+
+def test_batches_may_be_written_over_and_differ_in_precision():
+    X = np.random.default_rng(0).normal(size=(300, 140)).astype(np.float32)
+    expected = GreedyCoresetSampler(30, random_state=0).fit(X).component_indices_.tolist()
+
+    def written_over():
+        place = np.empty((60, 140), np.float32)
+        for batch in np.split(X, 5):
+            place[:] = batch
+            yield place
+
+    mixed = [X[:100], X[100:200].astype(np.float64), X[200:]]
+    for form in (written_over(), mixed):
+        found = GreedyCoresetSampler(30, random_state=0).fit_batches(form, 300)
+        assert found.component_indices_.tolist() == expected
+
+
 def test_rows_whose_sum_alone_overflows_are_taken():
     buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
     X = np.full((7, 3), 3e38, np.float32)
