@@ -18,7 +18,7 @@ from skpatchcore.calibration import conformal_p_values, conformal_threshold, hol
 def test_the_threshold_is_the_conformal_quantile(scores, contamination):
     scores, n = np.array(scores), len(scores)
     if contamination < 1 / (n + 1) - 1e-9:
-        with pytest.warns(UserWarning, match=rf"1/{n + 1} "):
+        with pytest.warns(UserWarning, match=rf"1/{n + 1} = {1 / (n + 1):.3g}\. "):
             assert conformal_threshold(scores, contamination) == scores.max()
         return
     with warnings.catch_warnings():
@@ -91,6 +91,42 @@ def test_folds_score_each_image_once_and_keep_groups_together(cv, seed):
     assert sorted(scored) == list(range(25))
 
 
+class Given:
+    """A splitter with the folds that it is given."""
+
+    def __init__(self, *folds):
+        self.folds = folds
+
+    def split(self, X, y, groups):
+        self.seen = X.shape, y.tolist(), groups
+        yield from self.folds
+
+
+@pytest.mark.parametrize("groups", [None, np.array(["a", "b", "c", "a"])])
+def test_a_splitter_sees_good_images_and_its_folds_are_put_in_order(groups):
+    splitter = Given(([3, 1, 0], [2]), ([2], [3, 0]))
+    folds = make_folds(4, groups, splitter, np.random.RandomState(0))
+    assert [(learnt.tolist(), scored.tolist()) for learnt, scored in folds] == [([0, 1, 3], [2]), ([2], [0, 3])]
+    assert splitter.seen == ((4, 1), [1, 1, 1, 1], groups)
+
+
+def test_one_image_that_is_scored_is_enough_and_none_is_refused():
+    ((learnt, scored),) = make_folds(3, None, Given(([0, 1], [2])), np.random.RandomState(0))
+    assert (learnt.tolist(), scored.tolist()) == ([0, 1], [2])
+    for nothing in (Given(), Given(([0, 1, 2], []))):
+        with pytest.raises(ValueError, match="must not all be empty"):
+            make_folds(3, None, nothing, np.random.RandomState(0))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(12) // 2])
+def test_folds_of_a_number_are_shuffled_by_the_seed(groups):
+    drawn = [
+        [scored.tolist() for _, scored in make_folds(12, groups, 3, np.random.RandomState(seed))] for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(scored) for scored in drawn[0]] == [4, 4, 4]
+
+
 @given(
     calibration=st.lists(st.integers(-20, 20), min_size=1, max_size=40),
     scores=st.lists(st.integers(-25, 25), min_size=1, max_size=10),
@@ -100,6 +136,8 @@ def test_p_values_count_calibration_scores_that_are_at_most_the_score(calibratio
     expected = [(1 + sum(c <= s for c in calibration)) / (len(calibration) + 1) for s in scores]
     np.testing.assert_allclose(values, expected)
     assert (values > 0).all()
+    of_objects = conformal_p_values(np.array(calibration, object), np.array(scores, object))
+    np.testing.assert_array_equal(of_objects, values)
 
 
 @pytest.mark.parametrize("n", [9, 50])

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
 from skpatchcore import GreedyCoresetSampler, LearnedProxySampler, RandomSampler
-from skpatchcore.coreset import greedy, proxies, rows, selection
+from skpatchcore.coreset import batches, greedy, proxies, rows, selection
 from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
 
 
@@ -25,6 +25,10 @@ def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], lis
         picks.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.linalg.norm(X - X[picks[-1]], axis=1))
     return picks[:n_selected], radii
+
+
+def as_rows(X):
+    return rows.Rows(torch.from_numpy(np.pad(X, [(0, 0), (0, 1)])))
 
 
 def covering_radius(X, rows):
@@ -51,6 +55,83 @@ def test_blocks_change_nothing(monkeypatch, n_candidates, block, n_unasked):
     sampler = GreedyCoresetSampler(120, start=5).fit(X)
     assert sampler.component_indices_.tolist() == picks
     np.testing.assert_allclose(sampler.selection_distances_, radii, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_candidates", [3, 1024])
+def test_any_beginning_is_gone_on_with(monkeypatch, n_candidates):
+    """Also one that greedy would not have made: it is taken as it is, not made again."""
+    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    X = np.random.default_rng(3).normal(size=(200, 5))
+    begun = np.array([7, 3, 11]), np.array([5.0, 4.0, 3.0])
+    new = []
+    order, radii = selection.k_center_greedy(as_rows(X), 60, 7, new.append, begun)
+    nearest = cdist(X, X[begun[0]]).min(axis=1)
+    expected, expected_radii = [7, 3, 11], [5.0, 4.0, nearest.max()]
+    while len(expected) < 60:
+        expected.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, np.linalg.norm(X - X[expected[-1]], axis=1))
+        expected_radii.append(nearest.max())
+    assert order.tolist() == expected
+    np.testing.assert_allclose(radii, expected_radii, rtol=1e-6)
+    assert (order.dtype, radii.dtype) == (np.int64, np.float64)
+    assert sum(new) == 57
+    assert n_candidates == 3 or max(new) > 1  # many picks between two comparisons of all rows
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n_rows", [1, 2, 40])
+def test_all_rows_are_selected_and_nothing_is_left(dtype, n_rows):
+    X = np.random.default_rng(3).normal(size=(n_rows, 4)).astype(dtype)
+    order, radii = selection.k_center_greedy(as_rows(X), n_rows, n_rows - 1)
+    assert order.tolist() == textbook(X.astype(float), n_rows, n_rows - 1)[0]
+    assert radii.dtype == np.float64
+    assert radii[-1] == 0
+    assert (radii[:-1] > 0).all()
+    assert (np.diff(radii) <= 0).all()
+
+
+def test_no_row_is_compared_with_a_pick_twice_and_most_not_at_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, 5))[rng.integers(0, 30, 3000)] + rng.normal(size=(3000, 5)) * 0.1 * rng.random((3000, 1))
+    times = np.zeros((3000, 3000), int)
+
+    def count(self, members, picks):
+        times[np.ix_(members.numpy(), picks.numpy())] += 1
+        lower(self, members, picks)
+
+    lower = selection._Bounds._lower
+    monkeypatch.setattr(selection._Bounds, "_lower", count)
+    monkeypatch.setattr(selection, "_N_CANDIDATES", 64)
+    order, _ = selection.k_center_greedy(as_rows(X), 300, 0)
+    assert order.tolist() == textbook(X, 300, 0)[0]
+    assert times.max() == 1
+    assert (times[1:, 0] == 1).all()
+    assert times.sum() < 0.55 * 3000 * 300
+
+
+@pytest.mark.parametrize("n_candidates", [2, 3, 5])
+def test_the_largest_bound_outside_ends_a_round(monkeypatch, n_candidates):
+    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    for seed in range(20):
+        X = np.random.default_rng(seed).random((50, 1 + seed % 3))
+        assert selection.k_center_greedy(as_rows(X), 30, 0)[0].tolist() == textbook(X, 30, 0)[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_duplicates_of_large_rows_are_selected_once_each(dtype):
+    """Rounding is far beyond 1 there: what is cancelled must not fall below the mark of rows that are picked."""
+    X = np.repeat(np.random.default_rng(0).normal(size=(60, 5)) * (1e6 if dtype == np.float32 else 1e10), 4, axis=0)
+    order, radii = selection.k_center_greedy(as_rows(X.astype(dtype)), 240, 0)
+    assert sorted(order.tolist()) == list(range(240))
+    assert sorted({row // 4 for row in order[:60]}) == list(range(60))
+    assert (radii >= 0).all()
+
+
+def test_shares_are_rounded_up_and_numbers_taken_as_they_are():
+    counts = [selection.count_of(ratio, 100) for ratio in (1e-12, 0.07, 0.0701, 0.999, 1.0, 1, 100, np.int64(9))]
+    assert counts == [1, 7, 8, 100, 100, 1, 100, 9]
+    with pytest.raises(ValueError, match="n_samples=100"):
+        selection.count_of(101, 100)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
@@ -93,6 +174,14 @@ def test_the_order_of_the_rows_does_not_matter():
     plain = GreedyCoresetSampler(0.1, random_state=4).fit(X)
     mixed = GreedyCoresetSampler(0.1, random_state=4).fit(X[shuffled])
     assert shuffled[mixed.component_indices_].tolist() == plain.component_indices_.tolist()
+
+
+def test_the_first_row_is_the_farthest_along_a_drawn_direction():
+    X = np.random.default_rng(0).normal(size=(300, 6)) + 50
+    for seed in range(3):
+        sampler = GreedyCoresetSampler(2, n_projections=None, random_state=seed).fit(X)
+        direction = np.random.RandomState(seed).standard_normal(6)
+        assert sampler.component_indices_[0] == (X @ direction).argmax()
 
 
 def test_the_seed_decides():
@@ -159,6 +248,7 @@ def test_the_order_is_kept_and_gone_on_with(tmp_path, monkeypatch):
 def test_what_is_drawn_anew_each_time_is_not_kept(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 3))
     GreedyCoresetSampler(5, memory=str(tmp_path)).fit(X)
+    GreedyCoresetSampler(5, memory=str(tmp_path), start=0).fit(np.repeat(X, 50, axis=1))  # projected
     assert not list(tmp_path.rglob("*.npz"))
     GreedyCoresetSampler(5, memory=str(tmp_path), n_projections=None, start=0).fit(X)
     assert len(list(tmp_path.rglob("*.npz"))) == 1
@@ -218,14 +308,26 @@ def test_transform_gives_distances_to_the_selected_rows():
         ({"ratio": 11}, "n_samples=10"),
         ({"start": 10}, "start=10 is beyond"),
         ({"start": "first"}, "start"),
+        ({"start": -1}, "start"),
         ({"n_projections": 0}, "n_projections"),
         ({"projection": "dense"}, "projection"),
         ({"device": "abacus"}, "device"),
+        ({"device": 3}, "'device' parameter"),
+        ({"memory": 3}, "'memory' parameter"),
+        ({"random_state": "seed"}, "'random_state' parameter"),
+        ({"verbose": "yes"}, "'verbose' parameter"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):
     with pytest.raises(ValueError, match=message):
         GreedyCoresetSampler(**parameters).fit(np.random.default_rng(0).normal(size=(10, 3)))
+
+
+def test_one_projection_will_do_and_progress_goes_to_the_end(capsys):
+    X = np.random.default_rng(0).normal(size=(30, 3))
+    sampler = GreedyCoresetSampler(12, n_projections=1, random_state=0, verbose=1).fit(X)
+    assert sampler.component_indices_.shape == (12,)
+    assert "12/12" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -272,19 +374,149 @@ def test_shards_cover_within_the_promised_factor(start, n_shards):
     X = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
     sampler = GreedyCoresetSampler(40, start=start, random_state=0)
     whole = sampler.fit(X)
-    first, radius = whole.component_indices_[0], whole.selection_distances_[-1]
+    order, radius = whole.component_indices_, whole.selection_distances_[-1]
     enough = sampler.estimate_memory(*X.shape)
     scratch = sampler.estimate_memory(0, 4)
     sharded = sampler.fit_batches(in_batches(X, [1500, 4000, 500]), 6000, scratch + 3 * (enough - scratch) // n_shards)
     picks = sharded.component_indices_
-    assert picks[0] == first
+    assert picks[0] == order[0]
     assert len(set(picks.tolist())) == 40
     true_radius = covering_radius(X, picks)
     # greedy's own radius is at most twice the smallest: 4 times that one is at most 4 times greedy's
     assert true_radius <= sharded.selection_distances_[-1] * (1 + 1e-6)
     assert true_radius <= (1.5 if n_shards < 40 else 2) * radius
     assert (np.diff(sharded.selection_distances_) <= 0).all()
-    np.testing.assert_array_equal(sampler.fit_batches([X], 6000, enough).component_indices_, whole.component_indices_)
+    np.testing.assert_array_equal(sampler.fit_batches([X], 6000, enough).component_indices_, order)
+    assert sampler.fit_batches([X], 6000, enough - 1).component_indices_.tolist() != order.tolist()
+
+
+def fit_with_place_for(sampler, n_rows, X, n_announced=None):
+    """Fit in batches, with memory for so many rows."""
+    return sampler.fit_batches(np.array_split(X, 7), n_announced or len(X), sampler.estimate_memory(n_rows, X.shape[1]))
+
+
+@pytest.mark.parametrize("outlier", [0, 299, 300, 950, 999])
+def test_no_row_of_any_shard_is_forgotten(monkeypatch, outlier):
+    seen = []
+
+    def look(rows, *args):
+        seen.append(len(rows))
+        return selection.k_center_greedy(rows, *args)
+
+    monkeypatch.setattr(greedy, "k_center_greedy", look)
+    X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    X[outlier] = 90
+    for n_selected, sizes in [
+        (5, [300, 300, 300, 100, 20]),
+        (100, [300, 300, 300, 300, 100, 200]),
+        (120, [300, 300, 240, 300, 240, 100, 220]),
+    ]:
+        sampler = fit_with_place_for(GreedyCoresetSampler(n_selected, random_state=0), 900, X)
+        assert outlier in sampler.component_indices_[:2]
+        assert len(set(sampler.component_indices_.tolist())) == n_selected
+        assert covering_radius(X, sampler.component_indices_) <= sampler.selection_distances_[-1]
+        assert seen == sizes
+        seen.clear()
+    fit_with_place_for(GreedyCoresetSampler(5), 1000, X)
+    assert seen == [1000]
+    fit_with_place_for(GreedyCoresetSampler(5), 1000, X.astype(np.float64))  # takes more
+    assert len(seen) > 2
+
+
+def test_the_bound_of_merged_shards_is_that_of_the_merger_and_of_the_worst_shard():
+    bounds = iter([(3.0, 1.0), (9.0, 5.0), (8.0, 2.0)])  # of two shards, and of their picks
+    buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
+    X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    found = batches.select_from_shards([X], 18, 2, buffer, lambda *_: (np.array([1, 0]), np.array(next(bounds))))
+    assert found.radii.tolist() == [13.0, 7.0]
+    assert found.numbers.tolist() == [0, 1]
+    np.testing.assert_allclose(found.left[:, :3], X[:2], atol=1e-6)
+
+
+@pytest.mark.parametrize("row", [0, 70, 299, 300, 999])
+@pytest.mark.parametrize("block", [64, 4096])
+def test_a_row_that_is_not_finite_is_named_in_any_shard(monkeypatch, row, block):
+    monkeypatch.setattr(rows, "_BLOCK", block)
+    X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    X[[row, -1], 2] = np.nan
+    with pytest.raises(ValueError, match=f"row {row} of X holds NaN"):
+        fit_with_place_for(GreedyCoresetSampler(50), 900, X)
+
+
+def test_rows_are_projected_in_the_same_blocks_whatever_the_batches(monkeypatch):
+    def write(self, X):
+        written.append(len(X))
+        original(self, X)
+
+    original = rows.RowBuffer._write
+    monkeypatch.setattr(rows, "_BLOCK", 64)
+    monkeypatch.setattr(rows.RowBuffer, "_write", write)
+    X = np.random.default_rng(0).normal(size=(500, 140)).astype(np.float32)
+    for sizes in ([500], [50, 30, 200, 1, 63, 128, 28], [1] * 500, [64] * 7 + [52], [63, 437]):
+        written = []
+        GreedyCoresetSampler(5).fit_batches(in_batches(X, sizes), 500)
+        assert written == [64] * 7 + [52]
+
+
+def test_batches_may_be_written_over_and_differ_in_precision():
+    X = np.random.default_rng(0).normal(size=(300, 140)).astype(np.float32)
+    expected = GreedyCoresetSampler(30, random_state=0).fit(X).component_indices_.tolist()
+
+    def written_over():
+        place = np.empty((60, 140), np.float32)
+        for batch in np.split(X, 5):
+            place[:] = batch
+            yield place
+
+    mixed = [X[:100], X[100:200].astype(np.float64), X[200:]]
+    for form in (written_over(), mixed):
+        found = GreedyCoresetSampler(30, random_state=0).fit_batches(form, 300)
+        assert found.component_indices_.tolist() == expected
+
+
+def test_rows_whose_sum_alone_overflows_are_taken():
+    buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
+    X = np.full((7, 3), 3e38, np.float32)
+    buffer.extend(X)
+    assert buffer.n_gathered == 7
+    left, numbers = buffer.take()
+    np.testing.assert_array_equal(left[:, :3], X)
+    assert numbers.tolist() == list(range(7))
+    assert buffer.n_gathered == 0
+
+
+def test_distances_are_one_product_and_rows_come_back_as_they_came():
+    X = np.random.default_rng(0).normal(size=(20, 3)) + 1000
+    seen, picks = as_rows(X), torch.tensor([4, 9])
+    assert len(seen) == 20
+    squares = seen.norms[:, None] + seen.left @ seen.right(picks).T
+    np.testing.assert_allclose(squares, cdist(X, X[picks]) ** 2, atol=1e-9)
+    np.testing.assert_allclose(seen.mean, X.mean(0))
+    np.testing.assert_allclose(seen.norms, ((X - X.mean(0)) ** 2).sum(1))
+    np.testing.assert_allclose(seen.as_they_came(picks)[:, :-1], X[picks])
+
+
+def test_shards_of_twice_the_coreset_will_do_and_smaller_ones_will_not():
+    X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
+    assert len(fit_with_place_for(GreedyCoresetSampler(50), 300, X).component_indices_) == 50
+    with pytest.raises(ValueError, match="50 rows are to be selected, but only 299 fit"):
+        fit_with_place_for(GreedyCoresetSampler(50), 299, X)
+    fewer = 299 * batches.row_bytes(4) // batches.row_bytes(4, 8)
+    with pytest.raises(ValueError, match=f"only {fewer} fit"):
+        fit_with_place_for(GreedyCoresetSampler(50), 299, X.astype(np.float64))
+    with pytest.raises(ValueError, match="only 0 fit"):
+        GreedyCoresetSampler(50).fit_batches([X], 1000, 1)
+    # a row, projected to 128 columns, has one column more, and a norm, a bound and a count beside
+    estimate = GreedyCoresetSampler().estimate_memory
+    assert estimate(1000, 500) - estimate(0, 500) == estimate(2000, 200) - estimate(1000, 200) >= 1000 * (129 + 3) * 4
+
+
+def test_rows_that_fit_in_one_shard_are_selected_from_once():
+    X = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    found = fit_with_place_for(GreedyCoresetSampler(20, random_state=0), 900, X, n_announced=5000)
+    plain = GreedyCoresetSampler(20, random_state=0).fit(X)
+    np.testing.assert_array_equal(found.component_indices_, plain.component_indices_)
+    np.testing.assert_array_equal(found.selection_distances_, plain.selection_distances_)
 
 
 def test_memory_that_is_too_little_for_the_coreset_is_refused():
@@ -292,6 +524,29 @@ def test_memory_that_is_too_little_for_the_coreset_is_refused():
     sampler = GreedyCoresetSampler(0.5, random_state=0)
     with pytest.raises(ValueError, match="3000 rows are to be selected"):
         sampler.fit_batches([X], 6000, sampler.estimate_memory(3000, 4))
+
+
+def test_the_defaults_are_those_of_the_pages():
+    assert RandomSampler().get_params() == {"ratio": 0.1, "random_state": None}
+    assert GreedyCoresetSampler().get_params() == {
+        **RandomSampler().get_params(), "n_projections": 128, "projection": "gaussian", "start": "random",
+        "device": "auto", "memory": None, "verbose": 0,
+    }  # fmt: skip
+    assert LearnedProxySampler().get_params() == {
+        **RandomSampler().get_params(), "n_epochs": 5, "batch_size": 512, "learning_rate": 0.01, "device": "auto",
+        "verbose": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler(5, random_state=0), RandomSampler(5, random_state=0)])
+def test_batches_replace_what_an_earlier_fit_left(sampler):
+    rng = np.random.default_rng(0)
+    sampler.fit(rng.normal(size=(20, 3)).tolist())
+    assert (sampler.n_features_in_, sampler.components_.shape) == (3, (5, 3))
+    sampler.fit_batches(np.split(rng.normal(size=(40, 4)), 4), 40)
+    assert sampler.n_features_in_ == 4
+    assert not hasattr(sampler, "components_")
+    assert sampler.component_indices_.max() >= 20
 
 
 def test_no_batches_are_refused():

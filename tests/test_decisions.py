@@ -158,7 +158,7 @@ def test_what_is_beyond_measure_is_not_normal():
     assert model.score_samples(far)[0] < -1e20
     assert model.predict(far).tolist() == [-1]
     assert model.p_values(far)[0] == pytest.approx(1 / 21)
-    model.score_samples = lambda X: np.array([np.nan])
+    model.score_samples = lambda X, **options: np.array([np.nan])
     assert model.predict(far).tolist() == [-1]
 
 

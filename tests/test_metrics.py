@@ -143,6 +143,38 @@ def test_aupimo_is_that_of_a_loop_over_all_thresholds(case, bounds):
     )
 
 
+@pytest.mark.parametrize("n_levels", [4, 60, 10**6])
+def test_large_maps_of_which_only_the_highest_good_pixels_are_sorted(n_levels):
+    """Small arrays come out of a partition in order, large ones do not."""
+    rng = np.random.default_rng(n_levels)
+    masks = [np.zeros((30, 40), bool) for _ in range(4)]
+    masks[1][3:9, 5:30] = masks[1][20:22, 2:4] = masks[3][10:25, 10:12] = True
+    maps = [np.floor((rng.random(mask.shape) + mask * 0.4) * n_levels) / n_levels for mask in masks]
+    fpr, pro = direct_pro(masks, maps)
+    for max_fpr in (0.0005, 0.02, 0.3, 1.0):
+        assert aupro_score(masks, maps, max_fpr=max_fpr) == pytest.approx(area_up_to(fpr, pro, max_fpr), abs=1e-9)
+    truth, scores = np.array(masks).ravel(), np.array(maps).ravel()
+    assert pixel_roc_auc_score(masks, maps) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
+    assert pixel_average_precision_score(masks, maps) == pytest.approx(average_precision_score(truth, scores))
+    assert (
+        pixel_f1_max_score(masks, maps).n_misclassified
+        == ((scores >= pixel_f1_max_score(masks, maps).threshold) != truth).sum()
+    )
+    for bounds in [(1e-4, 2e-3), (0.01, 0.1), (0.2, 1.0)]:
+        np.testing.assert_allclose(
+            aupimo_scores(masks, maps, fpr_bounds=bounds), direct_aupimo(masks, maps, *bounds), atol=1e-9
+        )
+
+
+@pytest.mark.parametrize("n_good", range(1, 9))
+def test_aupro_of_few_pixels_in_falling_order(n_good):
+    scores = np.array([[*range(n_good, 0, -1), n_good - 0.5]])
+    mask = np.array([[False] * n_good + [True]])
+    for max_fpr in (0.1, 0.5, 0.8):
+        expected = area_up_to(*direct_pro([mask], [scores]), max_fpr)
+        assert aupro_score([mask], [scores], max_fpr=max_fpr) == pytest.approx(expected)
+
+
 def test_aupimo_counts_ties_whole():
     good = np.zeros((10, 10))
     good.flat[:10], good.flat[10:60] = 1.0, 0.5
@@ -163,6 +195,18 @@ def test_perfect_and_useless_maps():
     assert aupro_score(masks, flat) == pytest.approx(0.15)
     assert pixel_roc_auc_score(masks, flat) == 0.5
     assert aupimo_scores(masks, flat)[1] == 0
+
+
+@pytest.mark.parametrize("n_points", [None, 5])
+def test_overlaps_never_round_to_more_than_1(n_points):
+    for n_regions in range(1, 60):
+        mask = np.zeros((1, 2 * n_regions + 1), bool)
+        mask[0, 1::2] = True
+        scored = np.arange(mask.size, dtype=np.float32)[None]
+        _, pro, thresholds = pro_curve([mask], [scored], n_points=n_points)
+        assert pro.max() <= 1
+        assert pro[-1] == pytest.approx(1)
+        assert thresholds.dtype == np.float64
 
 
 def test_touching_corners_are_one_region():
@@ -188,6 +232,35 @@ def test_masks_of_another_size_are_refused_or_resized():
 
 
 @pytest.mark.parametrize(
+    "metric",
+    [
+        pro_curve,
+        aupro_score,
+        aupimo_scores,
+        pixel_roc_auc_score,
+        pixel_average_precision_score,
+        pixel_f1_max_score,
+        pixel_metrics,
+    ],
+)
+def test_every_metric_resizes_only_if_told_to_and_takes_lists_and_numbers(metric):
+    mask = np.zeros((8, 12), int)
+    mask[2:4, 4:8] = 255
+    maps = np.random.default_rng(0).integers(0, 9, (2, 4, 6))
+    expected = metric([mask[::2, ::2] > 0, np.zeros((4, 6))], maps.astype(float))
+    with pytest.raises(ValueError, match="image 0: mask of shape"):
+        metric([mask, mask * 0], maps)
+    for same in (mask.tolist(), mask.astype(np.uint8)):
+        assert str(metric([same, mask * 0], maps, resize=True)) == str(expected)
+    for same in (maps.tolist(), maps.astype(object), maps.astype(np.float16), maps.astype(np.uint8)):
+        assert str(metric([mask[::2, ::2].tolist(), np.zeros((4, 6))], same)) == str(expected)
+    with pytest.raises(ValueError, match="are not 2-D"):
+        metric([mask, mask * 0], maps[..., None], resize=True)
+    with pytest.raises(ValueError, match="are not 2-D"):
+        metric([mask[..., None], mask * 0], maps, resize=True)
+
+
+@pytest.mark.parametrize(
     "metric", [aupro_score, pro_curve, pixel_roc_auc_score, pixel_average_precision_score, pixel_f1_max_score]
 )
 def test_what_defines_no_metric_is_refused(metric):
@@ -200,7 +273,7 @@ def test_what_defines_no_metric_is_refused(metric):
         metric([mask | True], [scored])
     for wrong in (np.nan, np.inf):
         with pytest.raises(ValueError, match="image 1: the map holds NaN or infinity"):
-            metric([mask, mask], [scored, scored * wrong])
+            metric([mask, mask], [scored, np.where(mask, scored, wrong)])
     with pytest.raises(ValueError, match="not 2-D"):
         metric([mask[None]], [scored[None]])
 
@@ -212,14 +285,24 @@ def test_arguments_out_of_range_are_refused():
             aupro_score([mask], [scored], max_fpr=wrong)
     with pytest.raises(ValueError, match="one of the two is missing"):
         aupimo_scores([mask], [scored])
-    with pytest.raises(ValueError, match="fpr_bounds"):
-        aupimo_scores([mask, mask & False], [scored, scored], fpr_bounds=(1e-3, 1e-4))
+    with pytest.raises(ValueError, match="one of the two is missing"):
+        aupimo_scores([mask & False], [scored])
+    for bounds in ((1e-3, 1e-4), (1e-3, 1e-3), (0, 1e-3), (0.5, 1.1)):
+        with pytest.raises(ValueError, match="fpr_bounds"):
+            aupimo_scores([mask, mask & False], [scored, scored], fpr_bounds=bounds)
     with pytest.raises(ValueError, match="score 1 is NaN"):
         f1_max_score([1, -1], [0.0, np.nan])
     with pytest.raises(ValueError, match="expected both"):
         f1_max_score([1, 0], [0.0, 1.0])
     with pytest.raises(ValueError, match="one of each an image"):
         f1_max_score([1, -1], [0.0])
+    with pytest.raises(ValueError, match="one of each an image"):
+        f1_max_score([[1, -1]], [[0.0, 1.0]])
+
+
+def test_image_scores_of_any_type_are_taken():
+    assert f1_max_score([1, 1, -1], np.array([3, 2, 0], np.uint8)) == (1.0, 0.0, 0)
+    assert f1_max_score(np.array([1, -1, -1]), [3, 2, 5]) == (pytest.approx(0.8), 5.0, 1)
 
 
 def test_input_is_left_as_it_is():
@@ -234,6 +317,14 @@ def test_input_is_left_as_it_is():
         metric(masks, maps)
     for scored, copy in zip(maps, before, strict=True):
         np.testing.assert_array_equal(scored, copy)
+
+
+def test_a_curve_for_a_picture_has_500_points_unless_told_otherwise():
+    rng = np.random.default_rng(0)
+    masks, maps = [np.eye(40, dtype=bool)], [rng.random((40, 40)) - np.eye(40)]
+    assert pixel_metrics(masks, maps)[1].shape == (2, 500)
+    assert pixel_metrics(masks, maps, n_points=30)[1].shape == (2, 30)
+    assert len(pro_curve(masks, maps)[0]) == 1601
 
 
 @settings(deadline=None, max_examples=60)

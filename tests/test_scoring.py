@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from skpatchcore import ExactIndex, PyNNDescentIndex
 from skpatchcore._grids import PatchGrids
-from skpatchcore.scoring import anomaly_map, reweighted_score, score_grids
+from skpatchcore.scoring import anomaly_map, kneighbors_without, reweighted_score, score_grids
 
 
 def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:
@@ -86,6 +86,101 @@ def test_m_star_counts_in_its_own_neighbourhood_even_among_duplicates():
         scores, _ = score_grids(index.fit(bank), bank, PatchGrids.from_features(queries), 3)
         weights = np.exp([1.0, 3.0, 5.0])
         assert scores[0] == pytest.approx(1 - weights[0] / weights.sum())
+
+
+@pytest.mark.parametrize("index", [ExactIndex(), NearestNeighbors()], ids=lambda i: type(i).__name__)
+@pytest.mark.parametrize("b", [1, 4, 50])
+def test_rows_that_do_not_count_are_as_if_they_were_not_there(index, b):
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(30, 3)).astype(np.float32)
+    images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in [(2, 3), (4, 1), (3, 3)]]
+    grids = PatchGrids.from_features([*images, bank[None, [7]]])
+    exclude = np.array([0, 7, 8, 21, 29])
+    left = np.delete(bank, exclude, axis=0)
+    expected, expected_patches = score_grids(ExactIndex().fit(left), left, grids, b)
+    fitted = index.fit(bank)
+    none = score_grids(fitted, bank, grids, b, np.array([], int))[0]
+    np.testing.assert_array_equal(none, score_grids(fitted, bank, grids, b)[0])
+    assert none[3] < 1e-3 < expected[3]
+    scores, patch_scores = score_grids(fitted, bank, grids, b, exclude)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert [part.shape for part in patch_scores] == [(2, 3), (4, 1), (3, 3), (1, 1)]
+    for part, of_left in zip(patch_scores, expected_patches, strict=True):
+        assert part.dtype == np.float64
+        np.testing.assert_allclose(part, of_left, rtol=1e-5)
+    # image scores alone, which an index with `farthest` finds in a way of its own
+    alone, nothing = score_grids(fitted, bank, grids, b, exclude, with_patch_scores=False)
+    np.testing.assert_allclose(alone, expected, rtol=1e-5)
+    assert nothing == []
+
+
+def test_an_index_is_asked_only_for_what_is_needed():
+    class Watched(ExactIndex):
+        def farthest(self, X, starts, exclude=None):
+            asked.append("farthest")
+            return super().farthest(X, starts, exclude=exclude)
+
+        def kneighbors(self, X=None, n_neighbors=1, return_distance=True, exclude=None):
+            asked.append((len(X), n_neighbors, None if exclude is None else len(exclude)))
+            return super().kneighbors(X, n_neighbors, return_distance, exclude=exclude)
+
+    bank = np.random.default_rng(0).normal(size=(30, 3))
+    grids = PatchGrids.from_features(np.random.default_rng(1).normal(size=(2, 3, 4, 3)))
+    index, exclude = Watched().fit(bank), np.arange(5)
+    asked = []
+    score_grids(index, bank, grids, 4, exclude)
+    assert asked == [(24, 1, 5), (2, 4, 5)]
+    asked = []
+    score_grids(index, bank, grids, 4, exclude, with_patch_scores=False)
+    assert asked == ["farthest", (2, 4, 5)]
+
+
+def test_neighbours_that_are_left_stay_in_their_order():
+    rng = np.random.default_rng(0)
+    bank, X, exclude = rng.normal(size=(300, 2)), rng.normal(size=(20, 2)), rng.permutation(300)[:100]
+    left = np.setdiff1d(np.arange(300), exclude)
+    distances, indices = kneighbors_without(NearestNeighbors().fit(bank), X, 150, exclude)
+    expected = cdist(X, bank[left])
+    order = expected.argsort(axis=1)[:, :150]
+    np.testing.assert_array_equal(indices, left[order])
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, order, axis=1))
+
+
+def test_scores_are_weighed_in_double_precision_and_never_nan():
+    assert reweighted_score(np.array([np.inf, np.inf]), np.inf) == np.inf
+    distances = np.array([1.0, 1.1, 1.3], np.float32)
+    assert reweighted_score(distances, 1.0) == pytest.approx(reweighted_score(distances.astype(float), 1.0), rel=1e-14)
+
+    class Exact:
+        def kneighbors(self, X, n_neighbors, return_distance):
+            distances = cdist(X, bank)
+            order = distances.argsort(axis=1)[:, :n_neighbors]
+            return np.take_along_axis(distances, order, axis=1), order
+
+    bank = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    far = np.full((1, 3), 1e3, np.float32)
+    scores, _ = score_grids(Exact(), bank, PatchGrids.from_features(far[:, None, None]), 3)
+    nearest = cdist(far, bank)[0]
+    neighbourhood = cdist(bank, bank)[nearest.argmin()].argsort()[:3]
+    weight = 1 - 1 / np.exp(nearest[neighbourhood] - nearest.min()).sum()
+    assert scores[0] == pytest.approx(weight * nearest.min(), rel=1e-10)
+
+
+def test_features_of_another_width_than_the_banks_are_refused():
+    bank, grids = np.zeros((3, 4)), PatchGrids.from_features(np.zeros((1, 2, 2, 5)))
+    with pytest.raises(ValueError, match="patch features have 5 channels, but the memory bank has 4"):
+        score_grids(ExactIndex().fit(bank), bank, grids, 3)
+
+
+def test_maps_are_float32_smoothed_by_4_pixels_unless_told_otherwise():
+    grid = [[0, 1, 7], [3, 2, 1]]
+    found = anomaly_map(grid, (30, 40))
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, anomaly_map(np.array(grid, np.float32), (30, 40), smoothing=4.0))
+    np.testing.assert_array_equal(
+        anomaly_map(grid, (30, 40), smoothing=(1.0, 5.0)), anomaly_map(np.transpose(grid), (40, 30), None, (5.0, 1.0)).T
+    )
 
 
 @settings(deadline=None, max_examples=50)
