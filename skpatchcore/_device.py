@@ -67,10 +67,21 @@ def _is_present(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory did not do: torch's CPU allocator raises plain RuntimeErrors."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        text in str(error) for text in ("out of memory", "allocate memory")
+    """Return whether an error says that memory did not do: torch and what is below it raise plain RuntimeErrors too."""
+    texts = (
+        "out of memory",
+        "allocate memory",
+        "ALLOC_FAILED",
+        "could not create a primitive",
+        "could not create a mem",
     )
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def is_device_fault(error: Exception) -> bool:
+    """Return whether an error is the device's: nothing that the images can be blamed for."""
+    texts = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "CUDA driver", "device-side assert")
+    return is_out_of_memory(error) or any(text in str(error) for text in texts)
 
 
 class _Writable:

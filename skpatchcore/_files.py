@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import zipfile
@@ -80,7 +81,8 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
             _flush(partial)
         os.replace(partial, path)
         if durable and os.name == "posix":  # elsewhere a folder can't be opened
-            _flush(path.parent)
+            with contextlib.suppress(OSError):  # some network shares can't; the new file is in its place by now
+                _flush(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 

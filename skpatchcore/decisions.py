@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,17 @@ from skpatchcore.features.images import ImageError, ImageWarning, as_image_seque
 from skpatchcore.features.stream import n_images_of
 from skpatchcore.regions import regions_of_map
 
-# Images that are judged anew where one of them can't be.
-_CHUNK = 64
+
+@contextmanager
+def restored_on_failure(estimator: Any) -> Iterator[None]:
+    """Leave an estimator as it was where the block raises."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 class ImageOutlierMixin(OutlierMixin):
@@ -366,21 +376,27 @@ class ImageOutlierMixin(OutlierMixin):
         check_is_fitted(self, "offset_")
         if get_tags(self).input_tags.string:  # else another form than images' is meant to be
             X = as_image_sequence(X)
-        n_images, failures = n_images_of(X), []
+        n_images = n_images_of(X)
+        failures: list[ImageError] = []
         scores, kept = np.full(n_images, np.nan), [None] * n_images
-        for start in range(0, n_images, _CHUNK):
-            left = np.arange(start, min(start + _CHUNK, n_images))
-            while len(left):
+
+        def judge(start: int, stop: int) -> None:
+            while start < stop:
                 try:
-                    scores[left], found = self._score(safe_indexing(X, left), of_map)
+                    found = self._score(
+                        X if (start, stop) == (0, n_images) else safe_indexing(X, slice(start, stop)), of_map
+                    )
                 except ImageError as error:
-                    index = int(left[error.index])
-                    failures.append(ImageError(error.message, index, error.path))
-                    left = left[left != index]
-                    continue
-                for image, what in zip(left, found, strict=False):
-                    kept[image] = what
-                break
+                    failed = start + error.index
+                    failures.append(ImageError(error.message, failed, error.path))
+                    judge(start, failed)  # so that no image is judged more than twice
+                    start = failed + 1
+                else:
+                    scores[start:stop] = found[0]
+                    kept[start : start + len(found[1])] = found[1]
+                    return
+
+        judge(0, n_images)
         if failures:
             failures.sort(key=lambda failure: failure.index)
             warnings.warn(ImageWarning(failures), stacklevel=3)
@@ -390,12 +406,13 @@ class ImageOutlierMixin(OutlierMixin):
         self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
     ) -> None:
         """Take scores (bigger = more normal) and maxima of maps of good images for calibration."""
-        self.calibration_scores_, self.calibration_peaks_ = scores, peaks
-        self.calibration_image_indices_ = images
-        self.offset_ = -conformal_threshold(-scores, contamination)
+        offset = -conformal_threshold(-scores, contamination)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the line above has said it
-            self.pixel_offset_ = conformal_threshold(peaks, contamination)
+            pixel_offset = conformal_threshold(peaks, contamination)
+        self.calibration_scores_, self.calibration_peaks_ = scores, peaks
+        self.calibration_image_indices_ = images
+        self.offset_, self.pixel_offset_ = offset, pixel_offset
 
     def _require_scores_of_training_images(self) -> None:
         """Raise a ValueError if it is known before a fit that not all training images will have calibration scores."""

@@ -25,6 +25,7 @@ from skpatchcore._sklearn import (
     with_callbacks,
 )
 from skpatchcore.bank import Bank, collect_bank, estimate_memory
+from skpatchcore.decisions import restored_on_failure
 from skpatchcore.features.stream import PatchStream, images_at_once
 from skpatchcore.inference import nearest_of_stream, score_stream
 from skpatchcore.memory import MemoryEstimate
@@ -225,7 +226,7 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         UserWarning
             If `y` holds other labels than +1 and -1, or if there are too few images or groups to calibrate.
         """
-        with report_tasks(self, X, y):
+        with report_tasks(self, X, y), restored_on_failure(self):
             return self._fit(X, y, groups)
 
     def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:

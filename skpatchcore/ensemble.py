@@ -12,7 +12,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._sklearn import Interval, StrOptions, fit_context, safe_indexing, visual_block
-from skpatchcore.decisions import ImageOutlierMixin
+from skpatchcore.decisions import ImageOutlierMixin, restored_on_failure
 from skpatchcore.features.images import ImageError, as_image_sequence
 from skpatchcore.features.stream import n_images_of
 
@@ -142,6 +142,10 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
             As the detectors' `fit`; also if there are no detectors, names are taken twice, or they calibrate on
             different images or not at all.
         """
+        with restored_on_failure(self):
+            return self._fit(X, y, groups)
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreEnsemble:
         names = [name for name, _ in self._pairs()]
         taken = {*names} & {"estimators", "contamination"}
         if not names or len(set(names)) < len(names) or taken or any("__" in name for name in names):

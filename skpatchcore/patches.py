@@ -61,7 +61,7 @@ class PatchOutlierMixin(ImageOutlierMixin):
             return as_image_sequence(X) if hasattr(extractor, "iter_transform") else X
         grids = as_grids(X)
         if grids is None:
-            return validate_data(self, X, dtype=[np.float32, np.float64], reset=reset)
+            return validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
         if reset and hasattr(self, "n_features_in_"):  # left by an earlier fit on a table
             del self.n_features_in_
         return grids

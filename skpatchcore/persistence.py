@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from importlib.metadata import version
 from io import BytesIO
@@ -24,6 +25,11 @@ from skpatchcore._files import written_whole
 _STAGES = ("sampler_", "index_")
 _FORMAT = 1  # changes with what files hold
 _MANIFEST = "skpatchcore.json"
+_SPLITTERS = (
+    "GroupKFold", "GroupShuffleSplit", "KFold", "LeaveOneGroupOut", "LeaveOneOut", "LeavePGroupsOut", "LeavePOut",
+    "PredefinedSplit", "RepeatedKFold", "RepeatedStratifiedKFold", "ShuffleSplit", "StratifiedGroupKFold",
+    "StratifiedKFold", "StratifiedShuffleSplit", "TimeSeriesSplit",
+)  # fmt: skip
 # What a file may hold beside what skops trusts anyway: numbers, arrays, scikit-learn's estimators.
 _TRUSTED = (
     "skpatchcore.baselines.padim.Gaussians",
@@ -39,21 +45,11 @@ _TRUSTED = (
     "skpatchcore.index.exact.ExactIndex",
     "skpatchcore.index.pynndescent.PyNNDescentIndex",
     "skpatchcore.persistence.SameAsBank",
-    *(
-        f"sklearn.model_selection._split.{splitter}"
-        for splitter in (
-            "KFold",
-            "GroupKFold",
-            "RepeatedKFold",
-            "ShuffleSplit",
-            "GroupShuffleSplit",
-            "LeaveOneOut",
-            "LeaveOneGroupOut",
-            "LeavePOut",
-            "LeavePGroupsOut",
-            "PredefinedSplit",
-        )
-    ),
+    "sklearn.neighbors._ball_tree.BallTree",
+    "sklearn.neighbors._kd_tree.KDTree",
+    "sklearn.metrics._dist_metrics.EuclideanDistance64",
+    "sklearn.metrics._dist_metrics.MinkowskiDistance64",
+    *(f"sklearn.model_selection._split.{name}" for name in _SPLITTERS),
 )
 _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
 
@@ -91,6 +87,11 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
         not suit the detector: it has no bank, or values beyond 65504, or an index that keeps a copy of its own.
     OSError
         If the file can't be written, such as on a full disk.
+
+    Warns
+    -----
+    UserWarning
+        If it holds types that are neither this package's nor scikit-learn's: `load` will want them by name.
 
     See Also
     --------
@@ -140,6 +141,16 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
         with zipfile.ZipFile(partial, "a") as archive:
             manifest["sha256"] = _digests(archive)
             archive.writestr(_MANIFEST, json.dumps(manifest, indent=1))
+        _checked(partial.read_bytes(), path)
+        unknown = _unknown_types(skops.io.get_untrusted_types(file=partial))
+    if unknown:
+        warnings.warn(
+            f"{str(path)!r} holds {', '.join(unknown)}: load will ask for trusted={unknown}.", UserWarning, stacklevel=2
+        )
+
+
+def _unknown_types(found: Iterable[str], trusted: Sequence[str] = ()) -> list[str]:
+    return sorted(set(found) - {*_TRUSTED, *trusted})
 
 
 def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
@@ -187,7 +198,7 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     content = path.read_bytes()  # once: what is checked is what is loaded, whoever writes to the file meanwhile
     manifest = _checked(content, path)
     try:
-        unknown = sorted(set(skops.io.get_untrusted_types(data=content)) - {*_TRUSTED, *trusted})
+        unknown = _unknown_types(skops.io.get_untrusted_types(data=content), trusted)
         if unknown:
             raise ModelFileError(
                 f"{str(path)!r} holds {', '.join(unknown)}, which may run code of its own. If that is yours, pass "
@@ -296,7 +307,7 @@ def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
 def _checked(content: bytes, path: Path) -> dict[str, Any]:
     """Return the manifest of a model file that is whole and of a known format."""
     try:
-        if content[:2] in (b"\x80\x04", b"\x80\x05") or path.suffix == ".joblib":
+        if content[:1] == b"\x80" or (path.suffix == ".joblib" and not zipfile.is_zipfile(BytesIO(content))):
             raise ModelFileError(
                 f"{str(path)!r} is a pickle, and pickles are code: if you trust it, read it with joblib.load."
             )

@@ -619,3 +619,9 @@ def test_torch_is_used_without_its_global_generator():
     before = torch.random.get_rng_state()
     GreedyCoresetSampler(random_state=0).fit(np.random.default_rng(0).normal(size=(50, 300)))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler(3, start=0), LearnedProxySampler(2, random_state=0)])
+def test_whole_numbers_are_not_rounded(sampler):
+    fitted = sampler.fit(np.array([[2**24], [2**24 + 1], [0]]))
+    assert fitted.components_.dtype == np.float64

@@ -185,6 +185,15 @@ def test_a_refit_that_fails_leaves_the_detector_as_it_was(parts, monkeypatch, wh
     np.testing.assert_array_equal(detector.score_samples(parts[1]), before)
 
 
+def test_a_refit_on_another_table_that_fails_is_forgotten():
+    X = np.random.default_rng(0).random((20, 8))
+    detector = PatchCoreDetector("precomputed", random_state=0).fit(X)
+    expected = detector.predict(X)
+    with pytest.raises(ValueError, match="share one group"):
+        detector.fit(X[:, :5], groups=[1] * 20)
+    np.testing.assert_array_equal(detector.predict(X), expected)
+
+
 # Disks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -25,6 +26,7 @@ from skpatchcore import (
     SPADEDetector,
     TorchFeatureExtractor,
 )
+from skpatchcore.features import extractor as extractor_module
 from skpatchcore.features.images import image_size, load_image
 
 RNG = np.random.default_rng(0)
@@ -346,3 +348,72 @@ def test_whichever_images_fail_each_other_one_is_scored(detector, parts, bad, ba
     assert set(np.flatnonzero(np.isnan(scores))) == bad
     whole = [i for i in range(len(X)) if i not in bad]
     np.testing.assert_allclose(scores[whole], detector.score_samples(images)[whole], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: unspecified launch failure"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
+        OSError(errno.EMFILE, "Too many open files"),
+        MemoryError("no memory"),
+    ],
+    ids=repr,
+)
+@pytest.mark.filterwarnings("ignore:.*go through the network in halves:RuntimeWarning")
+def test_what_the_machine_does_wrong_is_never_blamed_on_images(detector, parts, monkeypatch, tmp_path, error):
+    """A line shall stop then, not reject all parts."""
+    path = tmp_path / "a.png"
+    Image.fromarray(RGB).save(path)
+
+    def broken(*args, **kwargs):
+        raise error
+
+    if isinstance(error, RuntimeError):
+        network = detector.extractor_._load(torch.device("cpu"))
+        monkeypatch.setattr(network.module, "forward", broken)
+    elif isinstance(error, OSError):
+        monkeypatch.setattr("builtins.open", broken)
+    else:
+        monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    with pytest.raises((RuntimeError, OSError, MemoryError)) as caught:
+        detector.predict([path, path], on_error="flag")
+    assert not isinstance(caught.value, ImageError)
+
+
+def test_a_cache_refuses_what_would_be_refused_without_it(tmp_path):
+    model = extractor(memory=str(tmp_path / "cache"), max_pixels=RGB.size)
+    model.transform([RGB])
+    with pytest.raises(ImageError, match="masked"):
+        model.transform([np.ma.masked_array(RGB, mask=RGB > 250)])
+    with pytest.raises(ImageError, match="max_pixels"):
+        extractor(memory=str(tmp_path / "cache"), max_pixels=10).transform([Image.fromarray(RGB)])
+    plain = extractor().transform([torch.tensor(RGB / 255, requires_grad=True), torch.tensor(RGB / 255).bfloat16()])
+    kept = model.transform([torch.tensor(RGB / 255, requires_grad=True), torch.tensor(RGB / 255).bfloat16()])
+    np.testing.assert_allclose(kept, plain, atol=1e-5)
+
+
+def test_a_file_larger_than_any_image_is_not_read_into_memory(tmp_path):
+    for name in ("sparse.png", "sparse.tif"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 42)
+        for memory in (None, str(tmp_path / "cache")):
+            with pytest.raises(ImageError):
+                extractor(memory=memory).transform([tmp_path / name])
+
+
+def test_images_are_judged_at_most_twice_however_many_fail(detector, parts, monkeypatch):
+    seen = []
+    read = extractor_module.load_image
+
+    def counting(image, *args, **kwargs):
+        seen.append(id(image))
+        return read(image, *args, **kwargs)
+
+    monkeypatch.setattr(extractor_module, "load_image", counting)
+    X = [image if i % 2 else "gone.png" for i, image in enumerate([*parts[0]] * 4)]
+    with pytest.warns(ImageWarning):
+        scores = detector.score_samples(X, on_error="flag")
+    assert np.isnan(scores).sum() == 20
+    assert len(seen) <= 3 * len(X)  # twice, and what was made ready beside

@@ -71,6 +71,7 @@ DETECTORS = {
     "half a bank": lambda: PatchCoreDetector(extractor(), index=ExactIndex(storage="float16"), random_state=0),
     "random subset": lambda: PatchCoreDetector(extractor(), sampler=RandomSampler(0.2), random_state=0),
     "proxies": lambda: PatchCoreDetector(extractor(), sampler=LearnedProxySampler(9), random_state=0),
+    "a tree": lambda: PatchCoreDetector(extractor(), index=NearestNeighbors(algorithm="kd_tree"), random_state=0),
     "splitter": lambda: PatchCoreDetector(extractor(), calibration=ShuffleSplit(1, random_state=0), random_state=0),
     "uncalibrated": lambda: PatchCoreDetector(extractor(), calibration=None, random_state=np.random.RandomState(3)),
     "SPADE": lambda: SPADEDetector(extractor()),
@@ -106,7 +107,9 @@ def test_a_loaded_detector_is_the_saved_one(make, parts, tmp_path):
             np.testing.assert_array_equal(getattr(loaded, name)(X), getattr(detector, name)(X))
     np.testing.assert_array_equal([loaded.offset_, loaded.pixel_offset_], [detector.offset_, detector.pixel_offset_])
     if hasattr(detector, "memory_bank_"):
-        assert loaded.memory_bank_ is getattr(loaded.index_, "_fit_X", None)
+        np.testing.assert_array_equal(loaded.memory_bank_, loaded.index_._fit_X)
+        if detector.memory_bank_ is detector.index_._fit_X:
+            assert loaded.memory_bank_ is loaded.index_._fit_X
     with zipfile.ZipFile(tmp_path / "a.skops") as archive:
         assert {Path(name).suffix for name in archive.namelist()} <= {".json", ".npy"}
         manifest = json.loads(archive.read("skpatchcore.json"))
@@ -279,12 +282,14 @@ def test_files_of_a_later_format_say_so(content, tmp_path):
 
 def test_types_of_ones_own_must_be_trusted(parts, tmp_path):
     path = tmp_path / "a.skops"
-    save(PatchCoreDetector(Upside(), random_state=0).fit(parts[0]), path)
+    with pytest.warns(UserWarning, match="load will ask for trusted="):
+        save(PatchCoreDetector(Upside(), random_state=0).fit(parts[0]), path)
     own = f"{Upside.__module__}.Upside"
     with pytest.raises(ModelFileError, match=f"holds {own}, which may run code"):
         load(path)
     assert np.isfinite(load(path, trusted=[own]).score_samples(parts[2])).all()
-    save(PatchCoreDetector(extractor(backbone=net), random_state=0).fit(parts[0]), path)
+    with pytest.warns(UserWarning, match="net: load will ask"):
+        save(PatchCoreDetector(extractor(backbone=net), random_state=0).fit(parts[0]), path)
     with pytest.raises(ModelFileError, match="net"):
         load(path)
     assert np.isfinite(load(path, trusted=[f"{net.__module__}.net"]).score_samples(parts[2])).all()

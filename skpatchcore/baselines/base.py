@@ -18,6 +18,7 @@ from skpatchcore._grids import PatchGrids
 from skpatchcore._progress import progress_bar, stage
 from skpatchcore._sklearn import fit_context
 from skpatchcore.calibration import hold_out, make_folds
+from skpatchcore.decisions import restored_on_failure
 from skpatchcore.features.images import View
 from skpatchcore.features.stream import HeldPatches, PatchStream
 from skpatchcore.inference import score_stream
@@ -78,6 +79,10 @@ class BaselineDetector(PatchOutlierMixin, BaseEstimator):
         UserWarning
             If `y` holds other labels than +1 and -1, or if there are too few images or groups to calibrate.
         """
+        with restored_on_failure(self):
+            return self._fit(X, y, groups)
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> Any:
         rng = check_random_state(self.random_state)
         rng_or_none = None if self.random_state is None else rng
         extractor = make_stage("extractor", self.extractor, rng_or_none, self.verbose)

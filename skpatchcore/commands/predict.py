@@ -120,10 +120,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _judged(detector: PatchCoreDetector, path: str, score: float, picture: str) -> Judged:
     decision = float(score - detector.offset_)
-    if math.isnan(decision):
+    if math.isnan(detector.offset_):
         return Judged(path, score, decision, None, math.nan, picture)
     p_value = float(skpatchcore.conformal_p_values(detector.calibration_scores_, [score])[0])
-    return Judged(path, score, decision, -1 if decision < 0 else 1, p_value, picture)
+    return Judged(path, score, decision, 1 if decision >= 0 else -1, p_value, picture)
 
 
 def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str, Any]]:
@@ -133,8 +133,12 @@ def _judge(detector: PatchCoreDetector, paths: list[str]) -> Iterator[tuple[str,
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", skpatchcore.ImageWarning)
             scores, maps = detector.score_and_segment(chunk, on_error="flag")
-        said = [warning.message for warning in caught if isinstance(warning.message, skpatchcore.ImageWarning)]
-        failures = {failure.index: failure for warning in said for failure in warning.failures}
+        failures: dict[int, skpatchcore.ImageError] = {}
+        for warning in caught:
+            if isinstance(warning.message, skpatchcore.ImageWarning):
+                failures |= {failure.index: failure for failure in warning.message.failures}
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         for n, path in enumerate(chunk):
             yield path, failures.get(n) or (scores[n], maps[n])
 

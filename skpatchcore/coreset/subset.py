@@ -20,7 +20,7 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def _validated_rows(self, X: Any) -> np.ndarray:
         """Return `X` as `fit` takes it: float32 or float64, all finite."""
         X = np.asarray(X, np.float32) if getattr(X, "dtype", None) == np.float16 else X
-        rows: np.ndarray = validate_data(self, X, dtype=[np.float32, np.float64], ensure_all_finite=False)
+        rows: np.ndarray = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
         if (row := first_not_finite(rows)) is not None:
             raise ValueError(f"row {row} of X holds NaN or infinity.")
         return rows
@@ -39,7 +39,7 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
             Euclidean distances in the original space.
         """
         check_is_fitted(self, "components_")
-        X = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         distances: np.ndarray = euclidean_distances(X, self.components_)
         return distances
 

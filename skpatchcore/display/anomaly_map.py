@@ -276,6 +276,8 @@ def tag_places(boxes: np.ndarray, shape: tuple[int, ...], n_tags: int) -> list[t
             for tag in tags
         ]  # fmt: skip
         chosen = is_free.index(True) if any(is_free) else 0
+        if not any(is_free):  # over the region, then
+            tried[0] = np.clip(tried[0][0], height / 2, shape[0] - height / 2), column
         places.append(tried[chosen])
         taken.append(tags[chosen])
     return places

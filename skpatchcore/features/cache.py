@@ -21,14 +21,14 @@ import numpy as np
 import torch
 
 from skpatchcore._files import folder_of, read_arrays, write_arrays
-from skpatchcore.features.images import View, load_image, path_of, read_content
+from skpatchcore.features.images import View, from_tensor, load_image, path_of, read_content
 
 _FORMAT = 2  # changes with what entries hold
 # How much may be written, in shares of the limit, before it is seen to again.
 _SLACK = 1 / 32
 
 
-def hash_content(image: Any, index: int, content: bytes | None = None) -> str:
+def hash_content(image: Any, index: int, content: bytes | None = None, max_pixels: int | None = None) -> str:
     """Return a hash of what an image is: of a file's bytes, of an array's or a PIL image's pixels.
 
     Parameters
@@ -39,6 +39,8 @@ def hash_content(image: Any, index: int, content: bytes | None = None) -> str:
         Position in `X`, for the error.
     content : bytes or None, default=None
         Of the file, where it has been read.
+    max_pixels : int or None, default=None
+        PIL images of more are refused.
 
     Returns
     -------
@@ -53,8 +55,12 @@ def hash_content(image: Any, index: int, content: bytes | None = None) -> str:
     if path is not None:
         content = read_content(path, index) if content is None else content
         return "file-" + hashlib.blake2b(content, digest_size=20).hexdigest()
-    if not isinstance(image, np.ndarray | torch.Tensor):
-        image = load_image(image, index)
+    if isinstance(image, torch.Tensor):
+        image = from_tensor(image)
+    elif not isinstance(image, np.ndarray):
+        image = load_image(image, index, max_pixels)
+    elif isinstance(image, np.ma.MaskedArray):
+        load_image(image, index)  # refuses what is masked, which the bytes don't tell
     pixels = np.ascontiguousarray(image)
     if pixels.dtype == object:
         load_image(image, index)
@@ -88,10 +94,10 @@ class LayerCache:
         self._written = 0
         self._lock = threading.Lock()
 
-    def entry_of(self, image: Any, index: int, content: bytes | None = None) -> Path:
+    def entry_of(self, image: Any, index: int, content: bytes | None = None, max_pixels: int | None = None) -> Path:
         """Return the file where the maps of an image, of this content if it is a file, are if they are there."""
         key = self._settings.copy()
-        key.update(hash_content(image, index, content).encode())
+        key.update(hash_content(image, index, content, max_pixels).encode())
         name = key.hexdigest()
         return self.folder / name[:2] / f"{name}.npz"
 

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from skpatchcore._device import as_array, available_device, is_out_of_memory, require_device, stacked_on
+from skpatchcore._device import as_array, available_device, require_device, stacked_on
+
+from skpatchcore._device import is_device_fault, is_out_of_memory  # isort: skip
 from skpatchcore._memory import parse_bytes
 from skpatchcore._progress import progress_bar
 from skpatchcore._sklearn import HasMethods, Interval, StrOptions
@@ -93,9 +95,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         Side in pixels of the central square that the network sees after resizing, or its height and width; None for
         everything. What lies outside the crop **is not inspected**.
     max_pixels : int or None, default=89_478_485
-        An image file of more is refused before it is decoded, as any image is that would have more after resizing.
-        The default is where PIL begins to suspect a decompression bomb; None leaves it to PIL, which refuses twice
-        that.
+        An image file of more is refused before it is decoded, as any image is that would have more after resizing. The
+        default is where PIL begins to suspect a decompression bomb; None leaves it to PIL, which refuses twice that.
     mean, std : sequence of 3 floats or None, default=None
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
@@ -259,7 +260,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             if isinstance(grids, np.ndarray):
                 grids[done : done + len(features)] = features
             else:
-                grids.extend(features)
+                grids.extend(features.copy())  # not a view of memory that a GPU wrote to
             done += len(features)
         return grids
 
@@ -347,7 +348,14 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         if self.crop_size is not None or isinstance(self.image_size, tuple | list):
             return None
         views = (
-            placed(image_size(image, index), self.image_size, self.crop_size, index, path_of(image), self.max_pixels)[2]
+            placed(
+                image_size(image, index, self.max_pixels),
+                self.image_size,
+                self.crop_size,
+                index,
+                path_of(image),
+                self.max_pixels,
+            )[2]
             for index, image in enumerate(as_image_sequence(X))
         )
         return np.array([view.input_size for view in views])
@@ -356,7 +364,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         path = path_of(image)
         # what is hashed is what is decoded, whoever writes to the file meanwhile
         content = None if cache is None or path is None else read_content(path, index)
-        entry = None if cache is None else cache.entry_of(image, index, content)
+        entry = None if cache is None else cache.entry_of(image, index, content, self.max_pixels)
         known = None if cache is None or entry is None else cache.read(entry)
         if known is not None:
             return _Prepared(known[1], index, path, maps=known[0])
@@ -381,10 +389,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                     f"image {batch[0].index} at {size} pixels takes more memory than {device} has left: choose a "
                     "smaller image_size, or another device."
                 ) from error
-        # not within the handler, which would keep what did not fit
+        half = len(batch) // 2  # not within the handler, which would keep what did not fit
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        half = len(batch) // 2
         warnings.warn(
             f"{len(batch)} images at {size} pixels take more memory than {device} has left: they go through the "
             f"network in halves. A smaller batch_size than {self.batch_size} spares the attempt.",
@@ -416,15 +423,16 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             for values in self._normalisation(network)
         )
         size = batch[0].view.input_size
+        images = stacked_on([image.pixels for image in batch if image.pixels is not None], device)
+        normalised = ((images - mean) / std).to(getattr(torch, self.dtype))
+        normalised = normalised.contiguous(memory_format=torch.channels_last)
         try:
-            images = stacked_on([image.pixels for image in batch if image.pixels is not None], device)
-            normalised = ((images - mean) / std).to(getattr(torch, self.dtype))
-            outputs = network.module(normalised.contiguous(memory_format=torch.channels_last))
+            outputs = network.module(normalised)
             maps = [
                 self._as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers
             ]
         except (RuntimeError, AssertionError, NotAGridError) as error:
-            if is_out_of_memory(error):
+            if is_device_fault(error):
                 raise
             # Networks refuse sizes in their own words (too small to pool, not the transformer's): say which image.
             raise ImageError(

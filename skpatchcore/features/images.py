@@ -7,15 +7,15 @@ an image raises :class:`ImageError`.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from io import BytesIO
 from numbers import Integral
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,10 @@ Size = int | tuple[int, int] | None
 _TOLERANCE = 1e-5
 # What cameras and programs write. Of the others that PIL opens, some run programs of their own (EPS).
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF")
+# More than any camera writes: what is read to be hashed is held in memory.
+_MOST_BYTES = 2**31
+# What another file would meet too.
+_NOT_THE_FILES_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class ImageError(ValueError):
@@ -161,7 +165,7 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
     if isinstance(X, pd.Series):
         X = X.tolist()
     elif isinstance(X, torch.Tensor):
-        X = _from_tensor(X)
+        X = from_tensor(X)
     elif hasattr(X, "__array__") and not isinstance(X, np.ndarray):
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
@@ -213,7 +217,7 @@ def load_image(image: Any, index: int, max_pixels: int | None = None, content: b
     elif isinstance(image, Image.Image):
         pixels = _decode(image, index, None, max_pixels)
     elif isinstance(image, torch.Tensor):
-        pixels = _from_tensor(image)
+        pixels = from_tensor(image)
     elif isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
         raise ImageError("has masked pixels, which have no value: fill them.", index)
     elif isinstance(image, np.ndarray):
@@ -231,10 +235,24 @@ def read_content(path: str, index: int) -> bytes:
     ImageError
         If there is no such file, or it is no plain one: a pipe might never end.
     """
+    with _opened(path, index) as file:
+        if (size := os.fstat(file.fileno()).st_size) > _MOST_BYTES:
+            raise ImageError(f"has {size} bytes, more than any image.", index, path)
+        return file.read()
+
+
+@contextmanager
+def _opened(path: str, index: int) -> Iterator[BinaryIO]:
+    """Open a plain file; what goes wrong in reading it is said of the image, but for what is the system's fault."""
     _require_plain_file(path, index)
     try:
-        return Path(path).read_bytes()
-    except OSError as error:
+        with open(path, "rb") as file:
+            yield file
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # PIL reports damaged files in many ways
+        if getattr(error, "errno", None) in _NOT_THE_FILES_FAULT:
+            raise
         raise ImageError(f"can't be read: {error}", index, path) from error
 
 
@@ -244,6 +262,8 @@ def _require_plain_file(path: str, index: int) -> None:
     except FileNotFoundError as error:
         raise ImageError("no such file.", index, path) from error
     except (OSError, ValueError) as error:  # links in a circle, no permission; a zero byte in the path
+        if getattr(error, "errno", None) in _NOT_THE_FILES_FAULT:
+            raise
         raise ImageError(f"can't be read: {error}", index, path) from error
     if stat.S_ISDIR(mode):
         raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
@@ -253,20 +273,26 @@ def _require_plain_file(path: str, index: int) -> None:
 
 def _read_file(path: str, index: int, max_pixels: int | None, content: bytes | None) -> np.ndarray:
     # Not from the path: PIL maps some files into memory then, and forgets to turn them (TIFF with an orientation).
-    content = read_content(path, index) if content is None else content
+    if content is None:
+        with _opened(path, index) as file, _open(file) as image:
+            return _decode(image, index, path, max_pixels)
     try:
         with _open(BytesIO(content)) as image:
             return _decode(image, index, path, max_pixels)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # PIL reports what it can't open in many ways
         raise ImageError(f"can't be read: {error}", index, path) from error
 
 
-def _open(file: str | BytesIO) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Open an image file, of which nothing but the header is decoded yet."""
+    return Image.open(file, formats=_formats())
+
+
+def _formats() -> list[str]:
     Image.init()
-    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _decode(image: Image.Image, index: int, path: str | None, max_pixels: int | None) -> np.ndarray:
@@ -276,17 +302,21 @@ def _decode(image: Image.Image, index: int, path: str | None, max_pixels: int | 
             index,
             path,
         )
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        raise ImageError(f"{image.height}×{image.width} pixels, more than max_pixels={max_pixels}.", index, path)
+    _check_size(image, index, path, max_pixels)
     try:
         # An MPO file is one photograph with previews of it.
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise ImageError("holds several pages, expected one.", index, path)
         return _from_pil(ImageOps.exif_transpose(image), index, path)
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # PIL reports damaged files in many ways, and some only now
         raise ImageError(f"can't be read: {error}", index, path) from error
+
+
+def _check_size(image: Image.Image, index: int, path: str | None, max_pixels: int | None) -> None:
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ImageError(f"{image.height}×{image.width} pixels, more than max_pixels={max_pixels}.", index, path)
 
 
 def _from_pil(image: Image.Image, index: int, path: str | None) -> np.ndarray:
@@ -323,13 +353,13 @@ def _to_float(pixels: np.ndarray, index: int, path: str | None) -> np.ndarray:
     return pixels.astype(np.float32)
 
 
-def image_size(image: Any, index: int) -> tuple[int, int]:
+def image_size(image: Any, index: int, max_pixels: int | None = None) -> tuple[int, int]:
     """Return the height and width in pixels of one image, as :func:`load_image` gives it; of a file from its header.
 
     Raises
     ------
     ImageError
-        If the file can't be opened, or it is no image.
+        If the file can't be opened, it is no image, or has more pixels than are allowed.
     """
     if isinstance(image, np.ndarray) and image.ndim in (2, 3):
         return image.shape[0], image.shape[1]
@@ -337,20 +367,24 @@ def image_size(image: Any, index: int) -> tuple[int, int]:
     if path is not None:
         _require_plain_file(path, index)
     try:
-        with nullcontext(image) if path is None else _open(path) as opened:
+        with nullcontext(image) if path is None else Image.open(path, formats=_formats()) as opened:
+            _check_size(opened, index, path, max_pixels)
             width, height = opened.size
             exif = opened.getexif()
             orientation = exif.get(ExifTags.Base.Orientation, 1)
             # PIL turns TIFF files itself, in some versions when it opens them; PNG files may say more at their end
             if (opened.format == "TIFF" and orientation != 1) or (opened.format == "PNG" and exif):
-                return load_image(image, index).shape[:2]
+                return load_image(image, index, max_pixels).shape[:2]
             is_turned = orientation in (5, 6, 7, 8)
+    except ImageError:
+        raise
     except Exception:  # reading it says what is wrong with it
-        return load_image(image, index).shape[:2]
+        return load_image(image, index, max_pixels).shape[:2]
     return (width, height) if is_turned else (height, width)
 
 
-def _from_tensor(tensor: torch.Tensor) -> np.ndarray:
+def from_tensor(tensor: torch.Tensor) -> np.ndarray:
+    """Return a tensor of any device and dtype as an array."""
     tensor = tensor.detach().cpu()
     return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
