@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -38,6 +39,7 @@ print(json.dumps({
 """
 
 
+@functools.cache
 def fitted_elsewhere(n_threads, batch_size, hash_seed, index="exact"):
     """Return what a process of its own finds."""
     command = [sys.executable, "-c", FIT, str(n_threads), str(batch_size), index]

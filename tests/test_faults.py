@@ -75,7 +75,7 @@ def test_sixteen_threads_judge_by_one_detector_while_it_is_pickled(parts, index)
         return scores
 
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(judge, range(200)))
+        found = list(pool.map(judge, range(120)))
     for n, scores in enumerate(found):
         np.testing.assert_allclose(scores, expected[0][[0 if n % 5 == 0 else n % len(X)]], rtol=1e-5)
     assert pickle.dumps(detector) == before
@@ -95,7 +95,7 @@ def judge(detector, X):
     return detector.score_samples(X)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_worker_processes_judge_as_their_parent_does(fitted, parts, method):
     expected = fitted.score_samples(parts[1])
@@ -108,14 +108,14 @@ def test_worker_processes_judge_as_their_parent_does(fitted, parts, method):
 
 def test_predictions_leave_no_memory_behind(fitted, parts):
     process, X = psutil.Process(), parts[1][:1]
-    for _ in range(50):
+    for _ in range(30):
         fitted.predict(X)
     gc.collect()
     before = process.memory_info().rss
-    for _ in range(150):
+    for _ in range(100):
         fitted.predict(X)
     gc.collect()
-    assert process.memory_info().rss - before < 150 * X.nbytes / 2  # an image each would be twice that
+    assert process.memory_info().rss - before < 100 * X.nbytes / 2  # an image each would be twice that
 
 
 @pytest.mark.parametrize("index", ["exact", "pynndescent"])

@@ -170,7 +170,7 @@ def test_caches_of_the_fitting_machine_are_not_named_in_files(parts, tmp_path):
     assert detector.extractor.memory == tmp_path / "cache"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_damaged_files_are_refused(fitted, content, parts, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "a.skops"
