@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from skpatchcore import ImageError
+from skpatchcore import ImageError, ImageWarning
 from skpatchcore.features.images import as_image_sequence, load_image, resize_and_crop
 
 RNG = np.random.default_rng(0)
@@ -138,6 +138,9 @@ def test_any_byte_order_is_read():
 def test_image_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(ImageError("is odd.", 3, "a.png")))
     assert (str(error), error.index, error.path) == ("image 3 (a.png): is odd.", 3, "a.png")
+    warning = pickle.loads(pickle.dumps(ImageWarning([error])))
+    assert str(warning) == f"1 images could not be judged; first {error}"
+    assert warning.failures[0].index == 3
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,9 @@ class ImageWarning(UserWarning):
         super().__init__(f"{len(failures)} images could not be judged; first {failures[0]}")
         self.failures = list(failures)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failures,)
+
 
 @dataclass(frozen=True)
 class View:
