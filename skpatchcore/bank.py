@@ -13,8 +13,8 @@ from skpatchcore._grids import GridLayout, PatchGrids
 from skpatchcore._memory import available_bytes
 from skpatchcore._progress import progress_bar, stage
 from skpatchcore.coreset.selection import count_of
-from skpatchcore.features.images import View
 from skpatchcore.features.stream import HeldPatches, PatchStream, boxes_in_images, images_at_once
+from skpatchcore.features.views import View
 from skpatchcore.memory import MemoryEstimate, overhead_bytes
 
 # Of the memory that is free, how much "auto" takes.

@@ -10,8 +10,8 @@ import numpy as np
 
 from skpatchcore._grids import PatchGrids
 from skpatchcore._progress import stage
-from skpatchcore.features.images import View
 from skpatchcore.features.stream import boxes_in_images
+from skpatchcore.features.views import View
 from skpatchcore.scoring import anomaly_map
 
 

@@ -17,7 +17,7 @@ MODULES = sorted(path for path in ROOT.rglob("*.py"))
 
 PURE = {
     "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
-    "features.prefetch", "features.cache",
+    "features.prefetch", "features.cache", "features.views",
     "coreset.projection", "coreset.rows", "coreset.batches", "coreset.selection", "coreset.order_cache",
     "coreset.subset",
     "index.bounds", "index.bounded", "index.copies", "index.pairs", "index.device_bank",

@@ -12,7 +12,8 @@ from torch import nn
 from skpatchcore import TorchFeatureExtractor, WeightsError
 from skpatchcore.features import backbones, efficientnet_lite
 from skpatchcore.features.backbones import backbone_names, default_layers, load_network
-from skpatchcore.features.images import load_image, resize_and_crop
+from skpatchcore.features.images import load_image
+from skpatchcore.features.views import resize_and_crop
 
 CPU = torch.device("cpu")
 TRANSFORMERS = ("vit_",)

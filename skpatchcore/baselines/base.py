@@ -19,8 +19,8 @@ from skpatchcore._progress import progress_bar, stage
 from skpatchcore._sklearn import fit_context
 from skpatchcore.calibration import hold_out, make_folds
 from skpatchcore.decisions import restored_on_failure
-from skpatchcore.features.images import View
 from skpatchcore.features.stream import HeldPatches, PatchStream
+from skpatchcore.features.views import View
 from skpatchcore.inference import score_stream
 from skpatchcore.patches import PatchOutlierMixin
 from skpatchcore.stages import make_stage

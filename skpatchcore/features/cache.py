@@ -21,7 +21,8 @@ import numpy as np
 import torch
 
 from skpatchcore._files import folder_of, read_arrays, write_arrays
-from skpatchcore.features.images import View, from_tensor, load_image, path_of, read_content
+from skpatchcore.features.images import from_tensor, load_image, path_of, read_content
+from skpatchcore.features.views import View
 
 _FORMAT = 2  # changes with what entries hold
 # How much may be written, in shares of the limit, before it is seen to again.

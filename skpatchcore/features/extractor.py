@@ -29,19 +29,9 @@ from skpatchcore.features.aggregation import (
 )
 from skpatchcore.features.backbones import Network, WeightsError, load_network
 from skpatchcore.features.cache import LayerCache
-from skpatchcore.features.images import (
-    ImageError,
-    Size,
-    View,
-    as_image_sequence,
-    image_size,
-    load_image,
-    path_of,
-    placed,
-    read_content,
-    resize_and_crop,
-)
+from skpatchcore.features.images import ImageError, as_image_sequence, image_size, load_image, path_of, read_content
 from skpatchcore.features.prefetch import prefetched
+from skpatchcore.features.views import Size, View, placed, resize_and_crop
 
 
 @dataclass

@@ -13,7 +13,8 @@ import pandas as pd
 from skpatchcore._grids import GridLayout, PatchGrids
 from skpatchcore._progress import iterate_as_stage, progress_bar, stage
 from skpatchcore._sklearn import safe_indexing
-from skpatchcore.features.images import ImageError, View, as_image_sequence, image_size
+from skpatchcore.features.images import ImageError, as_image_sequence, image_size
+from skpatchcore.features.views import View
 
 # Images, and patches of precomputed grids, that make a batch where the extractor does not say.
 _N_IMAGES = 16
