@@ -120,7 +120,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0)
     >>> table = evaluate(detector, {"brick": make_textures("brick", n_views=2)})
-    >>> table.loc["brick", ["n_train", "n_good", "n_defective"]].tolist()
+    >>> table.loc["brick", ["n_train", "n_good", "n_defective"]].astype(int).tolist()
     [24, 16, 32]
     """
     categories = as_categories(dataset)
