@@ -255,7 +255,9 @@ def _as_half(bank: np.ndarray | None, dtype: str, detector: Any) -> np.ndarray:
         raise ValueError(f"bank_dtype={dtype!r}: expected 'float16' or None.")
     if bank is None:
         raise ValueError(f"bank_dtype={dtype!r}: a {type(detector).__name__} has no memory bank of its own.")
-    if not any(value is bank for value in vars(detector.index_).values()):
+    held = vars(detector.index_)
+    # scikit-learn's trees copy the bank beside keeping it
+    if held.get("_tree") is not None or not any(value is bank for value in held.values()):
         raise ValueError(
             f"bank_dtype={dtype!r}: {type(detector.index_).__name__} keeps a bank of its own, in which nothing would "
             "be rounded."
