@@ -19,7 +19,7 @@ import torch
 
 import skpatchcore
 from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
-from skpatchcore._progress import record_seconds
+from skpatchcore._utils.progress import record_seconds
 
 
 def make_images(n_images: int) -> np.ndarray:

@@ -23,10 +23,10 @@ import torch
 import skpatchcore
 from skpatchcore import load_image_folder
 from skpatchcore.datasets import ImageFolder
-from skpatchcore.evaluation.pictures import draw_low_shot
 from skpatchcore.evaluation.presets import METHODS, make_detector
 from skpatchcore.evaluation.storage import Results, provenance_of, settings_of
 from skpatchcore.evaluation.studies import ablation_runs, low_shot_runs, named_grid, plain_runs, run_quietly
+from skpatchcore.reports.evaluation import draw_low_shot
 
 COLUMNS = (
     "image_auroc", "image_ap", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupro_05", "aupimo",

@@ -24,7 +24,7 @@ from sklearn.model_selection import GridSearchCV
 
 import skpatchcore
 from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor, load_image_folder
-from skpatchcore.features import backbones
+from skpatchcore.features import _backbones as backbones
 from skpatchcore.model_selection import image_roc_auc_scorer
 
 GRID = {"extractor__patch_size": [1, 3, 5], "sampler__ratio": [0.01, 0.05, 0.1], "n_neighbors": [1, 9]}

@@ -21,8 +21,8 @@ from PIL import Image
 
 import skpatchcore
 from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor, list_images
-from skpatchcore._progress import record_seconds
-from skpatchcore.index.bounds import fastest_dtype
+from skpatchcore._utils.progress import record_seconds
+from skpatchcore.index._bounds import fastest_dtype
 
 
 def best_of(function: Callable[[], object], repetitions: int) -> float:

@@ -53,7 +53,7 @@ def fit(n_images: int, max_memory: str | None, ratio: float, calibration: str | 
     import resource
 
     from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
-    from skpatchcore._progress import record_seconds
+    from skpatchcore._utils.progress import record_seconds
 
     detector = PatchCoreDetector(
         TorchFeatureExtractor("resnet50", weights=None, image_size=None, crop_size=None),

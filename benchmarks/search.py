@@ -21,7 +21,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import skpatchcore
 from skpatchcore import ExactIndex, GreedyCoresetSampler, PyNNDescentIndex, TorchFeatureExtractor, list_images
-from skpatchcore.index.bounds import fastest_dtype
+from skpatchcore.index._bounds import fastest_dtype
 
 try:
     import faiss

@@ -21,9 +21,9 @@ import torch
 
 import skpatchcore
 from skpatchcore import TorchFeatureExtractor, list_images
-from skpatchcore.coreset.projection import gaussian_projection
-from skpatchcore.coreset.rows import RowBuffer, Rows
-from skpatchcore.coreset.selection import k_center_greedy
+from skpatchcore.coreset._k_center import k_center_greedy
+from skpatchcore.coreset._projection import gaussian_projection
+from skpatchcore.coreset._rows import RowBuffer, Rows
 
 LOOP_PICKS = 100
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
 
-from skpatchcore._labels import is_nominal
+from skpatchcore._utils.labels import is_nominal
 from skpatchcore.datasets import read_mask
 from skpatchcore.metrics import pixel_roc_auc_score
 

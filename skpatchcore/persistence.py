@@ -18,11 +18,10 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-import skpatchcore
-from skpatchcore._files import written_whole
+from skpatchcore._utils.files import written_whole
+from skpatchcore._version import __version__
+from skpatchcore.bank.memory_bank import as_half, with_bank
 
-# Stages that hold the memory bank too; files shall hold it once.
-_STAGES = ("sampler_", "index_")
 _FORMAT = 1  # changes with what files hold
 _MANIFEST = "skpatchcore.json"
 _SPLITTERS = (
@@ -32,19 +31,19 @@ _SPLITTERS = (
 )  # fmt: skip
 # What a file may hold beside what skops trusts anyway: numbers, arrays, scikit-learn's estimators.
 _TRUSTED = (
-    "skpatchcore.baselines.padim.Gaussians",
-    "skpatchcore.baselines.padim.PaDiMDetector",
-    "skpatchcore.baselines.spade.Gallery",
-    "skpatchcore.baselines.spade.SPADEDetector",
+    "skpatchcore.detectors.padim.Gaussians",
+    "skpatchcore.detectors.padim.PaDiMDetector",
+    "skpatchcore.detectors.spade.Gallery",
+    "skpatchcore.detectors.spade.SPADEDetector",
     "skpatchcore.coreset.greedy.GreedyCoresetSampler",
     "skpatchcore.coreset.proxies.LearnedProxySampler",
-    "skpatchcore.coreset.random.RandomSampler",
-    "skpatchcore.detector.PatchCoreDetector",
-    "skpatchcore.ensemble.PatchCoreEnsemble",
+    "skpatchcore.coreset.uniform.RandomSampler",
+    "skpatchcore.detectors.patchcore.PatchCoreDetector",
+    "skpatchcore.detectors.ensemble.PatchCoreEnsemble",
     "skpatchcore.features.extractor.TorchFeatureExtractor",
     "skpatchcore.index.exact.ExactIndex",
     "skpatchcore.index.pynndescent.PyNNDescentIndex",
-    "skpatchcore.persistence.SameAsBank",
+    "skpatchcore.bank.memory_bank.SameAsBank",
     "sklearn.neighbors._ball_tree.BallTree",
     "sklearn.neighbors._kd_tree.KDTree",
     "sklearn.metrics._dist_metrics.EuclideanDistance64",
@@ -56,10 +55,6 @@ _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
 
 class ModelFileError(ValueError):
     """A file that can't be used as a model; the message names the file and what is wrong with it."""
-
-
-class SameAsBank:
-    """Stands in a file where a stage holds the memory bank."""
 
 
 def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None = None) -> None:
@@ -121,7 +116,7 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
     portable = _portable(detector)
     bank = getattr(detector, "memory_bank_", None)
     if bank_dtype is not None:
-        portable = _with_bank(portable, _as_half(bank, bank_dtype, detector))
+        portable = with_bank(portable, as_half(bank, bank_dtype, detector))
     path = Path(path)
     with written_whole(path, durable=True) as partial:
         try:
@@ -134,7 +129,7 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
         manifest = {
             "format": _FORMAT,
             "holds": type(held).__name__,
-            "versions": {"skpatchcore": skpatchcore.__version__, **{name: version(name) for name in _PACKAGES}},
+            "versions": {"skpatchcore": __version__, **{name: version(name) for name in _PACKAGES}},
             "networks": sorted(set(_networks(detector))),
             "bank": None if bank is None else {"shape": bank.shape, "dtype": str(bank.dtype), "stored as": bank_dtype},
         }
@@ -206,67 +201,13 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
             )
         detector = skops.io.loads(content, trusted=[*_TRUSTED, *trusted])
         if manifest["bank"] is not None and manifest["bank"]["stored as"] is not None:
-            detector = _with_bank(detector, detector.memory_bank_.astype(manifest["bank"]["dtype"]))
+            detector = with_bank(detector, detector.memory_bank_.astype(manifest["bank"]["dtype"]))
     except ModelFileError:
         raise
     except Exception as error:  # a file with a right digest that this version can't read
         made = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
         raise ModelFileError(f"{str(path)!r} can't be read here: {error} (it was written by {made})") from error
     return detector
-
-
-def without_copies_of_bank(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a detector's state in which the stages' references to the memory bank are marks instead.
-
-    Pickle would keep them apart from the bank only by luck: joblib writes an array again each time it meets it.
-    """
-    if "memory_bank_" not in state:
-        return state
-    return {**state, **{name: _replace(state[name], state["memory_bank_"], SameAsBank) for name in _STAGES}}
-
-
-def with_shared_bank(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state that :func:`without_copies_of_bank` was given: the stages share the bank again."""
-    if "memory_bank_" not in state:
-        return state
-    return {**state, **{name: _replace(state[name], SameAsBank, state["memory_bank_"]) for name in _STAGES}}
-
-
-def _replace(estimator: Any, old: Any, new: Any) -> Any:
-    """Return a shallow copy of an estimator whose attributes that are `old` are `new`."""
-    replaced = copy(estimator)
-    for name, value in vars(estimator).items():
-        if value is old:
-            setattr(replaced, name, new)
-    return replaced
-
-
-def _with_bank(detector: Any, rows: np.ndarray) -> Any:
-    """Return a shallow copy of a detector that holds other rows as its memory bank, its stages too."""
-    replaced = copy(detector)
-    for name in _STAGES:
-        setattr(replaced, name, _replace(getattr(detector, name), detector.memory_bank_, rows))
-    replaced.memory_bank_ = rows
-    return replaced
-
-
-def _as_half(bank: np.ndarray | None, dtype: str, detector: Any) -> np.ndarray:
-    if dtype != "float16":
-        raise ValueError(f"bank_dtype={dtype!r}: expected 'float16' or None.")
-    if bank is None:
-        raise ValueError(f"bank_dtype={dtype!r}: a {type(detector).__name__} has no memory bank of its own.")
-    held = vars(detector.index_)
-    # scikit-learn's trees copy the bank beside keeping it
-    if held.get("_tree") is not None or not any(value is bank for value in held.values()):
-        raise ValueError(
-            f"bank_dtype={dtype!r}: {type(detector.index_).__name__} keeps a bank of its own, in which nothing would "
-            "be rounded."
-        )
-    with np.errstate(over="ignore"):
-        half = bank.astype(np.float16)
-    if not np.isfinite(half).all():
-        raise ValueError("bank_dtype='float16' holds values up to 65504, and the bank has larger ones.")
-    return half
 
 
 def _portable(value: Any) -> Any:

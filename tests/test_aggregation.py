@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skpatchcore.features.aggregation import concatenate_layers, pool_layers, tokens_to_grid
+from skpatchcore.features._aggregation import concatenate_layers, pool_layers, tokens_to_grid
 
 REFERENCE = [("small", 1, 1), ("small", 3, 1), ("small", 5, 1), ("small", 3, 2), ("odd", 3, 1), ("wide", 3, 1)]
 

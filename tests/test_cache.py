@@ -16,9 +16,9 @@ from PIL import Image
 from sklearn.base import clone
 
 from skpatchcore import ImageError, PatchCoreDetector, TorchFeatureExtractor
-from skpatchcore._files import read_arrays, write_arrays
-from skpatchcore.features import backbones
-from skpatchcore.features.cache import hash_content, prune
+from skpatchcore._utils.files import read_arrays, write_arrays
+from skpatchcore.features import _backbones as backbones
+from skpatchcore.features._cache import hash_content, prune
 
 
 def extractor(memory=None, **parameters):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skpatchcore.calibration import conformal_p_values, conformal_threshold, hold_out, leave_group_out, make_folds
+from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
+from skpatchcore.calibration.plan import hold_out, leave_group_out, make_folds
 
 
 @given(

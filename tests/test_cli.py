@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skpatchcore import PatchCoreDetector, load, report
-from skpatchcore.cli import main
-from skpatchcore.commands.predict import _picture_names
+from skpatchcore import PatchCoreDetector, load
+from skpatchcore.cli.main import main
+from skpatchcore.cli.predict import _picture_names
 from skpatchcore.display import overlay_anomaly_map
+from skpatchcore.reports import page as report
 
 FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "own", "--crop-size", "none", "--quiet"]
 

@@ -12,8 +12,12 @@ from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
 
 from skpatchcore import GreedyCoresetSampler, LearnedProxySampler, RandomSampler
-from skpatchcore.coreset import batches, greedy, proxies, rows, selection
-from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
+from skpatchcore.coreset import _k_center as selection
+from skpatchcore.coreset import _rows as rows
+from skpatchcore.coreset import _shards as batches
+from skpatchcore.coreset import greedy, proxies
+from skpatchcore.coreset._base import count_of
+from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
 
 
 def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], list[float]]:
@@ -128,10 +132,10 @@ def test_duplicates_of_large_rows_are_selected_once_each(dtype):
 
 
 def test_shares_are_rounded_up_and_numbers_taken_as_they_are():
-    counts = [selection.count_of(ratio, 100) for ratio in (1e-12, 0.07, 0.0701, 0.999, 1.0, 1, 100, np.int64(9))]
+    counts = [count_of(ratio, 100) for ratio in (1e-12, 0.07, 0.0701, 0.999, 1.0, 1, 100, np.int64(9))]
     assert counts == [1, 7, 8, 100, 100, 1, 100, 9]
     with pytest.raises(ValueError, match="n_samples=100"):
-        selection.count_of(101, 100)
+        count_of(101, 100)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])

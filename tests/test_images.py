@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skpatchcore import ImageError, ImageWarning
-from skpatchcore.features.images import as_image_sequence, load_image
-from skpatchcore.features.views import resize_and_crop
+from skpatchcore.images.reading import as_image_sequence, load_image
+from skpatchcore.images.views import resize_and_crop
 
 RNG = np.random.default_rng(0)
 RGB8 = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)

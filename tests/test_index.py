@@ -13,8 +13,11 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from skpatchcore import ExactIndex, PyNNDescentIndex
-from skpatchcore.index import bounded, bounds, device_bank, pairs
-from skpatchcore.scoring import kneighbors_without
+from skpatchcore.bank.scoring import kneighbors_without
+from skpatchcore.index import _bounded as bounded
+from skpatchcore.index import _bounds as bounds
+from skpatchcore.index import _device_bank as device_bank
+from skpatchcore.index import _pairs as pairs
 
 INDEXES = [ExactIndex(), PyNNDescentIndex(n_neighbors=15, random_state=0)]
 by_index = pytest.mark.parametrize("index", INDEXES, ids=lambda index: type(index).__name__)

@@ -14,11 +14,11 @@ from skpatchcore import (
     PatchCoreDetector,
     RandomSampler,
     TorchFeatureExtractor,
-    _memory,
-    bank,
 )
-from skpatchcore._memory import available_bytes, format_bytes, parse_bytes
-from skpatchcore.memory import MemoryEstimate
+from skpatchcore._utils import bytes as _memory
+from skpatchcore._utils.bytes import available_bytes, format_bytes, parse_bytes
+from skpatchcore.bank import collect as bank
+from skpatchcore.bank.budget import MemoryEstimate
 
 FITTED = ("memory_bank_", "bank_image_indices_", "bank_positions_", "calibration_scores_", "offset_", "pixel_offset_")
 

@@ -11,8 +11,9 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from skpatchcore import ExactIndex, PyNNDescentIndex
-from skpatchcore._grids import PatchGrids
-from skpatchcore.scoring import anomaly_map, kneighbors_without, reweighted_score, score_grids
+from skpatchcore.bank.scoring import kneighbors_without, reweighted_score, score_grids
+from skpatchcore.maps import anomaly_map
+from skpatchcore.patches.patches import PatchGrids
 
 
 def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:

@@ -34,7 +34,7 @@ from skpatchcore import (
     RandomSampler,
     TorchFeatureExtractor,
 )
-from skpatchcore.features.backbones import load_network
+from skpatchcore.features._backbones import load_network
 from skpatchcore.model_selection import image_roc_auc_scorer
 
 mpl.use("Agg")

@@ -1,1 +1,1 @@
-"""Patch features to the memory bank: the coreset (Eq. 5, Algorithm 1)."""
+"""The rows that cover all patch features (Eq. 5, Algorithm 1)."""

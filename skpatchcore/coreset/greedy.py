@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from skpatchcore._device import require_device
-from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import HasMethods, Interval, StrOptions, fit_context
-from skpatchcore.coreset.batches import SCRATCH_BYTES, peek, row_bytes, select_at_once, select_from_shards
-from skpatchcore.coreset.order_cache import OrderCache
-from skpatchcore.coreset.projection import gaussian_projection, lemma_projections, sparse_projection
-from skpatchcore.coreset.rows import RowBuffer, Rows
-from skpatchcore.coreset.selection import count_of, k_center_greedy
-from skpatchcore.coreset.subset import SubsetSampler
+from skpatchcore._utils.device import require_device
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
+from skpatchcore.coreset._base import SubsetSampler, count_of
+from skpatchcore.coreset._k_center import k_center_greedy
+from skpatchcore.coreset._order_cache import OrderCache
+from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
+from skpatchcore.coreset._rows import RowBuffer, Rows
+from skpatchcore.coreset._shards import SCRATCH_BYTES, peek, row_bytes, select_at_once, select_from_shards
 
 _PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from skpatchcore._device import as_tensor, require_device
-from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import Interval, fit_context
-from skpatchcore.coreset.selection import count_of
-from skpatchcore.coreset.subset import SubsetSampler
+from skpatchcore._utils.arrays import as_tensor
+from skpatchcore._utils.device import require_device
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.sklearn import Interval, fit_context
+from skpatchcore.coreset._base import SubsetSampler, count_of
 
 # Rows whose distances from all proxies are held at once, when the rows nearest to the proxies are looked up.
 _BLOCK = 4096

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
-from skpatchcore.features.images import load_image
-from skpatchcore.regions import regions_of_map
+from skpatchcore.images.reading import load_image
+from skpatchcore.maps import regions_of_map
 
 # Sides of one image, in inches.
 _INCHES = 2.6

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._grids import PatchGrids
+from skpatchcore.patches.patches import PatchGrids
 
 # Patches that are drawn, at most: more only cover each other.
 _N_DRAWN = 20_000

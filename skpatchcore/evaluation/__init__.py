@@ -1,1 +1,1 @@
-"""Detectors on whole data sets: metrics, studies, and results that are kept."""
+"""Detectors on whole data sets: metrics, studies and stored results."""

@@ -17,10 +17,10 @@ from scipy.ndimage import map_coordinates
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from skpatchcore._progress import progress_bar, record_seconds
+from skpatchcore._utils.progress import progress_bar, record_seconds
 from skpatchcore.datasets import load_categories, load_image_folder, read_mask
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.features.views import placed
+from skpatchcore.images.views import placed
 from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
 
 _PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from skpatchcore.baselines.padim import PaDiMDetector
-from skpatchcore.baselines.spade import SPADEDetector
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
-from skpatchcore.detector import PatchCoreDetector
+from skpatchcore.detectors.padim import PaDiMDetector
+from skpatchcore.detectors.patchcore import PatchCoreDetector
+from skpatchcore.detectors.spade import SPADEDetector
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.index.exact import ExactIndex
 

@@ -20,8 +20,8 @@ import torch
 import torchvision
 from sklearn.base import BaseEstimator, clone
 
-import skpatchcore
-from skpatchcore._device import available_device
+from skpatchcore._utils.device import available_device
+from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
@@ -46,7 +46,7 @@ def settings_of(run: Run, resolution: str) -> dict[str, Any]:
         if name.rsplit("__", 1)[-1] not in _NO_SETTINGS
     }
     return {
-        "skpatchcore": skpatchcore.__version__,
+        "skpatchcore": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "detector": type(run.detector).__name__,
@@ -71,7 +71,8 @@ def provenance_of(fitted: Any) -> dict[str, Any]:
         "weights_digest": getattr(extractor, "weights_digest_", None),
         "versions": {
             "python": platform.python_version(),
-            **{m.__name__: m.__version__ for m in (skpatchcore, torch, torchvision, sklearn, np, scipy)},
+            "skpatchcore": __version__,
+            **{m.__name__: m.__version__ for m in (torch, torchvision, sklearn, np, scipy)},
         },
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),

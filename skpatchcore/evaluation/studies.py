@@ -14,12 +14,12 @@ import pandas as pd
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import ParameterGrid
 
-from skpatchcore._progress import progress_bar
+from skpatchcore._utils.progress import progress_bar
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.coreset.proxies import LearnedProxySampler
-from skpatchcore.coreset.random import RandomSampler
+from skpatchcore.coreset.uniform import RandomSampler
 from skpatchcore.evaluation.category import as_categories, check_before, evaluate_category
-from skpatchcore.features.backbones import default_layers
+from skpatchcore.features._backbones import default_layers
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
 ABLATIONS = ("patch_size", "layers", "stride", "sampler")

@@ -1,1 +1,1 @@
-"""Images to grids of patch features (Eq. 1-4)."""
+"""Pixels to grids of patch features (Eq. 1-4)."""

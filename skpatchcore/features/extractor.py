@@ -15,23 +15,17 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from skpatchcore._device import as_array, available_device, require_device, stacked_on
-
-from skpatchcore._device import is_device_fault, is_out_of_memory  # isort: skip
-from skpatchcore._memory import parse_bytes
-from skpatchcore._progress import progress_bar
-from skpatchcore._sklearn import HasMethods, Interval, StrOptions
-from skpatchcore.features.aggregation import (
-    NotAGridError,
-    concatenate_layers,
-    pool_layers,
-    tokens_to_grid,
-)
-from skpatchcore.features.backbones import Network, WeightsError, load_network
-from skpatchcore.features.cache import LayerCache
-from skpatchcore.features.images import ImageError, as_image_sequence, image_size, load_image, path_of, read_content
-from skpatchcore.features.prefetch import prefetched
-from skpatchcore.features.views import Size, View, placed, resize_and_crop
+from skpatchcore._utils.arrays import as_array, stacked_on
+from skpatchcore._utils.bytes import parse_bytes
+from skpatchcore._utils.device import available_device, is_device_fault, is_out_of_memory, require_device
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore.features._aggregation import NotAGridError, concatenate_layers, pool_layers, tokens_to_grid
+from skpatchcore.features._backbones import Network, WeightsError, load_network
+from skpatchcore.features._batches import prefetched
+from skpatchcore.features._cache import LayerCache
+from skpatchcore.images.reading import ImageError, as_image_sequence, image_size, load_image, path_of, read_content
+from skpatchcore.images.views import Size, View, placed, resize_and_crop
 
 
 @dataclass

@@ -10,10 +10,12 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skpatchcore._device import DerivedCache, as_tensor, available_device, require_device
-from skpatchcore._sklearn import StrOptions, fit_context
-from skpatchcore.index.bounded import BoundedBank
-from skpatchcore.index.device_bank import DeviceBank
+from skpatchcore._utils.arrays import as_tensor
+from skpatchcore._utils.derived import DerivedCache
+from skpatchcore._utils.device import available_device, require_device
+from skpatchcore._utils.sklearn import StrOptions, fit_context
+from skpatchcore.index._bounded import BoundedBank
+from skpatchcore.index._device_bank import DeviceBank
 
 # What is derived from banks, for as long as they live: never in a pickle.
 _searchers = DerivedCache()

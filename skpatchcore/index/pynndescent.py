@@ -14,8 +14,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skpatchcore._device import DerivedCache
-from skpatchcore._sklearn import Interval, fit_context
+from skpatchcore._utils.derived import DerivedCache
+from skpatchcore._utils.sklearn import Interval, fit_context
 
 # Graphs hold compiled functions and don't survive numba upgrades in a pickle: kept beside the bank, per process.
 _graphs = DerivedCache()

@@ -1,0 +1,27 @@
+# The public names, written once: lazy_loader reads this file at run time, type checkers read it too.
+from .calibration.conformal import conformal_p_values as conformal_p_values
+from .coreset.greedy import GreedyCoresetSampler as GreedyCoresetSampler
+from .coreset.proxies import LearnedProxySampler as LearnedProxySampler
+from .coreset.uniform import RandomSampler as RandomSampler
+from .datasets import list_images as list_images
+from .datasets import load_image_folder as load_image_folder
+from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
+from .detectors.padim import PaDiMDetector as PaDiMDetector
+from .detectors.patchcore import PatchCoreDetector as PatchCoreDetector
+from .detectors.spade import SPADEDetector as SPADEDetector
+from .display.anomaly_map import AnomalyMapDisplay as AnomalyMapDisplay
+from .display.coreset import CoresetDisplay as CoresetDisplay
+from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisplay
+from .evaluation.category import evaluate as evaluate
+from .features._backbones import WeightsError as WeightsError
+from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor
+from .images.reading import ImageError as ImageError
+from .images.reading import ImageWarning as ImageWarning
+from .index.exact import ExactIndex as ExactIndex
+from .index.pynndescent import PyNNDescentIndex as PyNNDescentIndex
+from .model_selection import OneClassSplit as OneClassSplit
+from .persistence import ModelFileError as ModelFileError
+from .persistence import load as load
+from .persistence import save as save
+
+__version__: str

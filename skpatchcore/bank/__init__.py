@@ -1,0 +1,1 @@
+"""Patches to the memory bank, within a memory budget, and its scores (Eq. 6-7)."""

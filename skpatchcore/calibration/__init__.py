@@ -1,0 +1,1 @@
+"""Scores of good images to thresholds and p-values."""

@@ -1,0 +1,107 @@
+"""Thresholds and p-values from nominal images alone: who is left out, and conformal ranks, as functions of arrays.
+
+A training image's own patches are in the bank, so its score against the whole bank is far too good: a threshold
+from such scores flags most good images. Everything here therefore works on scores of images whose own rows were left
+out.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+
+def conformal_rank(n: int, contamination: float) -> int:
+    """Return which of `n` calibration scores, ascending in anomaly from 1, is the threshold; ``n + 1`` if none will do.
+
+    ``ceil((n + 1)(1 - contamination))``: above it, a good image that is exchangeable with the `n` falls with a
+    probability of at most `contamination`.
+    """
+    # rounding first: (n + 1)(1 - 0.9) shall not be a little more than a whole number
+    return math.ceil(round((n + 1) * (1 - contamination), 9))
+
+
+def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) -> float:
+    """Return the threshold that flags at most a share `contamination` of good images; bigger scores = more anomalous.
+
+    Parameters
+    ----------
+    anomaly_scores : array of shape (n_images,)
+        Scores of good images that had no part in what they are compared with. NaN is left out.
+    contamination : float in (0, 0.5] or "auto"
+        Accepted share of good images flagged; ``"auto"`` flags none of these.
+
+    Returns
+    -------
+    float
+        A score *above* it is flagged: the ``ceil((n + 1)(1 - contamination))``-th smallest of the scores, the conformal
+        quantile. NaN where there are no scores.
+
+    Warns
+    -----
+    UserWarning
+        If there are too few images to promise so small a share; the largest score is returned then.
+    """
+    scores = np.sort(anomaly_scores[~np.isnan(anomaly_scores)])
+    n = len(scores)
+    if n == 0:
+        return math.nan
+    if contamination == "auto":
+        return float(scores[-1])
+    rank = conformal_rank(n, float(contamination))
+    if rank > n:
+        warnings.warn(
+            f"contamination={contamination:g} can't be promised with {n} calibration images: the smallest share "
+            f"that can is 1/{n + 1} = {1 / (n + 1):.3g}. The largest calibration score is the threshold.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return float(scores[-1])
+    return float(scores[rank - 1])
+
+
+def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
+    """Return how usual scores are among those of good images, **small = anomalous**; both: bigger = more normal.
+
+    Parameters
+    ----------
+    calibration_scores : array of shape (n_calibration,)
+        Scores of good images that had no part in what they are compared with, such as a detector's
+        ``calibration_scores_``. NaN is left out.
+    scores : array of shape (n_images,)
+        Scores of the images in question, such as ``detector.score_samples(X)``.
+
+    Returns
+    -------
+    array of shape (n_images,), float64
+        ``(1 + number of calibration scores that are at most the score) / (n_calibration + 1)``: never 0, and for good
+        images that are exchangeable with the calibration images at most `p` with a probability of at most `p`.
+
+    Raises
+    ------
+    ValueError
+        If there are no calibration scores, or a score is NaN.
+
+    References
+    ----------
+    Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; for outliers: Bates, Candès, Lei, Romano
+    and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51, 2023.
+
+    Examples
+    --------
+    >>> from skpatchcore import conformal_p_values
+    >>> conformal_p_values([-4.0, -3.0, -2.0], [-5.0, -3.0, -1.0])
+    array([0.25, 0.75, 1.  ])
+    """
+    calibration = np.asarray(calibration_scores, np.float64)
+    calibration = np.sort(calibration[~np.isnan(calibration)])
+    scores = np.asarray(scores, np.float64)
+    if not len(calibration):
+        raise ValueError("there are no calibration scores to compare with.")
+    if np.isnan(scores).any():
+        raise ValueError(f"score {int(np.isnan(scores).argmax())} is NaN: it can't be compared.")
+    p_values: np.ndarray = (1 + np.searchsorted(calibration, scores, side="right")) / (len(calibration) + 1)
+    return p_values

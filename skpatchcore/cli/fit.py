@@ -1,0 +1,99 @@
+"""``skpatchcore fit``: learn from a folder of good images, and write a model file."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import joblib
+
+import skpatchcore
+from skpatchcore._utils.files import written_whole
+from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
+from skpatchcore.datasets import list_images, load_image_folder
+
+if TYPE_CHECKING:
+    from skpatchcore import PatchCoreDetector
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's."""
+    fit = commands.add_parser("fit", help="learn from a folder of good images", formatter_class=Formatter)
+    fit.add_argument("directory", metavar="DIR", help="images of good parts, or a data set with train/good in it")
+    fit.add_argument("-o", "--output", metavar="FILE", required=True, help="where the model goes, such as model.skops")
+    fit.add_argument("--backbone", default="wide_resnet50_2", help="efficientnet_lite0/1/2 need no download")
+    fit.add_argument(
+        "--weights", type=weights, default="DEFAULT", help="a torchvision name, a path, or 'none' for random ones"
+    )
+    fit.add_argument(
+        "--image-size", type=size, default=256, metavar="SIZE", help="shorter side, HEIGHTxWIDTH, or 'own'"
+    )
+    fit.add_argument("--crop-size", type=size, default=224, metavar="SIZE", help="side, HEIGHTxWIDTH, or 'none'")
+    fit.add_argument("--patch-size", type=int, default=3, help="odd side of the neighbourhood")
+    fit.add_argument("--ratio", type=float, default=0.1, help="share of the patches kept in the memory bank")
+    fit.add_argument("--n-neighbors", type=int, default=9, help="b of Eq. 7; 1 turns it off")
+    fit.add_argument("--index", choices=["exact", "pynndescent"], default="exact", help="search in the memory bank")
+    fit.add_argument(
+        "--contamination", type=contamination, default="auto", help="accepted share of good images flagged, or 'auto'"
+    )
+    fit.add_argument(
+        "--calibration",
+        type=calibration,
+        default="leave-one-out",
+        help="good images the threshold is taken from: leave-one-out, a share held out such as 0.2, a number of folds, "
+        "or none",
+    )
+    fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    fit.add_argument("--batch-size", type=int, default=4, help="images through the network at once")
+    fit.add_argument("--seed", type=int, default=0, help="same seed, same model")
+    fit.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_debug(fit)
+    fit.set_defaults(run=_fit)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+
+    directory, output = Path(options.directory), Path(options.output)
+    if output.is_dir() or not output.parent.is_dir():  # found out before the work, not after it
+        raise CommandError(f"can't write {str(output)!r}: it is a directory, or its folder does not exist.")
+    has_layout = (directory / "train" / "good").is_dir()
+    paths = list(load_image_folder(directory).train_paths) if has_layout else list_images(directory)
+    detector = PatchCoreDetector(
+        TorchFeatureExtractor(
+            options.backbone,
+            weights=options.weights,
+            patch_size=options.patch_size,
+            image_size=options.image_size,
+            crop_size=options.crop_size,
+            batch_size=options.batch_size,
+            device=options.device,
+        ),
+        sampler=GreedyCoresetSampler(options.ratio, device=options.device),
+        index=ExactIndex(device=options.device) if options.index == "exact" else options.index,
+        n_neighbors=options.n_neighbors,
+        contamination=options.contamination,
+        calibration=options.calibration,
+        random_state=options.seed,
+        verbose=0 if options.quiet else 1,
+    )
+    begin = time.perf_counter()
+    detector.fit(paths)
+    _save(detector, output)
+    if not options.quiet:
+        print(
+            f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
+            f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {output}"
+        )
+    return 0
+
+
+def _save(detector: PatchCoreDetector, output: Path) -> None:
+    """Write the model; a pickle only where its name asks for one."""
+    if output.suffix != ".joblib":
+        skpatchcore.save(detector, output)
+        return
+    with written_whole(output, durable=True) as partial:
+        joblib.dump(detector, partial)

@@ -1,0 +1,442 @@
+"""From scores and maps to decisions: thresholds, p-values, masks and regions, for any detector of defects in images."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+from sklearn.base import OutlierMixin
+from sklearn.utils import get_tags
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted
+
+from skpatchcore._utils.labels import is_nominal
+from skpatchcore._utils.sklearn import safe_indexing
+from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
+from skpatchcore.images.reading import ImageError, ImageWarning, as_image_sequence
+from skpatchcore.maps import regions_of_map
+from skpatchcore.patches.stream import n_images_of
+
+
+@contextmanager
+def restored_on_failure(estimator: Any) -> Iterator[None]:
+    """Leave an estimator as it was where the block raises."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
+
+
+class ImageOutlierMixin(OutlierMixin):
+    """Methods that judge images, for a detector that scores them and draws their anomaly maps.
+
+    The detector has a parameter ``contamination``, and two methods: ``fit``, which ends by
+    ``_set_thresholds(scores, peaks, images, contamination)``, and ``_score(X, of_map)``, which returns the images'
+    scores (bigger = more normal) and, unless `of_map` is None, a list of what ``of_map(anomaly_map)`` makes of each
+    one's map.
+    """
+
+    # no metadata that searches and pipelines would route
+    __metadata_request__predict = {"on_error": UNUSED}
+    __metadata_request__decision_function = {"on_error": UNUSED}
+
+    contamination: float | str
+    calibration_scores_: np.ndarray
+    calibration_peaks_: np.ndarray
+    offset_: float
+    pixel_offset_: float
+
+    def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
+        raise NotImplementedError
+
+    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
+        """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
+
+        Each nominal image is judged by its calibration score, not against a bank that holds its own patches:
+        ``fit(X).predict(X)`` would find next to nothing. With ``contamination="auto"`` the threshold is set so that
+        none is flagged; give a share to look for the odd ones among the training images.
+
+        Parameters
+        ----------
+        X, y, groups : as for `fit`
+            Images that `y` labels -1 are judged by what was learnt of the others.
+
+        Returns
+        -------
+        array of shape (n_images,), int
+            -1 for scores below the threshold, and for images that can't be scored without their own rows.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `fit` and `predict`; also if `calibration` scores a part of the training images only.
+        """
+        self._require_scores_of_training_images()
+        self.fit(X, y, groups=groups)
+        self._require_threshold()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fit has said it
+            nominal = is_nominal(y, n_images_of(X))
+        if len(self.calibration_scores_) < nominal.sum():
+            raise ValueError("calibration scores a part of the training images only: the others can't be judged.")
+        scores = np.empty(len(nominal))
+        scores[nominal] = self.calibration_scores_
+        if not nominal.all():
+            scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
+        return np.where(scores >= self.offset_, 1, -1)
+
+    def score_samples(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+        """Return image scores, **bigger = more normal**: minus the anomaly score.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        on_error : {"raise", "flag"}, default="raise"
+            What becomes of an image that can't be judged. ``"flag"``: its score is NaN, the others are scored all the
+            same, and an :class:`~skpatchcore.ImageWarning` tells which and why.
+
+        Returns
+        -------
+        array of shape (n_images,), float64
+            At most 0, in units of feature distance. For PatchCore (Eq. 6-7), 0 is an image whose patches all stand in
+            the memory bank.
+
+        Raises
+        ------
+        ImageError
+            If an image can't be read or isn't one; the error names its index and path.
+
+        Warns
+        -----
+        ImageWarning
+            If images were flagged; its ``failures`` are their errors.
+        """
+        return self._score_or_flag(X, None, on_error)[0]
+
+    def decision_function(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+        """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`: NaN where an image can't be judged.
+
+        Returns
+        -------
+        array of shape (n_images,), float64
+            ``score_samples(X) - offset_``.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        ValueError
+            If the detector has no threshold: ``calibration=None``, or too few training images.
+        """
+        self._require_threshold()
+        return self.score_samples(X, on_error=on_error) - self.offset_
+
+    def predict(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+        """Return +1 for normal and -1 for anomalous images.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`. An image that can't be judged is anomalous, -1: never normal.
+
+        Returns
+        -------
+        array of shape (n_images,), int
+            +1 where `decision_function` is at least 0, else -1.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+        """
+        # so that what is not a number is not normal
+        return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)
+
+    def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
+        """Return conformal p-values of images, **small = anomalous**: how usual so low a score is among good images.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        adjust : {"bh", "by"} or None, default=None
+            For a batch in which anomalous images are to be picked out: adjusted p-values, so that among the images with
+            values up to `q` a share of at most `q` is expected to be good. ``"bh"`` as Benjamini and Hochberg,
+            ``"by"`` as Benjamini and Yekutieli, which presumes nothing of how the p-values depend on one another.
+
+        Returns
+        -------
+        array of shape (n_images,), float64
+            ``(1 + number of calibration scores that are at most the image's) / (n_calibration + 1)``. Without `adjust`,
+            ``predict`` says -1 where it is at most `contamination`, if that is a share that can be promised.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+
+        Notes
+        -----
+        A good image that is exchangeable with the calibration images gets a value of at most `p` with a probability of
+        at most `p`: exactly so with images held out (``calibration=0.2``, or `recalibrate`), approximately with
+        ``"leave-one-out"`` and folds, whose scores come from banks other than the final one, and with groups, whose
+        images are not exchangeable with those of a new group: what counts is nearer to the number of groups.
+
+        No value is below ``1 / (n_calibration + 1)``. Few calibration images therefore leave adjusted values of a
+        large batch little room.
+
+        References
+        ----------
+        Bates, Candès, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51,
+        2023. They show that Benjamini and Hochberg's way holds for such p-values.
+        """
+        if adjust not in (None, "bh", "by"):
+            raise ValueError(f"adjust={adjust!r}: expected 'bh', 'by' or None.")
+        self._require_threshold()
+        values = conformal_p_values(self.calibration_scores_, self.score_samples(X))
+        return values if adjust is None else false_discovery_control(values, method=adjust)
+
+    def segment(self, X: Any) -> np.ndarray | list[np.ndarray]:
+        """Return anomaly maps, **bigger = more anomalous**, each at its image's own height and width.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images, height, width), float32
+            In units of the scores, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
+            outside the extractor's crop, which the network does not see, repeat the nearest pixel inside.
+            Precomputed features have no image: their maps are the patch scores themselves, of shape (grid_height,
+            grid_width).
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        """
+        return self.score_and_segment(X)[1]
+
+    def score_and_segment(self, X: Any, *, on_error: str = "raise") -> tuple[np.ndarray, np.ndarray | list[Any]]:
+        """Return what `score_samples` and `segment` return, from one run of the network.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`: NaN, and None in a list of maps, where an image can't be judged.
+
+        Returns
+        -------
+        scores : array of shape (n_images,), float64
+            Bigger = more normal.
+        maps : array of shape (n_images, height, width) or list of arrays (height, width), float32
+            Bigger = more anomalous.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        """
+        scores, maps = self._score_or_flag(X, np.asarray, on_error)
+        return scores, _stacked(maps)
+
+    def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
+        """Return which pixels are anomalous, **True = anomalous**, at each image's own height and width.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+
+        Returns
+        -------
+        array of shape (n_images, height, width), bool
+            Where maps are above ``pixel_offset_``: of good images, a share of at most `contamination` has any such
+            pixel, if that can be promised. A list of arrays (height, width) where sizes differ.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+        """
+        self._require_threshold()
+        return _stacked(self._score(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
+
+    def regions(self, X: Any, *, min_area: int = 1) -> pd.DataFrame:
+        """Return the connected regions of anomalous pixels: where to look, and how unusual it is there.
+
+        Parameters
+        ----------
+        X : as for `fit`
+            The images.
+        min_area : int, default=1
+            Regions of fewer pixels are left out.
+
+        Returns
+        -------
+        DataFrame
+            One row a region, in the order of the images, the highest peak first: ``image`` (index in `X`), ``top``,
+            ``left``, ``bottom``, ``right`` (pixels of the image; bottom and right are the first ones outside, as in
+            slices), ``area`` (pixels), ``peak`` (the map's largest value in it, bigger = more anomalous),
+            ``peak_row``, ``peak_column`` and ``p_value``: how usual it is that the whole map of a good image reaches
+            that peak, small = anomalous. No rows where nothing is anomalous.
+
+        Raises
+        ------
+        ImageError, ValueError
+            As `decision_function`.
+        """
+        if min_area < 1:
+            raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
+        self._require_threshold()
+        tables = self._score(X, lambda anomaly_map: regions_of_map(anomaly_map, self.pixel_offset_, min_area))[1]
+        found: pd.DataFrame = pd.concat(tables, keys=range(len(tables)), names=["image", None])
+        found = found.reset_index(level="image").reset_index(drop=True).astype({"image": np.int64})
+        return found.assign(p_value=conformal_p_values(-self.calibration_peaks_, -found["peak"].to_numpy()))
+
+    def recalibrate(self, X: Any = None, *, contamination: float | str | None = None) -> Any:
+        """Set the thresholds anew without learning anew: on fresh good images, or for another share of false alarms.
+
+        Parameters
+        ----------
+        X : as for `fit`, or None, default=None
+            Good images that the detector has not learnt from, such as the last day's. None keeps the calibration scores
+            that there are.
+        contamination : float in (0, 0.5], "auto" or None, default=None
+            Accepted share of good images flagged; None takes the detector's own. The parameter stays as it is; so a new
+            `fit` goes back to it.
+
+        Returns
+        -------
+        detector
+            Itself, with other ``offset_`` and ``pixel_offset_``. With `X`, also ``calibration_scores_`` and
+            ``calibration_peaks_`` are those of these images, and ``calibration_image_indices_`` count in this `X`.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+        ValueError
+            If `contamination` is out of its range, or if neither images nor calibration scores are there.
+
+        Warns
+        -----
+        UserWarning
+            If there are too few images to promise so small a share.
+
+        Notes
+        -----
+        With `X` the promise is exact for images that are exchangeable with these.
+        """
+        check_is_fitted(self, "offset_")
+        contamination = self.contamination if contamination is None else contamination
+        if contamination != "auto" and (isinstance(contamination, str) or not 0 < contamination <= 0.5):
+            raise ValueError(f"contamination={contamination!r}: expected a share in (0, 0.5] or 'auto'.")
+        if X is None:
+            self._require_threshold()
+            scores, peaks = self.calibration_scores_, self.calibration_peaks_
+            images = self.calibration_image_indices_
+        else:
+            scores, maxima = self._score(X, np.max)
+            peaks, images = np.array(maxima, np.float64), np.arange(len(scores))
+        self._set_thresholds(scores, peaks, images, contamination)
+        return self
+
+    def _score_or_flag(
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str
+    ) -> tuple[np.ndarray, list[Any]]:
+        """Return what `_score` returns; of images that can't be judged, NaN and None, if they shall be flagged."""
+        if on_error not in ("raise", "flag"):
+            raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")
+        if on_error == "raise":
+            return self._score(X, of_map)
+        check_is_fitted(self, "offset_")
+        if get_tags(self).input_tags.string:  # else another form than images' is meant to be
+            X = as_image_sequence(X)
+        n_images = n_images_of(X)
+        failures: list[ImageError] = []
+        scores, kept = np.full(n_images, np.nan), [None] * n_images
+
+        def judge(start: int, stop: int) -> None:
+            while start < stop:
+                try:
+                    found = self._score(
+                        X if (start, stop) == (0, n_images) else safe_indexing(X, slice(start, stop)), of_map
+                    )
+                except ImageError as error:
+                    failed = start + error.index
+                    failures.append(ImageError(error.message, failed, error.path))
+                    judge(start, failed)  # so that no image is judged more than twice
+                    start = failed + 1
+                else:
+                    scores[start:stop] = found[0]
+                    kept[start : start + len(found[1])] = found[1]
+                    return
+
+        judge(0, n_images)
+        if failures:
+            failures.sort(key=lambda failure: failure.index)
+            warnings.warn(ImageWarning(failures), stacklevel=3)
+        return scores, kept if of_map is not None else []
+
+    def _set_thresholds(
+        self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
+    ) -> None:
+        """Take scores (bigger = more normal) and maxima of maps of good images for calibration."""
+        offset = -conformal_threshold(-scores, contamination)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the line above has said it
+            pixel_offset = conformal_threshold(peaks, contamination)
+        self.calibration_scores_, self.calibration_peaks_ = scores, peaks
+        self.calibration_image_indices_ = images
+        self.offset_, self.pixel_offset_ = offset, pixel_offset
+
+    def _require_scores_of_training_images(self) -> None:
+        """Raise a ValueError if it is known before a fit that not all training images will have calibration scores."""
+
+    def _warn_of_few_groups(self, n_groups: int) -> None:
+        share = self.contamination
+        if not isinstance(share, str) and n_groups + 1 < 1 / share:
+            warnings.warn(
+                f"contamination={share:g} was asked for, but the calibration images come from {n_groups} groups only: "
+                f"of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _require_threshold(self) -> None:
+        check_is_fitted(self, "offset_")
+        if math.isnan(self.offset_):
+            raise ValueError(
+                "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
+                "one out. score_samples and segment work; fit on more images for predict and decision_function, or "
+                "give other good images to recalibrate."
+            )
+
+
+def _stacked(maps: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
+    same_size = len({None if anomaly_map is None else anomaly_map.shape for anomaly_map in maps}) == 1
+    return np.stack(maps) if same_size and maps[0] is not None else maps

@@ -1,0 +1,153 @@
+"""SPADE: nearest images first, then the nearest patches in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
+
+from skpatchcore._utils.sklearn import Interval
+from skpatchcore.detectors._baseline import BaselineDetector, as_patch_scores, check_channels
+from skpatchcore.patches.patches import PatchGrids
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What SPADE learns: good images, as they are.
+
+    Attributes
+    ----------
+    rows : array of shape (n_patches, n_channels)
+        Patch features, image after image.
+    starts : array of shape (n_images + 1,)
+        Where each image's begin.
+    images : array of int
+        Those of them that count.
+    descriptors : array of shape (n_images, n_channels)
+        Each image's mean patch feature.
+    n_neighbors : int
+        How many images a new one is compared with.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    images: np.ndarray
+    descriptors: np.ndarray
+    n_neighbors: int
+
+    def score(self, grids: PatchGrids, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the mean distance to the nearest images, and of each patch that to the nearest patch in them."""
+        check_channels(grids, self.rows.shape[1])
+        to_images = pairwise_distances(mean_patches(grids.rows, grids.starts), self.descriptors[self.images])
+        k = min(self.n_neighbors, len(self.images))
+        nearest = np.argsort(to_images, axis=1, kind="stable")[:, :k]
+        scores = np.take_along_axis(to_images, nearest, axis=1).mean(axis=1)
+        if not with_patch_scores:
+            return scores, []
+        distances = np.empty(len(grids.rows))
+        for (start, stop), images in zip(pairwise(grids.starts), self.images[nearest], strict=True):
+            rows = np.concatenate([self.rows[self.starts[i] : self.starts[i + 1]] for i in images])
+            distances[start:stop] = pairwise_distances_argmin_min(grids.rows[start:stop], rows)[1]
+        return scores, as_patch_scores(distances, grids)
+
+
+class SPADEDetector(BaselineDetector):
+    """Find images unlike their nearest good ones, and places in them: SPADE, a baseline of the paper.
+
+    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
+    ``segment``: maps, **bigger = more anomalous**.
+
+    An image's score is its mean distance to the good images nearest to it, by the means of their patch features; a
+    patch's is its distance to the nearest patch of these images, wherever in them it lies.
+
+    Parameters
+    ----------
+    extractor : estimator, "precomputed" or None, default=None
+        As of :class:`~skpatchcore.PatchCoreDetector`: the same features for a comparison side by side.
+    n_neighbors : int, default=50
+        *K*, the good images that a new one is compared with; all, if there are not more.
+    contamination, calibration, smoothing, random_state, verbose
+        As of :class:`~skpatchcore.PatchCoreDetector`.
+
+    Attributes
+    ----------
+    extractor_ : estimator
+        As fitted; None with precomputed features.
+    model_ : Gallery
+        All patch features of the good images.
+    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_
+        As of :class:`~skpatchcore.PatchCoreDetector`.
+    n_features_in_, feature_names_in_
+        Of a 2-D precomputed `X`.
+
+    Notes
+    -----
+    It keeps all patch features of all training images, and compares each patch with those of *K* of them: large files
+    and slow predictions are the method's.
+
+    Two things are not as in the SPADE paper: images are compared by the mean of the patch features, where the paper
+    takes the network's last pooling, which an extractor of patch features does not give; and distances are not squared.
+
+    References
+    ----------
+    Cohen and Hoshen, "Sub-Image Anomaly Detection with Deep Pyramid Correspondences", 2020.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore import SPADEDetector, TorchFeatureExtractor
+    >>> good = np.random.default_rng(0).normal(0.5, 0.02, (12, 64, 64, 3)).clip(0, 1)
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    >>> bad = good[:1].copy()
+    >>> bad[0, 20:40, 20:40] = 0
+    >>> SPADEDetector(extractor).fit(good).predict(bad)
+    array([-1])
+    """
+
+    _parameter_constraints: dict[str, Any] = {
+        **BaselineDetector._parameter_constraints,
+        "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        extractor: Any = None,
+        *,
+        n_neighbors: int = 50,
+        contamination: float | str = "auto",
+        calibration: Any = "leave-one-out",
+        smoothing: float = 4.0,
+        random_state: Any = None,
+        verbose: int = 0,
+    ):
+        self.extractor = extractor
+        self.n_neighbors = n_neighbors
+        self.contamination = contamination
+        self.calibration = calibration
+        self.smoothing = smoothing
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _learner(self, grids: PatchGrids, seed: int) -> Callable[[np.ndarray], Gallery]:
+        everyone = Gallery(
+            grids.rows, grids.starts, np.arange(len(grids)), mean_patches(grids.rows, grids.starts), self.n_neighbors
+        )
+        return lambda images: replace(everyone, images=images)
+
+
+def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Return the mean patch feature of each image: array of shape (n_images, n_channels), float64.
+
+    Parameters
+    ----------
+    rows : array of shape (n_patches, n_channels)
+        Patch features, image after image.
+    starts : array of shape (n_images + 1,)
+        Where each image's begin.
+    """
+    return np.stack([rows[start:stop].mean(axis=0, dtype=np.float64) for start, stop in pairwise(starts)])

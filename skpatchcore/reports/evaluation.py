@@ -1,0 +1,136 @@
+"""What a report of an evaluation shows: curves, score histograms, the worst mistakes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from skpatchcore.datasets import read_mask
+from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
+from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.images.reading import load_image
+from skpatchcore.reports.page import side_by_side
+
+# Of Okabe and Ito's palette, which the colour-blind tell apart.
+_BLUE, _GREY = "#0072B2", "#777777"
+_LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
+    """Write pictures of the good images that look worst and of the defective ones that look best.
+
+    Parameters
+    ----------
+    result : CategoryResult
+        Whose scores tell which they are.
+    fitted : estimator
+        Draws their maps.
+    dataset : ImageFolder or TextureTask
+        Where the images are.
+    folder : path
+        Where the pictures go.
+    n : int, default=3
+        Of each kind.
+
+    Returns
+    -------
+    list of dict
+        ``file``, ``kind``, ``caption`` of each.
+    """
+    order = result.scores.argsort(kind="stable")
+    good = [i for i in order if result.labels[i] == 1][:n]
+    missed = [i for i in order[::-1] if result.labels[i] == -1][:n]
+    found = []
+    for kind, images in (("false positive", good), ("miss", missed)):
+        for rank, i in enumerate(images, start=1):
+            # where nothing is wrong, it is the nearest thing to a mistake
+            decided = not math.isnan(result.offset)
+            is_wrong = decided and (result.scores[i] < result.offset) == (result.labels[i] == 1)
+            image = load_image(dataset.test_images[i], int(i))
+            anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
+            file = f"{kind.replace(' ', '-')}-{rank}.png"
+            _pair(image, anomaly_map, read_mask(dataset.test_masks[i], anomaly_map.shape), result.pixel_offset).save(
+                folder / file
+            )
+            where = "" if math.isnan(result.offset) else f", threshold {result.offset:.4g}"
+            name = "/".join(Path(str(result.paths[i])).parts[-2:])
+            text = f"{kind if is_wrong else f'nearest to a {kind}'}: {name}, score {result.scores[i]:.4g}{where}"
+            found.append({"file": file, "kind": kind, "caption": text})
+    return found
+
+
+def _pair(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray, threshold: float) -> Image.Image:
+    """Return the image, with the outline of its mask, beside its overlay."""
+    if math.isnan(threshold):
+        threshold = float(anomaly_map.max()) / 2
+    return side_by_side([outline_mask(image, mask), overlay_anomaly_map(image, anomaly_map, threshold)])
+
+
+def draw_category(result: CategoryResult) -> Any:
+    """Return a figure of a category: ROC curve of images, overlap of regions, histogram of scores."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.1), layout="constrained")
+    images, regions, scores = figure.subplots(1, 3)
+    images.plot(*result.roc, color=_BLUE)
+    images.set(
+        title=f"Images: AUROC {result.row['image_auroc']:.3f}", xlabel="false-positive rate", ylabel="defects found",
+        xlim=(0, 1), ylim=(0, 1.02),
+    )  # fmt: skip
+    if result.pro.size:
+        regions.plot(*result.pro, color=_BLUE)
+        regions.set_title(f"Regions: AUPRO {result.row['aupro']:.3f}")
+    else:
+        regions.set_title("Regions: no masks")
+    regions.set(xlabel="false-positive rate of pixels", ylabel="overlap", xlim=(0, 0.3), ylim=(0, 1.02))
+    ScoreHistogramDisplay(result.scores, result.labels, offset=result.offset).plot(ax=scores)
+    return figure
+
+
+def draw_low_shot(table: pd.DataFrame) -> Any:
+    """Return a figure of metrics over the number of training images, one line a category, and their mean.
+
+    The mean is drawn where all categories have as many images. Bands are one standard deviation over draws.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
+    names = list(table["category"].unique())
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+        for name, color in zip(names, _LINES if len(names) <= len(_LINES) else [_GREY] * len(names), strict=False):
+            draws = table[table["category"] == name].groupby("shots")[metric]
+            mean, spread = draws.mean(), draws.std().fillna(0)
+            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=name if color != _GREY else None)
+            axes.fill_between(mean.index, mean - spread, mean + spread, alpha=0.15, color=color, linewidth=0)
+        if len(names) > 1:
+            means = table.groupby(["shots", "category"])[metric].mean().unstack("category").dropna().mean(axis=1)
+            axes.plot(means, marker="o", color="black", linewidth=2, label="mean")
+        ticks = sorted(table["shots"].unique())
+        axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    return figure
+
+
+def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
+    """Return a figure of metrics for each value that a parameter was given, mean over the categories."""
+    from matplotlib.figure import Figure
+
+    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
+    means = table.groupby(parameter, sort=False)[metrics].mean()
+    figure = Figure(figsize=(11, 1.2 + 0.32 * len(means)), layout="constrained")
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics), sharey=True)), metrics, strict=True):
+        places = np.arange(len(means))[::-1]
+        axes.plot(means[metric], places, "o", color=_BLUE)
+        axes.hlines(places, means[metric].min(), means[metric], color=_GREY, linewidth=1)
+        axes.set_yticks(places, [str(value) for value in means.index])
+        axes.set(title=metric.replace("_", " "))
+        axes.margins(x=0.08)
+    return figure
