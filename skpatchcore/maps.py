@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,43 +10,31 @@ import torch
 from scipy.ndimage import gaussian_filter1d, maximum_position
 from skimage.measure import label, regionprops_table
 
-from skpatchcore._utils.progress import stage
 from skpatchcore.images.views import View
-from skpatchcore.patches.patches import PatchGrids
 
 _COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "right", "area": "area"}
 
 
-def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> pd.DataFrame:
-    """Return the regions of one map in which all pixels are above the threshold, the highest peak first.
+def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.ndarray:
+    """Return the anomaly map of one image, at its own size; the patch scores themselves where nothing is known of it.
 
     Parameters
     ----------
-    anomaly_map : array of shape (height, width)
-        Bigger = more anomalous.
-    threshold : float
-        Pixels above it belong to a region; they are connected over edges and corners.
-    min_area : int, default=1
-        Regions of fewer pixels are left out.
+    patch_scores : array of shape (grid_height, grid_width)
+        One score a patch.
+    view : View or None
+        What the grid covers of the image.
+    smoothing : float
+        Standard deviation of the Gaussian, in pixels of the network's input.
 
     Returns
     -------
-    DataFrame
-        One row a region: ``top``, ``left``, ``bottom``, ``right`` (pixels; bottom and right are the first ones outside,
-        as in slices), ``area`` (pixels), ``peak`` (the largest value in it), ``peak_row`` and ``peak_column``.
+    array of shape (height, width), float32
     """
-    labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
-    table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
-    found = pd.DataFrame(table).rename(columns=_COLUMNS)
-    places = np.array(maximum_position(anomaly_map, labels, found["label"]), np.int64).reshape(-1, 2)
-    found = found.assign(
-        area=found["area"].astype(np.int64),
-        peak=anomaly_map[tuple(places.T)].astype(np.float64),
-        peak_row=places[:, 0],
-        peak_column=places[:, 1],
-    )
-    found = found[found["area"] >= min_area].drop(columns="label")
-    return found.sort_values("peak", ascending=False, kind="stable", ignore_index=True)
+    if view is None:
+        return patch_scores.astype(np.float32)
+    down, across = view.scale
+    return anomaly_map(patch_scores, view.image_size, view.box, (smoothing * down, smoothing * across))
 
 
 def anomaly_map(
@@ -105,61 +91,33 @@ def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sig
     return torch.from_numpy(matrix)
 
 
-def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.ndarray:
-    """Return the anomaly map of one image, at its own size; the patch scores themselves where nothing is known of it.
+def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> pd.DataFrame:
+    """Return the regions of one map in which all pixels are above the threshold, the highest peak first.
 
     Parameters
     ----------
-    patch_scores : array of shape (grid_height, grid_width)
-        One score a patch.
-    view : View or None
-        What the grid covers of the image.
-    smoothing : float
-        Standard deviation of the Gaussian, in pixels of the network's input.
-
-    Returns
-    -------
-    array of shape (height, width), float32
-    """
-    if view is None:
-        return patch_scores.astype(np.float32)
-    down, across = view.scale
-    return anomaly_map(patch_scores, view.image_size, view.box, (smoothing * down, smoothing * across))
-
-
-def score_stream(
-    stream: Iterable[tuple[PatchGrids, list[View | None]]],
-    score: Callable[..., tuple[np.ndarray, list[np.ndarray]]],
-    smoothing: float,
-    of_map: Callable[[np.ndarray], Any] | None,
-) -> tuple[np.ndarray, list[Any]]:
-    """Score images batch by batch.
-
-    Parameters
-    ----------
-    stream : iterable of (PatchGrids, list of View)
-        Their patch features.
-    score : callable
-        ``score(grids, with_patch_scores=...)`` returns the images' scores and a list of their patches'; bigger = more
-        anomalous.
-    smoothing : float
-        Of maps.
-    of_map : callable or None
-        What is to be kept of each image's map of shape (height, width), float32; None makes none.
-
-    Returns
-    -------
-    scores : array of shape (n_images,), float64
+    anomaly_map : array of shape (height, width)
         Bigger = more anomalous.
-    kept : list
-        What `of_map` returned, one an image; empty without it.
+    threshold : float
+        Pixels above it belong to a region; they are connected over edges and corners.
+    min_area : int, default=1
+        Regions of fewer pixels are left out.
+
+    Returns
+    -------
+    DataFrame
+        One row a region: ``top``, ``left``, ``bottom``, ``right`` (pixels; bottom and right are the first ones outside,
+        as in slices), ``area`` (pixels), ``peak`` (the largest value in it), ``peak_row`` and ``peak_column``.
     """
-    scores, kept = [], []
-    for grids, views in stream:
-        with stage("search"):
-            batch_scores, patch_scores = score(grids, with_patch_scores=of_map is not None)
-        scores.append(batch_scores)
-        if of_map is not None:
-            with stage("maps"):
-                kept += [of_map(map_of(s, view, smoothing)) for s, view in zip(patch_scores, views, strict=True)]
-    return np.concatenate(scores), kept
+    labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
+    table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
+    found = pd.DataFrame(table).rename(columns=_COLUMNS)
+    places = np.array(maximum_position(anomaly_map, labels, found["label"]), np.int64).reshape(-1, 2)
+    found = found.assign(
+        area=found["area"].astype(np.int64),
+        peak=anomaly_map[tuple(places.T)].astype(np.float64),
+        peak_row=places[:, 0],
+        peak_column=places[:, 1],
+    )
+    found = found[found["area"] >= min_area].drop(columns="label")
+    return found.sort_values("peak", ascending=False, kind="stable", ignore_index=True)

@@ -86,11 +86,12 @@ def test_calibration_scores_are_those_of_images_that_were_not_learnt_from(grids,
 def test_images_of_one_group_can_not_calibrate(grids, baseline):
     with pytest.raises(ValueError, match="share one group"):
         baseline("precomputed").fit(grids[0], groups=np.zeros(20))
-    with pytest.warns(UserWarning, match="one image only"):
+    with pytest.warns(UserWarning, match="could not be scored without their own patches"):
         detector = baseline("precomputed").fit(grids[0][:1])
+    assert np.isnan(detector.calibration_scores_).tolist() == [True]
     with pytest.raises(ValueError, match="has no threshold"):
         detector.predict(grids[0])
-    with pytest.raises(ValueError, match="judge the training images"):
+    with pytest.raises(ValueError, match="compare the training images"):
         baseline("precomputed", calibration=None).fit_predict(grids[0])
 
 

@@ -5,11 +5,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.model_selection import GroupKFold, KFold
 
 from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
-from skpatchcore.calibration.plan import hold_out, leave_group_out, make_folds
+from skpatchcore.calibration.plan import LeaveOneOut, hold_out, make_folds, plan_calibration
+from skpatchcore.patches.stream import PatchStream
 
 
 @given(
@@ -56,17 +58,60 @@ def test_nothing_to_calibrate_gives_no_threshold():
     assert math.isnan(conformal_threshold(np.array([]), 0.1))
 
 
-@pytest.mark.parametrize("groups", [[0, 1, 2, 3], ["b", "a", "b", "a"]])
-def test_groups_are_left_out_whole(groups):
+class Remembered:
+    """A model of which image's patches it holds: an image scores the number of images that it is compared with."""
+
+    def __init__(self, images):
+        self.images = set(images)
+
+    def score(self, patches, with_patch_scores=True):
+        own = patches.rows[:, 0].astype(int)
+        assert not self.images & set(own)
+        scores = np.full(len(patches), float(len(self.images)))
+        return scores, patches.as_grids(np.full(len(patches.rows), 7.0))
+
+    def without(self, images):
+        left = self.images - set(images)
+        return Remembered(left) if left else None
+
+
+def calibrated(plan, n_images):
+    """Return what a plan makes of images whose patch features are their own numbers."""
+    numbers = np.repeat(np.arange(n_images), 4).astype(np.float32)
+    features = np.stack([numbers, numbers], axis=1).reshape(n_images, 2, 2, 2)
+    stream = PatchStream(None, features)
+    learnt = stream if plan.learnt is None else stream.subset(plan.learnt)
+
+    def learn(patches):
+        return Remembered(int(row) for batch in patches for row in batch.rows[:, 0])
+
+    return plan.calibrate(stream, learnt, learn(learnt), learn, lambda grid, view: grid.max())
+
+
+@given(groups=st.lists(st.integers(0, 6), min_size=2, max_size=40))
+@settings(deadline=None)
+def test_leave_one_out_scores_each_image_without_its_group(groups):
     groups = np.array(groups)
-    bank_groups = groups[[3, 0, 0, 2, 1]]
-    seen = []
-    for images, rows in leave_group_out(groups, bank_groups):
-        own = groups[images[0]]
-        assert (groups[images] == own).all()
-        assert rows.tolist() == np.flatnonzero(bank_groups == own).tolist()
-        seen += images.tolist()
-    assert sorted(seen) == [0, 1, 2, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = calibrated(LeaveOneOut(groups), len(groups))
+    others = np.array([(groups != group).sum() for group in groups], float)
+    np.testing.assert_array_equal(found.scores, np.where(others > 0, others, np.nan))
+    np.testing.assert_array_equal(found.peaks, np.where(others > 0, 7.0, np.nan))
+    assert found.images.tolist() == list(range(len(groups)))
+
+
+@pytest.mark.parametrize("calibration", [0.3, 4, KFold(3), "leave-one-out"])
+@pytest.mark.parametrize("groups", [None, np.arange(20) // 2])
+def test_plans_name_the_images_that_they_score(calibration, groups):
+    if isinstance(calibration, KFold) and groups is not None:
+        calibration = GroupKFold(3)
+    plan = plan_calibration(calibration, groups, 20, np.random.RandomState(0))
+    found = calibrated(plan, 20)
+    np.testing.assert_array_equal(found.images, plan.images())
+    assert (np.diff(found.images) > 0).all()
+    assert np.isfinite(found.scores).all()
+    assert len(found.images) == (6 if calibration == 0.3 else 20)
 
 
 @given(share=st.floats(0.05, 0.95), seed=st.integers(0, 99), n_groups=st.integers(2, 12))

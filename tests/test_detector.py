@@ -143,7 +143,7 @@ def test_without_calibration_there_are_scores_but_no_decisions(parts):
 
 
 def test_one_image_can_be_learnt_from_but_not_calibrated(parts):
-    with pytest.warns(UserWarning, match="could not be scored without their own rows"):
+    with pytest.warns(UserWarning, match="could not be scored without their own patches"):
         model = detector().fit(parts[0][:1])
     assert model.score_samples(parts[2]) < model.score_samples(parts[1][:1])
     with pytest.raises(ValueError, match="fit on more images"):

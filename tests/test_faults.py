@@ -174,7 +174,7 @@ def test_a_refit_that_fails_leaves_the_detector_as_it_was(parts, monkeypatch, wh
     target = {
         "sampler": (GreedyCoresetSampler, "_fit"),
         "index": (type(detector.index_), "fit"),
-        "calibration": (LeaveOneOut, "score"),
+        "calibration": (LeaveOneOut, "calibrate"),
     }[where]
     monkeypatch.setattr(*target, broken)
     with pytest.raises(RuntimeError, match="power failure"):

@@ -17,7 +17,7 @@ from skpatchcore import (
 )
 from skpatchcore._utils import bytes as _memory
 from skpatchcore._utils.bytes import available_bytes, format_bytes, parse_bytes
-from skpatchcore.bank import collect as bank
+from skpatchcore.bank import budget
 from skpatchcore.bank.budget import MemoryEstimate
 
 FITTED = ("memory_bank_", "bank_image_indices_", "bank_positions_", "calibration_scores_", "offset_", "pixel_offset_")
@@ -97,7 +97,7 @@ def test_little_memory_is_kept_to_in_shards(monkeypatch, parts):
     assert estimate.n_patches == 20_000
     # a tenth of what all that selection looks at would need
     scratch = GreedyCoresetSampler().estimate_memory(0, 40)
-    least = estimate.overhead + scratch + (estimate.selection - scratch) // 10
+    least = estimate.overhead + scratch + (estimate.learning - scratch) // 10
     whole = clone(model).fit(features)
     sharded = clone(model).set_params(max_memory=least)
     fit_in_one_way(monkeypatch, "shards", sharded, features)
@@ -114,20 +114,28 @@ def test_little_memory_is_kept_to_in_shards(monkeypatch, parts):
 
 def test_the_estimate_decides():
     estimate = MemoryEstimate(
-        n_patches=10**6, n_channels=1500, overhead=10**9, features=6 * 10**9, selection=10**9, bank=25 * 10**7
+        n_patches=10**6,
+        n_channels=1500,
+        overhead=10**9,
+        features=6 * 10**9,
+        learning=10**9,
+        model=25 * 10**7,
+        in_shards=True,
     )
     assert (estimate.at_once, estimate.two_passes, estimate.least) == (8 * 10**9, 2 * 10**9, 15 * 10**8)
     assert estimate.way(8 * 10**9) == "at once"
     assert estimate.way(7 * 10**9) == estimate.way(2 * 10**9) == "two passes"
     assert estimate.way(19 * 10**8) == estimate.way(15 * 10**8) == "shards"
-    with pytest.raises(ValueError, match=r"1.4 GB of memory do not do. .* take 8 GB at once, 2 GB in two passes"):
+    with pytest.raises(
+        ValueError, match=r"max_memory=1.4 GB is too small: .* at least 1.5 GB .*8 GB at once, 2 GB in two passes"
+    ):
         estimate.way(14 * 10**8)
 
 
 def test_a_sampler_that_must_hold_all_says_so(parts):
     for sampler in (LearnedProxySampler(3), Nystroem(n_components=3)):
         model = PatchCoreDetector(extractor(), sampler=sampler, max_memory="1.2 GB")
-        with pytest.raises(ValueError, match=r"1.2 GB of memory do not do"):
+        with pytest.raises(ValueError, match=r"max_memory=1.2 GB is too small"):
             model.fit(parts[0])
         assert not hasattr(model, "memory_bank_")
         assert model.set_params(max_memory=None).fit(parts[0]).predict(parts[2]).tolist() == [-1]
@@ -140,8 +148,8 @@ def test_the_estimate_is_that_of_the_fit(monkeypatch, parts):
         seen.append(original(*args, **kwargs))
         return seen[-1]
 
-    original = bank.estimate_memory
-    monkeypatch.setattr(bank, "estimate_memory", estimate)
+    original = budget.estimate_memory
+    monkeypatch.setattr(budget, "estimate_memory", estimate)
     for model in (
         PatchCoreDetector(extractor(image_size=48), random_state=0),
         PatchCoreDetector(extractor(image_size=64, crop_size=48), sampler=RandomSampler(0.5)),
@@ -157,9 +165,9 @@ def test_the_estimate_is_that_of_the_fit(monkeypatch, parts):
 
 def test_images_as_large_as_they_are_are_counted_by_their_area(monkeypatch):
     seen = []
-    original = bank.estimate_memory
+    original = budget.estimate_memory
     monkeypatch.setattr(
-        bank, "estimate_memory", lambda n_patches, *args: seen.append(n_patches) or original(n_patches, *args)
+        budget, "estimate_memory", lambda n_patches, *args: seen.append(n_patches) or original(n_patches, *args)
     )
     X = images_of_differing_sizes(30)
     PatchCoreDetector(extractor(), calibration=None).fit(X)

@@ -11,9 +11,9 @@ from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from skpatchcore import ExactIndex, PyNNDescentIndex
-from skpatchcore.bank.scoring import kneighbors_without, reweighted_score, score_grids
+from skpatchcore.bank.scoring import kneighbors_without, reweighted_score, score_patches
 from skpatchcore.maps import anomaly_map
-from skpatchcore.patches.patches import PatchGrids
+from skpatchcore.patches.patches import Patches
 
 
 def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:
@@ -35,8 +35,8 @@ def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:
 @pytest.mark.parametrize("b", [1, 3, 9])
 def test_scores_are_those_of_the_references(golden, index, b):
     arrays = golden("scoring")
-    grids = PatchGrids.from_features(arrays["queries"][:, None])
-    scores, patch_scores = score_grids(index.fit(arrays["bank"]), arrays["bank"], grids, b)
+    grids = Patches.from_features(arrays["queries"][:, None])
+    scores, patch_scores = score_patches(index.fit(arrays["bank"]), arrays["bank"], grids, b)
     np.testing.assert_allclose(scores, arrays[f"eq7_b{b}"], atol=1e-5)
     np.testing.assert_allclose(np.stack(patch_scores)[:, 0], arrays["patch_distance"], atol=1e-5)
     np.testing.assert_allclose(np.stack(patch_scores)[:, 0] ** 2, arrays["reference_squared_patch_score"], atol=1e-4)
@@ -55,7 +55,7 @@ def test_maps_are_those_of_the_reference(golden):
 def test_scores_are_the_papers_formula(n_bank, b, scale, seed):
     rng = np.random.default_rng(seed)
     bank, patches = rng.normal(size=(n_bank, 4)) * scale, rng.normal(size=(2, 6, 4)) * scale
-    scores, _ = score_grids(ExactIndex().fit(bank), bank, PatchGrids.from_features(patches[:, None]), b)
+    scores, _ = score_patches(ExactIndex().fit(bank), bank, Patches.from_features(patches[:, None]), b)
     for score, image in zip(scores, patches, strict=True):
         assert score == pytest.approx(paper(bank, image, min(b, n_bank)), rel=1e-6)
 
@@ -84,7 +84,7 @@ def test_m_star_counts_in_its_own_neighbourhood_even_among_duplicates():
     bank = np.array([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0], [9.0, 9.0]])
     queries = np.array([[[[-1.0, 0.0]]]])
     for index in (ExactIndex(), Shy()):
-        scores, _ = score_grids(index.fit(bank), bank, PatchGrids.from_features(queries), 3)
+        scores, _ = score_patches(index.fit(bank), bank, Patches.from_features(queries), 3)
         weights = np.exp([1.0, 3.0, 5.0])
         assert scores[0] == pytest.approx(1 - weights[0] / weights.sum())
 
@@ -95,22 +95,22 @@ def test_rows_that_do_not_count_are_as_if_they_were_not_there(index, b):
     rng = np.random.default_rng(0)
     bank = rng.normal(size=(30, 3)).astype(np.float32)
     images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in [(2, 3), (4, 1), (3, 3)]]
-    grids = PatchGrids.from_features([*images, bank[None, [7]]])
+    grids = Patches.from_features([*images, bank[None, [7]]])
     exclude = np.array([0, 7, 8, 21, 29])
     left = np.delete(bank, exclude, axis=0)
-    expected, expected_patches = score_grids(ExactIndex().fit(left), left, grids, b)
+    expected, expected_patches = score_patches(ExactIndex().fit(left), left, grids, b)
     fitted = index.fit(bank)
-    none = score_grids(fitted, bank, grids, b, np.array([], int))[0]
-    np.testing.assert_array_equal(none, score_grids(fitted, bank, grids, b)[0])
+    none = score_patches(fitted, bank, grids, b, np.array([], int))[0]
+    np.testing.assert_array_equal(none, score_patches(fitted, bank, grids, b)[0])
     assert none[3] < 1e-3 < expected[3]
-    scores, patch_scores = score_grids(fitted, bank, grids, b, exclude)
+    scores, patch_scores = score_patches(fitted, bank, grids, b, exclude)
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert [part.shape for part in patch_scores] == [(2, 3), (4, 1), (3, 3), (1, 1)]
     for part, of_left in zip(patch_scores, expected_patches, strict=True):
         assert part.dtype == np.float64
         np.testing.assert_allclose(part, of_left, rtol=1e-5)
     # image scores alone, which an index with `farthest` finds in a way of its own
-    alone, nothing = score_grids(fitted, bank, grids, b, exclude, with_patch_scores=False)
+    alone, nothing = score_patches(fitted, bank, grids, b, exclude, with_patch_scores=False)
     np.testing.assert_allclose(alone, expected, rtol=1e-5)
     assert nothing == []
 
@@ -126,13 +126,13 @@ def test_an_index_is_asked_only_for_what_is_needed():
             return super().kneighbors(X, n_neighbors, return_distance, exclude=exclude)
 
     bank = np.random.default_rng(0).normal(size=(30, 3))
-    grids = PatchGrids.from_features(np.random.default_rng(1).normal(size=(2, 3, 4, 3)))
+    grids = Patches.from_features(np.random.default_rng(1).normal(size=(2, 3, 4, 3)))
     index, exclude = Watched().fit(bank), np.arange(5)
     asked = []
-    score_grids(index, bank, grids, 4, exclude)
+    score_patches(index, bank, grids, 4, exclude)
     assert asked == [(24, 1, 5), (2, 4, 5)]
     asked = []
-    score_grids(index, bank, grids, 4, exclude, with_patch_scores=False)
+    score_patches(index, bank, grids, 4, exclude, with_patch_scores=False)
     assert asked == ["farthest", (2, 4, 5)]
 
 
@@ -160,7 +160,7 @@ def test_scores_are_weighed_in_double_precision_and_never_nan():
 
     bank = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
     far = np.full((1, 3), 1e3, np.float32)
-    scores, _ = score_grids(Exact(), bank, PatchGrids.from_features(far[:, None, None]), 3)
+    scores, _ = score_patches(Exact(), bank, Patches.from_features(far[:, None, None]), 3)
     nearest = cdist(far, bank)[0]
     neighbourhood = cdist(bank, bank)[nearest.argmin()].argsort()[:3]
     weight = 1 - 1 / np.exp(nearest[neighbourhood] - nearest.min()).sum()
@@ -168,9 +168,9 @@ def test_scores_are_weighed_in_double_precision_and_never_nan():
 
 
 def test_features_of_another_width_than_the_banks_are_refused():
-    bank, grids = np.zeros((3, 4)), PatchGrids.from_features(np.zeros((1, 2, 2, 5)))
+    bank, grids = np.zeros((3, 4)), Patches.from_features(np.zeros((1, 2, 2, 5)))
     with pytest.raises(ValueError, match="patch features have 5 channels, but the memory bank has 4"):
-        score_grids(ExactIndex().fit(bank), bank, grids, 3)
+        score_patches(ExactIndex().fit(bank), bank, grids, 3)
 
 
 def test_maps_are_float32_smoothed_by_4_pixels_unless_told_otherwise():
@@ -230,7 +230,7 @@ def test_a_crop_lies_where_it_was_cut_and_its_border_is_repeated():
 )
 def test_features_of_another_form_are_refused(features, message):
     with pytest.raises(ValueError, match=message):
-        PatchGrids.from_features(features)
+        Patches.from_features(features)
 
 
 @pytest.mark.parametrize("sizes", [[(2, 3)] * 7, [(2, 3), (4, 4), (1, 1), (9, 2), (2, 3), (5, 5), (7, 7)]])
@@ -238,12 +238,12 @@ def test_features_of_another_form_are_refused(features, message):
 def test_batches_gather_to_the_whole(sizes, expected):
     rng = np.random.default_rng(0)
     features = [rng.random((*size, 5)).astype(np.float32) for size in sizes]
-    whole = PatchGrids.from_features(features)
-    gathered = PatchGrids.from_batches((PatchGrids.from_features([f]) for f in features), expected)
+    whole = Patches.from_features(features)
+    gathered = Patches.gather((Patches.from_features([f]) for f in features), expected)
     np.testing.assert_array_equal(gathered.rows, whole.rows)
     np.testing.assert_array_equal(gathered.sizes, whole.sizes)
     for i, feature in enumerate(features):
-        np.testing.assert_array_equal(gathered.take(np.array([i])).rows, feature.reshape(-1, 5))
+        np.testing.assert_array_equal(gathered.subset(np.array([i])).rows, feature.reshape(-1, 5))
         np.testing.assert_array_equal(gathered.between(i, i + 1).rows, feature.reshape(-1, 5))
     some = np.arange(len(whole.rows))
     images, positions = whole.image_of(some), whole.positions_of(some)

@@ -114,7 +114,7 @@ def report_tasks(estimator: Any, X: Any, y: Any) -> Iterator[None]:
 
 @contextmanager
 def record_seconds() -> Iterator[dict[str, float]]:
-    """Collect how long each stage takes in the block, by name: for benchmarks and reports."""
+    """Collect the seconds of each phase in the block, by name, for benchmarks and reports."""
     token = _seconds.set({})
     try:
         yield _seconds.get()  # type: ignore[misc]
@@ -123,8 +123,8 @@ def record_seconds() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Count the block's time as stage `name`, if anybody records; time of stages within counts for these alone."""
+def phase(name: str) -> Iterator[None]:
+    """Count the time of the block as phase `name`, if somebody records; inner phases count for themselves only."""
     seconds = _seconds.get()
     if seconds is None:
         yield
@@ -137,11 +137,11 @@ def stage(name: str) -> Iterator[None]:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start - within
 
 
-def iterate_as_stage(name: str, items: Iterable[T]) -> Iterator[T]:
-    """Yield `items`, counting the time that making them takes as stage `name`, and not what is done with them."""
+def iterate_as_phase(name: str, items: Iterable[T]) -> Iterator[T]:
+    """Yield `items`, counting the time that making them takes as phase `name`, not the time of their use."""
     iterator, end = iter(items), object()
     while True:
-        with stage(name):
+        with phase(name):
             item = next(iterator, end)
         if item is end:
             return

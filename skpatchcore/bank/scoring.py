@@ -1,28 +1,25 @@
-"""From patch features and their nearest neighbours to scores and maps (Eq. 6-7): functions of arrays.
-
-Everything here is **bigger = more anomalous**; the detector turns the sign of image scores around for scikit-learn.
-"""
+"""Patches and their nearest neighbours to image and patch scores (Eq. 6-7). Bigger = more anomalous."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from inspect import signature
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from skpatchcore._utils.progress import stage
-from skpatchcore.images.views import View
-from skpatchcore.patches.patches import PatchGrids, boxes_in_images
+from skpatchcore._utils.progress import phase
+from skpatchcore.patches.model import check_channels
+from skpatchcore.patches.patches import Patches
+from skpatchcore.protocols import Index, can_exclude, finds_farthest
 
 
-def score_grids(
-    index: Any,
+def score_patches(
+    index: Index,
     bank: np.ndarray,
-    grids: PatchGrids,
+    patches: Patches,
     n_neighbors: int,
     exclude: np.ndarray | None = None,
     with_patch_scores: bool = True,
@@ -31,19 +28,19 @@ def score_grids(
 
     Parameters
     ----------
-    index : estimator with `kneighbors`
+    index : Index
         Fitted on `bank`.
     bank : array of shape (n_bank, n_channels)
         The memory bank.
-    grids : PatchGrids
-        The images' patch features.
+    patches : Patches
+        Of the images.
     n_neighbors : int
         *b* of Eq. 7; no more than the bank has is used.
     exclude : array of int or None, default=None
-        Rows of the bank that don't count.
+        Rows of the bank that are ignored.
     with_patch_scores : bool, default=True
-        False leaves them out, which spares an index that can look for the farthest patches alone (``farthest``) most
-        of the search. The image scores are the same.
+        If False, no patch scores are returned. An index that has ``farthest`` is then much faster. The image scores
+        are the same.
 
     Returns
     -------
@@ -57,29 +54,25 @@ def score_grids(
     ValueError
         If images and bank differ in their channels.
     """
-    if grids.rows.shape[1] != bank.shape[1]:
-        raise ValueError(
-            f"patch features have {grids.rows.shape[1]} channels, but the memory bank has {bank.shape[1]}."
-        )
-    patch_scores = []
+    check_channels(patches, bank.shape[1], of="the memory bank has")
+    patch_scores: list[np.ndarray] = []
     # The test patch farthest from the bank, of each image: m^test,* of Eq. 6, and m*.
-    if not with_patch_scores and hasattr(index, "farthest"):
-        tops, scores, nearest = index.farthest(grids.rows, grids.starts, exclude=exclude)
+    if not with_patch_scores and finds_farthest(index):
+        tops, scores, nearest = index.farthest(patches.rows, patches.starts, exclude=exclude)
     else:
-        distances, all_nearest = (found[:, 0] for found in kneighbors_without(index, grids.rows, 1, exclude))
+        distances, all_nearest = (found[:, 0] for found in kneighbors_without(index, patches.rows, 1, exclude))
         distances = distances.astype(np.float64)
-        tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(grids.starts)])
+        tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(patches.starts)])
         scores, nearest = distances[tops], all_nearest[tops]
         if with_patch_scores:
-            parts = np.split(distances, grids.starts[1:-1])
-            patch_scores = [part.reshape(size) for part, size in zip(parts, grids.sizes, strict=True)]
+            patch_scores = patches.as_grids(distances)
     b = min(n_neighbors, len(bank) - (0 if exclude is None else len(exclude)))
     if b > 1:
         _, neighborhoods = kneighbors_without(index, bank[nearest], b, exclude)
         for i, (top, neighborhood) in enumerate(zip(tops, neighborhoods, strict=True)):
             # m* belongs to its own neighbourhood, even where duplicates of it or an approximate search hide it.
             others = neighborhood[neighborhood != nearest[i]][: b - 1]
-            difference = bank[others].astype(np.float64) - grids.rows[top]
+            difference = bank[others].astype(np.float64) - patches.rows[top]
             to_others = np.sqrt(np.einsum("ij,ij->i", difference, difference))
             scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
     return scores, patch_scores
@@ -92,9 +85,9 @@ def kneighbors_without(
 
     Parameters
     ----------
-    index : estimator with `kneighbors`
-        A fitted index. One whose `kneighbors` has an argument ``exclude`` is asked directly; of another, as many more
-        neighbours are asked for as there are rows to leave out.
+    index : Index
+        Fitted. If its `kneighbors` has no argument ``exclude``, as many more neighbours are requested as rows are
+        excluded.
     X : array of shape (n_queries, n_features)
         The rows whose neighbours are sought.
     n_neighbors : int
@@ -111,7 +104,7 @@ def kneighbors_without(
     if exclude is None or not len(exclude):
         found = index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True)
         return found
-    if "exclude" in signature(index.kneighbors).parameters:
+    if can_exclude(index):
         found = index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True, exclude=exclude)
         return found
     distances, indices = index.kneighbors(X, n_neighbors=n_neighbors + len(exclude), return_distance=True)
@@ -146,46 +139,42 @@ def reweighted_score(distances: np.ndarray, score: float) -> float:
     return float((1.0 - softmax(np.asarray(distances, np.float64))[0]) * score)
 
 
-def nearest_of_stream(
-    stream: Iterable[tuple[PatchGrids, list[View | None]]], index: Any, n_patches: int
-) -> dict[str, np.ndarray]:
-    """Find each image's most anomalous patches, and the row of the bank that each is nearest to.
+def nearest_patches(batches: Iterable[Patches], index: Index, n_patches: int) -> dict[str, np.ndarray]:
+    """Find each image's most anomalous patches, and the row of the bank nearest to each.
 
     Parameters
     ----------
-    stream : iterable of (PatchGrids, list of View)
-        Patch features of the images.
-    index : estimator with `kneighbors`
+    batches : iterable of Patches
+        Of the images.
+    index : Index
         Fitted on the memory bank.
     n_patches : int
         How many of each image; all if it has fewer.
 
     Returns
     -------
-    dict of arrays, one entry a patch
-        ``image``; ``rank`` from 0, the farthest; ``position`` in the grid, of shape (n, 2); ``box`` in the image's own
-        pixels, of shape (n, 4): top, left, height, width; ``distance``; ``nearest``, the row of the bank.
+    dict of arrays, one entry per patch
+        ``image``; ``rank`` from 0, the farthest; ``box`` in the image's own pixels, of shape (n, 4): top, left, height,
+        width; ``distance``; ``nearest``, the row of the bank.
     """
     parts = []
     first = 0
-    for grids, views in stream:
-        with stage("search"):
-            distances, nearest = (found[:, 0] for found in index.kneighbors(grids.rows, 1))
+    for patches in batches:
+        with phase("search"):
+            distances, nearest = (found[:, 0] for found in index.kneighbors(patches.rows, 1))
         farthest = [
             start + (-distances[start:stop]).argsort(kind="stable")[:n_patches]
-            for start, stop in pairwise(grids.starts)
+            for start, stop in pairwise(patches.starts)
         ]
         rows = np.concatenate(farthest)
-        images, positions = grids.image_of(rows), grids.positions_of(rows)
         parts.append(
             {
-                "image": first + images,
+                "image": first + patches.image_of(rows),
                 "rank": np.concatenate([np.arange(len(some)) for some in farthest]),
-                "position": positions,
-                "box": boxes_in_images(grids, views, images, positions),
+                "box": patches.boxes_of(rows),
                 "distance": distances[rows].astype(np.float64),
                 "nearest": np.asarray(nearest[rows], np.int64),
             }
         )
-        first += len(grids)
+        first += len(patches)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,9 +1,4 @@
-"""Thresholds and p-values from nominal images alone: who is left out, and conformal ranks, as functions of arrays.
-
-A training image's own patches are in the bank, so its score against the whole bank is far too good: a threshold
-from such scores flags most good images. Everything here therefore works on scores of images whose own rows were left
-out.
-"""
+"""Conformal thresholds and p-values from the scores of good images: functions of arrays."""
 
 from __future__ import annotations
 
@@ -96,12 +91,34 @@ def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
     >>> conformal_p_values([-4.0, -3.0, -2.0], [-5.0, -3.0, -1.0])
     array([0.25, 0.75, 1.  ])
     """
-    calibration = np.asarray(calibration_scores, np.float64)
-    calibration = np.sort(calibration[~np.isnan(calibration)])
-    scores = np.asarray(scores, np.float64)
-    if not len(calibration):
+    return upper_tail_p_values(-np.asarray(calibration_scores, np.float64), -np.asarray(scores, np.float64))
+
+
+def upper_tail_p_values(calibration_scores: np.ndarray, anomaly_scores: np.ndarray) -> np.ndarray:
+    """Return the p-values of :func:`conformal_p_values` for anomaly scores, **bigger = more anomalous**.
+
+    Parameters
+    ----------
+    calibration_scores : array of shape (n_calibration,), float64
+        Anomaly scores, or peaks of anomaly maps, of good images. NaN is ignored.
+    anomaly_scores : array of shape (n_images,), float64
+        Scores in question.
+
+    Returns
+    -------
+    array of shape (n_images,), float64
+        ``(1 + number of calibration scores that are at least the score) / (n_calibration + 1)``.
+
+    Raises
+    ------
+    ValueError
+        If there are no calibration scores, or a score is NaN.
+    """
+    calibration = np.sort(calibration_scores[~np.isnan(calibration_scores)])
+    n = len(calibration)
+    if not n:
         raise ValueError("there are no calibration scores to compare with.")
-    if np.isnan(scores).any():
-        raise ValueError(f"score {int(np.isnan(scores).argmax())} is NaN: it can't be compared.")
-    p_values: np.ndarray = (1 + np.searchsorted(calibration, scores, side="right")) / (len(calibration) + 1)
+    if np.isnan(anomaly_scores).any():
+        raise ValueError(f"score {int(np.isnan(anomaly_scores).argmax())} is NaN: it can't be compared.")
+    p_values: np.ndarray = (1 + n - np.searchsorted(calibration, anomaly_scores, side="left")) / (n + 1)
     return p_values

@@ -1,47 +1,35 @@
-"""Scores of good images that had no part in the bank they are compared with: what thresholds are taken from."""
+"""The calibration plan: which good images are scored against a model that has not learnt from them.
+
+A training image's own patches are in the memory bank, so its score against the whole bank is far too low: a threshold
+from such scores flags most good images. A plan leaves each image out of what it is compared with.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold
 
 from skpatchcore._utils.progress import progress_bar
-from skpatchcore.bank.collect import Bank, collect_bank
-from skpatchcore.bank.scoring import score_grids
-from skpatchcore.maps import map_of, score_stream
-from skpatchcore.patches.stream import PatchStream
+from skpatchcore.images.views import View
+from skpatchcore.patches.model import PatchModel, score_batches
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import PatchSource, PatchStream
 
-
-@dataclass(frozen=True)
-class Judge:
-    """How images are scored.
-
-    Attributes
-    ----------
-    n_neighbors : int
-        *b* of Eq. 7.
-    smoothing : float
-        Of maps, in pixels of the network's input.
-    verbose : int
-        1 shows progress bars.
-    """
-
-    n_neighbors: int
-    smoothing: float
-    verbose: int = 0
+# From some of the patches to what is learnt from them alone.
+Learn = Callable[[PatchSource], PatchModel]
+# From patch scores and a view to the largest value of the anomaly map.
+PeakOf = Callable[[np.ndarray, View | None], float]
 
 
 @dataclass
-class NominalScores:
-    """Scores of good images, bigger = more anomalous.
+class CalibrationScores:
+    """Scores of good images, **bigger = more anomalous**.
 
     Attributes
     ----------
@@ -59,130 +47,167 @@ class NominalScores:
 
 
 class NoCalibration:
-    """The bank has all images; none is scored."""
+    """The model learns from all images; none is scored. Base class of the plans."""
 
-    learnt: np.ndarray | None = None  # images for the bank; None stands for all
-    extra_copies = 0  # of the patch features, while it works
+    learnt: np.ndarray | None = None  # images that the model learns from; None: all
+    extra_copies = 0  # of the patch features, made during calibration
+    verbose = 0
 
-    def score(self, stream: PatchStream, bank: Bank, sampler: Any, index: Any, judge: Judge) -> NominalScores:
-        """Score images; see the subclasses."""
-        return NominalScores()
+    def images(self) -> np.ndarray:
+        """Return the images that are scored, in ascending order."""
+        return np.zeros(0, np.int64)
+
+    def calibrate(
+        self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
+    ) -> CalibrationScores:
+        """Score the plan's images.
+
+        Parameters
+        ----------
+        stream : PatchStream
+            Of all images.
+        patches : Patches or PatchStream
+            Of the images that the model has learnt from.
+        model : PatchModel
+            Learnt from `patches`.
+        learn : callable
+            Learns a model from other patches.
+        peak_of : callable
+            Returns the maximum of an anomaly map.
+        """
+        return CalibrationScores()
 
 
 class LeaveOneOut(NoCalibration):
-    """The bank has all images; each is scored without the rows that came from its group.
+    """The model learns from all images; each is scored without what was learnt from its group.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
-        Group of each image: its index where each is on its own.
+        Group of each image.
+    verbose : int
+        1 shows a progress bar.
     """
 
-    def __init__(self, groups: np.ndarray):
-        self.groups = groups
+    def __init__(self, groups: np.ndarray, verbose: int = 0):
+        self.groups, self.verbose = groups, verbose
 
-    def score(self, stream: PatchStream, bank: Bank, sampler: Any, index: Any, judge: Judge) -> NominalScores:
-        """Search the bank once for all images. NaN where the whole bank came from an image's group, with a warning."""
+    def images(self) -> np.ndarray:
+        """Return all images."""
+        return np.arange(len(self.groups))
+
+    def calibrate(
+        self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
+    ) -> CalibrationScores:
+        """Go through the patches once. NaN, with a warning, where nothing was learnt from other groups."""
         scores, peaks = np.full((2, len(self.groups)), np.nan)
-        start, bank_groups = 0, self.groups[bank.images]
-        with progress_bar(len(self.groups), "calibrating", "image", judge.verbose) as bar:
-            for grids, views in bank.patches:
-                for images, rows in leave_group_out(self.groups[start : start + len(grids)], bank_groups):
-                    if len(rows) < len(bank.rows):
-                        found, patch_scores = score_grids(index, bank.rows, grids.take(images), judge.n_neighbors, rows)
-                        scores[start + images] = found
-                        peaks[start + images] = [
-                            map_of(s, views[i], judge.smoothing).max()
-                            for i, s in zip(images, patch_scores, strict=True)
-                        ]
-                    bar.update(len(images))
-                start += len(grids)
+        with progress_bar(len(self.groups), "calibrating", "image", self.verbose) as bar:
+            for images, some, own in self._left_out(patches, model):
+                if own is not None:
+                    scores[images], grids = own.score(some)
+                    peaks[images] = [peak_of(grid, view) for grid, view in zip(grids, some.views, strict=True)]
+                bar.update(len(images))
         if n_missing := int(np.isnan(scores).sum()):
             warnings.warn(
-                f"{n_missing} of {len(scores)} training images could not be scored without their own rows, because "
-                "the whole memory bank came from them: they don't count for the threshold. Fit on more images, "
+                f"{n_missing} of {len(scores)} training images could not be scored without their own patches, because "
+                "everything that was learnt came from them: they do not count for the threshold. Fit on more images, "
                 "or with a larger ratio.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        return NominalScores(np.arange(len(scores)), scores, peaks)
+        return CalibrationScores(self.images(), scores, peaks)
+
+    def _left_out(
+        self, patches: PatchSource, model: PatchModel
+    ) -> Iterator[tuple[np.ndarray, Patches, PatchModel | None]]:
+        """Yield images of one batch and one group, their patches, and the model without their group."""
+        start, last, own = 0, None, None
+        for batch in patches:
+            groups = self.groups[start : start + len(batch)]
+            for group in np.unique(groups):
+                if group != last:  # a group may go on in the next batch
+                    last, own = group, model.without(np.flatnonzero(self.groups == group))
+                here = np.flatnonzero(groups == group)
+                yield start + here, batch.subset(here), own
+            start += len(batch)
 
 
 class HeldOut(NoCalibration):
-    """A share of the images is kept out of the bank, and scored.
+    """The model learns from a share of the images; the others are scored.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
-        Group of each image; groups are kept out whole.
+        Group of each image; groups are held out whole.
     share : float in (0, 1)
-        Of the groups.
+        Fraction of the groups that is held out.
     rng : RandomState
-        Draws them.
+        Draws the groups.
     """
 
     def __init__(self, groups: np.ndarray, share: float, rng: np.random.RandomState):
         self.learnt, self.held = hold_out(groups, share, rng)
 
-    def score(self, stream: PatchStream, bank: Bank, sampler: Any, index: Any, judge: Judge) -> NominalScores:
-        """Extract the features of the images kept out, and score these as new ones."""
-        score = partial(score_grids, index, bank.rows, n_neighbors=judge.n_neighbors)
-        scores, peaks = score_stream(stream.subset(self.held), score, judge.smoothing, of_map=np.max)
-        return NominalScores(self.held, scores, np.array(peaks, np.float64))
+    def images(self) -> np.ndarray:
+        """Return the images held out."""
+        return self.held
+
+    def calibrate(
+        self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
+    ) -> CalibrationScores:
+        """Extract the patches of the images held out, and score these as new ones."""
+        return CalibrationScores(self.held, *_scored(stream.subset(self.held), model, peak_of))
 
 
 class CrossFitted(NoCalibration):
-    """The bank has all images; each is scored against a bank of its own fold, which was selected without it.
+    """The model learns from all images; each is scored by a model of its own fold, which has not learnt from it.
 
     Parameters
     ----------
     n_images : int
-        How many there are.
+        Number of images.
     groups : array of shape (n_images,) or None
-        Group of each image, of those that are scored together; None takes each as its own.
+        Group of each image; a group is scored in one fold. None: each image is its own group.
     cv : int or splitter
-        Number of folds, or what makes them.
+        Number of folds, or the splitter that makes them.
     rng : RandomState
-        Draws them.
-    max_memory : int, "auto" or None
-        For each fold's bank, where features are not held.
+        Draws the folds.
+    verbose : int
+        1 shows a progress bar.
     """
 
-    extra_copies = 1  # a fold's features are picked out of all
+    extra_copies = 1  # a fold's patches are copied from all
 
-    def __init__(
-        self,
-        n_images: int,
-        groups: np.ndarray | None,
-        cv: Any,
-        rng: np.random.RandomState,
-        max_memory: int | str | None,
-    ):
-        self.folds, self.max_memory = make_folds(n_images, groups, cv, rng), max_memory
+    def __init__(self, n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState, verbose: int = 0):
+        self.folds, self.verbose = make_folds(n_images, groups, cv, rng), verbose
 
-    def score(self, stream: PatchStream, bank: Bank, sampler: Any, index: Any, judge: Judge) -> NominalScores:
-        """Select and search a bank for each fold, from the features that are held; else they are extracted again."""
+    def images(self) -> np.ndarray:
+        """Return the images of all test folds."""
+        return np.sort(np.concatenate([scored for _, scored in self.folds]))
+
+    def calibrate(
+        self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
+    ) -> CalibrationScores:
+        """Learn once per fold: from the patches that are held, or from a new pass over the stream."""
         parts = []
-        with progress_bar(sum(len(scored) for _, scored in self.folds), "calibrating", "image", judge.verbose) as bar:
+        with progress_bar(len(self.images()), "calibrating", "image", self.verbose) as bar:
             for learnt, scored in self.folds:
-                own_sampler, own_index = clone(sampler), clone(index)
-                own = collect_bank(bank.patches.subset(learnt), own_sampler, self.max_memory)
-                own_index.fit(own.rows)
-                score = partial(score_grids, own_index, own.rows, n_neighbors=judge.n_neighbors)
-                scores, peaks = score_stream(bank.patches.subset(scored), score, judge.smoothing, of_map=np.max)
-                parts.append(NominalScores(scored, scores, np.array(peaks, np.float64)))
+                own = learn(patches.subset(learnt))
+                parts.append(_scored(patches.subset(scored), own, peak_of))
                 bar.update(len(scored))
-        images = np.concatenate([part.images for part in parts])
-        order = images.argsort()
-        return NominalScores(
-            images[order],
-            np.concatenate([part.scores for part in parts])[order],
-            np.concatenate([part.peaks for part in parts])[order],
-        )
+        order = np.concatenate([scored for _, scored in self.folds]).argsort()
+        scores, peaks = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
+        return CalibrationScores(self.images(), scores, peaks)
+
+
+def _scored(patches: PatchSource, model: PatchModel, peak_of: PeakOf) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and peaks of images that the model has not learnt from."""
+    parts = list(score_batches(patches, model, peak_of))
+    return np.concatenate([scores for scores, _ in parts]), np.array([p for _, peaks in parts for p in peaks], float)
 
 
 def kind_of(calibration: Any) -> type[NoCalibration]:
-    """Return what the detector's parameter `calibration` stands for."""
+    """Return the kind of plan that a detector's parameter `calibration` stands for."""
     if calibration is None:
         return NoCalibration
     if isinstance(calibration, str):
@@ -191,22 +216,22 @@ def kind_of(calibration: Any) -> type[NoCalibration]:
 
 
 def plan_calibration(
-    calibration: Any, groups: np.ndarray | None, n_images: int, rng: np.random.RandomState, max_memory: Any
+    calibration: Any, groups: np.ndarray | None, n_images: int, rng: np.random.RandomState, verbose: int = 0
 ) -> NoCalibration:
-    """Return who is scored without whom.
+    """Build the calibration plan: which images are scored against which model.
 
     Parameters
     ----------
     calibration : "leave-one-out", float, int, splitter or None
         The detector's parameter.
     groups : array of shape (n_images,) or None
-        Group of each image; None takes each as its own.
+        Group of each image; None: each image is its own group.
     n_images : int
-        How many there are.
+        Number of images.
     rng : RandomState
-        For what is drawn.
-    max_memory : int, "auto" or None
-        As for `collect_bank`.
+        Draws held-out images and folds.
+    verbose : int, default=0
+        1 shows progress bars.
 
     Returns
     -------
@@ -228,29 +253,20 @@ def plan_calibration(
             "images of several groups, or calibration=None."
         )
     if kind is CrossFitted:
-        return CrossFitted(n_images, groups, calibration, rng, max_memory)
-    if groups is None:
-        groups = np.arange(n_images)
-    return LeaveOneOut(groups) if kind is LeaveOneOut else HeldOut(groups, calibration, rng)
+        return CrossFitted(n_images, groups, calibration, rng, verbose)
+    own = np.arange(n_images) if groups is None else groups
+    return LeaveOneOut(own, verbose) if kind is LeaveOneOut else HeldOut(own, calibration, rng)
 
 
-def leave_group_out(groups: np.ndarray, bank_groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield, for each group, the images that belong to it and the rows of the bank that came from it.
-
-    Parameters
-    ----------
-    groups : array of shape (n_images,)
-        Group of each image: its index where each is on its own.
-    bank_groups : array of shape (n_bank,)
-        Group of the image that each row of the bank came from.
-
-    Yields
-    ------
-    images, rows : arrays of int
-        Indices into the two.
-    """
-    for group in np.unique(groups):
-        yield np.flatnonzero(groups == group), np.flatnonzero(bank_groups == group)
+def warn_of_few_groups(n_groups: int, contamination: float | str) -> None:
+    """Warn if the calibration images come from too few groups to promise `contamination` for images of new ones."""
+    if not isinstance(contamination, str) and n_groups + 1 < 1 / contamination:
+        warnings.warn(
+            f"contamination={contamination:g} was asked for, but the calibration images come from {n_groups} groups "
+            f"only: of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,10 @@
-"""From scores and maps to decisions: thresholds, p-values, masks and regions, for any detector of defects in images."""
+"""ImageDetector: anomaly scores and maps to decisions, p-values, masks and regions, in scikit-learn's signs."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +19,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.labels import is_nominal
 from skpatchcore._utils.sklearn import safe_indexing
-from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
-from skpatchcore.images.reading import ImageError, ImageWarning, as_image_sequence
+from skpatchcore.calibration.conformal import conformal_threshold, upper_tail_p_values
+from skpatchcore.detectors._results import ImageResult, Scored, as_stack, results_of, score_or_flag, turned
+from skpatchcore.images.reading import ImageWarning, as_image_sequence
 from skpatchcore.maps import regions_of_map
 from skpatchcore.patches.stream import n_images_of
 
@@ -36,13 +38,11 @@ def restored_on_failure(estimator: Any) -> Iterator[None]:
         raise
 
 
-class ImageOutlierMixin(OutlierMixin):
-    """Methods that judge images, for a detector that scores them and draws their anomaly maps.
+class ImageDetector(OutlierMixin):
+    """Base class of all detectors: it turns anomaly scores and maps into decisions.
 
-    The detector has a parameter ``contamination``, and two methods: ``fit``, which ends by
-    ``_set_thresholds(scores, peaks, images, contamination)``, and ``_score(X, of_map)``, which returns the images'
-    scores (bigger = more normal) and, unless `of_map` is None, a list of what ``of_map(anomaly_map)`` makes of each
-    one's map.
+    A subclass has a parameter ``contamination`` and two methods: ``fit``, which ends with ``_set_thresholds``, and
+    ``_iter_scores``.
     """
 
     # no metadata that searches and pipelines would route
@@ -55,8 +55,25 @@ class ImageOutlierMixin(OutlierMixin):
     offset_: float
     pixel_offset_: float
 
-    def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _iter_scores(
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None
+    ) -> Iterator[tuple[np.ndarray, list[Any]]]:
+        """Yield anomaly scores of the next images, **bigger = more anomalous**.
+
+        Parameters
+        ----------
+        X : sequence of images
+            The images.
+        of_map : callable or None
+            ``of_map(anomaly_map)`` returns what is kept of each map; None makes no maps.
+
+        Yields
+        ------
+        scores : array of shape (n_batch,), float64
+        kept : list
+            One item per image; empty without `of_map`.
+        """
 
     def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
         """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
@@ -121,7 +138,7 @@ class ImageOutlierMixin(OutlierMixin):
         ImageWarning
             If images were flagged; its ``failures`` are their errors.
         """
-        return self._score_or_flag(X, None, on_error)[0]
+        return np.asarray(turned(self._scored(X, None, on_error)[0]))
 
     def decision_function(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
         """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
@@ -212,7 +229,7 @@ class ImageOutlierMixin(OutlierMixin):
         if adjust not in (None, "bh", "by"):
             raise ValueError(f"adjust={adjust!r}: expected 'bh', 'by' or None.")
         self._require_threshold()
-        values = conformal_p_values(self.calibration_scores_, self.score_samples(X))
+        values = upper_tail_p_values(turned(self.calibration_scores_), self._scored(X, None)[0])
         return values if adjust is None else false_discovery_control(values, method=adjust)
 
     def segment(self, X: Any) -> np.ndarray | list[np.ndarray]:
@@ -260,8 +277,47 @@ class ImageOutlierMixin(OutlierMixin):
         ImageError
             As `score_samples`.
         """
-        scores, maps = self._score_or_flag(X, np.asarray, on_error)
-        return scores, _stacked(maps)
+        scores, maps = self._scored(X, np.asarray, on_error)
+        return turned(scores), as_stack(maps)
+
+    def iter_results(self, X: Any, *, with_maps: bool = True, on_error: str = "raise") -> Iterator[ImageResult]:
+        """Score any number of images in bounded memory: yield the result of one after the other.
+
+        Parameters
+        ----------
+        X : as for `fit`, or an iterable of images
+            The images. A generator is read as far as its images are needed.
+        with_maps : bool, default=True
+            If False, no anomaly maps are made, which may be faster.
+        on_error : {"raise", "flag"}, default="raise"
+            As of `score_samples`. A flagged image has its ``error`` in its result; there is no warning.
+
+        Yields
+        ------
+        ImageResult
+            Score, decision, label, p-value, anomaly map and error of an image, in the order of `X`.
+
+        Raises
+        ------
+        ImageError
+            As `score_samples`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skpatchcore import PatchCoreDetector
+        >>> features = np.random.default_rng(0).random((20, 4, 4, 8))
+        >>> detector = PatchCoreDetector("precomputed", random_state=0).fit(features)
+        >>> [result.label for result in detector.iter_results(features[:2] + 9)]
+        [-1, -1]
+        """
+        check_is_fitted(self, "offset_")
+        _check_on_error(on_error)
+
+        def scored(images: Any) -> Iterator[Scored]:
+            return self._iter_or_flag(images, np.asarray if with_maps else None, on_error)
+
+        return results_of(X, scored, self.calibration_scores_, self.offset_)
 
     def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
         """Return which pixels are anomalous, **True = anomalous**, at each image's own height and width.
@@ -283,7 +339,7 @@ class ImageOutlierMixin(OutlierMixin):
             As `decision_function`.
         """
         self._require_threshold()
-        return _stacked(self._score(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
+        return as_stack(self._scored(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
 
     def regions(self, X: Any, *, min_area: int = 1) -> pd.DataFrame:
         """Return the connected regions of anomalous pixels: where to look, and how unusual it is there.
@@ -312,10 +368,10 @@ class ImageOutlierMixin(OutlierMixin):
         if min_area < 1:
             raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
         self._require_threshold()
-        tables = self._score(X, lambda anomaly_map: regions_of_map(anomaly_map, self.pixel_offset_, min_area))[1]
+        tables = self._scored(X, lambda anomaly_map: regions_of_map(anomaly_map, self.pixel_offset_, min_area))[1]
         found: pd.DataFrame = pd.concat(tables, keys=range(len(tables)), names=["image", None])
         found = found.reset_index(level="image").reset_index(drop=True).astype({"image": np.int64})
-        return found.assign(p_value=conformal_p_values(-self.calibration_peaks_, -found["peak"].to_numpy()))
+        return found.assign(p_value=upper_tail_p_values(self.calibration_peaks_, found["peak"].to_numpy()))
 
     def recalibrate(self, X: Any = None, *, contamination: float | str | None = None) -> Any:
         """Set the thresholds anew without learning anew: on fresh good images, or for another share of false alarms.
@@ -357,75 +413,47 @@ class ImageOutlierMixin(OutlierMixin):
             raise ValueError(f"contamination={contamination!r}: expected a share in (0, 0.5] or 'auto'.")
         if X is None:
             self._require_threshold()
-            scores, peaks = self.calibration_scores_, self.calibration_peaks_
+            scores, peaks = turned(self.calibration_scores_), self.calibration_peaks_
             images = self.calibration_image_indices_
         else:
-            scores, maxima = self._score(X, np.max)
+            scores, maxima = self._scored(X, np.max)
             peaks, images = np.array(maxima, np.float64), np.arange(len(scores))
         self._set_thresholds(scores, peaks, images, contamination)
         return self
 
-    def _score_or_flag(
-        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str
+    def _scored(
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str = "raise"
     ) -> tuple[np.ndarray, list[Any]]:
-        """Return what `_score` returns; of images that can't be judged, NaN and None, if they shall be flagged."""
-        if on_error not in ("raise", "flag"):
-            raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")
-        if on_error == "raise":
-            return self._score(X, of_map)
-        check_is_fitted(self, "offset_")
-        if get_tags(self).input_tags.string:  # else another form than images' is meant to be
-            X = as_image_sequence(X)
-        n_images = n_images_of(X)
-        failures: list[ImageError] = []
-        scores, kept = np.full(n_images, np.nan), [None] * n_images
-
-        def judge(start: int, stop: int) -> None:
-            while start < stop:
-                try:
-                    found = self._score(
-                        X if (start, stop) == (0, n_images) else safe_indexing(X, slice(start, stop)), of_map
-                    )
-                except ImageError as error:
-                    failed = start + error.index
-                    failures.append(ImageError(error.message, failed, error.path))
-                    judge(start, failed)  # so that no image is judged more than twice
-                    start = failed + 1
-                else:
-                    scores[start:stop] = found[0]
-                    kept[start : start + len(found[1])] = found[1]
-                    return
-
-        judge(0, n_images)
-        if failures:
-            failures.sort(key=lambda failure: failure.index)
+        """Return the anomaly scores of all images and what is kept of their maps; warn of flagged images."""
+        _check_on_error(on_error)
+        parts = list(self._iter_or_flag(X, of_map, on_error))
+        if failures := [part.error for part in parts if part.error is not None]:
             warnings.warn(ImageWarning(failures), stacklevel=3)
-        return scores, kept if of_map is not None else []
+        kept = [] if of_map is None else [item for part in parts for item in part.kept]
+        return np.concatenate([part.scores for part in parts]), kept
+
+    def _iter_or_flag(self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str) -> Iterator[Scored]:
+        if on_error == "raise":
+            return (Scored(scores, kept) for scores, kept in self._iter_scores(X, of_map))
+        check_is_fitted(self, "offset_")
+        if get_tags(self).input_tags.string:  # otherwise `X` does not hold images
+            X = as_image_sequence(X)
+        return score_or_flag(X, lambda images: self._iter_scores(images, of_map))
 
     def _set_thresholds(
         self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
     ) -> None:
-        """Take scores (bigger = more normal) and maxima of maps of good images for calibration."""
-        offset = -conformal_threshold(-scores, contamination)
+        """Set thresholds from anomaly scores, and maxima of anomaly maps, of good images; bigger = more anomalous."""
+        threshold = conformal_threshold(scores, contamination)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the line above has said it
             pixel_offset = conformal_threshold(peaks, contamination)
-        self.calibration_scores_, self.calibration_peaks_ = scores, peaks
+        self.calibration_scores_, self.calibration_peaks_ = turned(scores), peaks
         self.calibration_image_indices_ = images
-        self.offset_, self.pixel_offset_ = offset, pixel_offset
+        self.offset_, self.pixel_offset_ = turned(threshold), pixel_offset
 
     def _require_scores_of_training_images(self) -> None:
         """Raise a ValueError if it is known before a fit that not all training images will have calibration scores."""
-
-    def _warn_of_few_groups(self, n_groups: int) -> None:
-        share = self.contamination
-        if not isinstance(share, str) and n_groups + 1 < 1 / share:
-            warnings.warn(
-                f"contamination={share:g} was asked for, but the calibration images come from {n_groups} groups only: "
-                f"of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
-                UserWarning,
-                stacklevel=5,
-            )
 
     def _require_threshold(self) -> None:
         check_is_fitted(self, "offset_")
@@ -437,6 +465,6 @@ class ImageOutlierMixin(OutlierMixin):
             )
 
 
-def _stacked(maps: list[np.ndarray]) -> np.ndarray | list[np.ndarray]:
-    same_size = len({None if anomaly_map is None else anomaly_map.shape for anomaly_map in maps}) == 1
-    return np.stack(maps) if same_size and maps[0] is not None else maps
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("raise", "flag"):
+        raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")

@@ -1,26 +1,52 @@
-"""What detectors share that look at images as patch features: what they take, and what they need for a threshold."""
+"""PatchDetector: the one way to fit, calibrate and score a detector that compares patches."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.utils import get_tags
-from sklearn.utils.validation import validate_data
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state, get_tags
+from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.labels import group_codes, is_nominal
-from skpatchcore._utils.sklearn import HasMethods, Interval, RealNotInt, StrOptions, safe_indexing
-from skpatchcore.detectors._image_detector import ImageOutlierMixin
+from skpatchcore._utils.progress import phase, report_tasks
+from skpatchcore._utils.sklearn import (
+    CallbackSupportMixin,
+    HasMethods,
+    Interval,
+    RealNotInt,
+    StrOptions,
+    fit_context,
+    safe_indexing,
+    visual_block,
+    with_callbacks,
+)
+from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory, within_memory
+from skpatchcore.calibration.plan import kind_of, plan_calibration, warn_of_few_groups
+from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
+from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.reading import as_image_sequence
-from skpatchcore.patches.stream import PatchStream, as_grids, n_images_of
+from skpatchcore.images.views import View
+from skpatchcore.maps import map_of
+from skpatchcore.patches.model import PatchModel, score_batches
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids, n_images_of
+from skpatchcore.protocols import reports_views, resizing_of
 
 
-class PatchOutlierMixin(ImageOutlierMixin):
-    """An `ImageOutlierMixin` whose scores come from patch features.
+class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
+    """Base class of the detectors that learn from patch features and score patches.
 
-    The detector has the parameters of ``_parameter_constraints``, and after `fit` an ``extractor_``.
+    A subclass has the parameters of ``_parameter_constraints``, its own parameters, and `_learn`. It may say what it
+    needs of memory (`_memory_needs`), which other stages it has (`_stage_names`), and which attributes hold what it has
+    learnt (`_keep`, `_model`).
     """
 
     _parameter_constraints: dict[str, Any] = {
@@ -34,21 +60,230 @@ class PatchOutlierMixin(ImageOutlierMixin):
             None,
         ],
         "smoothing": [Interval(Real, 0, None, closed="left")],
+        "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
+        "device": [str],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+    _stage_names: tuple[str, ...] = ("extractor",)
 
     extractor: Any
     extractor_: Any
     calibration: Any
+    smoothing: float
+    max_memory: int | str | None
+    device: str
+    random_state: Any
     verbose: int
+    model_: Any
 
-    def _stream(self, X: Any, with_views: bool) -> PatchStream:
-        X = self._validated(X, self.extractor_, reset=False)
-        return PatchStream(self.extractor_, X, with_views=with_views, description="scoring", verbose=self.verbose)
+    @abstractmethod
+    def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
+        """Learn a model; called once for all images, and once per fold of the calibration.
+
+        Parameters
+        ----------
+        patches : Patches or PatchStream
+            Of the images to learn from: held in memory, or extracted in each pass.
+        stages : dict of str to estimator
+            The stages by name. They are not changed.
+        budget : Budget
+            What learning may use if the patches are not held.
+        seed : int
+            Seeds what the detector draws itself; the same in each call of one fit.
+        """
+
+    def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
+        """Return what `_learn` needs beside the patch features: by default nothing, but it must hold all of these."""
+        return MemoryNeeds(learning=None, model=0)
+
+    def _keep(self, model: Any, numbers: np.ndarray) -> None:
+        """Set the fitted attributes from a model; `numbers` are the indices in `X` of the images it learnt from."""
+        self.model_ = model
+
+    def _model(self) -> PatchModel:
+        """Return the model from the fitted attributes."""
+        check_is_fitted(self, "model_")
+        model: PatchModel = self.model_
+        return model
+
+    def _patch_check(self, is_fitted: bool) -> Check | None:
+        """Return what refuses patches that can't be learnt from, or compared with what was learnt; None accepts all."""
+        return None
+
+    def set_params(self, **params: Any) -> Any:
+        """Set parameters, also those of stages that stand at their default, such as ``extractor__patch_size``.
+
+        Parameters
+        ----------
+        **params : dict
+            Names and values.
+
+        Returns
+        -------
+        detector
+            Itself.
+        """
+        for name in self._stage_names:
+            # Nested parameters need an estimator to be set on: None and "exact" become what they stand for.
+            given = params.get(name, getattr(self, name))
+            if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
+                params = {**params, name: default_stage(name, given)}
+        super().set_params(**params)
+        return self
+
+    @fit_context(prefer_skip_nested_validation=False)
+    @with_callbacks
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> Any:
+        """Learn what good parts look like, and set the thresholds.
+
+        Parameters
+        ----------
+        X : sequence of images, or array of shape (n_images, height, width, n_channels)
+            Images of good parts: paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series. Patch
+            features with ``extractor="precomputed"``.
+        y : array of shape (n_images,) or None, default=None
+            +1 good, -1 anomalous: images with -1 are left out. Other labels are ignored, with a warning.
+        groups : array of shape (n_images,) or None, default=None
+            Images that share a group show the same part: calibration leaves out the whole group. Can be routed:
+            ``detector.set_fit_request(groups=True)``.
+
+        Returns
+        -------
+        detector
+            Itself.
+
+        Raises
+        ------
+        ImageError
+            If an image can't be read or isn't one; the error names its index and path.
+        ValueError
+            If a parameter is out of its range, lengths differ, no image is left, all share one group, features hold
+            NaN, or `max_memory` is too small: the error says how much is needed.
+        WeightsError
+            If the network's weights can't be found.
+
+        Warns
+        -----
+        UserWarning
+            If `y` holds other labels than +1 and -1, or if there are too few images or groups to calibrate.
+        """
+        with report_tasks(self, X, y), restored_on_failure(self):
+            return self._fit(X, y, groups)
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> Any:
+        max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
+        rng = check_random_state(self.random_state)
+        stages = self._make_stages(rng)
+        extractor = stages["extractor"]
+        X, kept, groups = self._nominal_images(X, y, groups, extractor)
+        plan = plan_calibration(self.calibration, groups, len(kept), rng, self.verbose)
+        seed = int(rng.randint(2**31 - 1))
+        if extractor is not None:
+            extractor.fit(X)
+        check = self._patch_check(is_fitted=False)
+        stream = PatchStream(extractor, X, kept, check=check, verbose=self.verbose)
+        source = stream if plan.learnt is None else stream.subset(plan.learnt)
+        needs = partial(self._memory_needs, stages=stages)
+
+        def held(some: PatchSource, extra_copies: int = 0) -> tuple[PatchSource, Budget]:
+            if isinstance(some, Patches):
+                return some, Budget(len(some.rows), None)
+            return within_memory(some, max_memory, extra_copies, needs)
+
+        def learn(some: PatchSource) -> PatchModel:
+            patches, budget = held(some)
+            return self._learn(patches, stages, budget, seed)
+
+        patches, budget = held(source, plan.extra_copies)
+        model = self._learn(patches, stages, budget, seed)
+        with phase("calibration"):
+            found = plan.calibrate(stream, patches, model, learn, self._peak_of)
+
+        self.extractor_ = extractor
+        self._keep(model, source.numbers)
+        self._set_thresholds(found.scores, found.peaks, kept[found.images], self.contamination)
+        if groups is not None and len(plan.images()):
+            warn_of_few_groups(len(np.unique(groups[plan.images()])), self.contamination)
+        return self
+
+    def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
+        """Estimate, before the work, how much memory `fit` needs.
+
+        Parameters
+        ----------
+        n_images : int
+            How many images there will be.
+        image : image, grid of patch features, or None, default=None
+            An example. None takes a square grey image, which suffices for an extractor with an `image_size`.
+
+        Returns
+        -------
+        MemoryEstimate
+            Its attributes are bytes; its text says what a fit needs at once and in two passes; ``way(bytes)`` returns
+            which way a fit would take.
+
+        Raises
+        ------
+        ValueError
+            If an example is needed.
+
+        Examples
+        --------
+        >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+        >>> detector = PatchCoreDetector(TorchFeatureExtractor("resnet18", weights=None))
+        >>> estimate = detector.estimate_memory(4000)
+        >>> (estimate.n_patches, estimate.n_channels, estimate.way(4_000_000_000))
+        (3136000, 384, 'two passes')
+        """
+        stages = self._make_stages(check_random_state(self.random_state))
+        extractor = stages["extractor"]
+        if image is None:
+            if (resizing_of(extractor) or (None, None))[0] is None:
+                raise ValueError("how much memory is needed depends on the images: pass an example as image=.")
+            image = np.full((64, 64, 3), 127, np.uint8)
+        example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None])
+        first = next(iter(example))
+        batch_size = min(n_images, example.batch_size())
+        n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
+        needs = partial(self._memory_needs, stages=stages)
+        return estimate_memory(n_images * len(first.rows), first, batch_size, n_copies, needs)
+
+    def _iter_scores(
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None
+    ) -> Iterator[tuple[np.ndarray, list[Any]]]:
+        model = self._model()
+        stream = self._stream(X, with_views=of_map is not None)
+
+        def keep(patch_scores: np.ndarray, view: View | None) -> Any:
+            assert of_map is not None
+            return of_map(map_of(patch_scores, view, self.smoothing))
+
+        yield from score_batches(stream, model, None if of_map is None else keep)
+
+    def _stream(self, X: Any, with_views: bool = True) -> PatchStream:
+        """Return the patches of new images."""
+        return PatchStream(
+            self.extractor_,
+            self._validated(X, self.extractor_, reset=False),
+            with_views=with_views,
+            check=self._patch_check(is_fitted=True),
+            description="scoring",
+            verbose=self.verbose,
+        )
+
+    def _peak_of(self, patch_scores: np.ndarray, view: View | None) -> float:
+        return float(map_of(patch_scores, view, self.smoothing).max())
+
+    def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
+        rng_or_none = None if self.random_state is None else rng
+        return {
+            name: make_stage(name, getattr(self, name), rng_or_none, self.device, self.verbose)
+            for name in self._stage_names
+        }
 
     def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """Return the images to learn from, their numbers in `X`, and their groups as integers."""
+        """Return the images to learn from, their indices in `X`, and their groups as integers."""
         X = self._validated(X, extractor, reset=True)
         nominal = is_nominal(y, n_images_of(X))
         codes = None if groups is None else group_codes(groups, nominal)
@@ -56,13 +291,13 @@ class PatchOutlierMixin(ImageOutlierMixin):
         return X if nominal.all() else safe_indexing(X, kept), kept, codes
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
-        """Return `X` as a sequence of images or of grids; a table of one patch an image as scikit-learn checks it."""
+        """Return `X` as a sequence of images or of grids; a 2-D table as scikit-learn validates it."""
         if extractor is not None:
-            return as_image_sequence(X) if hasattr(extractor, "iter_transform") else X
+            return as_image_sequence(X) if reports_views(extractor) else X
         grids = as_grids(X)
         if grids is None:
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
-        if reset and hasattr(self, "n_features_in_"):  # left by an earlier fit on a table
+        if reset and hasattr(self, "n_features_in_"):  # set by an earlier fit on a table
             del self.n_features_in_
         return grids
 
@@ -70,8 +305,16 @@ class PatchOutlierMixin(ImageOutlierMixin):
         if self.calibration is None or isinstance(self.calibration, float):
             raise ValueError(
                 f"calibration={self.calibration} has no threshold, or no scores of images that were learnt from, to "
-                "judge the training images by: choose 'leave-one-out' or a number of folds."
+                "compare the training images with: choose 'leave-one-out' or a number of folds."
             )
+
+    def _sk_visual_block_(self) -> Any:
+        # as fitted, or as they will be; "precomputed" is a box that says so
+        names = self._stage_names
+        stages = [getattr(self, f"{name}_", None) for name in names]
+        given = [getattr(self, name) if s is None else s for name, s in zip(names, stages, strict=True)]
+        stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(names, given, strict=True)]
+        return visual_block("serial", stages, list(names))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,4 +1,4 @@
-"""The detector's stages by name: what stands for a default, and fresh estimators with a seed."""
+"""The stages of a detector by name: what a default stands for, and fresh estimators that inherit from the detector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.index.exact import ExactIndex
 from skpatchcore.index.pynndescent import PyNNDescentIndex
 
-STAGES = ("extractor", "sampler", "index")
 INDEXES = {"exact": ExactIndex, "pynndescent": PyNNDescentIndex}
 
 
@@ -28,31 +27,36 @@ def default_stage(name: str, given: str | None) -> Any:
     return GreedyCoresetSampler() if name == "sampler" else INDEXES[given or "exact"]()
 
 
-def make_stage(name: str, given: Any, rng: np.random.RandomState | None, verbose: int) -> Any:
-    """Return a fresh estimator for a stage.
+def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device: str, verbose: int) -> Any:
+    """Return a fresh estimator for a stage. Parameters that it leaves at their defaults come from the detector.
 
     Parameters
     ----------
     name : {"extractor", "sampler", "index"}
-        Which.
+        The stage.
     given : estimator, str or None
         The detector's parameter.
     rng : RandomState or None
-        Seeds an estimator that has no seed of its own; None leaves it without.
+        Draws the seed of an estimator with ``random_state=None``; None draws no seed.
+    device : str
+        Device of an estimator with ``device="auto"``.
     verbose : int
-        The detector's: only selection shows progress itself, of the others the detector does.
+        Verbosity of a sampler with ``verbose=0``. The detector itself shows the progress of the other stages.
 
     Returns
     -------
     estimator or None
-        None stands for precomputed features.
+        None for precomputed features.
     """
     if isinstance(given, str) and given == "precomputed":
         return None
     estimator = default_stage(name, given) if stands_for_default(given) else clone(given)
     params = estimator.get_params(deep=False)
+    inherited: dict[str, Any] = {}
     if "random_state" in params and params["random_state"] is None and rng is not None:
-        estimator.set_params(random_state=int(rng.randint(2**31 - 1)))
+        inherited["random_state"] = int(rng.randint(2**31 - 1))
+    if params.get("device") == "auto":
+        inherited["device"] = device
     if name == "sampler" and params.get("verbose") == 0:
-        estimator.set_params(verbose=verbose)
-    return estimator
+        inherited["verbose"] = verbose
+    return estimator.set_params(**inherited) if inherited else estimator

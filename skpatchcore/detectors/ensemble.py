@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
 
@@ -11,16 +11,14 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.sklearn import Interval, StrOptions, fit_context, safe_indexing, visual_block
-from skpatchcore.detectors._image_detector import ImageOutlierMixin, restored_on_failure
-from skpatchcore.images.reading import ImageError, as_image_sequence
+from skpatchcore._utils.sklearn import Interval, StrOptions, fit_context, visual_block
+from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
+from skpatchcore.detectors._results import turned
+from skpatchcore.images.reading import as_image_sequence
 from skpatchcore.patches.stream import n_images_of
 
-# Images whose maps are held at once, of all detectors.
-_CHUNK = 16
 
-
-class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
+class PatchCoreEnsemble(ImageDetector, BaseEstimator):
     """Average the scores and maps of several detectors, each on a scale of its own good images.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -171,48 +169,32 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
                 setattr(self, learnt, getattr(fitted[0], learnt))
             elif hasattr(self, learnt):  # by an earlier fit, on a table
                 delattr(self, learnt)
-        scores = np.mean([self._standardised(d, d.calibration_scores_) for d in fitted], axis=0)
-        peaks = np.mean([self._standardised_map(d, d.calibration_peaks_) for d in fitted], axis=0)
+        scores = np.mean([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
+        peaks = np.mean([_standardised_map(d.calibration_peaks_, d) for d in fitted], axis=0)
         # What one of them could not score, none of their average can.
         self._set_thresholds(scores, peaks, images, self.contamination)
         return self
 
-    def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
+    def _iter_scores(
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None
+    ) -> Iterator[tuple[np.ndarray, list[Any]]]:
         check_is_fitted(self, "estimators_")
-        if of_map is None:
-            return np.mean([self._standardised(d, d.score_samples(X)) for d in self.estimators_], axis=0), []
         if get_tags(self.estimators_[0]).input_tags.string:
             X = as_image_sequence(X)
-        scores, kept = [], []
-        for start in range(0, n_images_of(X), _CHUNK):
-            some = safe_indexing(X, slice(start, start + _CHUNK))
-            try:
-                found = [detector.score_and_segment(some) for detector in self.estimators_]
-            except ImageError as error:
-                raise ImageError(error.message, start + error.index, error.path) from error
-            pairs = list(zip(self.estimators_, found, strict=True))
-            scores.append(np.mean([self._standardised(d, own) for d, (own, _) in pairs], axis=0))
-            for i in range(len(scores[-1])):
-                maps = [self._standardised_map(d, maps[i]) for d, (_, maps) in pairs]
-                kept.append(of_map(np.asarray(np.mean(maps, axis=0, dtype=np.float32))))
-        return np.concatenate(scores), kept
+        whole_map = None if of_map is None else np.asarray
+        for results in zip(*(_one_by_one(d._iter_scores(X, whole_map)) for d in self.estimators_), strict=True):
+            pairs = list(zip(results, self.estimators_, strict=True))
+            scores = np.mean([_standardised(score, d) for (score, _), d in pairs], axis=0)
+            if of_map is None:
+                yield scores, []
+                continue
+            maps = [_standardised_map(anomaly_map, d) for (_, anomaly_map), d in pairs]
+            yield scores, [of_map(np.asarray(np.mean(maps, axis=0, dtype=np.float32)))]
 
     def _pairs(self) -> list[tuple[str, Any]]:
         """Return names and detectors; none where the parameter is something else, which only `fit` complains of."""
         given = self.estimators if isinstance(self.estimators, list) else []
         return given if all(isinstance(pair, tuple) and len(pair) == 2 for pair in given) else []
-
-    @staticmethod
-    def _standardised(detector: Any, scores: np.ndarray) -> np.ndarray:
-        known = detector.calibration_scores_
-        standardised: np.ndarray = (scores - np.nanmean(known)) / _spread(known)
-        return standardised
-
-    @staticmethod
-    def _standardised_map(detector: Any, anomaly_map: np.ndarray) -> np.ndarray:
-        known = detector.calibration_peaks_
-        standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / _spread(known)
-        return standardised
 
     def _sk_visual_block_(self) -> Any:
         names, detectors = zip(*self.estimators, strict=True)
@@ -223,6 +205,25 @@ class PatchCoreEnsemble(ImageOutlierMixin, BaseEstimator):
         for _, detector in self._pairs()[:1]:
             tags.input_tags = get_tags(detector).input_tags
         return tags
+
+
+def _one_by_one(batches: Iterator[tuple[np.ndarray, list[Any]]]) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yield the score, as an array of one item, and the map of each image; None without maps."""
+    for scores, maps in batches:
+        for i in range(len(scores)):
+            yield scores[i : i + 1], maps[i] if maps else None
+
+
+def _standardised(anomaly_scores: np.ndarray, detector: Any) -> np.ndarray:
+    known = turned(detector.calibration_scores_)
+    standardised: np.ndarray = (anomaly_scores - np.nanmean(known)) / _spread(known)
+    return standardised
+
+
+def _standardised_map(anomaly_map: np.ndarray, detector: Any) -> np.ndarray:
+    known = detector.calibration_peaks_
+    standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / _spread(known)
+    return standardised
 
 
 def _spread(known: np.ndarray) -> float:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 import torch
 
+from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
-from skpatchcore.detectors._baseline import BaselineDetector, Batch, as_patch_scores, check_channels
-from skpatchcore.patches.patches import PatchGrids
+from skpatchcore.bank.budget import Budget, MemoryNeeds
+from skpatchcore.detectors._patch_detector import PatchDetector
+from skpatchcore.patches.model import check_channels
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import Check, PatchSource
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Gaussians:
         Of how many.
     grid : (int, int)
         Height and width of the grid.
+    training : Training or None, default=None
+        What `without` needs; None in a fitted detector.
     """
 
     means: np.ndarray
@@ -38,16 +44,49 @@ class Gaussians:
     channels: np.ndarray
     n_channels: int
     grid: tuple[int, int]
+    training: Training | None = None
 
-    def score(self, grids: PatchGrids, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the largest distance in each image, and the distance of each patch."""
-        check_channels(grids, self.n_channels)
-        features = grids.rows[:, self.channels].reshape(len(grids), len(self.means), len(self.channels))
+    def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the largest distance in each image and the distance of each patch, **bigger = more anomalous**."""
+        check_channels(patches, self.n_channels)
+        features = patches.rows[:, self.channels].reshape(len(patches), len(self.means), len(self.channels))
         distances = mahalanobis_distances(features, self.means, self.whitening)
-        return distances.max(axis=1), as_patch_scores(distances.ravel(), grids) if with_patch_scores else []
+        return distances.max(axis=1), patches.as_grids(distances.ravel()) if with_patch_scores else []
+
+    def without(self, images: np.ndarray) -> Gaussians | None:
+        """Return the Gaussians of the other images: the share of `images` is taken out of means and covariances."""
+        if self.training is None:
+            raise ValueError("images can be left out during the fit only: a fitted model does not hold their features.")
+        features, regularization = self.training.features, self.training.regularization
+        others = np.setdiff1d(np.arange(len(features)), images)
+        if not len(others):
+            return None
+        is_most = len(images) < len(others)
+        moments = self.training.moments.without(features[images]) if is_most else Moments.of(features[others])
+        means, whitening = moments.gaussians(regularization)
+        return replace(self, means=means, whitening=whitening, training=None)
 
 
-class PaDiMDetector(BaselineDetector):
+@dataclass(frozen=True)
+class Training:
+    """What Gaussians were learnt from.
+
+    Attributes
+    ----------
+    features : array of shape (n_images, n_patches, n_kept)
+        The kept channels.
+    moments : Moments
+        Of all images.
+    regularization : float
+        Added to the covariances' diagonal.
+    """
+
+    features: np.ndarray
+    moments: Moments
+    regularization: float
+
+
+class PaDiMDetector(PatchDetector):
     """Find images, and places in them, that are unlike good ones at the same place: PaDiM, a baseline of the paper.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -65,7 +104,7 @@ class PaDiMDetector(BaselineDetector):
         Channels that are kept, drawn once; all, if there are not more.
     regularization : float, default=0.01
         Added to the diagonal of the covariances, in squared units of features.
-    contamination, calibration, smoothing, random_state, verbose
+    contamination, calibration, smoothing, max_memory, device, random_state, verbose
         As of :class:`~skpatchcore.PatchCoreDetector`.
 
     Attributes
@@ -85,8 +124,9 @@ class PaDiMDetector(BaselineDetector):
     places. Give the extractor an `image_size` of (height, width), or use a detector that compares patches whatever
     their place. Parts must lie alike in all images too: turned or moved ones are unlike the others at their places.
 
-    All patch features are held in memory while it is fitted, in float64 those of the channels kept. To leave an image
-    out for calibration takes its share out of means and covariances.
+    The kept channels of all patch features are held in memory during the fit, and in float64 while moments are
+    computed. All channels are held too if `max_memory` allows it; otherwise calibration extracts them again. To leave
+    an image out for calibration, its share is taken out of means and covariances.
 
     References
     ----------
@@ -106,7 +146,7 @@ class PaDiMDetector(BaselineDetector):
     """
 
     _parameter_constraints: dict[str, Any] = {
-        **BaselineDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "n_channels": [Interval(Integral, 1, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="neither")],
     }
@@ -120,6 +160,8 @@ class PaDiMDetector(BaselineDetector):
         contamination: float | str = "auto",
         calibration: Any = "leave-one-out",
         smoothing: float = 4.0,
+        max_memory: int | str | None = "auto",
+        device: str = "auto",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -129,42 +171,62 @@ class PaDiMDetector(BaselineDetector):
         self.contamination = contamination
         self.calibration = calibration
         self.smoothing = smoothing
+        self.max_memory = max_memory
+        self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def _accepted(self, stream: Iterable[Batch], numbers: np.ndarray, model: Any = None) -> Iterator[Batch]:
-        grid = None if model is None else np.array(model.grid)
-        done = 0
-        for grids, views in stream:
-            grid = grids.sizes[0] if grid is None else grid
-            differs = (grids.sizes != grid).any(axis=1)
-            if differs.any():
-                i = int(differs.argmax())
-                raise ValueError(
-                    f"image {numbers[done + i]} has a grid of {grids.sizes[i].tolist()} patches, others have "
-                    f"{grid.tolist()}: PaDiM learns one distribution for each place of the grid, so all images "
-                    "must have one size. Give the extractor an image_size of (height, width), or use PatchCoreDetector."
-                )
-            yield grids, views
-            done += len(grids)
+    def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> Gaussians:
+        channels, n_channels = np.zeros(0, np.int64), 0
 
-    def _learner(self, grids: PatchGrids, seed: int) -> Callable[[np.ndarray], Gaussians]:
-        n_channels = grids.rows.shape[1]
-        n_kept = min(self.n_channels, n_channels)
-        channels = np.sort(np.random.default_rng(seed).choice(n_channels, n_kept, replace=False))
-        grid = (int(grids.sizes[0, 0]), int(grids.sizes[0, 1]))
-        features = grids.rows[:, channels].reshape(len(grids), -1, n_kept)
-        everyone = Moments.of(features)
+        def thinned() -> Iterator[Patches]:
+            nonlocal channels, n_channels
+            for batch in patches:
+                if not n_channels:
+                    n_channels = batch.rows.shape[1]
+                    n_kept = min(self.n_channels, n_channels)
+                    channels = np.sort(np.random.default_rng(seed).choice(n_channels, n_kept, replace=False))
+                yield Patches(batch.rows[:, channels], batch.sizes, batch.views)
 
-        def learn(images: np.ndarray) -> Gaussians:
-            moments = everyone
-            if len(images) < len(features):
-                others = np.setdiff1d(np.arange(len(features)), images)
-                is_most = len(others) < len(images)
-                moments = everyone.without(features[others]) if is_most else Moments.of(features[images])
-            return Gaussians(*moments.gaussians(self.regularization), channels, n_channels, grid)
+        held = Patches.gather(thinned(), budget.n_patches)
+        with phase("learning"):
+            features = held.rows.reshape(len(held), -1, len(channels))
+            moments = Moments.of(features)
+            means, whitening = moments.gaussians(self.regularization)
+        grid = (int(held.sizes[0, 0]), int(held.sizes[0, 1]))
+        return Gaussians(means, whitening, channels, n_channels, grid, Training(features, moments, self.regularization))
 
-        return learn
+    def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
+        n_kept = min(self.n_channels, first.rows.shape[1])
+        matrices = len(first.rows) // len(first) * n_kept**2
+        # The kept channels as they come, in float64 and centred; scatter, covariances and factors.
+        learning = n_patches * n_kept * (first.rows.itemsize + 2 * 8) + matrices * 4 * 8
+        return MemoryNeeds(learning=learning, model=4 * matrices)
+
+    def _keep(self, model: Gaussians, numbers: np.ndarray) -> None:
+        self.model_ = replace(model, training=None)
+
+    def _patch_check(self, is_fitted: bool) -> Check:
+        return _OneGrid(self.model_.grid if is_fitted else None)
+
+
+class _OneGrid:
+    """Refuses images whose grids have another size than the first one, or than those that were learnt from."""
+
+    def __init__(self, grid: tuple[int, int] | None):
+        self.grid = grid
+
+    def __call__(self, patches: Patches, numbers: np.ndarray) -> None:
+        if self.grid is None:
+            self.grid = (int(patches.sizes[0, 0]), int(patches.sizes[0, 1]))
+        differs = (patches.sizes != self.grid).any(axis=1)
+        if differs.any():
+            i = int(differs.argmax())
+            raise ValueError(
+                f"image {numbers[i]} has a grid of {patches.sizes[i].tolist()} patches, others have "
+                f"{list(self.grid)}: PaDiM learns one distribution for each place of the grid, so all images "
+                "must have one size. Give the extractor an image_size of (height, width), or use PatchCoreDetector."
+            )
 
 
 @dataclass(frozen=True)

@@ -1,42 +1,26 @@
-"""PatchCoreDetector: the stages composed into one outlier detector."""
+"""PatchCoreDetector: the memory bank as a detector (Roth et al., CVPR 2022)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.bytes import parse_bytes
-from skpatchcore._utils.progress import report_tasks, stage
-from skpatchcore._utils.sklearn import (
-    CallbackSupportMixin,
-    HasMethods,
-    Interval,
-    StrOptions,
-    fit_context,
-    visual_block,
-    with_callbacks,
-)
-from skpatchcore.bank.budget import MemoryEstimate
-from skpatchcore.bank.collect import Bank, collect_bank, estimate_memory
-from skpatchcore.bank.memory_bank import with_shared_bank, without_copies_of_bank
-from skpatchcore.bank.scoring import nearest_of_stream, score_grids
-from skpatchcore.calibration.plan import Judge, kind_of, plan_calibration
-from skpatchcore.detectors._image_detector import restored_on_failure
-from skpatchcore.detectors._patch_detector import PatchOutlierMixin
-from skpatchcore.detectors._stages import INDEXES, STAGES, default_stage, make_stage, stands_for_default
-from skpatchcore.maps import score_stream
-from skpatchcore.patches.stream import PatchStream, images_at_once
+from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore.bank.budget import Budget, MemoryNeeds
+from skpatchcore.bank.collect import bank_needs, collect_bank
+from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
+from skpatchcore.bank.scoring import nearest_patches
+from skpatchcore.detectors._patch_detector import PatchDetector
+from skpatchcore.detectors._stages import INDEXES
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import PatchSource
 
 
-class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
+class PatchCoreDetector(PatchDetector):
     """Find images, and places in them, that are unlike all images of good parts: PatchCore.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -81,9 +65,11 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         ``"auto"`` is a share of what is free, None no limit. While all patch features fit, they are held. If only what
         selection looks at fits, images are extracted again where something was picked: the same memory bank, in more
         time. Beyond that, selection works shard by shard, and covers a little less well; what comes of it then depends
-        on `max_memory`. `estimate_memory` tells beforehand.
+        on `max_memory`. `estimate_memory` returns how much is needed.
+    device : str, default="auto"
+        Device of the stages that are left at ``"auto"``, which is CUDA if there is one, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seeds a sampler and an index that have no seed of their own.
+        Seeds the stages that are left at None.
     verbose : int, default=0
         1 shows progress bars of extraction, selection and scoring.
 
@@ -137,12 +123,12 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
     """
 
     _parameter_constraints: dict[str, Any] = {
-        **PatchOutlierMixin._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "sampler": [HasMethods(["fit"]), None],
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
     }
+    _stage_names = ("extractor", "sampler", "index")
 
     def __init__(
         self,
@@ -155,6 +141,7 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         calibration: Any = "leave-one-out",
         smoothing: float = 4.0,
         max_memory: int | str | None = "auto",
+        device: str = "auto",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -166,68 +153,9 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         self.calibration = calibration
         self.smoothing = smoothing
         self.max_memory = max_memory
+        self.device = device
         self.random_state = random_state
         self.verbose = verbose
-
-    def set_params(self, **params: Any) -> PatchCoreDetector:
-        """Set parameters, also those of stages that stand at their default, such as ``sampler__ratio``.
-
-        Parameters
-        ----------
-        **params : dict
-            Names and values.
-
-        Returns
-        -------
-        PatchCoreDetector
-            Itself.
-        """
-        for name in STAGES:
-            # Nested parameters need an estimator to be set on: None and "exact" become what they stand for.
-            given = params.get(name, getattr(self, name))
-            if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
-                params = {**params, name: default_stage(name, given)}
-        super().set_params(**params)
-        return self
-
-    @fit_context(prefer_skip_nested_validation=False)
-    @with_callbacks
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> PatchCoreDetector:
-        """Learn what good parts look like, and where the threshold lies.
-
-        Parameters
-        ----------
-        X : sequence of images, or array of shape (n_images, height, width, n_channels)
-            Images of good parts: paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series. Patch
-            features with ``extractor="precomputed"``.
-        y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous: images with -1 are left out. Other labels are ignored, with a warning.
-        groups : array of shape (n_images,) or None, default=None
-            Images that share a group show the same part: calibration leaves out the whole group. Can be routed:
-            ``detector.set_fit_request(groups=True)``.
-
-        Returns
-        -------
-        PatchCoreDetector
-            Itself.
-
-        Raises
-        ------
-        ImageError
-            If an image can't be read or isn't one; the error names its index and path.
-        ValueError
-            If a parameter is out of its range, lengths differ, no image is left, all share one group, features hold
-            NaN, or `max_memory` is too little: the error says what would do.
-        WeightsError
-            If the network's weights can't be had.
-
-        Warns
-        -----
-        UserWarning
-            If `y` holds other labels than +1 and -1, or if there are too few images or groups to calibrate.
-        """
-        with report_tasks(self, X, y), restored_on_failure(self):
-            return self._fit(X, y, groups)
 
     def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:
         """Return why images score as they do: their most anomalous patches, and the nominal patch nearest to each.
@@ -257,7 +185,7 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
         check_is_fitted(self, "memory_bank_")
         if n_patches < 1:
             raise ValueError(f"n_patches={n_patches}: expected at least 1.")
-        found = nearest_of_stream(self._stream(X, with_views=True), self.index_, n_patches)
+        found = nearest_patches(self._stream(X), self.index_, n_patches)
         nearest = found["nearest"]
         sides = ("top", "left", "height", "width")
         return pd.DataFrame(
@@ -272,104 +200,32 @@ class PatchCoreDetector(CallbackSupportMixin, PatchOutlierMixin, BaseEstimator):
             }
         )
 
-    def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
-        """Estimate, before the work, what `fit` would need of memory.
+    def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> MemoryBank:
+        return collect_bank(patches, stages["sampler"], stages["index"], budget, self.n_neighbors)
 
-        Parameters
-        ----------
-        n_images : int
-            How many images there will be.
-        image : image, grid of patch features, or None, default=None
-            An example. None takes a square grey image, which will do for an extractor with an `image_size`.
+    def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
+        return bank_needs(n_patches, first, stages["sampler"])
 
-        Returns
-        -------
-        MemoryEstimate
-            Its attributes, and as text what a fit takes at once and in two passes; ``way(bytes)`` tells which it would
-            be.
+    def _keep(self, model: MemoryBank, numbers: np.ndarray) -> None:
+        self.sampler_, self.index_ = model.sampler, model.index
+        self.memory_bank_ = model.rows
+        self.bank_image_indices_ = numbers[model.images]
+        self.bank_positions_, self.bank_boxes_ = model.positions, model.boxes
 
-        Raises
-        ------
-        ValueError
-            If there is no example and one is needed.
-
-        Examples
-        --------
-        >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
-        >>> detector = PatchCoreDetector(TorchFeatureExtractor("resnet18", weights=None))
-        >>> estimate = detector.estimate_memory(4000)
-        >>> (estimate.n_patches, estimate.n_channels, estimate.way(4_000_000_000))
-        (3136000, 384, 'two passes')
-        """
-        extractor, sampler, _ = self._make_stages(check_random_state(self.random_state))
-        if image is None:
-            if getattr(extractor, "image_size", None) is None:
-                raise ValueError("how much memory is needed depends on the images: pass an example as image=.")
-            image = np.full((64, 64, 3), 127, np.uint8)
-        X = [image] if extractor is not None else np.asarray(image)[None]
-        first = next(iter(PatchStream(extractor, X)))
-        batch_size = min(n_images, images_at_once(extractor, X))
-        n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
-        return estimate_memory(n_images * len(first[0].rows), first, batch_size, sampler, n_copies)
-
-    def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreDetector:
-        max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
-        rng = check_random_state(self.random_state)
-        extractor, sampler, index = self._make_stages(rng)
-        X, kept, groups = self._nominal_images(X, y, groups, extractor)
-        plan = plan_calibration(self.calibration, groups, len(kept), rng, max_memory)
-        if extractor is not None:
-            extractor.fit(X)
-        stream = PatchStream(extractor, X, kept, verbose=self.verbose)
-        source = stream if plan.learnt is None else stream.subset(plan.learnt)
-        bank = collect_bank(source, sampler, max_memory, plan.extra_copies)
-        with stage("index"):
-            index.fit(bank.rows)
-        _share_rows(bank, sampler, index)
-        with stage("calibration"):
-            judge = Judge(self.n_neighbors, self.smoothing, self.verbose)
-            nominal_scores = plan.score(stream, bank, sampler, index, judge)
-
-        self.extractor_, self.sampler_, self.index_ = extractor, sampler, index
-        self.memory_bank_ = bank.rows
-        self.bank_image_indices_ = source.numbers[bank.images]
-        self.bank_positions_, self.bank_boxes_ = bank.positions, bank.boxes
-        self._set_thresholds(
-            -nominal_scores.scores, nominal_scores.peaks, kept[nominal_scores.images], self.contamination
-        )
-        if groups is not None:
-            self._warn_of_few_groups(len(np.unique(groups[nominal_scores.images])))
-        return self
-
-    def _score(self, X: Any, of_map: Callable[[np.ndarray], Any] | None) -> tuple[np.ndarray, list[Any]]:
+    def _model(self) -> MemoryBank:
         check_is_fitted(self, "memory_bank_")
-        stream = self._stream(X, with_views=of_map is not None)
-        score = partial(score_grids, self.index_, self.memory_bank_, n_neighbors=self.n_neighbors)
-        scores, kept = score_stream(stream, score, self.smoothing, of_map)
-        return -scores, kept
-
-    def _make_stages(self, rng: np.random.RandomState) -> Iterator[Any]:
-        rng_or_none = None if self.random_state is None else rng
-        return (make_stage(name, getattr(self, name), rng_or_none, self.verbose) for name in STAGES)
+        return MemoryBank(
+            self.memory_bank_,
+            self.bank_image_indices_,
+            self.bank_positions_,
+            self.bank_boxes_,
+            self.sampler_,
+            self.index_,
+            self.n_neighbors,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return without_copies_of_bank(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(with_shared_bank(state))
-
-    def _sk_visual_block_(self) -> Any:
-        # as fitted, or as they will be; "precomputed" is a box that says so
-        stages = [getattr(self, f"{name}_", None) for name in STAGES]
-        given = [getattr(self, name) if s is None else s for name, s in zip(STAGES, stages, strict=True)]
-        stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(STAGES, given, strict=True)]
-        return visual_block("serial", stages, list(STAGES))
-
-
-def _share_rows(bank: Bank, sampler: Any, index: Any) -> None:
-    """Let the bank and the sampler hold the rows that the index keeps, if it keeps them otherwise than they came."""
-    stored = getattr(index, "stored_rows", bank.rows)
-    if stored.dtype != bank.rows.dtype:
-        if getattr(sampler, "components_", None) is bank.rows:
-            sampler.components_ = stored
-        bank.rows = stored

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -11,9 +10,13 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
 
+from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
-from skpatchcore.detectors._baseline import BaselineDetector, as_patch_scores, check_channels
-from skpatchcore.patches.patches import PatchGrids
+from skpatchcore.bank.budget import Budget
+from skpatchcore.detectors._patch_detector import PatchDetector
+from skpatchcore.patches.model import check_channels
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import PatchSource
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,31 @@ class Gallery:
     descriptors: np.ndarray
     n_neighbors: int
 
-    def score(self, grids: PatchGrids, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the mean distance to the nearest images, and of each patch that to the nearest patch in them."""
-        check_channels(grids, self.rows.shape[1])
-        to_images = pairwise_distances(mean_patches(grids.rows, grids.starts), self.descriptors[self.images])
+    def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the mean distance to the nearest images, and each patch's distance to the nearest patch in them.
+
+        **Bigger = more anomalous**.
+        """
+        check_channels(patches, self.rows.shape[1])
+        to_images = pairwise_distances(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
         k = min(self.n_neighbors, len(self.images))
         nearest = np.argsort(to_images, axis=1, kind="stable")[:, :k]
         scores = np.take_along_axis(to_images, nearest, axis=1).mean(axis=1)
         if not with_patch_scores:
             return scores, []
-        distances = np.empty(len(grids.rows))
-        for (start, stop), images in zip(pairwise(grids.starts), self.images[nearest], strict=True):
+        distances = np.empty(len(patches.rows))
+        for (start, stop), images in zip(pairwise(patches.starts), self.images[nearest], strict=True):
             rows = np.concatenate([self.rows[self.starts[i] : self.starts[i + 1]] for i in images])
-            distances[start:stop] = pairwise_distances_argmin_min(grids.rows[start:stop], rows)[1]
-        return scores, as_patch_scores(distances, grids)
+            distances[start:stop] = pairwise_distances_argmin_min(patches.rows[start:stop], rows)[1]
+        return scores, patches.as_grids(distances)
+
+    def without(self, images: np.ndarray) -> Gallery | None:
+        """Return the gallery in which some images do not count; None if none is left."""
+        others = np.setdiff1d(self.images, images)
+        return replace(self, images=others) if len(others) else None
 
 
-class SPADEDetector(BaselineDetector):
+class SPADEDetector(PatchDetector):
     """Find images unlike their nearest good ones, and places in them: SPADE, a baseline of the paper.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -71,7 +82,7 @@ class SPADEDetector(BaselineDetector):
         As of :class:`~skpatchcore.PatchCoreDetector`: the same features for a comparison side by side.
     n_neighbors : int, default=50
         *K*, the good images that a new one is compared with; all, if there are not more.
-    contamination, calibration, smoothing, random_state, verbose
+    contamination, calibration, smoothing, max_memory, device, random_state, verbose
         As of :class:`~skpatchcore.PatchCoreDetector`.
 
     Attributes
@@ -110,7 +121,7 @@ class SPADEDetector(BaselineDetector):
     """
 
     _parameter_constraints: dict[str, Any] = {
-        **BaselineDetector._parameter_constraints,
+        **PatchDetector._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
     }
 
@@ -122,6 +133,8 @@ class SPADEDetector(BaselineDetector):
         contamination: float | str = "auto",
         calibration: Any = "leave-one-out",
         smoothing: float = 4.0,
+        max_memory: int | str | None = "auto",
+        device: str = "auto",
         random_state: Any = None,
         verbose: int = 0,
     ):
@@ -130,14 +143,16 @@ class SPADEDetector(BaselineDetector):
         self.contamination = contamination
         self.calibration = calibration
         self.smoothing = smoothing
+        self.max_memory = max_memory
+        self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def _learner(self, grids: PatchGrids, seed: int) -> Callable[[np.ndarray], Gallery]:
-        everyone = Gallery(
-            grids.rows, grids.starts, np.arange(len(grids)), mean_patches(grids.rows, grids.starts), self.n_neighbors
-        )
-        return lambda images: replace(everyone, images=images)
+    def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> Gallery:
+        held = patches if isinstance(patches, Patches) else Patches.gather(patches, budget.n_patches)
+        with phase("learning"):
+            descriptors = mean_patches(held.rows, held.starts)
+        return Gallery(held.rows, held.starts, np.arange(len(held)), descriptors, self.n_neighbors)
 
 
 def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:

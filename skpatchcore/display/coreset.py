@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore.patches.patches import PatchGrids
+from skpatchcore.patches.patches import Patches
 
 # Patches that are drawn, at most: more only cover each other.
 _N_DRAWN = 20_000
@@ -78,7 +78,7 @@ class CoresetDisplay:
         """
         check_is_fitted(estimator, "memory_bank_")
         features = X if estimator.extractor_ is None else estimator.extractor_.transform(X)
-        return cls.from_predictions(PatchGrids.from_features(features).rows, estimator.memory_bank_, **options)
+        return cls.from_predictions(Patches.from_features(features).rows, estimator.memory_bank_, **options)
 
     @classmethod
     def from_predictions(cls, patches: Any, components: Any, **options: Any) -> CoresetDisplay:

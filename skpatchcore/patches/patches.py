@@ -1,8 +1,8 @@
-"""Grids of patch features of any sizes, held as one matrix."""
+"""Patches: the patch features of several images as one matrix, with the grid and the view of each image."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,24 @@ import torch
 from skpatchcore._utils.arrays import as_tensor, first_not_finite
 from skpatchcore.images.views import View
 
+# Images in a batch of patches that are held in memory.
+N_IMAGES = 16
 _NOTHING = "there are no patch features: at least one image with one patch is needed."
 
 
-class GridLayout:
-    """Where the patches of several images lie, if each is a row: image after image, each in row-major order.
+class PatchLayout:
+    """Where the patches of several images lie if each is one row: image after image, each in row-major order.
 
     Parameters
     ----------
     sizes : array of shape (n_images, 2)
         Height and width of each image's grid.
+    views : sequence of (View or None)
+        What each grid covers of its image; None where that is unknown.
     """
 
-    def __init__(self, sizes: np.ndarray):
-        self.sizes = sizes
+    def __init__(self, sizes: np.ndarray, views: Sequence[View | None]):
+        self.sizes, self.views = sizes, views
         self.starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
 
     def __len__(self) -> int:
@@ -35,41 +39,75 @@ class GridLayout:
         return np.searchsorted(self.starts, rows, side="right") - 1
 
     def positions_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return where in its image's grid each of `rows` lies: array of shape (n_rows, 2), row and column."""
+        """Return the position of each of `rows` in its image's grid: array of shape (n_rows, 2), row and column."""
         images = self.image_of(rows)
         return np.stack(np.divmod(rows - self.starts[images], self.sizes[images, 1]), axis=1)
 
+    def boxes_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return where in their images patches lie.
 
-class PatchGrids(GridLayout):
-    """Patch features of several images, one row a patch.
+        Parameters
+        ----------
+        rows : array of shape (n_rows,)
+            The patches.
+
+        Returns
+        -------
+        array of shape (n_rows, 4), float64
+            Top, left, height and width in the image's own pixels; NaN where the view is unknown.
+        """
+        boxes = np.full((len(rows), 4), np.nan)
+        images, positions = self.image_of(rows), self.positions_of(rows)
+        for image in np.unique(images):
+            if (view := self.views[image]) is not None:
+                here = images == image
+                boxes[here] = view.boxes_of(positions[here], self.sizes[image])
+        return boxes
+
+    def as_grids(self, values: np.ndarray) -> list[np.ndarray]:
+        """Return values, one per patch, as one array of shape (grid_height, grid_width) per image."""
+        parts = np.split(values, self.starts[1:-1])
+        return [part.reshape(size) for part, size in zip(parts, self.sizes, strict=True)]
+
+
+class Patches(PatchLayout):
+    """Patch features of several images: a batch of a stream, or all of a stream held in memory.
+
+    Iterating yields batches of some images, without copies.
 
     Parameters
     ----------
     rows : array of shape (n_patches, n_channels)
-        All patch features.
+        All patch features, one row per patch.
     sizes : array of shape (n_images, 2)
         Height and width of each image's grid.
+    views : sequence of (View or None) or None, default=None
+        What each grid covers of its image; None if that is unknown for all.
     """
 
-    def __init__(self, rows: np.ndarray, sizes: np.ndarray):
-        super().__init__(sizes)
+    def __init__(self, rows: np.ndarray, sizes: np.ndarray, views: Sequence[View | None] | None = None):
+        super().__init__(sizes, [None] * len(sizes) if views is None else views)
         self.rows = rows
 
     @classmethod
-    def from_features(cls, features: Any, numbers: np.ndarray | None = None) -> PatchGrids:
-        """Take what an extractor's ``transform`` gives.
+    def from_features(
+        cls, features: Any, views: Sequence[View | None] | None = None, numbers: np.ndarray | None = None
+    ) -> Patches:
+        """Return the output of an extractor's ``transform`` as patches.
 
         Parameters
         ----------
         features : array of shape (n_images, grid_height, grid_width, n_channels), or list
             Grids of one size, or a list of arrays of shape (grid_height, grid_width, n_channels); an array of shape
-            (n_images, n_channels) is one patch an image.
+            (n_images, n_channels) is one patch per image.
+        views : sequence of (View or None) or None, default=None
+            What each grid covers of its image.
         numbers : array of shape (n_images,) or None, default=None
-            What the images are called in errors; None counts from 0.
+            Numbers of the images in error messages; None counts from 0.
 
         Returns
         -------
-        PatchGrids
+        Patches
 
         Raises
         ------
@@ -101,26 +139,31 @@ class PatchGrids(GridLayout):
             rows = np.concatenate([grid.reshape(-1, grid.shape[2]) for grid in grids])
         if not len(sizes) or not rows.size:
             raise ValueError(_NOTHING)
-        grids_ = cls(rows, sizes)
+        patches = cls(rows, sizes, views)
         if (row := first_not_finite(rows)) is not None:
-            image = grids_.image_of(row)
+            image = patches.image_of(row)
             raise ValueError(
                 f"patch features of image {image if numbers is None else numbers[image]} hold NaN or infinity."
             )
-        return grids_
+        return patches
 
     @classmethod
-    def from_batches(cls, batches: Iterable[PatchGrids], n_patches: int) -> PatchGrids:
-        """Gather grids that come in batches; each is written to its place in one matrix, so that all are held once.
+    def gather(cls, batches: Iterable[Patches], n_patches: int) -> Patches:
+        """Hold the batches of a stream in one matrix. Each batch is written to its place: there is no second copy.
 
         Parameters
         ----------
-        batches : iterable of PatchGrids
+        batches : iterable of Patches
             With the same channels.
         n_patches : int
-            How many patches are expected. Memory is taken as they come: fewer cost nothing, more a copy.
+            Expected number of patches. Memory is taken as batches arrive: fewer patches cost nothing, more cost a copy.
+
+        Returns
+        -------
+        Patches
         """
         rows, sizes, filled = np.empty((0, 0), np.float32), [], 0
+        views: list[View | None] = []
         for batch in batches:
             needed = filled + len(batch.rows)
             if needed > len(rows):
@@ -129,93 +172,28 @@ class PatchGrids(GridLayout):
                 if filled:
                     grown[:filled] = rows[:filled]
                 rows = grown
-            # by torch, whose threads share the work of touching new memory
+            # torch's threads share the work of touching new memory
             torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
             filled = needed
             sizes.append(batch.sizes)
-        return cls(rows[:filled], np.concatenate(sizes))
+            views.extend(batch.views)
+        return cls(rows[:filled], np.concatenate(sizes), views)
 
-    def take(self, images: np.ndarray) -> PatchGrids:
-        """Return the grids of some of the images."""
+    def __iter__(self) -> Iterator[Patches]:
+        for start in range(0, len(self), N_IMAGES):
+            yield self.between(start, min(start + N_IMAGES, len(self)))
+
+    def subset(self, images: np.ndarray) -> Patches:
+        """Return the patches of some images; a copy if there are several."""
         parts = [self.rows[self.starts[i] : self.starts[i + 1]] for i in images]
-        return PatchGrids(parts[0] if len(parts) == 1 else np.concatenate(parts), self.sizes[images])
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Patches(rows, self.sizes[images], [self.views[i] for i in images])
 
-    def between(self, start: int, stop: int) -> PatchGrids:
-        """Return the grids of the images from `start` up to `stop`, without a copy."""
-        return PatchGrids(self.rows[self.starts[start] : self.starts[stop]], self.sizes[start:stop])
+    def between(self, start: int, stop: int) -> Patches:
+        """Return the patches of the images from `start` up to `stop`, without a copy."""
+        rows = self.rows[self.starts[start] : self.starts[stop]]
+        return Patches(rows, self.sizes[start:stop], self.views[start:stop])
 
 
 def _as_float(features: np.ndarray) -> np.ndarray:
     return features if features.dtype in (np.float32, np.float64) else features.astype(np.float32)
-
-
-# Images, and patches of precomputed grids, that make a batch where the extractor does not say.
-_N_IMAGES = 16
-
-
-class HeldPatches:
-    """Patch features that are held in memory, as a stream.
-
-    Parameters
-    ----------
-    grids : PatchGrids
-        Of all images.
-    views : list of (View or None)
-        What the network saw of each.
-    """
-
-    def __init__(self, grids: PatchGrids, views: list[View | None]):
-        self.grids, self.views = grids, views
-
-    @classmethod
-    def gather(cls, batches: Iterable[tuple[PatchGrids, list[View | None]]], n_patches: int) -> HeldPatches:
-        """Hold what a stream yields; `n_patches` are expected."""
-        views: list[View | None] = []
-
-        def grids() -> Iterator[PatchGrids]:
-            for some, seen in batches:
-                views.extend(seen)
-                yield some
-
-        return cls(PatchGrids.from_batches(grids(), n_patches), views)
-
-    def __len__(self) -> int:
-        return len(self.grids)
-
-    def subset(self, images: np.ndarray) -> HeldPatches:
-        """Return a copy of some of the images' features."""
-        return HeldPatches(self.grids.take(images), [self.views[i] for i in images])
-
-    def __iter__(self) -> Iterator[tuple[PatchGrids, list[View | None]]]:
-        for start in range(0, len(self), _N_IMAGES):
-            stop = min(start + _N_IMAGES, len(self))
-            yield self.grids.between(start, stop), self.views[start:stop]
-
-
-def boxes_in_images(
-    layout: GridLayout, views: list[View | None], images: np.ndarray, positions: np.ndarray
-) -> np.ndarray:
-    """Return where in their images patches lie.
-
-    Parameters
-    ----------
-    layout : GridLayout
-        Of the images' grids.
-    views : list of (View or None)
-        What the grids cover of them.
-    images : array of shape (n_patches,)
-        Which image each patch belongs to.
-    positions : array of shape (n_patches, 2)
-        Where in its grid.
-
-    Returns
-    -------
-    array of shape (n_patches, 4), float64
-        Top, left, height and width in the image's own pixels; NaN where nothing is known of the image.
-    """
-    boxes = np.full((len(images), 4), np.nan)
-    for image in np.unique(images):
-        if (view := views[image]) is not None:
-            here = images == image
-            boxes[here] = view.boxes_of(positions[here], layout.sizes[image])
-    return boxes
