@@ -77,12 +77,12 @@ def test_what_changes_the_maps_changes_the_entry(tmp_path, seen, images):
         {"crop_size": 32},
         {"mean": (0.1, 0.2, 0.3)},
         {"std": (0.1, 0.2, 0.3)},
-        {"memory_dtype": "float16"},
+        {"cache_dtype": "float16"},
     ):
         n_before = sum(seen)
         kept = extractor(tmp_path, **parameters).transform(images)
         assert sum(seen) == n_before + 6, parameters
-        plain = extractor(**{k: v for k, v in parameters.items() if k != "memory_dtype"}).transform(images)
+        plain = extractor(**{k: v for k, v in parameters.items() if k != "cache_dtype"}).transform(images)
         np.testing.assert_allclose(kept, plain, rtol=2e-3, atol=2e-3)
     n_before = len(entries(tmp_path))
     extractor(tmp_path, layers=["layer1"]).transform(images)
@@ -206,7 +206,7 @@ def test_maps_beyond_half_precision_are_not_kept(tmp_path, images, seen):
         lambda: torch.nn.Sequential(Large(3, 4, 3, 8, 1)), layers=["0"], image_size=None, crop_size=None, patch_size=1
     )
     plain = network.transform(images)
-    network.set_params(memory=str(tmp_path), memory_dtype="float16")
+    network.set_params(memory=str(tmp_path), cache_dtype="float16")
     np.testing.assert_allclose(network.transform(images), plain, rtol=1e-5)
     assert len(entries(tmp_path)) < 6
 
@@ -235,8 +235,8 @@ def test_damaged_entries_are_computed_anew(tmp_path, seen, images, damage):
 
 
 def test_half_precision_halves_the_files_and_says_the_same_on_every_run(tmp_path, images):
-    first = extractor(tmp_path / "half", memory_dtype="float16").transform(images)
-    np.testing.assert_array_equal(extractor(tmp_path / "half", memory_dtype="float16").transform(images), first)
+    first = extractor(tmp_path / "half", cache_dtype="float16").transform(images)
+    np.testing.assert_array_equal(extractor(tmp_path / "half", cache_dtype="float16").transform(images), first)
     whole = extractor(tmp_path / "whole").transform(images)
     np.testing.assert_allclose(first, whole, rtol=2e-3, atol=2e-3)
     half_size, whole_size = (
@@ -250,21 +250,21 @@ def test_the_limit_is_kept_to(tmp_path, images):
     size = entries(tmp_path)[0].stat().st_size
     many = np.concatenate([images * share for share in (0.9, 0.8, 0.7)])
     limit = int(4.5 * size)
-    extractor(tmp_path, memory_limit=limit).transform(many)
+    extractor(tmp_path, cache_limit=limit).transform(many)
     assert 2 <= len(entries(tmp_path)) <= 4
     for text in ("1GB", None):
-        extractor(tmp_path, memory_limit=text).transform(images)
+        extractor(tmp_path, cache_limit=text).transform(images)
     with pytest.raises(ValueError, match="not an amount of memory"):
-        extractor(tmp_path, memory_limit="much").transform(images)
+        extractor(tmp_path, cache_limit="much").transform(images)
 
 
 def test_what_was_used_least_lately_makes_way(tmp_path, images):
     for i, image in enumerate(images):
-        extractor(tmp_path, memory_limit="1GB").transform([image])
+        extractor(tmp_path, cache_limit="1GB").transform([image])
         (new,) = [path for path in entries(tmp_path) if path.stat().st_mtime > 2000]
         os.utime(new, (1000 + i, 1000 + i))
     before = {path: path.stat().st_mtime for path in entries(tmp_path)}
-    extractor(tmp_path, memory_limit="1GB").transform(images[:1])  # the oldest is used again
+    extractor(tmp_path, cache_limit="1GB").transform(images[:1])  # the oldest is used again
     used = max(entries(tmp_path), key=lambda path: path.stat().st_mtime)
     assert before[used] == 1000
     prune(tmp_path / "skpatchcore-layers", 2 * used.stat().st_size + 10)

@@ -19,6 +19,7 @@ from skpatchcore import (
     load,
     save,
 )
+from skpatchcore.features._forward import ForwardPass
 
 # A GPU's convolutions round more coarsely (TF32) than a CPU's.
 ROUNDING = 5e-3
@@ -59,14 +60,14 @@ def test_a_file_from_a_machine_with_a_gpu_judges_on_one_without(parts, tmp_path)
 
 def run_of_little_memory(failures):
     """Return a stand-in for the network's run, for which batches of the sizes in `failures` are too large."""
-    run = TorchFeatureExtractor._run
+    run = ForwardPass._run
 
-    def scarce(self, network, batch, device):
+    def scarce(self, batch):
         if len(batch) in failures:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
             )
-        return run(self, network, batch, device)
+        return run(self, batch)
 
     return scarce
 
@@ -75,7 +76,7 @@ def run_of_little_memory(failures):
 def test_a_batch_that_does_not_fit_in_memory_goes_in_halves(monkeypatch, parts, failures):
     model = extractor("cpu", batch_size=4).fit()
     expected = model.transform(parts[0])
-    monkeypatch.setattr(TorchFeatureExtractor, "_run", run_of_little_memory(failures))
+    monkeypatch.setattr(ForwardPass, "_run", run_of_little_memory(failures))
     with pytest.warns(RuntimeWarning, match="images at 48×64 pixels take more memory than cpu has left"):
         found = model.transform(parts[0])
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -84,7 +85,7 @@ def test_a_batch_that_does_not_fit_in_memory_goes_in_halves(monkeypatch, parts, 
 @pytest.mark.filterwarnings("ignore:.*go through the network in halves:RuntimeWarning")
 def test_an_image_that_does_not_fit_in_memory_is_named(monkeypatch, parts):
     model = extractor("cpu", batch_size=4).fit()
-    monkeypatch.setattr(TorchFeatureExtractor, "_run", run_of_little_memory([4, 2, 1]))
+    monkeypatch.setattr(ForwardPass, "_run", run_of_little_memory([4, 2, 1]))
     with pytest.raises(MemoryError, match=r"image 0 at 48×64 pixels.*smaller image_size"):
         model.transform(parts[0])
 

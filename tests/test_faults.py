@@ -28,6 +28,7 @@ from sklearn.model_selection import GridSearchCV
 
 from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor, load, save
 from skpatchcore.calibration.plan import LeaveOneOut
+from skpatchcore.features._forward import ForwardPass
 from skpatchcore.model_selection import image_roc_auc_scorer
 
 
@@ -199,7 +200,7 @@ def test_a_cache_that_is_deleted_during_a_run_is_written_again(paths, tmp_path, 
     folder = tmp_path / "cache"
     expected = extractor().transform(paths)
     model = extractor(memory=folder, batch_size=2)
-    run, n_calls = TorchFeatureExtractor._run, 0
+    run, n_calls = ForwardPass._run, 0
 
     def deleting(*args):
         nonlocal n_calls
@@ -208,7 +209,7 @@ def test_a_cache_that_is_deleted_during_a_run_is_written_again(paths, tmp_path, 
             shutil.rmtree(folder)
         return run(*args)
 
-    monkeypatch.setattr(TorchFeatureExtractor, "_run", deleting)
+    monkeypatch.setattr(ForwardPass, "_run", deleting)
     np.testing.assert_array_equal(model.transform(paths), expected)
     np.testing.assert_array_equal(model.transform(paths), expected)
 

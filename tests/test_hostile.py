@@ -26,7 +26,7 @@ from skpatchcore import (
     SPADEDetector,
     TorchFeatureExtractor,
 )
-from skpatchcore.features import extractor as extractor_module
+from skpatchcore.features import _batches
 from skpatchcore.images.reading import image_size, load_image
 
 RNG = np.random.default_rng(0)
@@ -405,13 +405,13 @@ def test_a_file_larger_than_any_image_is_not_read_into_memory(tmp_path):
 
 def test_images_are_judged_at_most_twice_however_many_fail(detector, parts, monkeypatch):
     seen = []
-    read = extractor_module.load_image
+    read = _batches.load_image
 
     def counting(image, *args, **kwargs):
         seen.append(id(image))
         return read(image, *args, **kwargs)
 
-    monkeypatch.setattr(extractor_module, "load_image", counting)
+    monkeypatch.setattr(_batches, "load_image", counting)
     X = [image if i % 2 else "gone.png" for i, image in enumerate([*parts[0]] * 4)]
     with pytest.warns(ImageWarning):
         scores = detector.score_samples(X, on_error="flag")

@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.utils.validation import check_memory
 
 
-def folder_of(memory: Any, name: str) -> Path | None:
+def cache_folder(memory: Any, name: str) -> Path | None:
     """Return the folder `name` where a `memory` parameter says that results are kept; None if nothing is.
 
     Parameters

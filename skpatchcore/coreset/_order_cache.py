@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import torch
 
-from skpatchcore._utils.files import folder_of, read_arrays, write_arrays
+from skpatchcore._utils.files import cache_folder, read_arrays, write_arrays
 
 
 class OrderCache:
@@ -27,7 +27,7 @@ class OrderCache:
     """
 
     def __init__(self, memory: Any, rows: torch.Tensor, start: int):
-        folder = folder_of(memory, "skpatchcore-orders")
+        folder = cache_folder(memory, "skpatchcore-orders")
         self.path: Path | None = None
         if folder is not None:
             self.path = folder / f"{joblib.hash((rows.cpu().numpy(), start), hash_name='sha1')}.npz"

@@ -27,7 +27,7 @@ from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
 # What moves seconds, not results: another run may have another.
-_NO_SETTINGS = ("device", "batch_size", "memory", "memory_limit", "verbose", "n_jobs")
+_NO_SETTINGS = ("device", "batch_size", "memory", "cache_limit", "verbose", "n_jobs")
 
 
 def settings_of(run: Run, resolution: str) -> dict[str, Any]:

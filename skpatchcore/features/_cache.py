@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skpatchcore._utils.files import folder_of, read_arrays, write_arrays
+from skpatchcore._utils.files import cache_folder, read_arrays, write_arrays
 from skpatchcore.images.reading import from_tensor, load_image, path_of, read_content
 from skpatchcore.images.views import View
 
@@ -86,7 +86,7 @@ class LayerCache:
     """
 
     def __init__(self, memory: Any, settings: dict[str, Any], dtype: str, limit: int | None):
-        folder = folder_of(memory, "skpatchcore-layers")
+        folder = cache_folder(memory, "skpatchcore-layers")
         if folder is None:
             raise ValueError("memory: a joblib.Memory without a location keeps nothing.")
         self.folder, self.limit, self.dtype = folder, limit, np.dtype(dtype)

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import groupby, islice
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from skpatchcore._utils.arrays import as_array, stacked_on
 from skpatchcore._utils.bytes import parse_bytes
-from skpatchcore._utils.device import available_device, is_device_fault, is_out_of_memory, require_device
+from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
-from skpatchcore.features._aggregation import NotAGridError, concatenate_layers, pool_layers, tokens_to_grid
+from skpatchcore.features._aggregation import concatenate_layers, pool_layers
 from skpatchcore.features._backbones import Network, WeightsError, load_network
-from skpatchcore.features._batches import prefetched
+from skpatchcore.features._batches import prefetched, prepared_batches
 from skpatchcore.features._cache import LayerCache
-from skpatchcore.images.reading import ImageError, as_image_sequence, image_size, load_image, path_of, read_content
-from skpatchcore.images.views import Size, View, placed, resize_and_crop
-
-
-@dataclass
-class _Prepared:
-    """An image as the network shall see it, or its layer maps, each (height, width, n_channels), if they are known."""
-
-    view: View
-    index: int
-    path: str | None
-    pixels: torch.Tensor | None = None
-    maps: list[torch.Tensor] | None = None
-    entry: Path | None = None  # where its maps are to be kept
+from skpatchcore.features._forward import ForwardPass
+from skpatchcore.images.reading import as_image_sequence, image_size, path_of
+from skpatchcore.images.views import Size, View, placed
 
 
 class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -96,10 +80,12 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         Where the layers' outputs of each image are kept, for searches: patch sizes, strides, channels, ratios, folds
         and processes share them, and the network runs once an image. An image is known by its content, not by its
         name. What is damaged is computed anew.
-    memory_dtype : {"float32", "float16"}, default="float32"
-        How they are stored. float16 halves the files, and rounds features in the fourth digit, also on the first run.
-    memory_limit : int, str or None, default=None
-        Bytes that they may take, or a text such as ``"20GB"``; those used least lately make way. None: no limit.
+    cache_dtype : {"float32", "float16"}, default="float32"
+        How they are stored in that cache. float16 halves the files, and rounds features in the fourth digit, also on
+        the first run.
+    cache_limit : int, str or None, default=None
+        Maximum size of that cache on disk: bytes, or a text such as ``"20GB"``. The least recently used entries are
+        evicted. None is no limit.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -142,8 +128,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         "device": [str],
         "dtype": [StrOptions({"float32", "bfloat16"})],
         "memory": [str, os.PathLike, HasMethods(["cache"]), None],
-        "memory_dtype": [StrOptions({"float32", "float16"})],
-        "memory_limit": [Interval(Integral, 1, None, closed="left"), str, None],
+        "cache_dtype": [StrOptions({"float32", "float16"})],
+        "cache_limit": [Interval(Integral, 1, None, closed="left"), str, None],
         "verbose": ["verbose"],
     }
 
@@ -165,8 +151,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         device: str = "auto",
         dtype: str = "float32",
         memory: Any = None,
-        memory_dtype: str = "float32",
-        memory_limit: int | str | None = None,
+        cache_dtype: str = "float32",
+        cache_limit: int | str | None = None,
         verbose: int = 0,
     ):
         self.backbone = backbone
@@ -184,8 +170,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.device = device
         self.dtype = dtype
         self.memory = memory
-        self.memory_dtype = memory_dtype
-        self.memory_limit = memory_limit
+        self.cache_dtype = cache_dtype
+        self.cache_limit = cache_limit
         self.verbose = verbose
 
     def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
@@ -277,12 +263,14 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                 f"the weights of {self.backbone!r} are not those that this extractor was fitted with: digest "
                 f"{network.digest}, expected {self.weights_digest_}. A file or a package has changed since."
             )
+        forward = self._forward_pass(network, device)
+        batches = prepared_batches(
+            images, self.batch_size, self.image_size, self.crop_size, self.max_pixels, forward.cache
+        )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
-            cache = self._cache_for(network)
-            batches = self._prepared_batches(images, cache)
-            # a single batch has nothing to be made ready beside
+            # a single batch has nothing to be prepared beside
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
-                features, grid = self._fitting_in_memory(network, batch, cache, device)
+                features, grid = forward.features_of(batch)
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 
@@ -302,14 +290,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             "normalisation": [[float(v) for v in values] for values in self._normalisation(network)],
             "computed in": self.dtype,
         }
-        limit = None if self.memory_limit is None else parse_bytes(self.memory_limit)
-        return LayerCache(self.memory, settings, self.memory_dtype, limit)
-
-    def _prepared_batches(self, images: Any, cache: LayerCache | None) -> Iterator[list[_Prepared]]:
-        prepared = (self._prepare(image, index, cache) for index, image in enumerate(images))
-        for _, run in groupby(prepared, key=lambda item: item.view.input_size):
-            while batch := list(islice(run, self.batch_size)):
-                yield batch
+        limit = None if self.cache_limit is None else parse_bytes(self.cache_limit)
+        return LayerCache(self.memory, settings, self.cache_dtype, limit)
 
     def input_sizes(self, X: Any) -> np.ndarray | None:
         """Return how large the network sees each image, from the files' headers; None if all are seen at one size.
@@ -344,109 +326,18 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         )
         return np.array([view.input_size for view in views])
 
-    def _prepare(self, image: Any, index: int, cache: LayerCache | None) -> _Prepared:
-        path = path_of(image)
-        # what is hashed is what is decoded, whoever writes to the file meanwhile
-        content = None if cache is None or path is None else read_content(path, index)
-        entry = None if cache is None else cache.entry_of(image, index, content, self.max_pixels)
-        known = None if cache is None or entry is None else cache.read(entry)
-        if known is not None:
-            return _Prepared(known[1], index, path, maps=known[0])
-        loaded = load_image(image, index, self.max_pixels, content)
-        pixels, view = resize_and_crop(loaded, self.image_size, self.crop_size, index, path, self.max_pixels)
-        # grey images are resized once, then seen thrice
-        return _Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
+    def _forward_pass(self, network: Network, device: torch.device) -> ForwardPass:
+        mean, std = self._normalisation(network)
+        dtype = getattr(torch, self.dtype)
+        return ForwardPass(network, device, dtype, mean, std, self._aggregate, self._cache_for(network))
 
-    def _fitting_in_memory(
-        self, network: Network, batch: list[_Prepared], cache: LayerCache | None, device: torch.device
-    ) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return the features of a batch and the height and width of the first layer's grid; in halves if need be."""
-        try:
-            maps = self._layer_maps(network, batch, cache, device)
-            return self._features(maps), (maps[0].shape[2], maps[0].shape[3])
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            size = "×".join(map(str, batch[0].view.input_size))
-            if len(batch) == 1:
-                raise MemoryError(
-                    f"image {batch[0].index} at {size} pixels takes more memory than {device} has left: choose a "
-                    "smaller image_size, or another device."
-                ) from error
-        half = len(batch) // 2  # not within the handler, which would keep what did not fit
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        warnings.warn(
-            f"{len(batch)} images at {size} pixels take more memory than {device} has left: they go through the "
-            f"network in halves. A smaller batch_size than {self.batch_size} spares the attempt.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        first, grid = self._fitting_in_memory(network, batch[:half], cache, device)
-        second, _ = self._fitting_in_memory(network, batch[half:], cache, device)
-        return np.concatenate([first, second]), grid
-
-    @torch.inference_mode()
-    def _layer_maps(
-        self, network: Network, batch: list[_Prepared], cache: LayerCache | None, device: torch.device
-    ) -> list[torch.Tensor]:
-        """Return the layers' outputs, each of shape (n_batch, n_channels, height, width), float32."""
-        new = [image for image in batch if image.maps is None]
-        outputs = self._run(network, new, device) if new else []
-        if cache is None:
-            return outputs
-        for i, image in enumerate(new):
-            assert image.entry is not None
-            image.maps = cache.keep(image.entry, [output[i].permute(1, 2, 0) for output in outputs], image.view)
-        layers = zip(*(image.maps or [] for image in batch), strict=True)
-        return [torch.stack(layer).to(device).permute(0, 3, 1, 2) for layer in layers]
-
-    def _run(self, network: Network, batch: list[_Prepared], device: torch.device) -> list[torch.Tensor]:
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
-            for values in self._normalisation(network)
-        )
-        size = batch[0].view.input_size
-        images = stacked_on([image.pixels for image in batch if image.pixels is not None], device)
-        normalised = ((images - mean) / std).to(getattr(torch, self.dtype))
-        normalised = normalised.contiguous(memory_format=torch.channels_last)
-        try:
-            outputs = network.module(normalised)
-            maps = [
-                self._as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers
-            ]
-        except (RuntimeError, AssertionError, NotAGridError) as error:
-            if is_device_fault(error):
-                raise
-            # Networks refuse sizes in their own words (too small to pool, not the transformer's): say which image.
-            raise ImageError(
-                f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", batch[0].index, batch[0].path
-            ) from error
-        finite = torch.stack([torch.isfinite(m).flatten(1).all(1) for m in maps]).all(0)
-        if not finite.all():
-            first = batch[int(finite.int().argmin())]
-            raise ImageError("the backbone gives features that are NaN or infinite.", first.index, first.path)
-        return maps
-
-    @torch.inference_mode()
-    def _features(self, maps: list[torch.Tensor]) -> np.ndarray:
+    def _aggregate(self, maps: list[torch.Tensor]) -> torch.Tensor:
         if self.n_channels is None:
-            features = concatenate_layers(maps, self.patch_size, self.stride)
-        else:
-            features = pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
-        return as_array(features.contiguous())
+            return concatenate_layers(maps, self.patch_size, self.stride)
+        return pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
 
     def _normalisation(self, network: Network) -> tuple[Any, Any]:
         return self.mean or network.mean, self.std or network.std
-
-    @staticmethod
-    def _as_map(output: Any, layer: str, size: tuple[int, int], channels_last: bool) -> torch.Tensor:
-        if isinstance(output, torch.Tensor) and output.ndim == 3:
-            return tokens_to_grid(output, size).float()
-        if not isinstance(output, torch.Tensor) or output.ndim != 4:
-            shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-            raise ValueError(f"layer {layer!r} gives {shape}, expected maps (4-D) or tokens (3-D)")
-        return (output.permute(0, 3, 1, 2) if channels_last else output).float()
 
     def _load(self, device: torch.device) -> Network:
         weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights
