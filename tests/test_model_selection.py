@@ -19,9 +19,10 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from skpatchcore import OneClassSplit, PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore import OneClassSplit
 from skpatchcore.metrics import pixel_roc_auc_score
 from skpatchcore.model_selection import PixelScorer, image_average_precision_scorer, image_roc_auc_scorer
+from tests import factories
 
 
 @pytest.fixture
@@ -44,10 +45,7 @@ def inspection(n_good=12, n_bad=6, seed=0):
 
 
 def detector(**parameters):
-    return PatchCoreDetector(
-        TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None),
-        **{"random_state": 0, "calibration": None, **parameters},
-    )
+    return factories.detector(**{"calibration": None, **parameters})
 
 
 @pytest.mark.parametrize("cv", [3, KFold(3), StratifiedKFold(3), GroupKFold(3), StratifiedGroupKFold(3)], ids=str)

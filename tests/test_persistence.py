@@ -37,13 +37,13 @@ from skpatchcore import (
     PatchCoreEnsemble,
     RandomSampler,
     SPADEDetector,
-    TorchFeatureExtractor,
     WeightsError,
     load,
     save,
 )
+from tests.factories import extractor
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "contracts" / "golden"
 
 
 def net():
@@ -58,10 +58,6 @@ class Upside(BaseEstimator):
 
     def transform(self, X):
         return np.stack([np.asarray(x, np.float32)[::8, ::8] for x in X])
-
-
-def extractor(backbone="resnet18", weights=None, **params):
-    return TorchFeatureExtractor(backbone, weights=weights, image_size=None, crop_size=None, **params)
 
 
 DETECTORS = {

@@ -1,23 +1,36 @@
-"""The demonstration: an inspection task that needs no data and no download, from images to figures and pictures."""
+"""``skpatchcore demo``: an inspection task that needs no data and no download, from images to figures and pictures."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from sklearn.metrics import roc_auc_score
 
-from skpatchcore._utils.progress import record_seconds
-from skpatchcore.datasets import TEXTURES, make_textures
-from skpatchcore.detectors.patchcore import PatchCoreDetector
-from skpatchcore.display import overlay_anomaly_map
-from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.metrics import pixel_roc_auc_score
+from skpatchcore.cli.options import Formatter, add_debug
 
-_STAGES = ("network", "selection", "calibration", "search", "maps")
+# Phases whose seconds are shown.
+_PHASES = ("network", "selection", "calibration", "search", "maps")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to argparse's."""
+    demo = commands.add_parser("demo", help="show what it does, without data or download", formatter_class=Formatter)
+    demo.add_argument("-o", "--output", metavar="OUT", default="skpatchcore-demo", help="folder for heat maps")
+    demo.add_argument("--backbone", default="efficientnet_lite2", help="any that 'fit' takes")
+    demo.add_argument("--seed", type=int, default=0, help="of defects and detector")
+    demo.add_argument("--quiet", action="store_true", help="pictures only, no table")
+    add_debug(demo)
+    demo.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    tell = (lambda text: None) if options.quiet else print
+    run_demo(Path(options.output), options.backbone, options.seed, tell)
+    return 0
 
 
 def run_demo(
@@ -36,6 +49,13 @@ def run_demo(
     tell : callable
         Takes a line of text.
     """
+    from sklearn.metrics import roc_auc_score
+
+    from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore._utils.progress import record_seconds
+    from skpatchcore.datasets import TEXTURES, make_textures
+    from skpatchcore.metrics import pixel_roc_auc_score
+
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     tell(
@@ -43,7 +63,7 @@ def run_demo(
         "A detector learns from 12 small pieces of good surface and judges 4 others.\n"
         "Bricks repeat themselves; no two spots of grass or gravel are alike: the hard case.\n"
     )
-    titles = ("image AUROC", "pixel AUROC", "good flagged", "defects found", *(f"{name} s" for name in _STAGES))
+    titles = ("image AUROC", "pixel AUROC", "good flagged", "defects found", *(f"{name} s" for name in _PHASES))
     tell("  ".join(["surface", *titles]))
     for texture in TEXTURES:
         task = make_textures(texture, random_state=random_state)
@@ -60,7 +80,7 @@ def run_demo(
             f"{pixel_roc_auc_score(list(task.test_masks), list(maps)):.3f}",
             f"{flagged[good].sum()} of {good.sum()}",
             f"{flagged[~good].sum()} of {(~good).sum()}",
-            *(f"{seconds[name]:.1f}" for name in _STAGES),
+            *(f"{seconds[name]:.1f}" for name in _PHASES),
         )
         tell("  ".join([f"{texture:<7}", *(f"{c:>{len(title)}}" for c, title in zip(cells, titles, strict=True))]))
         _write_pictures(folder, texture, task.test_images, task.test_defects, maps, detector.pixel_offset_)
@@ -80,6 +100,10 @@ def _write_pictures(
     threshold: float,
 ) -> None:
     """Write one PNG for each test image: the image beside its overlay, at twice its size."""
+    from PIL import Image
+
+    from skpatchcore.display import overlay_anomaly_map
+
     counts: dict[str, int] = {}
     for image, defect, anomaly_map in zip(images, defects, maps, strict=True):
         counts[defect] = counts.get(defect, 0) + 1

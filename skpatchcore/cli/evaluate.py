@@ -1,38 +1,13 @@
-"""``skpatchcore evaluate``: all categories of a data set, one table; figures, provenance and a report beside it."""
+"""``skpatchcore evaluate``: all categories of a data set in one table, with provenance and a report beside it."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, contamination, require_matplotlib, weights
-from skpatchcore.datasets import load_categories
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from skpatchcore.evaluation.category import CategoryResult
-    from skpatchcore.evaluation.storage import Results
-    from skpatchcore.evaluation.studies import Run
-
-# Columns of the table on the screen and on top of the report; the files have all.
-_SHOWN = (
-    "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
-    "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
-)  # fmt: skip
-
-
-class _Done(NamedTuple):
-    """A run, and what came of it, now or before."""
-
-    run: Run
-    result: CategoryResult
-    settings: dict[str, Any]
-    provenance: dict[str, Any]
 
 
 def add_parser(commands: Any) -> None:
@@ -86,189 +61,46 @@ def add_parser(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from skpatchcore.evaluation.category import check_before, table_of, with_mean
+    from skpatchcore.datasets import load_categories
     from skpatchcore.evaluation.presets import default_resolution, make_detector
-    from skpatchcore.evaluation.storage import Results, as_json
-    from skpatchcore.evaluation.studies import ABLATIONS, ablation_runs, low_shot_runs, named_grid, plain_runs
+    from skpatchcore.evaluation.runs import means_of, run_evaluation
+    from skpatchcore.reports.evaluation import SHOWN, write_evaluation_report, write_worst
+    from skpatchcore.reports.page import format_number
 
     if min([options.repeats, *(options.shots or [1])]) < 1:
         raise CommandError("--shots and --repeats must be at least 1.")
     require_matplotlib()
-    categories = load_categories(options.root, options.categories)
-    resolution = options.resolution or default_resolution(options.preset)
-    detector = make_detector(
-        options.preset,
-        options.method,
-        ratio=options.ratio,
-        device=options.device,
-        contamination=options.contamination,
-        random_state=options.seed,
-        batch_size=options.batch_size,
-        memory=options.cache,
-        **({"weights": options.weights} if options.weights != "preset" else {}),
-    )
-    output = Path(options.output)
-    results = Results(output / "runs", options.overwrite)
     begin = time.perf_counter()
-    # What can't be done is found out before the work.
-    check_before(detector, categories, resolution)
-    planned: dict[str, list[Run]] = {}
-    if options.shots:
-        planned["low-shot"] = list(low_shot_runs(detector, categories, options.shots, options.repeats, options.seed))
-    for name in options.ablate:
-        planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
-    done = _computed(list(plain_runs(detector, categories)), results, resolution, options, with_pictures=True)
-    table = with_mean(table_of([one.result for one in done]))
-    table.to_csv(output / "results.csv", index_label="category")
-    studies = {name: _study(_computed(runs, results, resolution, options)) for name, runs in planned.items()}
-    for name in ("low-shot", *ABLATIONS):  # tables of an earlier run would look like this one's
-        (output / f"{name}.csv").unlink(missing_ok=True)
-    for name, study in studies.items():
-        study.to_csv(output / f"{name}.csv", index=False)
-    content = {
-        "runs": [
-            {
-                "category": one.run.category,
-                "settings": one.settings,
-                "provenance": one.provenance,
-                "metrics": as_json(one.result.row),
-            }
-            for one in done
-        ],
-        "mean": as_json(table.iloc[-1].to_dict()),
-        "studies": {name: as_json(study.to_dict("records")) for name, study in studies.items()},
-    }
-    (output / "results.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    _write_report(output / "report.html", options, done, table, studies, results)
-    if not options.quiet:
-        print(_as_text(table[[name for name in _SHOWN if name in table]]))
-        for name, study in studies.items():
-            print(f"\n{name}\n{_as_text(_means(name, study))}")
-        print(f"\n{time.perf_counter() - begin:.0f} s: {output / 'report.html'}, results.csv, results.json")
-    return 0
-
-
-def _computed(
-    runs: list[Run], results: Results, resolution: str, options: argparse.Namespace, with_pictures: bool = False
-) -> list[_Done]:
-    """Return each run with its result, settings and provenance, from the folder or computed now."""
-    from skpatchcore._utils.progress import progress_bar
-    from skpatchcore.evaluation.storage import provenance_of, settings_of
-    from skpatchcore.evaluation.studies import run_quietly
-    from skpatchcore.reports.evaluation import write_worst
-
-    done = []
-    with progress_bar(len(runs), "evaluating", "run", not options.quiet) as bar:
-        for run in runs:
-            settings = settings_of(run, resolution)
-            stored = results.load(run, settings)
-            if stored is None:
-                results.forget(run)
-                result, fitted = run_quietly(run, resolution)
-                provenance = provenance_of(fitted)
-                if with_pictures:
-                    place = results.place_of(run)
-                    place.mkdir(parents=True, exist_ok=True)
-                    provenance["pictures"] = write_worst(result, fitted, run.dataset, place)
-                results.keep(run, settings, result, provenance)
-                stored = result, provenance
-            done.append(_Done(run, stored[0], settings, stored[1]))
-            bar.update(1)
-    return done
-
-
-def _common(names: set[str], made: list[dict[str, Any]]) -> dict[str, str]:
-    """Return what all results were made with, or that they differ."""
-    texts = {name: [_flat(provenance[name]) for provenance in made] for name in sorted(names)}
-    texts["date"] = [f"{min(texts['date'])} to {max(texts['date'])}"]
-    return {n: t[0] if len(set(t)) == 1 else "differ: see results.json" for n, t in texts.items()}
-
-
-def _flat(value: Any) -> str:
-    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-
-
-def _sides(size: Any, without: str) -> str:
-    return without if size is None else "×".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
-
-
-def _study(done: Iterable[_Done]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame([{"category": one.run.category, **one.run.settings, **one.result.row} for one in done])
-
-
-def _means(name: str, study: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of a study's metrics for each setting."""
-    by = "shots" if name == "low-shot" else study.columns[1]
-    columns = ["image_auroc", "pixel_auroc", "aupro", "good_flagged", "defects_found", "fit_seconds", "test_seconds"]
-    return study.groupby(by, sort=False)[columns].mean()
-
-
-def _as_text(table: pd.DataFrame) -> str:
-    from skpatchcore.reports.page import format_number
-
-    return table.to_string(float_format=format_number, na_rep="-")
-
-
-def _write_report(
-    path: Path,
-    options: argparse.Namespace,
-    done: list[_Done],
-    table: pd.DataFrame,
-    studies: dict[str, pd.DataFrame],
-    results: Results,
-) -> None:
-    from PIL import Image
-
-    from skpatchcore.reports import page as report
-    from skpatchcore.reports.evaluation import draw_ablation, draw_category, draw_low_shot
-
-    provenance, settings = done[0].provenance, done[0].settings
-    parameters = settings["parameters"]
-    parts = [
-        report.definitions(
-            {
-                "data": f"{Path(options.root).resolve().name}, {len(done)} categor{'y' if len(done) == 1 else 'ies'}",
-                "method": f"{options.method}, preset {options.preset}",
-                "backbone": provenance["backbone"],
-                "weights": parameters["extractor__weights"] or "random",
-                "weights' SHA-256": provenance["weights_digest"],
-                "image size": _sides(parameters["extractor__image_size"], "own"),
-                "crop": _sides(parameters["extractor__crop_size"], "none"),
-                "contamination": parameters["contamination"],
-                "calibration": parameters["calibration"],
-                "pixels compared": "at the images' own sizes" if settings["resolution"] == "own" else "as seen",
-                "seed": options.seed,
-                **_common({"versions", "device", "date"}, [one.provenance for one in done]),
-            }
+    evaluation = run_evaluation(
+        make_detector(
+            options.preset,
+            options.method,
+            ratio=options.ratio,
+            device=options.device,
+            contamination=options.contamination,
+            random_state=options.seed,
+            batch_size=options.batch_size,
+            memory=options.cache,
+            **({"weights": options.weights} if options.weights != "preset" else {}),
         ),
-        report.heading("All categories"),
-        report.table(table[[name for name in _SHOWN if name in table]]),
-        report.paragraph(
-            "Shares from 0 to 1, bigger = better, but for good_flagged. misclassified, F1 at the threshold that suits "
-            "the labels best; good_flagged and defects_found at the detector's own threshold, set from good images "
-            "alone. The mean is the plain mean of the categories; misclassified is summed. Seconds are of when each "
-            "was computed, without the network where its outputs came from a cache."
-        ),
-    ]
-    for name, study in studies.items():
-        draw = draw_low_shot(study) if name == "low-shot" else draw_ablation(study, study.columns[1])
-        parts += [
-            report.heading(name),
-            report.drawing(draw, f"{name}: means{', one standard deviation over draws' * (name == 'low-shot')}"),
-            report.table(_means(name, study)),
-        ]
-    for run, result, _, details in done:
-        title = f"{run.category}: image AUROC {result.row['image_auroc']:.3f}"
-        parts += [report.heading(run.category), report.drawing(draw_category(result), title)]
-        for shown in details.get("pictures", []):
-            with Image.open(results.place_of(run) / shown["file"]) as picture:
-                parts.append(report.picture(picture, shown["caption"]))
-    parts.append(
-        report.paragraph(
-            "Pictures: the image with the outline of its mask, and with its anomaly map; cyan encloses what is beyond "
-            "the threshold. Good images that look worst, and defective ones that look best."
-        )
+        load_categories(options.root, options.categories),
+        options.output,
+        resolution=options.resolution or default_resolution(options.preset),
+        shots=options.shots or (),
+        n_repeats=options.repeats,
+        ablations=options.ablate,
+        random_state=options.seed,
+        overwrite=options.overwrite,
+        draw=write_worst,
+        verbose=0 if options.quiet else 1,
     )
-    report.write_page(path, f"skpatchcore evaluate: {Path(options.root).resolve().name}", parts)
+    name = Path(options.root).resolve().name
+    report = write_evaluation_report(evaluation, name, method=f"{options.method}, preset {options.preset}")
+    if not options.quiet:
+        shown = {"": evaluation.table[[column for column in SHOWN if column in evaluation.table]]}
+        shown |= {name: means_of(name, study) for name, study in evaluation.studies.items()}
+        for title, table in shown.items():
+            text = table.to_string(float_format=format_number, na_rep="-")
+            print(f"\n{title}\n{text}" if title else text)
+        print(f"\n{time.perf_counter() - begin:.0f} s: {report}, results.csv, results.json")
+    return 0

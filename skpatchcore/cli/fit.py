@@ -54,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
 
     directory, output = Path(options.directory), Path(options.output)
     if output.is_dir() or not output.parent.is_dir():  # found out before the work, not after it
@@ -69,10 +69,10 @@ def _fit(options: argparse.Namespace) -> int:
             image_size=options.image_size,
             crop_size=options.crop_size,
             batch_size=options.batch_size,
-            device=options.device,
         ),
-        sampler=GreedyCoresetSampler(options.ratio, device=options.device),
-        index=ExactIndex(device=options.device) if options.index == "exact" else options.index,
+        sampler=GreedyCoresetSampler(options.ratio),
+        index=options.index,
+        device=options.device,
         n_neighbors=options.n_neighbors,
         contamination=options.contamination,
         calibration=options.calibration,

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import skpatchcore
-from skpatchcore.cli import _demo_command as demo
-from skpatchcore.cli import evaluate, fit, predict
+from skpatchcore.cli import demo, evaluate, fit, predict
 from skpatchcore.cli.options import CommandError
 
 

@@ -1,1 +1,21 @@
 """Detectors on whole data sets: metrics, studies and stored results."""
+
+from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_category, with_mean
+from skpatchcore.evaluation.presets import make_detector
+from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of, run_evaluation
+from skpatchcore.evaluation.studies import ablation, low_shot_curve, named_grid
+
+__all__ = [
+    "CategoryResult",
+    "Evaluation",
+    "FinishedRun",
+    "ablation",
+    "evaluate",
+    "evaluate_category",
+    "low_shot_curve",
+    "make_detector",
+    "means_of",
+    "named_grid",
+    "run_evaluation",
+    "with_mean",
+]

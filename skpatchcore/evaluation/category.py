@@ -22,11 +22,10 @@ from skpatchcore.datasets import load_categories, load_image_folder, read_mask
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.views import placed
 from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
+from skpatchcore.protocols import resizing_of
 
 _PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")
 _DECISIONS = ("good_flagged", "defects_found")
-# Images whose maps are held at their own size at once.
-_CHUNK = 16
 # Points of a curve that are kept, for pictures.
 _N_POINTS = 500
 
@@ -97,7 +96,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
           ``defects_found``; NaN without calibration;
         - ``n_train``, ``n_good``, ``n_defective``, ``n_masks`` (defective images that count for pixels); ``bank_rows``;
           ``bytes``, of the fitted detector pickled;
-        - seconds: ``fit_seconds`` and ``test_seconds`` in all, and of each stage, such as ``fit_network``.
+        - seconds: ``fit_seconds`` and ``test_seconds`` in all, and of each phase, such as ``fit_network``.
 
     Raises
     ------
@@ -222,7 +221,7 @@ def evaluate_category(
     with record_seconds() as fit_seconds:
         fitted.fit(dataset.train_images, groups=dataset.train_groups)
     with record_seconds() as test_seconds:
-        scores, maps, sizes = _judged(fitted, dataset.test_images, resolution)
+        scores, maps, sizes = _scored(fitted, dataset.test_images, resolution)
     masks = [
         _as_seen(read_mask(mask, size), fitted, resolution, order=0)
         for mask, size in zip(dataset.test_masks, sizes, strict=True)
@@ -247,8 +246,8 @@ def evaluate_category(
         "bytes": pickled_bytes(fitted) if with_bytes else np.nan,
         "fit_seconds": sum(fit_seconds.values()),
         "test_seconds": sum(test_seconds.values()),
-        **{f"fit_{stage}": seconds for stage, seconds in fit_seconds.items()},
-        **{f"test_{stage}": seconds for stage, seconds in test_seconds.items()},
+        **{f"fit_{phase}": seconds for phase, seconds in fit_seconds.items()},
+        **{f"test_{phase}": seconds for phase, seconds in test_seconds.items()},
     }
     names = dataset.test_images if isinstance(dataset.test_images[0], str) else np.arange(len(labels))
     result = CategoryResult(
@@ -280,17 +279,16 @@ def pickled_bytes(detector: Any) -> float:
     return counter.n
 
 
-def _judged(
+def _scored(
     fitted: Any, images: Sequence[Any], resolution: str
 ) -> tuple[np.ndarray, list[np.ndarray], list[tuple[int, int]]]:
-    """Return scores, maps as they are compared, and the images' own sizes."""
+    """Return scores, maps at the size at which they are compared, and the images' own sizes."""
     scores, maps, sizes = [], [], []
-    for start in range(0, len(images), _CHUNK):
-        found, chunk = fitted.score_and_segment(images[start : start + _CHUNK])
-        scores.append(found)
-        maps += [_as_seen(m, fitted, resolution, order=1) for m in chunk]
-        sizes += [m.shape for m in chunk]
-    return np.concatenate(scores), maps, sizes
+    for result in fitted.iter_results(images):
+        scores.append(result.score)
+        maps.append(_as_seen(result.anomaly_map, fitted, resolution, order=1))
+        sizes.append(result.anomaly_map.shape)
+    return np.array(scores), maps, sizes
 
 
 def extractors_of(detector: Any) -> list[Any]:
@@ -302,9 +300,9 @@ def extractors_of(detector: Any) -> list[Any]:
 def _sizes_seen(detector: Any) -> tuple[Any, Any]:
     """Return `image_size` and `crop_size` of a detector's extractor, or of those of an ensemble's members."""
     extractors = extractors_of(detector)
-    if not all(hasattr(extractor, "crop_size") for extractor in extractors):
+    sizes = [size for extractor in extractors if (size := resizing_of(extractor)) is not None]
+    if len(sizes) < len(extractors):
         raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor: choose 'own'.")
-    sizes = [(extractor.image_size, extractor.crop_size) for extractor in extractors]
     if any(size != sizes[0] for size in sizes):
         raise ValueError("resolution='seen': the members of the ensemble see different parts of images; choose 'own'.")
     return sizes[0]

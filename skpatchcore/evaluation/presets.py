@@ -9,7 +9,6 @@ from skpatchcore.detectors.padim import PaDiMDetector
 from skpatchcore.detectors.patchcore import PatchCoreDetector
 from skpatchcore.detectors.spade import SPADEDetector
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.index.exact import ExactIndex
 
 # Share of the patches in the memory bank.
 PRESETS = {"paper-1": 0.01, "paper-10": 0.1, "paper-25": 0.25, "offline": 0.1}
@@ -39,7 +38,7 @@ def make_detector(
     ratio : float or None, default=None
         Another share of the patches.
     device : str, default="auto"
-        For all stages.
+        Of the detector, and so of all stages.
     contamination : float or "auto", default="auto"
         As of the detectors.
     random_state : int, default=0
@@ -71,14 +70,14 @@ def make_detector(
             "backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "image_size": 256, "crop_size": 224,
             "n_channels": 1024,
         }  # fmt: skip
-    features = TorchFeatureExtractor(**{**settings, "device": device, **extractor})
-    common = {"contamination": contamination, "random_state": random_state}
+    features = TorchFeatureExtractor(**{**settings, **extractor})
+    common = {"contamination": contamination, "device": device, "random_state": random_state}
     if method != "patchcore":
         if ratio is not None:
             raise ValueError(f"ratio={ratio}: method={method!r} has no memory bank to choose the size of.")
         return (SPADEDetector if method == "spade" else PaDiMDetector)(features, **common)
-    sampler = GreedyCoresetSampler(PRESETS[preset] if ratio is None else ratio, device=device)
-    return PatchCoreDetector(features, sampler=sampler, index=ExactIndex(device=device), **common)
+    sampler = GreedyCoresetSampler(PRESETS[preset] if ratio is None else ratio)
+    return PatchCoreDetector(features, sampler=sampler, **common)
 
 
 def default_resolution(preset: str) -> str:

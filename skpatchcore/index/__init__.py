@@ -1,1 +1,6 @@
 """Nearest rows of the memory bank."""
+
+from skpatchcore.index.exact import ExactIndex
+from skpatchcore.index.pynndescent import PyNNDescentIndex
+
+__all__ = ["ExactIndex", "PyNNDescentIndex"]

@@ -1,8 +1,9 @@
-"""What a report of an evaluation shows: curves, score histograms, the worst mistakes."""
+"""The report of an evaluation: tables, curves, score histograms, the worst mistakes."""
 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,19 @@ from PIL import Image
 from skpatchcore.datasets import read_mask
 from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
 from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.evaluation.runs import Evaluation, means_of
 from skpatchcore.images.reading import load_image
+from skpatchcore.reports import page
 from skpatchcore.reports.page import side_by_side
 
 # Of Okabe and Ito's palette, which the colour-blind tell apart.
 _BLUE, _GREY = "#0072B2", "#777777"
 _LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+# Columns of the table on the screen and on top of the report; the files have all.
+SHOWN = (
+    "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
+    "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
+)  # fmt: skip
 
 
 def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
@@ -134,3 +142,94 @@ def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
         axes.set(title=metric.replace("_", " "))
         axes.margins(x=0.08)
     return figure
+
+
+def write_evaluation_report(
+    evaluation: Evaluation, name: str, *, method: str | None = None, path: str | os.PathLike[str] | None = None
+) -> Path:
+    """Write the results of an evaluation as one HTML page: tables, curves, and the worst mistakes.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        As :func:`~skpatchcore.evaluation.run_evaluation` returns it.
+    name : str
+        Name of the data set.
+    method : str or None, default=None
+        Description of the detector; None is its class.
+    path : path or None, default=None
+        The file; None is ``report.html`` in the evaluation's folder.
+
+    Returns
+    -------
+    Path
+        Of the page.
+    """
+    runs, table = evaluation.runs, evaluation.table
+    provenance, settings = runs[0].provenance, runs[0].settings
+    parameters = settings["parameters"]
+    parts = [
+        page.definitions(
+            {
+                "data": f"{name}, {len(runs)} categor{'y' if len(runs) == 1 else 'ies'}",
+                "method": settings["detector"] if method is None else method,
+                "backbone": provenance["backbone"],
+                "weights": parameters.get("extractor__weights") or "random",
+                "weights' SHA-256": provenance["weights_digest"],
+                "image size": _sides(parameters.get("extractor__image_size"), "own"),
+                "crop": _sides(parameters.get("extractor__crop_size"), "none"),
+                "contamination": parameters["contamination"],
+                "calibration": parameters.get("calibration"),
+                "pixels compared": "at the images' own sizes" if settings["resolution"] == "own" else "as seen",
+                "seed": parameters.get("random_state"),
+                **_common({"versions", "device", "date"}, [one.provenance for one in runs]),
+            }
+        ),
+        page.heading("All categories"),
+        page.table(table[[name for name in SHOWN if name in table]]),
+        page.paragraph(
+            "Shares from 0 to 1, bigger = better, but for good_flagged. misclassified, F1 at the threshold that suits "
+            "the labels best; good_flagged and defects_found at the detector's own threshold, set from good images "
+            "alone. The mean is the plain mean of the categories; misclassified is summed. Seconds are of when each "
+            "was computed, without the network where its outputs came from a cache."
+        ),
+    ]
+    for study_name, study in evaluation.studies.items():
+        draw = draw_low_shot(study) if study_name == "low-shot" else draw_ablation(study, study.columns[1])
+        parts += [
+            page.heading(study_name),
+            page.drawing(
+                draw, f"{study_name}: means{', one standard deviation over draws' * (study_name == 'low-shot')}"
+            ),
+            page.table(means_of(study_name, study)),
+        ]
+    for run, result, _, details in runs:
+        title = f"{run.category}: image AUROC {result.row['image_auroc']:.3f}"
+        parts += [page.heading(run.category), page.drawing(draw_category(result), title)]
+        for shown in details.get("pictures", []):
+            with Image.open(evaluation.folder / "runs" / run.category / run.name / shown["file"]) as picture:
+                parts.append(page.picture(picture, shown["caption"]))
+    parts.append(
+        page.paragraph(
+            "Pictures: the image with the outline of its mask, and with its anomaly map; cyan encloses what is beyond "
+            "the threshold. Good images that look worst, and defective ones that look best."
+        )
+    )
+    target = Path(path or evaluation.folder / "report.html")
+    page.write_page(target, f"skpatchcore evaluate: {name}", parts)
+    return target
+
+
+def _common(names: set[str], made: list[dict[str, Any]]) -> dict[str, str]:
+    """Return what all results were made with, or that they differ."""
+    texts = {name: [_flat(provenance[name]) for provenance in made] for name in sorted(names)}
+    texts["date"] = [f"{min(texts['date'])} to {max(texts['date'])}"]
+    return {n: t[0] if len(set(t)) == 1 else "differ: see results.json" for n, t in texts.items()}
+
+
+def _flat(value: Any) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
+def _sides(size: Any, without: str) -> str:
+    return without if size is None else "×".join(map(str, size)) if isinstance(size, list | tuple) else str(size)

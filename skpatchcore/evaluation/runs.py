@@ -1,0 +1,229 @@
+"""run_evaluation: a whole evaluation in a folder, which continues where an earlier one stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore.evaluation.category import CategoryResult, as_categories, check_before, table_of, with_mean
+from skpatchcore.evaluation.storage import Results, as_json, provenance_of, settings_of
+from skpatchcore.evaluation.studies import (
+    ABLATIONS,
+    Run,
+    ablation_runs,
+    low_shot_runs,
+    named_grid,
+    plain_runs,
+    run_quietly,
+)
+
+# ``draw(result, fitted, dataset, folder)`` writes pictures of a category and returns what they are.
+Draw = Callable[[CategoryResult, Any, Any, Path], list[dict[str, Any]]]
+
+
+class FinishedRun(NamedTuple):
+    """A run and its result, computed now or earlier.
+
+    Attributes
+    ----------
+    run : Run
+        What was evaluated.
+    result : CategoryResult
+        Its metrics.
+    settings : dict
+        Everything that the metrics depend on.
+    provenance : dict
+        Weights, versions and machine; with pictures, also their files and captions.
+    """
+
+    run: Run
+    result: CategoryResult
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of :func:`run_evaluation`.
+
+    Attributes
+    ----------
+    folder : Path
+        Where they are stored.
+    runs : list of FinishedRun
+        One per category.
+    table : DataFrame
+        One row per category, as of :func:`~skpatchcore.evaluate`, and a last row ``"mean"`` if there are several.
+    studies : dict of str to DataFrame
+        One table per study, as of :func:`~skpatchcore.evaluation.studies.low_shot_curve` and
+        :func:`~skpatchcore.evaluation.studies.ablation`.
+    """
+
+    folder: Path
+    runs: list[FinishedRun]
+    table: pd.DataFrame
+    studies: dict[str, pd.DataFrame]
+
+
+def run_evaluation(
+    detector: Any,
+    dataset: Any,
+    folder: Any,
+    *,
+    resolution: str = "own",
+    shots: Sequence[int] = (),
+    n_repeats: int = 3,
+    ablations: Sequence[str] = (),
+    random_state: int = 0,
+    overwrite: bool = False,
+    draw: Draw | None = None,
+    verbose: int = 0,
+) -> Evaluation:
+    """Evaluate a detector, and store each result as soon as it is there. A second call computes only what is missing.
+
+    Parameters
+    ----------
+    detector : estimator
+        As for :func:`~skpatchcore.evaluate`.
+    dataset : path, ImageFolder, TextureTask or dict of str to one of these
+        As for :func:`~skpatchcore.evaluate`.
+    folder : path
+        Where ``results.csv``, ``results.json``, a table per study and the folder ``runs`` are written.
+    resolution : {"own", "seen"}, default="own"
+        As for :func:`~skpatchcore.evaluate`.
+    shots : sequence of int, default=()
+        Numbers of training images for a low-shot study.
+    n_repeats : int, default=3
+        Draws of each number.
+    ablations : sequence of str, default=()
+        Names for :func:`~skpatchcore.evaluation.studies.named_grid`.
+    random_state : int, default=0
+        Seed of the draws.
+    overwrite : bool, default=False
+        Whether results of other settings are replaced. If False, they are an error: a table never mixes settings.
+    draw : callable or None, default=None
+        ``draw(result, fitted, dataset, folder)`` writes pictures of a category that is computed, and returns a list of
+        dicts that is stored as ``provenance["pictures"]``; :func:`skpatchcore.reports.write_worst` is one.
+    verbose : int, default=0
+        1 shows progress.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ValueError
+        If a result was stored with other settings and `overwrite` is False; if the data or the parameters are not
+        valid, which is found before the work.
+    ImageError, WeightsError, FileNotFoundError
+        As :func:`~skpatchcore.evaluate`.
+
+    See Also
+    --------
+    skpatchcore.reports.write_evaluation_report : Writes the results as a page.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+    >>> from skpatchcore.datasets import make_textures
+    >>> from skpatchcore.evaluation import run_evaluation
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> detector = PatchCoreDetector(extractor, random_state=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     first = run_evaluation(detector, make_textures("brick", n_views=2), folder)
+    ...     again = run_evaluation(detector, make_textures("brick", n_views=2), folder)  # reads the stored result
+    >>> again.table.equals(first.table)
+    True
+    """
+    if n_repeats < 1:
+        raise ValueError(f"n_repeats={n_repeats}: expected at least 1.")
+    categories, folder = as_categories(dataset), Path(folder)
+    results = Results(folder / "runs", overwrite)
+    check_before(detector, categories, resolution)
+    planned: dict[str, list[Run]] = {}
+    if len(shots):
+        planned["low-shot"] = list(low_shot_runs(detector, categories, shots, n_repeats, random_state))
+    for name in ablations:
+        planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
+    runs = _finished(list(plain_runs(detector, categories)), results, resolution, verbose, draw)
+    studies = {name: _study(_finished(some, results, resolution, verbose)) for name, some in planned.items()}
+    evaluation = Evaluation(folder, runs, with_mean(table_of([one.result for one in runs])), studies)
+    _write(evaluation)
+    return evaluation
+
+
+def means_of(name: str, study: pd.DataFrame) -> pd.DataFrame:
+    """Return the means of a study's metrics for each setting.
+
+    Parameters
+    ----------
+    name : str
+        Name of the study, such as ``"low-shot"``.
+    study : DataFrame
+        Its table.
+    """
+    by = "shots" if name == "low-shot" else study.columns[1]
+    columns = ["image_auroc", "pixel_auroc", "aupro", "good_flagged", "defects_found", "fit_seconds", "test_seconds"]
+    return study.groupby(by, sort=False)[columns].mean()
+
+
+def _finished(
+    runs: list[Run], results: Results, resolution: str, verbose: int, draw: Draw | None = None
+) -> list[FinishedRun]:
+    """Return each run with its result, read from the folder or computed now."""
+    done = []
+    with progress_bar(len(runs), "evaluating", "run", verbose) as bar:
+        for run in runs:
+            settings = settings_of(run, resolution)
+            stored = results.load(run, settings)
+            if stored is None:
+                results.forget(run)
+                result, fitted = run_quietly(run, resolution)
+                provenance = provenance_of(fitted)
+                if draw is not None:
+                    place = results.place_of(run)
+                    place.mkdir(parents=True, exist_ok=True)
+                    provenance["pictures"] = draw(result, fitted, run.dataset, place)
+                results.keep(run, settings, result, provenance)
+                stored = result, provenance
+            done.append(FinishedRun(run, stored[0], settings, stored[1]))
+            bar.update(1)
+    return done
+
+
+def _study(runs: list[FinishedRun]) -> pd.DataFrame:
+    return pd.DataFrame([{"category": one.run.category, **one.run.settings, **one.result.row} for one in runs])
+
+
+def _write(evaluation: Evaluation) -> None:
+    """Write the tables. Studies of an earlier run are removed, because they would look like those of this one."""
+    folder = evaluation.folder
+    evaluation.table.to_csv(folder / "results.csv", index_label="category")
+    for name in ("low-shot", *ABLATIONS):
+        (folder / f"{name}.csv").unlink(missing_ok=True)
+    for name, study in evaluation.studies.items():
+        study.to_csv(folder / f"{name}.csv", index=False)
+    content: Mapping[str, Any] = {
+        "runs": [
+            {
+                "category": one.run.category,
+                "settings": one.settings,
+                "provenance": one.provenance,
+                "metrics": as_json(one.result.row),
+            }
+            for one in evaluation.runs
+        ],
+        "mean": as_json(evaluation.table.iloc[-1].to_dict()),
+        "studies": {name: as_json(study.to_dict("records")) for name, study in evaluation.studies.items()},
+    }
+    with written_whole(folder / "results.json") as partial:
+        partial.write_text(json.dumps(content, indent=1), encoding="utf-8")

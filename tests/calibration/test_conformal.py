@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
+
+
+@given(
+    scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60, unique=True),
+    contamination=st.floats(0.01, 0.5),
+)
+def test_the_threshold_is_the_conformal_quantile(scores, contamination):
+    scores, n = np.array(scores), len(scores)
+    if contamination < 1 / (n + 1) - 1e-9:
+        with pytest.warns(UserWarning, match=rf"1/{n + 1} = {1 / (n + 1):.3g}\. "):
+            assert conformal_threshold(scores, contamination) == scores.max()
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # at the very limit, rounding decides
+        threshold = conformal_threshold(scores, contamination)
+    # The promise: a new exchangeable score is above with probability (images at or beyond it) / (n + 1).
+    assert (1 + (scores > threshold).sum()) / (n + 1) <= contamination + 1e-6 or threshold == scores.max()
+    # And no threshold below it would keep it.
+    below = scores[scores < threshold]
+    if len(below):
+        assert (1 + (scores > below.max()).sum()) / (n + 1) > contamination - 1e-6
+
+
+@given(scores=st.lists(st.floats(-10, 10), min_size=12, max_size=40))
+def test_the_threshold_falls_as_contamination_grows(scores):
+    shares = [0.1, 0.2, 0.3, 0.5]
+    thresholds = [conformal_threshold(np.array(scores), share) for share in shares]
+    assert thresholds == sorted(thresholds, reverse=True)
+
+
+def test_fresh_images_are_flagged_as_promised():
+    rng = np.random.default_rng(0)
+    rates = [(rng.normal(size=500) > conformal_threshold(rng.normal(size=99), 0.1)).mean() for _ in range(200)]
+    assert np.mean(rates) == pytest.approx(0.1, abs=0.01)
+
+
+def test_auto_flags_no_calibration_image():
+    scores = np.array([1.0, 5.0, np.nan, 3.0])
+    assert conformal_threshold(scores, "auto") == 5.0
+
+
+def test_nothing_to_calibrate_gives_no_threshold():
+    assert math.isnan(conformal_threshold(np.array([np.nan]), "auto"))
+    assert math.isnan(conformal_threshold(np.array([]), 0.1))
+
+
+@given(
+    calibration=st.lists(st.integers(-20, 20), min_size=1, max_size=40),
+    scores=st.lists(st.integers(-25, 25), min_size=1, max_size=10),
+)
+def test_p_values_count_calibration_scores_that_are_at_most_the_score(calibration, scores):
+    values = conformal_p_values([*calibration, np.nan], scores)
+    expected = [(1 + sum(c <= s for c in calibration)) / (len(calibration) + 1) for s in scores]
+    np.testing.assert_allclose(values, expected)
+    assert (values > 0).all()
+    of_objects = conformal_p_values(np.array(calibration, object), np.array(scores, object))
+    np.testing.assert_array_equal(of_objects, values)
+
+
+@pytest.mark.parametrize("n", [9, 50])
+@pytest.mark.parametrize("draw", [lambda rng, size: rng.normal(size=size), lambda rng, size: rng.integers(0, 4, size)])
+def test_p_values_of_exchangeable_scores_are_super_uniform(n, draw):
+    rng = np.random.default_rng(0)
+    values = np.array([conformal_p_values(s[:-1], s[-1:])[0] for s in draw(rng, (20000, n + 1)).astype(float)])
+    for level in (0.02, 0.1, 0.3, 0.7):
+        assert (values <= level).mean() <= level + 3 * np.sqrt(level / 20000)
+
+
+def test_p_values_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="no calibration scores"):
+        conformal_p_values([np.nan], [1.0])
+    with pytest.raises(ValueError, match="score 1 is NaN"):
+        conformal_p_values([1.0, 2.0], [0.0, np.nan])

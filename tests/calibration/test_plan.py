@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import GroupKFold, KFold
+
+from skpatchcore.calibration.plan import LeaveOneOut, hold_out, make_folds, plan_calibration
+from skpatchcore.patches.stream import PatchStream
+
+
+class Remembered:
+    """A model of which image's patches it holds: an image scores the number of images that it is compared with."""
+
+    def __init__(self, images):
+        self.images = set(images)
+
+    def score(self, patches, with_patch_scores=True):
+        own = patches.rows[:, 0].astype(int)
+        assert not self.images & set(own)
+        scores = np.full(len(patches), float(len(self.images)))
+        return scores, patches.as_grids(np.full(len(patches.rows), 7.0))
+
+    def without(self, images):
+        left = self.images - set(images)
+        return Remembered(left) if left else None
+
+
+def calibrated(plan, n_images):
+    """Return what a plan makes of images whose patch features are their own numbers."""
+    numbers = np.repeat(np.arange(n_images), 4).astype(np.float32)
+    features = np.stack([numbers, numbers], axis=1).reshape(n_images, 2, 2, 2)
+    stream = PatchStream(None, features)
+    learnt = stream if plan.learnt is None else stream.subset(plan.learnt)
+
+    def learn(patches):
+        return Remembered(int(row) for batch in patches for row in batch.rows[:, 0])
+
+    return plan.calibrate(stream, learnt, learn(learnt), learn, lambda grid, view: grid.max())
+
+
+@given(groups=st.lists(st.integers(0, 6), min_size=2, max_size=40))
+@settings(deadline=None)
+def test_leave_one_out_scores_each_image_without_its_group(groups):
+    groups = np.array(groups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = calibrated(LeaveOneOut(groups), len(groups))
+    others = np.array([(groups != group).sum() for group in groups], float)
+    np.testing.assert_array_equal(found.scores, np.where(others > 0, others, np.nan))
+    np.testing.assert_array_equal(found.peaks, np.where(others > 0, 7.0, np.nan))
+    assert found.images.tolist() == list(range(len(groups)))
+
+
+@pytest.mark.parametrize("calibration", [0.3, 4, KFold(3), "leave-one-out"])
+@pytest.mark.parametrize("groups", [None, np.arange(20) // 2])
+def test_plans_name_the_images_that_they_score(calibration, groups):
+    if isinstance(calibration, KFold) and groups is not None:
+        calibration = GroupKFold(3)
+    plan = plan_calibration(calibration, groups, 20, np.random.RandomState(0))
+    found = calibrated(plan, 20)
+    np.testing.assert_array_equal(found.images, plan.images())
+    assert (np.diff(found.images) > 0).all()
+    assert np.isfinite(found.scores).all()
+    assert len(found.images) == (6 if calibration == 0.3 else 20)
+
+
+@given(share=st.floats(0.05, 0.95), seed=st.integers(0, 99), n_groups=st.integers(2, 12))
+def test_whole_groups_are_held_out(share, seed, n_groups):
+    groups = np.random.default_rng(seed).permutation(np.arange(30) % n_groups)
+    if np.ceil(share * n_groups) == n_groups:
+        with pytest.raises(ValueError, match="train set will be empty"):
+            hold_out(groups, share, np.random.RandomState(seed))
+        return
+    learnt, held = hold_out(groups, share, np.random.RandomState(seed))
+    assert sorted([*learnt, *held]) == list(range(30))
+    assert not set(groups[learnt]) & set(groups[held])
+    assert len(np.unique(groups[held])) == np.ceil(share * n_groups)
+
+
+@given(cv=st.integers(2, 6), seed=st.integers(0, 99))
+def test_folds_score_each_image_once_and_keep_groups_together(cv, seed):
+    groups = np.random.default_rng(seed).permutation(np.arange(25) % 8)
+    scored = []
+    for learnt, test in make_folds(25, groups, cv, np.random.RandomState(seed)):
+        assert not set(groups[learnt]) & set(groups[test])
+        scored += test.tolist()
+    assert sorted(scored) == list(range(25))
+
+
+class Given:
+    """A splitter with the folds that it is given."""
+
+    def __init__(self, *folds):
+        self.folds = folds
+
+    def split(self, X, y, groups):
+        self.seen = X.shape, y.tolist(), groups
+        yield from self.folds
+
+
+@pytest.mark.parametrize("groups", [None, np.array(["a", "b", "c", "a"])])
+def test_a_splitter_sees_good_images_and_its_folds_are_put_in_order(groups):
+    splitter = Given(([3, 1, 0], [2]), ([2], [3, 0]))
+    folds = make_folds(4, groups, splitter, np.random.RandomState(0))
+    assert [(learnt.tolist(), scored.tolist()) for learnt, scored in folds] == [([0, 1, 3], [2]), ([2], [0, 3])]
+    assert splitter.seen == ((4, 1), [1, 1, 1, 1], groups)
+
+
+def test_one_image_that_is_scored_is_enough_and_none_is_refused():
+    ((learnt, scored),) = make_folds(3, None, Given(([0, 1], [2])), np.random.RandomState(0))
+    assert (learnt.tolist(), scored.tolist()) == ([0, 1], [2])
+    for nothing in (Given(), Given(([0, 1, 2], []))):
+        with pytest.raises(ValueError, match="must not all be empty"):
+            make_folds(3, None, nothing, np.random.RandomState(0))
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(12) // 2])
+def test_folds_of_a_number_are_shuffled_by_the_seed(groups):
+    drawn = [
+        [scored.tolist() for _, scored in make_folds(12, groups, 3, np.random.RandomState(seed))] for seed in (0, 0, 1)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(scored) for scored in drawn[0]] == [4, 4, 4]

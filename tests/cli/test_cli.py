@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from skpatchcore import PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector, load, save
+from skpatchcore.cli.main import main
+from skpatchcore.display import overlay_anomaly_map
+from skpatchcore.reports import page as report
+from skpatchcore.reports.predictions import picture_names
+from tests import factories
+
+FAST = ["--backbone", "resnet18", "--weights", "none", "--image-size", "own", "--crop-size", "none", "--quiet"]
+
+
+@pytest.fixture
+def folder(tmp_path, parts):
+    train, good, bad = parts
+    for name, images in [("good", train), ("new/fine", good), ("new/bad", bad)]:
+        (tmp_path / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray((image * 255).astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def model(folder):
+    assert main(["fit", str(folder / "good"), "-o", str(folder / "model.skops"), *FAST]) == 0
+    return str(folder / "model.skops")
+
+
+def chromium():
+    """Return the path of a headless browser, or skip."""
+    found = next((shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")), None)
+    if found is None:
+        pytest.skip("no chromium on this machine to open the report in")
+    return found
+
+
+def opened(page, *more):
+    """Return the page as the browser has it after scripts ran, with no network to reach."""
+    command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000",
+               "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", *more, page.as_uri()]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def rows(folder):
+    with (folder / "scores.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_and_predict_say_what_python_says(folder, model, capsys):
+    out = folder / "out"
+    assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0
+    detector = load(model)
+    table = rows(out)
+    assert list(table[0]) == ["path", "score", "decision", "label", "p_value", "map", "problem"]
+    paths = [row["path"] for row in table]
+    assert len(paths) == 5
+    np.testing.assert_array_equal([float(row["score"]) for row in table], detector.score_samples(paths))
+    np.testing.assert_array_equal([float(row["decision"]) for row in table], detector.decision_function(paths))
+    np.testing.assert_array_equal([int(row["label"]) for row in table], detector.predict(paths))
+    np.testing.assert_array_equal([float(row["p_value"]) for row in table], detector.p_values(paths))
+    assert [row["label"] for row in table if "/bad/" in row["path"]] == ["-1"]
+    assert "5 images judged, 1 of them anomalous" in capsys.readouterr().out
+    # two files are called 0.png: pictures are named by their folders too, and have the image's own size
+    pictures = sorted(path.name for path in out.glob("*.png"))
+    assert pictures == ["bad_0.png", "fine_0.png", "fine_1.png", "fine_2.png", "fine_3.png"]
+    assert sorted(row["map"] for row in table) == pictures
+    with Image.open(out / "bad_0.png") as picture:
+        assert picture.size == (64, 48)
+
+
+def test_a_name_that_ends_in_joblib_is_a_pickle(folder, parts):
+    assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
+    detector = joblib.load(folder / "model.joblib")
+    assert (
+        main(["predict", str(folder / "model.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
+    )
+    assert [float(row["score"]) for row in rows(folder / "out")] == [
+        float(score) for score in detector.score_samples([row["path"] for row in rows(folder / "out")])
+    ]
+
+
+def test_pictures_never_overwrite_each_other(tmp_path):
+    names = ["x.png", "x.jpg", "a/b.png", "c/b.png", "a_b.png", "a/x.png"]
+    found = picture_names([str(tmp_path / name) for name in names])
+    assert len(set(found.values())) == len(names)
+
+
+def test_pictures_of_an_earlier_run_are_not_judged(folder, model):
+    out = folder / "new" / "out"
+    for _ in range(2):
+        assert main(["predict", model, str(folder / "new"), "-o", str(out), "--quiet"]) == 0
+        assert len(rows(out)) == 5
+    assert main(["predict", model, str(out), "-o", str(out), "--quiet"]) == 1
+
+
+def test_a_weights_file_is_found_from_anywhere(folder, parts, monkeypatch):
+    import torch
+    import torchvision
+
+    monkeypatch.chdir(folder)
+    torch.save(torchvision.models.resnet18().state_dict(), "w.pth")
+    assert main(["fit", "good", "-o", "m.joblib", *FAST, "--weights", "w.pth"]) == 0
+    monkeypatch.chdir(folder / "new")
+    assert np.isfinite(joblib.load(folder / "m.joblib").score_samples(parts[1])).all()
+
+
+def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, parts):
+    (folder / "train").mkdir()
+    (folder / "good").rename(folder / "train" / "good")
+    (folder / "new").rename(folder / "test")
+    assert main(["fit", str(folder), "-o", str(folder / "model.skops"), *FAST]) == 0
+    assert len(load(folder / "model.skops").calibration_scores_) == len(parts[0])
+
+
+def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, model, capsys):
+    (folder / "new" / "broken.png").write_bytes(b"no image")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    images = [str(folder / "new"), str(folder / "gone.png")]
+    assert main(["predict", model, *images, "-o", str(folder / "out"), "--quiet"]) == 1
+    table = {row["path"].rsplit("/", 1)[-1]: row for row in rows(folder / "out")}
+    assert len(rows(folder / "out")) == 7
+    for name in ("broken.png", "gone.png"):
+        assert (table[name]["score"], table[name]["label"], table[name]["map"]) == ("nan", "-1", "")
+        assert table[name]["problem"]
+    assert np.isfinite(float(table["3.png"]["score"]))
+    errors = capsys.readouterr().err
+    assert "broken.png: can't be read" in errors
+    assert "image 0" not in errors
+    assert "2 of 7 images could not be judged" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_model_without_threshold_gives_scores_alone(folder, parts):
+    detector = joblib.load(fit_uncalibrated(folder, parts))
+    assert np.isnan(detector.offset_)
+    assert main(["predict", str(folder / "m.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
+    assert {row["label"] for row in rows(folder / "out")} == {""}
+
+
+def fit_uncalibrated(folder, parts):
+    from skpatchcore import TorchFeatureExtractor
+
+    extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    joblib.dump(PatchCoreDetector(extractor, calibration=None).fit(parts[0]), folder / "m.joblib")
+    return folder / "m.joblib"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "nowhere", "-o", "m.joblib"], "no directory 'nowhere'"),
+        (["fit", "good", "-o", "nowhere/m.joblib"], "can't write"),
+        (["fit", "good", "-o", "m.joblib", "--backbone", "resnet81"], "resnet18"),
+        (["fit", "good", "-o", "m.joblib", *FAST, "--patch-size", "2"], "even"),
+        (["fit", "good", "-o", "m.joblib", *FAST, "--device", "abacus"], "abacus"),
+        (["fit", "new", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
+        (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
+        (["predict", "model.skops", "good", "god", "-o", "out"], "no file or folder 'god'"),
+        (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),
+        (["predict", "text.skops", "good", "-o", "out"], "no model file of skpatchcore"),
+        (["predict", "list.joblib", "good", "-o", "out"], "no detector of this package, but a list"),
+        (["predict", "model.skops", "empty", "-o", "out"], "holds no image"),
+    ],
+)
+def test_errors_are_one_line_and_a_non_zero_exit(folder, model, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    for name in ("text.joblib", "text.skops"):
+        (folder / name).write_text("no model")
+    (folder / "empty").mkdir()
+    joblib.dump([1], folder / "list.joblib")
+    capsys.readouterr()
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("skpatchcore: ")
+    assert message in errors[0]
+    assert not list(folder.glob(".*partial"))
+    assert not (folder / "out").exists()
+
+
+def test_debug_shows_the_traceback(folder):
+    with pytest.raises(NotADirectoryError):
+        main(["fit", "nowhere", "-o", str(folder / "m.joblib"), "--debug"])
+
+
+def test_a_failed_write_keeps_the_old_model(folder, model, monkeypatch, capsys):
+    with open(model, "rb") as file:
+        before = file.read()
+
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("skops.io.dump", full)
+    assert main(["fit", str(folder / "good"), "-o", model, *FAST]) == 1
+    assert "no space left" in capsys.readouterr().err
+    with open(model, "rb") as file:
+        assert file.read() == before
+
+
+def test_an_interruption_is_no_traceback(folder, model, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchCoreDetector, "iter_results", interrupt)
+    assert main(["predict", model, str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_with_2(capsys):
+    for arguments in ([], ["fit"], ["fit", "good", "-o", "m", "--image-size", "1x2x3"], ["fly"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+    assert "usage: skpatchcore" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module():
+    shown = subprocess.run(
+        [sys.executable, "-m", "skpatchcore", "--version"], capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.startswith("skpatchcore 0.")
+
+
+def test_the_demo_tells_and_shows(tmp_path, capsys):
+    assert main(["demo", "-o", str(tmp_path / "maps"), "--backbone", "efficientnet_lite0"]) == 0
+    told = capsys.readouterr().out
+    assert "image AUROC" in told
+    assert str(tmp_path / "maps") in told
+    figures = [float(x) for line in told.splitlines() if line.startswith("brick") for x in line.split()[1:3]]
+    assert min(figures) > 0.9
+    pictures = sorted((tmp_path / "maps").glob("*.png"))
+    assert {path.stem.split("-")[1] for path in pictures} == {"good", "scratch", "blob", "stain", "foreign"}
+
+
+def test_overlays_show_the_image_where_nothing_is_wrong_and_heat_where_it_is():
+    image = np.random.default_rng(0).random((30, 40, 3))
+    scores = np.full((30, 40), 0.3)
+    scores[10:20, 10:20] = 5.0
+    picture = overlay_anomaly_map(image, scores, threshold=1.0)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture[:8], (image[:8] * 255).round())
+    assert np.abs(picture[12:18, 12:18] / 255 - image[12:18, 12:18]).mean() > 0.2
+    assert (picture[9, 9:21] == picture[9, 9]).all()  # the contour
+    grey = overlay_anomaly_map(image[:, :, :1], scores * 0, threshold=1.0)
+    assert (grey[..., 0] == grey[..., 2]).all()
+    with pytest.raises(ValueError, match="differ in size"):
+        overlay_anomaly_map(image, scores[1:], threshold=1.0)
+
+
+def test_the_report_of_a_prediction_shows_all_of_it(folder, model, capsys):
+    (folder / "new" / "broken <b>.png").write_bytes(b"no image")
+    out = folder / "out"
+    assert main(["predict", model, str(folder / "new"), "-o", str(out), "--report"]) == 1
+    assert "and report.html" in capsys.readouterr().out
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/jpeg;base64") == 5
+    assert report.count("<svg") == 1
+    assert "1 anomalous, 1 not readable" in report
+    assert "broken &lt;b&gt;.png" in report
+    assert "<b>" not in report
+    places = [report.index(f'<td data-value="{row["path"]}') for row in rows(out) if "/bad/" in row["path"]]
+    assert places[0] < min(report.index(f'<td data-value="{p}') for p in map(str, (folder / "new/fine").iterdir()))
+
+
+def test_reports_open_and_sort_in_a_browser_without_a_network(tmp_path):
+    frame = pd.DataFrame({"n": [3.0, np.nan, 20.0, 1.5]}, index=pd.Index(["c", "a", "b", "mean"], name="name"))
+    page = tmp_path / "report.html"
+    report.write_page(page, "A <title>", [report.heading("Table"), report.table(frame)])
+    dom = opened(page)
+    assert "A &lt;title&gt;" in dom
+    assert re.findall(r'<td data-value="([a-z]+)">', dom) == ["c", "a", "b", "mean"]
+    # a click on a column's title sorts by it, another one turns it around; empty cells and the mean stay last
+    for clicks, column, expected in ((1, 1, "bca"), (2, 1, "cba"), (2, 0, "abc")):
+        clicked = page.read_text().replace(
+            "</body>", f"<script>for (let i = 0; i < {clicks}; i++)"
+            f" document.querySelectorAll('th')[{column}].click();</script></body>",
+        )  # fmt: skip
+        (tmp_path / "clicked.html").write_text(clicked)
+        found = re.findall(r'<td data-value="([a-z]+)">', opened(tmp_path / "clicked.html"))
+        assert "".join(found) == expected + "mean"
+
+
+def test_reports_say_before_the_work_that_they_need_matplotlib(folder, model, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["predict", model, str(folder / "new"), "-o", str(folder / "out"), "--report"]) == 1
+    assert main(["evaluate", str(folder), "-o", str(folder / "out")]) == 1
+    assert capsys.readouterr().err.count("skpatchcore[plot]") == 2
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["spade", "padim", "ensemble", "without threshold"])
+def test_predict_takes_every_detector_that_save_takes(folder, parts, kind, capsys):
+    members = [("a", factories.detector(verbose=1)), ("b", PaDiMDetector(factories.extractor(), n_channels=9))]
+    made = {
+        "spade": SPADEDetector(factories.extractor()),
+        "padim": PaDiMDetector(factories.extractor(), n_channels=9, verbose=1),
+        "ensemble": PatchCoreEnsemble(members),
+        "without threshold": factories.detector(calibration=None),
+    }[kind].fit(parts[0])
+    capsys.readouterr()
+    save(made, folder / "other.skops")
+    out = folder / "out"
+    assert main(["predict", str(folder / "other.skops"), str(folder / "new"), "-o", str(out), "--report"]) == 0
+    assert "scoring" not in capsys.readouterr().err
+    table = rows(out)
+    paths = [row["path"] for row in table]
+    np.testing.assert_allclose([float(row["score"]) for row in table], made.score_samples(paths), rtol=1e-6)
+    assert len(list(out.glob("*.png"))) == len(paths) == 5
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert ("no threshold" in page) == (kind == "without threshold")
+
+
+def test_predict_refuses_detectors_of_features_and_unfitted_ones(folder, capsys):
+    features = np.random.default_rng(0).random((9, 2, 2, 3))
+    save(PatchCoreDetector("precomputed").fit(features), folder / "features.skops")
+    joblib.dump(PatchCoreDetector(), folder / "unfitted.joblib")
+    for name, message in (("features.skops", "can't read images"), ("unfitted.joblib", "not fitted")):
+        assert main(["predict", str(folder / name), str(folder / "new"), "-o", str(folder / "out")]) == 1
+        assert message in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""A detector moves between machines with and without a GPU; every path that a GPU has is tried where there is one."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from skpatchcore import (
+    ExactIndex,
+    LearnedProxySampler,
+    PaDiMDetector,
+    SPADEDetector,
+    load,
+    save,
+)
+from skpatchcore.features._forward import ForwardPass
+from tests.factories import detector, extractor
+
+# A GPU's convolutions round more coarsely (TF32) than a CPU's.
+ROUNDING = 5e-3
+
+
+def to_device(model, device):
+    """Return the detector as a fit on `device` would have left it: no torch object is in it, only the name."""
+    for stage in (model.extractor, model.sampler, model.index, model.extractor_, model.sampler_, model.index_):
+        stage.set_params(device=device)
+    return model
+
+
+def test_a_file_from_a_machine_with_a_gpu_judges_on_one_without(parts, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device: the marked tests go both ways")
+    on_cpu = detector(device="cpu").fit(parts[0])
+    expected = [on_cpu.score_samples(X) for X in parts]
+    save(to_device(on_cpu, "cuda"), tmp_path / "cuda.skops")
+    loaded = load(tmp_path / "cuda.skops")
+    assert loaded.index_.device == "cuda"
+    for X, scores in zip(parts, expected, strict=True):
+        with pytest.warns(RuntimeWarning, match=r"device='cuda' was asked for.*The CPU is used instead"):
+            np.testing.assert_array_equal(loaded.score_samples(X), scores)
+    with pytest.raises(ValueError, match="no such device"):
+        loaded.fit(parts[0])
+
+
+def run_of_little_memory(failures):
+    """Return a stand-in for the network's run, for which batches of the sizes in `failures` are too large."""
+    run = ForwardPass._run
+
+    def scarce(self, batch):
+        if len(batch) in failures:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+            )
+        return run(self, batch)
+
+    return scarce
+
+
+@pytest.mark.parametrize("failures", [[4], [4, 2]])
+def test_a_batch_that_does_not_fit_in_memory_goes_in_halves(monkeypatch, parts, failures):
+    model = extractor(device="cpu", batch_size=4).fit()
+    expected = model.transform(parts[0])
+    monkeypatch.setattr(ForwardPass, "_run", run_of_little_memory(failures))
+    with pytest.warns(RuntimeWarning, match="images at 48×64 pixels take more memory than cpu has left"):
+        found = model.transform(parts[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*go through the network in halves:RuntimeWarning")
+def test_an_image_that_does_not_fit_in_memory_is_named(monkeypatch, parts):
+    model = extractor(device="cpu", batch_size=4).fit()
+    monkeypatch.setattr(ForwardPass, "_run", run_of_little_memory([4, 2, 1]))
+    with pytest.raises(MemoryError, match=r"image 0 at 48×64 pixels.*smaller image_size"):
+        model.transform(parts[0])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("n_channels", [None, 100])
+def test_features_on_cuda_are_those_of_the_cpu(parts, dtype, n_channels):
+    on_cpu, on_cuda = (
+        extractor(device=device, dtype=dtype, n_channels=n_channels).transform(parts[0]) for device in ("cpu", "cuda")
+    )
+    error = np.linalg.norm(on_cuda - on_cpu, axis=-1) / np.linalg.norm(on_cpu, axis=-1)
+    assert error.max() < (ROUNDING if dtype == "float32" else 0.1)
+
+
+@pytest.mark.cuda
+def test_fits_on_cuda_judge_like_those_of_the_cpu_and_files_go_both_ways(parts, tmp_path):
+    fitted = {device: detector(device=device, contamination=0.1).fit(parts[0]) for device in ("cpu", "cuda")}
+    X = np.concatenate(parts[1:])
+    np.testing.assert_allclose(
+        fitted["cuda"].sampler_.selection_distances_, fitted["cpu"].sampler_.selection_distances_, rtol=2 * ROUNDING
+    )
+    np.testing.assert_allclose(fitted["cuda"].score_samples(X), fitted["cpu"].score_samples(X), rtol=4 * ROUNDING)
+    for here, there in (("cuda", "cpu"), ("cpu", "cuda")):
+        save(fitted[here], tmp_path / "a.skops")
+        moved = to_device(load(tmp_path / "a.skops"), there)
+        np.testing.assert_allclose(moved.score_samples(X), fitted[here].score_samples(X), rtol=ROUNDING)
+        np.testing.assert_allclose(np.stack(moved.segment(X)), fitted[here].segment(X), rtol=ROUNDING, atol=ROUNDING)
+        np.testing.assert_array_equal(moved.predict(X), fitted[here].predict(X))
+
+
+@pytest.mark.cuda
+def test_the_same_seed_gives_the_same_bank_on_cuda(parts):
+    banks = [detector(device="cuda").fit(parts[0]).memory_bank_ for _ in range(2)]
+    np.testing.assert_array_equal(*banks)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("storage", [None, "float16"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_search_on_cuda_finds_what_the_cpu_finds(storage, dtype):
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(5000, 60)).astype(dtype), rng.normal(size=(99, 60)).astype(dtype)
+    queries[:3] = bank[:3]
+    on_cpu, on_cuda = (ExactIndex(device=device, storage=storage).fit(bank) for device in ("cpu", "cuda"))
+    for exclude in (None, np.arange(0, 5000, 3)):
+        found, expected = (index.kneighbors(queries, 9, exclude=exclude) for index in (on_cuda, on_cpu))
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found[1], expected[1])
+        starts = np.array([0, 1, 40, 99])
+        for a, b in zip(on_cuda.farthest(queries, starts), on_cpu.farthest(queries, starts), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.cuda
+def test_threads_share_a_detector_on_cuda(parts):
+    model = detector(device="cuda").fit(parts[0])
+    expected = model.score_samples(parts[1])
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: model.score_samples(parts[1]), range(40)):
+            np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "make", [lambda e: SPADEDetector(e), lambda e: PaDiMDetector(e, n_channels=20, random_state=0)]
+)
+def test_baselines_on_cuda_judge_like_those_of_the_cpu(parts, make):
+    X = np.concatenate(parts[1:])
+    on_cpu, on_cuda = (make(extractor(device=device)).fit(parts[0]).score_samples(X) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(on_cuda, on_cpu, rtol=4 * ROUNDING)
+
+
+@pytest.mark.cuda
+def test_proxies_are_learnt_on_cuda():
+    X = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
+    on_cpu, on_cuda = (LearnedProxySampler(20, device=d, random_state=0).fit(X) for d in ("cpu", "cuda"))
+    assert on_cuda.components_.shape == on_cpu.components_.shape
+    assert np.isfinite(on_cuda.components_).all()
+
+
+@pytest.mark.cuda
+def test_a_batch_that_does_not_fit_on_cuda_goes_in_halves():
+    X = np.random.default_rng(0).random((16, 512, 512, 3), np.float32)
+    expected = extractor(device="cuda", batch_size=1).transform(X)
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 450e6) / total)
+    try:
+        with pytest.warns(RuntimeWarning, match="in halves"):
+            found = extractor(device="cuda", batch_size=16).transform(X)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    error = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert error.max() < ROUNDING
+
+
+@pytest.mark.cuda
+def test_a_device_beyond_those_there_are_is_refused(parts):
+    name = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(ValueError, match="no such device"):
+        extractor(name).fit()

