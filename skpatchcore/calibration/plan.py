@@ -156,7 +156,7 @@ class HeldOut(NoCalibration):
         self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
     ) -> CalibrationScores:
         """Extract the patches of the images held out, and score these as new ones."""
-        return CalibrationScores(self.held, *_scored(stream.subset(self.held), model, peak_of))
+        return CalibrationScores(self.held, *_scores_of(stream.subset(self.held), model, peak_of))
 
 
 class CrossFitted(NoCalibration):
@@ -193,14 +193,14 @@ class CrossFitted(NoCalibration):
         with progress_bar(len(self.images()), "calibrating", "image", self.verbose) as bar:
             for learnt, scored in self.folds:
                 own = learn(patches.subset(learnt))
-                parts.append(_scored(patches.subset(scored), own, peak_of))
+                parts.append(_scores_of(patches.subset(scored), own, peak_of))
                 bar.update(len(scored))
         order = np.concatenate([scored for _, scored in self.folds]).argsort()
         scores, peaks = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
         return CalibrationScores(self.images(), scores, peaks)
 
 
-def _scored(patches: PatchSource, model: PatchModel, peak_of: PeakOf) -> tuple[np.ndarray, np.ndarray]:
+def _scores_of(patches: PatchSource, model: PatchModel, peak_of: PeakOf) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and peaks of images that the model has not learnt from."""
     parts = list(score_batches(patches, model, peak_of))
     return np.concatenate([scores for scores, _ in parts]), np.array([p for _, peaks in parts for p in peaks], float)

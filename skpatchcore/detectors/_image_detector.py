@@ -280,17 +280,21 @@ class ImageDetector(OutlierMixin):
         scores, maps = self._scored(X, np.asarray, on_error)
         return turned(scores), as_stack(maps)
 
-    def iter_results(self, X: Any, *, with_maps: bool = True, on_error: str = "raise") -> Iterator[ImageResult]:
+    def iter_results(
+        self, X: Any, *, with_maps: bool = True, on_error: str = "raise", chunk_size: int = 64
+    ) -> Iterator[ImageResult]:
         """Score any number of images in bounded memory: yield the result of one after the other.
 
         Parameters
         ----------
         X : as for `fit`, or an iterable of images
-            The images. A generator is read as far as its images are needed.
+            The images. A generator may be endless, such as the images of a camera.
         with_maps : bool, default=True
             If False, no anomaly maps are made, which may be faster.
         on_error : {"raise", "flag"}, default="raise"
             As of `score_samples`. A flagged image has its ``error`` in its result; there is no warning.
+        chunk_size : int, default=64
+            Images that are taken from a generator before the first of them is scored. Use 1 for a camera.
 
         Yields
         ------
@@ -313,11 +317,13 @@ class ImageDetector(OutlierMixin):
         """
         check_is_fitted(self, "offset_")
         _check_on_error(on_error)
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size}: expected at least 1.")
 
         def scored(images: Any) -> Iterator[Scored]:
             return self._iter_or_flag(images, np.asarray if with_maps else None, on_error)
 
-        return results_of(X, scored, self.calibration_scores_, self.offset_)
+        return results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
 
     def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
         """Return which pixels are anomalous, **True = anomalous**, at each image's own height and width.

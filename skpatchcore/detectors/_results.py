@@ -16,8 +16,6 @@ from skpatchcore.calibration.conformal import upper_tail_p_values
 from skpatchcore.images.reading import ImageError
 from skpatchcore.patches.stream import n_images_of
 
-# Images that are taken at once from an iterable without a length.
-_CHUNK = 64
 # From images to batches of anomaly scores, and what is kept of the maps.
 IterScores = Callable[[Any], Iterator[tuple[np.ndarray, list[Any]]]]
 
@@ -119,7 +117,7 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
 
 
 def results_of(
-    X: Any, scored: Callable[[Any], Iterator[Scored]], calibration_scores: np.ndarray, offset: float
+    X: Any, scored: Callable[[Any], Iterator[Scored]], calibration_scores: np.ndarray, offset: float, chunk_size: int
 ) -> Iterator[ImageResult]:
     """Yield what a detector says about each image.
 
@@ -133,9 +131,11 @@ def results_of(
         Of the detector, bigger = more normal.
     offset : float
         Of the detector; NaN without a threshold.
+    chunk_size : int
+        Images that are taken at once from an iterable without a length.
     """
     has_threshold, calibration = not math.isnan(offset), turned(calibration_scores)
-    for start, images in _chunks_of(X):
+    for start, images in _chunks_of(X, chunk_size):
         done = start
         try:
             for anomaly_scores, maps, error in scored(images):
@@ -160,15 +160,15 @@ def results_of(
             raise _shifted(error, start) from error
 
 
-def _chunks_of(X: Any) -> Iterator[tuple[int, Any]]:
-    """Yield the index of the first of some images, and these: all if `X` has a length, otherwise a few at a time."""
+def _chunks_of(X: Any, chunk_size: int) -> Iterator[tuple[int, Any]]:
+    """Yield the index of the first of some images, and these: all if `X` has a length, otherwise chunks."""
     if isinstance(X, pd.Series):
         X = X.tolist()
     if hasattr(X, "__len__") or not isinstance(X, Iterable):
         yield 0, X
         return
     iterator, start = iter(X), 0
-    while chunk := list(islice(iterator, _CHUNK)):
+    while chunk := list(islice(iterator, chunk_size)):
         yield start, chunk
         start += len(chunk)
 

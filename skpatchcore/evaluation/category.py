@@ -221,7 +221,7 @@ def evaluate_category(
     with record_seconds() as fit_seconds:
         fitted.fit(dataset.train_images, groups=dataset.train_groups)
     with record_seconds() as test_seconds:
-        scores, maps, sizes = _scored(fitted, dataset.test_images, resolution)
+        scores, maps, sizes = _predicted(fitted, dataset.test_images, resolution)
     masks = [
         _as_seen(read_mask(mask, size), fitted, resolution, order=0)
         for mask, size in zip(dataset.test_masks, sizes, strict=True)
@@ -279,7 +279,7 @@ def pickled_bytes(detector: Any) -> float:
     return counter.n
 
 
-def _scored(
+def _predicted(
     fitted: Any, images: Sequence[Any], resolution: str
 ) -> tuple[np.ndarray, list[np.ndarray], list[tuple[int, int]]]:
     """Return scores, maps at the size at which they are compared, and the images' own sizes."""

@@ -175,8 +175,13 @@ def test_results_of_a_generator_read_no_further_than_needed(kind, parts):
     results = detector.iter_results(images())
     first = [next(results) for _ in range(3)]
     assert [result.index for result in first] == [0, 1, 2]
-    assert seen < 100
+    assert seen == 64
     np.testing.assert_allclose([r.score for r in first], detector.score_samples(parts[1][:3]), rtol=1e-5)
+    seen = 0
+    next(detector.iter_results(images(), chunk_size=1))
+    assert seen == 1
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        detector.iter_results(images(), chunk_size=0)
 
 
 def test_results_carry_the_errors_of_images_that_can_not_be_scored(parts):
