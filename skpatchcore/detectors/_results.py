@@ -90,9 +90,9 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
     iter_scores : callable
         ``iter_scores(images)`` yields batches of scores; raises an ImageError with the index of the image.
 
-    Yields
-    ------
-    Scored
+    Returns
+    -------
+    iterator of Scored
         In the order of `X`. An image is scored twice at most: if another one of its batch fails.
     """
     n_images, done = n_images_of(X), 0
@@ -104,16 +104,21 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
             done += len(scores)
             yield Scored(scores, kept)
 
-    while done < n_images:
-        start = done
-        try:
-            yield from scored(start, n_images)
-        except ImageError as error:
-            failed = ImageError(error.message, start + error.index, error.path)
-            if done < failed.index:  # the images before it in its batch
-                yield from scored(done, failed.index)
-            done += 1
-            yield Scored(np.full(1, np.nan), [None], failed)
+    def flagged(start: int, stop: int) -> Iterator[Scored]:
+        nonlocal done
+        done = start
+        while done < stop:
+            begin = done
+            try:
+                yield from scored(begin, stop)
+            except ImageError as error:
+                failed = begin + error.index
+                if done < failed:  # the images before it in its batch
+                    yield from flagged(done, failed)
+                done = failed + 1
+                yield Scored(np.full(1, np.nan), [None], ImageError(error.message, failed, error.path))
+
+    return flagged(0, n_images)
 
 
 def results_of(
@@ -147,7 +152,7 @@ def results_of(
                     decision = score - offset
                     yield ImageResult(
                         index=done,
-                        image=images[done - start],
+                        image=(images.iloc if isinstance(images, pd.DataFrame | pd.Series) else images)[done - start],
                         score=score,
                         decision=decision,
                         label=(1 if decision >= 0 else -1) if has_threshold else label_of_failed,
@@ -162,8 +167,6 @@ def results_of(
 
 def _chunks_of(X: Any, chunk_size: int) -> Iterator[tuple[int, Any]]:
     """Yield the index of the first of some images, and these: all if `X` has a length, otherwise chunks."""
-    if isinstance(X, pd.Series):
-        X = X.tolist()
     if hasattr(X, "__len__") or not isinstance(X, Iterable):
         yield 0, X
         return

@@ -62,8 +62,8 @@ class Evaluation:
     table : DataFrame
         One row per category, as of :func:`~skpatchcore.evaluate`, and a last row ``"mean"`` if there are several.
     studies : dict of str to DataFrame
-        One table per study, as of :func:`~skpatchcore.evaluation.studies.low_shot_curve` and
-        :func:`~skpatchcore.evaluation.studies.ablation`.
+        One table per study, as of :func:`~skpatchcore.evaluation.low_shot_curve` and
+        :func:`~skpatchcore.evaluation.ablation`.
     """
 
     folder: Path
@@ -103,7 +103,7 @@ def run_evaluation(
     n_repeats : int, default=3
         Draws of each number.
     ablations : sequence of str, default=()
-        Names for :func:`~skpatchcore.evaluation.studies.named_grid`.
+        Names for :func:`~skpatchcore.evaluation.named_grid`.
     random_state : int, default=0
         Seed of the draws.
     overwrite : bool, default=False
@@ -117,6 +117,7 @@ def run_evaluation(
     Returns
     -------
     Evaluation
+        Table, studies and runs.
 
     Raises
     ------
@@ -170,6 +171,11 @@ def means_of(name: str, study: pd.DataFrame) -> pd.DataFrame:
         Name of the study, such as ``"low-shot"``.
     study : DataFrame
         Its table.
+
+    Returns
+    -------
+    DataFrame
+        One row per setting: metrics as of :func:`~skpatchcore.evaluate`.
     """
     by = "shots" if name == "low-shot" else study.columns[1]
     columns = ["image_auroc", "pixel_auroc", "aupro", "good_flagged", "defects_found", "fit_seconds", "test_seconds"]

@@ -234,7 +234,7 @@ def ablation(
 
 
 def run_quietly(run: Run, resolution: str) -> tuple[Any, Any]:
-    """Return what :func:`~skpatchcore.evaluation.category.evaluate_category` does, without warnings of few images."""
+    """Return what :func:`~skpatchcore.evaluation.evaluate_category` does, without warnings of few images."""
     with warnings.catch_warnings():
         if "shots" in run.settings:  # that they are few is what is studied
             warnings.simplefilter("ignore", UserWarning)

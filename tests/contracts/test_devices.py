@@ -25,8 +25,8 @@ ROUNDING = 5e-3
 
 def to_device(model, device):
     """Return the detector as a fit on `device` would have left it: no torch object is in it, only the name."""
-    for stage in (model.extractor, model.sampler, model.index, model.extractor_, model.sampler_, model.index_):
-        stage.set_params(device=device)
+    for part in (model, model.extractor_, model.sampler_, model.index_):
+        part.set_params(device=device)
     return model
 
 

@@ -19,9 +19,9 @@ PUBLIC = {
     "skpatchcore.datasets": importlib.import_module("skpatchcore.datasets").__all__,
     "skpatchcore.model_selection": None,
     "skpatchcore.display": importlib.import_module("skpatchcore.display").__all__,
-    "skpatchcore.evaluation.category": ["with_mean"],
-    "skpatchcore.evaluation.presets": ["make_detector"],
-    "skpatchcore.evaluation.studies": ["low_shot_curve", "ablation", "named_grid"],
+    "skpatchcore.detectors": ["ImageResult"],
+    "skpatchcore.evaluation": importlib.import_module("skpatchcore.evaluation").__all__,
+    "skpatchcore.reports": importlib.import_module("skpatchcore.reports").__all__,
 }
 NOT_ASKED = {
     "ES01": "a first line that says it all needs no second one",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 import joblib
 import matplotlib as mpl
 import numpy as np
@@ -249,6 +252,7 @@ def test_searches_on_a_dask_cluster(task, paths):
     )
     expected = clone(search).set_params(n_jobs=None).fit(paths, y)
     with (
+        mock.patch.dict(os.environ),  # the cluster sets OMP_NUM_THREADS, which later tests' processes would inherit
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster),
         joblib.parallel_backend("dask"),

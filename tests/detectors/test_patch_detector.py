@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
@@ -182,6 +184,20 @@ def test_results_of_a_generator_read_no_further_than_needed(kind, parts):
     assert seen == 1
     with pytest.raises(ValueError, match="chunk_size=0"):
         detector.iter_results(images(), chunk_size=0)
+
+
+def test_results_of_a_table_and_of_a_column_of_paths(parts, tmp_path):
+    table = pd.DataFrame(np.random.default_rng(0).random((30, 4)), columns=list("abcd"))
+    detector = PatchCoreDetector("precomputed", random_state=0).fit(table)
+    results = list(detector.iter_results(table[20:]))
+    np.testing.assert_array_equal([r.score for r in results], detector.score_samples(table[20:]))
+    assert results[0].image.tolist() == table.iloc[20].tolist()
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for path, image in zip(paths, parts[1], strict=True):
+        Image.fromarray((image * 255).astype(np.uint8)).save(path)
+    detector = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+    column = pd.Series(paths, index=[7, 5, 3, 1])
+    assert [result.image for result in detector.iter_results(column)] == paths
 
 
 def test_results_carry_the_errors_of_images_that_can_not_be_scored(parts):

@@ -19,7 +19,11 @@ from skpatchcore import ImageError, PatchCoreDetector, TorchFeatureExtractor
 from skpatchcore._utils.files import read_arrays, write_arrays
 from skpatchcore.features import _backbones as backbones
 from skpatchcore.features._cache import hash_content, prune
-from tests.factories import extractor
+from tests import factories
+
+
+def extractor(memory=None, **parameters):
+    return factories.extractor(memory=None if memory is None else str(memory), **parameters)
 
 
 def entries(folder):
