@@ -216,7 +216,12 @@ def kind_of(calibration: Any) -> type[NoCalibration]:
 
 
 def plan_calibration(
-    calibration: Any, groups: np.ndarray | None, n_images: int, rng: np.random.RandomState, verbose: int = 0
+    calibration: Any,
+    groups: np.ndarray | None,
+    n_images: int,
+    rng: np.random.RandomState,
+    contamination: float | str = "auto",
+    verbose: int = 0,
 ) -> NoCalibration:
     """Build the calibration plan: which images are scored against which model.
 
@@ -230,6 +235,8 @@ def plan_calibration(
         Number of images.
     rng : RandomState
         Draws held-out images and folds.
+    contamination : float or "auto", default="auto"
+        The detector's parameter.
     verbose : int, default=0
         1 shows progress bars.
 
@@ -243,6 +250,11 @@ def plan_calibration(
     ValueError
         If all images share one group, if there are too few for the folds or for a share held out, or if a splitter
         scores an image twice.
+
+    Warns
+    -----
+    UserWarning
+        If the calibration images come from too few groups to promise `contamination` for images of new groups.
     """
     kind = kind_of(calibration)
     if kind is NoCalibration:
@@ -252,20 +264,26 @@ def plan_calibration(
             "groups: all images to learn from share one group, so none can be scored without its own group's. Give "
             "images of several groups, or calibration=None."
         )
-    if kind is CrossFitted:
-        return CrossFitted(n_images, groups, calibration, rng, verbose)
     own = np.arange(n_images) if groups is None else groups
-    return LeaveOneOut(own, verbose) if kind is LeaveOneOut else HeldOut(own, calibration, rng)
+    plan: NoCalibration
+    if kind is CrossFitted:
+        plan = CrossFitted(n_images, groups, calibration, rng, verbose)
+    elif kind is LeaveOneOut:
+        plan = LeaveOneOut(own, verbose)
+    else:
+        plan = HeldOut(own, calibration, rng)
+    if groups is not None:
+        _warn_of_few_groups(len(np.unique(groups[plan.images()])), contamination)
+    return plan
 
 
-def warn_of_few_groups(n_groups: int, contamination: float | str) -> None:
-    """Warn if the calibration images come from too few groups to promise `contamination` for images of new ones."""
+def _warn_of_few_groups(n_groups: int, contamination: float | str) -> None:
     if not isinstance(contamination, str) and n_groups + 1 < 1 / contamination:
         warnings.warn(
             f"contamination={contamination:g} was asked for, but the calibration images come from {n_groups} groups "
             f"only: of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -28,7 +28,7 @@ from skpatchcore._utils.sklearn import (
     with_callbacks,
 )
 from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory, within_memory
-from skpatchcore.calibration.plan import kind_of, plan_calibration, warn_of_few_groups
+from skpatchcore.calibration.plan import kind_of, plan_calibration
 from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.features.extractor import TorchFeatureExtractor
@@ -177,7 +177,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         stages = self._make_stages(rng)
         extractor = stages["extractor"]
         X, kept, groups = self._nominal_images(X, y, groups, extractor)
-        plan = plan_calibration(self.calibration, groups, len(kept), rng, self.verbose)
+        plan = plan_calibration(self.calibration, groups, len(kept), rng, self.contamination, self.verbose)
         seed = int(rng.randint(2**31 - 1))
         if extractor is not None:
             extractor.fit(X)
@@ -203,8 +203,6 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         self.extractor_ = extractor
         self._keep(model, source.numbers)
         self._set_thresholds(found.scores, found.peaks, kept[found.images], self.contamination)
-        if groups is not None and len(plan.images()):
-            warn_of_few_groups(len(np.unique(groups[plan.images()])), self.contamination)
         return self
 
     def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
