@@ -1,8 +1,9 @@
 """The plug points: what an extractor, a sampler and an index must have, and what they may have.
 
-A stage of a detector can be any object that fits one of these protocols: scikit-learn's estimators do, and classes of
-your own. Each protocol names the required members; its docstring lists the optional ones. The functions below are the
-only places where the package asks for an optional member.
+A stage of a detector can be any estimator that fits one of these protocols: scikit-learn's own, and classes of yours
+that derive from ``sklearn.base.BaseEstimator``, because detectors clone their stages. Each protocol names the required
+members; its docstring lists the optional ones. The functions below are the only places where the package asks for an
+optional member.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from skpatchcore._utils.bytes import available_bytes, format_bytes
+from skpatchcore._utils.bytes import available_bytes, format_bytes, parse_bytes
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource, PatchStream
 
@@ -89,13 +89,13 @@ class MemoryEstimate:
         """Bytes if only the model and one shard of the patches are held."""
         return self.overhead + _MODEL_AND_DERIVED * self.model if self.in_shards else None
 
-    def way(self, max_memory: int) -> str:
+    def way(self, max_memory: int | str) -> str:
         """Return how a fit can work within a number of bytes.
 
         Parameters
         ----------
-        max_memory : int
-            Bytes.
+        max_memory : int or str
+            Bytes, or a text such as ``"4GB"``.
 
         Returns
         -------
@@ -109,6 +109,7 @@ class MemoryEstimate:
         ValueError
             If `max_memory` is too small for every way; the error says what each needs.
         """
+        max_memory = parse_bytes(max_memory)
         if self.at_once <= max_memory:
             return "at once"
         if self.two_passes is not None and self.two_passes <= max_memory:
@@ -118,15 +119,18 @@ class MemoryEstimate:
         smallest = min(total for total in (self.at_once, self.two_passes, self.least) if total is not None)
         raise ValueError(
             f"max_memory={format_bytes(max_memory)} is too small: this fit needs at least {format_bytes(smallest)} "
-            f"({self}). Select fewer rows (ratio), use smaller images, batches or features, or allow more memory."
+            f"({self}). Allow more memory, or use smaller images, batches, features or, for PatchCore, ratio."
         )
 
     def __str__(self) -> str:
         parts = [
             f"{self.n_patches} patches of {self.n_channels} channels take {format_bytes(self.at_once)} at once",
-            f"the model alone {format_bytes(self.model)}",
             f"libraries and network {format_bytes(self.overhead)}",
         ]
+        if self.model:
+            parts.insert(1, f"the model alone {format_bytes(self.model)}")
+        if self.least is not None:
+            parts.insert(1, f"{format_bytes(self.least)} in shards")
         if self.two_passes is not None:
             parts.insert(1, f"{format_bytes(self.two_passes)} in two passes")
         return ", ".join(parts)

@@ -125,8 +125,8 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images,), float64
-            At most 0, in units of feature distance. For PatchCore (Eq. 6-7), 0 is an image whose patches all stand in
-            the memory bank.
+            At most 0, in units of feature distance. For PatchCore (Eq. 6-7), 0 is an image whose patches are all in the
+            memory bank. An ensemble's scores are standardised, and may be positive.
 
         Raises
         ------
@@ -304,7 +304,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError
-            As `score_samples`.
+            As `score_samples`, after the results of all images before it.
 
         Examples
         --------
@@ -321,7 +321,10 @@ class ImageDetector(OutlierMixin):
             raise ValueError(f"chunk_size={chunk_size}: expected at least 1.")
 
         def scored(images: Any) -> Iterator[Scored]:
-            return self._iter_or_flag(images, np.asarray if with_maps else None, on_error)
+            for part in self._iter_or_flag(images, np.asarray if with_maps else None, "flag"):
+                if part.error is not None and on_error == "raise":
+                    raise part.error
+                yield part
 
         return results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
 

@@ -224,7 +224,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         Raises
         ------
         ValueError
-            If an example is needed.
+            If an example is needed, or `n_images` is less than 1.
 
         Examples
         --------
@@ -234,6 +234,8 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         >>> (estimate.n_patches, estimate.n_channels, estimate.way(4_000_000_000))
         (3136000, 384, 'two passes')
         """
+        if n_images < 1:
+            raise ValueError(f"n_images={n_images}: expected at least 1.")
         stages = self._make_stages(check_random_state(self.random_state))
         extractor = stages["extractor"]
         if image is None:

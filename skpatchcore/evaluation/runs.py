@@ -88,6 +88,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluate a detector, and store each result as soon as it is there. A second call computes only what is missing.
 
+    The tables are those of the categories and studies of this call: earlier tables in the folder are replaced, while
+    the stored results remain.
+
     Parameters
     ----------
     detector : estimator
@@ -110,7 +113,8 @@ def run_evaluation(
         Whether results of other settings are replaced. If False, they are an error: a table never mixes settings.
     draw : callable or None, default=None
         ``draw(result, fitted, dataset, folder)`` writes pictures of a category that is computed, and returns a list of
-        dicts that is stored as ``provenance["pictures"]``; :func:`skpatchcore.reports.write_worst` is one.
+        dicts that is stored as ``provenance["pictures"]``; :func:`skpatchcore.reports.write_worst` is one. Nothing is
+        drawn for results that are read from the folder.
     verbose : int, default=0
         1 shows progress.
 

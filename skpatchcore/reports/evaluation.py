@@ -149,6 +149,8 @@ def write_evaluation_report(
 ) -> Path:
     """Write the results of an evaluation as one HTML page: tables, curves, and the worst mistakes.
 
+    The worst mistakes are shown if they were drawn: ``run_evaluation(..., draw=write_worst)``.
+
     Parameters
     ----------
     evaluation : Evaluation
@@ -216,6 +218,7 @@ def write_evaluation_report(
         )
     )
     target = Path(path or evaluation.folder / "report.html")
+    target.parent.mkdir(parents=True, exist_ok=True)
     page.write_page(target, f"skpatchcore evaluate: {name}", parts)
     return target
 

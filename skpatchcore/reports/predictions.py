@@ -18,7 +18,7 @@ from skpatchcore._version import __version__
 from skpatchcore.detectors import ImageResult
 from skpatchcore.display import ScoreHistogramDisplay, overlay_anomaly_map
 from skpatchcore.display.overlay import as_bytes
-from skpatchcore.images.reading import load_image
+from skpatchcore.images.reading import as_image_sequence, load_image
 from skpatchcore.reports import page
 
 
@@ -51,7 +51,7 @@ class Prediction(NamedTuple):
 
 def write_predictions(
     detector: Any,
-    paths: Sequence[str],
+    paths: Sequence[str | os.PathLike[str]],
     folder: str | os.PathLike[str],
     *,
     on_prediction: Callable[[Prediction], Any] | None = None,
@@ -59,14 +59,15 @@ def write_predictions(
     """Score images, and write ``scores.csv`` and a heat map of each.
 
     Each line is written as soon as its image is scored: an interruption loses none of them. An image that can't be
-    scored gets the score NaN and the label -1, and its problem is in the table.
+    scored gets the score NaN and the label -1, and its problem is in the table. Heat maps are named after their images,
+    with as many of their folders as tell the images of this call apart.
 
     Parameters
     ----------
     detector : detector
         Fitted on images.
-    paths : sequence of str
-        The images.
+    paths : sequence of paths
+        The images, at least one.
     folder : path
         Where the files are written; created if it does not exist.
     on_prediction : callable or None, default=None
@@ -76,6 +77,11 @@ def write_predictions(
     -------
     list of Prediction
         In the order of `paths`.
+
+    Raises
+    ------
+    ValueError
+        If `paths` is empty, or a single path.
 
     Examples
     --------
@@ -96,14 +102,15 @@ def write_predictions(
     >>> predictions[0].label
     -1
     """
+    files = [os.fspath(path) for path in as_image_sequence(paths)]
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = picture_names(paths)
+    pictures = picture_names(files)
     predictions = []
     with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["path", "score", "decision", "label", "p_value", "map", "problem"])
-        for result in detector.iter_results(paths, on_error="flag"):
+        for result in detector.iter_results(files, on_error="flag"):
             prediction = _prediction_of(result, pictures[result.image])
             if result.anomaly_map is not None:
                 _write_overlay(
@@ -179,7 +186,14 @@ def write_prediction_report(
     -------
     Path
         Of the report.
+
+    Raises
+    ------
+    ValueError
+        If there are no predictions.
     """
+    if not predictions:
+        raise ValueError("there are no predictions to report.")
     read = [image for image in predictions if image.picture is not None]
     unread = [image for image in predictions if image.picture is None]
     has_threshold = not math.isnan(detector.offset_)

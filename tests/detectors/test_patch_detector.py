@@ -211,8 +211,12 @@ def test_results_carry_the_errors_of_images_that_can_not_be_scored(parts):
         assert all(np.isnan([r.score, r.decision, r.p_value]).all() for r in results if r.error)
         assert results[3].label == -1
         assert results[3].error is None
-    with pytest.raises(ValueError, match=r"image 2 \(gone.png\)"):
-        list(detector.iter_results(iter(X)))
+    for images in (X, iter(X)):
+        before = []
+        with pytest.raises(ValueError, match=r"image 2 \(gone.png\)"):
+            before.extend(result.index for result in detector.iter_results(images))
+        results = detector.iter_results(X)
+        assert [next(results).index, next(results).index] == [0, 1]
     with pytest.raises(ValueError, match="on_error='ignore'"):
         detector.iter_results(X, on_error="ignore")
 
