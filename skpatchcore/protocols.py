@@ -35,7 +35,7 @@ class Extractor(Protocol):
     - ``batch_size`` is the number of images in a batch; 16 is assumed without it.
     - ``image_size`` and ``crop_size`` say how images are resized and cropped, as in
       :class:`~skpatchcore.TorchFeatureExtractor`. They are needed to compare pixels at the size that the network sees.
-    - The parameters ``random_state`` and ``device`` are set by the detector if they are None and ``"auto"``.
+    - The detector sets a parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
@@ -62,8 +62,8 @@ class Sampler(Protocol):
     - ``fit_batches(batches, n_samples, max_memory)`` together with ``estimate_memory(n_samples, n_features)`` selects
       from rows that arrive in batches and are seen once. Needed for fits in which not all patch features fit in memory.
     - ``ratio`` is the fraction or number of rows that are selected; all rows are assumed without it.
-    - The parameters ``random_state``, ``device`` and ``verbose`` are set by the detector if they are None, ``"auto"``
-      and 0.
+    - The detector sets a parameter ``random_state`` if it is None, ``device`` if it is ``"auto"``, and ``verbose`` if
+      it is 0. It also sets ``components_`` after ``fit_batches``, and where the index keeps the rows in another dtype.
     """
 
     component_indices_: Any
@@ -84,7 +84,7 @@ class Index(Protocol):
     - ``farthest(X, starts, exclude=None)`` returns, for each group of queries, the one whose nearest row is farthest:
       ``(queries, distances, rows)``. It makes image scores faster when no anomaly map is needed.
     - ``stored_rows`` is the bank as the index keeps it. The detector shares that array if its dtype differs.
-    - The parameters ``random_state`` and ``device`` are set by the detector if they are None and ``"auto"``.
+    - The detector sets a parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
@@ -140,6 +140,11 @@ def resizing_of(extractor: Any) -> tuple[Any, Any] | None:
     if not hasattr(extractor, "image_size") or not hasattr(extractor, "crop_size"):
         return None
     return extractor.image_size, extractor.crop_size
+
+
+def image_size_of(extractor: Any) -> Any:
+    """Return `image_size` of an extractor; None if it has no such parameter."""
+    return getattr(extractor, "image_size", None)
 
 
 def selects_from_batches(sampler: Any) -> TypeGuard[BatchSampler]:

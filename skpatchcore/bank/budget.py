@@ -152,7 +152,7 @@ class Budget:
     n_bytes: int | None
 
 
-# From the number of patches and the first of them to what a detector needs.
+# Returns what a detector needs, from the number of patches and the first of them.
 Needs = Callable[[int, Patches], MemoryNeeds]
 
 
@@ -193,7 +193,7 @@ def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: i
 def within_memory(
     stream: PatchStream, max_memory: int | str | None, extra_copies: int, needs: Needs
 ) -> tuple[PatchSource, Budget]:
-    """Return the patches in memory if they fit, else the stream; and what is left for learning.
+    """Return the patches in memory if they fit, otherwise the stream; and the bytes left for learning.
 
     Parameters
     ----------

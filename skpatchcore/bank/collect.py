@@ -89,7 +89,7 @@ def _select_held(patches: Patches, sampler: Any) -> tuple[np.ndarray, np.ndarray
 
 
 def _select_seen_once(stream: PatchStream, sampler: Any, budget: Budget) -> tuple[np.ndarray, np.ndarray, PatchLayout]:
-    """Let the sampler see each patch once, then extract the selected ones again; also return how all lie."""
+    """Let the sampler see each patch once, then extract the selected ones again; also return the layout."""
     sizes: list[np.ndarray] = []
     views: list[View | None] = []
 

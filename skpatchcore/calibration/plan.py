@@ -21,9 +21,11 @@ from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource, PatchStream
 
-# From some of the patches to what is learnt from them alone.
+# Models without a group that leave-one-out keeps for later batches.
+_N_MODELS = 16
+# Learns a model from a subset of the patches.
 Learn = Callable[[PatchSource], PatchModel]
-# From patch scores and a view to the largest value of the anomaly map.
+# Returns the largest value of an anomaly map, from patch scores and a view.
 PeakOf = Callable[[np.ndarray, View | None], float]
 
 
@@ -51,7 +53,6 @@ class NoCalibration:
 
     learnt: np.ndarray | None = None  # images that the model learns from; None: all
     extra_copies = 0  # of the patch features, made during calibration
-    verbose = 0
 
     def images(self) -> np.ndarray:
         """Return the images that are scored, in ascending order."""
@@ -121,14 +122,17 @@ class LeaveOneOut(NoCalibration):
         self, patches: PatchSource, model: PatchModel
     ) -> Iterator[tuple[np.ndarray, Patches, PatchModel | None]]:
         """Yield images of one batch and one group, their patches, and the model without their group."""
-        start, last, own = 0, None, None
+        start = 0
+        models: dict[int, PatchModel | None] = {}  # of the last groups: a group may go on in later batches
         for batch in patches:
             groups = self.groups[start : start + len(batch)]
             for group in np.unique(groups):
-                if group != last:  # a group may go on in the next batch
-                    last, own = group, model.without(np.flatnonzero(self.groups == group))
+                if group not in models:
+                    if len(models) >= _N_MODELS:
+                        del models[next(iter(models))]
+                    models[group] = model.without(np.flatnonzero(self.groups == group))
                 here = np.flatnonzero(groups == group)
-                yield start + here, batch.subset(here), own
+                yield start + here, batch.subset(here), models[group]
             start += len(batch)
 
 
@@ -195,6 +199,7 @@ class CrossFitted(NoCalibration):
                 own = learn(patches.subset(learnt))
                 parts.append(_scores_of(patches.subset(scored), own, peak_of))
                 bar.update(len(scored))
+                del own  # before the next fold is copied
         order = np.concatenate([scored for _, scored in self.folds]).argsort()
         scores, peaks = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
         return CalibrationScores(self.images(), scores, peaks)
@@ -288,7 +293,7 @@ def _warn_of_few_groups(n_groups: int, contamination: float | str) -> None:
 
 
 def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the groups that are kept out of the bank.
+    """Draw the groups that the model does not learn from.
 
     Parameters
     ----------
@@ -302,12 +307,12 @@ def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tu
     Returns
     -------
     learnt, held : arrays of int
-        Images for the bank and images held out, each in ascending order.
+        Images to learn from and images held out, each in ascending order.
 
     Raises
     ------
     ValueError
-        If no group would be left for the bank.
+        If no group would be left to learn from.
     """
     splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=rng)
     learnt, held = next(splitter.split(groups, groups=groups))
@@ -317,7 +322,7 @@ def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tu
 def make_folds(
     n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the images of each fold's bank, and those that are scored against it.
+    """Return the images that each fold learns from, and those that it scores.
 
     Parameters
     ----------

@@ -34,7 +34,6 @@ def add_parser(commands: Any) -> None:
 
 
 def _load(path: str) -> Any:
-    from sklearn.utils import get_tags
     from sklearn.utils.validation import check_is_fitted
 
     from skpatchcore.detectors import ImageDetector
@@ -50,10 +49,11 @@ def _load(path: str) -> Any:
     if not isinstance(detector, ImageDetector):
         raise CommandError(f"{path!r} holds no detector of this package, but a {type(detector).__name__}.")
     check_is_fitted(detector, "offset_")
-    if not get_tags(detector).input_tags.string:
-        raise CommandError(f"{path!r} holds a detector of precomputed patch features, which can't read images.")
-    for part in (detector, *getattr(detector, "estimators_", ())):  # progress is shown once, for all images
-        if "verbose" in part.get_params(deep=False):
+    for part in (detector, *getattr(detector, "estimators_", ())):
+        params = part.get_params(deep=False)
+        if isinstance(params.get("extractor"), str):
+            raise CommandError(f"{path!r} holds a detector of precomputed patch features, which can't read images.")
+        if "verbose" in params:  # progress is shown once, for all images
             part.set_params(verbose=0)
     return detector
 

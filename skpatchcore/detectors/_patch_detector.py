@@ -38,7 +38,7 @@ from skpatchcore.maps import map_of
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids, n_images_of
-from skpatchcore.protocols import reports_views, resizing_of
+from skpatchcore.protocols import image_size_of, reports_views
 
 
 class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
@@ -66,6 +66,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         "verbose": ["verbose"],
     }
     _stage_names: tuple[str, ...] = ("extractor",)
+    _draws = True  # whether `_learn` uses its seed
 
     extractor: Any
     extractor_: Any
@@ -108,7 +109,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         return model
 
     def _patch_check(self, is_fitted: bool) -> Check | None:
-        """Return what refuses patches that can't be learnt from, or compared with what was learnt; None accepts all."""
+        """Return a check that raises an error for patches that can't be used, or None."""
         return None
 
     def set_params(self, **params: Any) -> Any:
@@ -178,7 +179,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         extractor = stages["extractor"]
         X, kept, groups = self._nominal_images(X, y, groups, extractor)
         plan = plan_calibration(self.calibration, groups, len(kept), rng, self.contamination, self.verbose)
-        seed = int(rng.randint(2**31 - 1))
+        seed = int(rng.randint(2**31 - 1)) if self._draws else 0
         if extractor is not None:
             extractor.fit(X)
         check = self._patch_check(is_fitted=False)
@@ -239,7 +240,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         stages = self._make_stages(check_random_state(self.random_state))
         extractor = stages["extractor"]
         if image is None:
-            if (resizing_of(extractor) or (None, None))[0] is None:
+            if image_size_of(extractor) is None:
                 raise ValueError("how much memory is needed depends on the images: pass an example as image=.")
             image = np.full((64, 64, 3), 127, np.uint8)
         example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None])

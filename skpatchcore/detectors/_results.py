@@ -116,7 +116,9 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
                 if done < failed:  # the images before it in its batch
                     yield from flagged(done, failed)
                 done = failed + 1
-                yield Scored(np.full(1, np.nan), [None], ImageError(error.message, failed, error.path))
+                flag = ImageError(error.message, failed, error.path)
+                flag.__cause__ = error.__cause__
+                yield Scored(np.full(1, np.nan), [None], flag)
 
     return flagged(0, n_images)
 
@@ -162,6 +164,8 @@ def results_of(
                     )
                     done += 1
         except ImageError as error:
+            if start == 0:
+                raise
             raise _shifted(error, start) from error
 
 

@@ -129,6 +129,7 @@ class PatchCoreDetector(PatchDetector):
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
     }
     _stage_names = ("extractor", "sampler", "index")
+    _draws = False
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
 
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
-from skpatchcore.bank.budget import Budget
+from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.patches.model import check_channels
 from skpatchcore.patches.patches import Patches
@@ -153,6 +153,12 @@ class SPADEDetector(PatchDetector):
         with phase("learning"):
             descriptors = mean_patches(held.rows, held.starts)
         return Gallery(held.rows, held.starts, np.arange(len(held)), descriptors, self.n_neighbors)
+
+    def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
+        # All patch features are held; a query copies those of its nearest images.
+        per_image = first.rows.nbytes // len(first)
+        n_images = max(1, n_patches * first.rows.shape[1] * first.rows.itemsize // per_image)
+        return MemoryNeeds(learning=None, model=min(self.n_neighbors, n_images) * per_image)
 
 
 def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -160,8 +160,10 @@ def run_evaluation(
     for name in ablations:
         planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
     runs = _finished(list(plain_runs(detector, categories)), results, resolution, verbose, draw)
+    table = with_mean(table_of([one.result for one in runs]))
+    table.to_csv(folder / "results.csv", index_label="category")  # before the studies, which may take long
     studies = {name: _study(_finished(some, results, resolution, verbose)) for name, some in planned.items()}
-    evaluation = Evaluation(folder, runs, with_mean(table_of([one.result for one in runs])), studies)
+    evaluation = Evaluation(folder, runs, table, studies)
     _write(evaluation)
     return evaluation
 
@@ -217,7 +219,6 @@ def _study(runs: list[FinishedRun]) -> pd.DataFrame:
 def _write(evaluation: Evaluation) -> None:
     """Write the tables. Studies of an earlier run are removed, because they would look like those of this one."""
     folder = evaluation.folder
-    evaluation.table.to_csv(folder / "results.csv", index_label="category")
     for name in ("low-shot", *ABLATIONS):
         (folder / f"{name}.csv").unlink(missing_ok=True)
     for name, study in evaluation.studies.items():

@@ -11,7 +11,7 @@ from skpatchcore._utils.progress import phase
 from skpatchcore.images.views import View
 from skpatchcore.patches.patches import Patches
 
-# What is kept of one image: from its patch scores, of shape (grid_height, grid_width), and its view.
+# Returns what is kept of an image, from its patch scores of shape (grid_height, grid_width) and its view.
 Keep = Callable[[np.ndarray, View | None], Any]
 
 

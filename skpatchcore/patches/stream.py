@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -103,7 +102,7 @@ class PatchStream:
         """Return the first batch. The next pass over the stream continues from there: nothing is extracted twice."""
         batches = iter(self)
         first = next(batches)
-        self._begun = chain([first], batches)
+        self._begun = _resumed([first], batches)
         return first
 
     def subset(self, images: np.ndarray) -> PatchStream:
@@ -211,6 +210,12 @@ class PatchStream:
 
 
 PatchSource = Patches | PatchStream
+
+
+def _resumed(first: list[Patches], batches: Iterator[Patches]) -> Iterator[Patches]:
+    """Yield the first batch, which is not held after that, and the others."""
+    yield first.pop()
+    yield from batches
 
 
 def _whole_images(X: Any, first_image: int) -> list[View | None]:

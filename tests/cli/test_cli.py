@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
 
 from skpatchcore import PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector, load, save
 from skpatchcore.cli.main import main
@@ -321,6 +322,25 @@ def test_predict_takes_every_detector_that_save_takes(folder, parts, kind, capsy
     assert len(list(out.glob("*.png"))) == len(paths) == 5
     page = (out / "report.html").read_text(encoding="utf-8")
     assert ("no threshold" in page) == (kind == "without threshold")
+
+
+class Brightness(TransformerMixin, BaseEstimator):
+    """An extractor that reads files by itself: the mean of blocks of 8×8 pixels."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        images = np.stack([np.asarray(Image.open(path).convert("RGB"), np.float32) for path in X])
+        n, height, width, _ = images.shape
+        return images.reshape(n, height // 8, 8, width // 8, 8, 3).mean(axis=(2, 4))
+
+
+def test_predict_takes_a_detector_with_an_extractor_of_ones_own(folder):
+    good = [str(path) for path in sorted((folder / "good").iterdir())]
+    joblib.dump(PatchCoreDetector(Brightness(), random_state=0).fit(good), folder / "own.joblib")
+    assert main(["predict", str(folder / "own.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
+    assert len(rows(folder / "out")) == 5
 
 
 def test_predict_refuses_detectors_of_features_and_unfitted_ones(folder, capsys):

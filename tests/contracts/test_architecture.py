@@ -19,8 +19,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 ROOMS = [
     {"_version"},
     {"_utils"},
-    {"protocols"},
     {"images"},
+    {"protocols"},
     {"features"},
     {"patches"},
     {"coreset", "index"},
