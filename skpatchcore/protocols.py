@@ -28,7 +28,7 @@ class Extractor(Protocol):
     Optional members:
 
     - ``iter_transform(X)`` yields ``(features, views)`` batch by batch: an array of shape (n_batch, grid_height,
-      grid_width, n_channels) and one :class:`~skpatchcore.images.View` per image. Without it, `transform` is called on
+      grid_width, n_channels) and one ``skpatchcore.images.View`` per image. Without it, `transform` is called on
       a few images at a time, and each grid is assumed to cover its whole image.
     - ``input_sizes(X)`` returns the height and width that the network sees of each image, an array of shape (n_images,
       2), or None if all are equal. It makes memory estimates exact for images of different sizes.
