@@ -22,7 +22,8 @@ class MemoryBank:
     rows : array of shape (n_bank, n_channels)
         The coreset, in order of selection.
     images : array of shape (n_bank,), int64
-        The image that each row came from.
+        The image that each row came from: an index into the images that were learnt from; in the bank of a fitted
+        detector, an index into the `X` of its `fit`.
     positions : array of shape (n_bank, 2), int64
         Where in that image's grid: row and column.
     boxes : array of shape (n_bank, 4), float64

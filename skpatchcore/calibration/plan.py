@@ -217,7 +217,11 @@ def kind_of(calibration: Any) -> type[NoCalibration]:
         return NoCalibration
     if isinstance(calibration, str):
         return LeaveOneOut
-    return CrossFitted if hasattr(calibration, "split") or isinstance(calibration, Integral) else HeldOut
+    return CrossFitted if _is_splitter(calibration) or isinstance(calibration, Integral) else HeldOut
+
+
+def _is_splitter(calibration: Any) -> bool:
+    return hasattr(calibration, "split")
 
 
 def plan_calibration(
@@ -344,7 +348,7 @@ def make_folds(
     ValueError
         If a splitter would score an image twice, learn from an image or a group that it scores, or score none.
     """
-    if not hasattr(cv, "split"):
+    if not _is_splitter(cv):
         fold = KFold if groups is None else GroupKFold
         cv = fold(cv, shuffle=True, random_state=rng)
     nominal = np.ones(n_images, int)

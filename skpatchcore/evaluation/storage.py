@@ -21,6 +21,7 @@ import torchvision
 from sklearn.base import BaseEstimator, clone
 
 from skpatchcore._utils.device import available_device
+from skpatchcore._utils.files import written_whole
 from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.studies import Run
@@ -156,9 +157,8 @@ class Results:
         place.mkdir(parents=True, exist_ok=True)
         values = {name: as_json(value) for name, value in asdict(result).items()}
         text = json.dumps({"settings": settings, "provenance": provenance, "result": values}, indent=1)
-        partial = place / f".result.{os.getpid()}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, place / "result.json")
+        with written_whole(place / "result.json") as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def _digests(detector: Any) -> list[str]:

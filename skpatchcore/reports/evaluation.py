@@ -15,6 +15,7 @@ from skpatchcore.datasets import read_mask
 from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.runs import Evaluation, means_of
+from skpatchcore.evaluation.storage import Results
 from skpatchcore.images.reading import load_image
 from skpatchcore.reports import page
 from skpatchcore.reports.page import side_by_side
@@ -167,7 +168,7 @@ def write_evaluation_report(
     Path
         Of the page.
     """
-    runs, table = evaluation.runs, evaluation.table
+    runs, table, stored = evaluation.runs, evaluation.table, Results(evaluation.folder / "runs")
     provenance, settings = runs[0].provenance, runs[0].settings
     parameters = settings["parameters"]
     parts = [
@@ -209,7 +210,7 @@ def write_evaluation_report(
         title = f"{run.category}: image AUROC {result.row['image_auroc']:.3f}"
         parts += [page.heading(run.category), page.drawing(draw_category(result), title)]
         for shown in details.get("pictures", []):
-            with Image.open(evaluation.folder / "runs" / run.category / run.name / shown["file"]) as picture:
+            with Image.open(stored.place_of(run) / shown["file"]) as picture:
                 parts.append(page.picture(picture, shown["caption"]))
     parts.append(
         page.paragraph(
