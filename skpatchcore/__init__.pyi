@@ -15,8 +15,8 @@ from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisp
 from .evaluation.category import evaluate as evaluate
 from .features._backbones import WeightsError as WeightsError
 from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor
-from .images.reading import ImageError as ImageError
-from .images.reading import ImageWarning as ImageWarning
+from .images.errors import ImageError as ImageError
+from .images.errors import ImageWarning as ImageWarning
 from .index.exact import ExactIndex as ExactIndex
 from .index.pynndescent import PyNNDescentIndex as PyNNDescentIndex
 from .model_selection import OneClassSplit as OneClassSplit

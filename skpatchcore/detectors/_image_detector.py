@@ -19,9 +19,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.labels import is_nominal
 from skpatchcore._utils.sklearn import safe_indexing
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import conformal_threshold, upper_tail_p_values
 from skpatchcore.detectors._results import ImageResult, Scored, as_stack, results_of, score_or_flag, turned
-from skpatchcore.images.reading import ImageWarning, as_image_sequence
+from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.images.errors import ImageWarning
 from skpatchcore.maps import regions_of_map
 from skpatchcore.patches.stream import n_images_of
 
@@ -85,7 +87,7 @@ class ImageDetector(OutlierMixin):
         Parameters
         ----------
         X, y, groups : as for `fit`
-            Images that `y` labels -1 are judged by what was learnt of the others.
+            Images that `y` does not label +1 are judged by what was learnt from the others.
 
         Returns
         -------
@@ -98,11 +100,11 @@ class ImageDetector(OutlierMixin):
             As `fit` and `predict`; also if `calibration` scores a part of the training images only.
         """
         self._require_scores_of_training_images()
+        X = listed(X)
         self.fit(X, y, groups=groups)
         self._require_threshold()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fit has said it
-            nominal = is_nominal(y, n_images_of(X))
+        # fit has warned
+        nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"), warn=False)
         if len(self.calibration_scores_) < nominal.sum():
             raise ValueError("calibration scores a part of the training images only: the others can't be judged.")
         scores = np.empty(len(nominal))
@@ -463,6 +465,14 @@ class ImageDetector(OutlierMixin):
 
     def _require_scores_of_training_images(self) -> None:
         """Raise a ValueError if it is known before a fit that not all training images will have calibration scores."""
+
+    def _warn_of_thresholds(self, params: dict[str, Any]) -> None:
+        """Warn if a parameter that `fit` makes thresholds from is set on a fitted detector."""
+        if hasattr(self, "offset_") and params.get("contamination", self.contamination) != self.contamination:
+            warn_user(
+                "contamination has no effect on the thresholds of a fitted detector: they stay as they are until fit. "
+                "recalibrate(contamination=...) sets them without training."
+            )
 
     def _require_threshold(self) -> None:
         check_is_fitted(self, "offset_")

@@ -27,12 +27,14 @@ from skpatchcore._utils.sklearn import (
     visual_block,
     with_callbacks,
 )
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory, within_memory
 from skpatchcore.calibration.plan import kind_of, plan_calibration
 from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.images.reading import as_image_sequence
+from skpatchcore.images.appearance import AppearanceLog, appearance_range, describe_darkness, describe_difference
+from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
 from skpatchcore.patches.model import PatchModel, score_batches
@@ -77,6 +79,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
     random_state: Any
     verbose: int
     model_: Any
+    appearance_range_: np.ndarray | None
 
     @abstractmethod
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
@@ -130,6 +133,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
             given = params.get(name, getattr(self, name))
             if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
                 params = {**params, name: default_stage(name, given)}
+        self._warn_of_thresholds(params)
         super().set_params(**params)
         return self
 
@@ -144,7 +148,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
             Images of good parts: paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series. Patch
             features with ``extractor="precomputed"``.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous: images with -1 are left out. Other labels are ignored, with a warning.
+            +1 good, -1 anomalous; 0, NaN or None if nobody has labelled the image. Only images with +1 are learnt.
         groups : array of shape (n_images,) or None, default=None
             Images that share a group show the same part: calibration leaves out the whole group. Can be routed:
             ``detector.set_fit_request(groups=True)``.
@@ -159,16 +163,17 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         ImageError
             If an image can't be read or isn't one; the error names its index and path.
         ValueError
-            If a parameter is out of its range, lengths differ, no image is left, all share one group, features hold
-            NaN, or `max_memory` is too small: the error says how much is needed.
+            If a parameter is out of its range, lengths differ, `y` holds other labels, no image is left, all share one
+            group, features hold NaN, or `max_memory` is too small: the error says how much is needed.
         WeightsError
             If the network's weights can't be found.
 
         Warns
         -----
         UserWarning
-            If `y` holds other labels than +1 and -1, or if there are too few images or groups to calibrate.
+            If labels are unknown, there are too few images or groups to calibrate, or the images are nearly black.
         """
+        X = listed(X)
         with report_tasks(self, X, y), restored_on_failure(self):
             return self._fit(X, y, groups)
 
@@ -182,7 +187,8 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         seed = int(rng.randint(2**31 - 1)) if self._draws else 0
         if extractor is not None:
             extractor.fit(X)
-        check = self._patch_check(is_fitted=False)
+        log = AppearanceLog()
+        check = _recording(log, self._patch_check(is_fitted=False))
         stream = PatchStream(extractor, X, kept, check=check, verbose=self.verbose)
         source = stream if plan.learnt is None else stream.subset(plan.learnt)
         needs = partial(self._memory_needs, stages=stages)
@@ -202,6 +208,10 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
             found = plan.calibrate(stream, patches, model, learn, self._peak_of)
 
         self.extractor_ = extractor
+        appearances = log.as_array()
+        self.appearance_range_ = None if appearances is None else appearance_range(appearances)
+        if self.appearance_range_ is not None and (problem := describe_darkness(self.appearance_range_)):
+            warn_user(problem)
         self._keep(model, source.numbers)
         self._set_thresholds(found.scores, found.peaks, kept[found.images], self.contamination)
         return self
@@ -253,22 +263,25 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        model = self._model()
-        stream = self._stream(X, with_views=of_map is not None)
+        model, log = self._model(), AppearanceLog()
+        stream = self._stream(X, log, with_views=of_map is not None)
 
         def keep(patch_scores: np.ndarray, view: View | None) -> Any:
             assert of_map is not None
             return of_map(map_of(patch_scores, view, self.smoothing))
 
         yield from score_batches(stream, model, None if of_map is None else keep)
+        known, appearances = getattr(self, "appearance_range_", None), log.as_array()
+        if known is not None and appearances is not None and (problem := describe_difference(known, appearances)):
+            warn_user(problem)
 
-    def _stream(self, X: Any, with_views: bool = True) -> PatchStream:
+    def _stream(self, X: Any, log: AppearanceLog, with_views: bool = True) -> PatchStream:
         """Return the patches of new images."""
         return PatchStream(
             self.extractor_,
             self._validated(X, self.extractor_, reset=False),
             with_views=with_views,
-            check=self._patch_check(is_fitted=True),
+            check=_recording(log, self._patch_check(is_fitted=True)),
             description="scoring",
             verbose=self.verbose,
         )
@@ -286,13 +299,19 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
     def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
         """Return the images to learn from, their indices in `X`, and their groups as integers."""
         X = self._validated(X, extractor, reset=True)
-        nominal = is_nominal(y, n_images_of(X))
+        if y is None and len(classes := getattr(X, "classes", ())) > 1:
+            raise ValueError(
+                f"X is a dataset with the classes {', '.join(classes)}: pass a dataset of good images only, or y with "
+                "+1 for good and -1 for anomalous images."
+            )
+        nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
         codes = None if groups is None else group_codes(groups, nominal)
         kept = np.flatnonzero(nominal)
         return X if nominal.all() else safe_indexing(X, kept), kept, codes
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         """Return `X` as a sequence of images or of grids; a 2-D table as scikit-learn validates it."""
+        X = listed(X)
         if extractor is not None:
             return as_image_sequence(X) if reports_views(extractor) else X
         grids = as_grids(X)
@@ -323,3 +342,14 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
             extractor = TorchFeatureExtractor() if self.extractor is None else self.extractor
             tags.input_tags = get_tags(extractor).input_tags
         return tags
+
+
+def _recording(log: AppearanceLog, check: Check | None) -> Check:
+    """Return a check that also records what images look like."""
+
+    def record(patches: Patches, numbers: np.ndarray) -> None:
+        log.add(patches.views, numbers)
+        if check is not None:
+            check(patches, numbers)
+
+    return record

@@ -13,7 +13,7 @@ import pandas as pd
 
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.calibration.conformal import upper_tail_p_values
-from skpatchcore.images.reading import ImageError
+from skpatchcore.images.errors import ImageError
 from skpatchcore.patches.stream import n_images_of
 
 # From images to batches of anomaly scores, and what is kept of the maps.

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skpatchcore._utils.sklearn import Interval, StrOptions, fit_context, visual_block
 from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
 from skpatchcore.detectors._results import turned
-from skpatchcore.images.reading import as_image_sequence
+from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.patches.stream import n_images_of
 
 
@@ -117,6 +117,7 @@ class PatchCoreEnsemble(ImageDetector, BaseEstimator):
         replaced = {key: params.pop(key) for key in list(params) if key in names}
         if replaced:
             self.estimators = [(name, replaced.get(name, detector)) for name, detector in self.estimators]
+        self._warn_of_thresholds(params)
         super().set_params(**params)
         return self
 
@@ -141,7 +142,7 @@ class PatchCoreEnsemble(ImageDetector, BaseEstimator):
             different images or not at all.
         """
         with restored_on_failure(self):
-            return self._fit(X, y, groups)
+            return self._fit(listed(X), y, groups)
 
     def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreEnsemble:
         names = [name for name, _ in self._pairs()]

@@ -113,7 +113,7 @@ class PaDiMDetector(PatchDetector):
         As fitted; None with precomputed features.
     model_ : Gaussians
         Means, covariances' factors and channels.
-    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_
+    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
         As of :class:`~skpatchcore.PatchCoreDetector`.
     n_features_in_, feature_names_in_
         Of a 2-D precomputed `X`.

@@ -16,6 +16,7 @@ from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_c
 from skpatchcore.bank.scoring import nearest_patches
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._stages import INDEXES
+from skpatchcore.images.appearance import AppearanceLog
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource
 
@@ -93,6 +94,10 @@ class PatchCoreDetector(PatchDetector):
         Maxima of their anomaly maps, bigger = more anomalous.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Which images of `X` these are.
+    appearance_range_ : array of shape (2, 5) or None
+        Lowest and highest values over the training images, as the network sees them: mean of red, green and blue,
+        contrast (standard deviation of grey) and brightest value, in [0, 1]. `predict` and its companions warn if all
+        of four or more new images lie far outside. None if the extractor does not report what it sees.
     offset_ : float
         ``decision_function = score_samples - offset_``; NaN where nothing could be calibrated.
     pixel_offset_ : float
@@ -186,7 +191,7 @@ class PatchCoreDetector(PatchDetector):
         check_is_fitted(self, "memory_bank_")
         if n_patches < 1:
             raise ValueError(f"n_patches={n_patches}: expected at least 1.")
-        found = nearest_patches(self._stream(X), self.index_, n_patches)
+        found = nearest_patches(self._stream(X, AppearanceLog()), self.index_, n_patches)
         nearest = found["nearest"]
         sides = ("top", "left", "height", "width")
         return pd.DataFrame(

@@ -91,7 +91,7 @@ class SPADEDetector(PatchDetector):
         As fitted; None with precomputed features.
     model_ : Gallery
         All patch features of the good images.
-    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_
+    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
         As of :class:`~skpatchcore.PatchCoreDetector`.
     n_features_in_, feature_names_in_
         Of a 2-D precomputed `X`.

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 
 from skpatchcore.features._cache import LayerCache
-from skpatchcore.images.reading import load_image, path_of, read_content
+from skpatchcore.images.files import read_content
+from skpatchcore.images.reading import PixelFormat, load_image, path_of
 from skpatchcore.images.views import Size, View, resize_and_crop
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ def prepared_batches(
     crop_size: Size,
     max_pixels: int | None,
     cache: LayerCache | None,
+    pixel_format: PixelFormat,
 ) -> Iterator[list[Prepared]]:
     """Yield batches of neighbouring images that have one size after resizing.
 
@@ -66,6 +68,8 @@ def prepared_batches(
         As of :class:`~skpatchcore.TorchFeatureExtractor`.
     cache : LayerCache or None
         Where layer maps are looked up.
+    pixel_format : PixelFormat
+        How the values of images are to be understood.
 
     Yields
     ------
@@ -81,11 +85,11 @@ def prepared_batches(
         path = path_of(image)
         # what is hashed is what is decoded, whoever writes to the file meanwhile
         content = None if cache is None or path is None else read_content(path, index)
-        entry = None if cache is None else cache.entry_of(image, index, content, max_pixels)
+        entry = None if cache is None else cache.entry_of(image, index, content, max_pixels, pixel_format)
         known = None if cache is None or entry is None else cache.read(entry)
         if known is not None:
             return Prepared(known[1], index, path, maps=known[0])
-        loaded = load_image(image, index, max_pixels, content)
+        loaded = load_image(image, index, max_pixels, content, pixel_format)
         pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels)
         # grey images are resized once, then seen three times
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)

@@ -21,15 +21,23 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.files import cache_folder, read_arrays, write_arrays
-from skpatchcore.images.reading import from_tensor, load_image, path_of, read_content
+from skpatchcore.images.appearance import Appearance
+from skpatchcore.images.files import read_content
+from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat, content_of, from_tensor, load_image, path_of
 from skpatchcore.images.views import View
 
-_FORMAT = 2  # changes with what entries hold
+_FORMAT = 3  # changes with what entries hold
 # How much may be written, in shares of the limit, before it is seen to again.
 _SLACK = 1 / 32
 
 
-def hash_content(image: Any, index: int, content: bytes | None = None, max_pixels: int | None = None) -> str:
+def hash_content(
+    image: Any,
+    index: int,
+    content: bytes | None = None,
+    max_pixels: int | None = None,
+    pixel_format: PixelFormat = DEFAULT_FORMAT,
+) -> str:
     """Return a hash of what an image is: of a file's bytes, of an array's or a PIL image's pixels.
 
     Parameters
@@ -42,6 +50,8 @@ def hash_content(image: Any, index: int, content: bytes | None = None, max_pixel
         Of the file, where it has been read.
     max_pixels : int or None, default=None
         PIL images of more are refused.
+    pixel_format : PixelFormat
+        As for :func:`~skpatchcore.images.reading.load_image`.
 
     Returns
     -------
@@ -53,13 +63,14 @@ def hash_content(image: Any, index: int, content: bytes | None = None, max_pixel
         If it can't be read.
     """
     path = path_of(image)
-    if path is not None:
-        content = read_content(path, index) if content is None else content
+    if content is None:
+        content = content_of(image, index) if path is None else read_content(path, index)
+    if content is not None:
         return "file-" + hashlib.blake2b(content, digest_size=20).hexdigest()
     if isinstance(image, torch.Tensor):
         image = from_tensor(image)
     elif not isinstance(image, np.ndarray):
-        image = load_image(image, index, max_pixels)
+        image = load_image(image, index, max_pixels, pixel_format=pixel_format)
     elif isinstance(image, np.ma.MaskedArray):
         load_image(image, index)  # refuses what is masked, which the bytes don't tell
     pixels = np.ascontiguousarray(image)
@@ -95,10 +106,17 @@ class LayerCache:
         self._written = 0
         self._lock = threading.Lock()
 
-    def entry_of(self, image: Any, index: int, content: bytes | None = None, max_pixels: int | None = None) -> Path:
-        """Return the file where the maps of an image, of this content if it is a file, are if they are there."""
+    def entry_of(
+        self,
+        image: Any,
+        index: int,
+        content: bytes | None = None,
+        max_pixels: int | None = None,
+        pixel_format: PixelFormat = DEFAULT_FORMAT,
+    ) -> Path:
+        """Return the path of the image's cache entry; it may not exist."""
         key = self._settings.copy()
-        key.update(hash_content(image, index, content, max_pixels).encode())
+        key.update(hash_content(image, index, content, max_pixels, pixel_format).encode())
         name = key.hexdigest()
         return self.folder / name[:2] / f"{name}.npz"
 
@@ -185,11 +203,11 @@ def _touch(path: Path) -> None:
 
 
 def _as_array(view: View) -> np.ndarray:
-    return np.array([*view.image_size, *view.box, *view.input_size, *view.scale], np.float64)
+    assert view.appearance is not None
+    return np.array([*view.image_size, *view.box, *view.input_size, *view.scale, *view.appearance], np.float64)
 
 
 def _as_view(numbers: np.ndarray) -> View:
-    height, width, top, left, tall, wide, input_height, input_width, down, across = numbers.tolist()
-    return View(
-        (int(height), int(width)), (top, left, tall, wide), (int(input_height), int(input_width)), (down, across)
-    )
+    height, width, top, left, tall, wide, input_height, input_width, down, across, *appearance = numbers.tolist()
+    size, input_size = (int(height), int(width)), (int(input_height), int(input_width))
+    return View(size, (top, left, tall, wide), input_size, (down, across), Appearance(*appearance))

@@ -16,7 +16,7 @@ from skpatchcore.features._aggregation import NotAGridError, tokens_to_grid
 from skpatchcore.features._backbones import Network
 from skpatchcore.features._batches import Prepared
 from skpatchcore.features._cache import LayerCache
-from skpatchcore.images.reading import ImageError
+from skpatchcore.images.errors import ImageError
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from skpatchcore.features._backbones import Network, WeightsError, load_network
 from skpatchcore.features._batches import prefetched, prepared_batches
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.features._forward import ForwardPass
-from skpatchcore.images.reading import as_image_sequence, image_size, path_of
+from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.reading import PixelFormat, image_size, path_of
 from skpatchcore.images.views import Size, View, placed
 
 
@@ -65,6 +67,12 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
     max_pixels : int or None, default=89_478_485
         An image file of more is refused before it is decoded, as any image is that would have more after resizing. The
         default is where PIL begins to suspect a decompression bomb; None leaves it to PIL, which refuses twice that.
+    channel_order : {"rgb", "bgr"}, default="rgb"
+        Order of the channels of arrays and tensors. ``"bgr"`` is OpenCV's: images of ``cv2.imread``. Files and PIL
+        images state their own order.
+    value_range : (float, float) or None, default=None
+        The stored values that are black and white, such as ``(0, 4095)`` for 12 bits in uint16. It applies to arrays
+        and to files. None is the range of the dtype, or of the bits that a file declares; ``(0, 1)`` for floats.
     mean, std : sequence of 3 floats or None, default=None
         Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
         callable: ImageNet's).
@@ -122,6 +130,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
+        "channel_order": [StrOptions({"rgb", "bgr"})],
+        "value_range": [list, tuple, None],
         "mean": [list, tuple, None],
         "std": [list, tuple, None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -145,6 +155,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         image_size: Size = 256,
         crop_size: Size = 224,
         max_pixels: int | None = 89_478_485,
+        channel_order: str = "rgb",
+        value_range: Any = None,
         mean: Any = None,
         std: Any = None,
         batch_size: int = 4,
@@ -164,6 +176,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.image_size = image_size
         self.crop_size = crop_size
         self.max_pixels = max_pixels
+        self.channel_order = channel_order
+        self.value_range = value_range
         self.mean = mean
         self.std = std
         self.batch_size = batch_size
@@ -203,8 +217,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of images, or array of shape (n_images, height, width, n_channels)
-            Paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series; grey, RGB or RGBA; uint8,
+        X : collection of images, or array of shape (n_images, height, width, n_channels)
+            Paths, arrays, tensors, PIL images, bytes or open files, in a list, an array, a column of pandas, polars or
+            Arrow, a generator, or a dataset of torch's, whose targets are ignored. Grey, RGB or RGBA; bool, uint8,
             uint16 or float in [0, 1].
 
         Returns
@@ -221,7 +236,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             If the weights can't be had, or are others than those in `fit`.
         """
         grids: np.ndarray | list[np.ndarray] = []
-        n_images, done = len(as_image_sequence(X)), 0
+        X, done = as_image_sequence(X), 0
+        n_images = len(X)
         for features, _ in self.iter_transform(X):
             if done == 0:
                 grids = np.empty((n_images, *features.shape[1:]), np.float32)
@@ -265,7 +281,13 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             )
         forward = self._forward_pass(network, device)
         batches = prepared_batches(
-            images, self.batch_size, self.image_size, self.crop_size, self.max_pixels, forward.cache
+            images,
+            self.batch_size,
+            self.image_size,
+            self.crop_size,
+            self.max_pixels,
+            forward.cache,
+            self._pixel_format(),
         )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             # a single batch has nothing to be prepared beside
@@ -289,6 +311,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             "sizes": [None if size is None else np.ravel(size).tolist() for size in (self.image_size, self.crop_size)],
             "normalisation": [[float(v) for v in values] for values in self._normalisation(network)],
             "computed in": self.dtype,
+            "pixel format": [self.channel_order, None if self.value_range is None else [*map(float, self.value_range)]],
         }
         limit = None if self.cache_limit is None else parse_bytes(self.cache_limit)
         return LayerCache(self.memory, settings, self.cache_dtype, limit)
@@ -315,7 +338,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             return None
         views = (
             placed(
-                image_size(image, index, self.max_pixels),
+                image_size(image, index, self.max_pixels, self._pixel_format()),
                 self.image_size,
                 self.crop_size,
                 index,
@@ -336,6 +359,9 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             return concatenate_layers(maps, self.patch_size, self.stride)
         return pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
 
+    def _pixel_format(self) -> PixelFormat:
+        return PixelFormat(self.channel_order, None if self.value_range is None else tuple(self.value_range))
+
     def _normalisation(self, network: Network) -> tuple[Any, Any]:
         return self.mean or network.mean, self.std or network.std
 
@@ -355,6 +381,12 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                 len(size) == 2 and all(isinstance(side, Integral) and int(side) > 0 for side in size)
             ):
                 raise ValueError(f"{name}={size!r}: expected an int, a pair (height, width) of ints, or None.")
+        if self.value_range is not None and not (
+            len(self.value_range) == 2
+            and all(isinstance(value, Real) and math.isfinite(value) for value in self.value_range)
+            and self.value_range[0] < self.value_range[1]
+        ):
+            raise ValueError(f"value_range={self.value_range!r}: expected the values of black and of white, ascending.")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != 3:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from skpatchcore.images.reading import ImageError
+from skpatchcore.images.appearance import Appearance, appearance_of
+from skpatchcore.images.errors import ImageError
 
 Size = int | tuple[int, int] | None
 
@@ -29,12 +30,15 @@ class View:
         Height and width in pixels of the part that is seen as the network gets it.
     scale : (float, float)
         Pixels of the image for each pixel that the network gets, down and across.
+    appearance : Appearance or None
+        Brightness and contrast of what the network sees; None if they are not known.
     """
 
     image_size: tuple[int, int]
     box: tuple[float, float, float, float]
     input_size: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
+    appearance: Appearance | None = None
 
     def of_patches(self, grid: tuple[int, int], stride: int) -> View:
         """Return the view of every `stride`-th patch of a `grid` of (height, width), at those patches' places."""
@@ -107,7 +111,8 @@ def resize_and_crop(
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     if resized != view.image_size:
         tensor = F.interpolate(tensor[None], size=resized, mode="bilinear", align_corners=False, antialias=True)[0]
-    return tensor[:, top : top + view.input_size[0], left : left + view.input_size[1]], view
+    seen = tensor[:, top : top + view.input_size[0], left : left + view.input_size[1]]
+    return seen, replace(view, appearance=appearance_of(seen))
 
 
 def placed(

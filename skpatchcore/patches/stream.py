@@ -12,7 +12,9 @@ import pandas as pd
 
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
-from skpatchcore.images.reading import ImageError, as_image_sequence, image_size
+from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.errors import ImageError
+from skpatchcore.images.reading import image_size
 from skpatchcore.images.views import View
 from skpatchcore.patches.patches import N_IMAGES, Patches
 from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, reports_views

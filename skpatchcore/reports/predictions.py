@@ -18,7 +18,8 @@ from skpatchcore._version import __version__
 from skpatchcore.detectors import ImageResult
 from skpatchcore.display import ScoreHistogramDisplay, overlay_anomaly_map
 from skpatchcore.display.overlay import as_bytes
-from skpatchcore.images.reading import as_image_sequence, load_image
+from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.reading import load_image
 from skpatchcore.reports import page
 
 

@@ -221,10 +221,23 @@ def test_labels_leave_anomalous_images_out(parts):
     assert caught.value.index == 5
 
 
-def test_labels_of_another_convention_are_ignored_with_a_warning(parts):
-    with pytest.warns(UserWarning, match=r"convention is \+1 for good and -1 for anomalous"):
-        model = detector().fit(parts[0], [0] * 5 + [1] * 5)
-    assert len(model.calibration_scores_) == 10
+@pytest.mark.parametrize(
+    "y",
+    [[0] * 5 + [1] * 5, [True] * 5 + [False] * 5, ["good"] * 9 + ["bad"], [1] * 9 + [2], [1] * 9 + [-1.5], [[1]] * 10],
+)
+def test_fit_refuses_labels_of_another_convention(parts, y):
+    with pytest.raises(ValueError, match=r"convention is \+1 for good and -1 for anomalous"):
+        detector().fit(parts[0], y)
+
+
+def test_fit_on_a_table_ignores_other_labels_with_a_warning():
+    table = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.warns(UserWarning, match="labels of a table are ignored"):
+        model = PatchCoreDetector("precomputed").fit(table, [0, 1] * 10)
+    assert len(model.calibration_scores_) == 20
+
+
+def test_fit_refuses_labels_without_a_good_image_or_of_another_length(parts):
     with pytest.raises(ValueError, match="no good image"):
         detector().fit(parts[0], [-1] * 10)
     with pytest.raises(ValueError, match="inconsistent numbers"):
@@ -312,7 +325,7 @@ def test_a_table_after_grids_and_grids_after_a_table(parts):
     model.fit(table).score_samples(table)
 
 
-@pytest.mark.parametrize("X", [None, 5, "part.png", Image.new("L", (64, 64)), (x for x in [1])], ids=str)
+@pytest.mark.parametrize("X", [None, 5, "part.png", Image.new("L", (64, 64)), {"a.png": 1}], ids=str)
 def test_what_is_no_sequence_of_images_is_said_plainly(fitted, X):
     for method in (detector().fit, fitted.score_samples, fitted.segment):
         with pytest.raises(ValueError, match="X is"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import pickle
 
 import numpy as np
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from skpatchcore import ImageError, ImageWarning
-from skpatchcore.images.reading import as_image_sequence, load_image
+from skpatchcore.datasets import ImageFolder
+from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.reading import PixelFormat, image_size, load_image
 from skpatchcore.images.views import resize_and_crop
 
 RNG = np.random.default_rng(0)
@@ -72,12 +75,12 @@ def test_exif_orientation_is_applied(tmp_path):
         (np.zeros(7, np.uint8), "shape"),
         (np.zeros((0, 5, 3), np.uint8), "no pixels"),
         (np.zeros((4, 5), np.int64), "dtype int64"),
-        (np.zeros((4, 5), bool), "dtype bool"),
+        (np.zeros((4, 5), complex), "dtype complex128"),
         (np.full((4, 5), 200.0), r"\[200, 200\], expected \[0, 1\]"),
         (np.full((4, 5), -0.5), r"expected \[0, 1\]"),
         (np.full((4, 5), np.nan), "NaN"),
         (np.full((4, 5), np.inf), "infinity"),
-        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "32-bit"),
+        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "dtype int32, whose white is not defined"),
         (3.5, "float"),
         (None, "NoneType"),
     ],
@@ -153,9 +156,11 @@ def test_image_errors_survive_pickling():
         (RGB8[:, :, 0], "expected \\(n_images"),
         ([], "no images"),
         (np.zeros((0, 4, 4, 3)), "no images"),
-        (pd.DataFrame({"file": ["a.png"]}), r"X\['file'\]"),
+        (pd.DataFrame({"file": ["a.png"], "kind": [1]}), r"2 columns: .* such as X\['file'\]"),
         (5, "type int"),
-        ((x for x in [RGB8]), "type generator"),
+        ({"a.png": 1}, "type dict"),
+        (b"\x89PNG", "single image"),
+        (torch.zeros(2, 3, 8, 3), "may be the second or the last axis"),
     ],
 )
 def test_what_is_no_sequence_of_images_is_refused(bad, message):
@@ -204,3 +209,101 @@ def test_the_view_lies_within_the_image(height, width, size, crop):
 def test_a_crop_larger_than_the_image_is_refused():
     with pytest.raises(ImageError, match="smaller than crop_size 64×64"):
         resize_and_crop(np.zeros((40, 90, 1), np.float32), None, 64, 2)
+
+
+FORMS = {
+    "bool array": lambda folder: RGB8 > 127,
+    "bytes": lambda folder: (folder / "a.png").read_bytes(),
+    "memoryview": lambda folder: memoryview((folder / "a.png").read_bytes()),
+    "open file": lambda folder: io.BytesIO((folder / "a.png").read_bytes()),
+    "tensor, channels first": lambda folder: torch.from_numpy(RGB8).permute(2, 0, 1),
+    "tensor, channels last": lambda folder: torch.from_numpy(RGB8),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unambiguous_forms_of_an_image_are_read_any_number_of_times(form, tmp_path):
+    Image.fromarray(RGB8).save(tmp_path / "a.png")
+    image = FORMS[form](tmp_path)
+    expected = (RGB8 > 127).astype(np.float32) if form == "bool array" else RGB8.astype(np.float32) / 255
+    for _ in range(2):
+        np.testing.assert_array_equal(load_image(image, 0), expected)
+        assert image_size(image, 0) == (20, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((4, 5), 7), r"astype\(np.uint8\) if white is 255, or set value_range"),
+        (torch.zeros(3, 9, 3), "may be the first or the last axis"),
+        (io.StringIO("text"), "open as text"),
+        (Image.fromarray(np.full((4, 5), 200, np.float32)), "divide them by the value of white"),
+    ],
+)
+def test_ambiguous_forms_of_an_image_are_refused_with_what_to_write(image, message):
+    with pytest.raises(ImageError, match=message):
+        load_image(image, 0)
+
+
+class Pairs:
+    """A dataset as torch has them, and torchvision's ImageFolder: items are images with their classes."""
+
+    classes = ("good", "bad")
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return RGB8 // (index + 1), index % 2
+
+
+def test_collections_of_images_are_sequences_of_their_images():
+    polars, arrow = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
+    paths = ["a.png", "b.png"]
+    frame = pd.DataFrame({"path": paths}, index=[7, 3])
+    for X in (
+        (path for path in paths), frame, frame.to_numpy(), frame["path"], frame["path"].astype("string"),
+        polars.Series(paths), polars.DataFrame({"path": paths}), arrow.array(paths), arrow.chunked_array([paths]),
+        arrow.table({"path": paths}),
+    ):  # fmt: skip
+        assert list(as_image_sequence(X)) == paths
+    tensors = torch.from_numpy(np.stack([RGB8, RGB8])).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(as_image_sequence(tensors), np.stack([RGB8, RGB8]))
+    images = as_image_sequence(Pairs())
+    assert images.classes == ["good", "bad"]
+    np.testing.assert_array_equal(images[2], RGB8 // 3)
+    np.testing.assert_array_equal(images[1:][0], RGB8 // 2)
+
+
+def test_data_set_is_refused_with_the_name_of_its_parts():
+    data = ImageFolder(*[np.array(["a.png"])] * 2, np.array([1]), np.array(["good"]), np.array([None]))
+    with pytest.raises(ValueError, match="pass its train_images to fit, and its test_images to predict"):
+        as_image_sequence(data)
+
+
+def test_channel_order_turns_arrays_and_not_files(tmp_path):
+    Image.fromarray(RGB8).save(tmp_path / "a.png")
+    bgr = PixelFormat("bgr")
+    for image in (
+        RGB8[..., ::-1],
+        np.dstack([RGB8[..., ::-1], RGB8[..., 0]]),
+        tmp_path / "a.png",
+        Image.fromarray(RGB8),
+    ):
+        np.testing.assert_array_equal(load_image(image, 0, pixel_format=bgr), RGB8.astype(np.float32) / 255)
+
+
+def test_value_range_scales_stored_values_and_refuses_those_outside(tmp_path):
+    twelve = RNG.integers(0, 4096, (9, 7), dtype=np.uint16)
+    Image.fromarray(twelve).save(tmp_path / "a.png")
+    twelve_bits = PixelFormat(value_range=(0, 4095))
+    for image in (
+        twelve,
+        twelve.astype(np.int64),
+        twelve.astype(np.float64),
+        tmp_path / "a.png",
+        Image.fromarray(twelve),
+    ):
+        np.testing.assert_allclose(load_image(image, 0, pixel_format=twelve_bits)[..., 0], twelve / 4095, atol=1e-7)
+    with pytest.raises(ImageError, match=r"image 2: values in \[0, 4096\], outside value_range=\(0, 4095\)"):
+        load_image(np.array([[0, 4096]], np.uint16), 2, pixel_format=twelve_bits)

@@ -1,0 +1,35 @@
+"""warn_user: warnings that point to the user's line, however deep in the package they are raised."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+
+import joblib
+import sklearn
+
+# Files of these packages are not the user's.
+_INNER = tuple(str(Path(module.__file__ or "").parent) for module in (sklearn, joblib))
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> None:
+    """Warn, with the innermost line outside this package, scikit-learn and joblib as the source of the warning.
+
+    Parameters
+    ----------
+    message : str or Warning
+        What is wrong, with which value, and what to do.
+    category : type, default=UserWarning
+        Class of the warning, if `message` is a text.
+    """
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and _is_inner(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_inner(filename: str) -> bool:
+    return filename.startswith((*_INNER, _PACKAGE)) or filename == contextlib.__file__

@@ -1,0 +1,196 @@
+"""What Pillow decodes: most formats with 8 bits a channel, and image objects of its own."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from typing import BinaryIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from skpatchcore.images._png import decode_deep_png, has_deep_colour, verified_orientation
+from skpatchcore.images.formats import pillow_formats
+from skpatchcore.images.raster import CheckSize, DecodingError, Raster
+
+# Pillow's modes for 16 bits.
+_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N")
+_BITS_OF_JPEG2000 = b"\xff\x4f\xff\x51"  # start of a codestream, and its size segment
+_IS_REVERSIBLE = b"\xff\x52"  # its coding segment
+
+
+def open_file(file: BinaryIO) -> Image.Image:
+    """Open an image file; only its header is decoded.
+
+    Raises
+    ------
+    Exception
+        Pillow's, if it is not an image.
+    """
+    return Image.open(file, formats=pillow_formats())
+
+
+def upright_size(image: Image.Image) -> tuple[int, int] | None:
+    """Return height and width of an opened image as it is seen; None if the header does not say."""
+    exif = image.getexif()
+    orientation = exif.get(ExifTags.Base.Orientation, 1)
+    # Some versions of Pillow turn TIFF files when they open them. PNG files may state the orientation at their end.
+    if (image.format == "TIFF" and orientation != 1) or (image.format == "PNG" and exif):
+        return None
+    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+
+
+def decode_png(content: bytes, check_size: CheckSize) -> Raster:
+    """Return the pixels of a PNG file, whose checksums are verified.
+
+    Raises
+    ------
+    DecodingError
+        If a checksum is wrong or the file is animated.
+    Exception
+        Others, of Pillow or imagecodecs, if the file is damaged.
+    """
+    orientation = verified_orientation(content)
+    if not has_deep_colour(content):
+        return decode_with_pillow(content, check_size)
+    width, height = struct.unpack_from(">II", content, 16)
+    check_size(height, width)
+    return decode_deep_png(content).turned(orientation)
+
+
+def decode_with_pillow(content: bytes, check_size: CheckSize) -> Raster:
+    """Return the pixels of a file that Pillow opens.
+
+    Raises
+    ------
+    DecodingError
+        If the file holds several pages, or more than 8 bits a channel that Pillow would drop.
+    Exception
+        Others, of Pillow, if the file is damaged or not an image.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise DecodingError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which fills damaged images with grey; set it to False."
+        )
+    # From bytes: where Pillow opens a path, it maps some files into memory and does not turn them.
+    with open_file(BytesIO(content)) as image:
+        check_size(image.height, image.width)
+        _require_one_page(image)
+        is_lossy = image.format in ("JPEG", "MPO", "AVIF")
+        if image.format == "JPEG2000":
+            n_bits, is_lossy = _jpeg2000_facts(content)
+            if n_bits != 8:
+                return _deep_jpeg2000(content, n_bits, is_lossy)
+        elif image.format == "AVIF" and _has_deep_avif(content):
+            raise DecodingError("is an AVIF file with more than 8 bits per channel: convert it to PNG or TIFF.")
+        elif image.format == "WEBP":
+            is_lossy = b"VP8L" not in content[:128]
+        return raster_of_loaded(image, is_lossy)
+
+
+def raster_of(image: Image.Image, check_size: CheckSize) -> Raster:
+    """Return the pixels of a Pillow image.
+
+    An image that was opened and not loaded yet is decoded from its file: Pillow itself would drop bits of some.
+
+    Raises
+    ------
+    DecodingError
+        If the image holds several pages, or values that are not pixels.
+    """
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise DecodingError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, which fills damaged images with grey; set it to False."
+        )
+    check_size(image.height, image.width)
+    _require_one_page(image)
+    return raster_of_loaded(image, is_lossy=False)
+
+
+def content_behind(image: Image.Image) -> bytes | None:
+    """Return the content of the file that a Pillow image was opened from and not loaded yet; None without one."""
+    file = getattr(image, "fp", None)
+    if image.format not in ("PNG", "TIFF", "PPM", "JPEG2000") or not getattr(image, "tile", None) or file is None:
+        return None
+    try:
+        position = file.tell()
+        file.seek(0)
+        content: bytes = file.read()
+        file.seek(position)
+    except (OSError, ValueError):  # closed meanwhile: loading it says so
+        return None
+    return content
+
+
+def raster_of_loaded(image: Image.Image, is_lossy: bool) -> Raster:
+    """Return the pixels of a Pillow image of any mode, upright."""
+    is_inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    image = ImageOps.exif_transpose(image)
+    mode = image.mode
+    if mode in ("L", "RGB"):
+        return Raster(_with_axis(np.asarray(image)), 255.0, is_lossy=is_lossy)
+    if mode == "1":
+        return Raster(_with_axis(np.asarray(image.convert("L"))), 255.0)
+    if mode in ("RGBA", "LA"):
+        pixels = np.asarray(image)
+        return Raster(pixels[..., :-1], 255.0, pixels[..., -1], is_lossy=is_lossy)
+    if mode == "P":
+        colours = np.asarray(image.convert("RGBA"))
+        alpha = colours[..., 3] if "transparency" in image.info else None
+        return Raster(colours[..., :3], 255.0, alpha, labels=np.asarray(image))
+    if mode in (*_SIXTEEN_BITS, "I"):
+        values = _with_axis(np.asarray(image))
+        if values.min() < 0 or values.max() > 65535:
+            return Raster(values, None)
+        values = values.astype(np.uint16)
+        return Raster(65535 - values if is_inverted and mode != "I" else values, 65535.0)
+    if mode == "F":
+        return Raster(_with_axis(np.asarray(image)), 1.0)
+    if mode in ("LAB", "HSV"):
+        raise DecodingError(f"has the colour space {mode}: convert it to RGB.")
+    has_alpha = mode in ("PA", "RGBa", "La")
+    pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+    return Raster(pixels[..., :3], 255.0, pixels[..., 3] if has_alpha else None, is_lossy=is_lossy)
+
+
+def _with_axis(pixels: np.ndarray) -> np.ndarray:
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _require_one_page(image: Image.Image) -> None:
+    # An MPO file is one photograph with previews of it.
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise DecodingError("holds several pages, expected one.")
+
+
+def _jpeg2000_facts(content: bytes) -> tuple[int, bool]:
+    """Return the bits of each channel of a JPEG 2000 file, and whether its wavelets lose any."""
+    start = content.find(_BITS_OF_JPEG2000)
+    if start < 0:
+        raise DecodingError("has a damaged header.")
+    n_channels = struct.unpack_from(">H", content, start + 40)[0]
+    depths = {content[start + 42 + 3 * i] for i in range(n_channels)}
+    if len(depths) != 1 or max(depths) & 0x80:
+        raise DecodingError("is a JPEG 2000 file with signed channels, or channels of different depths: convert it.")
+    coding = content.find(_IS_REVERSIBLE, start)
+    return depths.pop() + 1, coding < 0 or content[coding + 13] != 1
+
+
+def _deep_jpeg2000(content: bytes, n_bits: int, is_lossy: bool) -> Raster:
+    if n_bits > 16:
+        raise DecodingError(f"is a JPEG 2000 file with {n_bits} bits per channel, expected up to 16: convert it.")
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise DecodingError(
+            f"is a JPEG 2000 file with {n_bits} bits per channel, which needs imagecodecs: pip install imagecodecs."
+        ) from error
+    pixels = _with_axis(imagecodecs.jpeg2k_decode(content))
+    has_alpha = pixels.shape[2] in (2, 4)
+    alpha = pixels[..., -1] if has_alpha else None
+    return Raster(pixels[..., :-1] if has_alpha else pixels, float(2**n_bits - 1), alpha, is_lossy=is_lossy)
+
+
+def _has_deep_avif(content: bytes) -> bool:
+    at = content.find(b"av1C")
+    return at >= 0 and bool(content[at + 6] & 0x40)

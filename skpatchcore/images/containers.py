@@ -1,0 +1,138 @@
+"""as_image_sequence: a collection of images of any kind, as a sequence of single images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from skpatchcore.images.reading import from_tensor, is_channels_first
+
+
+class DatasetImages(Sequence[Any]):
+    """The images of a map-style dataset, such as torch's, without their targets. Each is read when it is asked for.
+
+    Parameters
+    ----------
+    dataset : object
+        With ``__len__`` and ``__getitem__``. An item is an image, or a tuple whose first element is the image.
+    indices : sequence of int or None, default=None
+        Which of its items; None takes all.
+    """
+
+    def __init__(self, dataset: Any, indices: Sequence[int] | None = None):
+        self.dataset = dataset
+        self.indices = range(len(dataset)) if indices is None else indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return DatasetImages(self.dataset, self.indices[index])
+        item = self.dataset[int(self.indices[index])]
+        return item[0] if isinstance(item, tuple | list) else item
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the dataset's classes, such as those of torchvision's ImageFolder; empty if it has none."""
+        return [str(name) for name in getattr(self.dataset, "classes", None) or ()]
+
+
+def listed(X: Any) -> Any:
+    """Return the items of an iterator as a list, so that they can be used several times; anything else as it is."""
+    return list(X) if isinstance(X, Iterator) else X
+
+
+def as_image_sequence(X: Any) -> Sequence[Any]:
+    """Return `X` as a sequence of single images, none of them read yet.
+
+    Parameters
+    ----------
+    X : collection of images, or array of shape (n_images, height, width, n_channels)
+        Paths, arrays, tensors, PIL images, bytes or open files, in a list, a tuple, an array, a Series or column of
+        pandas, polars or Arrow, a table with one column, a generator, or a map-style dataset such as torch's. Tensors
+        may be of shape (n_images, n_channels, height, width).
+
+    Returns
+    -------
+    sequence
+        Its items go to :func:`load_image`.
+
+    Raises
+    ------
+    ValueError
+        If `X` is a single image or path, a table of several columns, another object, an array of another number of
+        dimensions, or empty.
+    """
+    X = _column_of(X)
+    if isinstance(X, str | os.PathLike):
+        raise ValueError(
+            f"X is the single path {os.fspath(X)!r}: pass a list of paths; "
+            "skpatchcore.list_images(directory) makes one of a directory."
+        )
+    if isinstance(X, Image.Image | bytes | bytearray) or callable(getattr(X, "read", None)):
+        raise ValueError("X is a single image: pass a list of images.")
+    if hasattr(X, "train_images") and hasattr(X, "test_images"):
+        raise ValueError(f"X is a {type(X).__name__}: pass its train_images to fit, and its test_images to predict.")
+    X = listed(X)
+    if isinstance(X, torch.Tensor):
+        X = _batch_of_tensors(X)
+    elif hasattr(X, "__array__") and not isinstance(X, np.ndarray):
+        X = np.asarray(X)
+    if isinstance(X, np.ndarray):
+        if X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUT":
+            X = X[:, 0]  # a column, as ColumnTransformer hands it on
+        if X.ndim == 1 and X.dtype.kind in "OUT":
+            X = X.tolist()
+        elif X.ndim != 4:
+            raise ValueError(
+                f"X is an array of shape {X.shape}: expected (n_images, height, width, n_channels). "
+                "Add the channel axis with X[..., None] to grey images, wrap a single image in a list."
+            )
+    elif not isinstance(X, Sequence):
+        if isinstance(X, Mapping) or not (hasattr(X, "__len__") and hasattr(X, "__getitem__")):
+            raise ValueError(
+                f"X is of type {type(X).__name__}: expected a list of paths, arrays or PIL images, a dataset with "
+                "__len__ and __getitem__, or a 4-D array."
+            )
+        X = DatasetImages(X)
+    if len(X) == 0:
+        raise ValueError("X holds no images: at least one is needed.")
+    images: Sequence[Any] = X
+    return images
+
+
+def _column_of(X: Any) -> Any:
+    """Return a column of pandas, polars or Arrow, or the only column of a table of theirs, as a list; else `X`."""
+    names = getattr(X, "column_names", getattr(X, "columns", None))  # Arrow; pandas and polars
+    if names is not None and not callable(names):
+        names = list(names)
+        if len(names) != 1:
+            raise ValueError(
+                f"X is a {type(X).__name__} with {len(names)} columns: pass the column that holds the images, such as "
+                f"X[{names[0] if names else ''!r}]."
+            )
+        X = X[names[0]] if not isinstance(X, pd.DataFrame) else X.iloc[:, 0]
+    for method in ("to_pylist", "to_list"):  # Arrow; pandas and polars
+        if callable(convert := getattr(X, method, None)) and not isinstance(X, np.ndarray | torch.Tensor):
+            return convert()
+    return X
+
+
+def _batch_of_tensors(X: torch.Tensor) -> np.ndarray:
+    if X.ndim == 4:
+        first = is_channels_first(tuple(X.shape))
+        if first is None:
+            raise ValueError(
+                f"X is a tensor of shape {tuple(X.shape)}, whose channels may be the second or the last axis: convert "
+                "it to an array of shape (n_images, height, width, n_channels)."
+            )
+        if first:
+            X = X.movedim(1, -1)
+    return from_tensor(X)

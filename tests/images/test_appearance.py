@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skpatchcore.images.appearance import appearance_of, appearance_range, describe_difference
+from tests.factories import detector, extractor
+
+RNG = np.random.default_rng(0)
+
+
+def photographs(n, shift=0.0, scale=1.0):
+    """Return brownish images that differ a little in brightness."""
+    levels = np.array([0.6, 0.4, 0.2]) + RNG.normal(0, 0.01, (n, 1, 1, 1))
+    return ((levels + RNG.normal(0, 0.05, (n, 48, 48, 3))) * scale + shift).clip(0, 1).astype(np.float32)
+
+
+def test_appearance_of_grey_images_is_that_of_three_equal_channels():
+    grey = torch.rand(1, 9, 7)
+    assert appearance_of(grey) == pytest.approx(appearance_of(grey.expand(3, -1, -1)), abs=1e-6)
+    red, green, blue, contrast, brightest = appearance_of(grey)
+    assert red == green == blue == pytest.approx(float(grey.mean()))
+    assert (contrast, brightest) == pytest.approx((float(grey.std(correction=0)), float(grey.max())))
+
+
+@given(st.integers(4, 9), st.floats(0.02, 0.4), st.sampled_from([-1, 1]))
+def test_describe_difference_finds_what_all_images_have_in_common(n, shift, sign):
+    train = np.tile([0.5, 0.5, 0.5, 0.1, 0.8], (5, 1)) + np.linspace(-0.005, 0.005, 5)[:, None]
+    new = np.tile([0.5, 0.5, 0.5, 0.1, 0.8], (n, 1))
+    known = appearance_range(train)
+    assert describe_difference(known, new) is None
+    new[:, 2] += sign * (shift + 0.006)
+    assert "blue" in describe_difference(known, new)
+    new[0, 2] = 0.5  # one image is as those of the training
+    assert describe_difference(known, new) is None
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_detector_warns_of_a_batch_that_looks_unlike_the_training_images(memory, tmp_path):
+    model = detector(extractor=extractor(memory=str(tmp_path) if memory else None)).fit(photographs(8))
+    assert model.appearance_range_.shape == (2, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(photographs(5))
+        model.predict(photographs(3)[..., ::-1])  # too few to tell a batch from its parts
+    for odd, word in ((photographs(5)[..., ::-1], "channel_order"), (photographs(5, scale=0.1), "contrast")):
+        for _ in range(2):  # from the network, and from the cache
+            with pytest.warns(UserWarning, match=rf"all 5 images look unlike the training images.*{word}") as caught:
+                model.predict(odd)
+            assert caught[0].filename == __file__
+
+
+def test_detector_in_opencvs_order_gives_what_rgb_gives():
+    images, new = photographs(8), photographs(5)
+    expected = detector().fit(images).score_samples(new)
+    found = detector(extractor=extractor(channel_order="bgr")).fit(images[..., ::-1]).score_samples(new[..., ::-1])
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_fit_warns_of_images_that_use_few_of_their_bits():
+    twelve = (photographs(8) * 4095).astype(np.uint16)
+    with pytest.warns(UserWarning, match=r"nearly black.*set value_range=\(0, 4095\)"):
+        dark = detector().fit(twelve)
+    assert dark.appearance_range_[1, 4] < 1 / 16
+    right = detector(extractor=extractor(value_range=(0, 4095))).fit(twelve)
+    assert right.appearance_range_[1, 4] > 0.5
+
+
+@pytest.mark.parametrize("bad", [(1, 0), (0,), (0, np.nan), ("a", "b"), (3, 3)])
+def test_extractor_refuses_ranges_that_are_not_ascending_pairs(bad):
+    with pytest.raises(ValueError, match="expected the values of black and of white, ascending"):
+        extractor(value_range=bad).fit()
+
+
+def test_set_params_on_a_fitted_detector_says_that_thresholds_stay():
+    model = detector().fit(photographs(8))
+    offset = model.offset_
+    with pytest.warns(UserWarning, match="no effect on the thresholds of a fitted detector.*recalibrate"):
+        model.set_params(contamination=0.3)
+    assert model.offset_ == offset
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.set_params(contamination=0.3, n_neighbors=3)
+        detector().set_params(contamination=0.2)
+
+
+def test_datasets_of_several_classes_need_labels():
+    class Folder:
+        classes = ("bad", "good")
+
+        def __len__(self):
+            return 10
+
+        def __getitem__(self, index):
+            return photographs(1)[0], index % 2
+
+    with pytest.raises(
+        ValueError, match="dataset with the classes bad, good: pass a dataset of good images only, or y"
+    ):
+        detector().fit(Folder())
+    model = detector().fit(Folder(), [1, -1] * 5)
+    assert len(model.calibration_scores_) == 5
+    assert model.predict(Folder()).shape == (10,)
+
+
+def test_generators_are_fitted_and_scored_as_their_lists():
+    images = list(photographs(8))
+    expected = detector().fit(images).score_samples(images[:4])
+    model = detector().fit(image for image in images)
+    np.testing.assert_array_equal(model.score_samples(image for image in images[:4]), expected)
+    np.testing.assert_array_equal(model.fit_predict(image for image in images), detector().fit_predict(images))
