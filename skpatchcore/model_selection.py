@@ -12,7 +12,8 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
 
-from skpatchcore._utils.labels import is_nominal
+from skpatchcore._utils.labels import image_labels, is_nominal
+from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.datasets import read_mask
 from skpatchcore.metrics import pixel_roc_auc_score
 
@@ -53,28 +54,34 @@ class OneClassSplit:
         X : sequence of images, or array of shape (n_images, ...)
             Only its length counts.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous; None takes all as good. Other labels are ignored, with a warning.
+            +1 good, -1 anomalous; None takes all as good. Images labelled 0, NaN or None are in no fold.
         groups : array of shape (n_images,) or None, default=None
             For a splitter that takes groups.
 
         Yields
         ------
         train, test : arrays of int
-            Indices into `X`: of good images, and of all.
+            Indices into `X`: of good images, and of good and anomalous ones.
 
         Raises
         ------
         ValueError
-            If lengths differ, every image is anomalous, or a fold has no good image to learn from.
+            If lengths differ, `y` holds other labels, no image is good, or a fold has no good image to learn from.
+
+        Warns
+        -----
+        UserWarning
+            If labels are unknown.
         """
         n_images = X.shape[0] if hasattr(X, "shape") else len(X)
-        nominal = is_nominal(y, n_images)
-        labels = np.where(nominal, 1, -1)
-        for number, (train, test) in enumerate(self._splitter(groups).split(np.zeros((n_images, 1)), labels, groups)):
-            train = train[nominal[train]]
+        is_nominal(y, n_images)  # checks and warns
+        known, labels, groups = _known(n_images, y, groups)
+        splits = self._splitter(groups).split(np.zeros((len(known), 1)), labels, groups)
+        for number, (train, test) in enumerate(splits):
+            train = train[labels[train] == 1]
             if not len(train):
                 raise ValueError(f"{self!r}: fold {number} has no good image to learn from.")
-            yield train, test
+            yield known[train], known[test]
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
         """Return the number of folds.
@@ -89,6 +96,10 @@ class OneClassSplit:
         int
             How many pairs of training and test images `split` yields.
         """
+        if X is not None and y is not None:
+            n_images = X.shape[0] if hasattr(X, "shape") else len(X)
+            known, y, groups = _known(n_images, y, groups)
+            X = np.zeros((len(known), 1))
         n_splits: int = self._splitter(groups).get_n_splits(X, y, groups)
         return n_splits
 
@@ -133,7 +144,7 @@ def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
     ValueError
         If there is no good or no anomalous image.
     """
-    return float(roc_auc_score(_is_anomalous(y), -estimator.score_samples(X)))
+    return float(roc_auc_score(*_labelled(y, estimator.score_samples(X))))
 
 
 def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
@@ -158,7 +169,7 @@ def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
     ValueError
         If there is no good or no anomalous image.
     """
-    return float(average_precision_score(_is_anomalous(y), -estimator.score_samples(X)))
+    return float(average_precision_score(*_labelled(y, estimator.score_samples(X))))
 
 
 class PixelScorer:
@@ -247,8 +258,17 @@ class PixelScorer:
         return request
 
 
-def _is_anomalous(y: Any) -> np.ndarray:
-    anomalous = ~is_nominal(y, len(y))
-    if not anomalous.any():
+def _known(n_images: int, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Return indices, labels and groups of the images whose label is known."""
+    labels = image_labels(y, n_images)
+    known = np.flatnonzero(labels)
+    return known, labels[known], None if groups is None else safe_indexing(groups, known)
+
+
+def _labelled(y: Any, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of the labelled images are anomalous, and their anomaly scores."""
+    is_nominal(y, len(y))  # checks and warns
+    labels = image_labels(y, len(y))
+    if -1 not in labels:
         raise ValueError("y holds no anomalous image (-1): there is nothing to be told apart.")
-    return anomalous
+    return labels[labels != 0] == -1, -scores[labels != 0]

@@ -74,10 +74,10 @@ def test_a_number_of_folds_is_stratified_and_keeps_groups_together():
     assert OneClassSplit(LeaveOneGroupOut()).get_n_splits(y, y, groups) == 9
 
 
-def test_without_labels_all_are_good_and_other_labels_warn():
+def test_without_labels_all_are_good_and_other_labels_are_refused():
     folds = list(OneClassSplit(KFold(2)).split(np.zeros((4, 1))))
     assert [train.tolist() for train, _ in folds] == [[2, 3], [0, 1]]
-    with pytest.warns(UserWarning, match="convention"):
+    with pytest.raises(ValueError, match="convention"):
         list(OneClassSplit(2).split(np.zeros((4, 1)), [0, 0, 1, 1]))
     with pytest.raises(ValueError, match="fold 0 has no good image"):
         list(OneClassSplit(KFold(2)).split(np.zeros((4, 1)), [1, 1, -1, -1]))

@@ -2,23 +2,77 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_consistent_length
 
+from skpatchcore._utils.warning import warn_user
 
-def is_nominal(y: Any, n_images: int) -> np.ndarray:
-    """Return which images are good to learn from.
+_CONVENTION = "the convention is +1 for good and -1 for anomalous images, and 0, NaN or None for unlabelled ones"
+
+
+class LabelError(ValueError):
+    """Labels of another convention than that of scikit-learn's outlier detectors."""
+
+
+def image_labels(y: Any, n_images: int) -> np.ndarray:
+    """Return labels by the convention of scikit-learn's outlier detectors.
 
     Parameters
     ----------
     y : array of shape (n_images,) or None
-        +1 good, -1 anomalous. Other labels are ignored, with a warning.
+        +1 good, -1 anomalous; 0, NaN, None and NA unknown. None labels all images good.
     n_images : int
-        How many there must be.
+        Expected length.
+
+    Returns
+    -------
+    array of shape (n_images,), int
+        +1, -1 or 0.
+
+    Raises
+    ------
+    ValueError
+        If the length differs.
+    LabelError
+        If `y` holds other labels: bool, texts, other numbers, or 0 and 1 without any -1, which is another convention.
+    """
+    if y is None:
+        return np.ones(n_images, np.int64)
+    check_consistent_length(np.empty(n_images), y)
+    values = pd.Series(np.asarray(y, dtype=object).ravel() if not isinstance(y, pd.Series) else y.to_numpy(object))
+    is_missing = values.isna().to_numpy()
+    known = values[~is_missing]
+    for index, value in known.items():
+        is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not is_number or value not in (-1, 0, 1):
+            raise LabelError(f"y[{index}] is {value!r}: {_CONVENTION}.")
+    labels = np.zeros(n_images, np.int64)
+    labels[~is_missing] = known.to_numpy(np.int64)
+    if not is_missing.any() and set(np.unique(labels)) == {0, 1}:
+        raise LabelError(
+            f"y holds 0 and 1, and no -1: {_CONVENTION}. If 1 stands for anomalous, pass np.where(y == 1, -1, 1); if 0 "
+            "does, pass np.where(y == 0, -1, 1)."
+        )
+    return labels
+
+
+def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = True) -> np.ndarray:
+    """Return which images are good, and therefore used for training.
+
+    Parameters
+    ----------
+    y : array of shape (n_images,) or None
+        As of :func:`image_labels`.
+    n_images : int
+        Expected length.
+    is_table : bool, default=False
+        Whether `X` is a 2-D table of features. scikit-learn's outlier detectors take any `y` with these and ignore it,
+        and its checks of estimators rely on that. So other labels are ignored with a warning then.
+    warn : bool, default=True
+        Whether to warn of images with unknown labels.
 
     Returns
     -------
@@ -26,30 +80,31 @@ def is_nominal(y: Any, n_images: int) -> np.ndarray:
 
     Raises
     ------
-    ValueError
-        If the length differs or every image is anomalous.
+    ValueError, LabelError
+        As :func:`image_labels`; also if no image is good.
 
     Warns
     -----
     UserWarning
-        If there are other labels than +1 and -1.
+        If labels are unknown: these images are left out. If the labels of a table are ignored.
     """
-    everyone = np.ones(n_images, bool)
-    if y is None:
-        return everyone
-    y = np.asarray(y)
-    check_consistent_length(everyone, y)
-    if not np.isin(y, (-1, 1)).all():
-        warnings.warn(
-            f"y holds {np.unique(y)[:5].tolist()}: the convention is +1 for good and -1 for anomalous images. "
-            "These labels are ignored and all images are taken as good.",
-            UserWarning,
-            stacklevel=3,
+    try:
+        labels = image_labels(y, n_images)
+    except LabelError as error:
+        if not is_table:
+            raise
+        if warn:
+            warn_user(f"{error} These labels of a table are ignored, and all its rows are taken as good.")
+        return np.ones(n_images, bool)
+    n_good, n_unknown = int((labels == 1).sum()), int((labels == 0).sum())
+    if not n_good:
+        raise ValueError(
+            f"y labels {n_images - n_unknown} images anomalous (-1) and {n_unknown} unknown: there is no good image "
+            "(+1) to learn from."
         )
-        return everyone
-    if not (y == 1).any():
-        raise ValueError("y labels every image anomalous (-1): there is no good image (+1) to learn from.")
-    nominal: np.ndarray = y == 1
+    if n_unknown and warn:
+        warn_user(f"y labels {n_unknown} of {n_images} images neither good nor anomalous: they are left out.")
+    nominal: np.ndarray = labels == 1
     return nominal
 
 
