@@ -12,7 +12,7 @@ import joblib
 import skpatchcore
 from skpatchcore._utils.files import written_whole
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
-from skpatchcore.datasets import list_images, load_image_folder
+from skpatchcore.datasets import list_training_images
 
 if TYPE_CHECKING:
     from skpatchcore import PatchCoreDetector
@@ -59,8 +59,7 @@ def _fit(options: argparse.Namespace) -> int:
     directory, output = Path(options.directory), Path(options.output)
     if output.is_dir() or not output.parent.is_dir():  # found out before the work, not after it
         raise CommandError(f"can't write {str(output)!r}: it is a directory, or its folder does not exist.")
-    has_layout = (directory / "train" / "good").is_dir()
-    paths = list(load_image_folder(directory).train_paths) if has_layout else list_images(directory)
+    paths = list_training_images(directory)
     detector = PatchCoreDetector(
         TorchFeatureExtractor(
             options.backbone,

@@ -6,55 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-def list_images(directory: str | os.PathLike[str]) -> list[str]:
-    """Return the paths of all images below a directory, sorted.
-
-    Parameters
-    ----------
-    directory : path
-        Where to look; folders below it are searched too, hidden ones left out.
-
-    Returns
-    -------
-    list of str
-        Paths, with the directory in front.
-
-    Raises
-    ------
-    NotADirectoryError
-        If there is no such directory.
-    FileNotFoundError
-        If it holds no image.
-
-    Examples
-    --------
-    >>> from skpatchcore import list_images
-    >>> list_images("no/such/place")
-    Traceback (most recent call last):
-    NotADirectoryError: there is no directory 'no/such/place'.
-    """
-    top = Path(directory)
-    if not top.is_dir():
-        raise NotADirectoryError(f"there is no directory {os.fspath(directory)!r}.")
-    paths = sorted(
-        str(path)
-        for path in top.rglob("*")
-        if path.suffix.lower() in _SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(top).parts)
-    )
-    if not paths:
-        raise FileNotFoundError(f"{os.fspath(directory)!r} holds no image ({', '.join(sorted(_SUFFIXES))}).")
-    return paths
+from skpatchcore.datasets.layouts import GOOD_FOLDERS, Layout, find_layout, has_train, shown_folders
+from skpatchcore.datasets.listing import list_images
+from skpatchcore.datasets.masks import match_masks
 
 
 @dataclass(frozen=True)
@@ -115,21 +73,17 @@ class ImageFolder:
         )
 
 
-# What data sets call the folders: MVTec AD, its second edition, BTAD.
-_GOOD = ("good", "ok")
-_TEST = ("test", "test_public")
-
-
 def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     """Find the images of a data set in the layout of MVTec AD; reads none of them.
 
     Parameters
     ----------
     root : path
-        A folder with ``train/good``, ``test/good``, ``test/<defect>`` and, where there are masks,
-        ``ground_truth/<defect>/<stem>_mask.png`` (or ``<stem>.png``; other image formats too). Good images may be in
-        ``ok`` (BTAD); ``test_public`` may stand for ``test``, with ``ground_truth`` in it (MVTec AD 2, whose
-        ``validation`` is left alone).
+        A folder with ``train/good``, ``test/good``, ``test/<defect>`` and, if there are masks,
+        ``ground_truth/<defect>/<stem>_mask.png`` (or ``<stem>.png``; other image formats too). Folders below
+        ``<defect>`` are the same in both. Names are compared without regard to case. Good images may be in ``ok``
+        (BTAD) or ``normal``; ``test_public`` may replace ``test``, with ``ground_truth`` in it (MVTec AD 2, whose
+        ``validation`` is ignored); images may be in ``rgb`` and masks in ``gt`` within these (MVTec 3D-AD).
 
     Returns
     -------
@@ -139,7 +93,14 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Raises
     ------
     FileNotFoundError
-        If a part of the layout is missing; the error names it.
+        If a part of the layout is missing, or the mask of a defective image; the error names it.
+    ValueError
+        If several masks fit an image, or one mask fits several images.
+
+    Warns
+    -----
+    UserWarning
+        If masks belong to no image, or files do not have the ending of an image.
 
     Notes
     -----
@@ -155,23 +116,25 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Traceback (most recent call last):
     FileNotFoundError: ...train' has no folder 'good': expected the layout of MVTec AD.
     """
-    top = Path(root)
-    train, test = _find_folder(top / "train", _GOOD), _find_folder(top, _TEST)
-    truth = next((folder for folder in (top / "ground_truth", test / "ground_truth") if folder.is_dir()), None)
+    layout = find_layout(root)
     paths: list[str] = []
     defects: list[str] = []
     masks: list[str | None] = []
-    for folder in sorted(path for path in _shown_folders(test) if path != truth):
-        is_good = folder.name in _GOOD
-        for path in list_images(folder):
-            paths.append(path)
-            defects.append("good" if is_good else folder.name)
-            masks.append(None if is_good or truth is None else _find_mask(truth / folder.name, Path(path)))
+    for name, folder in layout.kinds().items():
+        is_good = name.lower() in GOOD_FOLDERS
+        images = list_images(folder / layout.inner if layout.inner else folder)
+        paths += images
+        defects += ["good" if is_good else name] * len(images)
+        truth = _truth_of(layout, folder)
+        if is_good or truth is None:
+            masks += [None] * len(images)
+        else:
+            masks += match_masks(images, folder / (layout.inner or ""), truth)
     if not paths:
-        raise FileNotFoundError(f"{os.fspath(test)!r} has no folders of images.")
+        raise FileNotFoundError(f"{str(layout.test)!r} has no folders of images.")
     kinds = np.array(defects, object)
     return ImageFolder(
-        np.array(list_images(train), object),
+        np.array(list_images(layout.train), object),
         np.array(paths, object),
         np.where(kinds == "good", 1, -1),
         kinds,
@@ -202,10 +165,10 @@ def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | No
     top = Path(root)
     if not top.is_dir():
         raise FileNotFoundError(f"there is no directory {os.fspath(root)!r}.")
-    if (top / "train").is_dir():
+    if has_train(top):
         places = {top.resolve().name: top}
     else:
-        places = {path.name: path for path in sorted(_shown_folders(top)) if (path / "train").is_dir()}
+        places = {path.name: path for path in shown_folders(top) if has_train(path)}
     if not places:
         raise FileNotFoundError(
             f"{os.fspath(root)!r} has no folder 'train', and no folders that have one: expected the layout of MVTec AD."
@@ -215,69 +178,11 @@ def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | No
     return {name: load_image_folder(places[name]) for name in categories or places}
 
 
-def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return which pixels of an image are defective.
-
-    Parameters
-    ----------
-    mask : array of shape (height, width), path or None
-        True (or non-zero) where a pixel is defective. A file's pixels are where they are brighter than half; in a file
-        with a palette, or that has no such pixels (other than JPEG), where they are not black: these are numbers of
-        kinds of defects. None: the image is good.
-    size : (int, int) or None, default=None
-        Height and width of the image; needed where there is no mask. None takes the mask's.
-
-    Returns
-    -------
-    array of shape (height, width), bool
-        True where a pixel is defective.
-
-    Raises
-    ------
-    ValueError
-        If the mask is not of that size, can't be read, or there is neither a mask nor a size.
-    FileNotFoundError
-        If there is no such file.
-    """
-    if mask is None:
-        if size is None:
-            raise ValueError("where there is no mask, size= must say how large the image is.")
-        return np.zeros(size, bool)
-    if isinstance(mask, str | os.PathLike):
-        try:
-            with Image.open(mask) as file:
-                has_palette = file.mode == "P"
-                pixels = np.asarray(file.convert("RGB")).max(axis=2) if has_palette else np.asarray(file.convert("L"))
-        except FileNotFoundError:
-            raise
-        except (OSError, SyntaxError) as error:  # Pillow's, of damaged files
-            raise ValueError(f"the mask {os.fspath(mask)!r} can't be read: {error}") from error
-        # Some data sets write the numbers of kinds of defects, as dark greys or as colours of a palette. What is never
-        # exactly black, as JPEG, holds no numbers.
-        is_numbered = has_palette or (file.format != "JPEG" and pixels.max(initial=0) <= 127)
-        pixels = pixels > (0 if is_numbered else 127)
-    else:
-        pixels = np.asarray(mask) != 0
-    if size is not None and pixels.shape != tuple(size):
-        name = f" {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else ""
-        raise ValueError(f"the mask{name} has shape {pixels.shape}, the image {tuple(size)}.")
-    return pixels
-
-
-def _shown_folders(parent: Path) -> list[Path]:
-    return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
-def _find_folder(parent: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        if (parent / name).is_dir():
-            return parent / name
-    raise FileNotFoundError(f"{str(parent)!r} has no folder {names[0]!r}: expected the layout of MVTec AD.")
-
-
-def _find_mask(folder: Path, image: Path) -> str:
-    for stem in (f"{image.stem}_mask", image.stem):
-        for suffix in (".png", image.suffix, *sorted(_SUFFIXES)):
-            if (path := folder / f"{stem}{suffix}").is_file():
-                return str(path)
-    raise FileNotFoundError(f"no mask for {str(image)!r}: {str(folder / image.stem)!r}_mask.png is missing.")
+def _truth_of(layout: Layout, folder: Path) -> Path | None:
+    """Return the folder of masks for a folder of test images; None if the data set has no masks."""
+    if layout.inner is not None:  # MVTec 3D-AD has masks beside the images
+        return folder / "gt" if (folder / "gt").is_dir() else None
+    if layout.truth is None:
+        return None
+    same = [place for place in shown_folders(layout.truth) if place.name.lower() == folder.name.lower()]
+    return same[0] if same else layout.truth / folder.name

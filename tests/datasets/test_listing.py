@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import re
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from skpatchcore import list_images
+from skpatchcore.datasets import LayoutError, list_test_images, list_training_images, load_image_folder
+from skpatchcore.images.formats import FORMATS, has_image_suffix, pillow_formats
+
+PICTURE = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+
+
+def put(top, *names):
+    for name in names:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        PICTURE.save(top / name, "PNG")
+    return top
+
+
+def names_of(paths, top):
+    return [os.path.relpath(path, top) for path in paths]
+
+
+def test_every_format_of_the_table_is_listed_and_can_be_opened(tmp_path):
+    names = [f"part{ending}" for endings in FORMATS.values() for ending in endings]
+    assert names_of(list_images(put(tmp_path, *names, "PART.PNG")), tmp_path) == sorted([*names, "PART.PNG"])
+    assert {"PNG", "JPEG", "TIFF", "BMP", "PPM"} <= set(pillow_formats()) <= set(FORMATS)
+    assert not has_image_suffix("notes.txt")
+
+
+def test_files_without_an_image_ending_are_counted_in_a_warning(tmp_path):
+    put(tmp_path, "a.png", "b/c.raw", "b/d.raw", "b/e", ".hidden/f.txt", "b/.g", "Thumbs.db")
+    with pytest.warns(UserWarning, match=r"3 files .* left out \(2 \.raw, 1 without ending\)") as caught:
+        assert names_of(list_images(tmp_path), tmp_path) == ["a.png"]
+    assert caught[0].filename == __file__
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no image .* 3 files"):
+        list_images(tmp_path)
+
+
+def test_linked_folders_are_listed_once_and_circles_end(tmp_path):
+    put(tmp_path, "store/x.png", "new/a.png", "new/deep/b.png")
+    os.symlink(tmp_path / "store", tmp_path / "new" / "camera2")
+    os.symlink(tmp_path / "store", tmp_path / "new" / "camera3")
+    os.symlink(tmp_path / "new", tmp_path / "new" / "deep" / "circle")
+    os.symlink(tmp_path / "new" / "deep", tmp_path / "new" / "again")
+    assert names_of(list_images(tmp_path / "new"), tmp_path / "new") == ["a.png", "camera2/x.png", "deep/b.png"]
+
+
+def test_links_to_files_that_are_gone_are_listed(tmp_path):
+    put(tmp_path, "a.png")
+    os.symlink(tmp_path / "gone.png", tmp_path / "lost.png")
+    assert names_of(list_images(tmp_path), tmp_path) == ["a.png", "lost.png"]
+
+
+def test_masks_among_images_are_warned_of(tmp_path):
+    put(tmp_path, "test/a.png", "Ground_Truth/a.png", "b.png", "b_mask.png", "c_mask.png")
+    with pytest.warns(UserWarning, match=r"2 of 5 images look like masks"):
+        list_images(tmp_path)
+
+
+LAYOUTS = {
+    "MVTec AD": (["train/good/0.png"], ["test/good/1.png", "test/crack/2.png"], ["ground_truth/crack/2_mask.png"]),
+    "BTAD": (["train/ok/0.bmp"], ["test/ok/1.bmp", "test/ko/2.bmp"], ["ground_truth/ko/2.png"]),
+    "upper case": (["Train/OK/0.bmp"], ["Test/ok/1.bmp", "Test/KO/2.bmp"], ["Ground_Truth/KO/2.png"]),
+    "MVTec AD 2": (
+        ["train/good/0.png"], ["test_public/good/1.png", "test_public/bad/2.png"],
+        ["test_public/ground_truth/bad/2_mask.png", "validation/good/3.png", "test_private/4.png"],
+    ),
+    "VisA": (["train/good/0.JPG"], ["test/good/1.JPG", "test/bad/2.JPG"], ["ground_truth/bad/2.png"]),
+    "MVTec 3D-AD": (
+        ["train/good/rgb/0.png"], ["test/good/rgb/1.png", "test/hole/rgb/2.png"],
+        ["test/hole/gt/2.png", "train/good/xyz/0.tiff", "test/good/xyz/1.tiff", "validation/good/rgb/3.png"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_known_layouts_are_known_to_fit_predict_and_evaluate(name, tmp_path):
+    train, test, others = LAYOUTS[name]
+    put(tmp_path, *train, *test, *others)
+    assert names_of(list_training_images(tmp_path), tmp_path) == train
+    with pytest.warns(UserWarning, match="is a data set: only the 2 images in .* are listed"):
+        assert sorted(names_of(list_test_images(tmp_path), tmp_path)) == sorted(test)
+    data = load_image_folder(tmp_path)
+    assert names_of(data.train_paths, tmp_path) == train
+    assert sorted(names_of(data.test_paths, tmp_path)) == sorted(test)
+    assert sorted(data.test_labels) == [-1, 1]
+    assert sum(mask is not None for mask in data.test_masks) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    {
+        "categories": (
+            ["a/train/good/0.png", "a/test/bad/1.png", "b/train/good/0.png", "b/test/bad/1.png"],
+            "holds 2 data sets (a, b): name one of them, such as '{top}/a'",
+        ),
+        "good and bad": (
+            ["good/0.png", "bad/1.png"],
+            "holds 'bad', which are not images of good parts: name the folder of good images, such as '{top}/good'",
+        ),
+        "good and a defect": (
+            ["good/0.png", "scratch/1.png"],
+            "holds images beside 'good', which would be learnt as good: name '{top}/good'",
+        ),
+        "good and images": (["good/0.png", "1.png"], "holds images beside 'good'"),
+        "test": (["train/0.png", "test/1.png"], "name the folder of good images, such as '{top}/train'"),
+        "masks": (["0.png", "masks/0.png"], "holds 'masks'"),
+        "masks beside": (["0.png", "0_mask.png"], "holds masks of defects, such as '{top}/0_mask.png'"),
+        "VisA as it comes": (
+            ["Data/Images/Normal/0.JPG", "Data/Images/Anomaly/1.JPG", "Data/Masks/Anomaly/1.png"], "holds 'Masks'",
+        ),
+        "deep": (["line1/good/0.png", "line1/ng/1.png"], "'{top}/line1/good'"),
+    }.values(),
+)  # fmt: skip
+def test_folders_of_more_than_good_images_are_refused_with_what_to_name(names, message, tmp_path):
+    put(tmp_path, *names)
+    with pytest.raises(LayoutError, match=re.escape(message.format(top=tmp_path))):
+        list_training_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names", [["0.png"], ["camera1/0.png", "camera2/0.png"], ["good/0.png"], ["2026-01/good/0.png"]]
+)
+def test_folders_of_good_images_are_learnt_whole(names, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert names_of(list_training_images(put(tmp_path, *names)), tmp_path) == names
+
+
+def test_folders_of_masks_and_of_categories_are_not_inspected(tmp_path):
+    put(tmp_path, "a/train/good/0.png", "a/test/bad/1.png", "a/ground_truth/bad/1.png", "mixed/0.png", "mixed/gt/0.png")
+    for name, message in ((".", "holds 1 data sets"), ("a/ground_truth", "folder of masks"), ("mixed", "holds masks")):
+        with pytest.raises(LayoutError, match=message):
+            list_test_images(tmp_path / name)
+    put(tmp_path, "new/good/0.png", "new/bad/1.png")
+    assert len(list_test_images(tmp_path / "new")) == 2
