@@ -95,8 +95,8 @@ class PatchCoreDetector(PatchDetector):
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Which images of `X` these are.
     appearance_range_ : array of shape (2, 5) or None
-        Lowest and highest values over the training images, as the network sees them: mean of red, green and blue,
-        contrast (standard deviation of grey) and brightest value, in [0, 1]. `predict` and its companions warn if all
+        Lowest and highest values over the training images, as the network sees them: median of red, green and blue,
+        contrast (interquartile range of grey) and brightest value, in [0, 1]. `predict` and its companions warn if all
         of four or more new images lie far outside. None if the extractor does not report what it sees.
     offset_ : float
         ``decision_function = score_samples - offset_``; NaN where nothing could be calibrated.
