@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
+import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -60,7 +64,10 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a file to write, which takes the place of another one in one step when it is done.
 
-    Whatever stops the writer, and whenever, what lay at `path` before is still there, or the whole new file is.
+    Whatever stops the writer, and whenever, what lay at `path` before is still there, or the whole new file is. A
+    symbolic link stays, and the file that it leads to is replaced. The new file has the permissions of the old one, and
+    its group if the user may set it; a file that is new has those that the process gives to new files. Other hard links
+    to the old file keep the old content.
 
     Parameters
     ----------
@@ -72,19 +79,99 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
     Yields
     ------
     Path
-        In the same folder. Removed if the block raises.
+        In the same folder as the file. Removed if the block raises.
+
+    Raises
+    ------
+    OSError
+        Before the block, if `path` is a directory, a device or a pipe, or a file that the user may not write to.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    target = Path(os.path.realpath(path))  # of a link that leads nowhere, too
+    before = _replaceable(target)
+    partial = target.with_name(f".{_short(target.name)}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
+        if before is not None:  # nobody reads it meanwhile who may not read the old file
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
         yield partial
+        if before is not None:
+            _take_over(partial, before)
         if durable:
             _flush(partial)
-        os.replace(partial, path)
+        os.replace(partial, target)
         if durable and os.name == "posix":  # elsewhere a folder can't be opened
             with contextlib.suppress(OSError):  # some network shares can't; the new file is in its place by now
-                _flush(path.parent)
+                _flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise an OSError if a file can't be written: before the work, not after it.
+
+    Parameters
+    ----------
+    path : path
+        A file, which may be there or not, in a folder that is there.
+    """
+    target = Path(os.path.realpath(path))
+    _replaceable(target)
+    _require_room_in(target.parent)
+
+
+def require_writable_folder(folder: Path) -> None:
+    """Raise an OSError if no files can be written in a folder, or it can't be made.
+
+    Parameters
+    ----------
+    folder : path
+        It may be missing, and so may folders above it. Nothing is made.
+    """
+    place = Path(os.path.realpath(folder))
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    _require_room_in(place)
+
+
+def _require_room_in(folder: Path) -> None:
+    """Raise an OSError if no file can be made in a folder, by making a nameless one."""
+    if not folder.exists():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:  # tempfile names a file that nobody asked for
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _replaceable(target: Path) -> os.stat_result | None:
+    """Return what is known of a file that is to be replaced, None if there is none; refuse what can't be replaced."""
+    try:
+        found = os.stat(target)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(target))
+    if not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+    return found
+
+
+def _take_over(partial: Path, before: os.stat_result) -> None:
+    """Give a file the group and the permissions of another one, as far as the user may."""
+    if hasattr(os, "chown") and os.stat(partial).st_gid != before.st_gid:
+        with contextlib.suppress(OSError):
+            os.chown(partial, -1, before.st_gid)
+    with contextlib.suppress(OSError):  # some file systems have no permissions
+        os.chmod(partial, stat.S_IMODE(before.st_mode))
+
+
+def _short(name: str) -> str:
+    """Return the start of a name, short enough for a longer one to be made of it."""
+    return os.fsencode(name)[:100].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def _flush(path: Path) -> None:
