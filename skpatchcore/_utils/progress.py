@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from skpatchcore._utils.console import TolerantStream
 from skpatchcore._utils.sklearn import root_context
 
 T = TypeVar("T")
@@ -48,7 +50,10 @@ class Progress:
     """
 
     def __init__(self, total: int | None, description: str, unit: str, verbose: int | bool):
-        self._bar = tqdm(total=total, desc=description, unit=unit, disable=not verbose, dynamic_ncols=True)
+        self._stream = TolerantStream(sys.stderr)
+        self._bar = tqdm(
+            total=total, desc=description, unit=unit, disable=not verbose, dynamic_ncols=True, file=self._stream
+        )
         self.n, self._total, self._n_told = 0, total or 0, 0
         self._n_steps = min(self._total, _N_STEPS)
         self._fit = _reported.get()
@@ -68,9 +73,9 @@ class Progress:
             step.call_on_fit_task_end(estimator=self._fit.estimator)
             self._n_told += 1
 
-    def write(self, text: str, file: Any = None) -> None:
-        """Write a line without disturbing the bar."""
-        self._bar.write(text, file=file)
+    def write(self, text: str) -> None:
+        """Write a line to standard error without disturbing the bar."""
+        self._bar.write(text, file=self._stream)
 
     def __enter__(self) -> Progress:
         return self
