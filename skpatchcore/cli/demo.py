@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from skpatchcore.cli.options import Formatter, add_debug
+from skpatchcore._utils.names import shown_name
+from skpatchcore.cli.options import Formatter, add_debug, require_folder
 
 # Phases whose seconds are shown.
 _PHASES = ("network", "selection", "calibration", "search", "maps")
@@ -29,7 +30,7 @@ def add_parser(commands: Any) -> None:
 
 def _demo(options: argparse.Namespace) -> int:
     tell = (lambda text: None) if options.quiet else print
-    run_demo(Path(options.output), options.backbone, options.seed, tell)
+    run_demo(require_folder(options.output), options.backbone, options.seed, tell)
     return 0
 
 
@@ -84,7 +85,7 @@ def run_demo(
         )
         tell("  ".join([f"{texture:<7}", *(f"{c:>{len(title)}}" for c, title in zip(cells, titles, strict=True))]))
         _write_pictures(folder, texture, task.test_images, task.test_defects, maps, detector.pixel_offset_)
-    tell(f"\n{time.perf_counter() - begin:.0f} s in all. Heat maps: {folder.resolve()}")
+    tell(f"\n{time.perf_counter() - begin:.0f} s in all. Heat maps: {shown_name(str(folder.resolve()))}")
     tell(
         "In each picture: the surface as it is, and with its anomaly map; cyan lines enclose what is beyond the "
         "threshold."

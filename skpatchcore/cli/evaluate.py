@@ -7,7 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from skpatchcore.cli.options import CommandError, Formatter, add_debug, contamination, require_matplotlib, weights
+from skpatchcore._utils.names import shown_name
+from skpatchcore.cli.options import (
+    CommandError,
+    Formatter,
+    add_debug,
+    contamination,
+    require_folder,
+    require_matplotlib,
+    weights,
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -70,6 +79,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if min([options.repeats, *(options.shots or [1])]) < 1:
         raise CommandError("--shots and --repeats must be at least 1.")
     require_matplotlib()
+    require_folder(options.output)
     begin = time.perf_counter()
     evaluation = run_evaluation(
         make_detector(
@@ -94,13 +104,23 @@ def _evaluate(options: argparse.Namespace) -> int:
         draw=write_worst,
         verbose=0 if options.quiet else 1,
     )
-    name = Path(options.root).resolve().name
-    report = write_evaluation_report(evaluation, name, method=f"{options.method}, preset {options.preset}")
     if not options.quiet:
         shown = {"": evaluation.table[[column for column in SHOWN if column in evaluation.table]]}
         shown |= {name: means_of(name, study) for name, study in evaluation.studies.items()}
         for title, table in shown.items():
+            table = table.rename(index=lambda name: shown_name(name) if isinstance(name, str) else name)
             text = table.to_string(float_format=format_number, na_rep="-")
             print(f"\n{title}\n{text}" if title else text)
-        print(f"\n{time.perf_counter() - begin:.0f} s: {report}, results.csv, results.json")
+    name = Path(options.root).resolve().name
+    try:
+        report = write_evaluation_report(evaluation, name, method=f"{options.method}, preset {options.preset}")
+    except Exception as error:
+        if options.debug:
+            raise
+        raise CommandError(
+            f"results.csv and results.json in {options.output!r} are complete, but the report could not be written: "
+            f"{error}"
+        ) from error
+    if not options.quiet:
+        print(f"\n{time.perf_counter() - begin:.0f} s: {shown_name(str(report))}, results.csv, results.json")
     return 0

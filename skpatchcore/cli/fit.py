@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING, Any
 import joblib
 
 import skpatchcore
-from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.files import require_writable, written_whole
+from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
 from skpatchcore.datasets import list_training_images
 
 if TYPE_CHECKING:
     from skpatchcore import PatchCoreDetector
 
+# Endings of a model's name: a file without code, and a pickle.
+_SUFFIXES = (".skops", ".joblib")
+
 
 def add_parser(commands: Any) -> None:
     """Add the command to argparse's."""
     fit = commands.add_parser("fit", help="learn from a folder of good images", formatter_class=Formatter)
     fit.add_argument("directory", metavar="DIR", help="images of good parts, or a data set with train/good in it")
-    fit.add_argument("-o", "--output", metavar="FILE", required=True, help="where the model goes, such as model.skops")
+    fit.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="where the model goes: a name that ends in .skops, or in .joblib for a pickle",
+    )
     fit.add_argument("--backbone", default="wide_resnet50_2", help="efficientnet_lite0/1/2 need no download")
     fit.add_argument(
         "--weights", type=weights, default="DEFAULT", help="a torchvision name, a path, or 'none' for random ones"
@@ -55,10 +65,11 @@ def add_parser(commands: Any) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore.images.reading import image_size
+    from skpatchcore.reports.inspection import describe_inspection
 
     directory, output = Path(options.directory), Path(options.output)
-    if output.is_dir() or not output.parent.is_dir():  # found out before the work, not after it
-        raise CommandError(f"can't write {str(output)!r}: it is a directory, or its folder does not exist.")
+    _require_output(output)
     paths = list_training_images(directory)
     detector = PatchCoreDetector(
         TorchFeatureExtractor(
@@ -84,9 +95,23 @@ def _fit(options: argparse.Namespace) -> int:
     if not options.quiet:
         print(
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
-            f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {output}"
+            f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
         )
+        if uninspected := describe_inspection(detector, {path: image_size(path, i) for i, path in enumerate(paths)}):
+            print(uninspected)
     return 0
+
+
+def _require_output(output: Path) -> None:
+    """Raise a CommandError if the model can't be written: before the work, not after it."""
+    if output.suffix not in _SUFFIXES:
+        raise CommandError(
+            f"{str(output)!r} is no name for a model: it must end in .skops, or in .joblib for a pickle."
+        )
+    try:
+        require_writable(output)
+    except OSError as error:
+        raise CommandError(f"can't write {str(output)!r}: {error.strerror}: {str(error.filename)!r}.") from error
 
 
 def _save(detector: PatchCoreDetector, output: Path) -> None:

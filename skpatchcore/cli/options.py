@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+from pathlib import Path
+from typing import Any
+
+from skpatchcore._utils.files import require_writable_folder
 
 
 class CommandError(Exception):
@@ -17,6 +21,22 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         # "(default: None)" and "(default: False)" tell nobody anything
         return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options by their full names only: an abbreviation may mean another option one day."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
+def require_folder(text: str) -> Path:
+    """Return the folder for a command's files; raise a CommandError if they can't be written: before the work."""
+    try:
+        require_writable_folder(Path(text))
+    except OSError as error:
+        raise CommandError(f"can't write into the folder {text!r}: {error.strerror}.") from error
+    return Path(text)
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import joblib
 
 import skpatchcore
-from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_matplotlib
+from skpatchcore._utils.names import shown_name
+from skpatchcore.cli.advice import in_options
+from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder, require_matplotlib
 from skpatchcore.datasets import list_images
+
+# Exit code of --fail-on-anomalies. 1 and 2 are failures.
+ANOMALIES_FOUND = 3
 
 
 def add_parser(commands: Any) -> None:
@@ -28,65 +34,108 @@ def add_parser(commands: Any) -> None:
         "-o", "--output", metavar="OUT", required=True, help="folder for scores.csv and a heat map of each image"
     )
     predict.add_argument("--report", action="store_true", help="also write report.html, with pictures inside")
+    predict.add_argument(
+        "--fail-on-anomalies",
+        action="store_true",
+        help=f"exit with {ANOMALIES_FOUND} if an image is anomalous; with 1 if one could not be judged",
+    )
+    predict.add_argument(
+        "--trust",
+        action="append",
+        default=None,
+        metavar="NAME",
+        help="a type or function of yours that MODEL may hold, such as factory.networks.small_net; may be repeated",
+    )
     predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
     add_debug(predict)
     predict.set_defaults(run=_predict)
 
 
-def _load(path: str) -> Any:
+def _load(path: str, trusted: Sequence[str] = ()) -> Any:
+    """Return a fitted detector of images, or a pipeline that ends in one."""
+    from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted
 
     from skpatchcore.detectors import ImageDetector
+    from skpatchcore.reports.pipelines import detector_of
 
     if not Path(path).is_file():
         raise CommandError(f"there is no model file {path!r}.")
     try:
-        detector = joblib.load(path) if path.endswith(".joblib") else skpatchcore.load(path)
+        model = joblib.load(path) if path.endswith(".joblib") else skpatchcore.load(path, trusted=trusted)
     except skpatchcore.ModelFileError:
         raise
     except Exception as error:  # unpickling foreign or damaged bytes raises anything
         raise CommandError(f"{path!r} can't be read as a model: {error}") from error
+    detector = detector_of(model)
     if not isinstance(detector, ImageDetector):
-        raise CommandError(f"{path!r} holds no detector of this package, but a {type(detector).__name__}.")
+        kind = f"a Pipeline that ends in a {type(detector).__name__}" if isinstance(model, Pipeline) else None
+        raise CommandError(f"{path!r} holds no detector of this package, but {kind or f'a {type(model).__name__}'}.")
     check_is_fitted(detector, "offset_")
     for part in (detector, *getattr(detector, "estimators_", ())):
         params = part.get_params(deep=False)
-        if isinstance(params.get("extractor"), str):
+        if isinstance(params.get("extractor"), str) and (model is detector or len(model) == 1):
             raise CommandError(f"{path!r} holds a detector of precomputed patch features, which can't read images.")
         if "verbose" in params:  # progress is shown once, for all images
             part.set_params(verbose=0)
-    return detector
+    return model
 
 
 def _predict(options: argparse.Namespace) -> int:
     from skpatchcore._utils.progress import progress_bar
-    from skpatchcore.reports.predictions import Prediction, write_prediction_report, write_predictions
+    from skpatchcore.reports import Prediction, write_predictions
+    from skpatchcore.reports.inspection import describe_inspection
+    from skpatchcore.reports.pipelines import as_image_detector
 
     if options.report:
         require_matplotlib()
-    detector = _load(options.model)
-    paths, folder = _images_of(options.images, Path(options.output)), Path(options.output)
+    detector = as_image_detector(_load(options.model, options.trust or ()))
+    if options.fail_on_anomalies and math.isnan(detector.offset_):
+        raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
+    paths, folder = _images_of(options.images, Path(options.output)), require_folder(options.output)
     with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar:
 
         def show(prediction: Prediction) -> None:
             if prediction.problem:
-                bar.write(f"skpatchcore: {prediction.path}: {prediction.problem}", file=sys.stderr)
+                text = f"{prediction.path}: {in_options(prediction.problem, 'predict')}"
+                bar.write(f"skpatchcore: {shown_name(text)}")
             bar.update(1)
 
         predictions = write_predictions(detector, paths, folder, on_prediction=show)
-    if options.report:
-        write_prediction_report(predictions, detector, folder, model=options.model)
-    n_failures = sum(prediction.picture is None for prediction in predictions)
+    problem = _write_report(options, detector, predictions, folder) if options.report else None
+    scored = [prediction for prediction in predictions if prediction.is_scored]
+    n_flagged = sum(prediction.label == -1 for prediction in scored)
     if not options.quiet:
-        n_flagged = sum(prediction.label == -1 for prediction in predictions) - n_failures
-        where = f"{folder / 'scores.csv'}{' and report.html' if options.report else ''}"
-        print(f"{len(predictions) - n_failures} images judged, {n_flagged} of them anomalous: {where}")
-    if n_failures:
-        raise CommandError(
+        where = f"{folder / 'scores.csv'}{' and report.html' if options.report and problem is None else ''}"
+        print(f"{len(scored)} images judged, {n_flagged} of them anomalous: {shown_name(where)}")
+        if uninspected := describe_inspection(detector, {p.path: p.image_size for p in scored if p.image_size}):
+            print(uninspected)
+    problems = []
+    if n_failures := len(paths) - len(scored):
+        problems.append(
             f"{n_failures} of {len(paths)} images could not be judged; they are in scores.csv with score nan and "
             "label -1."
         )
-    return 0
+    if n_missing := sum(prediction.picture is None for prediction in scored):
+        problems.append(f"{n_missing} heat maps could not be written; scores.csv says why, and has all scores.")
+    if problem is not None:
+        problems.append(f"the report could not be written: {problem}; scores.csv is complete.")
+    if problems:
+        raise CommandError(" ".join(problems))
+    return ANOMALIES_FOUND if options.fail_on_anomalies and n_flagged else 0
+
+
+def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, folder: Path) -> str | None:
+    """Write the report, and return why it could not be written; the scores are on disk by now."""
+    from skpatchcore.reports import write_prediction_report
+
+    try:
+        write_prediction_report(predictions, detector, folder, model=options.model)
+    except Exception as error:
+        if options.debug:
+            raise
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def _images_of(given: list[str], output: Path) -> list[str]:

@@ -17,6 +17,7 @@ from scipy.ndimage import map_coordinates
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar, record_seconds
 from skpatchcore.datasets import load_categories, load_image_folder, read_mask
 from skpatchcore.features.extractor import TorchFeatureExtractor
@@ -134,7 +135,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
 
 def table_of(results: Any) -> pd.DataFrame:
     """Return the rows of :class:`CategoryResult` objects as a table."""
-    rows = [{"category": result.category, **result.row} for result in results]
+    rows = [{"category": escape_name(result.category), **result.row} for result in results]
     return pd.DataFrame(rows).set_index("category")
 
 

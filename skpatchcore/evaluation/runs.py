@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore.evaluation.category import CategoryResult, as_categories, check_before, table_of, with_mean
 from skpatchcore.evaluation.storage import Results, as_json, provenance_of, settings_of
@@ -213,7 +214,9 @@ def _finished(
 
 
 def _study(runs: list[FinishedRun]) -> pd.DataFrame:
-    return pd.DataFrame([{"category": one.run.category, **one.run.settings, **one.result.row} for one in runs])
+    return pd.DataFrame(
+        [{"category": escape_name(one.run.category), **one.run.settings, **one.result.row} for one in runs]
+    )
 
 
 def _write(evaluation: Evaluation) -> None:

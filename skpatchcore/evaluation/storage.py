@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator, clone
 
 from skpatchcore._utils.device import available_device
 from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.names import file_name
 from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.studies import Run
@@ -120,7 +121,7 @@ class Results:
 
     def place_of(self, run: Run) -> Path:
         """Return the folder of a run's result and pictures."""
-        return self.folder / run.category / run.name
+        return self.folder / file_name(run.category) / file_name(run.name)
 
     def load(self, run: Run, settings: Mapping[str, Any]) -> tuple[CategoryResult, dict[str, Any]] | None:
         """Return a run's result and provenance; None if it is not there, or not whole.

@@ -14,6 +14,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import ParameterGrid
 
+from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.coreset.proxies import LearnedProxySampler
@@ -248,7 +249,7 @@ def _table(runs: list[Run], resolution: str, verbose: int) -> pd.DataFrame:
     with progress_bar(len(runs), "evaluating", "run", verbose) as bar:
         for run in runs:
             result, _ = run_quietly(run, resolution)
-            rows.append({"category": run.category, **run.settings, **result.row})
+            rows.append({"category": escape_name(run.category), **run.settings, **result.row})
             bar.update(1)
     return pd.DataFrame(rows)
 

@@ -1,6 +1,14 @@
 """Self-contained HTML pages of predictions and evaluations."""
 
 from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
-from skpatchcore.reports.predictions import Prediction, write_prediction_report, write_predictions
+from skpatchcore.reports.prediction_page import write_prediction_report
+from skpatchcore.reports.predictions import Prediction, read_predictions, write_predictions
 
-__all__ = ["Prediction", "write_evaluation_report", "write_prediction_report", "write_predictions", "write_worst"]
+__all__ = [
+    "Prediction",
+    "read_predictions",
+    "write_evaluation_report",
+    "write_prediction_report",
+    "write_predictions",
+    "write_worst",
+]

@@ -14,6 +14,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.names import shown_name
+
 # Longer side in pixels of an image in a report.
 _SIDE = 310
 
@@ -59,25 +62,25 @@ def page(title: str, parts: Iterable[str]) -> str:
         HTML, as the other functions here return it.
     """
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
-        f"<body><h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
+        f"<body><h1>{_text(title)}</h1>\n" + "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
     )
 
 
 def heading(text: str, level: int = 2) -> str:
     """Return a heading."""
-    return f"<h{level}>{html.escape(text)}</h{level}>"
+    return f"<h{level}>{_text(text)}</h{level}>"
 
 
 def paragraph(text: str) -> str:
     """Return a paragraph of plain text."""
-    return f'<p class="note">{html.escape(text)}</p>'
+    return f'<p class="note">{_text(text)}</p>'
 
 
 def definitions(values: dict[str, Any]) -> str:
     """Return names and values as a list."""
-    items = (f"<dt>{html.escape(str(k))}</dt><dd><code>{html.escape(str(v))}</code></dd>" for k, v in values.items())
+    items = (f"<dt>{_text(k)}</dt><dd><code>{_text(v)}</code></dd>" for k, v in values.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
@@ -90,7 +93,7 @@ def table(frame: pd.DataFrame) -> str:
         A row called ``"mean"`` stays last. Columns of texts are texts; NaN is an empty cell.
     """
     titles = [frame.index.name or "", *frame.columns]
-    head = "".join(f"<th>{html.escape(str(title).replace('_', ' '))}</th>" for title in titles)
+    head = "".join(f"<th>{_text(str(title).replace('_', ' '))}</th>" for title in titles)
     rows = []
     for name, values in zip(frame.index, frame.to_numpy(dtype=object), strict=True):
         cells = "".join(_cell(value) for value in [name, *values])
@@ -105,7 +108,7 @@ def picture(image: Image.Image, caption: str) -> str:
     stream = io.BytesIO()
     image.convert("RGB").save(stream, format="JPEG", quality=85)
     data = base64.b64encode(stream.getvalue()).decode()
-    text = html.escape(caption)
+    text = _text(caption)
     return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
@@ -122,8 +125,8 @@ def drawing(figure: Any, caption: str) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = stream.getvalue()
-    svg = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
-    return f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    svg = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{_text(caption)}"', 1)
+    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
 
 
 def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
@@ -136,7 +139,13 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     title, parts
         As for :func:`page`.
     """
-    path.write_text(page(title, parts), encoding="utf-8")
+    with written_whole(Path(path)) as partial:
+        partial.write_text(page(title, parts), encoding="utf-8")
+
+
+def _text(value: Any) -> str:
+    """Return text as HTML has it, on one line; see :func:`~skpatchcore._utils.names.shown_name`."""
+    return html.escape(shown_name(str(value)))
 
 
 def side_by_side(images: Sequence[np.ndarray]) -> Image.Image:
@@ -159,7 +168,7 @@ def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return '<td data-value=""></td>'
     if isinstance(value, str):
-        return f'<td data-value="{html.escape(value)}">{html.escape(value)}</td>'
+        return f'<td data-value="{_text(value)}">{_text(value)}</td>'
     return f'<td data-value="{value}">{format_number(value)}</td>'
 
 

@@ -1,26 +1,32 @@
-"""Predictions on disk: a table, a heat map of each image, and a page to look through."""
+"""write_predictions and read_predictions: scores of images as a table on disk, with a heat map of each image."""
 
 from __future__ import annotations
 
 import csv
 import math
 import os
-from collections.abc import Callable, Sequence
-from itertools import count
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
-from skpatchcore._version import __version__
+from skpatchcore._utils.names import escape_name, file_name, unescape_name
 from skpatchcore.detectors import ImageResult
-from skpatchcore.display import ScoreHistogramDisplay, overlay_anomaly_map
-from skpatchcore.display.overlay import as_bytes
+from skpatchcore.display import overlay_anomaly_map
 from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import load_image
-from skpatchcore.reports import page
+from skpatchcore.reports.pipelines import as_image_detector
+
+TABLE, REPORT = "scores.csv", "report.html"
+# What a page of predictions starts with, so that it is known again.
+REPORT_TITLE = "skpatchcore predict:"
+_COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
 
 
 class Prediction(NamedTuple):
@@ -36,9 +42,11 @@ class Prediction(NamedTuple):
     label : int or None
         +1 normal, -1 anomalous; None without a threshold.
     picture : str or None
-        File name of its heat map; None if the image could not be scored.
+        File name of its heat map; None if the image could not be scored, or the heat map could not be written.
     problem : str
-        Why it could not be scored.
+        Why it could not be scored, or why it has no heat map.
+    image_size : (int, int) or None
+        Height and width of its anomaly map in pixels; None if it is not known.
     """
 
     path: str
@@ -48,6 +56,12 @@ class Prediction(NamedTuple):
     p_value: float
     picture: str | None
     problem: str = ""
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the image could be scored."""
+        return not math.isnan(self.score)
 
 
 def write_predictions(
@@ -57,16 +71,16 @@ def write_predictions(
     *,
     on_prediction: Callable[[Prediction], Any] | None = None,
 ) -> list[Prediction]:
-    """Score images, and write ``scores.csv`` and a heat map of each.
+    r"""Score images, and write ``scores.csv`` and a heat map of each.
 
     Each line is written as soon as its image is scored: an interruption loses none of them. An image that can't be
-    scored gets the score NaN and the label -1, and its problem is in the table. Heat maps are named after their images,
-    with as many of their folders as tell the images of this call apart.
+    scored gets the score NaN and the label -1, and its problem is in the table. If only its heat map can't be drawn or
+    written, it keeps its score, and the problem is in the table too.
 
     Parameters
     ----------
-    detector : detector
-        Fitted on images.
+    detector : detector or Pipeline
+        Fitted on images. The steps of a pipeline before the detector are given lists of paths.
     paths : sequence of paths
         The images, at least one.
     folder : path
@@ -83,6 +97,24 @@ def write_predictions(
     ------
     ValueError
         If `paths` is empty, or a single path.
+    OSError
+        If the folder or the table can't be written.
+
+    See Also
+    --------
+    read_predictions : Reads the table.
+
+    Notes
+    -----
+    The table is UTF-8. In its texts, bytes of names that are not valid in the file system's encoding are written as
+    ``\xe9``; :func:`read_predictions` returns the names as they were.
+
+    Heat maps are named after their images, with as many of their folders as tell the images of this call apart.
+    Characters that a file system may refuse are written as ``%`` and two hexadecimal digits per byte; names of more
+    than 140 bytes are cut, and end in ``~`` and a hash. The columns ``path`` and ``map`` say which map is of which
+    image.
+
+    Heat maps that an earlier table in the folder lists are removed first, and so is a report of predictions.
 
     Examples
     --------
@@ -104,19 +136,25 @@ def write_predictions(
     -1
     """
     files = [os.fspath(path) for path in as_image_sequence(paths)]
-    folder = Path(folder)
+    folder, detector = Path(folder), as_image_detector(detector)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = picture_names(files)
+    inputs = _files_in(folder, files)
+    pictures = picture_names(files, taken=inputs)
+    remove_earlier(folder, keep=inputs)
     predictions = []
-    with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["path", "score", "decision", "label", "p_value", "map", "problem"])
+        table.writerow(_COLUMNS)
         for result in detector.iter_results(files, on_error="flag"):
-            prediction = _prediction_of(result, pictures[result.image])
+            path = files[result.index]
+            prediction = _prediction_of(result, path)
             if result.anomaly_map is not None:
-                _write_overlay(
-                    folder / pictures[result.image], result.image, result.anomaly_map, detector.pixel_offset_
-                )
+                try:
+                    _write_overlay(folder / pictures[path], result, detector.pixel_offset_)
+                    prediction = prediction._replace(picture=pictures[path])
+                except Exception as error:  # whatever one heat map meets, the others and all scores are written
+                    problem = f"the heat map {pictures[path]!r} could not be written: {_reason(error)}"
+                    prediction = prediction._replace(problem=problem)
             table.writerow(_cells(prediction))
             file.flush()
             predictions.append(prediction)
@@ -125,147 +163,183 @@ def write_predictions(
     return predictions
 
 
-def _prediction_of(result: ImageResult, picture: str) -> Prediction:
-    """Return the line of an image; one that could not be scored is anomalous, even without a threshold."""
-    if result.error is not None:
-        return Prediction(result.image, math.nan, math.nan, -1, math.nan, None, result.error.message)
-    return Prediction(result.image, result.score, result.decision, result.label, result.p_value, picture)
-
-
-def _cells(prediction: Prediction) -> list[Any]:
-    path, score, decision, label, p_value, picture, problem = prediction
-    if picture is None:
-        return [path, "nan", "nan", -1, "nan", "", problem]
-    decided = ["", ""] if label is None else [label, repr(p_value)]
-    return [path, repr(score), repr(decision), *decided, picture, problem]
-
-
-def picture_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return a file name for each path: its stem after the folders in which it lies, below one that all share."""
-    places = {path: Path(path).resolve().with_suffix("") for path in paths}
-    root = os.path.commonpath([place.parent for place in places.values()])
-    names: dict[str, str] = {}
-    taken: set[str] = set()
-    for path, place in places.items():
-        base = "_".join(place.relative_to(root).parts)
-        name = next(n for i in count() if (n := base if i == 0 else f"{base}-{i + 1}") not in taken)
-        taken.add(name)
-        names[path] = f"{name}.png"
-    return names
-
-
-def _write_overlay(target: Path, path: str, anomaly_map: Any, threshold: float) -> None:
-    if math.isnan(threshold):  # no calibration: the map's own range is all there is
-        threshold = float(anomaly_map.max()) / 2
-    Image.fromarray(overlay_anomaly_map(load_image(path, 0), anomaly_map, threshold)).save(target)
-
-
-def write_prediction_report(
-    predictions: Sequence[Prediction],
-    detector: Any,
-    folder: str | os.PathLike[str],
-    *,
-    model: str = "",
-    n_pictures: int = 50,
-) -> Path:
-    """Write ``report.html``, with the heat maps of the most anomalous images inside.
+def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
+    """Read the table that :func:`write_predictions` wrote.
 
     Parameters
     ----------
-    predictions : sequence of Prediction
-        As :func:`write_predictions` returns them.
-    detector : detector
-        That made them.
     folder : path
-        Where the heat maps are, and the report is written.
-    model : str, default=""
-        Name of the detector's file.
-    n_pictures : int, default=50
-        How many images are shown.
+        Where ``scores.csv`` is.
 
     Returns
     -------
-    Path
-        Of the report.
+    list of Prediction
+        Paths as they were given; `image_size` is None.
 
     Raises
     ------
+    FileNotFoundError
+        If there is no table.
     ValueError
-        If there are no predictions.
+        If it is not one of :func:`write_predictions`, or is damaged.
     """
-    if not predictions:
-        raise ValueError("there are no predictions to report.")
-    read = [image for image in predictions if image.picture is not None]
-    unread = [image for image in predictions if image.picture is None]
-    has_threshold = not math.isnan(detector.offset_)
-    n_flagged = sum(image.label == -1 for image in read)
-    parts = [
-        page.definitions(
-            {
-                "model": model,
-                "images": f"{len(predictions)}"
-                + (f", {n_flagged} anomalous" if has_threshold else ", no threshold")
-                + (f", {len(unread)} not readable" if unread else ""),
-                "threshold": f"score {detector.offset_:.4g}: lower ones are anomalous" if has_threshold else "none",
-                "calibrated on": f"{len(detector.calibration_scores_)} good images",
-                "skpatchcore": __version__,
-            }
-        )
-    ]
-    if read:
-        parts += [
-            page.drawing(
-                _histogram(read, detector),
-                "Minus the scores, so that the anomalous ones are at the right; dashed: the threshold",
-            ),
-            page.heading("Images"),
-        ]
-    rows = [
-        {
-            "image": image.path,
-            "score": image.score,
-            "decision": image.decision,
-            "label": {1: "normal", -1: "anomalous", None: ""}[image.label],
-            "p value": image.p_value,
-            "problem": image.problem,
-        }
-        for image in sorted(predictions, key=_order)
-    ]
-    table = pd.DataFrame(rows).set_index("image")
-    parts.append(page.table(table if unread else table.drop(columns="problem")))
-    shown = sorted(read, key=_order)[:n_pictures]
-    if shown:
-        parts.append(page.heading("The most anomalous first"))
-        if len(shown) < len(read):
-            parts.append(page.paragraph(f"{len(shown)} of {len(read)}; the others' heat maps lie beside this page."))
-    for image in shown:
-        with Image.open(Path(folder) / str(image.picture)) as overlay:
-            pixels = as_bytes(load_image(image.path, 0))
-            heat = np.asarray(overlay.convert("RGB"))
-            pair = [np.broadcast_to(pixels, heat.shape), heat]
-        label = {1: "normal", -1: "anomalous", None: "no threshold"}[image.label]
-        parts.append(page.picture(page.side_by_side(pair), f"{image.path}: {label}, score {image.score:.4g}"))
-    parts.append(
-        page.paragraph(
-            "Left the image, right with its anomaly map: colour sets in at three quarters of the threshold; cyan "
-            "encloses what is beyond it. Score: bigger = more normal. p value: how usual so low a score is among good "
-            "images."
-        )
-    )
-    target = Path(folder) / "report.html"
-    page.write_page(target, f"skpatchcore predict: {len(predictions)} images", parts)
-    return target
+    file = Path(folder) / TABLE
+    try:
+        with file.open(newline="", encoding="utf-8") as content:
+            return [
+                Prediction(
+                    unescape_name(row["path"]),
+                    float(row["score"]),
+                    float(row["decision"]),
+                    int(row["label"]) if row["label"] else None,
+                    float(row["p_value"] or "nan"),
+                    row["map"] or None,
+                    unescape_name(row["problem"]),
+                )
+                for row in csv.DictReader(content)
+            ]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise ValueError(f"{str(file)!r} is no table of predictions, or a damaged one: {_reason(error)}") from error
 
 
-def _order(image: Prediction) -> float:
-    return -math.inf if math.isnan(image.score) else image.score
+def remove_earlier(folder: Path, keep: Iterable[str] = ()) -> None:
+    """Remove what an earlier run wrote beside its table: heat maps that the table lists, and the report.
+
+    Parameters
+    ----------
+    folder : path
+        Where the table is. Other files in it are left alone.
+    keep : iterable of str
+        Names in the folder that are not removed.
+    """
+    report = folder / REPORT
+    with suppress(OSError):
+        with report.open(encoding="utf-8", errors="replace") as content:
+            is_ours = f"<title>{REPORT_TITLE}" in content.read(500)
+        if is_ours:
+            report.unlink()
+    kept = {_key(name) for name in keep}
+    for name in _listed_maps(folder / TABLE):
+        if name == os.path.basename(name) and name.endswith(".png") and _key(name) not in kept:
+            with suppress(OSError):  # what can't be removed is replaced, or that fails with a reason
+                (folder / name).unlink()
 
 
-def _histogram(read: Sequence[Prediction], detector: Any) -> Any:
-    from matplotlib.figure import Figure
+def _listed_maps(table: Path) -> list[str]:
+    """Return the heat maps in a table, up to where it is damaged; none if it is not one of ours."""
+    names: list[str] = []
+    with suppress(OSError, csv.Error), table.open(newline="", encoding="utf-8", errors="replace") as content:
+        rows = csv.reader(content)
+        if next(rows, None) != _COLUMNS:
+            return []
+        for row in rows:
+            if len(row) == len(_COLUMNS) and row[5]:
+                names.append(row[5])
+    return names
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    ScoreHistogramDisplay(
-        [image.score for image in read], offset=detector.offset_, calibration_scores=detector.calibration_scores_
-    ).plot(ax=figure.subplots())
-    return figure
+
+def _files_in(folder: Path, files: Sequence[str]) -> list[str]:
+    """Return the names of those files that lie in a folder, with and without following links."""
+    here = {os.path.abspath(folder), os.path.realpath(folder)}
+    places = {where(file) for file in files for where in (os.path.abspath, os.path.realpath)}
+    return sorted(os.path.basename(place) for place in places if os.path.dirname(place) in here)
+
+
+def _prediction_of(result: ImageResult, path: str) -> Prediction:
+    """Return the line of an image; one that could not be scored is anomalous, even without a threshold."""
+    if result.error is not None:
+        return Prediction(path, math.nan, math.nan, -1, math.nan, None, result.error.message)
+    size = None if result.anomaly_map is None else (result.anomaly_map.shape[0], result.anomaly_map.shape[1])
+    return Prediction(path, result.score, result.decision, result.label, result.p_value, None, image_size=size)
+
+
+def _cells(prediction: Prediction) -> list[Any]:
+    path, problem = escape_name(prediction.path), escape_name(prediction.problem)
+    if not prediction.is_scored:
+        return [path, "nan", "nan", -1, "nan", "", problem]
+    has_label = prediction.label is not None
+    decided = [prediction.label, repr(prediction.p_value)] if has_label else ["", ""]
+    return [path, repr(prediction.score), repr(prediction.decision), *decided, prediction.picture or "", problem]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def picture_names(paths: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """Return a file name for the heat map of each path.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        The images.
+    taken : iterable of str
+        Names that no heat map may have.
+
+    Returns
+    -------
+    dict of str to str
+        The stem of the image after the folders in which it lies, below the folder that all share; numbered where two
+        would be the same on a file system that ignores case. As :func:`~skpatchcore._utils.names.file_name` writes it.
+    """
+    places = {path: _place_of(path) for path in paths}
+    n_shared = len(_common_start([place[:-1] for place in places.values()]))
+    names: dict[str, str] = {}
+    used = {_key(name) for name in taken}
+    for path, place in places.items():
+        base = "_".join(place[n_shared:])
+        for i in count(1):
+            name = file_name(base if i == 1 else f"{base}-{i}", ".png")
+            if _key(name) not in used:
+                break
+        used.add(_key(name))
+        names[path] = name
+    return names
+
+
+def _place_of(path: str) -> list[str]:
+    """Return the folders of a path, drive or share first, and its stem."""
+    try:
+        place = Path(path).resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle; a zero byte in the path
+        place = Path(os.path.abspath(path))
+    anchor = [part for part in place.anchor.replace("\\", "/").replace(":", "/").split("/") if part]
+    *folders, name = (place.parts[1:] if place.anchor else place.parts) or ("",)
+    return [*anchor, *folders, Path(name).stem]
+
+
+def _common_start(rows: Sequence[list[str]]) -> list[str]:
+    """Return the items with which all rows start."""
+    columns = zip(*rows, strict=False)
+    return [items[0] for items in takewhile(lambda items: len(set(items)) == 1, columns)]
+
+
+def _key(name: str) -> str:
+    """Return what file systems compare that ignore case or the form of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _write_overlay(target: Path, result: ImageResult, threshold: float) -> None:
+    """Write a heat map in one step; what lay at its place is replaced, and a link there is not followed."""
+    anomaly_map = np.asarray(result.anomaly_map)
+    if math.isnan(threshold):  # no calibration: the map's own range is all there is
+        threshold = float(anomaly_map.max()) / 2
+    picture = Image.fromarray(overlay_anomaly_map(_background(result.image, anomaly_map), anomaly_map, threshold))
+    partial = target.with_name(f".{target.stem}.partial")
+    try:
+        picture.save(partial, format="PNG")
+        os.replace(partial, target)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _background(image: Any, anomaly_map: np.ndarray) -> np.ndarray:
+    """Return the image under a map; grey where a pipeline made something else of it, such as patch features."""
+    if isinstance(image, str | os.PathLike):
+        return load_image(image, 0)
+    with suppress(ImageError):
+        pixels = load_image(image, 0)
+        if pixels.shape[:2] == anomaly_map.shape:
+            return pixels
+    return np.full((*anomaly_map.shape, 1), 0.5, np.float32)

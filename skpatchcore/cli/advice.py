@@ -1,0 +1,105 @@
+"""Messages of the library in the words of the command line: options instead of parameters."""
+
+from __future__ import annotations
+
+import re
+
+# Options by the parameters that they set.
+_OPTIONS = {
+    "backbone": "--backbone",
+    "weights": "--weights",
+    "image_size": "--image-size",
+    "crop_size": "--crop-size",
+    "patch_size": "--patch-size",
+    "ratio": "--ratio",
+    "n_neighbors": "--n-neighbors",
+    "index": "--index",
+    "contamination": "--contamination",
+    "calibration": "--calibration",
+    "device": "--device",
+    "batch_size": "--batch-size",
+    "random_state": "--seed",
+    "shots": "--shots",
+    "n_repeats": "--repeats",
+    "resolution": "--resolution",
+    "preset": "--preset",
+    "method": "--method",
+    "memory": "--cache",
+}
+_OF_FIT = (
+    "backbone", "weights", "image_size", "crop_size", "patch_size", "ratio", "n_neighbors", "index", "contamination",
+    "calibration", "device", "batch_size", "random_state",
+)  # fmt: skip
+_OF_EVALUATE = (
+    "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",
+    "preset", "method", "memory",
+)  # fmt: skip
+# What `predict` reports of the parameters of a model can be changed by another `fit` only.
+_OF_COMMAND = {
+    "fit": _OF_FIT,
+    "predict": _OF_FIT,
+    "evaluate": _OF_EVALUATE,
+    "demo": ("backbone", "device", "random_state"),
+}
+_WITHOUT_VALUE = {"image_size": "own"}
+# Advice that names no parameter.
+_PHRASES = (
+    (re.compile(r"read it with joblib\.load\b"), "give it a name that ends in .joblib"),
+    (re.compile(r"; skpatchcore\.list_images\(directory\) (lists its images|makes one of a directory)"), ""),
+    (re.compile(r", or overwrite it\b"), ", or pass --overwrite"),
+    (re.compile(r"\bmax_memory=([\d.]+ \w+) is too small"), r"\1 of memory are too little"),
+    (re.compile(r"\bmax_pixels=(\d+)"), r"the limit of \1 pixels"),
+    (re.compile(r", or use PatchCoreDetector\b"), ", or use PatchCore"),
+    (re.compile(r" Call 'fit' with appropriate arguments before using this estimator\."), ""),
+)
+_TRUSTED = re.compile(r"(?:pass |load will ask for )?trusted=\[([^\]]*)\]")
+_VALUE = r"(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^\s,;:()]*[^\s,;:.()])"
+
+
+def in_options(message: str, command: str) -> str:
+    """Return a message of the library as the command line says it.
+
+    Parameters
+    ----------
+    message : str
+        Text that may name parameters, such as ``calibration=None``.
+    command : {"fit", "predict", "evaluate", "demo"}
+        The command that failed or warned.
+
+    Returns
+    -------
+    str
+        With options, such as ``--calibration none``; unchanged if it names no parameter that has one.
+    """
+    text = _TRUSTED.sub(lambda match: "pass " + " ".join(f"--trust {name}" for name in _names(match[1])), message)
+    for pattern, replacement in _PHRASES:
+        text = pattern.sub(replacement, text)
+    before = text
+    for name in _OF_COMMAND[command]:
+        option = _OPTIONS[name]
+        text = re.sub(rf"\bThe '{name}' parameter of \w+ must", f"{option} must", text)
+        text = re.sub(
+            rf"(?<![\w/\\.'\"-]){name}={_VALUE}",
+            lambda match, name=name, option=option: f"{option} {_value(name, match[1])}",  # type: ignore[misc]
+            text,
+        )
+        if "_" in name:
+            text = re.sub(rf"(?<![\w/\\.'\"-]){name}(?![\w/\\=])", option, text)
+    if "ratio" in _OF_COMMAND[command]:
+        text = re.sub(r"\b(larger|smaller|PatchCore,) ratio\b", r"\1 --ratio", text)
+    if command == "predict" and text != before:
+        text = f"{text.removesuffix('.')} (these are options of 'skpatchcore fit')."
+    return text
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip().strip("'\"") for name in text.split(",") if name.strip()]
+
+
+def _value(name: str, text: str) -> str:
+    """Return a value as it is typed after an option."""
+    if text == "None":
+        return _WITHOUT_VALUE.get(name, "none")
+    if text[0] in "([":
+        return ("x" if text[0] == "(" else " ").join(_names(text[1:-1]))
+    return text.strip("'\"")

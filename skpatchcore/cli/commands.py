@@ -1,0 +1,79 @@
+"""From the words of the command line to the command: its errors and warnings as single lines."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import skpatchcore
+from skpatchcore._utils.names import shown_name
+from skpatchcore.cli import demo, evaluate, fit, predict
+from skpatchcore.cli.advice import in_options
+from skpatchcore.cli.options import CommandError, Parser
+
+
+def run(arguments: Sequence[str] | None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str or None
+        As for :func:`~skpatchcore.cli.main.main`.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _OnceEach(options.command).show
+        try:
+            status: int = options.run(options)
+            return status
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            if options.debug:
+                raise
+            print(f"skpatchcore: {_text_of(error, options.command)}", file=sys.stderr)
+            return 1
+
+
+class _OnceEach:
+    """Warnings as single lines on standard error, each text once."""
+
+    def __init__(self, command: str):
+        self._command = command
+        self._seen: set[str] = set()
+
+    def show(self, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+        """Write a warning, with the arguments of ``warnings.showwarning``."""
+        from tqdm import tqdm
+
+        text = shown_name(in_options(" ".join(str(message).split()), self._command))
+        if text not in self._seen:
+            self._seen.add(text)
+            tqdm.write(f"skpatchcore: warning: {text}", file=sys.stderr)
+
+
+def _text_of(error: Exception, command: str) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        text = f"{error.strerror}: {str(error.filename)!r}"
+    known = isinstance(error, OSError | ValueError | CommandError | skpatchcore.WeightsError)
+    return shown_name(in_options(text if known else f"{type(error).__name__}: {text}", command))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="skpatchcore", description="Find defects in images after seeing images of good parts only (PatchCore)."
+    )
+    parser.add_argument("--version", action="version", version=f"skpatchcore {skpatchcore.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Parser)
+    for command in (fit, predict, evaluate, demo):
+        command.add_parser(commands)
+    return parser
