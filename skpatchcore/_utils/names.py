@@ -78,6 +78,11 @@ def shown_name(name: str) -> str:
     return _NOT_SHOWN.sub(_escape, _AMBIGUOUS.sub(r"\\x5c", name))
 
 
+def shown_lines(text: str) -> str:
+    """Return text of several lines as :func:`shown_name` returns names; its line breaks stay."""
+    return "\n".join(_NOT_SHOWN.sub(_escape, line) for line in text.split("\n"))
+
+
 def file_name(text: str, suffix: str = "") -> str:
     """Return a name that a new file can have on any system.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from skpatchcore._utils.names import shown_lines, shown_name
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
 from skpatchcore.images.reading import load_image
 from skpatchcore.maps import regions_of_map
@@ -23,7 +24,7 @@ _MASK_COLOR, _REGION_COLOR = "#56B4E9", "#00E5FF"
 
 def _name(image: Any) -> str:
     """Return a line that names an image: the end of its path, nothing where it is an array."""
-    return "/".join(Path(image).parts[-2:]) + "\n" if isinstance(image, str | os.PathLike) else ""
+    return shown_name("/".join(Path(image).parts[-2:])) + "\n" if isinstance(image, str | os.PathLike) else ""
 
 
 class AnomalyMapDisplay:
@@ -44,7 +45,7 @@ class AnomalyMapDisplay:
     masks : list of (array of shape (height, width) or None) or None, default=None
         True (or non-zero) where a pixel is known to be defective.
     titles : list of str or None, default=None
-        One an image.
+        One an image; drawn as text, not as a formula.
 
     Attributes
     ----------
@@ -226,7 +227,7 @@ class AnomalyMapDisplay:
         if mask is not None and np.any(mask):
             plain.contour(np.asarray(mask) != 0, levels=[0.5], colors=_MASK_COLOR, linewidths=1.5)
         if self.titles is not None:
-            plain.set_title(self.titles[i], fontsize=9, loc="left")
+            plain.set_title(shown_lines(self.titles[i]), fontsize=9, loc="left", parse_math=False, usetex=False)
         if not with_regions:
             return
         found = regions_of_map(anomaly_map, threshold, 1)

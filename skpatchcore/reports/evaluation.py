@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from skpatchcore._utils.names import shown_name
 from skpatchcore.datasets import read_mask
 from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
 from skpatchcore.evaluation.category import CategoryResult
@@ -50,6 +52,11 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
     -------
     list of dict
         ``file``, ``kind``, ``caption`` of each.
+
+    Warns
+    -----
+    UserWarning
+        If a picture can't be drawn or written: it is left out.
     """
     order = result.scores.argsort(kind="stable")
     good = [i for i in order if result.labels[i] == 1][:n]
@@ -60,12 +67,19 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
             # where nothing is wrong, it is the nearest thing to a mistake
             decided = not math.isnan(result.offset)
             is_wrong = decided and (result.scores[i] < result.offset) == (result.labels[i] == 1)
-            image = load_image(dataset.test_images[i], int(i))
-            anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
             file = f"{kind.replace(' ', '-')}-{rank}.png"
-            _pair(image, anomaly_map, read_mask(dataset.test_masks[i], anomaly_map.shape), result.pixel_offset).save(
-                folder / file
-            )
+            try:
+                image = load_image(dataset.test_images[i], int(i))
+                anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
+                mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
+                _pair(image, anomaly_map, mask, result.pixel_offset).save(folder / file)
+            except (OSError, ValueError) as error:  # the metrics are there, and other pictures may be
+                warnings.warn(
+                    f"category {shown_name(result.category)!r}: no picture of test image {i}: {error}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                continue
             where = "" if math.isnan(result.offset) else f", threshold {result.offset:.4g}"
             name = "/".join(Path(str(result.paths[i])).parts[-2:])
             text = f"{kind if is_wrong else f'nearest to a {kind}'}: {name}, score {result.scores[i]:.4g}{where}"
@@ -115,7 +129,7 @@ def draw_low_shot(table: pd.DataFrame) -> Any:
         for name, color in zip(names, _LINES if len(names) <= len(_LINES) else [_GREY] * len(names), strict=False):
             draws = table[table["category"] == name].groupby("shots")[metric]
             mean, spread = draws.mean(), draws.std().fillna(0)
-            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=name if color != _GREY else None)
+            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=_label(name) if color != _GREY else None)
             axes.fill_between(mean.index, mean - spread, mean + spread, alpha=0.15, color=color, linewidth=0)
         if len(names) > 1:
             means = table.groupby(["shots", "category"])[metric].mean().unstack("category").dropna().mean(axis=1)
@@ -124,8 +138,15 @@ def draw_low_shot(table: pd.DataFrame) -> Any:
         axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    legend = figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    for text in legend.get_texts():
+        text.set(parse_math=False, usetex=False)
     return figure
+
+
+def _label(name: str) -> str:
+    """Return the entry of a legend; matplotlib leaves out those that start with an underscore."""
+    return f" {shown_name(name)}" if name.startswith("_") else shown_name(name)
 
 
 def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
@@ -139,7 +160,7 @@ def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
         places = np.arange(len(means))[::-1]
         axes.plot(means[metric], places, "o", color=_BLUE)
         axes.hlines(places, means[metric].min(), means[metric], color=_GREY, linewidth=1)
-        axes.set_yticks(places, [str(value) for value in means.index])
+        axes.set_yticks(places, [shown_name(str(value)) for value in means.index], parse_math=False, usetex=False)
         axes.set(title=metric.replace("_", " "))
         axes.margins(x=0.08)
     return figure
@@ -210,8 +231,11 @@ def write_evaluation_report(
         title = f"{run.category}: image AUROC {result.row['image_auroc']:.3f}"
         parts += [page.heading(run.category), page.drawing(draw_category(result), title)]
         for shown in details.get("pictures", []):
-            with Image.open(stored.place_of(run) / shown["file"]) as picture:
-                parts.append(page.picture(picture, shown["caption"]))
+            try:
+                with Image.open(stored.place_of(run) / shown["file"]) as picture:
+                    parts.append(page.picture(picture, shown["caption"]))
+            except OSError as error:
+                parts.append(page.paragraph(f"{shown['caption']}; it can't be shown: {error}"))
     parts.append(
         page.paragraph(
             "Pictures: the image with the outline of its mask, and with its anomaly map; cyan encloses what is beyond "

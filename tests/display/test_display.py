@@ -5,6 +5,7 @@ from __future__ import annotations
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
@@ -17,6 +18,8 @@ from skpatchcore.display import (
     overlay_anomaly_map,
 )
 from skpatchcore.display.anomaly_map import tag_places
+from skpatchcore.reports import page
+from skpatchcore.reports.evaluation import draw_ablation, draw_low_shot
 
 mpl.use("Agg")
 
@@ -174,3 +177,47 @@ def test_tags_tell_the_peaks_and_titles_name_the_files(fitted, parts, tmp_path):
     plt.imsave(path, parts[1][0])
     title = AnomalyMapDisplay.from_estimator(fitted, [path]).axes_[0, 0].get_title(loc="left")
     assert title.startswith("line 3/part.png\nscore -")
+
+
+HARD_TEXTS = [
+    "$x^$.png",
+    "lot$7_part$_2.png",
+    "a$1.png",
+    "\\frac{",
+    "a_b^c%d&e#f{g}~h",
+    "ros\udce9",
+    "a\tb\x07",
+    "_x",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_names_in_titles_are_text_and_no_formulas(text, tmp_path):
+    display = AnomalyMapDisplay.from_predictions(
+        [np.zeros((8, 9, 3))], [np.ones((8, 9))], threshold=0.5, titles=[f"{text}\nscore 1"]
+    )
+    display.figure_.savefig(tmp_path / "a.png")
+    display.figure_.savefig(tmp_path / "a.svg")
+    title = display.axes_[0, 0].get_title(loc="left")
+    assert title.endswith("\nscore 1")
+    if text.isprintable():
+        assert title.startswith(text)
+
+
+@pytest.mark.parametrize("text", [text for text in HARD_TEXTS if text and "\udce9" not in text])
+def test_names_in_figures_of_studies_are_text_and_no_formulas(text):
+    rows = [
+        {"category": c, "shots": n, "kind": c, "image_auroc": 0.9, "pixel_auroc": 0.9, "aupro": 0.5}
+        for c in (text, "b") for n in (1, 2)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    low_shot, ablated = draw_low_shot(table), draw_ablation(table, "kind")
+    for figure in (low_shot, ablated):
+        assert "<svg" in page.drawing(figure, text)  # formulas are parsed here, and refused
+    assert text_of(text) in [entry.get_text().strip() for entry in low_shot.legends[0].get_texts()]
+    assert text_of(text) in [label.get_text() for label in ablated.axes[0].get_yticklabels()]
+
+
+def text_of(text):
+    return text.replace("\t", "\\x09").replace("\x07", "\\x07")
