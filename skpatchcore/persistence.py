@@ -9,13 +9,17 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import InconsistentVersionWarning
+from sklearn.neighbors import BallTree, KDTree
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.files import written_whole
@@ -173,6 +177,13 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
         If the file is none of :func:`save`'s, or damaged, or of a later version's format, or holds types that are
         neither this package's nor trusted.
 
+    Warns
+    -----
+    InconsistentVersionWarning
+        scikit-learn's, if the file was written with another version of scikit-learn.
+    UserWarning
+        If the file was written by another version of this package.
+
     See Also
     --------
     save : Writes it.
@@ -207,21 +218,59 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     except Exception as error:  # a file with a right digest that this version can't read
         made = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
         raise ModelFileError(f"{str(path)!r} can't be read here: {error} (it was written by {made})") from error
+    _warn_of_versions(manifest, path)
     return detector
 
 
-def _portable(value: Any) -> Any:
-    """Return an estimator without the folders of its caches, and paths as text; shallow copies all the way."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if type(value) in (list, tuple):
-        return type(value)(_portable(item) for item in value)
-    if not isinstance(value, BaseEstimator):
-        return value
-    copied = copy(value)
-    for name, own in vars(value).items():
-        setattr(copied, name, None if name == "memory" else _portable(own))
-    return copied
+def _warn_of_versions(manifest: dict[str, Any], path: Path) -> None:
+    """Warn if a file was written with other versions of scikit-learn or of this package, as scikit-learn does."""
+    written = manifest["versions"]
+    if written.get("scikit-learn") != sklearn.__version__:
+        warnings.warn(
+            InconsistentVersionWarning(
+                estimator_name=manifest["holds"],
+                current_sklearn_version=sklearn.__version__,
+                original_sklearn_version=written.get("scikit-learn", "unknown"),
+            ),
+            stacklevel=3,
+        )
+    if written["skpatchcore"] != __version__:
+        warnings.warn(
+            f"{str(path)!r} was written by skpatchcore {written['skpatchcore']} and is read by {__version__}: its "
+            "scores may differ. The changelog says which models changed.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
+    """Return an estimator without the folders of its caches, and paths as text; shallow copies all the way.
+
+    Memory maps become plain arrays on the same memory. An object that is held twice is still one object: `known` has
+    what was made of each, by its id.
+    """
+    known = {} if known is None else known
+    if id(value) in known:
+        return known[id(value)][1]
+    made = value
+    if isinstance(value, np.memmap):  # files hold plain arrays only
+        made = value.view(np.ndarray)
+    elif isinstance(value, os.PathLike):
+        made = os.fspath(value)
+    elif type(value) in (list, tuple):
+        made = type(value)(_portable(item, known) for item in value)
+    elif type(value) is dict:
+        made = {key: _portable(item, known) for key, item in value.items()}
+    elif isinstance(value, BaseEstimator) or (is_dataclass(value) and not isinstance(value, type)):
+        made = copy(value)
+        for name, own in vars(value).items():
+            vars(made)[name] = None if name == "memory" else _portable(own, known)
+    elif isinstance(value, BallTree | KDTree):
+        make, arguments, state = value.__reduce__()
+        made = make(*arguments)
+        made.__setstate__(_portable(state, known))
+    known[id(value)] = value, made  # the value too: another object could get its id
+    return made
 
 
 def _networks(value: Any) -> Iterator[tuple[str, str]]:

@@ -22,7 +22,7 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
 from sklearn.model_selection import ShuffleSplit
 from sklearn.neighbors import NearestNeighbors
 
@@ -356,3 +356,33 @@ def test_a_full_disk_keeps_the_old_file(fitted, tmp_path):
         signal.signal(signal.SIGXFSZ, handler)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.skops"]
+
+
+@pytest.mark.parametrize(
+    ("package", "category", "message"),
+    [
+        ("scikit-learn", InconsistentVersionWarning, "PatchCoreDetector from version 0.9 when using version"),
+        ("skpatchcore", UserWarning, "was written by skpatchcore 0.9 and is read by"),
+    ],
+)
+def test_files_of_other_versions_are_read_with_a_warning(content, parts, tmp_path, package, category, message):
+    def older(manifest, schema):
+        manifest["versions"][package] = "0.9"
+
+    rewritten(content, tmp_path / "a.skops", older)
+    with pytest.warns(category, match=message) as caught:
+        loaded = load(tmp_path / "a.skops")
+    assert len(caught) == 1
+    assert np.isfinite(loaded.score_samples(parts[2])).all()
+
+
+@pytest.mark.parametrize("make", DETECTORS.values(), ids=DETECTORS)
+def test_a_memory_mapped_detector_is_saved_like_the_original(make, parts, tmp_path):
+    detector = make().fit(parts[0])
+    joblib.dump(detector, tmp_path / "a.joblib")
+    save(joblib.load(tmp_path / "a.joblib", mmap_mode="r"), tmp_path / "a.skops")
+    save(detector, tmp_path / "b.skops")
+    loaded = load(tmp_path / "a.skops")
+    np.testing.assert_array_equal(loaded.score_samples(parts[2]), detector.score_samples(parts[2]))
+    # an array that is held twice is in the file once
+    assert (tmp_path / "a.skops").stat().st_size == pytest.approx((tmp_path / "b.skops").stat().st_size, rel=0.01)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from skpatchcore._utils.arrays import as_tensor
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget, MemoryNeeds
@@ -283,7 +284,7 @@ class Moments:
 
 
 def _by_place(features: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(features.transpose(1, 2, 0), np.float64))
+    return as_tensor(np.ascontiguousarray(features.transpose(1, 2, 0), np.float64), torch.device("cpu"))
 
 
 def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np.ndarray) -> np.ndarray:
@@ -305,5 +306,5 @@ def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np
     Defard et al., Eq. 2.
     """
     centred = torch.from_numpy(np.ascontiguousarray((features - means).transpose(1, 2, 0), np.float32))
-    distances: np.ndarray = (torch.from_numpy(whitening) @ centred).norm(dim=1).T.double().numpy()
+    distances: np.ndarray = (as_tensor(whitening, torch.device("cpu")) @ centred).norm(dim=1).T.double().numpy()
     return distances
