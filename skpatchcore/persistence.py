@@ -85,7 +85,8 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
         If it holds something that no file can, such as a lambda as backbone; if `bank_dtype` is another one, or does
         not suit the detector: it has no bank, or values beyond 65504, or an index that keeps a copy of its own.
     OSError
-        If the file can't be written, such as on a full disk.
+        If the file can't be written, such as on a full disk, or `path` is a directory, a device, or a file that the
+        user may not write to.
 
     Warns
     -----
@@ -100,6 +101,9 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
     -----
     A detector holds the network's name and the SHA-256 of its weights, not the network. `memory` parameters are not
     saved: folders of caches are those of another machine.
+
+    If `path` is a symbolic link, it stays one, and the file that it leads to is replaced. The new file has the
+    permissions of the old one. Other hard links to the old file keep the old content.
 
     Examples
     --------
