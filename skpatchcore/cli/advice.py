@@ -84,7 +84,7 @@ def in_options(message: str, command: str) -> str:
             text,
         )
         if "_" in name:
-            text = re.sub(rf"(?<![\w/\\.'\"-]){name}(?![\w/\\=])", option, text)
+            text = re.sub(rf"(?<![\w/\\.'\"-]){name}(?![\w/\\=:])", option, text)
     if "ratio" in _OF_COMMAND[command]:
         text = re.sub(r"\b(larger|smaller|PatchCore,) ratio\b", r"\1 --ratio", text)
     if command == "predict" and text != before:

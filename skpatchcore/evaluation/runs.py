@@ -89,6 +89,9 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluate a detector, and store each result as soon as it is there. A second call computes only what is missing.
 
+    A stored result is used if the settings are the same, and the content of all images, masks, labels, groups, weights
+    and functions is. If the content has changed, the result is computed again, with a warning.
+
     The tables are those of the categories and studies of this call: earlier tables in the folder are replaced, while
     the stored results remain.
 
@@ -132,6 +135,11 @@ def run_evaluation(
     ImageError, WeightsError, FileNotFoundError
         As :func:`~skpatchcore.evaluate`.
 
+    Warns
+    -----
+    UserWarning
+        If the content of the data, of the network or of a function has changed since a result was stored.
+
     See Also
     --------
     skpatchcore.reports.write_evaluation_report : Writes the results as a page.
@@ -153,17 +161,17 @@ def run_evaluation(
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats}: expected at least 1.")
     categories, folder = as_categories(dataset), Path(folder)
-    results = Results(folder / "runs", overwrite)
+    results, known = Results(folder / "runs", overwrite), dict[str, str]()
     check_before(detector, categories, resolution)
     planned: dict[str, list[Run]] = {}
     if len(shots):
         planned["low-shot"] = list(low_shot_runs(detector, categories, shots, n_repeats, random_state))
     for name in ablations:
         planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
-    runs = _finished(list(plain_runs(detector, categories)), results, resolution, verbose, draw)
+    runs = _finished(list(plain_runs(detector, categories)), results, resolution, verbose, known, draw)
     table = with_mean(table_of([one.result for one in runs]))
     table.to_csv(folder / "results.csv", index_label="category")  # before the studies, which may take long
-    studies = {name: _study(_finished(some, results, resolution, verbose)) for name, some in planned.items()}
+    studies = {name: _study(_finished(some, results, resolution, verbose, known)) for name, some in planned.items()}
     evaluation = Evaluation(folder, runs, table, studies)
     _write(evaluation)
     return evaluation
@@ -190,13 +198,18 @@ def means_of(name: str, study: pd.DataFrame) -> pd.DataFrame:
 
 
 def _finished(
-    runs: list[Run], results: Results, resolution: str, verbose: int, draw: Draw | None = None
+    runs: list[Run],
+    results: Results,
+    resolution: str,
+    verbose: int,
+    known: dict[str, str],
+    draw: Draw | None = None,
 ) -> list[FinishedRun]:
     """Return each run with its result, read from the folder or computed now."""
     done = []
     with progress_bar(len(runs), "evaluating", "run", verbose) as bar:
         for run in runs:
-            settings = settings_of(run, resolution)
+            settings = settings_of(run, resolution, known)
             stored = results.load(run, settings)
             if stored is None:
                 results.forget(run)

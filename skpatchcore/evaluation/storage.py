@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import platform
+import re
+import uuid
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,17 +24,20 @@ from sklearn.base import BaseEstimator, clone
 
 from skpatchcore._utils.device import available_device
 from skpatchcore._utils.files import written_whole
-from skpatchcore._utils.names import file_name
+from skpatchcore._utils.names import file_name, shown_name
 from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
+from skpatchcore.evaluation.contents import content_digest, fingerprint, has_hidden_content
 from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
+# Settings that are digests of content: what it is called stands in the others.
+_CONTENTS = {"data": "the data", "weights_digests": "the network", "contents": "a function or a class"}
 # What moves seconds, not results: another run may have another.
 _NO_SETTINGS = ("device", "batch_size", "memory", "cache_limit", "verbose", "n_jobs")
 
 
-def settings_of(run: Run, resolution: str) -> dict[str, Any]:
+def settings_of(run: Run, resolution: str, known: dict[str, str] | None = None) -> dict[str, Any]:
     """Return all that a run's metrics depend on, as JSON has it: parameters, weights, data, resolution, versions.
 
     Parameters
@@ -41,21 +46,25 @@ def settings_of(run: Run, resolution: str) -> dict[str, Any]:
         What is evaluated.
     resolution : str
         As for :func:`~skpatchcore.evaluate`.
+    known : dict or None, default=None
+        Digests of files, as of :func:`~skpatchcore.evaluation.contents.fingerprint`.
     """
-    parameters = {
-        name: as_json(value)
+    given = {
+        name: value
         for name, value in sorted(run.detector.get_params().items())
         if name.rsplit("__", 1)[-1] not in _NO_SETTINGS
     }
+    hidden = {name: content_digest(value) for name, value in given.items() if has_hidden_content(value)}
     return {
         "skpatchcore": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "detector": type(run.detector).__name__,
         "weights_digests": _digests(run.detector),
-        "parameters": parameters,
+        "parameters": {name: as_json(value) for name, value in given.items()},
+        "contents": {"detector": content_digest(type(run.detector)), **hidden},
         "resolution": resolution,
-        "data": fingerprint(run.dataset),
+        "data": fingerprint(run.dataset, known),
     }
 
 
@@ -83,28 +92,6 @@ def provenance_of(fitted: Any) -> dict[str, Any]:
     }
 
 
-def fingerprint(dataset: Any) -> str:
-    """Return a hash of a data set: of its files' names, sizes and labels, or of its arrays.
-
-    Parameters
-    ----------
-    dataset : ImageFolder or TextureTask
-        A file that has changed but kept its name and size is taken to be the same.
-    """
-    digest = hashlib.sha256()
-    for data_field in fields(dataset):
-        values = getattr(dataset, data_field.name)
-        digest.update(data_field.name.encode())
-        if data_field.name.endswith(("paths", "masks")) and values.dtype == object:
-            for path in values:
-                where = "" if path is None else f"{'/'.join(Path(path).parts[-3:])} {os.path.getsize(path)}"
-                digest.update(f"{where}\n".encode())
-        elif values is not None:
-            array = np.ascontiguousarray(values.astype(str) if values.dtype == object else values)
-            digest.update(str(array.shape).encode() + array.tobytes())
-    return digest.hexdigest()
-
-
 class Results:
     """A folder of results, one of each run.
 
@@ -113,7 +100,8 @@ class Results:
     folder : path
         Made if need be.
     overwrite : bool, default=False
-        Make anew what was made with other settings. Else it is an error: tables don't mix settings.
+        Make anew what was made with other settings. Else it is an error: tables don't mix settings. What was made with
+        the same settings, of other content, is made anew in any case.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False):
@@ -124,12 +112,17 @@ class Results:
         return self.folder / file_name(run.category) / file_name(run.name)
 
     def load(self, run: Run, settings: Mapping[str, Any]) -> tuple[CategoryResult, dict[str, Any]] | None:
-        """Return a run's result and provenance; None if it is not there, or not whole.
+        """Return a run's result and provenance; None if it is not there, not whole, or of other content.
 
         Raises
         ------
         ValueError
             If it was made with other settings.
+
+        Warns
+        -----
+        UserWarning
+            If the settings are the same, and the content of the data, of the weights or of a function is another one.
         """
         file = self.place_of(run) / "result.json"
         try:
@@ -140,6 +133,15 @@ class Results:
         if stored["settings"] == settings:
             return result, stored["provenance"]
         if self.overwrite:
+            return None
+        changed = [_CONTENTS[key] for key in _CONTENTS if stored["settings"].get(key) != settings[key]]
+        if {**stored["settings"], **{key: settings[key] for key in _CONTENTS}} == settings:
+            warnings.warn(
+                f"category {shown_name(run.category)!r}: {' and '.join(changed)} changed since the result in "
+                f"{shown_name(str(file))!r} was stored. It is computed again.",
+                UserWarning,
+                stacklevel=3,
+            )
             return None
         differences = _differences(stored["settings"], settings)
         raise ValueError(
@@ -162,9 +164,15 @@ class Results:
             partial.write_text(text, encoding="utf-8")
 
 
-def _digests(detector: Any) -> list[str]:
-    """Return the digests of the weights of all extractors that a detector holds."""
-    return [clone(e).fit().weights_digest_ for e in extractors_of(detector) if isinstance(e, TorchFeatureExtractor)]
+def _digests(detector: Any) -> list[list[str]]:
+    """Return what tells the networks apart of all extractors that a detector holds: their weights and modules."""
+    found = []
+    for extractor in extractors_of(detector):
+        if isinstance(extractor, TorchFeatureExtractor):
+            weights, architecture = clone(extractor).network_digests()
+            # a network whose code can't be read is never known to be the same
+            found.append([weights, architecture or f"unknown {uuid.uuid4()}"])
+    return found
 
 
 def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
@@ -198,4 +206,4 @@ def as_json(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return getattr(value, "__qualname__", None) or repr(value)
+    return getattr(value, "__qualname__", None) or re.sub(r" at 0x[0-9A-Fa-f]+", "", repr(value))

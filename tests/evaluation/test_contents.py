@@ -1,0 +1,199 @@
+"""Stored results are known by content: data, masks, labels, groups, weights, functions."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from torch import nn
+from torchvision.models import resnet18
+
+from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore.datasets import load_image_folder, make_textures
+from skpatchcore.evaluation import run_evaluation
+from skpatchcore.evaluation.contents import content_digest, fingerprint
+from skpatchcore.evaluation.storage import settings_of
+from skpatchcore.evaluation.studies import Run
+from tests.factories import detector, extractor
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Bitmaps: files of one size have the same number of bytes."""
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        for part in ("train/good", "test/good", "test/dark"):
+            pixels = (rng.normal(0.5, 0.03, (32, 32, 3)).clip(0, 1) * 255).astype(np.uint8)
+            pixels[8:24, 8:24] *= part != "test/dark"
+            put(tmp_path / "data" / part / f"{i}.bmp", pixels)
+        put(tmp_path / "data" / "ground_truth" / "dark" / f"{i}_mask.bmp", mask(8, 24))
+    return tmp_path / "data"
+
+
+def put(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def mask(start, stop):
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[start:stop, start:stop] = 255
+    return pixels
+
+
+def change_image(root):
+    put(root / "test" / "good" / "0.bmp", np.zeros((32, 32, 3), np.uint8))
+
+
+def change_training_image(root):
+    put(root / "train" / "good" / "0.bmp", np.zeros((32, 32, 3), np.uint8))
+
+
+def change_mask(root):
+    put(root / "ground_truth" / "dark" / "0_mask.bmp", mask(0, 16))
+
+
+def change_label(root):
+    (root / "test" / "dark" / "3.bmp").rename(root / "test" / "good" / "9.bmp")
+
+
+def add_image(root):
+    put(root / "train" / "good" / "9.bmp", np.full((32, 32, 3), 128, np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore:contamination")
+@pytest.mark.parametrize("change", [change_image, change_training_image, change_mask, change_label, add_image])
+def test_a_result_is_computed_again_if_the_data_have_changed(root, tmp_path, change):
+    quick = detector(calibration=None)
+    run_evaluation(quick, load_image_folder(root), tmp_path / "out")
+    change(root)
+    with pytest.warns(UserWarning, match="category 'all': the data changed since the result in"):
+        again = run_evaluation(quick, load_image_folder(root), tmp_path / "out")
+    fresh = run_evaluation(quick, load_image_folder(root), tmp_path / "fresh")
+    same = [name for name in fresh.table if not name.endswith(("seconds", "bytes")) and "_seconds" not in name
+            and not name.startswith(("fit_", "test_"))]  # fmt: skip
+    pd.testing.assert_frame_equal(again.table[same], fresh.table[same])
+    with warnings.catch_warnings():  # and now it is kept
+        warnings.simplefilter("error")
+        run_evaluation(quick, load_image_folder(root), tmp_path / "out")
+
+
+def test_a_result_is_computed_again_if_the_network_has_changed(root, tmp_path):
+    network = resnet18()
+    made = detector(lambda: network, calibration=None)
+    first = run_evaluation(made, load_image_folder(root), tmp_path / "out")
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(1.5).add_(0.01)
+    with pytest.warns(UserWarning, match="the network"):
+        second = run_evaluation(made, load_image_folder(root), tmp_path / "out")
+    assert not np.array_equal(first.runs[0].result.scores, second.runs[0].result.scores)
+
+
+def settings(made, data):
+    return settings_of(Run("all", "all", {}, made, data), "own")
+
+
+class Twice(nn.Module):
+    def __init__(self, activation):
+        super().__init__()
+        self.layer2, self.layer3 = nn.Conv2d(3, 4, 3, 8), nn.Conv2d(4, 4, 3)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.layer3(self.activation(self.layer2(x)))
+
+
+def test_functions_of_one_name_are_told_apart(root):
+    data = load_image_folder(root)
+    networks = [Twice(nn.ReLU()), Twice(nn.Sigmoid())]
+    networks[1].load_state_dict(networks[0].state_dict())
+    first, second = (settings(detector(lambda network=network: network), data) for network in networks)
+    assert first["parameters"] == second["parameters"]
+    assert first["weights_digests"][0][0] == second["weights_digests"][0][0]  # the same weights
+    assert first["weights_digests"] != second["weights_digests"]  # of another network
+    assert settings(detector(functools.partial(resnet18)), data) == settings(
+        detector(functools.partial(resnet18)), data
+    )
+
+
+def test_settings_are_the_same_for_equal_seeds_and_splitters(root):
+    data = load_image_folder(root)
+    for seeds in (0, 0), (np.random.RandomState(3), np.random.RandomState(3)):
+        first, second = (settings(detector(random_state=seed), data) for seed in seeds)
+        assert first == second
+    assert settings(detector(random_state=np.random.RandomState(3)), data) != settings(
+        detector(random_state=np.random.RandomState(4)), data
+    )
+
+
+class Own(TransformerMixin, BaseEstimator):
+    def fit(self, X, y=None):
+        return self
+
+
+def test_classes_of_one_name_are_told_apart(root):
+    data = load_image_folder(root)
+    other = type("Own", (TransformerMixin, BaseEstimator), {"fit": lambda self, X, y=None: None, "__module__": "own"})
+    assert settings(PatchCoreDetector(Own()), data) == settings(PatchCoreDetector(Own()), data)
+    assert settings(PatchCoreDetector(Own()), data) != settings(PatchCoreDetector(other()), data)
+    assert settings(PatchCoreDetector(extractor()), data) != settings(PatchCoreDetector(TorchFeatureExtractor(
+        "resnet18", weights=None, image_size=32, crop_size=None)), data)  # fmt: skip
+
+
+GLOBAL = 1
+
+
+def uses_global():
+    return GLOBAL
+
+
+def test_digests_of_functions_follow_what_they_use(monkeypatch):
+    def outer(n, default=0):
+        return lambda x=default: x + n
+
+    assert content_digest(outer(1)) == content_digest(outer(1))
+    assert content_digest(outer(1)) != content_digest(outer(2))
+    assert content_digest(outer(1)) != content_digest(outer(1, 5))
+    assert content_digest(lambda x: x + 1) != content_digest(lambda x: x + 2)
+    assert content_digest(functools.partial(outer, 1)) != content_digest(functools.partial(outer, 2))
+    before = content_digest(uses_global)
+    monkeypatch.setitem(globals(), "GLOBAL", 2)
+    assert content_digest(uses_global) != before
+    circle: list = []
+    circle.append(circle)
+    assert content_digest(circle) == content_digest(circle)
+
+
+def test_data_are_known_by_labels_groups_and_arrays():
+    data = make_textures("brick", n_views=2)
+    same = make_textures("brick", n_views=2)
+    assert fingerprint(data) == fingerprint(same)
+    others = [
+        replace(data, test_labels=-data.test_labels),
+        replace(data, train_groups=data.train_groups[::-1].copy()),
+        replace(data, test_masks=~np.asarray(data.test_masks)),
+        replace(data, train_images=data.train_images[::-1].copy()),
+    ]
+    assert len({fingerprint(data), *(fingerprint(other) for other in others)}) == 5
+
+
+def test_a_file_that_can_not_be_read_is_no_error_of_the_digest(root):
+    data = load_image_folder(root)
+    before = fingerprint(data)
+    (root / "test" / "good" / "0.bmp").unlink()
+    assert fingerprint(data) != before
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, ""])
+def test_masks_that_are_missing_are_the_same_whatever_stands_for_them(root, missing):
+    data = load_image_folder(root)
+    masks = np.array([missing if mask is None else mask for mask in data.test_masks], object)
+    assert fingerprint(replace(data, test_masks=masks)) == fingerprint(data)
