@@ -439,7 +439,8 @@ def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
         at_least = at_least + np.where(at_lowest & (pixels.defective == top[0]), ties, 0)
     ties = np.maximum(at_least - above, 1)
     rise = np.where(at_least > limit, (limit - above) ** 2 / (2 * ties), limit - above - (at_least - above) / 2)
-    return float(np.sum(weights * np.where(above < limit, rise, 0.0)) / limit)
+    # rounding may carry a perfect ranking beyond 1
+    return min(float(np.sum(weights * np.where(above < limit, rise, 0.0)) / limit), 1.0)
 
 
 def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -457,7 +458,7 @@ def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray
 def _average_precision(good: np.ndarray, defective: np.ndarray) -> float:
     _, true, false = _counts(good, defective)
     recall_steps = np.diff(true, prepend=0) / true[-1]
-    return float(np.sum(recall_steps * true / (true + false)))
+    return min(float(np.sum(recall_steps * true / (true + false))), 1.0)
 
 
 def _counts(good: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
