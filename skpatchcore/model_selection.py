@@ -13,6 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.metadata_routing import MetadataRequest, get_routing_for_object
 
 from skpatchcore._utils.labels import image_labels, is_nominal
+from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.datasets import read_mask
 from skpatchcore.metrics import pixel_roc_auc_score
@@ -214,7 +215,8 @@ class PixelScorer:
         y : array of shape (n_images,) or None, default=None
             +1 good, -1 anomalous: an anomalous image must have a mask.
         masks : sequence of (array of shape (height, width), path or None)
-            True or bright where a pixel is defective, at the image's own size; None for a good image.
+            True or bright where a pixel is defective, at the image's own size; None for a good image, or NaN, as
+            tables have it.
 
         Returns
         -------
@@ -237,12 +239,13 @@ class PixelScorer:
         masks = list(masks)
         if y is not None:
             for i in np.flatnonzero(np.asarray(y) == -1):
-                if masks[i] is None:
+                if is_missing(masks[i]):
                     raise ValueError(f"image {i} is anomalous and has no mask.")
         if isinstance(estimator, Pipeline):
             X = estimator[:-1].transform(X) if len(estimator) > 1 else X
             estimator = estimator[-1]
         maps = list(estimator.segment(X))
+        masks = [None if is_missing(mask) else mask for mask in masks]
         return float(self.metric([read_mask(mask, m.shape) for mask, m in zip(masks, maps, strict=True)], maps))
 
     def get_metadata_routing(self) -> MetadataRequest:

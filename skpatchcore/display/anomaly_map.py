@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import shown_lines, shown_name
+from skpatchcore.datasets import read_mask
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
 from skpatchcore.images.reading import load_image
 from skpatchcore.maps import regions_of_map
@@ -97,7 +99,7 @@ class AnomalyMapDisplay:
         X : sequence of images
             As for its `predict`.
         masks : list or None, default=None
-            As of the class.
+            As of :meth:`from_predictions`.
         **options : dict
             As for :meth:`plot`.
 
@@ -140,8 +142,11 @@ class AnomalyMapDisplay:
         ----------
         images : sequence of paths, arrays or PIL images
             As a detector takes them.
-        anomaly_maps, threshold, masks, titles
+        anomaly_maps, threshold, titles
             As of the class.
+        masks : list of (array of shape (height, width), path or None) or None, default=None
+            As of the class, or files of masks, as :func:`~skpatchcore.datasets.read_mask` reads them. None or NaN
+            where an image has none.
         **options : dict
             As for :meth:`plot`.
 
@@ -153,7 +158,7 @@ class AnomalyMapDisplay:
         Raises
         ------
         ValueError
-            If there are no images, or lengths differ.
+            If there are no images, lengths differ, or a mask can't be read or is not of its image's size.
         ImageError
             If an image can't be read.
         """
@@ -163,6 +168,11 @@ class AnomalyMapDisplay:
         if not len(images):
             raise ValueError("there are no images to draw.")
         loaded = [load_image(image, i) for i, image in enumerate(images)]
+        if masks is not None:
+            masks = [
+                None if is_missing(mask) else read_mask(mask, image.shape[:2])
+                for mask, image in zip(masks, loaded, strict=True)
+            ]
         return cls(loaded, anomaly_maps, threshold=threshold, masks=masks, titles=titles).plot(**options)
 
     def plot(self, *, n_columns: int | None = None, regions: bool = True, figure: Any = None) -> AnomalyMapDisplay:
@@ -224,7 +234,7 @@ class AnomalyMapDisplay:
         plain.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))
         overlay.imshow(overlay_anomaly_map(image, anomaly_map, threshold, contour=False))
         mask = None if self.masks is None else self.masks[i]
-        if mask is not None and np.any(mask):
+        if not is_missing(mask) and np.any(mask):
             plain.contour(np.asarray(mask) != 0, levels=[0.5], colors=_MASK_COLOR, linewidths=1.5)
         if self.titles is not None:
             plain.set_title(shown_lines(self.titles[i]), fontsize=9, loc="left", parse_math=False, usetex=False)

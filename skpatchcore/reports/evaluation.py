@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import shown_name
 from skpatchcore.datasets import read_mask
 from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
@@ -71,7 +72,8 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
             try:
                 image = load_image(dataset.test_images[i], int(i))
                 anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
-                mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
+                mask = dataset.test_masks[i]
+                mask = read_mask(None if is_missing(mask) else mask, anomaly_map.shape)
                 _pair(image, anomaly_map, mask, result.pixel_offset).save(folder / file)
             except (OSError, ValueError) as error:  # the metrics are there, and other pictures may be
                 warnings.warn(
