@@ -78,8 +78,8 @@ def shown_name(name: str) -> str:
     return _NOT_SHOWN.sub(_escape, _AMBIGUOUS.sub(r"\\x5c", name))
 
 
-def shown_lines(text: str) -> str:
-    """Return text of several lines as :func:`shown_name` returns names; its line breaks stay."""
+def shown_text(text: str) -> str:
+    """Return a message as it can be shown: as :func:`shown_name`, but line breaks and backslashes stay."""
     return "\n".join(_NOT_SHOWN.sub(_escape, line) for line in text.split("\n"))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import skpatchcore
-from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.names import shown_text
 from skpatchcore.cli import demo, evaluate, fit, predict
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import CommandError, Parser
@@ -54,7 +54,7 @@ class _OnceEach:
         """Write a warning, with the arguments of ``warnings.showwarning``."""
         from tqdm import tqdm
 
-        text = shown_name(in_options(" ".join(str(message).split()), self._command))
+        text = shown_text(in_options(" ".join(str(message).split()), self._command))
         if text not in self._seen:
             self._seen.add(text)
             tqdm.write(f"skpatchcore: warning: {text}", file=sys.stderr)
@@ -65,7 +65,7 @@ def _text_of(error: Exception, command: str) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         text = f"{error.strerror}: {str(error.filename)!r}"
     known = isinstance(error, OSError | ValueError | CommandError | skpatchcore.WeightsError)
-    return shown_name(in_options(text if known else f"{type(error).__name__}: {text}", command))
+    return shown_text(in_options(text if known else f"{type(error).__name__}: {text}", command))
 
 
 def _parser() -> argparse.ArgumentParser:

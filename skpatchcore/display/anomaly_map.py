@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from skpatchcore._utils.missing import is_missing
-from skpatchcore._utils.names import shown_lines, shown_name
+from skpatchcore._utils.names import shown_name, shown_text
 from skpatchcore.datasets import read_mask
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
 from skpatchcore.images.reading import load_image
@@ -237,7 +237,7 @@ class AnomalyMapDisplay:
         if not is_missing(mask) and np.any(mask):
             plain.contour(np.asarray(mask) != 0, levels=[0.5], colors=_MASK_COLOR, linewidths=1.5)
         if self.titles is not None:
-            plain.set_title(shown_lines(self.titles[i]), fontsize=9, loc="left", parse_math=False, usetex=False)
+            plain.set_title(shown_text(self.titles[i]), fontsize=9, loc="left", parse_math=False, usetex=False)
         if not with_regions:
             return
         found = regions_of_map(anomaly_map, threshold, 1)

@@ -70,7 +70,9 @@ def low_shot_runs(
     if not shots or min(shots) < 1 or min(shots) > most:
         raise ValueError(f"shots={list(shots)}: expected numbers from 1 to {most}, the most images of a category.")
     for category, dataset in categories.items():
-        number = zlib.crc32(category.encode())  # the draws are the same whatever other categories there are
+        number = zlib.crc32(
+            category.encode("utf-8", "surrogateescape")
+        )  # the draws are the same whatever other categories there are
         for repeat in range(n_repeats):
             order = np.random.default_rng([random_state, number, repeat]).permutation(len(dataset.train_images))
             for n in shots:
