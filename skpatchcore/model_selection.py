@@ -213,7 +213,7 @@ class PixelScorer:
         X : as for the estimator
             Images.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous: an anomalous image must have a mask.
+            +1 good, -1 anomalous: an anomalous image must have a mask. Images labelled 0, NaN or None do not count.
         masks : sequence of (array of shape (height, width), path or None)
             True or bright where a pixel is defective, at the image's own size; None for a good image, or NaN, as
             tables have it.
@@ -237,16 +237,17 @@ class PixelScorer:
         if len(masks) != n_images:
             raise ValueError(f"{len(masks)} masks for {n_images} images.")
         masks = list(masks)
-        if y is not None:
-            for i in np.flatnonzero(np.asarray(y) == -1):
-                if is_missing(masks[i]):
-                    raise ValueError(f"image {i} is anomalous and has no mask.")
+        labels = image_labels(y, n_images)
+        for i in np.flatnonzero(labels == -1):
+            if is_missing(masks[i]):
+                raise ValueError(f"image {i} is anomalous and has no mask.")
         if isinstance(estimator, Pipeline):
             X = estimator[:-1].transform(X) if len(estimator) > 1 else X
             estimator = estimator[-1]
         maps = list(estimator.segment(X))
-        masks = [None if is_missing(mask) else mask for mask in masks]
-        return float(self.metric([read_mask(mask, m.shape) for mask, m in zip(masks, maps, strict=True)], maps))
+        known = np.flatnonzero(labels)
+        marked = [read_mask(masks[i], maps[i].shape) for i in known]
+        return float(self.metric(marked, [maps[i] for i in known]))
 
     def get_metadata_routing(self) -> MetadataRequest:
         """Return that `masks` are asked for, for scikit-learn's metadata routing.

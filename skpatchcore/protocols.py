@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat
+
 if TYPE_CHECKING:
     from typing import TypeGuard
 
@@ -33,6 +35,8 @@ class Extractor(Protocol):
     - ``input_sizes(X)`` returns the height and width that the network sees of each image, an array of shape (n_images,
       2), or None if all are equal. It makes memory estimates exact for images of different sizes.
     - ``batch_size`` is the number of images in a batch; 16 is assumed without it.
+    - ``channel_order`` and ``value_range`` say how the values of images are understood, as in
+      :class:`~skpatchcore.TorchFeatureExtractor`. They are needed to draw images as the network sees them.
     - ``image_size`` and ``crop_size`` say how images are resized and cropped, as in
       :class:`~skpatchcore.TorchFeatureExtractor`. They are needed to compare pixels at the size that the network sees.
     - The detector sets a parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
@@ -140,6 +144,16 @@ def resizing_of(extractor: Any) -> tuple[Any, Any] | None:
     if not hasattr(extractor, "image_size") or not hasattr(extractor, "crop_size"):
         return None
     return extractor.image_size, extractor.crop_size
+
+
+def pixel_format_of(estimator: Any) -> PixelFormat:
+    """Return how an extractor, or the extractor of a fitted detector, understands the values of images."""
+    members = [member for member in getattr(estimator, "estimators_", ())[:1]]
+    for owner in (estimator, getattr(estimator, "extractor_", None), *(m.extractor_ for m in members)):
+        if hasattr(owner, "channel_order") and hasattr(owner, "value_range"):
+            value_range = owner.value_range
+            return PixelFormat(owner.channel_order, None if value_range is None else tuple(value_range))
+    return DEFAULT_FORMAT
 
 
 def image_size_of(extractor: Any) -> Any:

@@ -10,6 +10,7 @@ _OPTIONS = {
     "weights": "--weights",
     "image_size": "--image-size",
     "crop_size": "--crop-size",
+    "value_range": "--value-range",
     "patch_size": "--patch-size",
     "ratio": "--ratio",
     "n_neighbors": "--n-neighbors",
@@ -27,8 +28,8 @@ _OPTIONS = {
     "memory": "--cache",
 }
 _OF_FIT = (
-    "backbone", "weights", "image_size", "crop_size", "patch_size", "ratio", "n_neighbors", "index", "contamination",
-    "calibration", "device", "batch_size", "random_state",
+    "backbone", "weights", "image_size", "crop_size", "value_range", "patch_size", "ratio", "n_neighbors", "index",
+    "contamination", "calibration", "device", "batch_size", "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",
@@ -46,6 +47,9 @@ _WITHOUT_VALUE = {"image_size": "own"}
 _PHRASES = (
     (re.compile(r"read it with joblib\.load\b"), "give it a name that ends in .joblib"),
     (re.compile(r"; skpatchcore\.list_images\(directory\) (lists its images|makes one of a directory)"), ""),
+    (re.compile(r"Convert it, such as with \.astype\(np\.uint8\) if white is 255, or set"), "Convert it, or set"),
+    (re.compile(r"\bvalue_range of the extractor"), "value_range"),
+    (re.compile(r"\bchannel_order and value_range"), "value_range"),
     (re.compile(r", or overwrite it\b"), ", or pass --overwrite"),
     (re.compile(r"\bmax_memory=([\d.]+ \w+) is too small"), r"\1 of memory are too little"),
     (re.compile(r"\bmax_pixels=(\d+)"), r"the limit of \1 pixels"),

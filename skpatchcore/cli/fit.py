@@ -41,6 +41,13 @@ def add_parser(commands: Any) -> None:
         "--image-size", type=size, default=256, metavar="SIZE", help="shorter side, HEIGHTxWIDTH, or 'own'"
     )
     fit.add_argument("--crop-size", type=size, default=224, metavar="SIZE", help="side, HEIGHTxWIDTH, or 'none'")
+    fit.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("BLACK", "WHITE"),
+        help="stored values that are black and white, such as 0 4095 for 12 bits in files of 16 bits",
+    )
     fit.add_argument("--patch-size", type=int, default=3, help="odd side of the neighbourhood")
     fit.add_argument("--ratio", type=float, default=0.1, help="share of the patches kept in the memory bank")
     fit.add_argument("--n-neighbors", type=int, default=9, help="b of Eq. 7; 1 turns it off")
@@ -78,6 +85,7 @@ def _fit(options: argparse.Namespace) -> int:
             patch_size=options.patch_size,
             image_size=options.image_size,
             crop_size=options.crop_size,
+            value_range=options.value_range,
             batch_size=options.batch_size,
         ),
         sampler=GreedyCoresetSampler(options.ratio),

@@ -15,7 +15,7 @@ import skpatchcore
 from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder, require_matplotlib
-from skpatchcore.datasets import list_images
+from skpatchcore.datasets import list_test_images
 
 # Exit code of --fail-on-anomalies. 1 and 2 are failures.
 ANOMALIES_FOUND = 3
@@ -143,9 +143,10 @@ def _images_of(given: list[str], output: Path) -> list[str]:
     missing = [name for name in given if not os.path.lexists(name)]
     if missing:  # a mistyped name is not a defective part
         raise CommandError(f"there is no file or folder {', '.join(map(repr, missing))}.")
-    paths = [path for name in given for path in (list_images(name) if Path(name).is_dir() else [name])]
-    own = output.resolve()  # pictures of an earlier run, in a folder below the images, are not images to predict
-    paths = [path for path in dict.fromkeys(paths) if own not in Path(path).resolve().parents]
-    if not paths:
-        raise CommandError(f"all images lie in the output folder {str(output)!r}: choose another one.")
-    return paths
+    if any(output.resolve() in (place := Path(name).resolve(), *place.parents) for name in given):
+        raise CommandError(f"the images lie in the output folder {str(output)!r}: choose another one.")
+    # heat maps of an earlier run, in a folder below the images, are not images to predict
+    paths = [
+        path for name in given for path in (list_test_images(name, exclude=output) if Path(name).is_dir() else [name])
+    ]
+    return list(dict.fromkeys(paths))

@@ -62,15 +62,16 @@ class ImageFolder:
             Columns ``path``, ``split`` (``"train"`` or ``"test"``), ``label`` (+1 or -1), ``defect`` and ``mask``.
         """
         n_train, n_test = len(self.train_paths), len(self.test_paths)
-        return pd.DataFrame(
-            {
-                "path": np.concatenate([self.train_paths, self.test_paths]),
-                "split": ["train"] * n_train + ["test"] * n_test,
-                "label": np.concatenate([np.ones(n_train, int), self.test_labels]),
-                "defect": np.concatenate([np.full(n_train, "good", object), self.test_defects]),
-                "mask": np.concatenate([np.full(n_train, None, object), self.test_masks]),
-            }
-        )
+        labels = np.concatenate([np.ones(n_train, np.int64), self.test_labels])
+        columns = {
+            "path": [*self.train_paths, *self.test_paths],
+            "split": ["train"] * n_train + ["test"] * n_test,
+            "label": labels,
+            "defect": ["good"] * n_train + list(self.test_defects),
+            "mask": [None] * n_train + list(self.test_masks),
+        }
+        # As objects: pandas' texts can't hold file names that are not UTF-8, and would turn None into NaN.
+        return pd.DataFrame({n: labels if n == "label" else pd.Series(c, dtype=object) for n, c in columns.items()})
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:

@@ -143,13 +143,15 @@ def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
     return paths
 
 
-def list_test_images(directory: str | os.PathLike[str]) -> list[str]:
+def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[str]:
     """Return the images to inspect in a folder, or in the test part of a data set.
 
     Parameters
     ----------
     directory : path
         A data set in a known layout, such as MVTec AD's, or a folder of images.
+    exclude : path or None, default=None
+        A folder that is not searched, such as that of results.
 
     Returns
     -------
@@ -177,7 +179,7 @@ def list_test_images(directory: str | os.PathLike[str]) -> list[str]:
         return sorted(paths)
     _refuse_categories(top)
     _refuse_mask_folder(top)
-    paths = list_images(top, warn_of_masks=False)
+    paths = list_images(top, exclude=exclude, warn_of_masks=False)
     if masks := masks_among(paths, top):
         raise LayoutError(
             f"{os.fspath(directory)!r} holds masks of defects, such as {masks[0]!r}: name a folder of images only."

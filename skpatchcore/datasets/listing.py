@@ -18,7 +18,9 @@ _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _N_KINDS_SHOWN = 5
 
 
-def list_images(directory: str | os.PathLike[str], *, warn_of_masks: bool = True) -> list[str]:
+def list_images(
+    directory: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None, warn_of_masks: bool = True
+) -> list[str]:
     """Return the paths of all images below a directory, sorted.
 
     Parameters
@@ -26,6 +28,8 @@ def list_images(directory: str | os.PathLike[str], *, warn_of_masks: bool = True
     directory : path
         Where to look. Folders below it are searched too, also those behind links, each once. Hidden files and folders,
         whose names begin with a dot, are left out.
+    exclude : path or None, default=None
+        A folder that is not searched, such as that of results.
     warn_of_masks : bool, default=True
         If False, masks are listed without a warning.
 
@@ -62,7 +66,7 @@ def list_images(directory: str | os.PathLike[str], *, warn_of_masks: bool = True
         raise NotADirectoryError(f"there is no directory {os.fspath(directory)!r}.")
     paths: list[str] = []
     left_out: list[str] = []
-    for path in _files_below(str(top)):
+    for path in _files_below(str(top), exclude):
         (paths if has_image_suffix(path) else left_out).append(path)
     if not paths:
         counted = f" {_counted(left_out)}" if left_out else ""
@@ -99,7 +103,7 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
     return sorted(path for path in paths if is_mask(path))
 
 
-def folders_below(top: str | os.PathLike[str]) -> Iterator[str]:
+def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] | None = None) -> Iterator[str]:
     """Yield a folder and those below it, also behind links, each once; hidden ones are left out.
 
     Raises
@@ -107,7 +111,7 @@ def folders_below(top: str | os.PathLike[str]) -> Iterator[str]:
     OSError
         If a folder can't be read.
     """
-    waiting, seen = [os.fspath(top)], set()
+    waiting, seen = [os.fspath(top)], set() if exclude is None else {os.path.realpath(exclude)}
     while waiting:  # each folder of the file system is visited once
         links = []
         for start in waiting:
@@ -123,8 +127,8 @@ def folders_below(top: str | os.PathLike[str]) -> Iterator[str]:
         waiting = links  # after all folders that are reached without links
 
 
-def _files_below(top: str) -> Iterator[str]:
-    for folder in folders_below(top):
+def _files_below(top: str, exclude: str | os.PathLike[str] | None) -> Iterator[str]:
+    for folder in folders_below(top, exclude):
         with os.scandir(folder) as entries:
             for entry in entries:
                 is_file = not entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.images.decoding import decode_file, decode_image
 from skpatchcore.images.errors import ImageError
@@ -28,7 +29,7 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     Parameters
     ----------
     mask : path, PIL image, array of shape (height, width) or (height, width, n_channels), or None
-        The mask. None: the image is good.
+        The mask. None, NaN or empty text: the image is good.
     size : (int, int) or None, default=None
         Height and width of the image; needed if there is no mask. None takes the mask's.
 
@@ -63,7 +64,7 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
 
     The EXIF orientation of files and PIL images is applied.
     """
-    if mask is None:
+    if is_missing(mask):
         if size is None:
             raise ValueError("where there is no mask, size= must say how large the image is.")
         return np.zeros(size, bool)

@@ -14,8 +14,10 @@ from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import shown_name, shown_text
 from skpatchcore.datasets import read_mask
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
+from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.images.reading import load_image
 from skpatchcore.maps import regions_of_map
+from skpatchcore.protocols import pixel_format_of
 
 # Sides of one image, in inches.
 _INCHES = 2.6
@@ -113,6 +115,7 @@ class AnomalyMapDisplay:
         ImageError
             If an image can't be read.
         """
+        X = listed(X)
         scores, maps = estimator.score_and_segment(X)
         offset = estimator.offset_
         images = X.tolist() if hasattr(X, "tolist") and getattr(X, "ndim", 1) == 1 else X
@@ -121,6 +124,8 @@ class AnomalyMapDisplay:
             + ("" if math.isnan(offset) else ": anomalous" if score < offset else ": normal")
             for image, score in zip(images, scores, strict=True)
         ]
+        pixel_format = pixel_format_of(estimator)
+        images = [load_image(image, i, pixel_format=pixel_format) for i, image in enumerate(as_image_sequence(images))]
         return cls.from_predictions(
             images, list(maps), threshold=estimator.pixel_offset_, masks=masks, titles=titles, **options
         )
@@ -170,7 +175,7 @@ class AnomalyMapDisplay:
         loaded = [load_image(image, i) for i, image in enumerate(images)]
         if masks is not None:
             masks = [
-                None if is_missing(mask) else read_mask(mask, image.shape[:2])
+                None if is_missing(mask) else read_mask(mask, (image.shape[0], image.shape[1]))
                 for mask, image in zip(masks, loaded, strict=True)
             ]
         return cls(loaded, anomaly_maps, threshold=threshold, masks=masks, titles=titles).plot(**options)

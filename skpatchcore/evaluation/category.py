@@ -17,7 +17,6 @@ from scipy.ndimage import map_coordinates
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar, record_seconds
 from skpatchcore.datasets import load_categories, load_image_folder, read_mask
@@ -225,7 +224,7 @@ def evaluate_category(
     with record_seconds() as test_seconds:
         scores, maps, sizes = _predicted(fitted, dataset.test_images, resolution)
     masks = [
-        _as_seen(read_mask(None if is_missing(mask) else mask, size), fitted, resolution, order=0)
+        _as_seen(read_mask(mask, size), fitted, resolution, order=0)
         for mask, size in zip(dataset.test_masks, sizes, strict=True)
     ]
     # A defective image of which nobody drew where the defect is says nothing of pixels.

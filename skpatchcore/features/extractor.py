@@ -22,8 +22,9 @@ from skpatchcore.features._batches import prefetched, prepared_batches
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.features._forward import ForwardPass
 from skpatchcore.images.containers import as_image_sequence
-from skpatchcore.images.reading import PixelFormat, image_size, path_of
+from skpatchcore.images.reading import image_size, path_of
 from skpatchcore.images.views import Size, View, placed
+from skpatchcore.protocols import pixel_format_of
 
 
 class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
@@ -308,7 +309,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             self.crop_size,
             self.max_pixels,
             forward.cache,
-            self._pixel_format(),
+            pixel_format_of(self),
         )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             # a single batch has nothing to be prepared beside
@@ -359,7 +360,7 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
             return None
         views = (
             placed(
-                image_size(image, index, self.max_pixels, self._pixel_format()),
+                image_size(image, index, self.max_pixels, pixel_format_of(self)),
                 self.image_size,
                 self.crop_size,
                 index,
@@ -379,9 +380,6 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
         if self.n_channels is None:
             return concatenate_layers(maps, self.patch_size, self.stride)
         return pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
-
-    def _pixel_format(self) -> PixelFormat:
-        return PixelFormat(self.channel_order, None if self.value_range is None else tuple(self.value_range))
 
     def _normalisation(self, network: Network) -> tuple[Any, Any]:
         return self.mean or network.mean, self.std or network.std

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import shown_name
 from skpatchcore.datasets import read_mask
 from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
@@ -20,6 +19,7 @@ from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.runs import Evaluation, means_of
 from skpatchcore.evaluation.storage import Results
 from skpatchcore.images.reading import load_image
+from skpatchcore.protocols import pixel_format_of
 from skpatchcore.reports import page
 from skpatchcore.reports.page import side_by_side
 
@@ -70,10 +70,9 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
             is_wrong = decided and (result.scores[i] < result.offset) == (result.labels[i] == 1)
             file = f"{kind.replace(' ', '-')}-{rank}.png"
             try:
-                image = load_image(dataset.test_images[i], int(i))
+                image = load_image(dataset.test_images[i], int(i), pixel_format=pixel_format_of(fitted))
                 anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
-                mask = dataset.test_masks[i]
-                mask = read_mask(None if is_missing(mask) else mask, anomaly_map.shape)
+                mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
                 _pair(image, anomaly_map, mask, result.pixel_offset).save(folder / file)
             except (OSError, ValueError) as error:  # the metrics are there, and other pictures may be
                 warnings.warn(

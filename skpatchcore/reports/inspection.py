@@ -7,7 +7,7 @@ from typing import Any
 
 from skpatchcore._utils.names import shown_name
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.images.reading import ImageError
+from skpatchcore.images.errors import ImageError
 from skpatchcore.images.views import View, placed
 from skpatchcore.protocols import resizing_of
 from skpatchcore.reports.pipelines import detector_of

@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from skpatchcore.detectors import ImageDetector, ImageResult
-from skpatchcore.images.reading import ImageError
+from skpatchcore.images.errors import ImageError
 
 # Images that the first steps are given at once.
 _CHUNK = 8

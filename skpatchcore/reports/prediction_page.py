@@ -16,10 +16,11 @@ from skpatchcore._utils.names import shown_name
 from skpatchcore._version import __version__
 from skpatchcore.display import ScoreHistogramDisplay
 from skpatchcore.display.overlay import as_bytes
-from skpatchcore.images.reading import load_image
+from skpatchcore.images.reading import PixelFormat, load_image
+from skpatchcore.protocols import pixel_format_of
 from skpatchcore.reports import page
 from skpatchcore.reports.inspection import describe_inspection
-from skpatchcore.reports.pipelines import as_image_detector
+from skpatchcore.reports.pipelines import as_image_detector, detector_of
 from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction
 
 
@@ -114,7 +115,8 @@ def write_prediction_report(
         label = {1: "normal", -1: "anomalous", None: "no threshold"}[image.label]
         caption = f"{image.path}: {label}, score {image.score:.4g}"
         try:
-            parts.append(page.picture(page.side_by_side(_pair(image, Path(folder))), caption))
+            pair = _pair(image, Path(folder), pixel_format_of(detector_of(detector)))
+            parts.append(page.picture(page.side_by_side(pair), caption))
         except Exception as error:  # an image that is gone by now leaves the others their place
             parts.append(page.paragraph(f"{caption}; it can't be shown: {error}"))
     parts.append(
@@ -129,13 +131,13 @@ def write_prediction_report(
     return target
 
 
-def _pair(image: Prediction, folder: Path) -> list[np.ndarray]:
+def _pair(image: Prediction, folder: Path, pixel_format: PixelFormat) -> list[np.ndarray]:
     """Return an image beside its heat map; the heat map alone if that is not of the image's size."""
     if image.picture is None:
         raise ValueError(image.problem or "it has no heat map.")
     with Image.open(folder / image.picture) as overlay:
         heat = np.asarray(overlay.convert("RGB"))
-    pixels = as_bytes(load_image(image.path, 0))
+    pixels = as_bytes(load_image(image.path, 0, pixel_format=pixel_format))
     return [np.broadcast_to(pixels, heat.shape), heat] if pixels.shape[:2] == heat.shape[:2] else [heat]
 
 

@@ -20,8 +20,9 @@ from skpatchcore.detectors import ImageResult
 from skpatchcore.display import overlay_anomaly_map
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.errors import ImageError
-from skpatchcore.images.reading import load_image
-from skpatchcore.reports.pipelines import as_image_detector
+from skpatchcore.images.reading import PixelFormat, load_image
+from skpatchcore.protocols import pixel_format_of
+from skpatchcore.reports.pipelines import as_image_detector, detector_of
 
 TABLE, REPORT = "scores.csv", "report.html"
 # What a page of predictions starts with, so that it is known again.
@@ -136,7 +137,7 @@ def write_predictions(
     -1
     """
     files = [os.fspath(path) for path in as_image_sequence(paths)]
-    folder, detector = Path(folder), as_image_detector(detector)
+    folder, pixel_format, detector = Path(folder), pixel_format_of(detector_of(detector)), as_image_detector(detector)
     folder.mkdir(parents=True, exist_ok=True)
     inputs = _files_in(folder, files)
     pictures = picture_names(files, taken=inputs)
@@ -150,7 +151,7 @@ def write_predictions(
             prediction = _prediction_of(result, path)
             if result.anomaly_map is not None:
                 try:
-                    _write_overlay(folder / pictures[path], result, detector.pixel_offset_)
+                    _write_overlay(folder / pictures[path], result, detector.pixel_offset_, pixel_format)
                     prediction = prediction._replace(picture=pictures[path])
                 except Exception as error:  # whatever one heat map meets, the others and all scores are written
                     problem = f"the heat map {pictures[path]!r} could not be written: {_reason(error)}"
@@ -319,12 +320,13 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _write_overlay(target: Path, result: ImageResult, threshold: float) -> None:
+def _write_overlay(target: Path, result: ImageResult, threshold: float, pixel_format: PixelFormat) -> None:
     """Write a heat map in one step; what lay at its place is replaced, and a link there is not followed."""
     anomaly_map = np.asarray(result.anomaly_map)
     if math.isnan(threshold):  # no calibration: the map's own range is all there is
         threshold = float(anomaly_map.max()) / 2
-    picture = Image.fromarray(overlay_anomaly_map(_background(result.image, anomaly_map), anomaly_map, threshold))
+    background = _background(result.image, anomaly_map, pixel_format)
+    picture = Image.fromarray(overlay_anomaly_map(background, anomaly_map, threshold))
     partial = target.with_name(f".{target.stem}.partial")
     try:
         picture.save(partial, format="PNG")
@@ -334,12 +336,12 @@ def _write_overlay(target: Path, result: ImageResult, threshold: float) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _background(image: Any, anomaly_map: np.ndarray) -> np.ndarray:
+def _background(image: Any, anomaly_map: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
     """Return the image under a map; grey where a pipeline made something else of it, such as patch features."""
     if isinstance(image, str | os.PathLike):
-        return load_image(image, 0)
+        return load_image(image, 0, pixel_format=pixel_format)
     with suppress(ImageError):
-        pixels = load_image(image, 0)
+        pixels = load_image(image, 0, pixel_format=pixel_format)
         if pixels.shape[:2] == anomaly_map.shape:
             return pixels
     return np.full((*anomaly_map.shape, 1), 0.5, np.float32)

@@ -167,7 +167,7 @@ def fit_uncalibrated(folder, parts):
         (["fit", "good", "-o", "m.joblib", "--backbone", "resnet81"], "resnet18"),
         (["fit", "good", "-o", "m.joblib", *FAST, "--patch-size", "2"], "even"),
         (["fit", "good", "-o", "m.joblib", *FAST, "--device", "abacus"], "abacus"),
-        (["fit", "new", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
+        (["fit", "good", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
         (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
         (["predict", "model.skops", "good", "god", "-o", "out"], "no file or folder 'god'"),
         (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),

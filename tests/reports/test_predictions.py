@@ -112,7 +112,7 @@ def test_a_heat_map_that_can_not_be_written_leaves_the_scores(tmp_path, monkeypa
 
         monkeypatch.setattr(Image.Image, "save", full)
     else:
-        monkeypatch.setattr(module, "load_image", lambda p, i: load_image(p if p != paths[1] else p + ".gone", i))
+        monkeypatch.setattr(module, "load_image", lambda p, i, **k: load_image(p if p != paths[1] else p + ".gone", i))
     written = write_predictions(Darkness(), paths, folder)
     assert [p.picture for p in written] == ["0.png", None, "2.png", "3.png"]
     assert [bool(p.problem) for p in written] == [False, True, False, False]
