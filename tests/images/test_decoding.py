@@ -79,7 +79,10 @@ def test_tiff_of_any_layout_gives_its_array(dtype, compression):
 def test_tiff_of_odd_bit_depths_gives_its_array(n_bits, photometric):
     dtype, top = (np.uint8 if n_bits <= 8 else np.uint16), 2**n_bits - 1
     array = values(dtype, top=top)
-    content = as_tiff(array, photometric=photometric, bitspersample=n_bits)
+    try:
+        content = as_tiff(array, photometric=photometric, bitspersample=n_bits)
+    except NotImplementedError:
+        pytest.skip("this version of imagecodecs can read packed integers and not write them")
     expected = array if photometric == "minisblack" else (top - array).astype(dtype)
     np.testing.assert_array_equal(read(content), as_pixels(expected, top))
 
