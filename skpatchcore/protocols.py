@@ -81,12 +81,15 @@ class Index(Protocol):
 
     Notes
     -----
+    The answers are checked (``skpatchcore.bank.answers``). Rows that the bank does not have, wrong shapes and wrong
+    types raise a ValueError. A row of -1 marks a neighbour that was not found: a query with too few distinct rows is
+    searched exactly, with a warning. Distances are measured from the rows: they are Euclidean whatever the index
+    returns.
+
     Optional members:
 
     - ``kneighbors(..., exclude=rows)`` searches as if these rows of the bank were absent. Without it, as many more
       neighbours are requested as rows are excluded.
-    - ``farthest(X, starts, exclude=None)`` returns, for each group of queries, the one whose nearest row is farthest:
-      ``(queries, distances, rows)``. It makes image scores faster when no anomaly map is needed.
     - ``stored_rows`` is the bank as the index keeps it. The detector shares that array if its dtype differs.
     - The detector sets a parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
     """
@@ -95,7 +98,7 @@ class Index(Protocol):
         """Keep the rows of `X`, of shape (n_rows, n_features); return the estimator."""
 
     def kneighbors(self, X: Any, n_neighbors: int, return_distance: bool = True) -> Any:
-        """Return distances, ascending, and row indices, each of shape (n_queries, n_neighbors)."""
+        """Return Euclidean distances, ascending, and row indices, each of shape (n_queries, n_neighbors)."""
 
 
 class ViewExtractor(Extractor, Protocol):
@@ -113,13 +116,6 @@ class BatchSampler(Sampler, Protocol):
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the bytes that `fit_batches` needs without a limit."""
-
-
-class FarthestIndex(Index, Protocol):
-    """An index that finds the farthest query of each group without searching for all of them."""
-
-    def farthest(self, X: Any, starts: np.ndarray, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return queries, distances and rows, one per group."""
 
 
 def reports_views(extractor: Any) -> TypeGuard[ViewExtractor]:
@@ -194,11 +190,6 @@ def components_of(sampler: Sampler) -> np.ndarray | None:
 def can_exclude(index: Index) -> bool:
     """Return whether ``kneighbors`` of an index has the argument ``exclude``."""
     return "exclude" in signature(index.kneighbors).parameters
-
-
-def finds_farthest(index: Any) -> TypeGuard[FarthestIndex]:
-    """Return whether an index has ``farthest``."""
-    return hasattr(index, "farthest")
 
 
 def stored_rows_of(index: Index, rows: np.ndarray) -> np.ndarray:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
 from skpatchcore._utils.progress import phase
+from skpatchcore.bank.answers import farthest_of, kneighbors_without, neighbors_of
+from skpatchcore.index.exact import ExactIndex
 from skpatchcore.patches.model import check_channels
 from skpatchcore.patches.patches import Patches
-from skpatchcore.protocols import Index, can_exclude, finds_farthest
+from skpatchcore.protocols import Index
+
+__all__ = ["kneighbors_without", "nearest_patches", "reweighted_score", "score_patches"]
 
 
 def score_patches(
@@ -39,7 +42,7 @@ def score_patches(
     exclude : array of int or None, default=None
         Rows of the bank that are ignored.
     with_patch_scores : bool, default=True
-        If False, no patch scores are returned. An index that has ``farthest`` is then much faster. The image scores
+        If False, no patch scores are returned. :class:`~skpatchcore.ExactIndex` is then much faster. The image scores
         are the same.
 
     Returns
@@ -52,15 +55,15 @@ def score_patches(
     Raises
     ------
     ValueError
-        If images and bank differ in their channels.
+        If images and bank differ in their channels, or the index returns something other than rows of the bank.
     """
     check_channels(patches, bank.shape[1], of="the memory bank has")
     patch_scores: list[np.ndarray] = []
     # The test patch farthest from the bank, of each image: m^test,* of Eq. 6, and m*.
-    if not with_patch_scores and finds_farthest(index):
-        tops, scores, nearest = index.farthest(patches.rows, patches.starts, exclude=exclude)
+    if not with_patch_scores and isinstance(index, ExactIndex):
+        tops, scores, nearest = farthest_of(index, bank, patches.rows, patches.starts, exclude)
     else:
-        distances, all_nearest = (found[:, 0] for found in kneighbors_without(index, patches.rows, 1, exclude))
+        distances, all_nearest = (found[:, 0] for found in neighbors_of(index, bank, patches.rows, 1, exclude))
         distances = distances.astype(np.float64)
         tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(patches.starts)])
         scores, nearest = distances[tops], all_nearest[tops]
@@ -68,7 +71,7 @@ def score_patches(
             patch_scores = patches.as_grids(distances)
     b = min(n_neighbors, len(bank) - (0 if exclude is None else len(exclude)))
     if b > 1:
-        _, neighborhoods = kneighbors_without(index, bank[nearest], b, exclude)
+        _, neighborhoods = neighbors_of(index, bank, bank[nearest], b, exclude)
         for i, (top, neighborhood) in enumerate(zip(tops, neighborhoods, strict=True)):
             # m* belongs to its own neighbourhood, even where duplicates of it or an approximate search hide it.
             others = neighborhood[neighborhood != nearest[i]][: b - 1]
@@ -76,41 +79,6 @@ def score_patches(
             to_others = np.sqrt(np.einsum("ij,ij->i", difference, difference))
             scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
     return scores, patch_scores
-
-
-def kneighbors_without(
-    index: Any, X: np.ndarray, n_neighbors: int, exclude: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Search an index as if some of its rows were not there.
-
-    Parameters
-    ----------
-    index : Index
-        Fitted. If its `kneighbors` has no argument ``exclude``, as many more neighbours are requested as rows are
-        excluded.
-    X : array of shape (n_queries, n_features)
-        The rows whose neighbours are sought.
-    n_neighbors : int
-        How many; at most the number of rows left.
-    exclude : array of int or None
-        Rows of the bank that don't count.
-
-    Returns
-    -------
-    distances, indices : arrays of shape (n_queries, n_neighbors)
-        Ascending by distance.
-    """
-    found: tuple[np.ndarray, np.ndarray]
-    if exclude is None or not len(exclude):
-        found = index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True)
-        return found
-    if can_exclude(index):
-        found = index.kneighbors(X, n_neighbors=n_neighbors, return_distance=True, exclude=exclude)
-        return found
-    distances, indices = index.kneighbors(X, n_neighbors=n_neighbors + len(exclude), return_distance=True)
-    # At most len(exclude) of a row's neighbours are taken out: sort the rest to the front, in their order.
-    order = np.isin(indices, exclude).argsort(axis=1, kind="stable")[:, :n_neighbors]
-    return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 def reweighted_score(distances: np.ndarray, score: float) -> float:
@@ -133,13 +101,18 @@ def reweighted_score(distances: np.ndarray, score: float) -> float:
     References
     ----------
     Roth et al., CVPR 2022, Eq. 7. With exact search m* is the nearest of them all, so the weight lies in [1 - 1/b, 1).
+    An approximate search may miss the nearest row. The weight is not less than 1 - 1/b then either: otherwise a patch
+    would look more normal because a row was missed.
     """
     if len(distances) == 1 or math.isinf(score):
         return float(score)
-    return float((1.0 - softmax(np.asarray(distances, np.float64))[0]) * score)
+    weight = 1.0 - softmax(np.asarray(distances, np.float64))[0]
+    return float(max(weight, 1.0 - 1.0 / len(distances)) * score)
 
 
-def nearest_patches(batches: Iterable[Patches], index: Index, n_patches: int) -> dict[str, np.ndarray]:
+def nearest_patches(
+    batches: Iterable[Patches], index: Index, n_patches: int, bank: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Find each image's most anomalous patches, and the row of the bank nearest to each.
 
     Parameters
@@ -150,6 +123,8 @@ def nearest_patches(batches: Iterable[Patches], index: Index, n_patches: int) ->
         Fitted on the memory bank.
     n_patches : int
         How many of each image; all if it has fewer.
+    bank : array of shape (n_bank, n_channels) or None, default=None
+        The memory bank, for the checks of :func:`~skpatchcore.bank.answers.neighbors_of`; None skips them.
 
     Returns
     -------
@@ -161,7 +136,8 @@ def nearest_patches(batches: Iterable[Patches], index: Index, n_patches: int) ->
     first = 0
     for patches in batches:
         with phase("search"):
-            distances, nearest = (found[:, 0] for found in index.kneighbors(patches.rows, 1))
+            answer = index.kneighbors(patches.rows, 1) if bank is None else neighbors_of(index, bank, patches.rows, 1)
+            distances, nearest = (found[:, 0] for found in answer)
         farthest = [
             start + (-distances[start:stop]).argsort(kind="stable")[:n_patches]
             for start, stop in pairwise(patches.starts)

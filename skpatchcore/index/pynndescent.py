@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import threading
 import warnings
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from joblib import effective_n_jobs
 from sklearn.base import BaseEstimator
 from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from skpatchcore._utils.arrays import as_tensor
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.sklearn import Interval, fit_context
+from skpatchcore.index._copies import Copies
 
 # Graphs hold compiled functions and don't survive numba upgrades in a pickle: kept beside the bank, per process.
 _graphs = DerivedCache()
 # Neighbours that the graph search returns beyond those asked for, to be re-ranked by exact distances.
 _N_SPARE = 4
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What is derived from a bank.
+
+    Attributes
+    ----------
+    rows : array of shape (n_distinct, n_features), float32
+        The distinct rows of the bank. In a graph of equal rows, the edges of each lead to its copies only.
+    copies : Copies or None
+        Which rows of the bank they stand for; None if all rows of the bank are distinct.
+    searcher : NNDescent or None
+        Searches the distinct rows; None if there are too few for a graph.
+    lock : lock
+        Held during a search: queries write to buffers that the searcher owns.
+    """
+
+    rows: np.ndarray
+    copies: Copies | None
+    searcher: Any
+    lock: threading.Lock
 
 
 class PyNNDescentIndex(BaseEstimator):
@@ -58,7 +84,8 @@ class PyNNDescentIndex(BaseEstimator):
 
     Notes
     -----
-    A bank of no more than ``2 * n_neighbors`` rows has no graph worth the name: all its rows are compared.
+    The graph is built from the distinct rows of the bank. Of equal rows, one is searched for, and its copies follow it.
+    If there are at most ``2 * n_neighbors`` distinct rows, no graph is built and all rows are compared.
 
     References
     ----------
@@ -147,56 +174,58 @@ class PyNNDescentIndex(BaseEstimator):
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
         if n_neighbors > self.n_samples_fit_:
             raise ValueError(f"n_neighbors={n_neighbors} were asked for of a bank of {self.n_samples_fit_} rows.")
-        candidates = self._candidates(X, min(n_neighbors + _N_SPARE, self.n_samples_fit_))
+        graph = self._graph()
+        n_wanted = min(n_neighbors, len(graph.rows))
+        candidates = self._candidates(graph, X, min(n_wanted + _N_SPARE, len(graph.rows)))
         squares = np.empty(candidates.shape)
         for column, rows in enumerate(candidates.T):
-            difference = (X - self._fit_X[rows]).astype(np.float64)
+            difference = (X - graph.rows[rows]).astype(np.float64)
             squares[:, column] = np.einsum("ij,ij->i", difference, difference)
-        order = squares.argsort(axis=1, kind="stable")[:, :n_neighbors]
+        order = squares.argsort(axis=1, kind="stable")[:, :n_wanted]
         indices = np.take_along_axis(candidates, order, axis=1)
-        if not return_distance:
-            return indices
-        return np.sqrt(np.take_along_axis(squares, order, axis=1)), indices
+        distances = np.sqrt(np.take_along_axis(squares, order, axis=1))
+        if graph.copies is not None:
+            distances, indices = graph.copies.expand(distances, indices, int(n_neighbors), None)
+        return (distances, indices) if return_distance else indices
 
-    def _candidates(self, X: np.ndarray, n_candidates: int) -> np.ndarray:
-        """Return rows of the bank that are probably the nearest."""
-        graph = self._graph()
-        if graph is None or n_candidates > self.n_samples_fit_ // 2:
-            return self._all_compared(X, n_candidates)
-        searcher, lock = graph
+    def _candidates(self, graph: _Graph, X: np.ndarray, n_candidates: int) -> np.ndarray:
+        """Return distinct rows that are probably the nearest."""
+        if graph.searcher is None or n_candidates > len(graph.rows) // 2:
+            return _all_compared(graph.rows, X, n_candidates)
         found: np.ndarray
-        with lock:  # queries write to buffers that the graph owns
-            found, _ = searcher.query(X, k=n_candidates, epsilon=self.epsilon)
+        with graph.lock:
+            found, _ = graph.searcher.query(X, k=n_candidates, epsilon=self.epsilon)
         found = found.astype(np.int64)
         # -1 marks what the search did not find, where rows of the bank stand apart from the graph.
         missed = (found < 0).any(axis=1)
         if missed.any():
-            found[missed] = self._all_compared(X[missed], n_candidates)
+            found[missed] = _all_compared(graph.rows, X[missed], n_candidates)
         return found
 
-    def _all_compared(self, X: np.ndarray, n_candidates: int) -> np.ndarray:
-        brute = NearestNeighbors(algorithm="brute").fit(self._fit_X)
-        indices: np.ndarray = brute.kneighbors(X, n_candidates, return_distance=False)
-        return indices
-
-    def _graph(self) -> tuple[Any, threading.Lock] | None:
-        if self.n_samples_fit_ <= 2 * self.n_neighbors:
-            return None
-        graph: tuple[Any, threading.Lock] = _graphs.get(
-            self, self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build
-        )
+    def _graph(self) -> _Graph:
+        graph: _Graph = _graphs.get(self, self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build)
         return graph
 
-    def _build(self, bank: np.ndarray) -> tuple[Any, threading.Lock]:
+    def _build(self, bank: np.ndarray) -> _Graph:
+        copies = Copies.of(as_tensor(bank, torch.device("cpu")))
+        rows = bank if copies is None else bank[copies.firsts]
+        if len(rows) <= 2 * self.n_neighbors:
+            return _Graph(rows, copies, None, threading.Lock())
         from pynndescent import NNDescent
 
-        if not bank.flags.writeable:
-            bank = bank.copy()  # for a memory map, numba would compile everything a second time
+        if not rows.flags.writeable:
+            rows = rows.copy()  # for a memory map, numba would compile everything a second time
         # scikit-learn's None, -1 and more than there are; numba refuses the last
         n_threads = min(effective_n_jobs(self.n_jobs), effective_n_jobs(-1))
         with warnings.catch_warnings():
             # Rows far from all others have few near neighbours; the search says so by itself when it misses one.
             warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
-            searcher = NNDescent(bank, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=n_threads)
+            searcher = NNDescent(rows, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=n_threads)
             searcher.prepare()
-        return searcher, threading.Lock()
+        return _Graph(rows, copies, searcher, threading.Lock())
+
+
+def _all_compared(rows: np.ndarray, X: np.ndarray, n_candidates: int) -> np.ndarray:
+    brute = NearestNeighbors(algorithm="brute").fit(rows)
+    indices: np.ndarray = brute.kneighbors(X, n_candidates, return_distance=False)
+    return indices
