@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
-import psutil
+from skpatchcore._utils.limits import available_bytes
+
+__all__ = ["available_bytes", "format_bytes", "parse_bytes"]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-# Where containers say how much they may have, how much they have, and which line tells what they could drop at once.
-_CGROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-)
 
 
 def parse_bytes(value: Any) -> int:
@@ -38,17 +34,3 @@ def format_bytes(n_bytes: float) -> str:
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
     return f"{n_bytes:.0f} B"
-
-
-def available_bytes() -> int:
-    """Return the memory that may be had without swapping: of the machine, or of the container if that is less."""
-    available = psutil.virtual_memory().available
-    for folder, limit, in_use, droppable in _CGROUPS:
-        try:
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            used = int((folder / in_use).read_text()) - int(statistics[droppable])
-            left = int((folder / limit).read_text()) - used
-        except (OSError, ValueError, KeyError):  # no container of that kind, or no limit ("max")
-            continue
-        available = min(available, max(left, 0))
-    return available

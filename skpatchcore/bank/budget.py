@@ -34,11 +34,14 @@ class MemoryNeeds:
         What it has learnt, beside the patch features.
     in_shards : bool
         Whether it can learn from one part of the patches after another.
+    least_learning : int, default=0
+        What it needs to learn in the smallest shards possible.
     """
 
     learning: int | None
     model: int
     in_shards: bool = False
+    least_learning: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class MemoryEstimate:
         What is learnt: for PatchCore, the memory bank.
     in_shards : bool
         Whether the detector can learn from one part of the patches after another.
+    least_learning : int, default=0
+        What the detector needs to learn in the smallest shards possible.
     at_once, two_passes, least : int or None
         Totals of the ways to fit, see `way`; None for a way that the detector does not have.
     """
@@ -71,6 +76,7 @@ class MemoryEstimate:
     learning: int | None
     model: int
     in_shards: bool = False
+    least_learning: int = 0
 
     @property
     def at_once(self) -> int:
@@ -87,7 +93,9 @@ class MemoryEstimate:
     @property
     def least(self) -> int | None:
         """Bytes if only the model and one shard of the patches are held."""
-        return self.overhead + _MODEL_AND_DERIVED * self.model if self.in_shards else None
+        if not self.in_shards:
+            return None
+        return self.overhead + max(self.least_learning, _MODEL_AND_DERIVED * self.model)
 
     def way(self, max_memory: int | str) -> str:
         """Return how a fit can work within a number of bytes.
@@ -187,6 +195,7 @@ def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: i
         learning=needed.learning,
         model=needed.model,
         in_shards=needed.in_shards,
+        least_learning=needed.least_learning,
     )
 
 

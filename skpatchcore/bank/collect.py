@@ -31,11 +31,15 @@ def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
         Selects the coreset.
     """
     n_channels = first.rows.shape[1]
-    return MemoryNeeds(
-        learning=sampler.estimate_memory(n_patches, n_channels) if selects_from_batches(sampler) else None,
-        model=count_of(ratio_of(sampler), n_patches) * n_channels * first.rows.itemsize,
-        in_shards=selects_from_batches(sampler),
-    )
+    n_selected = count_of(ratio_of(sampler), n_patches)
+    model = n_selected * n_channels * first.rows.itemsize
+    if not selects_from_batches(sampler):
+        return MemoryNeeds(learning=None, model=model)
+    # A shard has at least twice as many rows as are selected, and takes a third of the memory.
+    # Estimates are for float32.
+    least = sampler.estimate_memory(6 * n_selected * first.rows.itemsize // 4, n_channels)
+    learning = sampler.estimate_memory(n_patches, n_channels)
+    return MemoryNeeds(learning, model, in_shards=True, least_learning=min(least, learning))
 
 
 def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: Budget, n_neighbors: int) -> MemoryBank:

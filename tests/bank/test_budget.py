@@ -14,8 +14,7 @@ from skpatchcore import (
     PatchCoreDetector,
     RandomSampler,
 )
-from skpatchcore._utils import bytes as _memory
-from skpatchcore._utils.bytes import available_bytes, format_bytes, parse_bytes
+from skpatchcore._utils.bytes import format_bytes, parse_bytes
 from skpatchcore.bank import budget
 from skpatchcore.bank.budget import MemoryEstimate
 from tests.factories import extractor
@@ -209,11 +208,19 @@ def test_amounts_of_memory_are_written():
     assert [format_bytes(n) for n in (12, 1234, 5_600_000, 1.84e9)] == ["12 B", "1.23 kB", "5.6 MB", "1.84 GB"]
 
 
-@pytest.mark.parametrize("of_container", [True, False])
-def test_a_containers_limit_counts(monkeypatch, tmp_path, of_container):
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 100\n")
-    (tmp_path / "memory.max").write_text("1000\n" if of_container else "max\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    monkeypatch.setattr(_memory, "_CGROUPS", ((tmp_path, "memory.max", "memory.current", "inactive_file"),))
-    assert (available_bytes() == 700) == of_container
-    assert available_bytes() > 0
+def test_auto_keeps_to_the_limit_of_the_process(monkeypatch):
+    """A fit that would be held at once goes another way if the process may not take that much."""
+    features = np.random.default_rng(0).normal(size=(20, 4, 4, 8)).astype(np.float32)
+    ways = []
+    original = MemoryEstimate.way
+
+    def way(self, max_memory):
+        ways.append(original(self, max_memory))
+        return ways[-1]
+
+    monkeypatch.setattr(MemoryEstimate, "way", way)
+    for available in (10**12, 10**6):
+        monkeypatch.setattr(budget, "available_bytes", lambda available=available: available)
+        PatchCoreDetector("precomputed", random_state=0, calibration=None).fit(list(features))
+    assert ways[0] == "at once"
+    assert ways[-1] != "at once"
