@@ -1,23 +1,64 @@
-"""Numpy arrays as torch tensors and back, and which row of an array is not finite."""
+"""Numpy arrays as torch tensors and back, and which value of an array is too large to compute distances with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
+# Largest absolute values from which distances are computed: their squares, added up over millions of entries, are
+# finite, and still are when features are weighted by 10. Real features are smaller by many orders of magnitude.
+_LARGEST = {4: 1e15, 8: 1e150}
 
-def first_not_finite(rows: np.ndarray) -> int | None:
-    """Return the first of `rows`, an array of 2 dimensions, that holds NaN or infinity; None where all are finite."""
-    # NaN or infinity anywhere shows in the sum, which is cheap
-    if bool(as_tensor(rows, torch.device("cpu")).sum().isfinite()):
+
+def largest_value(dtype: np.dtype | type) -> float:
+    """Return the largest absolute value of a float type from which distances can be computed without overflow."""
+    return _LARGEST[8 if np.dtype(dtype).itemsize >= 8 else 4]
+
+
+def exceeds(rows: np.ndarray, limit: float) -> bool:
+    """Return whether any value is NaN or beyond ±`limit`: one pass over the array."""
+    if not rows.size:
+        return False
+    low, high = (float(value) for value in torch.aminmax(as_tensor(rows, torch.device("cpu"))))
+    return not (-limit <= low and high <= limit)
+
+
+def first_beyond(rows: np.ndarray, limit: float) -> tuple[int, int, float] | None:
+    """Return the first value that is NaN or beyond ±`limit`.
+
+    Parameters
+    ----------
+    rows : array of shape (n_rows, n_columns)
+        Floats.
+    limit : float
+        Largest absolute value.
+
+    Returns
+    -------
+    (int, int, float) or None
+        Row, column and value; None if there is no such value.
+    """
+    if not exceeds(rows, limit):
         return None
     for i in range(0, len(rows), 4096):  # a mask of all rows could be more than there is memory for
-        bad = ~np.isfinite(rows[i : i + 4096]).all(axis=1)
+        bad = ~(np.abs(rows[i : i + 4096]) <= limit)
         if bad.any():
-            return i + int(bad.argmax())
-    return None  # only the sum was too large
+            row, column = (int(k) for k in np.unravel_index(bad.argmax(), bad.shape))
+            return i + row, column, float(rows[i + row, column])
+    return None
+
+
+def describe_beyond(value: float, column: str, limit: float) -> str:
+    """Return what is wrong with a value that `first_beyond` found, and what to do."""
+    if not math.isfinite(value):
+        return f"NaN or infinity ({column} is {value:g})."
+    return (
+        f"{value:g} in {column}, which is too large: distances overflow beyond ±{limit:g}. Remove the value if it "
+        "stands for a missing one; otherwise scale the features."
+    )
 
 
 class _Writable:

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skpatchcore._utils.arrays import first_not_finite
+from skpatchcore._utils.arrays import describe_beyond, first_beyond, largest_value
 
 
 class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -20,11 +20,10 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     components_: np.ndarray
 
     def _validated_rows(self, X: Any) -> np.ndarray:
-        """Return `X` as `fit` takes it: float32 or float64, all finite."""
+        """Return `X` as `fit` takes it: float32 or float64, with values whose squares do not overflow."""
         X = np.asarray(X, np.float32) if getattr(X, "dtype", None) == np.float16 else X
         rows: np.ndarray = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
-        if (row := first_not_finite(rows)) is not None:
-            raise ValueError(f"row {row} of X holds NaN or infinity.")
+        refuse_beyond(rows, largest_value(rows.dtype))
         return rows
 
     def transform(self, X: Any) -> np.ndarray:
@@ -42,6 +41,7 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """
         check_is_fitted(self, "components_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        refuse_beyond(X, largest_value(np.float64))
         distances: np.ndarray = euclidean_distances(X, self.components_)
         return distances
 
@@ -53,6 +53,13 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+
+def refuse_beyond(rows: np.ndarray, limit: float, first_row: int = 0) -> None:
+    """Raise a ValueError that names the first value beyond ±`limit`; rows are counted from `first_row`."""
+    if (found := first_beyond(rows, limit)) is not None:
+        row, column, value = found
+        raise ValueError(f"row {first_row + row} of X holds {describe_beyond(value, f'column {column}', limit)}")
 
 
 def count_of(ratio: float, n_samples: int) -> int:

@@ -30,6 +30,9 @@ _N_UNASKED = 16
 # last level brought many picks, the second where it brought few and passing over the rows costs more than products do.
 _LEVELS = (0.88, 0.7)
 _FEW_PICKS = 64
+# Levels, each below the one before by a factor of 0.88 or less, from the largest to the smallest float64; only bounds
+# that are NaN would need more.
+_N_LEVELS = 12_000
 # Rows and picks in one matrix product: their distances stay in the cache.
 _BLOCK = (1024, 512)
 # Picks that are copied out at once.
@@ -75,9 +78,11 @@ def k_center_greedy(
         squares[:n_picked] = torch.from_numpy(resume[1] ** 2).to(squares)
     bounds.squares[picks[:n_picked]] = -1.0
     level, active, n_before = torch.inf, picks[:0], 0
-    while True:
+    for _ in range(n_selected - n_picked + 1):  # each time round, at least one row is picked
         active = active[bounds.squares[active] >= level]
-        while not len(active):
+        for _ in range(_N_LEVELS):
+            if len(active):
+                break
             largest = float(bounds.squares.max())
             if largest < 0:  # every row is picked
                 return picks.cpu().numpy(), _radii(squares)
@@ -88,6 +93,8 @@ def k_center_greedy(
             active = active[bounds.squares[active] >= level]
             if largest == torch.inf:  # the first comparison was with all rows: now there is a level
                 active = active[:0]
+        else:
+            raise ArithmeticError("squared distances between rows are not finite: scale the features.")
         fresh = bounds.squares[active]
         if n_picked == n_selected:
             squares[-1] = fresh.max()
@@ -110,6 +117,7 @@ def k_center_greedy(
         bounds.catch_up(active, picks[:n_picked])
         if on_pick is not None:
             on_pick(len(found))
+    raise AssertionError("more rounds than picks")
 
 
 def _radii(squares: torch.Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
+from skpatchcore._utils.arrays import largest_value
 from skpatchcore._utils.device import require_device
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
-from skpatchcore.coreset._base import SubsetSampler, count_of
+from skpatchcore.coreset._base import SubsetSampler, count_of, refuse_beyond
 from skpatchcore.coreset._k_center import k_center_greedy
 from skpatchcore.coreset._order_cache import OrderCache
 from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
@@ -145,7 +146,8 @@ class GreedyCoresetSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity (the error names the row), if an int `ratio` or `start` is beyond the number of
+            If `X` holds NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), whose squares could
+            overflow: the error names row and column; if an int `ratio` or `start` is beyond the number of
             rows, or the device is absent.
         """
         X = self._validated_rows(X)
@@ -186,7 +188,7 @@ class GreedyCoresetSampler(SubsetSampler):
         ValueError
             As `fit`, and if `max_memory` is too little for the selected rows alone.
         """
-        self._fit(batches, n_samples, max_memory)
+        self._fit(_checked(batches), n_samples, max_memory)
         if hasattr(self, "components_"):  # of an earlier fit
             del self.components_
         return self
@@ -262,3 +264,13 @@ class GreedyCoresetSampler(SubsetSampler):
             bar.update(n_selected - bar.n)
         cache.write(order, radii)
         return order, radii
+
+
+def _checked(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the batches. Values whose squares could overflow are refused; NaN and infinity are among them."""
+    limit, n_before = None, 0
+    for batch in batches:
+        limit = limit or largest_value(batch.dtype)  # the first batch decides in which dtype selection computes
+        refuse_beyond(batch, limit, n_before)
+        yield batch
+        n_before += len(batch)

@@ -149,7 +149,8 @@ class LearnedProxySampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity (the error names the row), if an int `ratio` is larger than the number of rows,
+            If `X` holds NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), whose squares could
+            overflow: the error names row and column; if an int `ratio` is larger than the number of rows,
             or the device is absent.
         """
         device = require_device(self.device)
@@ -174,6 +175,8 @@ class LearnedProxySampler(SubsetSampler):
                     total += loss.item() * len(batch)
                     bar.update()
                 losses.append(total / len(X))
+        if not bool(proxies.isfinite().all()):
+            raise ValueError("the proxies are not finite after learning: scale X, or lower learning_rate.")
         self.components_ = proxies.detach().cpu().numpy()
         self.component_indices_ = _nearest_rows(proxies.detach(), rows)
         self.loss_curve_ = losses

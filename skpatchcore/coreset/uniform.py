@@ -76,7 +76,8 @@ class RandomSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity, or an int `ratio` is larger than the number of rows.
+            If `X` holds NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), or an int `ratio` is larger
+            than the number of rows.
         """
         X = self._validated_rows(X)
         self.component_indices_ = self._draw(len(X))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skpatchcore._utils.arrays import as_array, stacked_on
+from skpatchcore._utils.arrays import as_array, largest_value, stacked_on
 from skpatchcore._utils.device import is_device_fault, is_out_of_memory
 from skpatchcore.features._aggregation import NotAGridError, tokens_to_grid
 from skpatchcore.features._backbones import Network
@@ -131,10 +131,13 @@ class ForwardPass:
             raise ImageError(
                 f"the backbone can't use an input of {size[0]}×{size[1]} pixels: {error}", batch[0].index, batch[0].path
             ) from error
-        finite = torch.stack([torch.isfinite(m).flatten(1).all(1) for m in maps]).all(0)
-        if not finite.all():
-            first = batch[int(finite.int().argmin())]
-            raise ImageError("the backbone gives features that are NaN or infinite.", first.index, first.path)
+        limit = largest_value(np.float32)  # NaN compares False
+        usable = torch.stack([(m.abs() <= limit).flatten(1).all(1) for m in maps]).all(0)
+        if not usable.all():
+            first = batch[int(usable.int().argmin())]
+            raise ImageError(
+                f"the backbone gives features that are NaN or infinite, or beyond ±{limit:g}.", first.index, first.path
+            )
         return maps
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from skpatchcore._utils.arrays import largest_value
 from skpatchcore.index._bounds import GROUP, Bounds, fastest_dtype, principal_directions
 from skpatchcore.index._copies import Copies
 from skpatchcore.index._pairs import pair_products
@@ -57,6 +58,8 @@ class BoundedBank:
         reach = max(float((part - self._center).abs().max()) for part in self._parts())
         # In these units no square overflows or vanishes; a power of 2 rounds nothing.
         self._unit = 2.0 ** math.frexp(reach)[1] if reach > 0 else 1.0
+        # Beyond it, squared distances of queries would overflow.
+        self.limit = largest_value(np.float64 if rows.dtype == torch.float64 else np.float32) * min(self._unit, 1.0)
         self._norms = torch.cat([self._seen(part).square().sum(1) for part in self._parts()])
         # A sum of n products is off by n roundings at most; with room for those of what goes into it.
         self._rounding = 1.5 * (n_features + 8) * torch.finfo(rows.dtype).eps / 2

@@ -7,6 +7,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from skpatchcore._utils.arrays import largest_value
+
 # Bytes of distances held at once.
 _CHUNK_BYTES = 1 << 28
 # Runners-up measured beside the winners of the matrix product: its rounding may have put the true winner among them.
@@ -31,6 +33,8 @@ class DeviceBank:
 
     def __init__(self, rows: torch.Tensor):
         self._rows = rows
+        # Beyond it, squared distances of queries would overflow.
+        self.limit = largest_value(np.float64 if rows.dtype == torch.float64 else np.float32)
         self._center = rows.mean(0)
         self._norms = torch.cat([(part - self._center).square().sum(1) for part in torch.split(rows, 8192)])
 

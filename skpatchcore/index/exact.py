@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skpatchcore._utils.arrays import as_tensor
+from skpatchcore._utils.arrays import as_tensor, describe_beyond, exceeds, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.sklearn import StrOptions, fit_context
 from skpatchcore.index._bounded import BoundedBank
 from skpatchcore.index._device_bank import DeviceBank
+from skpatchcore.index._far import nearest_of_far
 
 # What is derived from banks, for as long as they live: never in a pickle.
 _searchers = DerivedCache()
@@ -85,10 +87,16 @@ class ExactIndex(BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity, or values too large for float16 with that storage, or the device is absent.
+            If `X` holds NaN, infinity, values beyond ±1e150 or, with that storage, values too large for float16, or if
+            the device is absent.
         """
         require_device(self.device)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], order="C")
+        with np.errstate(over="ignore", invalid="ignore"):  # of sums, where values are huge
+            X = validate_data(self, X, dtype=[np.float64, np.float32], order="C")
+        limit = largest_value(np.float64)
+        if (found := first_beyond(X, limit)) is not None:
+            row, column, value = found
+            raise ValueError(f"row {row} of X holds {describe_beyond(value, f'column {column}', limit)}")
         if self.storage == "float16":
             largest = max(float(X.max()), -float(X.min()))
             if largest > float(np.finfo(np.float16).max):
@@ -129,7 +137,19 @@ class ExactIndex(BaseEstimator):
         if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
         searcher, queries, excluded = self._prepared(X, int(n_neighbors), exclude)
-        found = searcher.kneighbors(queries, int(n_neighbors), excluded)
+        far = self._far(searcher, queries)
+        if not len(far):
+            found = searcher.kneighbors(queries, int(n_neighbors), excluded)
+        else:
+            near = np.setdiff1d(np.arange(len(queries)), far)
+            distances = np.empty((len(queries), int(n_neighbors)))
+            indices = np.empty(distances.shape, np.int64)
+            if len(near):
+                some = queries[torch.from_numpy(near).to(queries.device)]
+                distances[near], indices[near] = searcher.kneighbors(some, int(n_neighbors), excluded)
+            some = queries[torch.from_numpy(far).to(queries.device)]
+            distances[far], indices[far] = nearest_of_far(self._fit_X, some.cpu().numpy(), int(n_neighbors), excluded)
+            found = distances, indices
         return found if return_distance else found[1]
 
     def farthest(self, X: Any, starts: np.ndarray, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,8 +181,23 @@ class ExactIndex(BaseEstimator):
         ValueError
             If no row of the bank counts, or `X` does not fit the bank.
         """
+        starts = np.asarray(starts)
         searcher, queries, excluded = self._prepared(X, 1, exclude)
-        return searcher.farthest(queries, np.asarray(starts), excluded)
+        if not len(self._far(searcher, queries)):
+            return searcher.farthest(queries, starts, excluded)
+        distances, indices = (found[:, 0] for found in self.kneighbors(X, 1, exclude=exclude))
+        tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(starts)])
+        return tops, distances[tops], indices[tops]
+
+    @staticmethod
+    def _far(searcher: BoundedBank | DeviceBank, queries: torch.Tensor) -> np.ndarray:
+        """Return the queries whose squared distances would overflow."""
+        if not queries.numel():
+            return np.zeros(0, np.int64)
+        low, high = torch.aminmax(queries)
+        if bool((low >= -searcher.limit) & (high <= searcher.limit)):
+            return np.zeros(0, np.int64)
+        return torch.nonzero((queries.abs() > searcher.limit).any(1))[:, 0].cpu().numpy()
 
     @property
     def stored_rows(self) -> np.ndarray:
@@ -171,13 +206,25 @@ class ExactIndex(BaseEstimator):
         rows: np.ndarray = self._fit_X
         return rows
 
+    def _is_huge(self) -> bool:
+        is_huge: bool = _searchers.get(
+            self,
+            self._fit_X,
+            "is huge",
+            lambda bank: bank.dtype == np.float32 and exceeds(bank, largest_value(np.float32)),
+        )
+        return is_huge
+
     def _prepared(
         self, X: Any, n_neighbors: int, exclude: Any
     ) -> tuple[BoundedBank | DeviceBank, torch.Tensor, np.ndarray | None]:
         """Return the bank on the device, the queries there, and in order the rows that don't count."""
         check_is_fitted(self)
         dtype = np.promote_types(self._fit_X.dtype, np.float32)
-        X = validate_data(self, X, dtype=dtype, reset=False)
+        if dtype == np.float32 and self._is_huge():  # its squares are finite in float64
+            dtype = np.dtype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            X = validate_data(self, X, dtype=dtype, reset=False)
         excluded = None if exclude is None else np.arange(len(self._fit_X))[np.unique(np.asarray(exclude, np.int64))]
         n_counting = len(self._fit_X) - (0 if excluded is None else len(excluded))
         if n_neighbors > n_counting:

@@ -16,7 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from skpatchcore._utils.arrays import as_tensor
+from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.sklearn import Interval, fit_context
 from skpatchcore.index._copies import Copies
@@ -134,9 +134,9 @@ class PyNNDescentIndex(BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` holds NaN or infinity.
+            If `X` holds NaN, infinity or values beyond ±1e15, whose squares could overflow.
         """
-        self._fit_X = validate_data(self, X, dtype=np.float32, order="C")
+        self._fit_X = _validated(self, X, reset=True)
         self.n_samples_fit_ = len(self._fit_X)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._graph()
@@ -166,10 +166,10 @@ class PyNNDescentIndex(BaseEstimator):
         Raises
         ------
         ValueError
-            If the bank has fewer than `n_neighbors` rows, or `X` does not fit the bank.
+            If the bank has fewer than `n_neighbors` rows, `X` does not fit the bank, or holds values beyond ±1e15.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, order="C", reset=False)
+        X = _validated(self, X, reset=False)
         if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
         if n_neighbors > self.n_samples_fit_:
@@ -223,6 +223,17 @@ class PyNNDescentIndex(BaseEstimator):
             searcher = NNDescent(rows, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=n_threads)
             searcher.prepare()
         return _Graph(rows, copies, searcher, threading.Lock())
+
+
+def _validated(index: PyNNDescentIndex, X: Any, reset: bool) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # of sums, where values are huge
+        X = validate_data(index, X, dtype=[np.float32, np.float64], order="C", reset=reset)
+    limit = largest_value(np.float32)
+    if (found := first_beyond(X, limit)) is not None:
+        row, column, value = found
+        raise ValueError(f"row {row} of X holds {describe_beyond(value, f'column {column}', limit)}")
+    rows: np.ndarray = X.astype(np.float32, copy=False)
+    return rows
 
 
 def _all_compared(rows: np.ndarray, X: np.ndarray, n_candidates: int) -> np.ndarray:

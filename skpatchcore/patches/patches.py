@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skpatchcore._utils.arrays import as_tensor, first_not_finite
+from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
 from skpatchcore.images.views import View
 
 # Images in a batch of patches that are held in memory.
@@ -112,8 +112,8 @@ class Patches(PatchLayout):
         Raises
         ------
         ValueError
-            If the features have another shape, differ in their channels, or hold NaN or infinity; the error names
-            the image.
+            If the features have another shape, differ in their channels, or hold NaN, infinity or values beyond ±1e15,
+            whose squares could overflow; the error names the image, the channel and the value.
         """
         if isinstance(features, np.ndarray) and features.dtype != object:
             if features.ndim not in (2, 4):
@@ -140,10 +140,13 @@ class Patches(PatchLayout):
         if not len(sizes) or not rows.size:
             raise ValueError(_NOTHING)
         patches = cls(rows, sizes, views)
-        if (row := first_not_finite(rows)) is not None:
+        limit = largest_value(np.float32)  # detectors compute in float32 in places, whatever they are given
+        if (found := first_beyond(rows, limit)) is not None:
+            row, channel, value = found
             image = patches.image_of(row)
             raise ValueError(
-                f"patch features of image {image if numbers is None else numbers[image]} hold NaN or infinity."
+                f"patch features of image {image if numbers is None else numbers[image]} hold "
+                f"{describe_beyond(value, f'channel {channel}', limit)}"
             )
         return patches
 

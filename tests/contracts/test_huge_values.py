@@ -1,0 +1,184 @@
+"""Finite values whose squares overflow: a result or an error that names the place, and always an end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+
+from skpatchcore import (
+    ExactIndex,
+    GreedyCoresetSampler,
+    ImageError,
+    LearnedProxySampler,
+    PaDiMDetector,
+    PatchCoreDetector,
+    PyNNDescentIndex,
+    RandomSampler,
+    SPADEDetector,
+)
+from skpatchcore.coreset import _k_center as k_center
+from skpatchcore.coreset._rows import Rows
+from skpatchcore.index import _bounded as bounded
+from tests.factories import extractor
+
+PLACES = [(np.float32, 1e20), (np.float32, -3e38), (np.float64, 1e200), (np.float64, -1.7e308)]
+by_place = pytest.mark.parametrize(("dtype", "value"), PLACES)
+
+
+def table(dtype=np.float32, value=None, n_columns=8):
+    """Noise, with one value in row 3 and column 2."""
+    X = np.random.default_rng(0).normal(size=(50, n_columns)).astype(dtype)
+    if value is not None:
+        X[3, 2] = value
+    return X
+
+
+SAMPLERS = [
+    GreedyCoresetSampler(5),
+    GreedyCoresetSampler(5, n_projections=4),
+    GreedyCoresetSampler(5, n_projections=4, projection="sparse"),
+    RandomSampler(5),
+    LearnedProxySampler(5),
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=repr)
+@by_place
+def test_samplers_refuse_values_whose_squares_overflow(sampler, dtype, value):
+    with pytest.raises(
+        ValueError, match=r"^row 3 of X holds .*e\+\d+ in column 2, which is too large: distances overflow"
+    ):
+        sampler.fit(table(dtype, value))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[:3], ids=repr)
+@by_place
+def test_fit_batches_refuses_values_whose_squares_overflow(sampler, dtype, value):
+    X = table(dtype, value)
+    with pytest.raises(ValueError, match=r"^row 53 of X holds .* in column 2, which is too large: distances overflow"):
+        sampler.fit_batches([table(dtype), X[:20], X[20:]], 100)
+
+
+def test_fit_in_shards_refuses_values_whose_squares_overflow():
+    X = np.random.default_rng(0).normal(size=(20_000, 8)).astype(np.float32)
+    X[15_001, 3] = 1e25
+    with pytest.raises(ValueError, match=r"^row 15001 of X holds 1e\+25 in column 3"):
+        GreedyCoresetSampler(5).fit_batches([X], len(X), (64 << 20) + 100_000)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1e14), (np.float64, 1e149)])
+def test_the_largest_values_that_are_taken_select_what_small_ones_do(dtype, scale):
+    X = table(dtype)
+    expected = GreedyCoresetSampler(20, start=0).fit(X)
+    found = GreedyCoresetSampler(20, start=0).fit(X * dtype(scale))
+    np.testing.assert_array_equal(found.component_indices_, expected.component_indices_)
+    np.testing.assert_allclose(found.selection_distances_ / scale, expected.selection_distances_, rtol=1e-3, atol=1e-3)
+    assert np.isfinite(found.transform(X * dtype(scale))).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_k_center_greedy_ends_with_an_error_whatever_its_rows_are(value, monkeypatch):
+    """The samplers refuse such rows; the loop has a bound of its own."""
+    monkeypatch.setattr(k_center, "_N_LEVELS", 50)
+    left = torch.from_numpy(np.pad(table(value=value), [(0, 0), (0, 1)]))
+    with pytest.raises(ArithmeticError, match="not finite"):
+        k_center.k_center_greedy(Rows(left), 10, 0)
+
+
+@pytest.mark.parametrize("scale", [1e20, 1e38])
+@pytest.mark.parametrize("way", ["in full", "bounds"])
+def test_exact_search_in_a_bank_of_huge_values_is_brute_force(scale, way, monkeypatch):
+    if way == "bounds":
+        monkeypatch.setattr(bounded, "_N_SMALL", 0)
+    bank, queries = (np.clip(X, -3, 3) * np.float32(scale) for X in (table(), table()[::-1] * np.float32(0.9)))
+    distances, indices = ExactIndex().fit(bank).kneighbors(queries, 3)
+    expected = cdist(queries.astype(float) / scale, bank.astype(float) / scale)
+    np.testing.assert_array_equal(indices, expected.argsort(axis=1)[:, :3])
+    np.testing.assert_allclose(distances / scale, np.sort(expected, axis=1)[:, :3], rtol=1e-6)
+
+
+@by_place
+@pytest.mark.parametrize("exclude", [None, [0, 3, 49]])
+def test_exact_search_for_huge_queries_among_others_is_brute_force(dtype, value, exclude):
+    bank, queries = table(dtype), table(dtype, value)[:9]
+    index = ExactIndex().fit(bank)
+    distances, indices = index.kneighbors(queries, 2, exclude=exclude)
+    left = np.delete(np.arange(50), exclude or [])
+    unit = np.abs(queries).max(axis=1, keepdims=True).astype(float)
+    expected = np.array([cdist(q[None] / u, bank[left] / u)[0] for q, u in zip(queries, unit, strict=True)]) * unit
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :2], rtol=1e-6)
+    near = np.delete(np.arange(9), 3)  # to the huge one, all rows are equally near
+    np.testing.assert_array_equal(indices[near], left[expected.argsort(axis=1)[:, :2]][near])
+    tops, top_distances, _ = index.farthest(queries, np.array([0, 2, 9]), exclude=exclude)
+    assert tops[1] == 3
+    assert top_distances[1] == pytest.approx(abs(value), rel=1e-6)
+
+
+def test_exact_search_in_a_tiny_bank_for_a_large_query():
+    """The ratio overflows, not the values."""
+    bank = table() * np.float32(1e-12)
+    distances, _ = ExactIndex().fit(bank).kneighbors(np.full((1, 8), 1e14, np.float32))
+    assert distances[0, 0] == pytest.approx(1e14 * np.sqrt(8))
+
+
+@by_place
+def test_indexes_refuse_banks_whose_squared_distances_overflow(dtype, value):
+    with pytest.raises(ValueError, match=r"row 3 of X holds .* in column 2, which is too large: distances overflow"):
+        PyNNDescentIndex().fit(table(dtype, value))
+    with pytest.raises(ValueError, match=r"row 3 of X holds .* in column 2, which is too large: distances overflow"):
+        PyNNDescentIndex().fit(table(dtype)).kneighbors(table(dtype, value))
+    if dtype == np.float64:
+        with pytest.raises(
+            ValueError, match=r"row 3 of X holds .* in column 2, which is too large: distances overflow"
+        ):
+            ExactIndex().fit(table(dtype, value))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [PatchCoreDetector, lambda e: PatchCoreDetector(e, index="pynndescent"), PaDiMDetector, SPADEDetector],
+    ids=["patchcore", "pynndescent", "padim", "spade"],
+)
+@pytest.mark.parametrize("form", ["table", "grids", "list"])
+@by_place
+def test_detectors_refuse_huge_precomputed_features_at_fit_and_predict(make, form, dtype, value):
+    def formed(X):
+        grids = X.reshape(25, 1, 2, 8)
+        return {"table": X, "grids": grids, "list": list(grids)}[form]
+
+    image = 3 if form == "table" else 1
+    message = (
+        rf"patch features of image {image} hold .*e\+\d+ in channel 2, which is too large: distances overflow beyond"
+    )
+    with pytest.raises(ValueError, match=message):
+        make("precomputed").fit(formed(table(dtype, value)))
+    model = make("precomputed").fit(formed(table(dtype)))
+    for judge in (model.predict, model.score_samples, model.segment):
+        with pytest.raises(ValueError, match=message):
+            judge(formed(table(dtype, value)))
+
+
+def test_an_image_for_which_the_network_gives_huge_features_is_named(parts):
+    class Amplifier(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 2, 3, 2)
+
+        def forward(self, x):
+            return self.layer(x) * torch.where(x.amax((1, 2, 3), keepdim=True) > 50, 1e30, 1.0)
+
+    class Whole(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = Amplifier()
+
+        def forward(self, x):
+            return self.body(x)
+
+    X = parts[0].copy()
+    X[2] = 1.0
+    model = extractor(Whole, layers=("body",), mean=(0, 0, 0), std=(0.01, 0.01, 0.01))
+    with pytest.raises(ImageError, match=r"image 2: .*NaN or infinite, or beyond ±1e\+15"):
+        model.transform(X * 0.6 + (np.arange(len(X)) == 2)[:, None, None, None] * 0.4)
