@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from skpatchcore._utils.modes import default_modes
+
 # Largest absolute values from which distances are computed: their squares, added up over millions of entries, are
 # finite, and still are when features are weighted by 10. Real features are smaller by many orders of magnitude.
 _LARGEST = {4: 1e15, 8: 1e150}
@@ -18,6 +20,7 @@ def largest_value(dtype: np.dtype | type) -> float:
     return _LARGEST[8 if np.dtype(dtype).itemsize >= 8 else 4]
 
 
+@default_modes()
 def exceeds(rows: np.ndarray, limit: float) -> bool:
     """Return whether any value is NaN or beyond ±`limit`: one pass over the array."""
     if not rows.size:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.special import softmax
 
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
 from skpatchcore.bank.answers import farthest_of, kneighbors_without, neighbors_of
 from skpatchcore.index.exact import ExactIndex
@@ -19,6 +20,7 @@ from skpatchcore.protocols import Index
 __all__ = ["kneighbors_without", "nearest_patches", "reweighted_score", "score_patches"]
 
 
+@default_modes()
 def score_patches(
     index: Index,
     bank: np.ndarray,

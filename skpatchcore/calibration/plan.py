@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold
 
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore.images.views import View
 from skpatchcore.patches.model import PatchModel, score_batches
@@ -105,8 +106,9 @@ class LeaveOneOut(NoCalibration):
         with progress_bar(len(self.groups), "calibrating", "image", self.verbose) as bar:
             for images, some, own in self._left_out(patches, model):
                 if own is not None:
-                    scores[images], grids = own.score(some)
-                    peaks[images] = [peak_of(grid, view) for grid, view in zip(grids, some.views, strict=True)]
+                    with default_modes():
+                        scores[images], grids = own.score(some)
+                        peaks[images] = [peak_of(grid, view) for grid, view in zip(grids, some.views, strict=True)]
                 bar.update(len(images))
         if n_missing := int(np.isnan(scores).sum()):
             warnings.warn(

@@ -12,6 +12,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.arrays import describe_beyond, first_beyond, largest_value
+from skpatchcore._utils.modes import default_modes
 
 
 class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -26,6 +27,7 @@ class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         refuse_beyond(rows, largest_value(rows.dtype))
         return rows
 
+    @default_modes()
     def transform(self, X: Any) -> np.ndarray:
         """Return distances to the selected rows, as KMeans does to its centres.
 

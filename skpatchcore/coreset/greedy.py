@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 
 from skpatchcore._utils.arrays import largest_value
 from skpatchcore._utils.device import require_device
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
 from skpatchcore.coreset._base import SubsetSampler, count_of, refuse_beyond
@@ -128,6 +129,7 @@ class GreedyCoresetSampler(SubsetSampler):
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
     def fit(self, X: Any, y: Any = None) -> GreedyCoresetSampler:
         """Select rows of `X`.
 
@@ -156,6 +158,7 @@ class GreedyCoresetSampler(SubsetSampler):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None = None
     ) -> GreedyCoresetSampler:

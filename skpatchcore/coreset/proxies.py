@@ -11,6 +11,7 @@ from sklearn.utils import check_random_state
 
 from skpatchcore._utils.arrays import as_tensor
 from skpatchcore._utils.device import require_device
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import Interval, fit_context
 from skpatchcore.coreset._base import SubsetSampler, count_of
@@ -131,6 +132,7 @@ class LearnedProxySampler(SubsetSampler):
         self.verbose = verbose
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes(grad=True)
     def fit(self, X: Any, y: Any = None) -> LearnedProxySampler:
         """Learn proxies of the rows of `X`.
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import Interval, fit_context
 from skpatchcore.coreset._base import SubsetSampler, count_of
 
@@ -58,6 +59,7 @@ class RandomSampler(SubsetSampler):
         self.random_state = random_state
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
     def fit(self, X: Any, y: Any = None) -> RandomSampler:
         """Draw rows of `X`.
 
@@ -85,6 +87,7 @@ class RandomSampler(SubsetSampler):
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int | None = None, max_memory: int | None = None
     ) -> RandomSampler:

@@ -12,9 +12,8 @@ import importlib
 import inspect
 import re
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from skpatchcore._utils.derived import ForkSafeLock
+from skpatchcore._utils.modes import default_modes
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
+from skpatchcore.features._cut import PROBE_SIDES, cut_after, overwritten_layers, with_copies
+from skpatchcore.features._cut import folded as _folded
 from skpatchcore.features._digests import digest_of_file, fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -60,9 +61,6 @@ _DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"vgg19_bn", ("features.38", "features.51")),
 )
 
-# Sides in pixels of the square image that shows how a network lays out its maps: a small one, or what most are trained
-# with.
-_PROBE_SIDES = (96, 224)
 _CACHE_SIZE = 4
 _cache: OrderedDict[tuple[Any, ...], Network] = OrderedDict()
 _cache_lock = ForkSafeLock()
@@ -102,6 +100,7 @@ class Network:
     channels_last: frozenset[str] = frozenset()
 
 
+@default_modes()
 def load_network(
     backbone: str | Callable[[], nn.Module],
     weights: str | Path | None,
@@ -247,15 +246,18 @@ def _build_network(
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False  # type: ignore[assignment]
-    cut = _cut_after(module.eval(), layers)
+    cut = cut_after(module.eval(), layers)
     if state is not None and file is not None:
         _load_weights(cut, state, file)
     # Parameters that ask for no gradient let inference share them between threads.
     cut.requires_grad_(False)
     digest = _digest(cut)
     architecture = backbone if isinstance(backbone, str) else _describe(cut)
+    overwritten = overwritten_layers(cut) if isinstance(cut, fx.GraphModule) else frozenset(layers)
+    if overwritten and architecture is not None:  # caches may hold what had been written over the outputs
+        architecture = f"{architecture}, with copies of {sorted(overwritten)}"
     if isinstance(cut, fx.GraphModule):
-        cut = _folded(cut)
+        cut = _folded(with_copies(cut, overwritten) if overwritten else cut)
     # Pixels' channels side by side are what processors' convolutions like best.
     cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(cut, layers, mean, std, digest, architecture, _channels_last(cut, layers, device, dtype))
@@ -270,7 +272,7 @@ def _channels_last(
     An image's own proportions would tell less: there are sizes at which a map fits as well if it is read wrongly.
     """
     found: frozenset[str] = frozenset()
-    for side in _PROBE_SIDES:
+    for side in PROBE_SIDES:
         try:
             outputs = module(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
         except (RuntimeError, AssertionError):  # too small to pool, or not the one size that it takes
@@ -399,75 +401,3 @@ def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path)
                 f"expected {tuple(value.shape)}."
             )
     cut.load_state_dict({name: state[name] for name in needed}, strict=True)
-
-
-def _cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
-    """Return a module that gives the outputs of `layers` and computes nothing after the last of them."""
-    names = [name for name, _ in module.named_modules() if name]
-    for layer in layers:
-        if layer not in names:
-            near = difflib.get_close_matches(layer, names, n=3) or [name for name, _ in module.named_children()]
-            raise ValueError(f"layers: the backbone has no {layer!r}. Did you mean {near}?")
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    try:
-        cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
-        return cut
-    except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
-        return _HookedLayers(module, layers)
-
-
-def _folded(traced: fx.GraphModule) -> fx.GraphModule:
-    """Make batch normalisations part of the convolutions before them, where nobody else looks at these."""
-    folded = fx.GraphModule(
-        traced, traced.graph
-    )  # of torchvision's two graphs, for training and evaluation, the latter
-    modules = dict(folded.named_modules())
-    calls = Counter(node.target for node in folded.graph.nodes if node.op == "call_module")
-    for node in list(folded.graph.nodes):
-        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d:
-            continue
-        if len(before.users) > 1 or calls[before.target] > 1:
-            continue
-        convolution = fuse_conv_bn_eval(modules[before.target], modules[node.target])
-        folded.set_submodule(before.target, convolution)
-        modules[before.target] = convolution
-        node.replace_all_uses_with(before)
-        folded.graph.erase_node(node)
-    folded.delete_all_unused_submodules()
-    folded.recompile()
-    return folded.eval().requires_grad_(False)
-
-
-class _HookedLayers(nn.Module):
-    """The layers' outputs by forward hooks, for networks that torch.fx can't trace: runs the whole network."""
-
-    def __init__(self, module: nn.Module, layers: tuple[str, ...]):
-        super().__init__()
-        self.module, self.layers = module, layers
-        self._seen = threading.local()  # the network is shared between threads, its outputs are not
-        for layer in layers:
-            module.get_submodule(layer).register_forward_hook(self._keeper(layer))
-
-    def _keeper(self, layer: str) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self._seen.outputs[layer] = output  # outputs of this thread's forward
-
-        return keep
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        return self.module.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        return self.module.load_state_dict(state, *args, **kwargs)
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        self._seen.outputs = {}
-        self.module(x)
-        unused = [layer for layer in self.layers if layer not in self._seen.outputs]
-        if unused:
-            raise ValueError(f"layers: the backbone has {unused}, but does not run through them.")
-        return {layer: self._seen.outputs[layer] for layer in self.layers}

@@ -12,6 +12,7 @@ import torch
 
 from skpatchcore._utils.arrays import as_array, largest_value, stacked_on
 from skpatchcore._utils.device import is_device_fault, is_out_of_memory
+from skpatchcore._utils.modes import default_modes
 from skpatchcore.features._aggregation import NotAGridError, tokens_to_grid
 from skpatchcore.features._backbones import Network
 from skpatchcore.features._batches import Prepared
@@ -48,6 +49,7 @@ class ForwardPass:
     aggregate: Callable[[list[torch.Tensor]], torch.Tensor]
     cache: LayerCache | None
 
+    @default_modes()
     def features_of(self, batch: list[Prepared]) -> tuple[np.ndarray, tuple[int, int]]:
         """Return the features of a batch, and the height and width of the first layer's grid.
 

@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.device import available_device, require_device
+from skpatchcore._utils.modes import in_default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
@@ -302,14 +303,16 @@ class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
                 "changed since."
             )
         forward = self._forward_pass(network, device)
-        batches = prepared_batches(
-            images,
-            self.batch_size,
-            self.image_size,
-            self.crop_size,
-            self.max_pixels,
-            forward.cache,
-            pixel_format_of(self),
+        batches = in_default_modes(
+            prepared_batches(
+                images,
+                self.batch_size,
+                self.image_size,
+                self.crop_size,
+                self.max_pixels,
+                forward.cache,
+                pixel_format_of(self),
+            )
         )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             # a single batch has nothing to be prepared beside

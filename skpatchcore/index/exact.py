@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, exceeds, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.device import available_device, require_device
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import StrOptions, fit_context
 from skpatchcore.index._bounded import BoundedBank
 from skpatchcore.index._device_bank import DeviceBank
@@ -69,6 +70,7 @@ class ExactIndex(BaseEstimator):
         self.storage = storage
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
     def fit(self, X: Any, y: Any = None) -> ExactIndex:
         """Keep the bank.
 
@@ -106,6 +108,7 @@ class ExactIndex(BaseEstimator):
         self.n_samples_fit_ = len(self._fit_X)
         return self
 
+    @default_modes()
     def kneighbors(
         self, X: Any, n_neighbors: int = 1, return_distance: bool = True, *, exclude: Any = None
     ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
@@ -152,6 +155,7 @@ class ExactIndex(BaseEstimator):
             found = distances, indices
         return found if return_distance else found[1]
 
+    @default_modes()
     def farthest(self, X: Any, starts: np.ndarray, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return, of each group of queries, the one whose nearest row of the bank is farthest (Eq. 6).
 

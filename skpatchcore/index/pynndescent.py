@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import Interval, fit_context
 from skpatchcore.index._copies import Copies
 
@@ -116,6 +117,7 @@ class PyNNDescentIndex(BaseEstimator):
         self.random_state = random_state
 
     @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
     def fit(self, X: Any, y: Any = None) -> PyNNDescentIndex:
         """Keep the bank and build its graph.
 
@@ -142,6 +144,7 @@ class PyNNDescentIndex(BaseEstimator):
         self._graph()
         return self
 
+    @default_modes()
     def kneighbors(
         self, X: Any, n_neighbors: int = 1, return_distance: bool = True
     ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
 from skpatchcore.images.views import View
 from skpatchcore.patches.patches import Patches
@@ -73,11 +74,11 @@ def score_batches(
         One item per image; empty without `keep`.
     """
     for patches in batches:
-        with phase("search"):
+        with phase("search"), default_modes():
             scores, patch_scores = model.score(patches, with_patch_scores=keep is not None)
         kept: list[Any] = []
         if keep is not None:
-            with phase("maps"):
+            with phase("maps"), default_modes():
                 kept = [keep(some, view) for some, view in zip(patch_scores, patches.views, strict=True)]
         yield scores, kept
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
+from skpatchcore._utils.modes import default_modes
 from skpatchcore.images.views import View
 
 # Images in a batch of patches that are held in memory.
@@ -176,7 +177,8 @@ class Patches(PatchLayout):
                     grown[:filled] = rows[:filled]
                 rows = grown
             # torch's threads share the work of touching new memory
-            torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
+            with default_modes():
+                torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
             filled = needed
             sizes.append(batch.sizes)
             views.extend(batch.views)

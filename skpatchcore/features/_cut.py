@@ -1,0 +1,155 @@
+"""cut_after: a network that ends with the last layer needed and gives the layers' outputs as they arise."""
+
+from __future__ import annotations
+
+import difflib
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+# Sides in pixels of the square image that shows what a network does with its maps: a small one, or what most are
+# trained with.
+PROBE_SIDES = (96, 224)
+
+
+def cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """Return a module that gives the outputs of `layers` and computes nothing after the last of them."""
+    names = [name for name, _ in module.named_modules() if name]
+    for layer in layers:
+        if layer not in names:
+            near = difflib.get_close_matches(layer, names, n=3) or [name for name, _ in module.named_children()]
+            raise ValueError(f"layers: the backbone has no {layer!r}. Did you mean {near}?")
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    try:
+        cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
+        return cut
+    except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
+        return _HookedLayers(module, layers)
+
+
+def _output_of(graph: fx.Graph) -> fx.Node:
+    output: fx.Node = next(node for node in graph.nodes if node.op == "output")
+    return output
+
+
+@torch.no_grad()
+def overwritten_layers(traced: fx.GraphModule) -> frozenset[str]:
+    """Return the layers whose outputs are changed in place by what comes after them: seen on a random image.
+
+    Examples are ``F.relu(x, inplace=True)`` and ``x += y`` behind a layer. If no image can be passed, all layers are
+    returned. Their outputs are copied; those of other layers need no copy.
+    """
+    outputs: dict[str, fx.Node] = dict(_output_of(traced.graph).args[0])  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for side in PROBE_SIDES:
+        watcher = _Watcher(traced, set(outputs.values()))
+        try:
+            watcher.run(torch.randn((1, 3, side, side), generator=generator))
+        except Exception:  # too small to pool, not the one size that it takes, or whatever a user's network raises
+            continue
+        return frozenset(layer for layer, node in outputs.items() if node in watcher.changed())
+    return frozenset(outputs)
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and remembers what some of its nodes give."""
+
+    def __init__(self, module: fx.GraphModule, watched: set[fx.Node]):
+        super().__init__(module)
+        self._watched = watched
+        self._seen: dict[fx.Node, tuple[torch.Tensor, int, torch.Tensor]] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if node in self._watched and isinstance(result, torch.Tensor):
+            self._seen[node] = result, result._version, result.clone()
+        return result
+
+    def changed(self) -> set[fx.Node]:
+        """Return the nodes whose results were written to later."""
+        return {
+            node
+            for node, (result, version, before) in self._seen.items()
+            if result._version != version or not torch.equal(result, before)
+        }
+
+
+def with_copies(traced: fx.GraphModule, layers: frozenset[str]) -> fx.GraphModule:
+    """Return a network that copies the outputs of some layers where they arise."""
+    module = fx.GraphModule(traced, traced.graph)
+    output = _output_of(module.graph)
+    outputs: Any = dict(output.args[0])  # type: ignore[arg-type]
+    for layer in layers:
+        with module.graph.inserting_after(outputs[layer]):
+            outputs[layer] = module.graph.call_function(copied, (outputs[layer],))
+    output.args = (outputs,)
+    module.recompile()
+    return module.eval()
+
+
+def copied(output: Any) -> Any:
+    """Return a copy of a tensor, and anything else as it is."""
+    return output.clone() if isinstance(output, torch.Tensor) else output
+
+
+def folded(traced: fx.GraphModule) -> fx.GraphModule:
+    """Make batch normalisations part of the convolutions before them, where nobody else looks at these."""
+    module = fx.GraphModule(
+        traced, traced.graph
+    )  # of torchvision's two graphs, for training and evaluation, the latter
+    modules = dict(module.named_modules())
+    calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
+    for node in list(module.graph.nodes):
+        if node.op != "call_module" or type(modules[node.target]) is not nn.BatchNorm2d:
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d:
+            continue
+        if len(before.users) > 1 or calls[before.target] > 1:
+            continue
+        convolution = fuse_conv_bn_eval(modules[before.target], modules[node.target])
+        module.set_submodule(before.target, convolution)
+        modules[before.target] = convolution
+        node.replace_all_uses_with(before)
+        module.graph.erase_node(node)
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module.eval().requires_grad_(False)
+
+
+class _HookedLayers(nn.Module):
+    """The layers' outputs by forward hooks, for networks that torch.fx can't trace: runs the whole network."""
+
+    def __init__(self, module: nn.Module, layers: tuple[str, ...]):
+        super().__init__()
+        self.module, self.layers = module, layers
+        self._seen = threading.local()  # the network is shared between threads, its outputs are not
+        for layer in layers:
+            module.get_submodule(layer).register_forward_hook(self._keeper(layer))
+
+    def _keeper(self, layer: str) -> Callable[..., None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            # Outputs of this thread's forward. A later operation in place would overwrite them.
+            self._seen.outputs[layer] = copied(output)
+
+        return keep
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        return self.module.load_state_dict(state, *args, **kwargs)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        self._seen.outputs = {}
+        self.module(x)
+        unused = [layer for layer in self.layers if layer not in self._seen.outputs]
+        if unused:
+            raise ValueError(f"layers: the backbone has {unused}, but does not run through them.")
+        return {layer: self._seen.outputs[layer] for layer in self.layers}
