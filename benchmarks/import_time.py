@@ -35,7 +35,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for statement, found in seconds.items():
             begin = time.perf_counter()
-            subprocess.run([sys.executable, "-c", statement], check=True)
+            subprocess.run([sys.executable, "-c", statement], check=True, timeout=600)
             found.append(time.perf_counter() - begin)
     empty = median(seconds["pass"])
     base = median(seconds["import sklearn.base"]) - empty

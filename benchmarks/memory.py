@@ -88,7 +88,9 @@ def fit(n_images: int, max_memory: str | None, ratio: float, calibration: str | 
 def in_a_process(*arguments: object) -> dict:
     """Run `fit` in a fresh process."""
     command = [sys.executable, __file__, CHILD, json.dumps(arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=7200).stdout.splitlines()[-1]
+    )
 
 
 def main() -> None:

@@ -12,15 +12,20 @@ import argparse
 import multiprocessing
 import os
 import platform
+import queue
 import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, label
 
 import skpatchcore
 from skpatchcore.metrics import aupimo_scores, aupro_score, pixel_metrics, pixel_roc_auc_score
+
+# A method that takes longer is ended.
+SECONDS = 4 * 3600
 
 
 def make_case(n_images: int, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -102,6 +107,21 @@ def measure(name: str, n_images: int, size: int, answer: multiprocessing.Queue) 
     answer.put((value, seconds, (peak - before) / 1e6, peak / 1e6))
 
 
+def answer_of(process: multiprocessing.process.BaseProcess, answer: multiprocessing.Queue) -> Any:
+    """Return what a process puts into a queue, or how it ended without an answer: killed where memory is short."""
+    for _ in range(SECONDS):
+        try:
+            found = answer.get(timeout=1)
+        except queue.Empty:
+            if process.is_alive():
+                continue
+            return f"ended with exit code {process.exitcode}"
+        process.join(60)
+        return found
+    process.kill()
+    return f"took more than {SECONDS} s"
+
+
 def main() -> None:
     """Measure all methods and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,8 +143,7 @@ def main() -> None:
         answer = context.Queue()
         process = context.Process(target=measure, args=(name, options.images, options.size, answer))
         process.start()
-        found = answer.get()
-        process.join()
+        found = answer_of(process, answer)
         if isinstance(found, str):
             lines.append(f"| {name} | {found} | | | |")
         else:

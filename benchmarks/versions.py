@@ -77,7 +77,12 @@ def run(checkout: Path) -> dict[str, dict[str, float]]:
     """Return what a process says that imports the package from a checkout."""
     with tempfile.TemporaryDirectory() as elsewhere:
         text = subprocess.run(
-            [sys.executable, "-c", WORK, str(checkout)], capture_output=True, text=True, check=True, cwd=elsewhere
+            [sys.executable, "-c", WORK, str(checkout)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=elsewhere,
+            timeout=7200,
         ).stdout
     found: dict[str, dict[str, float]] = json.loads(text)
     return found

@@ -7,9 +7,16 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# Seconds after which a test fails that waits for something which never comes. The slowest takes a minute on two busy
+# cores. Not an option of pyproject.toml: with --strict-config, tests could not run where pytest-timeout is missing.
+TIMEOUT = 600
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("timeout"):
+        for item in items:
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -316,7 +316,7 @@ from skpatchcore import PatchCoreDetector, save
 rng = np.random.default_rng(int(sys.argv[2]))
 detector = PatchCoreDetector("precomputed", random_state=0).fit(rng.random((40, 8, 8, 200), np.float32))
 print("ready", flush=True)
-while True:
+for _ in range(10_000):  # in case that nobody is left to end it
     save(detector, sys.argv[1])
 """
 
@@ -330,14 +330,17 @@ def test_killed_at_any_moment_a_whole_file_is_there(tmp_path):
     try:
         assert process.stdout.readline() == b"ready\n"
         n_new = 0
-        while n_new < 40:  # while it writes again and again, a reader finds a whole file each time
+        for _ in range(10_000):  # while it writes again and again, a reader finds a whole file each time
             n_channels = load(path).memory_bank_.shape[1]
             assert n_channels in (3, 200)
             n_new += n_channels == 200
+            if n_new == 40:
+                break
             time.sleep(0.01)
+        assert n_new == 40
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.communicate(timeout=60)
     assert load(path).memory_bank_.shape == (256, 200)
 
 

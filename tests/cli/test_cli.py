@@ -230,7 +230,7 @@ def test_wrong_usage_exits_with_2(capsys):
 
 def test_it_runs_as_a_module():
     shown = subprocess.run(
-        [sys.executable, "-m", "skpatchcore", "--version"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "skpatchcore", "--version"], capture_output=True, text=True, check=True, timeout=120
     )
     assert shown.stdout.startswith("skpatchcore 0.")
 

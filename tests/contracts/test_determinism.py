@@ -44,7 +44,9 @@ def fitted_elsewhere(n_threads, batch_size, hash_seed, index="exact"):
     """Return what a process of its own finds."""
     command = [sys.executable, "-c", FIT, str(n_threads), str(batch_size), index]
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    return json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=300).stdout
+    )
 
 
 def test_processes_find_the_same_to_the_bit_whatever_the_batches():

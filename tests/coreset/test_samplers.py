@@ -71,7 +71,7 @@ def test_any_beginning_is_gone_on_with(monkeypatch, n_candidates):
     order, radii = selection.k_center_greedy(as_rows(X), 60, 7, new.append, begun)
     nearest = cdist(X, X[begun[0]]).min(axis=1)
     expected, expected_radii = [7, 3, 11], [5.0, 4.0, nearest.max()]
-    while len(expected) < 60:
+    for _ in range(57):
         expected.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, np.linalg.norm(X - X[expected[-1]], axis=1))
         expected_radii.append(nearest.max())

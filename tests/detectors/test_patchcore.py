@@ -469,7 +469,7 @@ def test_files_give_the_same_scores_to_the_bit(tmp_path, parts, index, mmap_mode
         "model = joblib.load(folder + '/model.joblib'); X = np.load(folder + '/X.npy'); "
         "np.save(folder + '/scores.npy', model.score_samples(X)); np.save(folder + '/maps.npy', model.segment(X))"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=300)
     np.testing.assert_array_equal(np.load(tmp_path / "scores.npy"), expected)
     np.testing.assert_array_equal(np.load(tmp_path / "maps.npy"), model.segment(X))
 
