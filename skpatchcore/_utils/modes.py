@@ -11,7 +11,6 @@ Left alone: the number of threads, and switches that select an implementation, s
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -28,7 +27,8 @@ T = TypeVar("T")
 _lock = ForkSafeLock()
 _n_inside = 0
 _restore: list[Callable[[], None]] = []
-_thread = threading.local()
+_EXACT = ("none", "ieee")
+_NUMPY_DEFAULTS: Any = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
 
 
 @contextmanager
@@ -41,10 +41,12 @@ def default_modes(grad: bool = False) -> Iterator[None]:
         Whether gradients are recorded.
     """
     with ExitStack() as stack:
-        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        if np.geterr() != _NUMPY_DEFAULTS:
+            stack.enter_context(np.errstate(**_NUMPY_DEFAULTS))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.set_grad_enabled(grad))
+        if torch.is_grad_enabled() != grad:
+            stack.enter_context(torch.set_grad_enabled(grad))
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
@@ -52,7 +54,10 @@ def default_modes(grad: bool = False) -> Iterator[None]:
             stack.enter_context(_pop_mode_temporarily())
         if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
-        stack.enter_context(_default_globals())
+        with _lock:
+            is_changed = _n_inside > 0 or _are_globals_changed()
+        if is_changed:
+            stack.enter_context(_default_globals())
         yield
 
 
@@ -86,6 +91,23 @@ def _default_globals() -> Iterator[None]:
                 _restore.clear()
 
 
+def _are_globals_changed() -> bool:
+    """Return whether a mode of the process is not at its default."""
+    return (
+        torch.get_default_dtype() != torch.float32
+        or torch.are_deterministic_algorithms_enabled()
+        or any(product.fp32_precision not in _EXACT for product in _products())
+        or (not _products() and torch.get_float32_matmul_precision() != "highest")
+    )
+
+
+def _products() -> list[Any]:
+    """Return the switches for products and convolutions of float32; none before torch 2.9."""
+    cpu, cuda = torch.backends.mkldnn, torch.backends.cuda
+    found = [getattr(cpu, "matmul", None), getattr(cuda, "matmul", None), getattr(cpu, "conv", None)]
+    return [switch for switch in found if hasattr(switch, "fp32_precision")]
+
+
 def _set_globals() -> Iterator[Callable[[], None]]:
     """Set process-wide modes to their defaults; yield functions that restore those which were changed."""
     dtype = torch.get_default_dtype()
@@ -101,16 +123,13 @@ def _set_globals() -> Iterator[Callable[[], None]]:
 
 def _set_precision() -> Iterator[Callable[[], None]]:
     """Compute products of float32 matrices in float32."""
-    backends = [torch.backends.mkldnn, torch.backends.cuda]
-    products = [b.matmul for b in backends if hasattr(getattr(b, "matmul", None), "fp32_precision")]
-    if not products:  # torch before 2.9
+    if not _products():
         precision = torch.get_float32_matmul_precision()
         if precision != "highest":
             torch.set_float32_matmul_precision("highest")
             yield lambda: torch.set_float32_matmul_precision(precision)
-        return
-    for product in [*products, *(b.conv for b in backends[:1] if hasattr(b, "conv"))]:
+    for product in _products():
         given = product.fp32_precision
-        if given not in ("none", "ieee"):
+        if given not in _EXACT:
             product.fp32_precision = "ieee"
             yield lambda product=product, given=given: setattr(product, "fp32_precision", given)  # type: ignore[misc]
