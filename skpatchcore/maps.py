@@ -10,6 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter1d, maximum_position
 from skimage.measure import label, regionprops_table
 
+from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.images.views import View
 
 _COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "right", "area": "area"}
@@ -72,7 +73,8 @@ def anomaly_map(
     rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
     columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
     # In torch: numpy's own threads would spin on after the product, and slow the network down on the next image.
-    return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
+    with one_thread(rows.shape[0] * scores.shape[1] * (rows.shape[1] + columns.shape[0]) < SMALL_PRODUCT):
+        return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
 
 
 @lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.modes import default_modes
+from skpatchcore._utils.threads import SMALL_PASS, one_thread
 
 # Largest absolute values from which distances are computed: their squares, added up over millions of entries, are
 # finite, and still are when features are weighted by 10. Real features are smaller by many orders of magnitude.
@@ -25,7 +26,8 @@ def exceeds(rows: np.ndarray, limit: float) -> bool:
     """Return whether any value is NaN or beyond ±`limit`: one pass over the array."""
     if not rows.size:
         return False
-    low, high = (float(value) for value in torch.aminmax(as_tensor(rows, torch.device("cpu"))))
+    with one_thread(rows.size < SMALL_PASS):
+        low, high = (float(value) for value in torch.aminmax(as_tensor(rows, torch.device("cpu"))))
     return not (-limit <= low and high <= limit)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.arrays import as_tensor
+from skpatchcore._utils.threads import SMALL_PASS, SMALL_PRODUCT, one_thread
 
 # Rows that are projected, or shifted, at once. Projecting always in these blocks makes the result independent of the
 # batches that rows come in: the rounding of a matrix product depends on its shape.
@@ -31,14 +32,15 @@ class Rows:
     """
 
     def __init__(self, left: torch.Tensor):
-        left[:, -1] = 0
-        mean = left.mean(0)
-        self.left, self.mean = left, mean[:-1]
-        self.norms = left.new_empty(len(left))
-        for i in range(0, len(left), _BLOCK):
-            part = left[i : i + _BLOCK].sub_(mean)
-            torch.linalg.vecdot(part, part, out=self.norms[i : i + _BLOCK])
-        left[:, -1] = 1
+        with one_thread(left.numel() < SMALL_PASS):
+            left[:, -1] = 0
+            mean = left.mean(0)
+            self.left, self.mean = left, mean[:-1]
+            self.norms = left.new_empty(len(left))
+            for i in range(0, len(left), _BLOCK):
+                part = left[i : i + _BLOCK].sub_(mean)
+                torch.linalg.vecdot(part, part, out=self.norms[i : i + _BLOCK])
+            left[:, -1] = 1
 
     def __len__(self) -> int:
         return len(self.left)
@@ -109,7 +111,7 @@ class RowBuffer:
                 self._write_waiting()
         n_whole = len(X) // _BLOCK * _BLOCK
         for i in range(0, n_whole, _BLOCK):
-            self._write(X[i : i + _BLOCK])
+            self._write_block(X[i : i + _BLOCK])
         if n_whole < len(X):
             self._waiting = X[n_whole:].copy()
 
@@ -126,8 +128,12 @@ class RowBuffer:
         return taken, numbers
 
     def _write_waiting(self) -> None:
-        self._write(self._waiting)
+        self._write_block(self._waiting)
         self._waiting = self._waiting[:0]
+
+    def _write_block(self, X: np.ndarray) -> None:
+        with one_thread(X.size * self._left.shape[1] < SMALL_PRODUCT):
+            self._write(X)
 
     def _write(self, X: np.ndarray) -> None:
         start, end = self._n_written, self._n_written + len(X)

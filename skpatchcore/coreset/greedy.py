@@ -15,6 +15,7 @@ from skpatchcore._utils.device import require_device
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
+from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.coreset._base import SubsetSampler, count_of, refuse_beyond
 from skpatchcore.coreset._k_center import k_center_greedy
 from skpatchcore.coreset._order_cache import OrderCache
@@ -241,13 +242,13 @@ class GreedyCoresetSampler(SubsetSampler):
             capacity = max(0, max_memory - SCRATCH_BYTES) // row_bytes(n_columns, first.itemsize)
 
         def select(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            if direction is None:
-                start = int((numbers == self.start).argmax())  # the first row of a shard without it
-            else:
-                start = int((rows.left @ rows.left.new_tensor([*direction, 0.0])).argmax())
-            if capacity is None:
-                return self._select(rows, count_of(self.ratio, len(rows)), start, memory)
-            return self._select(rows, min(n_selected, len(rows)), start, None)
+            n_wanted = count_of(self.ratio, len(rows)) if capacity is None else min(n_selected, len(rows))
+            with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
+                if direction is None:
+                    start = int((numbers == self.start).argmax())  # the first row of a shard without it
+                else:
+                    start = int((rows.left @ rows.left.new_tensor([*direction, 0.0])).argmax())
+                return self._select(rows, n_wanted, start, memory if capacity is None else None)
 
         if capacity is None:
             summary = select_at_once(batches, n_samples, buffer, select)

@@ -89,6 +89,8 @@ class Network:
         the code of one of them is not to be had.
     channels_last : frozenset of str
         Layers whose outputs have the channels as their last axis, as Swin's do, instead of the second.
+    n_parameters : int, default=0
+        How many parameters it has.
     """
 
     module: nn.Module
@@ -98,6 +100,7 @@ class Network:
     digest: str
     architecture: str | None
     channels_last: frozenset[str] = frozenset()
+    n_parameters: int = 0
 
 
 @default_modes()
@@ -260,7 +263,9 @@ def _build_network(
         cut = _folded(with_copies(cut, overwritten) if overwritten else cut)
     # Pixels' channels side by side are what processors' convolutions like best.
     cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(cut, layers, mean, std, digest, architecture, _channels_last(cut, layers, device, dtype))
+    n_parameters = sum(parameter.numel() for parameter in cut.parameters())
+    layouts = _channels_last(cut, layers, device, dtype)
+    return Network(cut, layers, mean, std, digest, architecture, layouts, n_parameters)
 
 
 @torch.inference_mode()

@@ -9,8 +9,10 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
@@ -90,7 +92,8 @@ def prepared_batches(
         if known is not None:
             return Prepared(known[1], index, path, maps=known[0])
         loaded = load_image(image, index, max_pixels, content, pixel_format)
-        pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels)
+        with one_thread(np.size(loaded) < SMALL_PASS):  # it often runs beside the network
+            pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels)
         # grey images are resized once, then seen three times
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
 

@@ -13,6 +13,7 @@ import torch
 from skpatchcore._utils.arrays import as_array, largest_value, stacked_on
 from skpatchcore._utils.device import is_device_fault, is_out_of_memory
 from skpatchcore._utils.modes import default_modes
+from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.features._aggregation import NotAGridError, tokens_to_grid
 from skpatchcore.features._backbones import Network
 from skpatchcore.features._batches import Prepared
@@ -75,9 +76,14 @@ class ForwardPass:
         RuntimeWarning
             If the batch goes through the network in halves.
         """
+        height, width = batch[0].view.input_size
+        # Most layers have an eighth of the image's sides, or less. The size of the batch does not count: rounding
+        # depends on the number of threads, and shall not depend on the batch.
+        is_small = self.network.n_parameters * height * width / 64 < SMALL_PRODUCT
         try:
-            maps = self._layer_maps(batch)
-            return self._aggregated(maps), (maps[0].shape[2], maps[0].shape[3])
+            with one_thread(is_small):
+                maps = self._layer_maps(batch)
+                return self._aggregated(maps), (maps[0].shape[2], maps[0].shape[3])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

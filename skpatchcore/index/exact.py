@@ -16,12 +16,16 @@ from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import StrOptions, fit_context
+from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
+from skpatchcore.index import _bounded
 from skpatchcore.index._bounded import BoundedBank
 from skpatchcore.index._device_bank import DeviceBank
 from skpatchcore.index._far import nearest_of_far
 
 # What is derived from banks, for as long as they live: never in a pickle.
 _searchers = DerivedCache()
+# Products for each pair where bounds are used, at least.
+_N_BOUND = 32
 
 
 class ExactIndex(BaseEstimator):
@@ -140,20 +144,24 @@ class ExactIndex(BaseEstimator):
         if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
         searcher, queries, excluded = self._prepared(X, int(n_neighbors), exclude)
+        with one_thread(self._is_small(len(queries))):
+            found = self._nearest(searcher, queries, int(n_neighbors), excluded)
+        return found if return_distance else found[1]
+
+    def _nearest(
+        self, searcher: BoundedBank | DeviceBank, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         far = self._far(searcher, queries)
         if not len(far):
-            found = searcher.kneighbors(queries, int(n_neighbors), excluded)
-        else:
-            near = np.setdiff1d(np.arange(len(queries)), far)
-            distances = np.empty((len(queries), int(n_neighbors)))
-            indices = np.empty(distances.shape, np.int64)
-            if len(near):
-                some = queries[torch.from_numpy(near).to(queries.device)]
-                distances[near], indices[near] = searcher.kneighbors(some, int(n_neighbors), excluded)
-            some = queries[torch.from_numpy(far).to(queries.device)]
-            distances[far], indices[far] = nearest_of_far(self._fit_X, some.cpu().numpy(), int(n_neighbors), excluded)
-            found = distances, indices
-        return found if return_distance else found[1]
+            return searcher.kneighbors(queries, n_neighbors, excluded)
+        near = np.setdiff1d(np.arange(len(queries)), far)
+        distances, indices = np.empty((len(queries), n_neighbors)), np.empty((len(queries), n_neighbors), np.int64)
+        if len(near):
+            some = queries[torch.from_numpy(near).to(queries.device)]
+            distances[near], indices[near] = searcher.kneighbors(some, n_neighbors, excluded)
+        some = queries[torch.from_numpy(far).to(queries.device)]
+        distances[far], indices[far] = nearest_of_far(self._fit_X, some.cpu().numpy(), n_neighbors, excluded)
+        return distances, indices
 
     @default_modes()
     def farthest(self, X: Any, starts: np.ndarray, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,7 +196,8 @@ class ExactIndex(BaseEstimator):
         starts = np.asarray(starts)
         searcher, queries, excluded = self._prepared(X, 1, exclude)
         if not len(self._far(searcher, queries)):
-            return searcher.farthest(queries, starts, excluded)
+            with one_thread(self._is_small(len(queries))):
+                return searcher.farthest(queries, starts, excluded)
         distances, indices = (found[:, 0] for found in self.kneighbors(X, 1, exclude=exclude))
         tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(starts)])
         return tops, distances[tops], indices[tops]
@@ -209,6 +218,12 @@ class ExactIndex(BaseEstimator):
         check_is_fitted(self)
         rows: np.ndarray = self._fit_X
         return rows
+
+    def _is_small(self, n_queries: int) -> bool:
+        n_features = self._fit_X.shape[1]
+        if self._fit_X.size > _bounded._N_SMALL:  # bounds take fewer products, and rule out most pairs
+            n_features = min(n_features, _N_BOUND)
+        return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT)
 
     def _is_huge(self) -> bool:
         is_huge: bool = _searchers.get(

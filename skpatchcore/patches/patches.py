@@ -10,6 +10,7 @@ import torch
 
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
 from skpatchcore._utils.modes import default_modes
+from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.images.views import View
 
 # Images in a batch of patches that are held in memory.
@@ -177,7 +178,7 @@ class Patches(PatchLayout):
                     grown[:filled] = rows[:filled]
                 rows = grown
             # torch's threads share the work of touching new memory
-            with default_modes():
+            with default_modes(), one_thread(batch.rows.size < SMALL_PASS):
                 torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
             filled = needed
             sizes.append(batch.sizes)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from skpatchcore import ExactIndex, GreedyCoresetSampler
+from skpatchcore._utils.threads import one_thread
+from skpatchcore.coreset import greedy
+from skpatchcore.features._forward import ForwardPass
+from skpatchcore.index._bounded import BoundedBank
+from tests.factories import extractor
+
+
+@pytest.fixture(autouse=True)
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_one_thread_limits_small_work_only_and_restores_the_number():
+    with one_thread(True):
+        assert torch.get_num_threads() == 1
+        with one_thread(True), one_thread(False):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
+    with one_thread(False):
+        assert torch.get_num_threads() == 2
+    with pytest.raises(ZeroDivisionError), one_thread(True):
+        _ = 1 / 0
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_limits_the_calling_thread_only():
+    with ThreadPoolExecutor(1) as pool:
+        with one_thread(True):
+            assert pool.submit(torch.get_num_threads).result(timeout=60) == 2
+
+        def within():
+            with one_thread(True):  # a new thread, in which torch has not computed yet
+                return torch.ones(1000).sum().item(), torch.get_num_threads()
+
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(within).result(timeout=60) == (1000, 1)
+    assert torch.get_num_threads() == 2
+
+
+def watched(monkeypatch, owner, name):
+    """Return a list of the numbers of threads with which a function is called."""
+    seen, original = [], getattr(owner, name)
+
+    def watch(*args, **kwargs):
+        seen.append(torch.get_num_threads())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, watch)
+    return seen
+
+
+def test_small_selections_and_searches_run_on_one_thread_and_large_ones_on_all(monkeypatch):
+    selections, searches = (
+        watched(monkeypatch, greedy, "k_center_greedy"),
+        watched(monkeypatch, BoundedBank, "kneighbors"),
+    )
+    rows = np.random.default_rng(0).normal(size=(20_000, 100)).astype(np.float32)
+    GreedyCoresetSampler(20).fit(rows[:1000])
+    GreedyCoresetSampler(200).fit(rows)
+    assert selections == [1, 2]
+    index = ExactIndex().fit(rows)
+    index.kneighbors(rows[:10])
+    index.kneighbors(rows[:1000])
+    assert searches == [1, 2]
+
+
+def test_small_images_go_through_the_network_on_one_thread_whatever_the_batch(monkeypatch):
+    seen = watched(monkeypatch, ForwardPass, "_run")
+    rng = np.random.default_rng(0)
+    for batch_size in (1, 4):
+        extractor(batch_size=batch_size).transform(rng.random((4, 48, 48, 3)))
+    assert set(seen) == {1}
+    seen.clear()
+    extractor().transform(rng.random((1, 160, 160, 3)))
+    assert seen == [2]
