@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
+from skpatchcore._utils.arrays import largest_value
 from skpatchcore._utils.bytes import available_bytes, format_bytes, parse_bytes
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource, PatchStream
@@ -226,8 +229,10 @@ def within_memory(
     ImageError
         If an image can't be read.
     ValueError
-        If the features are not valid or `max_memory` is too small.
+        If the features are not valid, hold values beyond ±1e15, whose squares could overflow, or `max_memory` is too
+        small.
     """
+    stream.limit = largest_value(np.float32)  # detectors compute in float32 in places, whatever they are given
     first = stream.peek()
     n_copies = extra_copies + (0 if stream.is_in_memory() else 1)
     batch_size = min(len(stream), stream.batch_size())

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
-from skpatchcore.bank.answers import farthest_of, kneighbors_without, neighbors_of
+from skpatchcore.bank.answers import farthest_of, kneighbors_without, measured, neighbors_of
 from skpatchcore.index.exact import ExactIndex
 from skpatchcore.patches.model import check_channels
 from skpatchcore.patches.patches import Patches
@@ -77,8 +77,7 @@ def score_patches(
         for i, (top, neighborhood) in enumerate(zip(tops, neighborhoods, strict=True)):
             # m* belongs to its own neighbourhood, even where duplicates of it or an approximate search hide it.
             others = neighborhood[neighborhood != nearest[i]][: b - 1]
-            difference = bank[others].astype(np.float64) - patches.rows[top]
-            to_others = np.sqrt(np.einsum("ij,ij->i", difference, difference))
+            to_others = measured(patches.rows[top : top + 1], bank, others[None])[0]
             scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
     return scores, patch_scores
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
+from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.images.views import View
@@ -93,7 +93,11 @@ class Patches(PatchLayout):
 
     @classmethod
     def from_features(
-        cls, features: Any, views: Sequence[View | None] | None = None, numbers: np.ndarray | None = None
+        cls,
+        features: Any,
+        views: Sequence[View | None] | None = None,
+        numbers: np.ndarray | None = None,
+        limit: float | None = None,
     ) -> Patches:
         """Return the output of an extractor's ``transform`` as patches.
 
@@ -106,6 +110,8 @@ class Patches(PatchLayout):
             What each grid covers of its image.
         numbers : array of shape (n_images,) or None, default=None
             Numbers of the images in error messages; None counts from 0.
+        limit : float or None, default=None
+            Largest absolute value; None takes any finite value.
 
         Returns
         -------
@@ -114,8 +120,8 @@ class Patches(PatchLayout):
         Raises
         ------
         ValueError
-            If the features have another shape, differ in their channels, or hold NaN, infinity or values beyond ±1e15,
-            whose squares could overflow; the error names the image, the channel and the value.
+            If the features have another shape, differ in their channels, or hold NaN, infinity or values beyond
+            `limit`; the error names the image, the channel and the value.
         """
         if isinstance(features, np.ndarray) and features.dtype != object:
             if features.ndim not in (2, 4):
@@ -142,7 +148,7 @@ class Patches(PatchLayout):
         if not len(sizes) or not rows.size:
             raise ValueError(_NOTHING)
         patches = cls(rows, sizes, views)
-        limit = largest_value(np.float32)  # detectors compute in float32 in places, whatever they are given
+        limit = float(np.finfo(rows.dtype).max) if limit is None else limit
         if (found := first_beyond(rows, limit)) is not None:
             row, channel, value = found
             image = patches.image_of(row)

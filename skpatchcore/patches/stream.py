@@ -82,6 +82,8 @@ class PatchStream:
         self.extractor, self.X, self.verbose = extractor, X, verbose
         self.numbers = np.arange(n_images_of(X)) if numbers is None else numbers
         self.with_views, self.check, self.description = with_views, check, description
+        # Features to learn from have a largest absolute value; new ones are scored whatever they are.
+        self.limit: float | None = None
         self._begun: Iterator[Patches] | None = None
 
     def __len__(self) -> int:
@@ -109,7 +111,7 @@ class PatchStream:
 
     def subset(self, images: np.ndarray) -> PatchStream:
         """Return the stream of some of the images."""
-        return PatchStream(
+        some = PatchStream(
             self.extractor,
             safe_indexing(self.X, images),
             self.numbers[images],
@@ -118,11 +120,15 @@ class PatchStream:
             description=self.description,
             verbose=self.verbose,
         )
+        some.limit = self.limit
+        return some
 
     def between(self, start: int, stop: int) -> PatchStream:
         """Return the stream of the images from `start` up to `stop`, without a progress bar."""
         X = safe_indexing(self.X, slice(start, stop))
-        return PatchStream(self.extractor, X, self.numbers[start:stop], with_views=self.with_views, check=self.check)
+        some = PatchStream(self.extractor, X, self.numbers[start:stop], with_views=self.with_views, check=self.check)
+        some.limit = self.limit
+        return some
 
     def batch_size(self) -> int:
         """Return how many images a batch has."""
@@ -140,7 +146,7 @@ class PatchStream:
         if not self.is_in_memory():
             return Patches.gather(self, n_patches)
         self._begun = None
-        patches = Patches.from_features(self.X, numbers=self.numbers)
+        patches = Patches.from_features(self.X, numbers=self.numbers, limit=self.limit)
         if self.check is not None:
             self.check(patches, self.numbers)
         return patches
@@ -190,14 +196,15 @@ class PatchStream:
         if reports_views(extractor):
             done = 0
             for features, views in iterate_as_phase("network", extractor.iter_transform(self.X)):
-                yield Patches.from_features(features, list(views), self.numbers[done : done + len(views)])
+                numbers = self.numbers[done : done + len(views)]
+                yield Patches.from_features(features, list(views), numbers, self.limit)
                 done += len(views)
             return
         n_at_once = self.batch_size()
         for start in range(0, len(self), n_at_once):
             X, numbers = safe_indexing(self.X, slice(start, start + n_at_once)), self.numbers[start : start + n_at_once]
             if extractor is None:
-                yield Patches.from_features(X, numbers=numbers)
+                yield Patches.from_features(X, numbers=numbers, limit=self.limit)
                 continue
             with phase("network"):
                 features = extractor.transform(X)
@@ -207,7 +214,8 @@ class PatchStream:
                         "transform must return (n_images, grid_height, grid_width, n_channels) or a list with one "
                         "grid for each image."
                     )
-                patches = Patches.from_features(features, _whole_images(X, start) if self.with_views else None, numbers)
+                whole = _whole_images(X, start) if self.with_views else None
+                patches = Patches.from_features(features, whole, numbers, self.limit)
             yield patches
 
 
