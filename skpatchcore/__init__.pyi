@@ -15,6 +15,7 @@ from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisp
 from .evaluation.category import evaluate as evaluate
 from .features._backbones import WeightsError as WeightsError
 from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor
+from .images.errors import AppearanceWarning as AppearanceWarning
 from .images.errors import ImageError as ImageError
 from .images.errors import ImageWarning as ImageWarning
 from .index.exact import ExactIndex as ExactIndex

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import _fit_context as fit_context
@@ -29,6 +30,15 @@ else:
         def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
             """Return the method as it is."""
             return method
+
+
+class OlderStatesMixin:
+    """For estimators that gain parameters: a state that an older version wrote is completed with defaults."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = signature(type(self).__init__).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
+        super().__setstate__({**defaults, **state})  # type: ignore[misc]
 
 
 def root_context(estimator: Any) -> Any:
@@ -65,6 +75,7 @@ __all__ = [
     "CallbackSupportMixin",
     "HasMethods",
     "Interval",
+    "OlderStatesMixin",
     "RealNotInt",
     "StrOptions",
     "fit_context",

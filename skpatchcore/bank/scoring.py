@@ -112,7 +112,7 @@ def reweighted_score(distances: np.ndarray, score: float) -> float:
 
 
 def nearest_patches(
-    batches: Iterable[Patches], index: Index, n_patches: int, bank: np.ndarray | None = None
+    batches: Iterable[Patches], index: Index, n_patches: int, bank: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Find each image's most anomalous patches, and the row of the bank nearest to each.
 
@@ -124,8 +124,8 @@ def nearest_patches(
         Fitted on the memory bank.
     n_patches : int
         How many of each image; all if it has fewer.
-    bank : array of shape (n_bank, n_channels) or None, default=None
-        The memory bank, for the checks of :func:`~skpatchcore.bank.answers.neighbors_of`; None skips them.
+    bank : array of shape (n_bank, n_channels)
+        The memory bank.
 
     Returns
     -------
@@ -137,8 +137,7 @@ def nearest_patches(
     first = 0
     for patches in batches:
         with phase("search"):
-            answer = index.kneighbors(patches.rows, 1) if bank is None else neighbors_of(index, bank, patches.rows, 1)
-            distances, nearest = (found[:, 0] for found in answer)
+            distances, nearest = (found[:, 0] for found in neighbors_of(index, bank, patches.rows, 1))
         farthest = [
             start + (-distances[start:stop]).argsort(kind="stable")[:n_patches]
             for start, stop in pairwise(patches.starts)

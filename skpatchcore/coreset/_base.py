@@ -13,9 +13,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.arrays import describe_beyond, first_beyond, largest_value
 from skpatchcore._utils.modes import default_modes
+from skpatchcore._utils.sklearn import OlderStatesMixin
 
 
-class SubsetSampler(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class SubsetSampler(OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of samplers, whose ``fit`` sets ``components_``: the protocol of a transformer that keeps its rows."""
 
     components_: np.ndarray

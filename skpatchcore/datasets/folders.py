@@ -115,7 +115,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     load_image_folder(folder)
     Traceback (most recent call last):
-    FileNotFoundError: ...train' has no folder 'good': expected the layout of MVTec AD.
+    FileNotFoundError: ... has no folder 'train': expected the layout of MVTec AD.
     """
     layout = find_layout(root)
     paths: list[str] = []

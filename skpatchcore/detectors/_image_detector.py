@@ -59,7 +59,7 @@ class ImageDetector(OutlierMixin):
 
     @abstractmethod
     def _iter_scores(
-        self, X: Any, of_map: Callable[[np.ndarray], Any] | None
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
         """Yield anomaly scores of the next images, **bigger = more anomalous**.
 
@@ -69,6 +69,8 @@ class ImageDetector(OutlierMixin):
             The images.
         of_map : callable or None
             ``of_map(anomaly_map)`` returns what is kept of each map; None makes no maps.
+        adapt : bool, default=False
+            If True, the images are known to be good: `appearance_range_` is extended to them, without a warning.
 
         Yields
         ------
@@ -400,7 +402,8 @@ class ImageDetector(OutlierMixin):
         -------
         detector
             Itself, with other ``offset_`` and ``pixel_offset_``. With `X`, also ``calibration_scores_`` and
-            ``calibration_peaks_`` are those of these images, and ``calibration_image_indices_`` count in this `X`.
+            ``calibration_peaks_`` are those of these images, ``calibration_image_indices_`` count in this `X`, and
+            ``appearance_range_`` is extended to these images.
 
         Raises
         ------
@@ -427,8 +430,11 @@ class ImageDetector(OutlierMixin):
             scores, peaks = turned(self.calibration_scores_), self.calibration_peaks_
             images = self.calibration_image_indices_
         else:
-            scores, maxima = self._scored(X, np.max)
-            peaks, images = np.array(maxima, np.float64), np.arange(len(scores))
+            with restored_on_failure(self):
+                parts = list(self._iter_scores(X, np.max, adapt=True))
+            scores = np.concatenate([some for some, _ in parts])
+            peaks = np.array([peak for _, maxima in parts for peak in maxima], np.float64)
+            images = np.arange(len(scores))
         self._set_thresholds(scores, peaks, images, contamination)
         return self
 

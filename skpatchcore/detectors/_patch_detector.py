@@ -20,6 +20,7 @@ from skpatchcore._utils.sklearn import (
     CallbackSupportMixin,
     HasMethods,
     Interval,
+    OlderStatesMixin,
     RealNotInt,
     StrOptions,
     fit_context,
@@ -35,6 +36,7 @@ from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.appearance import AppearanceLog, appearance_range, describe_darkness, describe_difference
 from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.images.errors import AppearanceWarning
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
 from skpatchcore.patches.model import PatchModel, score_batches
@@ -43,7 +45,7 @@ from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids
 from skpatchcore.protocols import image_size_of, reports_views
 
 
-class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
+class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseEstimator):
     """Base class of the detectors that learn from patch features and score patches.
 
     A subclass has the parameters of ``_parameter_constraints``, its own parameters, and `_learn`. It may say what it
@@ -211,7 +213,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         appearances = log.as_array()
         self.appearance_range_ = None if appearances is None else appearance_range(appearances)
         if self.appearance_range_ is not None and (problem := describe_darkness(self.appearance_range_)):
-            warn_user(problem)
+            warn_user(problem, AppearanceWarning)
         self._keep(model, source.numbers)
         self._set_thresholds(found.scores, found.peaks, kept[found.images], self.contamination)
         return self
@@ -261,7 +263,7 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
         return estimate_memory(n_images * len(first.rows), first, batch_size, n_copies, needs)
 
     def _iter_scores(
-        self, X: Any, of_map: Callable[[np.ndarray], Any] | None
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
         model, log = self._model(), AppearanceLog()
         stream = self._stream(X, log, with_views=of_map is not None)
@@ -272,8 +274,12 @@ class PatchDetector(CallbackSupportMixin, ImageDetector, BaseEstimator):
 
         yield from score_batches(stream, model, None if of_map is None else keep)
         known, appearances = getattr(self, "appearance_range_", None), log.as_array()
-        if known is not None and appearances is not None and (problem := describe_difference(known, appearances)):
-            warn_user(problem)
+        if known is None or appearances is None:
+            return
+        if adapt:
+            self.appearance_range_ = appearance_range(np.concatenate([known, appearances]))
+        elif problem := describe_difference(known, appearances):
+            warn_user(problem, AppearanceWarning)
 
     def _stream(self, X: Any, log: AppearanceLog, with_views: bool = True) -> PatchStream:
         """Return the patches of new images."""

@@ -113,6 +113,8 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
                 yield from scored(begin, stop)
             except ImageError as error:
                 failed = begin + error.index
+                if not done <= failed < stop:  # an extractor of the user's counted in another way
+                    raise
                 if done < failed:  # the images before it in its batch
                     yield from flagged(done, failed)
                 done = failed + 1

@@ -11,14 +11,14 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.sklearn import Interval, StrOptions, fit_context, visual_block
+from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context, visual_block
 from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
 from skpatchcore.detectors._results import turned
 from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.patches.stream import n_images_of
 
 
-class PatchCoreEnsemble(ImageDetector, BaseEstimator):
+class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
     """Average the scores and maps of several detectors, each on a scale of its own good images.
 
     ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
@@ -177,13 +177,13 @@ class PatchCoreEnsemble(ImageDetector, BaseEstimator):
         return self
 
     def _iter_scores(
-        self, X: Any, of_map: Callable[[np.ndarray], Any] | None
+        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
         check_is_fitted(self, "estimators_")
         if get_tags(self.estimators_[0]).input_tags.string:
             X = as_image_sequence(X)
         whole_map = None if of_map is None else np.asarray
-        for results in zip(*(_one_by_one(d._iter_scores(X, whole_map)) for d in self.estimators_), strict=True):
+        for results in zip(*(_one_by_one(d._iter_scores(X, whole_map, adapt)) for d in self.estimators_), strict=True):
             pairs = list(zip(results, self.estimators_, strict=True))
             scores = np.mean([_standardised(score, d) for (score, _), d in pairs], axis=0)
             if of_map is None:

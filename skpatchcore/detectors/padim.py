@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.arrays import as_tensor
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget, MemoryNeeds
@@ -47,6 +48,7 @@ class Gaussians:
     grid: tuple[int, int]
     training: Training | None = None
 
+    @default_modes()
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the largest distance in each image and the distance of each patch, **bigger = more anomalous**."""
         check_channels(patches, self.n_channels)
@@ -54,6 +56,7 @@ class Gaussians:
         distances = mahalanobis_distances(features, self.means, self.whitening)
         return distances.max(axis=1), patches.as_grids(distances.ravel()) if with_patch_scores else []
 
+    @default_modes()
     def without(self, images: np.ndarray) -> Gaussians | None:
         """Return the Gaussians of the other images: the share of `images` is taken out of means and covariances."""
         if self.training is None:
@@ -177,6 +180,7 @@ class PaDiMDetector(PatchDetector):
         self.random_state = random_state
         self.verbose = verbose
 
+    @default_modes()
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> Gaussians:
         channels, n_channels = np.zeros(0, np.int64), 0
 
@@ -277,7 +281,14 @@ class Moments:
         """
         covariances = self.scatter / max(self.n - 1, 1)
         covariances.diagonal(dim1=1, dim2=2).add_(regularization)
-        factors = torch.linalg.cholesky(covariances)
+        factors, status = torch.linalg.cholesky_ex(covariances)
+        if status.any():
+            place = int(status.ne(0).int().argmax())
+            raise ValueError(
+                f"the covariance of patch {place} of the grid is not positive definite: raise regularization="
+                f"{regularization:g}, or scale the features, whose largest variance is "
+                f"{float(covariances.diagonal(dim1=1, dim2=2).max()):.3g}."
+            )
         unit = torch.eye(factors.shape[1], dtype=torch.float64).expand_as(factors)
         whitening = torch.linalg.solve_triangular(factors, unit, upper=False)
         return self.means[:, :, 0].float().numpy(), whitening.float().numpy()

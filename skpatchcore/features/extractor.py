@@ -16,7 +16,7 @@ from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.modes import in_default_modes
 from skpatchcore._utils.progress import progress_bar
-from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore._utils.sklearn import HasMethods, Interval, OlderStatesMixin, StrOptions
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
 from skpatchcore.features._backbones import Network, WeightsError, load_network
 from skpatchcore.features._batches import prefetched, prepared_batches
@@ -28,7 +28,7 @@ from skpatchcore.images.views import Size, View, placed
 from skpatchcore.protocols import pixel_format_of
 
 
-class TorchFeatureExtractor(TransformerMixin, BaseEstimator):
+class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
     """Locally aware patch features of a pretrained network (Eq. 1-4).
 
     An image becomes a grid of vectors: at each position of the first layer's grid, the average of the neighbourhood of

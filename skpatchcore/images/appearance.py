@@ -14,8 +14,9 @@ import torch
 
 # Fewer new images say nothing about the camera: a defective part may be dark or bright itself.
 MIN_IMAGES = 4
-# Smaller differences are no change of the camera's settings, in shares of the range from black to white.
-_NEGLIGIBLE = 0.05
+# Differences from the training images that are no fault of the camera or of its settings: up to this share of the range
+# from black to white, and up to this factor. A factor counts from a difference on that can be seen.
+_SHARE, _FACTOR, _VISIBLE = 0.15, 2.0, 0.02
 # Every fourth pixel of every fourth row suffices for medians, and takes a small part of the network's time.
 _STEP = 4
 # 12 bits in a container of 16 reach 1/16, 13 bits reach 1/8.
@@ -100,14 +101,16 @@ def describe_difference(known: np.ndarray, appearances: np.ndarray) -> str | Non
 
     Notes
     -----
-    A median or the contrast counts as different if it lies beyond the training images' range by more than the width of
-    that range.
+    A median or the contrast counts as different if it lies beyond the training images' range by more than 0.15 and the
+    width of that range, or by a factor of 2.
     """
     if len(appearances) < MIN_IMAGES:
         return None
     low, high = known
-    margin = np.maximum(high - low, _NEGLIGIBLE)
-    is_lower, is_higher = (appearances < low - margin).all(axis=0), (appearances > high + margin).all(axis=0)
+    margin = np.maximum(high - low, _SHARE)
+    lowest = np.maximum(low - margin, np.minimum(low / _FACTOR, low - _VISIBLE))
+    highest = np.minimum(high + margin, np.maximum(high * _FACTOR, high + _VISIBLE))
+    is_lower, is_higher = (appearances < lowest).all(axis=0), (appearances > highest).all(axis=0)
     differences = [
         f"{name} {np.median(appearances[:, i]):.2f} (training images: {low[i]:.2f} to {high[i]:.2f})"
         for i, name in enumerate(Appearance._fields)

@@ -1,4 +1,4 @@
-"""ImageError and ImageWarning: which image can't be used, and why."""
+"""ImageError, ImageWarning and AppearanceWarning: which images can't be used or trusted, and why."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class ImageError(ValueError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.message, self.index, self.path)
+
+
+class AppearanceWarning(UserWarning):
+    """All new images look unlike the training images, or all training images are nearly black."""
 
 
 class ImageWarning(UserWarning):

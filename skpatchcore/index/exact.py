@@ -15,7 +15,7 @@ from skpatchcore._utils.arrays import as_tensor, describe_beyond, exceeds, first
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.modes import default_modes
-from skpatchcore._utils.sklearn import StrOptions, fit_context
+from skpatchcore._utils.sklearn import OlderStatesMixin, StrOptions, fit_context
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.index import _bounded
 from skpatchcore.index._bounded import BoundedBank
@@ -28,7 +28,7 @@ _searchers = DerivedCache()
 _N_BOUND = 32
 
 
-class ExactIndex(BaseEstimator):
+class ExactIndex(OlderStatesMixin, BaseEstimator):
     """Exact nearest rows of the memory bank.
 
     On the CPU, lower bounds from a thin matrix product rule out most rows; only the others are compared in full. What

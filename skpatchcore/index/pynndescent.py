@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.modes import default_modes
-from skpatchcore._utils.sklearn import Interval, fit_context
+from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, fit_context
 from skpatchcore.index._copies import Copies
 
 # Graphs hold compiled functions and don't survive numba upgrades in a pickle: kept beside the bank, per process.
@@ -50,7 +50,7 @@ class _Graph:
     lock: threading.Lock
 
 
-class PyNNDescentIndex(BaseEstimator):
+class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
     """Approximate nearest rows of the memory bank, by nearest-neighbour descent.
 
     The search misses some of the true nearest neighbours (3-11 % on real patch features, with the defaults) and then

@@ -165,7 +165,7 @@ def check_image_wrong_parameters_are_named(estimator, X):
 def check_image_nothing_and_nonsense_are_refused(estimator, X):
     fitted = clone(estimator).fit(X)
     for method in methods_of(fitted):
-        for wrong in ([], np.zeros((0, 8, 8, 3)), X[0], "part.png", None, pd.DataFrame({"path": ["a.png"]})):
+        for wrong in ([], np.zeros((0, 8, 8, 3)), X[0], "part.png", None, pd.DataFrame({"path": ["a.png"], "id": 1})):
             with pytest.raises(ValueError, match="X "):
                 method(wrong)
         with pytest.raises(ImageError, match="image 1: holds NaN"):

@@ -223,7 +223,7 @@ def test_labels_leave_anomalous_images_out(parts):
 
 @pytest.mark.parametrize(
     "y",
-    [[0] * 5 + [1] * 5, [True] * 5 + [False] * 5, ["good"] * 9 + ["bad"], [1] * 9 + [2], [1] * 9 + [-1.5], [[1]] * 10],
+    [[0] * 5 + [1] * 5, [True] * 5 + [False] * 5, ["good"] * 9 + ["bad"], [1] * 9 + [2], [1] * 9 + [-1.5]],
 )
 def test_fit_refuses_labels_of_another_convention(parts, y):
     with pytest.raises(ValueError, match=r"convention is \+1 for good and -1 for anomalous"):

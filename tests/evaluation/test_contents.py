@@ -62,6 +62,7 @@ def change_mask(root):
 
 def change_label(root):
     (root / "test" / "dark" / "3.bmp").rename(root / "test" / "good" / "9.bmp")
+    (root / "ground_truth" / "dark" / "3_mask.bmp").unlink()
 
 
 def add_image(root):

@@ -36,6 +36,9 @@ from skpatchcore.metrics import aupimo_scores, aupro_score, f1_max_score, pixel_
 from skpatchcore.reports import write_evaluation_report, write_worst
 from tests.factories import detector
 
+# Some masks of the data are empty or full on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:the mask")
+
 
 @pytest.fixture(scope="module")
 def root(parts, tmp_path_factory):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skpatchcore import AppearanceWarning
 from skpatchcore.images.appearance import appearance_of, appearance_range, describe_difference
 from tests.factories import detector, extractor
 
@@ -29,7 +30,7 @@ def test_appearance_of_grey_images_is_that_of_three_equal_channels():
     assert (contrast, brightest) == pytest.approx((np.subtract(*np.quantile(some, [0.75, 0.25])), float(grey.max())))
 
 
-@given(st.integers(4, 9), st.floats(0.05, 0.4), st.sampled_from([-1, 1]))
+@given(st.integers(4, 9), st.floats(0.15, 0.4), st.sampled_from([-1, 1]))
 def test_describe_difference_finds_what_all_images_have_in_common(n, shift, sign):
     train = np.tile([0.5, 0.5, 0.5, 0.1, 0.8], (5, 1)) + np.linspace(-0.005, 0.005, 5)[:, None]
     new = np.tile([0.5, 0.5, 0.5, 0.1, 0.8], (n, 1))
@@ -115,3 +116,14 @@ def test_generators_are_fitted_and_scored_as_their_lists():
     model = detector().fit(image for image in images)
     np.testing.assert_array_equal(model.score_samples(image for image in images[:4]), expected)
     np.testing.assert_array_equal(model.fit_predict(image for image in images), detector().fit_predict(images))
+
+
+def test_recalibrate_on_images_of_another_lamp_ends_the_warnings():
+    model = detector().fit(photographs(8))
+    with pytest.warns(AppearanceWarning):
+        model.predict(photographs(5, shift=0.2))
+    model.recalibrate(photographs(6, shift=0.2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(photographs(5, shift=0.2))
+        model.predict(photographs(5))
