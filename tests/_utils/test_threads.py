@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController
 
 from skpatchcore import ExactIndex, GreedyCoresetSampler
 from skpatchcore._utils.threads import one_thread
@@ -16,10 +17,9 @@ from tests.factories import extractor
 
 @pytest.fixture(autouse=True)
 def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    """Set two threads, for this thread only: torch.set_num_threads would change the rounding of all later tests."""
+    with ThreadpoolController().select(user_api="openmp").limit(limits=2):
+        yield
 
 
 def test_one_thread_limits_small_work_only_and_restores_the_number():
@@ -37,8 +37,9 @@ def test_one_thread_limits_small_work_only_and_restores_the_number():
 
 def test_one_thread_limits_the_calling_thread_only():
     with ThreadPoolExecutor(1) as pool:
+        elsewhere = pool.submit(torch.get_num_threads).result(timeout=60)
         with one_thread(True):
-            assert pool.submit(torch.get_num_threads).result(timeout=60) == 2
+            assert pool.submit(torch.get_num_threads).result(timeout=60) == elsewhere
 
         def within():
             with one_thread(True):  # a new thread, in which torch has not computed yet
