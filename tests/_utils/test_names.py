@@ -47,7 +47,7 @@ def test_file_names_are_allowed_everywhere(name, suffix):
     assert len(made.encode()) <= 140
     assert made.endswith(suffix)
     assert not set(made) & set('<>:"/\\|?*')
-    assert made.isprintable() or all(ord(c) > 0xA0 for c in made if not c.isprintable())
+    assert made.isprintable() or all(ord(c) >= 0xA0 for c in made if not c.isprintable())
     assert made.split(".")[0].rstrip().upper() not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT9"}
     assert suffix or made[-1] not in ". "
 
