@@ -135,6 +135,11 @@ def _size_check(max_pixels: int | None) -> CheckSize:
     def check(height: int, width: int) -> None:
         if max_pixels is not None and width * height > max_pixels:
             raise DecodingError(f"{height}×{width} pixels, more than max_pixels={max_pixels}.")
+        # Pillow's own limit, also for files that other libraries decode
+        if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
+            raise DecodingError(
+                f"{height}×{width} pixels, more than twice PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS}."
+            )
 
     return check
 
@@ -159,7 +164,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"it is not an image of a known format ({', '.join(FORMATS)})."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return "it has more than max_pixels that Pillow allows (see PIL.Image.MAX_IMAGE_PIXELS)."
+        return "it has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)}."
     if isinstance(error, ValueError) and "closed" in str(error):

@@ -72,6 +72,9 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
     ----------
     n_samples_fit_ : int
         Rows of the bank.
+    n_distinct_ : int
+        Number of distinct rows. Equal rows are one node of the graph: otherwise they would fill each other's lists of
+        neighbours.
     seed_ : int
         The graph's seed: a loaded index builds the same graph again.
     n_features_in_ : int
@@ -141,7 +144,7 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
         self._fit_X = _validated(self, X, reset=True)
         self.n_samples_fit_ = len(self._fit_X)
         self.seed_ = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._graph()
+        self.n_distinct_ = len(self._graph().rows)
         return self
 
     @default_modes()

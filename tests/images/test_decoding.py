@@ -302,3 +302,14 @@ def test_errors_name_no_object_of_a_decoder():
             read(content)
         for word in ("PIL", "Bytes", "0x", "object", "tiff", "Error"):
             assert word not in str(caught.value).replace("TIFF", "")
+
+
+@pytest.mark.parametrize("max_pixels", [None, 10**12])
+def test_files_beyond_pillows_limit_are_refused_before_they_are_decoded(max_pixels):
+    wide = as_tiff(values(np.uint16, 3), photometric="rgb")
+    width = wide.index(struct.pack("<HHII", 256, 4, 1, WIDTH) if b"\x00\x01\x04\x00" in wide else b"\x00\x01\x03\x00")
+    claims = bytearray(wide)
+    claims[width + 2 : width + 12] = struct.pack("<HII", 4, 1, 10**8)
+    for content in (b"P5\n99999999 99999999\n255\n", bytes(claims)):
+        with pytest.raises(ImageError, match=r"more than (twice PIL\.Image\.MAX_IMAGE_PIXELS|max_pixels)"):
+            load_image("a.img", 0, max_pixels, content)

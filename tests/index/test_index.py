@@ -293,3 +293,15 @@ def test_cuda_finds_what_the_cpu_finds():
     bank, queries = rng.normal(size=(5000, 60)).astype(np.float32), rng.normal(size=(99, 60)).astype(np.float32)
     on_cpu, on_cuda = (ExactIndex(device=d).fit(bank).kneighbors(queries, 3) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(on_cuda[0], on_cpu[0], rtol=1e-6)
+
+
+def test_pynndescent_counts_and_merges_equal_rows():
+    rows = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    bank = np.concatenate([np.zeros((500, 8), np.float32), rows, rows[:50]])
+    index = PyNNDescentIndex(random_state=0).fit(bank)
+    assert index.n_samples_fit_ == 850
+    assert index.n_distinct_ == 301
+    distances, indices = index.kneighbors(bank, 2)
+    assert (distances[:, 0] == 0).mean() > 0.99
+    np.testing.assert_array_equal(distances[:500], 0)
+    np.testing.assert_array_equal(np.sort(indices[800:]), np.stack([np.arange(500, 550), np.arange(800, 850)], axis=1))
