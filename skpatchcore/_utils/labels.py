@@ -37,12 +37,16 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
     ValueError
         If the length differs.
     LabelError
-        If `y` holds other labels: bool, texts, other numbers, or 0 and 1 without any -1, which is another convention.
+        If `y` has several columns or holds other labels: bool, texts, other numbers, or 0 and 1 without any -1, which
+        is another convention.
     """
     if y is None:
         return np.ones(n_images, np.int64)
     check_consistent_length(np.empty(n_images), y)
-    values = pd.Series(np.asarray(y, dtype=object).ravel() if not isinstance(y, pd.Series) else y.to_numpy(object))
+    array = y.to_numpy(object) if isinstance(y, pd.Series) else np.asarray(y, dtype=object)
+    if array.ndim > 1 and array.shape[1:] != (1,):
+        raise LabelError(f"y has shape {array.shape}, expected one label per image: {_CONVENTION}.")
+    values = pd.Series(array.ravel())
     is_missing = values.isna().to_numpy()
     known = values[~is_missing]
     for index, value in known.items():
@@ -51,7 +55,7 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
             raise LabelError(f"y[{index}] is {value!r}: {_CONVENTION}.")
     labels = np.zeros(n_images, np.int64)
     labels[~is_missing] = known.to_numpy(np.int64)
-    if not is_missing.any() and set(np.unique(labels)) == {0, 1}:
+    if set(known) == {0, 1}:
         raise LabelError(
             f"y holds 0 and 1, and no -1: {_CONVENTION}. If 1 stands for anomalous, pass np.where(y == 1, -1, 1); if 0 "
             "does, pass np.where(y == 0, -1, 1)."

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.datasets.layouts import GOOD_FOLDERS, Layout, find_layout, has_train, shown_folders
 from skpatchcore.datasets.listing import list_images
 from skpatchcore.datasets.masks import match_masks
@@ -131,6 +132,11 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
             masks += [None] * len(images)
         else:
             masks += match_masks(images, folder / (layout.inner or ""), truth)
+    if loose := layout.loose_images():
+        warn_user(
+            f"{len(loose)} images lie directly in {str(layout.test)!r}, such as {loose[0]!r}: no folder says whether "
+            "they are good, and they are left out."
+        )
     if not paths:
         raise FileNotFoundError(f"{str(layout.test)!r} has no folders of images.")
     kinds = np.array(defects, object)

@@ -8,16 +8,19 @@ from pathlib import Path
 
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.datasets.listing import MASK_FOLDERS, folders_below, list_images, masks_among
+from skpatchcore.images.formats import has_image_suffix
 
 # What data sets call their folders, in lower case: MVTec AD, its second edition, BTAD, VisA and their like.
-GOOD_FOLDERS = frozenset({"good", "ok", "normal"})
+GOOD_FOLDERS = frozenset({"good", "ok", "normal", "nodefect_images"})
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("test", "test_public")
 _OTHER_PARTS = frozenset({*_TEST_FOLDERS, "test_private", "test_private_mixed", "testing"})
 _DEFECT_FOLDERS = frozenset(
     {"bad", "ko", "ng", "nok", "not_good", "defect", "defects", "defective", "anomaly", "anomalies", "anomalous"}
-    | {"abnormal", "faulty", "reject", "rejects", "rejected"}
+    | {"abnormal", "faulty", "reject", "rejects", "rejected", "defect_images"}
 )
+# A folder of this name that is named itself holds no images. "masks" and "labels" may also be products.
+_TRUTH_FOLDERS = frozenset({"ground_truth", "groundtruth", "ground-truth", "gt"})
 
 
 class LayoutError(ValueError):
@@ -48,11 +51,11 @@ class Layout:
 
     def kinds(self) -> dict[str, Path]:
         """Return the folders of test images by their names, sorted."""
-        return {
-            folder.name: folder
-            for folder in shown_folders(self.test)
-            if self.truth is None or folder.resolve() != self.truth.resolve()
-        }
+        return {folder.name: folder for folder in shown_folders(self.test) if folder.name.lower() not in MASK_FOLDERS}
+
+    def loose_images(self) -> list[str]:
+        """Return the images that are directly in the folder of test images, which no folder labels."""
+        return sorted(str(path) for path in self.test.iterdir() if path.is_file() and has_image_suffix(path))
 
 
 def find_layout(root: str | os.PathLike[str]) -> Layout:
@@ -123,7 +126,8 @@ def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
         names = {child.name.lower(): child for child in shown_folders(folder)}
         others = [n for n in names if n in MASK_FOLDERS or n in _OTHER_PARTS or n in _DEFECT_FOLDERS]
         good = next((names[n] for n in sorted(names) if n in GOOD_FOLDERS), good)
-        has_images = len(names) > 1 or any(path.is_file() for path in folder.iterdir() if path.suffix)
+        beside = [child for n, child in names.items() if n not in GOOD_FOLDERS and _holds_images(child)]
+        has_images = bool(beside) or any(path.is_file() and has_image_suffix(path) for path in folder.iterdir())
         if others:
             instead = good or next((names[n] for n in _TRAIN_FOLDERS if n in names), None)
             raise LayoutError(
@@ -174,7 +178,9 @@ def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.Pat
     if has_layout(top):
         layout = find_layout(top)
         folders = [folder / layout.inner if layout.inner else folder for folder in layout.kinds().values()]
-        paths = [path for folder in folders for path in list_images(folder)]
+        own = None if exclude is None else Path(exclude).resolve()
+        folders = [folder for folder in folders if own not in (place := folder.resolve(), *place.parents)]
+        paths = layout.loose_images() + [path for folder in folders for path in list_images(folder, exclude=exclude)]
         warn_user(f"{str(top)!r} is a data set: only the {len(paths)} images in {str(layout.test)!r} are listed.")
         return sorted(paths)
     _refuse_categories(top)
@@ -192,6 +198,10 @@ def shown_folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(has_image_suffix(name) for place in folders_below(folder) for name in os.listdir(place))
 
 
 def _child(parent: Path, names: tuple[str, ...]) -> Path:
@@ -214,5 +224,5 @@ def _refuse_categories(top: Path) -> None:
 
 
 def _refuse_mask_folder(top: Path) -> None:
-    if top.resolve().name.lower() in MASK_FOLDERS:
+    if top.resolve().name.lower() in _TRUTH_FOLDERS:
         raise LayoutError(f"{str(top)!r} is a folder of masks by its name: name the folder of images.")

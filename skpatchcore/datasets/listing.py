@@ -11,7 +11,10 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.images.formats import SUFFIXES, has_image_suffix
 
 # Folders of masks, in lower case, by the names that data sets give them.
-MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "ground-truth", "gt", "mask", "masks"})
+MASK_FOLDERS = frozenset(
+    {"ground_truth", "groundtruth", "ground-truth", "gt", "mask", "masks", "mask_images", "label", "labels"}
+    | {"annotation", "annotations"}
+)
 _MASK_ENDINGS = ("_mask", "_gt", "_label")
 # Files of operating systems, in lower case. Hidden files begin with a dot.
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
@@ -82,7 +85,9 @@ def list_images(
 
 
 def masks_among(paths: Sequence[str], top: Path) -> list[str]:
-    """Return the files that are masks by their names: in a folder of masks, or beside the image that they belong to.
+    """Return the files that are masks by their names.
+
+    A mask is in a folder of masks, has the name of an image and ``_mask``, or is beside a photograph of the same name.
 
     Parameters
     ----------
@@ -91,14 +96,17 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
     top : path
         Its own name does not count.
     """
-    stems = {os.path.splitext(path)[0].casefold() for path in paths}
+    names = {os.path.splitext(os.path.basename(path))[0].casefold() for path in paths}
+    photographs = {os.path.splitext(path)[0] for path in paths if path.lower().endswith((".jpg", ".jpeg"))}
 
     def is_mask(path: str) -> bool:
-        folders = {part.lower() for part in Path(path).relative_to(top).parent.parts}
-        stem = os.path.splitext(path)[0].casefold()
-        return bool(folders & MASK_FOLDERS) or any(
-            stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in _MASK_ENDINGS
-        )
+        if {part.lower() for part in Path(path).relative_to(top).parent.parts} & MASK_FOLDERS:
+            return True
+        start, ending = os.path.splitext(path)
+        if start in photographs and ending.lower() in (".png", ".bmp"):  # as in MTD
+            return True
+        name = os.path.basename(start).casefold()
+        return any(name.endswith(end) and name.removesuffix(end) in names for end in _MASK_ENDINGS)
 
     return sorted(path for path in paths if is_mask(path))
 

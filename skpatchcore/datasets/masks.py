@@ -12,6 +12,7 @@ from PIL import Image
 
 from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.warning import warn_user
+from skpatchcore.datasets.listing import list_images
 from skpatchcore.images.decoding import decode_file, decode_image
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.files import read_content
@@ -140,6 +141,11 @@ def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
         exact = [mask for mask in masks if Path(mask).name == path.name]
         if len(masks) > 1 and len(exact) == 1 and all(Path(mask).stem.casefold() == stem for mask in masks):
             masks = exact  # a.png and a.bmp are images with masks of the same names
+        if not masks and (truth / path.relative_to(folder).with_suffix("")).is_dir():
+            raise ValueError(
+                f"the masks of {image!r} are several files in a folder, as in MVTec LOCO AD, which is not supported: "
+                f"unite them in one file {path.stem}_mask.png."
+            )
         if not masks:
             expected = truth / path.relative_to(folder).parent / f"{path.stem}_mask.png"
             raise FileNotFoundError(f"no mask for {image!r}: {str(expected)!r} is missing.")
@@ -157,8 +163,6 @@ def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
 
 def _masks_by_place(truth: Path) -> Mapping[tuple[str, ...], list[str]]:
     """Return the image files below a folder, by the parts of their paths without ending, in lower case."""
-    from skpatchcore.datasets.listing import list_images
-
     places: dict[tuple[str, ...], list[str]] = {}
     for mask in list_images(truth, warn_of_masks=False) if truth.is_dir() else ():
         inner = Path(mask).relative_to(truth)
@@ -169,7 +173,10 @@ def _masks_by_place(truth: Path) -> Mapping[tuple[str, ...], list[str]]:
 
 def _decoded(mask: Any) -> Raster:
     if isinstance(mask, Image.Image):
-        return decode_image(mask, 0, None)
+        try:
+            return decode_image(mask, 0, None)
+        except ImageError as error:
+            raise ValueError(f"a mask can't be read: {error.message}") from error
     path = os.fspath(mask)
     try:
         return decode_file(read_content(path, 0), 0, path, None)

@@ -35,8 +35,8 @@ from skpatchcore.detectors._image_detector import ImageDetector, restored_on_fai
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.appearance import AppearanceLog, appearance_range, describe_darkness, describe_difference
-from skpatchcore.images.containers import as_image_sequence, listed
-from skpatchcore.images.errors import AppearanceWarning
+from skpatchcore.images.containers import DatasetImages, as_image_sequence, listed
+from skpatchcore.images.errors import AppearanceWarning, ImageError
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
 from skpatchcore.patches.model import PatchModel, score_batches
@@ -272,7 +272,15 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
             assert of_map is not None
             return of_map(map_of(patch_scores, view, self.smoothing))
 
-        yield from score_batches(stream, model, None if of_map is None else keep)
+        try:
+            yield from score_batches(stream, model, None if of_map is None else keep)
+        except ImageError:
+            self._compare(log, adapt)
+            raise
+        self._compare(log, adapt)
+
+    def _compare(self, log: AppearanceLog, adapt: bool) -> None:
+        """Warn if all images look unlike the training images, or take them as the way that good images look."""
         known, appearances = getattr(self, "appearance_range_", None), log.as_array()
         if known is None or appearances is None:
             return
@@ -310,6 +318,11 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
                 f"X is a dataset with the classes {', '.join(classes)}: pass a dataset of good images only, or y with "
                 "+1 for good and -1 for anomalous images."
             )
+        if y is None and isinstance(X, DatasetImages) and X.has_targets():
+            warn_user(
+                "X is a dataset of images with targets, which are ignored: all images are learnt as good. If some are "
+                "not, pass y with +1 for good and -1 for anomalous images."
+            )
         nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
         codes = None if groups is None else group_codes(groups, nominal)
         kept = np.flatnonzero(nominal)
@@ -319,6 +332,8 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         """Return `X` as a sequence of images or of grids; a 2-D table as scikit-learn validates it."""
         X = listed(X)
         if extractor is not None:
+            if reset and hasattr(self, "n_features_in_"):  # set by an earlier fit on a table
+                del self.n_features_in_
             return as_image_sequence(X) if reports_views(extractor) else X
         grids = as_grids(X)
         if grids is None:

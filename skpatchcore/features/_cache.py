@@ -67,6 +67,7 @@ def hash_content(
         content = content_of(image, index) if path is None else read_content(path, index)
     if content is not None:
         return "file-" + hashlib.blake2b(content, digest_size=20).hexdigest()
+    is_decoded = not isinstance(image, torch.Tensor | np.ndarray)
     if isinstance(image, torch.Tensor):
         image = from_tensor(image)
     elif not isinstance(image, np.ndarray):
@@ -78,7 +79,8 @@ def hash_content(
         load_image(image, index)
     sha = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode(), digest_size=20)
     sha.update(pixels.view(np.uint8).data if pixels.size else b"")
-    return "array-" + sha.hexdigest()
+    # the pixels of a PIL image have been decoded; an array of the same values may mean something else
+    return f"{'image' if is_decoded else 'array'}-{sha.hexdigest()}"
 
 
 class LayerCache:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from skpatchcore.images._png import decode_deep_png, has_deep_colour, verified_orientation
-from skpatchcore.images.formats import pillow_formats
+from skpatchcore.images.formats import FORMATS, pillow_formats
 from skpatchcore.images.raster import CheckSize, DecodingError, Raster
 
 # Pillow's modes for 16 bits.
@@ -84,7 +84,7 @@ def decode_with_pillow(content: bytes, check_size: CheckSize) -> Raster:
         elif image.format == "AVIF" and _has_deep_avif(content):
             raise DecodingError("is an AVIF file with more than 8 bits per channel: convert it to PNG or TIFF.")
         elif image.format == "WEBP":
-            is_lossy = b"VP8L" not in content[:128]
+            is_lossy = b"VP8L" not in _riff_chunks(content)
         return raster_of_loaded(image, is_lossy)
 
 
@@ -110,7 +110,9 @@ def raster_of(image: Image.Image, check_size: CheckSize) -> Raster:
 def content_behind(image: Image.Image) -> bytes | None:
     """Return the content of the file that a Pillow image was opened from and not loaded yet; None without one."""
     file = getattr(image, "fp", None)
-    if image.format not in ("PNG", "TIFF", "PPM", "JPEG2000") or not getattr(image, "tile", None) or file is None:
+    if image.format not in FORMATS or not getattr(image, "tile", None) or file is None:
+        return None
+    if getattr(image, "decoderconfig", None) or image.tell() != 0:  # a draft, or another frame than the first
         return None
     try:
         position = file.tell()
@@ -127,10 +129,9 @@ def raster_of_loaded(image: Image.Image, is_lossy: bool) -> Raster:
     is_inverted = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
     image = ImageOps.exif_transpose(image)
     mode = image.mode
-    if mode in ("L", "RGB"):
-        return Raster(_with_axis(np.asarray(image)), 255.0, is_lossy=is_lossy)
-    if mode == "1":
-        return Raster(_with_axis(np.asarray(image.convert("L"))), 255.0)
+    if mode in ("L", "RGB", "1"):
+        pixels = _with_axis(np.asarray(image.convert("L") if mode == "1" else image))
+        return Raster(pixels, 255.0, _keyed_alpha(image, pixels), is_lossy=is_lossy)
     if mode in ("RGBA", "LA"):
         pixels = np.asarray(image)
         return Raster(pixels[..., :-1], 255.0, pixels[..., -1], is_lossy=is_lossy)
@@ -143,7 +144,8 @@ def raster_of_loaded(image: Image.Image, is_lossy: bool) -> Raster:
         if values.min() < 0 or values.max() > 65535:
             return Raster(values, None)
         values = values.astype(np.uint16)
-        return Raster(65535 - values if is_inverted and mode != "I" else values, 65535.0)
+        alpha = _keyed_alpha(image, values)
+        return Raster(65535 - values if is_inverted and mode != "I" else values, 65535.0, alpha)
     if mode == "F":
         return Raster(_with_axis(np.asarray(image)), 1.0)
     if mode in ("LAB", "HSV"):
@@ -151,6 +153,12 @@ def raster_of_loaded(image: Image.Image, is_lossy: bool) -> Raster:
     has_alpha = mode in ("PA", "RGBa", "La")
     pixels = np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
     return Raster(pixels[..., :3], 255.0, pixels[..., 3] if has_alpha else None, is_lossy=is_lossy)
+
+
+def _keyed_alpha(image: Image.Image, pixels: np.ndarray) -> np.ndarray | None:
+    """Return the opacity of an image in which one colour stands for transparent; None if there is none."""
+    key = image.info.get("transparency")
+    return None if key is None or isinstance(key, bytes) else (pixels != key).any(axis=-1).astype(np.uint8) * 255
 
 
 def _with_axis(pixels: np.ndarray) -> np.ndarray:
@@ -189,6 +197,16 @@ def _deep_jpeg2000(content: bytes, n_bits: int, is_lossy: bool) -> Raster:
     has_alpha = pixels.shape[2] in (2, 4)
     alpha = pixels[..., -1] if has_alpha else None
     return Raster(pixels[..., :-1] if has_alpha else pixels, float(2**n_bits - 1), alpha, is_lossy=is_lossy)
+
+
+def _riff_chunks(content: bytes) -> list[bytes]:
+    """Return the kinds of the chunks of a RIFF file, such as WebP."""
+    kinds, at = [], 12
+    while at + 8 <= len(content):  # each chunk takes at least 8 bytes
+        kinds.append(content[at : at + 4])
+        length = struct.unpack_from("<I", content, at + 4)[0]
+        at += 8 + length + length % 2
+    return kinds
 
 
 def _has_deep_avif(content: bytes) -> bool:

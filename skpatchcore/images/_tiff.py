@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from itertools import islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,6 +30,12 @@ def tiff_size(file: BinaryIO) -> tuple[int, int]:
         page = _the_page(tif)
         height, width = page.imagelength, page.imagewidth
         return (width, height) if _orientation_of(page) >= 5 else (height, width)
+
+
+def is_lossy(file: BinaryIO) -> bool:
+    """Return whether the compression of a TIFF file changes values."""
+    with tifffile.TiffFile(file) as tif:
+        return _the_page(tif).compression in _LOSSY
 
 
 def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster | None:
@@ -70,7 +77,7 @@ def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster |
             if "imagecodecs" in str(error):
                 raise _needs_imagecodecs(page) from error
             raise
-        orientation, is_lossy = _orientation_of(page), page.compression in _LOSSY
+        orientation, changes_values = _orientation_of(page), page.compression in _LOSSY
         n_bits, photometric = page.bitspersample, page.photometric
         colours = page.colormap if photometric == _PALETTE else None
     alpha = None if alpha_at is None else values[..., alpha_at]
@@ -83,18 +90,23 @@ def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster |
         pixels = (white - pixels).astype(pixels.dtype)
     if is_premultiplied and alpha is not None:
         pixels, white = _unmultiplied(pixels, alpha, white), 1.0
-    return Raster(pixels, white, alpha, is_lossy=is_lossy).turned(orientation)
+    return Raster(pixels, white, alpha, is_lossy=changes_values).turned(orientation)
 
 
 def _the_page(tif: tifffile.TiffFile) -> Any:
     """Return the only page at full resolution. Others may be smaller copies of it, or its transparency mask."""
     pages: Any = tif.pages
-    first = pages[0]
-    for i in range(1, len(pages)):
-        if not int(pages[i].subfiletype) & 0b101:
-            raise DecodingError("holds several pages, expected one.")
+    # two suffice to refuse a file of many
+    whole = list(islice((page for page in pages if not int(page.subfiletype) & 0b101), 2))
+    if not whole:
+        raise DecodingError("holds only a smaller copy of an image, or only its mask.")
+    if len(whole) > 1:
+        raise DecodingError("holds several pages, expected one.")
+    first = whole[0]
     series = tif.series[0] if len(tif.series) else None  # ImageJ stores stacks behind a single page
-    if first.imagedepth != 1 or (series is not None and math.prod(series.shape) > math.prod(first.shape)):
+    if first.imagedepth != 1 or (
+        first is pages[0] and series is not None and math.prod(series.shape) > math.prod(first.shape)
+    ):
         raise DecodingError("holds several pages, expected one.")
     return first
 
@@ -148,6 +160,8 @@ def _looked_up(indices: np.ndarray, colours: np.ndarray, alpha: np.ndarray | Non
         raise DecodingError(f"holds the index {indices.max()} of a palette of {len(table)} colours.")
     # Some programs write palettes of 8 bits where the format asks for 16.
     white = 255.0 if table.max(initial=0) <= 255 else 65535.0
+    if white == 65535.0 and not (table & 255).any():  # Pillow writes 8 bits as multiples of 256
+        table, white = table >> 8, 255.0
     return Raster(table[indices], white, alpha, labels=indices)
 
 

@@ -38,10 +38,26 @@ class DatasetImages(Sequence[Any]):
         item = self.dataset[int(self.indices[index])]
         return item[0] if isinstance(item, tuple | list) else item
 
+    def taken(self, indices: Any) -> DatasetImages:
+        """Return some of the images, none of them read."""
+        return DatasetImages(self.dataset, [self.indices[int(i)] for i in indices])
+
     @property
     def classes(self) -> list[str]:
-        """Names of the dataset's classes, such as those of torchvision's ImageFolder; empty if it has none."""
-        return [str(name) for name in getattr(self.dataset, "classes", None) or ()]
+        """Names of the classes of the images, such as those of torchvision's ImageFolder; empty if they are unknown."""
+        dataset, indices = self.dataset, list(self.indices)
+        while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # a subset of another dataset
+            indices = [dataset.indices[i] for i in indices]
+            dataset = dataset.dataset
+        names, targets = getattr(dataset, "classes", None), getattr(dataset, "targets", None)
+        if targets is None:
+            return [str(name) for name in names or ()]
+        present = sorted({int(targets[i]) for i in indices})
+        return [str(names[i] if names else i) for i in present]
+
+    def has_targets(self) -> bool:
+        """Return whether an item is an image with something else, whose meaning is unknown."""
+        return len(self) > 0 and isinstance(self.dataset[int(self.indices[0])], tuple | list) and not self.classes
 
 
 def listed(X: Any) -> Any:

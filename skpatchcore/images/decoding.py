@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from typing import TypeVar
 
@@ -128,7 +129,9 @@ def _decoder_of(content: bytes) -> Callable[[bytes, CheckSize], Raster]:
 
 def _decode_tiff(content: bytes, check_size: CheckSize) -> Raster:
     raster = _tiff.decode_tiff(BytesIO(content), len(content), check_size)
-    return decode_with_pillow(content, check_size) if raster is None else raster
+    if raster is None:
+        raster = replace(decode_with_pillow(content, check_size), is_lossy=_tiff.is_lossy(BytesIO(content)))
+    return raster
 
 
 def _size_check(max_pixels: int | None) -> CheckSize:

@@ -27,6 +27,9 @@ _searchers = DerivedCache()
 # Products for each pair where bounds are used, at least.
 _N_BOUND = 32
 
+# A search by bounds takes about this many times as long as its first product.
+_OTHER_WORK = 20
+
 
 class ExactIndex(OlderStatesMixin, BaseEstimator):
     """Exact nearest rows of the memory bank.
@@ -223,6 +226,7 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
         n_features = self._fit_X.shape[1]
         if self._fit_X.size > _bounded._N_SMALL:  # bounds take fewer products, and rule out most pairs
             n_features = min(n_features, _N_BOUND)
+            return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT / _OTHER_WORK)
         return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT)
 
     def _is_huge(self) -> bool:

@@ -17,8 +17,10 @@ MEANING = {"+1": 1, "1.0": 1, "-1": -1, "int8": -1}
 def test_image_labels_keeps_good_and_anomalous_and_calls_the_rest_unknown(names):
     expected = [MEANING.get(name, 0) for name in names]
     y = [LABELS[name] for name in names]
-    if set(expected) == {0, 1} and not any(pd.isna(label) for label in y):
-        return  # 0 and 1 alone are another convention
+    if {label for label in y if not pd.isna(label)} == {0, 1}:  # another convention
+        with pytest.raises(ValueError, match="holds 0 and 1, and no -1"):
+            image_labels(y, len(y))
+        return
     for form in (y, np.array(y, object), pd.Series(y, index=range(5, 5 + len(y)), dtype=object)):
         assert image_labels(form, len(y)).tolist() == expected
 
@@ -36,6 +38,12 @@ def test_image_labels_keeps_good_and_anomalous_and_calls_the_rest_unknown(names)
 )
 def test_image_labels_reads_missing_values_of_any_kind(y):
     assert image_labels(y, 3).tolist() == [1, 0, -1]
+
+
+def test_image_labels_refuses_several_columns():
+    assert image_labels([[1], [-1]], 2).tolist() == [1, -1]
+    with pytest.raises(ValueError, match=r"y has shape \(2, 2\)"):
+        image_labels([[1, 1], [-1, 1]], 2)
 
 
 @pytest.mark.parametrize("bad", [2, -2, 0.5, True, "good", "1", np.inf, 1j])

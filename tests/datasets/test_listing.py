@@ -27,7 +27,7 @@ def names_of(paths, top):
 
 
 def test_every_format_of_the_table_is_listed_and_can_be_opened(tmp_path):
-    names = [f"part{ending}" for endings in FORMATS.values() for ending in endings]
+    names = [f"{ending[1:]}{ending}" for endings in FORMATS.values() for ending in endings]
     assert names_of(list_images(put(tmp_path, *names, "PART.PNG")), tmp_path) == sorted([*names, "PART.PNG"])
     assert {"PNG", "JPEG", "TIFF", "BMP", "PPM"} <= set(pillow_formats()) <= set(FORMATS)
     assert not has_image_suffix("notes.txt")
@@ -116,6 +116,12 @@ def test_known_layouts_are_known_to_fit_predict_and_evaluate(name, tmp_path):
         "VisA as it comes": (
             ["Data/Images/Normal/0.JPG", "Data/Images/Anomaly/1.JPG", "Data/Masks/Anomaly/1.png"], "holds 'Masks'",
         ),
+        "MTD as it comes": (["MT_Free/Imgs/0.jpg", "MT_Free/Imgs/0.png"], "such as '{top}/MT_Free/Imgs/0.png'"),
+        "AITEX as it comes": (
+            ["NODefect_images/0.png", "Defect_images/1.png", "Mask_images/1_mask.png"],
+            "such as '{top}/NODefect_images'",
+        ),
+        "DAGM as it comes": (["Train/1.PNG", "Train/Label/1_label.PNG"], "holds 'Label'"),
         "deep": (["line1/good/0.png", "line1/ng/1.png"], "'{top}/line1/good'"),
     }.values(),
 )  # fmt: skip
@@ -134,6 +140,11 @@ def test_folders_of_good_images_are_learnt_whole(names, tmp_path):
         assert names_of(list_training_images(put(tmp_path, *names)), tmp_path) == names
 
 
+def test_products_that_are_called_labels_are_learnt_from_their_folder(tmp_path):
+    put(tmp_path, "labels/0.png")
+    assert names_of(list_training_images(tmp_path / "labels"), tmp_path) == ["labels/0.png"]
+
+
 def test_folders_of_masks_and_of_categories_are_not_inspected(tmp_path):
     put(tmp_path, "a/train/good/0.png", "a/test/bad/1.png", "a/ground_truth/bad/1.png", "mixed/0.png", "mixed/gt/0.png")
     for name, message in ((".", "holds 1 data sets"), ("a/ground_truth", "folder of masks"), ("mixed", "holds masks")):
@@ -141,3 +152,25 @@ def test_folders_of_masks_and_of_categories_are_not_inspected(tmp_path):
             list_test_images(tmp_path / name)
     put(tmp_path, "new/good/0.png", "new/bad/1.png")
     assert len(list_test_images(tmp_path / "new")) == 2
+
+
+def test_notes_beside_good_images_are_no_images(tmp_path):
+    put(tmp_path, "good/0.png")
+    (tmp_path / "readme.txt").write_text("notes")
+    (tmp_path / "notes").mkdir()
+    with pytest.warns(UserWarning, match="1 files .* left out"):
+        assert names_of(list_training_images(tmp_path), tmp_path) == ["good/0.png"]
+
+
+def test_test_images_in_no_folder_are_listed_and_told(tmp_path):
+    put(tmp_path, "train/good/0.png", "test/good/1.png", "test/bad/2.png", "test/3.png", "test/out/4.png")
+    with pytest.warns(UserWarning, match="is a data set"):
+        found = list_test_images(tmp_path, exclude=tmp_path / "test" / "out")
+    assert names_of(found, tmp_path / "test") == ["3.png", "bad/2.png", "good/1.png"]
+    with pytest.warns(UserWarning, match=r"1 images lie directly in .*3\.png"):
+        load_image_folder(tmp_path)
+
+
+def test_masks_are_no_kind_of_defect_wherever_they_are(tmp_path):
+    put(tmp_path, "train/good/0.png", "test/good/1.png", "test/bad/2.png", "ground_truth/bad/2.png", "test/masks/2.png")
+    assert set(load_image_folder(tmp_path).test_defects) == {"good", "bad"}

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from skpatchcore import load_image_folder
 from skpatchcore.datasets import read_mask
@@ -107,10 +107,13 @@ def test_read_mask_warns_of_doubtful_masks_and_names_their_files(message, tmp_pa
         np.testing.assert_array_equal(marked, TRUTH)
 
 
-def test_read_mask_stored_with_loss_marks_both_kinds_and_warns(tmp_path):
-    Image.fromarray(grey(64, 255)).resize((360, 240), 0).save(tmp_path / "m.jpg", quality=90)
-    with pytest.warns(UserWarning, match="stored with loss"):
-        marked = read_mask(tmp_path / "m.jpg")
+@pytest.mark.parametrize("form", ["m.jpg", "m.tif", "m.webp", "PIL image"])
+def test_read_mask_stored_with_loss_marks_both_kinds_and_warns(form, tmp_path):
+    path = tmp_path / ("m.jpg" if form == "PIL image" else form)
+    options = {"compression": "jpeg"} if form == "m.tif" else {}
+    Image.fromarray(grey(64, 255)).resize((360, 240), 0).save(path, quality=90, **options)
+    with Image.open(path) as image, pytest.warns(UserWarning, match="stored with loss"):
+        marked = read_mask(image if form == "PIL image" else path)
     truth = np.kron(TRUTH, np.ones((10, 10), bool))
     assert (marked != truth).mean() < 0.01
 
@@ -178,3 +181,28 @@ def test_ambiguous_and_missing_masks_are_errors(images, masks, message, tmp_path
 def test_masks_that_belong_to_no_image_are_counted(tmp_path):
     with pytest.warns(UserWarning, match="1 masks in .* belong to no image; the first is .*9_mask.png"):
         data_set(tmp_path, ["test/ko/0.png"], ["ground_truth/ko/0_mask.png", "ground_truth/ko/9_mask.png"])
+
+
+def test_read_mask_of_lossless_webp_with_a_profile_marks_small_labels(tmp_path):
+    image = Image.fromarray(np.dstack([grey(1, 2)] * 3))
+    image.save(
+        tmp_path / "m.webp",
+        lossless=True,
+        icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    )
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.webp"), TRUTH)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1"])
+def test_read_mask_takes_a_transparent_colour_as_background(mode, tmp_path):
+    white = 255 if mode != "RGB" else (255, 255, 255)
+    image = Image.fromarray((~TRUTH * 255).astype(np.uint8)).convert(mode)  # black strokes on white
+    image.save(tmp_path / "m.png", transparency=white)
+    np.testing.assert_array_equal(read_mask(tmp_path / "m.png"), TRUTH)
+
+
+def test_masks_of_several_files_are_refused_by_name(tmp_path):
+    with pytest.raises(
+        ValueError, match="as in MVTec LOCO AD, which is not supported: unite them in one file 0_mask.png"
+    ):
+        data_set(tmp_path, ["test/ko/0.png"], ["ground_truth/ko/0/000.png", "ground_truth/ko/0/001.png"])

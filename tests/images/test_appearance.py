@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from skpatchcore import AppearanceWarning
+from skpatchcore import AppearanceWarning, ImageWarning
 from skpatchcore.images.appearance import appearance_of, appearance_range, describe_difference
 from tests.factories import detector, extractor
 
@@ -127,3 +128,49 @@ def test_recalibrate_on_images_of_another_lamp_ends_the_warnings():
         warnings.simplefilter("error")
         model.predict(photographs(5, shift=0.2))
         model.predict(photographs(5))
+
+
+def test_unreadable_image_in_a_batch_does_not_hide_its_warning():
+    model = detector().fit(photographs(8))
+    batch = [*photographs(6)[..., ::-1], np.full((48, 48, 3), np.nan)]
+    with pytest.warns(AppearanceWarning, match="look unlike"), pytest.warns(ImageWarning):
+        labels = model.predict(batch, on_error="flag")
+    assert labels[-1] == -1
+
+
+def test_fit_on_images_after_a_table_refuses_other_labels():
+    model = detector(extractor="precomputed").fit(np.random.default_rng(0).normal(size=(20, 3)))
+    with pytest.raises(ValueError, match="convention"):
+        model.set_params(extractor=extractor()).fit(photographs(8), ["good"] * 4 + ["bad"] * 4)
+
+
+def test_subsets_of_datasets_are_known_by_their_classes_and_read_when_needed():
+    reads = []
+
+    class Folder:
+        classes, targets = ("bad", "good"), [0, 1] * 6
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, index):
+            reads.append(index)
+            return photographs(1)[0], self.targets[index]
+
+    good = torch.utils.data.Subset(Folder(), range(1, 12, 2))
+    model = detector(calibration=None).fit(good, [1] * 5 + [-1])
+    assert sorted(set(reads)) == [1, 3, 5, 7, 9]
+    with pytest.raises(ValueError, match="classes bad, good"):
+        detector().fit(torch.utils.data.Subset(Folder(), [0, 1, 2]))
+    assert len(model.score_samples(good)) == 6
+    pairs = torch.utils.data.TensorDataset(torch.rand(8, 3, 48, 48), torch.zeros(8))
+    with pytest.warns(UserWarning, match="targets, which are ignored"):
+        detector().fit(pairs)
+
+
+def test_pil_images_and_arrays_of_the_same_values_do_not_share_a_cache_entry(tmp_path):
+    picture = (photographs(1)[0] * 255).astype(np.uint8)
+    bgr = extractor(memory=str(tmp_path), channel_order="bgr").fit()
+    first = bgr.transform([Image.fromarray(picture)])
+    second = bgr.transform([picture.astype(np.float32) / np.float32(255)])
+    assert not np.array_equal(first, second)

@@ -313,3 +313,22 @@ def test_files_beyond_pillows_limit_are_refused_before_they_are_decoded(max_pixe
     for content in (b"P5\n99999999 99999999\n255\n", bytes(claims)):
         with pytest.raises(ImageError, match=r"more than (twice PIL\.Image\.MAX_IMAGE_PIXELS|max_pixels)"):
             load_image("a.img", 0, max_pixels, content)
+
+
+def test_tiff_palette_of_pillow_gives_what_its_png_gives(tmp_path):
+    image = Image.fromarray(values(np.uint8, 3)).quantize(64)
+    image.save(tmp_path / "a.tif")
+    image.save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif", 0), load_image(tmp_path / "a.png", 0))
+
+
+def test_tiff_with_its_thumbnail_first_gives_the_whole_image():
+    stream, array = io.BytesIO(), values(np.uint16, 3)
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(array[::4, ::4], photometric="rgb", subfiletype=1, metadata=None)
+        writer.write(array, photometric="rgb", metadata=None)
+    np.testing.assert_array_equal(read(stream.getvalue()), as_pixels(array, 65535))
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, array, photometric="rgb", subfiletype=1, metadata=None)
+    with pytest.raises(ImageError, match="only a smaller copy"):
+        read(stream.getvalue())
