@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import os
-import sys
-import sysconfig
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,14 +17,17 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skpatchcore._utils.missing import is_missing
+from skpatchcore.evaluation.sources import imported_in, is_installed, source_digests
 
-# Where packages are installed: their functions are known by their names, their versions stand in the settings.
-_INSTALLED = tuple(str(Path(sysconfig.get_path(name)).resolve()) for name in ("purelib", "platlib", "stdlib"))
-# Sides of values that are followed: closures, globals and defaults of functions, items of containers.
+# Levels of containers and attributes that are followed. Functions and classes are followed without a limit, each once.
 _DEPTH = 12
+# Entries of a class that are no part of what it does, or differ between processes.
+_NO_CONTENT = ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__",
+               "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl",
+               "__abstractmethods__")  # fmt: skip
 
 
-def fingerprint(dataset: Any, known: dict[str, str] | None = None) -> str:
+def dataset_digest(dataset: Any, known: dict[str, str] | None = None) -> str:
     """Return a hash of a data set: of the content of its images and masks, of its labels and groups.
 
     Parameters
@@ -84,13 +84,38 @@ def content_digest(value: Any) -> str:
         Hexadecimal SHA-256. The same in another process, if the value can be pickled or is made of functions, classes
         and arrays.
     """
-    digest = hashlib.sha256()
-    _feed(digest, value, (), _DEPTH)
-    return digest.hexdigest()
+    state = _State()
+    _feed(state, value, (), _DEPTH)
+    while state.waiting:
+        _feed(state, _Named(state.waiting.pop(0)), (), _DEPTH)
+    return state.digest.hexdigest()
+
+
+class _State:
+    """A digest in the making, and the functions, classes and modules that are still to be added to it."""
+
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
+        self.numbers: dict[int, int] = {}
+        self.waiting: list[Any] = []
+
+    def number_of(self, value: Any) -> int:
+        """Return the number of a function, class or module in the order of the first reference."""
+        if id(value) not in self.numbers:
+            self.numbers[id(value)] = len(self.numbers)
+            self.waiting.append(value)
+        return self.numbers[id(value)]
+
+
+class _Named:
+    """A function, a class or a module whose content is to be added, not a reference to it."""
+
+    def __init__(self, value: Any):
+        self.value = value
 
 
 def has_hidden_content(value: Any) -> bool:
-    """Return whether JSON can't tell a parameter's value from others of the same name."""
+    """Return whether the JSON form of a value is only a name, so that its content must be hashed."""
     if isinstance(value, list | tuple):
         return any(has_hidden_content(item) for item in value)
     if isinstance(value, Mapping):
@@ -99,18 +124,22 @@ def has_hidden_content(value: Any) -> bool:
     return not plain
 
 
-def _feed(digest: Any, value: Any, above: tuple[int, ...], depth: int) -> None:
+def _feed(state: _State, value: Any, above: tuple[int, ...], depth: int) -> None:
     """Add a value to a digest; `above` has the ids of what it is part of, so that circles end."""
     if id(value) in above or depth == 0:
-        digest.update(b"again")
+        state.digest.update(b"again")
         return
-    digest.update(f"<{type(value).__name__}>".encode())
+    state.digest.update(f"<{type(value).__name__}>".encode())
+    if isinstance(value, types.FunctionType | type | types.ModuleType):
+        state.digest.update(f"{state.number_of(value)}".encode())
+        return
     parts = _parts_of(value)
     if isinstance(parts, bytes):
-        digest.update(parts)
+        state.digest.update(parts)
         return
+    state.digest.update(f"{len(parts)}".encode())
     for part in parts:
-        _feed(digest, part, (*above, id(value)), depth - 1)
+        _feed(state, part, (*above, id(value)), depth - 1)
 
 
 def _parts_of(value: Any) -> bytes | list[Any]:
@@ -125,7 +154,8 @@ def _parts_of(value: Any) -> bytes | list[Any]:
         flat = value.detach().cpu().contiguous().reshape(-1)
         return f"{value.dtype} {tuple(value.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
     if isinstance(value, torch.nn.Module):
-        return [repr(value), type(value), dict(value.named_parameters()), dict(value.named_buffers())]
+        modules = [[name, *_parts_of_module(part)] for name, part in value.named_modules()]
+        return [repr(value), modules, dict(value.named_parameters()), dict(value.named_buffers())]
     if isinstance(value, os.PathLike):
         return os.fsencode(value)
     if isinstance(value, Mapping):
@@ -140,43 +170,67 @@ def _parts_of(value: Any) -> bytes | list[Any]:
         return [value.__func__, value.__self__]
     if isinstance(value, types.CodeType):
         return [value.co_code, value.co_consts, value.co_names]
-    if isinstance(value, types.ModuleType):
-        return value.__name__.encode()
-    if isinstance(value, types.FunctionType):
-        return _parts_of_function(value)
-    if isinstance(value, type):
-        return _parts_of_class(value)
+    if isinstance(value, _Named):
+        return _parts_of_named(value.value)
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
+    if isinstance(value, property):
+        return [value.fget, value.fset, value.fdel]
+    if isinstance(value, functools.cached_property):
+        return [value.func]
+    if hasattr(value, "__wrapped__"):  # what functools.lru_cache and cache return
+        return [value.__wrapped__]
     if isinstance(value, BaseEstimator):
         return [type(value)]  # its parameters are settings of their own
+    own = [type(value), {} if is_installed(type(value).__module__) else dict(getattr(value, "__dict__", {}))]
     try:
-        return str(joblib.hash(value)).encode()
+        return [*own, str(joblib.hash(value))]
     except Exception:  # what can't be pickled is known by its attributes
         return [type(value), dict(getattr(value, "__dict__", {}))]
 
 
-def _parts_of_function(function: types.FunctionType) -> bytes | list[Any]:
-    if _is_installed(function.__module__):
-        return f"{function.__module__}.{function.__qualname__}".encode()
+def _parts_of_module(part: torch.nn.Module) -> list[Any]:
+    """Return what a module of a network does, beside its tensors: its class, its own attributes, its hooks."""
+    if isinstance(part, torch.fx.GraphModule):  # its class is made for it alone
+        return [part.code]
+    of_torch = vars(torch.nn.Module())
+    own = {name: value for name, value in vars(part).items() if name not in of_torch}
+    hooks = [*part._forward_pre_hooks.values(), *part._forward_hooks.values()]
+    return [type(part), own, hooks]
+
+
+def _parts_of_named(value: Any) -> bytes | list[Any]:
+    module = value.__name__ if isinstance(value, types.ModuleType) else value.__module__
+    name = module if isinstance(value, types.ModuleType) else f"{module}.{value.__qualname__}"
+    if is_installed(module):
+        return str(name).encode()
+    if isinstance(value, types.ModuleType):
+        return [name, source_digests({module})]
+    return _parts_of_class(value, name) if isinstance(value, type) else _parts_of_function(value)
+
+
+def _parts_of_function(function: types.FunctionType) -> list[Any]:
+    codes = _codes_in(function.__code__)
+    names = {name for code in codes for name in code.co_names}
+    used = {name: function.__globals__[name] for name in names if name in function.__globals__}
+    for module in [value for value in used.values() if isinstance(value, types.ModuleType)]:
+        if not is_installed(module.__name__):  # as it was imported: its file may have been written to since
+            used |= {f"{module.__name__}.{name}": vars(module)[name] for name in names if name in vars(module)}
+    imported = set().union(*(imported_in(code) for code in codes))
+    # the function's own module too, for relative imports
+    sources = source_digests({*imported, str(function.__module__)}) if imported else []
     closure = [_cell(cell) for cell in function.__closure__ or ()]
-    used = {name: function.__globals__[name] for name in _names_in(function.__code__) if name in function.__globals__}
-    return [function.__code__, function.__defaults__, function.__kwdefaults__, closure, used]
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, closure, used, sources]
 
 
-def _parts_of_class(kind: type) -> bytes | list[Any]:
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    if _is_installed(kind.__module__) or kind.__module__.split(".")[0] == "skpatchcore":
-        return name.encode()
-    try:
-        return [name, inspect.getsource(kind), *kind.__bases__]
-    except (OSError, TypeError):  # typed in by hand
-        own = {key: item for key, item in vars(kind).items() if isinstance(item, types.FunctionType)}
-        return [name, own, *kind.__bases__]
+def _parts_of_class(kind: type, name: str) -> list[Any]:
+    return [name, {key: item for key, item in vars(kind).items() if key not in _NO_CONTENT}, *kind.__bases__]
 
 
-def _names_in(code: types.CodeType) -> set[str]:
-    """Return the names that a function and the functions in it refer to."""
+def _codes_in(code: types.CodeType) -> list[types.CodeType]:
+    """Return the code of a function and of the functions in it."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return set(code.co_names).union(*(_names_in(const) for const in inner))
+    return [code, *(deeper for const in inner for deeper in _codes_in(const))]
 
 
 def _cell(cell: Any) -> Any:
@@ -184,10 +238,3 @@ def _cell(cell: Any) -> Any:
         return cell.cell_contents
     except ValueError:  # not set yet
         return None
-
-
-def _is_installed(module: str | None) -> bool:
-    if module is None or module == "builtins" or module.split(".")[0] in sys.stdlib_module_names - {"__main__"}:
-        return True
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and str(Path(file).resolve()).startswith(_INSTALLED)

@@ -27,7 +27,7 @@ from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.names import file_name, shown_name
 from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
-from skpatchcore.evaluation.contents import content_digest, fingerprint, has_hidden_content
+from skpatchcore.evaluation.contents import content_digest, dataset_digest, has_hidden_content
 from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
@@ -47,7 +47,7 @@ def settings_of(run: Run, resolution: str, known: dict[str, str] | None = None) 
     resolution : str
         As for :func:`~skpatchcore.evaluate`.
     known : dict or None, default=None
-        Digests of files, as of :func:`~skpatchcore.evaluation.contents.fingerprint`.
+        Digests of files, as of :func:`~skpatchcore.evaluation.contents.dataset_digest`.
     """
     given = {
         name: value
@@ -64,7 +64,7 @@ def settings_of(run: Run, resolution: str, known: dict[str, str] | None = None) 
         "parameters": {name: as_json(value) for name, value in given.items()},
         "contents": {"detector": content_digest(type(run.detector)), **hidden},
         "resolution": resolution,
-        "data": fingerprint(run.dataset, known),
+        "data": dataset_digest(run.dataset, known),
     }
 
 

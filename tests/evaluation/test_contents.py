@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import importlib
+import sys
 import warnings
 from dataclasses import replace
 
@@ -18,7 +21,7 @@ from torchvision.models import resnet18
 from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
 from skpatchcore.datasets import load_image_folder, make_textures
 from skpatchcore.evaluation import run_evaluation
-from skpatchcore.evaluation.contents import content_digest, fingerprint
+from skpatchcore.evaluation.contents import content_digest, dataset_digest
 from skpatchcore.evaluation.storage import settings_of
 from skpatchcore.evaluation.studies import Run
 from tests.factories import detector, extractor
@@ -176,25 +179,129 @@ def test_digests_of_functions_follow_what_they_use(monkeypatch):
 def test_data_are_known_by_labels_groups_and_arrays():
     data = make_textures("brick", n_views=2)
     same = make_textures("brick", n_views=2)
-    assert fingerprint(data) == fingerprint(same)
+    assert dataset_digest(data) == dataset_digest(same)
     others = [
         replace(data, test_labels=-data.test_labels),
         replace(data, train_groups=data.train_groups[::-1].copy()),
         replace(data, test_masks=~np.asarray(data.test_masks)),
         replace(data, train_images=data.train_images[::-1].copy()),
     ]
-    assert len({fingerprint(data), *(fingerprint(other) for other in others)}) == 5
+    assert len({dataset_digest(data), *(dataset_digest(other) for other in others)}) == 5
 
 
 def test_a_file_that_can_not_be_read_is_no_error_of_the_digest(root):
     data = load_image_folder(root)
-    before = fingerprint(data)
+    before = dataset_digest(data)
     (root / "test" / "good" / "0.bmp").unlink()
-    assert fingerprint(data) != before
+    assert dataset_digest(data) != before
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, ""])
 def test_masks_that_are_missing_are_the_same_whatever_stands_for_them(root, missing):
     data = load_image_folder(root)
     masks = np.array([missing if mask is None else mask for mask in data.test_masks], object)
-    assert fingerprint(replace(data, test_masks=masks)) == fingerprint(data)
+    assert dataset_digest(replace(data, test_masks=masks)) == dataset_digest(data)
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """A function that writes modules of a user, and imports the last one anew."""
+    monkeypatch.syspath_prepend(str(tmp_path / "src"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def written(**sources):
+        for name, text in sources.items():
+            path = tmp_path / "src" / f"{name.replace('__', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        names = [name.replace("__", ".") for name in sources]
+        for name in list(sys.modules):
+            if name.split(".")[0].startswith("own_"):
+                monkeypatch.delitem(sys.modules, name)
+        importlib.invalidate_caches()
+        return importlib.import_module(names[-1])
+
+    return written
+
+
+CALLS = {
+    "through a module": "import own_helpers\ndef subject(x):\n    return own_helpers.crop(x)\n",
+    "by name": "from own_helpers import crop\ndef subject(x):\n    return crop(x)\n",
+    "imported when it runs": "def subject(x):\n    import own_helpers\n    return own_helpers.crop(x)\n",
+    "in a method": "import own_helpers\nclass subject:\n    def run(self, x):\n        return own_helpers.crop(x)\n",
+    "in a method, by name": "from own_helpers import crop\nclass subject:\n    def run(self, x):\n"
+    "        return crop(x)\n",
+    "in a static method": "from own_helpers import crop\nclass subject:\n    @staticmethod\n    def run(x):\n"
+    "        return crop(x)\n",
+    "in a property": "from own_helpers import crop\nclass subject:\n    @property\n    def run(self):\n"
+    "        return crop(self)\n",
+    "in a base class": "from own_helpers import crop\nclass Base:\n    def run(self, x):\n        return crop(x)\n"
+    "class subject(Base):\n    pass\n",
+    "in a method of an object": "from own_helpers import crop\nclass Cut:\n    def run(self, x):\n"
+    "        return crop(x)\nsubject = Cut()\n",
+    "in a cached function": "import functools\nfrom own_helpers import crop\n@functools.lru_cache\ndef subject(x):\n"
+    "    return crop(x)\n",
+    "as an attribute": "from own_helpers import crop\nclass Cut:\n    pass\nsubject = Cut()\nsubject.run = crop\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", CALLS.values(), ids=CALLS)
+def test_content_digest_changes_with_a_helper_in_another_module(modules, source):
+    before, same, after = (
+        content_digest(modules(own_helpers=f"def crop(x):\n    return x[{n}:]\n", own_subject=source).subject)
+        for n in (1, 1, 2)
+    )
+    assert before == same
+    assert before != after
+
+
+@pytest.mark.parametrize("statement", ["from own_package import deep", "from . import deep", "import own_package.deep"])
+def test_content_digest_follows_what_modules_import(modules, statement):
+    digests = [
+        content_digest(
+            modules(
+                own_package____init__="",
+                own_package__deep=f"N = {n}\n",
+                own_package__outer=f"{statement}\n",
+                own_subject="import own_package.outer\ndef subject():\n    return own_package.outer.run()\n",
+            ).subject
+        )
+        for n in (1, 1, 2)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_content_digest_counts_a_module_as_it_was_imported(modules, tmp_path):
+    texts = [f"def crop(x):\n    return x[{n}:]\n" for n in (1, 2)]
+    subject = modules(own_helpers=texts[0], own_subject=CALLS["through a module"]).subject
+    (tmp_path / "src" / "own_helpers.py").write_text(texts[1])
+    stale = content_digest(subject)  # computes by the first, beside the file of the second
+    assert stale != content_digest(modules(own_helpers=texts[1], own_subject=CALLS["through a module"]).subject)
+
+
+def test_content_digest_of_modules_that_import_each_other_ends(modules):
+    names = [f"own_m{i}" for i in range(12)]
+    sources = {name: "".join(f"import {other}\n" for other in names) + "def f():\n    return 1\n" for name in names}
+    body = "".join(f"    {name}.f()\n" for name in names)
+    subject = modules(
+        **sources, own_subject="".join(f"import {n}\n" for n in names) + f"def subject():\n{body}"
+    ).subject
+    assert content_digest(subject) == content_digest(subject)
+
+
+class Scaled(nn.Module):
+    def __init__(self, scales):
+        super().__init__()
+        self.layer, self.scales = nn.Conv2d(3, 4, 3), scales
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [([1, 2], [1, 3]), ({"a": 1}, {"a": 2}), (np.zeros(2), np.ones(2)), (torch.relu, torch.sigmoid)]
+)
+def test_content_digest_of_a_network_has_its_attributes(one, other):
+    def digest(scales):
+        torch.manual_seed(0)
+        return content_digest(nn.Sequential(Scaled(scales)))
+
+    assert digest(one) == digest(copy.deepcopy(one))
+    assert digest(one) != digest(other)

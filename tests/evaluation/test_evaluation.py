@@ -29,7 +29,7 @@ from skpatchcore.datasets import load_categories, make_textures
 from skpatchcore.evaluation.category import evaluate_category, pickled_bytes, table_of, with_mean
 from skpatchcore.evaluation.presets import METHODS, PRESETS, default_resolution, make_detector
 from skpatchcore.evaluation.runs import run_evaluation
-from skpatchcore.evaluation.storage import Results, fingerprint, settings_of
+from skpatchcore.evaluation.storage import Results, dataset_digest, settings_of
 from skpatchcore.evaluation.studies import ABLATIONS, ablation, ablation_runs, low_shot_curve, named_grid, plain_runs
 from skpatchcore.images.reading import load_image
 from skpatchcore.metrics import aupimo_scores, aupro_score, f1_max_score, pixel_average_precision_score
@@ -291,9 +291,9 @@ def test_results_are_kept_whole_and_never_mixed(root, tmp_path):
 
 def test_data_are_known_by_their_files_or_arrays(root, tmp_path):
     folders = load_categories(root)
-    assert fingerprint(folders["bright"]) == fingerprint(load_categories(root)["bright"])
-    assert fingerprint(folders["bright"]) != fingerprint(folders["dark"])
-    assert fingerprint(make_textures()) != fingerprint(make_textures(random_state=1))
+    assert dataset_digest(folders["bright"]) == dataset_digest(load_categories(root)["bright"])
+    assert dataset_digest(folders["bright"]) != dataset_digest(folders["dark"])
+    assert dataset_digest(make_textures()) != dataset_digest(make_textures(random_state=1))
 
 
 @pytest.mark.filterwarnings("ignore:contamination")
