@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import inspect
 import re
+import types
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from skpatchcore._utils.modes import default_modes
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
 from skpatchcore.features._cut import PROBE_SIDES, cut_after, overwritten_layers, with_copies
 from skpatchcore.features._cut import folded as _folded
-from skpatchcore.features._digests import digest_of_file, fingerprint
+from skpatchcore.features._digests import digest_of_file, frozen_settings, network_fingerprint
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -146,7 +147,7 @@ def load_network(
     with _cache_lock:
         content = None if file is None else _digest_of_weights(file)
         made = backbone if isinstance(backbone, str) else _called(backbone)
-        seen = None if isinstance(made, str) else fingerprint(made)
+        seen = None if isinstance(made, str) else network_fingerprint(made)
         key = (backbone, seen, None if file is not None else weights, content, chosen, str(device), dtype)
         if key not in _cache:
             _cache[key] = _build_network(made, weights, file, chosen, device, dtype)
@@ -304,7 +305,8 @@ def _describe(module: nn.Module) -> str | None:
         parts.append(module.code)
     for part in module.modules():
         settings = {k: v for k, v in sorted(vars(part).items()) if isinstance(v, bool | int | float | str | tuple)}
-        parts.append(f"{type(part).__qualname__} {settings}")
+        held = {k: _named(v) for k, v in frozen_settings(part) if k not in settings}
+        parts.append(f"{type(part).__qualname__} {settings}{held or ''}")
     for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
         if issubclass(kind, fx.GraphModule):  # its class is made when it is traced: its code is above
             continue
@@ -313,6 +315,17 @@ def _describe(module: nn.Module) -> str | None:
         except (OSError, TypeError):  # typed in by hand
             return None
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _named(value: Any) -> Any:
+    """Return the text of a frozen setting, the same in each process: without addresses and the order of sets."""
+    if isinstance(value, frozenset):
+        return sorted(map(str, map(_named, value)))
+    if isinstance(value, tuple):
+        return tuple(_named(item) for item in value)
+    if isinstance(value, types.FunctionType):
+        return f"{value.__qualname__} {value.__code__.co_code.hex()}"
+    return getattr(value, "__qualname__", None) or str(value)
 
 
 def _embedded(name: str, weights: str | Path | None) -> nn.Module:

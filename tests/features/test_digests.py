@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from functools import partial
@@ -15,7 +16,7 @@ from torch import nn
 from skpatchcore import TorchFeatureExtractor, WeightsError
 from skpatchcore.features import _backbones as backbones
 from skpatchcore.features import _digests as digests
-from skpatchcore.features._digests import digest_of_file, fingerprint
+from skpatchcore.features._digests import digest_of_file, network_fingerprint
 from tests import factories
 
 IMAGE = np.random.default_rng(0).random((1, 32, 32, 3))
@@ -105,10 +106,70 @@ def test_equal_networks_have_equal_fingerprints():
     first = torchvision.models.resnet18()
     torch.manual_seed(0)
     second = torchvision.models.resnet18()
-    assert fingerprint(first) == fingerprint(second.eval())
-    assert hash(fingerprint(first)) == hash(fingerprint(second))
+    assert network_fingerprint(first) == network_fingerprint(second.eval())
+    assert hash(network_fingerprint(first)) == hash(network_fingerprint(second))
     second.layer1[0].conv1.weight.data[0, 0, 0, 0] += 1e-3
-    assert fingerprint(first) != fingerprint(second)
+    assert network_fingerprint(first) != network_fingerprint(second)
+
+
+SETTINGS = {
+    "list": ([1, 2], [1, 3]),
+    "list in a list": ([1, [2]], [1, [3]]),
+    "dict": ({"a": 1.0}, {"a": 2.0}),
+    "list in a dict": ({"a": [1]}, {"a": [2]}),
+    "set": ({1, 2}, {1, 3}),
+    "array": (np.zeros(3), np.array([0, 0, 1.0])),
+    "array of objects": (np.array([1, None], object), np.array([2, None], object)),
+    "list of tensors": ([torch.zeros(2)], [torch.ones(2)]),
+    "tuple of lists": (([1],), ([2],)),
+    "number of numpy": (np.float32(1), np.float32(2)),
+    "partial": (partial(torch.mul, other=2.0), partial(torch.mul, other=3.0)),
+    "class": (nn.ReLU, nn.Sigmoid),
+    "type of a container": ([1], (1,)),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), SETTINGS.values(), ids=SETTINGS)
+def test_network_fingerprint_has_settings_that_are_containers_or_arrays(one, other):
+    network = Tiny(factor=copy.deepcopy(one))
+    before = network_fingerprint(network)
+    assert before == network_fingerprint(copy.deepcopy(network))
+    hash(before)
+    network.factor = other
+    assert network_fingerprint(network) != before
+
+
+def test_network_fingerprint_of_a_container_that_holds_itself_ends():
+    circle: list = []
+    circle.append(circle)
+    assert network_fingerprint(Tiny(factor=circle)) is not None
+
+
+class Scales(Tiny):
+    def __init__(self):
+        super().__init__()
+        self.scales = [1.0, 2.0]
+
+    def forward(self, x):
+        x = self.layer(x)
+        return self.norm(sum((x - scale).relu() for scale in self.scales))
+
+
+def test_a_list_that_is_written_to_in_place_is_seen():
+    network = Scales()
+    extractor = tiny(lambda: network).fit()
+    before, digests_before = extractor.transform(IMAGE), extractor.network_digests()
+    network.scales[1] = 1.1
+    assert np.abs(extractor.transform(IMAGE) - before).max() > 1e-6
+    assert extractor.network_digests() != digests_before
+    np.testing.assert_array_equal(extractor.transform(IMAGE), tiny(lambda: network).fit().transform(IMAGE))
+
+
+@pytest.mark.parametrize(("one", "other"), SETTINGS.values(), ids=SETTINGS)
+def test_digests_of_networks_have_settings_that_are_containers_or_arrays(one, other):
+    first, same, second = (backbones._describe(Tiny(factor=copy.deepcopy(factor))) for factor in (one, one, other))
+    assert first == same
+    assert first != second
 
 
 def test_a_weights_file_of_the_same_size_and_time_is_read_again(tmp_path):
