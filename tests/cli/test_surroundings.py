@@ -12,6 +12,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.pipeline import make_pipeline
@@ -20,6 +21,7 @@ from skpatchcore import PatchCoreDetector, load, save
 from skpatchcore.cli import fit, predict
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.main import main
+from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import load_image
 from tests import factories
 
@@ -246,6 +248,15 @@ def test_an_interruption_while_importing_is_no_traceback(module):
 )  # fmt: skip
 def test_advice_names_options(command, message, expected):
     assert in_options(message, command) == expected
+
+
+def test_advice_on_an_undefined_white_names_the_option_and_no_python(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.arange(64, dtype=np.int32).reshape(8, 8))
+    with pytest.raises(ImageError) as caught:
+        load_image(tmp_path / "a.tif", 0)
+    text = in_options(str(caught.value), "fit")
+    assert text.endswith("values are in [0, 63]: convert it, or set --value-range.")
+    assert "astype" not in text
 
 
 class Cropped(TransformerMixin, BaseEstimator):
