@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
@@ -16,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sklearn
 from sklearn.base import BaseEstimator
-from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.neighbors import BallTree, KDTree
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.sklearn import versions_apart, warn_of_versions
+from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
 from skpatchcore.bank.memory_bank import as_half, with_bank
 
 _FORMAT = 1  # changes with what files hold
 _MANIFEST = "skpatchcore.json"
+_OF_PICKLES = (".pkl", ".pickle", ".joblib")  # endings that other libraries take for pickles
 _SPLITTERS = (
     "GroupKFold", "GroupShuffleSplit", "KFold", "LeaveOneGroupOut", "LeaveOneOut", "LeavePGroupsOut", "LeavePOut",
     "PredefinedSplit", "RepeatedKFold", "RepeatedStratifiedKFold", "ShuffleSplit", "StratifiedGroupKFold",
@@ -72,7 +72,8 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
     detector : estimator
         Fitted.
     path : path
-        Where to; ``.skops`` is a good ending, for that is the format, with a manifest added.
+        Where to; ``.skops`` is a good ending, for that is the format, with a manifest added. The format is the same for
+        any ending: the file is never a pickle.
     bank_dtype : {"float16"} or None, default=None
         ``"float16"`` halves the memory bank in the file; distances change by about one part in ten thousand, while
         thresholds stay. None keeps it as it is.
@@ -91,7 +92,8 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
     Warns
     -----
     UserWarning
-        If it holds types that are neither this package's nor scikit-learn's: `load` will want them by name.
+        If it holds types that are neither this package's nor scikit-learn's: `load` will want them by name. If `path`
+        ends in ``.pkl``, ``.pickle`` or ``.joblib``, which are endings of pickles.
 
     See Also
     --------
@@ -126,10 +128,16 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
     if bank_dtype is not None:
         portable = with_bank(portable, as_half(bank, bank_dtype, detector))
     path = Path(path)
+    if path.suffix.lower() in _OF_PICKLES:
+        warn_user(
+            f"{str(path)!r} ends in {path.suffix}, but the file will be no pickle: only skpatchcore.load reads it. Use "
+            "the ending .skops, or joblib.dump for a pickle."
+        )
     with written_whole(path, durable=True) as partial:
         try:
-            skops.io.dump(portable, partial)
-            held = skops.io.load(partial, trusted=skops.io.get_untrusted_types(file=partial))
+            with versions_apart():  # the manifest has them
+                skops.io.dump(portable, partial)
+                held = skops.io.load(partial, trusted=skops.io.get_untrusted_types(file=partial))
         except OSError:
             raise
         except Exception as error:  # skops says in many ways what it has no form for
@@ -147,9 +155,7 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
         _checked(partial.read_bytes(), path)
         unknown = _unknown_types(skops.io.get_untrusted_types(file=partial))
     if unknown:
-        warnings.warn(
-            f"{str(path)!r} holds {', '.join(unknown)}: load will ask for trusted={unknown}.", UserWarning, stacklevel=2
-        )
+        warn_user(f"{str(path)!r} holds {', '.join(unknown)}: load will ask for trusted={unknown}.")
 
 
 def _unknown_types(found: Iterable[str], trusted: Sequence[str] = ()) -> list[str]:
@@ -214,7 +220,8 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
                 f"{str(path)!r} holds {', '.join(unknown)}, which may run code of its own. If that is yours, pass "
                 f"trusted={unknown}."
             )
-        detector = skops.io.loads(content, trusted=[*_TRUSTED, *trusted])
+        with versions_apart():
+            detector = skops.io.loads(content, trusted=[*_TRUSTED, *trusted])
         if manifest["bank"] is not None and manifest["bank"]["stored as"] is not None:
             detector = with_bank(detector, detector.memory_bank_.astype(manifest["bank"]["dtype"]))
     except ModelFileError:
@@ -222,29 +229,8 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     except Exception as error:  # a file with a right digest that this version can't read
         made = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
         raise ModelFileError(f"{str(path)!r} can't be read here: {error} (it was written by {made})") from error
-    _warn_of_versions(manifest, path)
+    warn_of_versions(manifest["versions"], manifest["holds"], repr(str(path)))
     return detector
-
-
-def _warn_of_versions(manifest: dict[str, Any], path: Path) -> None:
-    """Warn if a file was written with other versions of scikit-learn or of this package, as scikit-learn does."""
-    written = manifest["versions"]
-    if written.get("scikit-learn") != sklearn.__version__:
-        warnings.warn(
-            InconsistentVersionWarning(
-                estimator_name=manifest["holds"],
-                current_sklearn_version=sklearn.__version__,
-                original_sklearn_version=written.get("scikit-learn", "unknown"),
-            ),
-            stacklevel=3,
-        )
-    if written["skpatchcore"] != __version__:
-        warnings.warn(
-            f"{str(path)!r} was written by skpatchcore {written['skpatchcore']} and is read by {__version__}: its "
-            "scores may differ. The changelog says which models changed.",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> Any:

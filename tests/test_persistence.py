@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -10,18 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import skops.io
 import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
 from sklearn.model_selection import ShuffleSplit
 from sklearn.neighbors import NearestNeighbors
@@ -41,6 +44,7 @@ from skpatchcore import (
     load,
     save,
 )
+from skpatchcore._utils import sklearn as versions
 from tests.factories import extractor
 
 GOLDEN = Path(__file__).parent / "contracts" / "golden"
@@ -361,13 +365,16 @@ def test_a_full_disk_keeps_the_old_file(fitted, tmp_path):
     assert os.listdir(tmp_path) == ["a.skops"]
 
 
-@pytest.mark.parametrize(
+OTHER_VERSIONS = pytest.mark.parametrize(
     ("package", "category", "message"),
     [
         ("scikit-learn", InconsistentVersionWarning, "PatchCoreDetector from version 0.9 when using version"),
         ("skpatchcore", UserWarning, "was written by skpatchcore 0.9 and is read by"),
     ],
 )
+
+
+@OTHER_VERSIONS
 def test_files_of_other_versions_are_read_with_a_warning(content, parts, tmp_path, package, category, message):
     def older(manifest, schema):
         manifest["versions"][package] = "0.9"
@@ -377,6 +384,47 @@ def test_files_of_other_versions_are_read_with_a_warning(content, parts, tmp_pat
         loaded = load(tmp_path / "a.skops")
     assert len(caught) == 1
     assert np.isfinite(loaded.score_samples(parts[2])).all()
+
+
+@OTHER_VERSIONS
+def test_pickles_of_other_versions_are_read_with_a_warning(parts, tmp_path, monkeypatch, package, category, message):
+    fitted = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+    with monkeypatch.context() as patch:
+        if package == "scikit-learn":
+            patch.setattr(sklearn, "__version__", "0.9")
+        else:
+            patch.setattr(versions, "__version__", "0.9")
+        joblib.dump(fitted, tmp_path / "a.joblib")
+        pickled = pickle.dumps(fitted)
+    for read in (lambda: joblib.load(tmp_path / "a.joblib"), lambda: pickle.loads(pickled)):
+        with pytest.warns(category, match=r"\b0\.9 ") as caught:  # its parts warn too
+            loaded = read()
+        assert any(message in str(warning.message) for warning in caught)
+        assert {warning.filename for warning in caught} == {__file__}
+        assert not [name for name in vars(loaded) if "versions" in name]
+        with warnings.catch_warnings():  # what was read is of this version
+            warnings.simplefilter("error")
+            for same in (copy.copy(loaded), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), clone(loaded)):
+                assert vars(same).keys() <= vars(fitted).keys()
+
+
+def test_states_without_versions_are_read_silently(parts):
+    fitted = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+    with versions.versions_apart():
+        older = pickle.dumps(fitted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = pickle.loads(older)
+    np.testing.assert_array_equal(loaded.score_samples(parts[2]), fitted.score_samples(parts[2]))
+
+
+@pytest.mark.parametrize("name", ["a.pkl", "a.PICKLE", "a.joblib"])
+def test_save_warns_of_endings_of_pickles(parts, tmp_path, name):
+    fitted = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
+    with pytest.warns(UserWarning, match=f"{name}' ends in .*no pickle: only skpatchcore.load reads it") as caught:
+        save(fitted, tmp_path / name)
+    assert [warning.filename for warning in caught] == [__file__]
+    np.testing.assert_array_equal(load(tmp_path / name).score_samples(parts[2]), fitted.score_samples(parts[2]))
 
 
 @pytest.mark.parametrize("make", DETECTORS.values(), ids=DETECTORS)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
+import sklearn
 from sklearn.base import _fit_context as fit_context
+from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
+
+from skpatchcore._utils.warning import warn_user
+from skpatchcore._version import __version__
 
 if TYPE_CHECKING:
 
@@ -32,13 +39,76 @@ else:
             return method
 
 
+# Key under which states carry the versions that wrote them.
+_VERSIONS = "_skpatchcore_versions"
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
 class OlderStatesMixin:
-    """For estimators that gain parameters: a state that an older version wrote is completed with defaults."""
+    """For estimators that gain parameters: a state that an older version wrote is completed with defaults.
+
+    scikit-learn stores its version in states of its own classes only. States of these classes have it too, with the
+    version of this package, and the same warnings are given if they are others when a state is read.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        if _apart.get():
+            return state
+        return {**state, _VERSIONS: {"scikit-learn": sklearn.__version__, "skpatchcore": __version__}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         parameters = signature(type(self).__init__).parameters.values()
         defaults = {p.name: p.default for p in parameters if p.default is not Parameter.empty}
-        super().__setstate__({**defaults, **state})  # type: ignore[misc]
+        state = {**defaults, **state}
+        versions = state.pop(_VERSIONS, None)
+        super().__setstate__(state)  # type: ignore[misc]
+        if versions is not None and not _apart.get():
+            warn_of_versions(versions, type(self).__name__)
+
+
+@contextmanager
+def versions_apart() -> Iterator[None]:
+    """Within, states are written without versions, and read without warnings: for files that have them once."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def warn_of_versions(versions: Mapping[str, str], holds: str, source: str | None = None) -> None:
+    """Warn if other versions of scikit-learn or of this package wrote a model.
+
+    Parameters
+    ----------
+    versions : mapping of str to str
+        Those that wrote it, by "scikit-learn" and "skpatchcore".
+    holds : str
+        Class of the estimator.
+    source : str or None, default=None
+        What the model was read from, as the message says it. None for a pickle, which does not know its file.
+
+    Warns
+    -----
+    InconsistentVersionWarning
+        scikit-learn's, if its version is another one.
+    UserWarning
+        If the version of this package is another one.
+    """
+    if versions.get("scikit-learn") != sklearn.__version__:
+        warn_user(
+            InconsistentVersionWarning(
+                estimator_name=holds,
+                current_sklearn_version=sklearn.__version__,
+                original_sklearn_version=versions.get("scikit-learn", "unknown"),
+            )
+        )
+    if versions["skpatchcore"] != __version__:
+        warn_user(
+            f"{source or 'the model'} was written by skpatchcore {versions['skpatchcore']} and is read by "
+            f"{__version__}: its scores may differ. The changelog says which models changed."
+        )
 
 
 def safe_indexing(X: Any, indices: Any) -> Any:
@@ -88,6 +158,8 @@ __all__ = [
     "fit_context",
     "root_context",
     "safe_indexing",
+    "versions_apart",
     "visual_block",
+    "warn_of_versions",
     "with_callbacks",
 ]

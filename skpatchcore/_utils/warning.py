@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -12,6 +14,7 @@ import sklearn
 
 # Files of these packages are not the user's.
 _INNER = tuple(str(Path(module.__file__ or "").parent) for module in (sklearn, joblib))
+_HELPERS = (contextlib.__file__, copy.__file__, pickle.__file__)
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -32,4 +35,4 @@ def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> 
 
 
 def _is_inner(filename: str) -> bool:
-    return filename.startswith((*_INNER, _PACKAGE)) or filename == contextlib.__file__
+    return filename.startswith((*_INNER, _PACKAGE)) or filename in _HELPERS
