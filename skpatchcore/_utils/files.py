@@ -64,10 +64,10 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield the path of a file to write, which takes the place of another one in one step when it is done.
 
-    Whatever stops the writer, and whenever, what lay at `path` before is still there, or the whole new file is. A
-    symbolic link stays, and the file that it leads to is replaced. The new file has the permissions of the old one, and
-    its group if the user may set it; a file that is new has those that the process gives to new files. Other hard links
-    to the old file keep the old content.
+    The write is atomic: an existing file is replaced only after the new one is complete. A symbolic link stays, and the
+    file that it leads to is replaced. The new file has the permissions of the old one, and its group if the user may
+    set it; a file that is new has those that the process gives to new files. Other hard links to the old file keep the
+    old content.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ def calibration(text: str) -> float | int | str | None:
 
 
 def weights(text: str) -> str | None:
-    """Return the extractor's parameter; a path as an absolute one, for the model is used from anywhere."""
+    """Return the extractor's parameter. Paths become absolute, because the model may be used from another folder."""
     if text == "none":
         return None
     return os.path.abspath(text) if text.endswith((".pth", ".pt", ".safetensors")) else text
