@@ -12,6 +12,7 @@ import joblib
 import skpatchcore
 from skpatchcore._utils.files import require_writable, written_whole
 from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
 from skpatchcore.datasets import list_training_images
 
@@ -65,15 +66,14 @@ def add_parser(commands: Any) -> None:
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     fit.add_argument("--batch-size", type=int, default=4, help="images through the network at once")
     fit.add_argument("--seed", type=int, default=0, help="same seed, same model")
-    fit.add_argument("--quiet", action="store_true", help="no progress bars")
+    fit.add_argument("--quiet", action="store_true", help="no progress bars, no summary; warnings are shown")
     add_debug(fit)
     fit.set_defaults(run=_fit)
 
 
 def _fit(options: argparse.Namespace) -> int:
     from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
-    from skpatchcore.images.reading import image_size
-    from skpatchcore.reports.inspection import describe_inspection
+    from skpatchcore.reports.inspection import describe_inspection, sizes_of
 
     directory, output = Path(options.directory), Path(options.output)
     _require_output(output)
@@ -105,7 +105,10 @@ def _fit(options: argparse.Namespace) -> int:
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
             f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
         )
-        if uninspected := describe_inspection(detector, {path: image_size(path, i) for i, path in enumerate(paths)}):
+    if uninspected := describe_inspection(detector, sizes_of(paths)):
+        if options.quiet:
+            warn_user(uninspected)
+        else:
             print(uninspected)
     return 0
 

@@ -13,6 +13,7 @@ import joblib
 
 import skpatchcore
 from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder, require_matplotlib
 from skpatchcore.datasets import list_test_images
@@ -46,7 +47,7 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="a type or function of yours that MODEL may hold, such as factory.networks.small_net; may be repeated",
     )
-    predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary")
+    predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary; warnings are shown")
     add_debug(predict)
     predict.set_defaults(run=_predict)
 
@@ -108,8 +109,11 @@ def _predict(options: argparse.Namespace) -> int:
     if not options.quiet:
         where = f"{folder / 'scores.csv'}{' and report.html' if options.report and problem is None else ''}"
         print(f"{len(scored)} images judged, {n_flagged} of them anomalous: {shown_name(where)}")
-        if uninspected := describe_inspection(detector, {p.path: p.image_size for p in scored if p.image_size}):
+    if uninspected := describe_inspection(detector, {p.path: p.image_size for p in scored if p.image_size}):
+        if not options.quiet:
             print(uninspected)
+        elif not options.report:
+            warn_user(uninspected)
     problems = []
     if n_failures := len(paths) - len(scored):
         problems.append(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skpatchcore._utils.names import shown_name
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.errors import ImageError
+from skpatchcore.images.reading import image_size
 from skpatchcore.images.views import View, placed
 from skpatchcore.protocols import resizing_of
 from skpatchcore.reports.pipelines import detector_of
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Starts of text chunks that may state an orientation.
+_MAY_TURN = (b"Raw profile type ", b"XML:com.adobe.xmp")
 
 
 def inspected_share(view: View) -> float:
@@ -76,6 +84,44 @@ def describe_inspection(detector: Any, sizes: Mapping[str, tuple[int, int]]) -> 
         f"crop leaves out {top:.0f} pixels at the top, {bottom:.0f} at the bottom, {left:.0f} at the left and "
         f"{right:.0f} at the right. Defects there are not found."
     )
+
+
+def sizes_of(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Return heights and widths in pixels of image files by their paths; without those that can't be read.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Files. Only their headers are read, except where an orientation is stated that the header does not have.
+    """
+    sizes = {}
+    for i, path in enumerate(paths):
+        with contextlib.suppress(ImageError, OSError):
+            sizes[path] = _size_in_png(path) or image_size(path, i)
+    return sizes
+
+
+def _size_in_png(path: str) -> tuple[int, int] | None:
+    """Return height and width that a PNG file states; None for other files, and for those that may be turned.
+
+    Pillow decodes the pixels of a PNG file before it says that there is no orientation, which may be stated at the end.
+    """
+    size = None
+    with open(path, "rb") as file:
+        if file.read(len(_PNG)) != _PNG:
+            return None
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            start = file.read(min(length, 32))
+            if kind == b"IHDR" and len(start) >= 8:
+                width, height = struct.unpack_from(">II", start)
+                size = height, width
+            elif kind == b"eXIf" or start.startswith(_MAY_TURN):
+                return None
+            elif kind == b"IEND":
+                return size
+            file.seek(length - len(start) + 4, os.SEEK_CUR)
+    return None
 
 
 def _extractors_of(detector: Any) -> list[Any]:

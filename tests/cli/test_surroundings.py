@@ -25,6 +25,9 @@ from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import load_image
 from tests import factories
 
+# Models here crop, which commands warn of even with --quiet.
+pytestmark = pytest.mark.filterwarnings("default:.*is not inspected")
+
 
 @pytest.fixture(scope="module")
 def model(parts, tmp_path_factory):
@@ -120,6 +123,39 @@ def test_the_exit_code_says_whether_anomalies_were_found(images, tmp_path, parts
     save(factories.detector(calibration=None).fit(parts[0]), tmp_path / "m.skops")
     assert main([*words, str(images)]) == 1
     assert "has no threshold" in capsys.readouterr().err
+
+
+def test_quiet_commands_warn_once_of_what_a_crop_leaves_out(model, images, tmp_path, capsys):
+    words = ["predict", model, str(images), "-o", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("is not inspected") == 1
+    assert said.err.startswith("skpatchcore: warning: ")
+    assert main([*words, "--report"]) == 0  # which says it
+    assert capsys.readouterr().err == ""
+    fast = ["--backbone", "resnet18", "--weights", "none", "--image-size", "48", "--quiet"]
+    assert main(["fit", str(images), "-o", str(tmp_path / "m.skops"), "--crop-size", "32", *fast]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("is not inspected")) == ("", 1)
+    assert main(["fit", str(images), "-o", str(tmp_path / "m.skops"), "--crop-size", "none", *fast]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_fit_succeeds_if_images_are_moved_after_the_model_was_saved(images, tmp_path, monkeypatch, capsys):
+    def saved(*given):
+        write(*given)
+        (images / "0.png").unlink()
+        (images / "1.png").write_text("no image")
+
+    write = fit._save
+    monkeypatch.setattr(fit, "_save", saved)
+    words = ["--backbone", "resnet18", "--weights", "none", "--image-size", "48", "--crop-size", "32"]
+    assert main(["fit", str(images), "-o", str(tmp_path / "m.skops"), *words]) == 0
+    said = capsys.readouterr()
+    assert "is not inspected" in said.out
+    assert "0.png" not in said.out
+    assert load(tmp_path / "m.skops").offset_ < 0
 
 
 def test_what_a_crop_leaves_out_is_said(model, images, tmp_path, parts, capsys):

@@ -1,0 +1,40 @@
+"""Sizes of images for what is said of the uninspected part: from headers, and without those that can't be read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
+
+from skpatchcore.images.reading import image_size
+from skpatchcore.reports.inspection import sizes_of
+
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+TEXT = PngInfo()
+TEXT.add_text("Software", "a camera")
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
+@pytest.mark.parametrize("more", [{}, {"exif": TURNED}, {"pnginfo": TEXT}], ids=["plain", "turned", "text"])
+def test_sizes_of_are_those_of_images_as_they_are_seen(tmp_path, ending, more):
+    path = str(tmp_path / f"a.{ending}")
+    Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(path, **more)
+    assert sizes_of([path]) == {path: image_size(path, 0)}
+
+
+def test_sizes_of_leaves_out_what_can_not_be_read(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.png", "gone.png", "text.png", "cut.png", "folder.png")]
+    Image.fromarray(np.zeros((12, 20), np.uint8)).save(paths[0])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
+    (tmp_path / "folder.png").mkdir()
+    assert sizes_of(paths) == {paths[0]: (12, 20)}
+
+
+def test_sizes_of_decodes_no_png_without_orientation(tmp_path, monkeypatch):
+    path = str(tmp_path / "a.png")
+    Image.fromarray(np.zeros((12, 20), np.uint8)).save(path)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *given: pytest.fail("was decoded"))
+    assert sizes_of([path]) == {path: (12, 20)}
