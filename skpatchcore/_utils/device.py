@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import torch
+
+from skpatchcore._utils.warning import warn_user
 
 # A forked child has none of the threads that torch (OpenMP) thinks it has, and would wait for them for ever.
 if hasattr(os, "register_at_fork"):
@@ -49,7 +50,7 @@ def available_device(device: str) -> torch.device:
     try:
         return require_device(device)
     except ValueError as error:
-        warnings.warn(f"{error} The CPU is used instead.", RuntimeWarning, stacklevel=3)
+        warn_user(f"{error} The CPU is used instead.", RuntimeWarning)
         return torch.device("cpu")
 
 

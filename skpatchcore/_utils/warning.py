@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import pickle
 import sys
 import warnings
@@ -13,9 +14,9 @@ import joblib
 import sklearn
 
 # Files of these packages are not the user's.
-_INNER = tuple(str(Path(module.__file__ or "").parent) for module in (sklearn, joblib))
+_INNER = tuple(str(Path(module.__file__ or "").parent) + os.sep for module in (sklearn, joblib))
 _HELPERS = (contextlib.__file__, copy.__file__, pickle.__file__)
-_PACKAGE = str(Path(__file__).parents[1])
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> None:

@@ -1,17 +1,17 @@
 """neighbors_of: the one place where answers of an index enter. A wrong answer never makes an image look more normal.
 
-An index of the user's only names rows of the memory bank. Their distances are measured here. A row that was not named
-is missed, which can only make a patch look more anomalous; a row that does not exist, or does not count, is never used.
+A user's index returns row numbers only; the distances are measured here. A row that was not named is missed, which can
+only make a patch look more anomalous; a row that does not exist, or does not count, is never used.
 """
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from skpatchcore._utils.derived import DerivedCache
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.index.exact import ExactIndex
 from skpatchcore.index.pynndescent import PyNNDescentIndex
 from skpatchcore.protocols import Index, can_exclude
@@ -81,11 +81,9 @@ def neighbors_of(
     incomplete = np.flatnonzero(n_found < n_neighbors)
     if not len(incomplete):
         return distances, indices
-    warnings.warn(
+    warn_user(
         f"index: {name} returned fewer distinct rows of the memory bank than requested for some queries. These queries "
         "are searched exactly, which is slower: let the index search more.",
-        UserWarning,
-        stacklevel=2,
     )
     complete_distances, complete_indices = np.empty((len(X), n_neighbors)), np.empty((len(X), n_neighbors), np.int64)
     found = np.flatnonzero(n_found == n_neighbors)
@@ -262,9 +260,7 @@ def _compare(claimed: np.ndarray, distances: np.ndarray, missing: np.ndarray, X:
         differs = ~(np.abs(of_index.astype(np.float64) - true) <= allowed)
     if 2 * differs.sum() > len(differs):
         i = int(differs.argmax())
-        warnings.warn(
+        warn_user(
             f"index: the distances of {name} are not Euclidean: it returned {of_index[i]:g} for a row at a distance of "
             f"{true[i]:g}. Scores use Euclidean distances. Squared distances and other metrics are not supported.",
-            UserWarning,
-            stacklevel=3,
         )

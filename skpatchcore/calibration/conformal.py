@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
+
+from skpatchcore._utils.warning import warn_user
 
 
 def conformal_rank(n: int, contamination: float) -> int:
@@ -48,11 +49,9 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
         return float(scores[-1])
     rank = conformal_rank(n, float(contamination))
     if rank > n:
-        warnings.warn(
+        warn_user(
             f"contamination={contamination:g} can't be promised with {n} calibration images: the smallest share "
             f"that can is 1/{n + 1} = {1 / (n + 1):.3g}. The largest calibration score is the threshold.",
-            UserWarning,
-            stacklevel=2,
         )
         return float(scores[-1])
     return float(scores[rank - 1])

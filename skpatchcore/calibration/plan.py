@@ -6,7 +6,6 @@ from such scores flags most good images. A plan leaves each image out of what it
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -17,6 +16,7 @@ from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold
 
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.images.views import View
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
@@ -111,12 +111,10 @@ class LeaveOneOut(NoCalibration):
                         peaks[images] = [peak_of(grid, view) for grid, view in zip(grids, some.views, strict=True)]
                 bar.update(len(images))
         if n_missing := int(np.isnan(scores).sum()):
-            warnings.warn(
+            warn_user(
                 f"{n_missing} of {len(scores)} training images could not be scored without their own patches, because "
                 "everything that was learnt came from them: they do not count for the threshold. Fit on more images, "
                 "or with a larger ratio.",
-                UserWarning,
-                stacklevel=4,
             )
         return CalibrationScores(self.images(), scores, peaks)
 
@@ -290,11 +288,9 @@ def plan_calibration(
 
 def _warn_of_few_groups(n_groups: int, contamination: float | str) -> None:
     if not isinstance(contamination, str) and n_groups + 1 < 1 / contamination:
-        warnings.warn(
+        warn_user(
             f"contamination={contamination:g} was asked for, but the calibration images come from {n_groups} groups "
             f"only: of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
-            UserWarning,
-            stacklevel=6,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.files import cache_folder, read_arrays, write_arrays
+from skpatchcore._utils.warning import warn_user
 
 
 class OrderCache:
@@ -45,4 +45,4 @@ class OrderCache:
         try:
             write_arrays(self.path, order=order, radii=radii)
         except OSError as error:  # a full or a read-only disk is no reason to stop the work
-            warnings.warn(f"memory: the order can't be kept in {str(self.path.parent)!r} ({error}).", stacklevel=2)
+            warn_user(f"memory: the order can't be kept in {str(self.path.parent)!r} ({error}).")

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import uuid
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -25,6 +24,7 @@ from sklearn.base import BaseEstimator, clone
 from skpatchcore._utils.device import available_device
 from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.names import file_name, shown_name
+from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.contents import content_digest, dataset_digest, has_hidden_content
@@ -136,11 +136,9 @@ class Results:
             return None
         changed = [_CONTENTS[key] for key in _CONTENTS if stored["settings"].get(key) != settings[key]]
         if {**stored["settings"], **{key: settings[key] for key in _CONTENTS}} == settings:
-            warnings.warn(
+            warn_user(
                 f"category {shown_name(run.category)!r}: {' and '.join(changed)} changed since the result in "
                 f"{shown_name(str(file))!r} was stored. It is computed again.",
-                UserWarning,
-                stacklevel=3,
             )
             return None
         differences = _differences(stored["settings"], settings)

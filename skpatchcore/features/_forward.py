@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from skpatchcore._utils.arrays import as_array, largest_value, stacked_on
 from skpatchcore._utils.device import is_device_fault, is_out_of_memory
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.features._aggregation import NotAGridError, tokens_to_grid
 from skpatchcore.features._backbones import Network
 from skpatchcore.features._batches import Prepared
@@ -96,11 +96,10 @@ class ForwardPass:
         half = len(batch) // 2  # not within the handler, which would keep what did not fit
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        warnings.warn(
+        warn_user(
             f"{len(batch)} images at {size} pixels take more memory than {self.device} has left: they go through the "
             "network in halves. A smaller batch_size avoids the failed attempt.",
             RuntimeWarning,
-            stacklevel=2,
         )
         first, grid = self.features_of(batch[:half])
         second, _ = self.features_of(batch[half:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.datasets import read_mask
 from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
 from skpatchcore.evaluation.category import CategoryResult
@@ -75,11 +75,7 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
                 mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
                 _pair(image, anomaly_map, mask, result.pixel_offset).save(folder / file)
             except (OSError, ValueError) as error:  # the metrics are there, and other pictures may be
-                warnings.warn(
-                    f"category {shown_name(result.category)!r}: no picture of test image {i}: {error}",
-                    UserWarning,
-                    stacklevel=2,
-                )
+                warn_user(f"category {shown_name(result.category)!r}: no picture of test image {i}: {error}")
                 continue
             where = "" if math.isnan(result.offset) else f", threshold {result.offset:.4g}"
             name = "/".join(Path(str(result.paths[i])).parts[-2:])

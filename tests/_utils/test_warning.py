@@ -1,0 +1,48 @@
+"""Warnings point to the user's line, from however deep in the package."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+import skpatchcore
+from skpatchcore import PatchCoreDetector
+from skpatchcore._utils.warning import _is_inner
+
+X = np.random.default_rng(0).random((6, 4, 4, 8), np.float32)
+
+
+class Squared(NearestNeighbors):
+    """An index whose distances are not Euclidean."""
+
+    def kneighbors(self, X=None, n_neighbors=None, return_distance=True):
+        distances, indices = super().kneighbors(X, n_neighbors, return_distance)
+        return 100 * distances + 100, indices
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"index": Squared(), "calibration": None}, "not Euclidean"),
+        ({"contamination": 0.001}, "can't be promised"),
+    ],
+    ids=["index", "contamination"],
+)
+def test_warnings_from_within_a_detector_point_to_the_line_of_the_user(parameters, message):
+    detector = PatchCoreDetector("precomputed", random_state=0, **parameters)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.fit(X).score_samples(X)
+    places = [warning.filename for warning in caught if message in str(warning.message)]
+    assert places
+    assert set(places) == {__file__}
+
+
+def test_a_file_of_the_user_beside_the_package_is_not_taken_for_its_own():
+    package = Path(skpatchcore.__file__).parent
+    assert _is_inner(str(package / "bank" / "answers.py"))
+    assert not _is_inner(str(package.with_name("skpatchcore_of_mine.py")))
