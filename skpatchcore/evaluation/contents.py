@@ -178,8 +178,8 @@ def _parts_of(value: Any) -> bytes | list[Any]:
         return [value.fget, value.fset, value.fdel]
     if isinstance(value, functools.cached_property):
         return [value.func]
-    if hasattr(value, "__wrapped__"):  # what functools.lru_cache and cache return
-        return [value.__wrapped__]
+    if "__wrapped__" in getattr(value, "__dict__", {}):  # what functools.lru_cache returns is pickled by its name
+        return [type(value), dict(value.__dict__)]
     if isinstance(value, BaseEstimator):
         return [type(value)]  # its parameters are settings of their own
     own = [type(value), {} if is_installed(type(value).__module__) else dict(getattr(value, "__dict__", {}))]

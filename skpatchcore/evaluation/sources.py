@@ -13,6 +13,7 @@ from pathlib import Path
 
 # Where packages are installed: what is in them is known by its name, their versions stand in the settings.
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
+_OF_PACKAGES = ("site-packages", "dist-packages")  # also those of the user and of the system
 
 
 def is_installed(module: str | None) -> bool:
@@ -28,7 +29,10 @@ def is_installed(module: str | None) -> bool:
     if module.split(".")[0] in {"skpatchcore", *sys.stdlib_module_names} - {"__main__"}:
         return True
     file = _file_of(module)
-    return file is not None and any(place in file.resolve().parents for place in _INSTALLED)
+    if file is None:
+        return False
+    folders = file.resolve().parents
+    return any(folder in _INSTALLED or folder.name in _OF_PACKAGES for folder in folders)
 
 
 def source_digests(modules: set[str]) -> list[tuple[str, str]]:
