@@ -12,12 +12,14 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import sklearn
 import tifffile
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.pipeline import make_pipeline
 
 from skpatchcore import PatchCoreDetector, load, save
+from skpatchcore._utils import sklearn as versions
 from skpatchcore.cli import fit, predict
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.main import main
@@ -140,6 +142,21 @@ def test_quiet_commands_warn_once_of_what_a_crop_leaves_out(model, images, tmp_p
     assert (said.out, said.err.count("is not inspected")) == ("", 1)
     assert main(["fit", str(images), "-o", str(tmp_path / "m.skops"), "--crop-size", "none", *fast]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_predict_warns_of_a_pickle_of_another_version(images, parts, tmp_path, monkeypatch, capsys):
+    fitted = factories.detector().fit(parts[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(sklearn, "__version__", "0.9")
+        patch.setattr(versions, "__version__", "0.0.1")
+        joblib.dump(fitted, tmp_path / "m.joblib")
+    words = ["predict", str(tmp_path / "m.joblib"), str(images), "-o", str(tmp_path / "out"), "--quiet"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(words) == 0
+    said = capsys.readouterr().err
+    assert said.count("was written by skpatchcore 0.0.1 and is read by") == 1
+    assert said.count("estimator PatchCoreDetector from version 0.9") == 1
 
 
 def test_fit_succeeds_if_images_are_moved_after_the_model_was_saved(images, tmp_path, monkeypatch, capsys):
