@@ -445,7 +445,7 @@ class ImageDetector(OutlierMixin):
         _check_on_error(on_error)
         parts = list(self._iter_or_flag(X, of_map, on_error))
         if failures := [part.error for part in parts if part.error is not None]:
-            warnings.warn(ImageWarning(failures), stacklevel=3)
+            warn_user(ImageWarning(failures))
         kept = [] if of_map is None else [item for part in parts for item in part.kept]
         return np.concatenate([part.scores for part in parts]), kept
 

@@ -208,7 +208,7 @@ def _scaled(raster: Raster, value_range: tuple[float, float] | None, index: int,
             index,
             path,
         )
-    if value_range is None and pixels.dtype.kind in "bu":
+    if value_range is None and pixels.dtype.kind in ("b", "u"):
         return pixels.astype(np.float32) / np.float32(white)
     low, high = float(pixels.min()), float(pixels.max())
     if not (np.isfinite(low) and np.isfinite(high)):  # a NaN anywhere makes both NaN
