@@ -52,7 +52,10 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
     for index, value in known.items():
         is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         if not is_number or value not in (-1, 0, 1):
-            raise LabelError(f"y[{index}] is {value!r}: {_CONVENTION}.")
+            hint = (
+                f" If {value!r} is good, pass np.where(y == {value!r}, 1, -1)." if isinstance(value, bool | str) else ""
+            )
+            raise LabelError(f"y[{index}] is {value!r}: {_CONVENTION}.{hint}")
     labels = np.zeros(n_images, np.int64)
     labels[~is_missing] = known.to_numpy(np.int64)
     if set(known) == {0, 1}:

@@ -49,6 +49,7 @@ _PHRASES = (
     (re.compile(r"; skpatchcore\.list_images\(directory\) (lists its images|makes one of a directory)"), ""),
     (re.compile(r"\b([Cc]onvert it), such as with \.astype\(np\.uint8\) if white is 255, or set"), r"\1, or set"),
     (re.compile(r"\bvalue_range of the extractor"), "value_range"),
+    (re.compile(r"\bsuch as \((\d+), (\d+)\)"), r"such as \1 \2"),
     (re.compile(r"\bchannel_order and value_range"), "value_range"),
     (re.compile(r", or overwrite it\b"), ", or pass --overwrite"),
     (re.compile(r"\bmax_memory=([\d.]+ \w+) is too small"), r"\1 of memory are too little"),

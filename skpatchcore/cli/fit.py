@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,11 @@ def _fit(options: argparse.Namespace) -> int:
     detector.fit(paths)
     _save(detector, output)
     if not options.quiet:
+        folders = Counter(str(Path(path).parent) for path in paths)
+        if len(folders) > 1:
+            print(
+                f"learnt from {len(folders)} folders: {', '.join(f'{shown_name(f)} ({n})' for f, n in folders.items())}"
+            )
         print(
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
             f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def _load(path: str, trusted: Sequence[str] = ()) -> Any:
     if not Path(path).is_file():
         raise CommandError(f"there is no model file {path!r}.")
     try:
-        model = joblib.load(path) if path.endswith(".joblib") else skpatchcore.load(path, trusted=trusted)
+        is_pickle = path.endswith(".joblib") and not zipfile.is_zipfile(path)  # save takes any name
+        model = joblib.load(path) if is_pickle else skpatchcore.load(path, trusted=trusted)
     except skpatchcore.ModelFileError:
         raise
     except Exception as error:  # unpickling foreign or damaged bytes raises anything

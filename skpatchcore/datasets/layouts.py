@@ -224,5 +224,6 @@ def _refuse_categories(top: Path) -> None:
 
 
 def _refuse_mask_folder(top: Path) -> None:
-    if top.resolve().name.lower() in _TRUTH_FOLDERS:
+    place = top.resolve()
+    if {folder.lower() for folder in (place.name, place.parent.name)} & _TRUTH_FOLDERS:
         raise LayoutError(f"{str(top)!r} is a folder of masks by its name: name the folder of images.")

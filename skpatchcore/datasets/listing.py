@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ MASK_FOLDERS = frozenset(
     {"ground_truth", "groundtruth", "ground-truth", "gt", "mask", "masks", "mask_images", "label", "labels"}
     | {"annotation", "annotations"}
 )
-_MASK_ENDINGS = ("_mask", "_gt", "_label")
+_MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
 # Files of operating systems, in lower case. Hidden files begin with a dot.
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _N_KINDS_SHOWN = 5
@@ -97,6 +98,7 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
         Its own name does not count.
     """
     names = {os.path.splitext(os.path.basename(path))[0].casefold() for path in paths}
+    n_named = sum(name.endswith(_MASK_ENDINGS) for name in names)
     photographs = {os.path.splitext(path)[0] for path in paths if path.lower().endswith((".jpg", ".jpeg"))}
 
     def is_mask(path: str) -> bool:
@@ -106,6 +108,8 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
         if start in photographs and ending.lower() in (".png", ".bmp"):  # as in MTD
             return True
         name = os.path.basename(start).casefold()
+        if name.endswith(_MASK_ENDINGS) and 2 * n_named > len(names):  # a folder of masks without their images
+            return True
         return any(name.endswith(end) and name.removesuffix(end) in names for end in _MASK_ENDINGS)
 
     return sorted(path for path in paths if is_mask(path))
@@ -137,11 +141,28 @@ def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] |
 
 def _files_below(top: str, exclude: str | os.PathLike[str] | None) -> Iterator[str]:
     for folder in folders_below(top, exclude):
+        results = _results_in(folder)
+        if results:
+            warn_user(f"{folder!r} holds results of skpatchcore predict: its {len(results)} heat maps are left out.")
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name in results:
+                    continue
                 is_file = not entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
                 if is_file and not entry.name.startswith(".") and entry.name.lower() not in _SYSTEM_FILES:
                     yield entry.path
+
+
+def _results_in(folder: str) -> set[str]:
+    """Return the names of the heat maps that a table of predictions in a folder lists; none without such a table."""
+    try:
+        with open(os.path.join(folder, "scores.csv"), newline="", encoding="utf-8", errors="replace") as file:
+            table = csv.DictReader(file)
+            if not {"path", "score", "decision", "label", "map"} <= set(table.fieldnames or ()):
+                return set()
+            return {row["map"] for row in table if row["map"]}
+    except (OSError, csv.Error):
+        return set()
 
 
 def _counted(paths: list[str]) -> str:

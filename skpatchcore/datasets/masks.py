@@ -96,15 +96,17 @@ def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
     str or None
         The text of a warning, without its subject.
     """
-    marked, problem = _marked(raster)
-    if problem is None:
-        if not marked.any():
-            problem = "marks no pixel."
-        elif marked.all():
-            problem = "marks every pixel."
-        elif marked.mean() > 0.5 and marked[:: max(1, len(marked) - 1), :: max(1, marked.shape[1] - 1)].all():
-            problem = "marks more than half of all pixels and all corners: it may be inverted. Background must be 0."
-    return marked, problem
+    marked, doubt = _marked(raster)
+    problems = []
+    if not marked.any():
+        problems.append("marks no pixel.")
+    elif marked.all():
+        problems.append("marks every pixel.")
+    elif marked.mean() > 0.5 and marked[:: max(1, len(marked) - 1), :: max(1, marked.shape[1] - 1)].all():
+        problems.append("marks more than half of all pixels and all corners: it may be inverted. Background must be 0.")
+    if doubt is not None:
+        problems.append(f"It {doubt}" if problems else doubt)
+    return marked, " ".join(problems) or None
 
 
 def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:

@@ -85,7 +85,8 @@ def describe_darkness(known: np.ndarray) -> str | None:
         return None
     return (
         f"no training image has a value above {brightest:.3g} of white: they are nearly black to the network. If they "
-        "have fewer bits than their dtype, such as 12 bits in uint16, set value_range=(0, 4095) of the extractor."
+        "have fewer bits than their dtype, set value_range of the extractor to the values of black and white, such as "
+        "(0, 4095) for 12 bits in uint16. If it is set, it is too wide."
     )
 
 

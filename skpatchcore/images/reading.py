@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from skpatchcore._utils.missing import is_missing
 from skpatchcore.images.decoding import decode_file, decode_image, size_of_file, size_of_image
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.files import read_content
@@ -173,6 +174,8 @@ def _raster_of_array(image: Any, index: int, channel_order: str) -> Raster:
         raise ImageError("has masked pixels, which have no value: fill them.", index)
     elif isinstance(image, np.ndarray):
         pixels = np.asarray(image)
+    elif is_missing(image):
+        raise ImageError(f"is missing ({image!r}).", index)
     else:
         raise ImageError(
             f"of type {type(image).__name__}, expected a path, bytes, a binary file, an array, a tensor or a PIL "

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from skpatchcore._utils.names import shown_name
 from skpatchcore._version import __version__
 from skpatchcore.display import ScoreHistogramDisplay
 from skpatchcore.display.overlay import as_bytes
@@ -95,16 +94,17 @@ def write_prediction_report(
         ]
     rows = [
         {
-            "image": shown_name(image.path),  # pandas holds no text that UTF-8 can't encode
+            "image": image.path,
             "score": image.score,
             "decision": image.decision,
             "label": {1: "normal", -1: "anomalous", None: ""}[image.label],
             "p value": image.p_value,
-            "problem": shown_name(image.problem),
+            "problem": image.problem,
         }
         for image in sorted(predictions, key=_order)
     ]
-    table = pd.DataFrame(rows).set_index("image")
+    # as objects: pandas' texts can't hold file names that are not UTF-8
+    table = pd.DataFrame(rows, dtype=object).set_index("image")
     parts.append(page.table(table if table["problem"].any() else table.drop(columns="problem")))
     shown = sorted(read, key=_order)[:n_pictures]
     if shown:

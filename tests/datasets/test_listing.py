@@ -174,3 +174,24 @@ def test_test_images_in_no_folder_are_listed_and_told(tmp_path):
 def test_masks_are_no_kind_of_defect_wherever_they_are(tmp_path):
     put(tmp_path, "train/good/0.png", "test/good/1.png", "test/bad/2.png", "ground_truth/bad/2.png", "test/masks/2.png")
     assert set(load_image_folder(tmp_path).test_defects) == {"good", "bad"}
+
+
+def test_folders_that_hold_only_masks_are_refused(tmp_path):
+    put(tmp_path, "drawn/0_mask.png", "drawn/1_mask.png", "bottle/ground_truth/crack/0.png")
+    for name in ("drawn", "bottle/ground_truth", "bottle/ground_truth/crack"):
+        for listed in (list_training_images, list_test_images):
+            with pytest.raises(LayoutError, match="masks"):
+                listed(tmp_path / name)
+
+
+def test_heat_maps_of_earlier_predictions_are_left_out_and_counted(tmp_path):
+    put(tmp_path, "0.png", "monday/0.png", "monday/own.png")
+    (tmp_path / "monday" / "scores.csv").write_text(
+        "path,score,decision,label,p_value,map,problem\n0.png,-1,1,1,1,0.png,\n"
+    )
+    with (
+        pytest.warns(UserWarning, match="results of skpatchcore predict: its 1 heat maps"),
+        pytest.warns(UserWarning, match="csv"),
+    ):
+        found = list_images(tmp_path)
+    assert names_of(found, tmp_path) == ["0.png", "monday/own.png"]

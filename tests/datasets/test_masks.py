@@ -204,3 +204,9 @@ def test_read_mask_takes_a_transparent_colour_as_background(mode, tmp_path):
 def test_masks_of_several_files_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"as in MVTec LOCO AD, .* unite them in one file 0_mask\.png"):
         data_set(tmp_path, ["test/ko/0.png"], ["ground_truth/ko/0/000.png", "ground_truth/ko/0/001.png"])
+
+
+def test_every_doubt_about_a_mask_is_told(tmp_path):
+    Image.fromarray(grey(1, 1)).save(tmp_path / "m.jpg")
+    with pytest.warns(UserWarning, match="marks no pixel. It is stored with loss"):
+        read_mask(tmp_path / "m.jpg")

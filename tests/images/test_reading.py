@@ -82,7 +82,8 @@ def test_exif_orientation_is_applied(tmp_path):
         (np.full((4, 5), np.inf), "infinity"),
         (Image.fromarray(np.full((4, 5), 70000, np.int32)), "dtype int32, whose white is not defined"),
         (3.5, "float"),
-        (None, "NoneType"),
+        (None, r"is missing \(None\)"),
+        (np.nan, r"is missing \(nan\)"),
     ],
 )
 def test_what_is_no_image_is_refused_with_its_index(bad, message):
