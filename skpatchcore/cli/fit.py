@@ -104,9 +104,8 @@ def _fit(options: argparse.Namespace) -> int:
     if not options.quiet:
         folders = Counter(str(Path(path).parent) for path in paths)
         if len(folders) > 1:
-            print(
-                f"learnt from {len(folders)} folders: {', '.join(f'{shown_name(f)} ({n})' for f, n in folders.items())}"
-            )
+            shown = [f"{shown_name(folder)} ({n})" for folder, n in folders.most_common(5)]
+            print(f"learnt from {len(folders)} folders: {', '.join(shown)}{', ...' if len(folders) > 5 else ''}")
         print(
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
             f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"

@@ -25,7 +25,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c28; max-width: 1340px; 
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; padding-bottom: .2em; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4ea; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12em; } tr.mean td { font-weight: 600; border-top: 2px solid #888; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12em; }
+tr.mean td { font-weight: 600; border-top: 2px solid #888; }
 th { cursor: pointer; background: #f4f4f8; } th::after { content: " \\2195"; color: #999; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
 figure { display: inline-block; margin: .6em 1em .6em 0; vertical-align: top; max-width: 100%; }
