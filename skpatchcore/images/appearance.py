@@ -52,8 +52,10 @@ def appearance_of(pixels: torch.Tensor) -> Appearance:
         The image; a single channel stands for all three.
     """
     some = pixels[:, ::_STEP, ::_STEP].flatten(1).numpy()
-    red, green, blue = np.broadcast_to(np.median(some, axis=1), 3).tolist()
-    low, high = np.quantile(some.mean(axis=0), [0.25, 0.75])
+    in_order = np.sort(np.vstack([some, some.mean(axis=0)]), axis=1)  # numpy's own quantiles take several times as long
+    n = in_order.shape[1]
+    red, green, blue = np.broadcast_to((in_order[:-1, (n - 1) // 2] + in_order[:-1, n // 2]) / 2, 3).tolist()
+    low, high = np.interp([0.25 * (n - 1), 0.75 * (n - 1)], np.arange(n), in_order[-1])
     return Appearance(red, green, blue, float(high - low), float(pixels.max()))
 
 

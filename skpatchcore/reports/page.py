@@ -26,6 +26,7 @@ h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid 
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4ea; }
 th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12em; }
+td:last-child { white-space: normal; }
 tr.mean td { font-weight: 600; border-top: 2px solid #888; }
 th { cursor: pointer; background: #f4f4f8; } th::after { content: " \\2195"; color: #999; }
 th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
