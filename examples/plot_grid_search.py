@@ -16,6 +16,7 @@ import tempfile
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor
@@ -71,7 +72,7 @@ plt.show()
 # %%
 # The best setting, fitted once more on the good images, with a threshold this time.
 
-final = search.best_estimator_.set_params(calibration="leave-one-out", contamination=0.1)
+final = clone(search.best_estimator_).set_params(calibration="leave-one-out", contamination=0.1)
 final.fit(task.train_images, groups=task.train_groups)
 print(f"good images flagged:      {(final.predict(task.test_images[task.test_labels == 1]) == -1).mean():.0%}")
 print(f"defective images flagged: {(final.predict(task.test_images[task.test_labels == -1]) == -1).mean():.0%}")
