@@ -146,7 +146,7 @@ def _require_room_in(folder: Path) -> None:
 
 
 def _replaceable(target: Path) -> os.stat_result | None:
-    """Return what is known of a file that is to be replaced, None if there is none; refuse what can't be replaced."""
+    """Return the status of a file that will be replaced; None if it does not exist. Refuse a file that can't be."""
     try:
         found = os.stat(target)
     except FileNotFoundError:

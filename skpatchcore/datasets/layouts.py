@@ -172,7 +172,7 @@ def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.Pat
     Warns
     -----
     UserWarning
-        If the folder is a data set, of which only the test images are listed.
+        If the folder is a data set: only its test images are listed.
     """
     top = Path(directory)
     if has_layout(top):
