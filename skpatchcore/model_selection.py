@@ -1,4 +1,4 @@
-"""Splitting and scoring for searches: folds that learn from good images only, and scorers for images and pixels."""
+"""OneClassSplit, scorers for images and PixelScorer: cross-validation of detectors that are fitted on good images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from skpatchcore.metrics import pixel_roc_auc_score
 
 
 class OneClassSplit:
-    """Folds whose training parts hold good images only, and whose test parts hold all.
+    """Cross-validator whose training sets hold good images only, and whose test sets hold good and anomalous images.
 
-    For ``GridSearchCV(..., cv=OneClassSplit(5))`` and its like, with labels +1 (good) and -1 (anomalous).
+    Pass it to a search: ``GridSearchCV(..., cv=OneClassSplit(5))``. Labels are +1 (good) and -1 (anomalous).
 
     Parameters
     ----------
     cv : int or splitter, default=5
-        Number of folds, each with about the same share of anomalous images, and with whole groups where groups are
-        given; or any splitter of scikit-learn's: stratified, grouped or plain.
+        Number of folds. Every fold has about the same fraction of anomalous images, and no group is divided between
+        folds. Alternatively, a scikit-learn splitter: stratified, grouped or plain.
 
     Examples
     --------
@@ -48,26 +48,26 @@ class OneClassSplit:
         return f"OneClassSplit(cv={self.cv!r})"
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the folds.
+        """Yield the indices of the training and the test images of each fold.
 
         Parameters
         ----------
         X : sequence of images, or array of shape (n_images, ...)
-            Only its length counts.
+            Only its length is used.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous; None takes all as good. Images labelled 0, NaN or None are in no fold.
+            +1 good, -1 anomalous. If None, all images are good. Images labelled 0, NaN or None are in no fold.
         groups : array of shape (n_images,) or None, default=None
-            For a splitter that takes groups.
+            Group of each image, for splitters that use groups.
 
         Yields
         ------
         train, test : arrays of int
-            Indices into `X`: of good images, and of good and anomalous ones.
+            Indices into `X`. `train` holds good images only; `test` holds good and anomalous images.
 
         Raises
         ------
         ValueError
-            If lengths differ, `y` holds other labels, no image is good, or a fold has no good image to learn from.
+            If lengths differ, `y` holds other labels, no image is good, or a fold has no good image to fit on.
 
         Warns
         -----
@@ -75,13 +75,13 @@ class OneClassSplit:
             If labels are unknown.
         """
         n_images = X.shape[0] if hasattr(X, "shape") else len(X)
-        is_nominal(y, n_images)  # checks and warns
+        is_nominal(y, n_images)  # validates the labels and warns of unknown ones
         known, labels, groups = _known(n_images, y, groups)
         splits = self._splitter(groups).split(np.zeros((len(known), 1)), labels, groups)
         for number, (train, test) in enumerate(splits):
             train = train[labels[train] == 1]
             if not len(train):
-                raise ValueError(f"{self!r}: fold {number} has no good image to learn from.")
+                raise ValueError(f"{self!r}: fold {number} has no good image to fit on.")
             yield known[train], known[test]
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
@@ -90,12 +90,12 @@ class OneClassSplit:
         Parameters
         ----------
         X, y, groups : as for `split`
-            For splitters that count by them.
+            Used by splitters whose number of folds depends on the data.
 
         Returns
         -------
         int
-            How many pairs of training and test images `split` yields.
+            Number of pairs (train, test) that `split` yields.
         """
         if X is not None and y is not None:
             n_images = X.shape[0] if hasattr(X, "shape") else len(X)
@@ -105,12 +105,12 @@ class OneClassSplit:
         return n_splits
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """Return which metadata `split` takes, for scikit-learn's metadata routing.
+        """Return the metadata that `split` accepts, for scikit-learn's metadata routing.
 
         Returns
         -------
         MetadataRequest
-            `groups`, unless the splitter inside doesn't take them.
+            `groups`, if the inner splitter accepts them.
         """
         return get_routing_for_object(self._splitter(groups=()))
 
@@ -121,10 +121,11 @@ class OneClassSplit:
 
 
 def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
-    """Score a detector by the area under the ROC curve of its image scores; **bigger = better**.
+    """Return the area under the ROC curve of a detector's image scores; **bigger = better**.
 
-    For ``GridSearchCV(..., scoring=image_roc_auc_scorer)``. Needs no threshold: it works with ``calibration=None``,
-    which ``scoring="roc_auc"`` does not.
+    Pass it to a search: ``GridSearchCV(..., scoring=image_roc_auc_scorer)``. It returns the same number as
+    ``scoring="roc_auc"``, ignores images with unknown labels, and raises an error that names the missing class. Both
+    work with ``calibration=None``, because a ranking needs no threshold.
 
     Parameters
     ----------
@@ -138,7 +139,7 @@ def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
     Returns
     -------
     float
-        1 is perfect, 0.5 is chance.
+        In [0, 1]: 1 is perfect, 0.5 is chance.
 
     Raises
     ------
@@ -149,7 +150,10 @@ def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
 
 
 def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
-    """Score a detector by its average precision in finding anomalous images; **bigger = better**.
+    """Return the average precision with which a detector finds anomalous images; **bigger = better**.
+
+    Pass it to a search: ``GridSearchCV(..., scoring=image_average_precision_scorer)``. Anomalous images are the
+    positive class. (``scoring="average_precision"`` takes the good images as the positive class.)
 
     Parameters
     ----------
@@ -158,12 +162,12 @@ def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
     X : as for the estimator
         Images.
     y : array of shape (n_images,)
-        +1 good, -1 anomalous: those to be found.
+        +1 good, -1 anomalous.
 
     Returns
     -------
     float
-        1 is perfect; chance is the share of anomalous images.
+        In [0, 1]: 1 is perfect; chance is the fraction of anomalous images.
 
     Raises
     ------
@@ -174,16 +178,16 @@ def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
 
 
 class PixelScorer:
-    """Score a detector by how its anomaly maps agree with masks of the defects; **bigger = better**.
+    """Scorer that compares a detector's anomaly maps with masks of the defects; **bigger = better**.
 
-    Masks travel by scikit-learn's metadata routing:
-    ``sklearn.set_config(enable_metadata_routing=True)`` and then
+    scikit-learn's metadata routing passes the masks to the scorer. Call
+    ``sklearn.set_config(enable_metadata_routing=True)`` first, then
     ``GridSearchCV(..., scoring=PixelScorer()).fit(X, y, masks=masks)``.
 
     Parameters
     ----------
     metric : callable, default=pixel_roc_auc_score
-        Takes masks and maps, lists of arrays of shape (height, width), and returns a number.
+        ``metric(masks, maps)`` returns a number. Both arguments are lists of arrays of shape (height, width).
 
     Examples
     --------
@@ -204,7 +208,7 @@ class PixelScorer:
         return f"PixelScorer(metric={getattr(self.metric, '__name__', self.metric)})"
 
     def __call__(self, estimator: Any, X: Any, y: Any = None, *, masks: Sequence[Any] | None = None) -> float:
-        """Return the metric.
+        """Return the metric of the anomaly maps of images.
 
         Parameters
         ----------
@@ -213,34 +217,38 @@ class PixelScorer:
         X : as for the estimator
             Images.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous: an anomalous image must have a mask. Images labelled 0, NaN or None do not count.
+            +1 good, -1 anomalous. An anomalous image must have a mask. Images labelled 0, NaN or None are ignored.
         masks : sequence of (array of shape (height, width), path or None)
-            True or bright where a pixel is defective, at the image's own size; None for a good image, or NaN, as
-            tables have it.
+            One mask per image, at the image's own height and width: True or bright where a pixel is defective. None or
+            NaN for a good image.
 
         Returns
         -------
         float
-            What the scorer's function says of the maps.
+            Value of `metric`.
 
         Raises
         ------
         ValueError
-            If there are no masks, lengths differ, an anomalous image has none, or a mask has another size.
+            If `masks` is None, lengths differ, an anomalous image has no mask, or the size of a mask differs from its
+            image's.
         """
         if masks is None:
             raise ValueError(
-                "no masks: with sklearn.set_config(enable_metadata_routing=True), give masks= to the search's fit, or "
-                "to cross_validate(params=...)."
+                "masks=None: PixelScorer needs one mask per image. Call "
+                "sklearn.set_config(enable_metadata_routing=True), and pass masks= to the search's fit, or "
+                "params={'masks': masks} to cross_validate."
             )
         n_images = X.shape[0] if hasattr(X, "shape") else len(X)
         if len(masks) != n_images:
-            raise ValueError(f"{len(masks)} masks for {n_images} images.")
+            raise ValueError(
+                f"masks has {len(masks)} items for {n_images} images: pass one per image, None for a good image."
+            )
         masks = list(masks)
         labels = image_labels(y, n_images)
         for i in np.flatnonzero(labels == -1):
             if is_missing(masks[i]):
-                raise ValueError(f"image {i} is anomalous and has no mask.")
+                raise ValueError(f"masks[{i}] is missing although image {i} is anomalous (-1): pass its mask.")
         if isinstance(estimator, Pipeline):
             X = estimator[:-1].transform(X) if len(estimator) > 1 else X
             estimator = estimator[-1]
@@ -250,7 +258,7 @@ class PixelScorer:
         return float(self.metric(marked, [maps[i] for i in known]))
 
     def get_metadata_routing(self) -> MetadataRequest:
-        """Return that `masks` are asked for, for scikit-learn's metadata routing.
+        """Return the metadata that the scorer requests (`masks`), for scikit-learn's metadata routing.
 
         Returns
         -------
@@ -263,16 +271,16 @@ class PixelScorer:
 
 
 def _known(n_images: int, y: Any, groups: Any) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Return indices, labels and groups of the images whose label is known."""
+    """Return the indices, labels and groups of the images with a known label."""
     labels = image_labels(y, n_images)
     known = np.flatnonzero(labels)
     return known, labels[known], None if groups is None else safe_indexing(groups, known)
 
 
 def _labelled(y: Any, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of the labelled images are anomalous, and their anomaly scores."""
-    is_nominal(y, len(y))  # checks and warns
+    """Return whether each labelled image is anomalous, and its anomaly score."""
+    is_nominal(y, len(y))  # validates the labels and warns of unknown ones
     labels = image_labels(y, len(y))
     if -1 not in labels:
-        raise ValueError("y holds no anomalous image (-1): there is nothing to be told apart.")
+        raise ValueError("y holds no anomalous image (-1), so images cannot be ranked: pass good and anomalous images.")
     return labels[labels != 0] == -1, -scores[labels != 0]

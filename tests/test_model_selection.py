@@ -49,7 +49,7 @@ def detector(**parameters):
 
 
 @pytest.mark.parametrize("cv", [3, KFold(3), StratifiedKFold(3), GroupKFold(3), StratifiedGroupKFold(3)], ids=str)
-def test_training_parts_hold_good_images_only_and_test_parts_all(cv):
+def test_split_trains_on_good_images_only_and_tests_on_all(cv):
     y = np.tile([1, 1, -1], 12)
     groups = np.arange(36) // 2
     splitter = OneClassSplit(cv)
@@ -65,7 +65,7 @@ def test_training_parts_hold_good_images_only_and_test_parts_all(cv):
     assert splitter.get_n_splits(np.zeros((36, 2)), y, groups) == 3
 
 
-def test_a_number_of_folds_is_stratified_and_keeps_groups_together():
+def test_split_with_int_is_stratified_and_keeps_groups_together():
     y, groups = np.tile([1, 1, -1], 12), np.repeat(np.arange(9), 4)
     for _, test in OneClassSplit(3).split(y, y):
         assert (y[test] == -1).sum() == 4
@@ -74,7 +74,7 @@ def test_a_number_of_folds_is_stratified_and_keeps_groups_together():
     assert OneClassSplit(LeaveOneGroupOut()).get_n_splits(y, y, groups) == 9
 
 
-def test_without_labels_all_are_good_and_other_labels_are_refused():
+def test_split_without_labels_takes_all_as_good_and_refuses_other_labels():
     folds = list(OneClassSplit(KFold(2)).split(np.zeros((4, 1))))
     assert [train.tolist() for train, _ in folds] == [[2, 3], [0, 1]]
     with pytest.raises(ValueError, match="convention"):
@@ -84,7 +84,7 @@ def test_without_labels_all_are_good_and_other_labels_are_refused():
     assert repr(OneClassSplit(3)) == "OneClassSplit(cv=3)"
 
 
-def test_searches_rank_by_images():
+def test_search_ranks_settings_by_image_scores():
     X, y, _ = inspection()
     search = GridSearchCV(
         detector(),
@@ -101,7 +101,7 @@ def test_searches_rank_by_images():
     assert image_average_precision_scorer(model, X, y) == average_precision_score(y == -1, -model.score_samples(X))
 
 
-def test_pixels_are_scored_by_masks_that_are_routed(routing):
+def test_pixel_scorer_receives_routed_masks(routing):
     X, y, masks = inspection()
     scores = cross_validate(
         detector(),
@@ -121,7 +121,7 @@ def test_pixels_are_scored_by_masks_that_are_routed(routing):
     assert search.best_score_ > 0.8
 
 
-def test_groups_are_routed_to_folds_and_to_calibration(routing):
+def test_groups_are_routed_to_split_and_to_fit(routing):
     X, y, _ = inspection()
     groups = np.arange(len(X)) // 2
     model = detector(calibration="leave-one-out").set_fit_request(groups=True)
@@ -141,7 +141,7 @@ def test_groups_are_routed_to_folds_and_to_calibration(routing):
     assert len(scores) == 2
 
 
-def test_pixel_scorers_take_pipelines_and_files(tmp_path):
+def test_pixel_scorer_accepts_pipelines_and_mask_files(tmp_path):
     X, y, masks = inspection()
     train = X[y == 1]
     paths = [None if label == 1 else str(tmp_path / f"{i}_mask.png") for i, label in enumerate(y)]
@@ -158,16 +158,16 @@ def test_pixel_scorers_take_pipelines_and_files(tmp_path):
     assert repr(PixelScorer()) == "PixelScorer(metric=pixel_roc_auc_score)"
 
 
-def test_masks_that_do_not_do_are_refused(tmp_path):
+def test_pixel_scorer_refuses_missing_and_misshapen_masks(tmp_path):
     X, y, masks = inspection()
     model = detector().fit(X[y == 1])
     scorer = PixelScorer()
     with pytest.raises(ValueError, match="enable_metadata_routing"):
         scorer(model, X, y)
-    with pytest.raises(ValueError, match="3 masks for 18 images"):
+    with pytest.raises(ValueError, match="masks has 3 items for 18 images"):
         scorer(model, X, y, masks=masks[:3])
     first_bad = int(np.flatnonzero(y == -1)[0])
-    with pytest.raises(ValueError, match=f"image {first_bad} is anomalous and has no mask"):
+    with pytest.raises(ValueError, match=rf"masks\[{first_bad}\] is missing although image {first_bad} is anomalous"):
         scorer(model, X, y, masks=[None] * len(X))
     with pytest.raises(ValueError, match=r"mask has shape \(16, 32\), the image \(32, 32\)"):
         scorer(model, X, y, masks=masks[:, :16])

@@ -157,15 +157,19 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images,), float64
-            ``score_samples(X) - offset_``.
+            ``score_samples(X) - offset_``. A detector that was fitted with ``calibration=None`` has no threshold. It
+            returns ``score_samples(X)``, which ranks images for ``scoring="roc_auc"``; the value 0 has no meaning then.
 
         Raises
         ------
         ImageError
             As `score_samples`.
         ValueError
-            If the detector has no threshold: ``calibration=None``, or too few training images.
+            If the detector has no threshold although `calibration` asks for one: there were too few training images.
         """
+        check_is_fitted(self, "offset_")
+        if self._only_ranks():
+            return self.score_samples(X, on_error=on_error)
         self._require_threshold()
         return self.score_samples(X, on_error=on_error) - self.offset_
 
@@ -186,10 +190,13 @@ class ImageDetector(OutlierMixin):
 
         Raises
         ------
-        ImageError, ValueError
-            As `decision_function`.
+        ImageError
+            As `score_samples`.
+        ValueError
+            If the detector has no threshold: ``calibration=None``, or too few training images.
         """
-        # so that what is not a number is not normal
+        self._require_threshold()
+        # NaN compares False, so an image without a score is labelled -1
         return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)
 
     def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
@@ -213,7 +220,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As `decision_function`.
+            As `predict`.
 
         Notes
         -----
@@ -349,7 +356,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As `decision_function`.
+            As `predict`.
         """
         self._require_threshold()
         return as_stack(self._scored(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
@@ -376,7 +383,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As `decision_function`.
+            As `predict`.
         """
         if min_area < 1:
             raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
@@ -480,13 +487,17 @@ class ImageDetector(OutlierMixin):
                 "recalibrate(contamination=...) sets them without training."
             )
 
+    def _only_ranks(self) -> bool:
+        """Return whether there is no threshold because the user asked for none: ``calibration=None``."""
+        return math.isnan(self.offset_) and getattr(self, "calibration", "leave-one-out") is None
+
     def _require_threshold(self) -> None:
         check_is_fitted(self, "offset_")
         if math.isnan(self.offset_):
             raise ValueError(
                 "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
-                "one out. score_samples and segment work; fit on more images for predict and decision_function, or "
-                "give other good images to recalibrate."
+                "one out. score_samples and segment work without a threshold. For predict, fit with calibration and on "
+                "more images, or give other good images to recalibrate."
             )
 
 

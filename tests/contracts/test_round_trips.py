@@ -160,7 +160,7 @@ def test_an_anomalous_image_without_a_mask_is_refused_in_every_form(data, fitted
     test = data.to_frame().query("split == 'test'")
     for missing in (None, np.nan, pd.NA, ""):
         masks = [missing] * len(test)
-        with pytest.raises(ValueError, match="image 0 is anomalous and has no mask"):
+        with pytest.raises(ValueError, match=r"masks\[0\] is missing although image 0 is anomalous"):
             PixelScorer()(fitted["PatchCore"], test["path"], test["label"], masks=masks)
 
 

@@ -33,13 +33,14 @@ def test_parameters_of_default_stages_can_be_set(kind):
     assert kind().extractor is None
 
 
+@pytest.mark.parametrize("scoring", ["roc_auc", "average_precision", image_roc_auc_scorer])
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_searches_over_patch_sizes(kind, parts):
+def test_search_without_calibration_ranks_patch_sizes(kind, scoring, parts):
     X = np.concatenate([parts[0][:6], parts[2], parts[2]])
     y = np.array([1] * 6 + [-1] * 2)
     search = GridSearchCV(
         kind(extractor(), calibration=None), {"extractor__patch_size": [1, 3]}, cv=OneClassSplit(2),
-        scoring=image_roc_auc_scorer, error_score="raise",
+        scoring=scoring, error_score="raise",
     )  # fmt: skip
     assert search.fit(X, y).best_params_["extractor__patch_size"] in (1, 3)
 

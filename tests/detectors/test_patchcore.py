@@ -125,20 +125,24 @@ def test_contamination_moves_the_threshold(parts):
         PatchCoreDetector("precomputed", contamination=0.01).fit(features)
 
 
-def test_without_calibration_there_are_scores_but_no_decisions(parts):
+def test_detector_without_calibration_ranks_images_but_refuses_to_decide(parts):
     model = detector(calibration=None).fit(parts[0])
-    assert np.isfinite(model.score_samples(parts[1])).all()
-    for method in (model.predict, model.decision_function):
-        with pytest.raises(ValueError, match="no threshold"):
-            method(parts[1])
+    scores = model.score_samples(parts[1])
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(model.decision_function(parts[1]), scores)
+    with pytest.raises(ValueError, match="no threshold"):
+        model.predict(parts[1])
+    model.recalibrate(parts[1])
+    np.testing.assert_array_equal(model.decision_function(parts[1]), scores - model.offset_)
 
 
 def test_one_image_can_be_learnt_from_but_not_calibrated(parts):
     with pytest.warns(UserWarning, match="could not be scored without their own patches"):
         model = detector().fit(parts[0][:1])
     assert model.score_samples(parts[2]) < model.score_samples(parts[1][:1])
-    with pytest.raises(ValueError, match="fit on more images"):
-        model.predict(parts[2])
+    for method in (model.predict, model.decision_function):
+        with pytest.raises(ValueError, match="fit with calibration and on more images"):
+            method(parts[2])
 
 
 def test_the_same_seed_gives_the_same_scores_for_any_batch_size_and_order(parts):
