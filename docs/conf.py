@@ -1,4 +1,4 @@
-"""Sphinx's settings: one command builds the site, ``python -m sphinx -n -W docs docs/_build/html``."""
+"""Sphinx configuration. Build the site with ``python -m sphinx -n -W docs docs/_build/html``."""
 
 from __future__ import annotations
 
@@ -45,10 +45,20 @@ html_title = "skpatchcore"
 html_static_path = ["_static"]
 html_css_files = ["extra.css"]
 html_show_sourcelink = False
-# Pages without pages below them need no list of these.
+# The sidebar lists the pages below the current page. These pages have none, so they get no sidebar.
 html_sidebars = {
     page: []
-    for page in ("start", "how_it_works", "performance", "promises", "faq", "coming_from", "contributing", "index")
+    for page in (
+        "start",
+        "how_it_works",
+        "glossary",
+        "performance",
+        "promises",
+        "faq",
+        "coming_from",
+        "contributing",
+        "index",
+    )
 }
 html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
 
@@ -89,7 +99,7 @@ sphinx_gallery_conf = {
     "doc_module": ("skpatchcore",),
 }
 
-# The commands' options, as they say them themselves.
+# Store the --help output of each command. The page on the command line includes these files.
 _generated = Path(__file__).parent / "_generated"
 _generated.mkdir(exist_ok=True)
 for _command in ("fit", "predict", "evaluate", "demo"):
@@ -99,7 +109,8 @@ for _command in ("fit", "predict", "evaluate", "demo"):
     )  # fmt: skip
     (_generated / f"{_command}.txt").write_text(_shown.stdout, encoding="utf-8")
 
-# What the pages refer to of other projects, for builds without internet; with it their own inventories are read.
+# Objects of other projects that the pages link to. Small inventories are written from this table. They are read if the
+# projects' own inventories cannot be downloaded.
 _ELSEWHERE = {
     "sklearn": (
         "https://scikit-learn.org/stable/",
@@ -116,7 +127,7 @@ _ELSEWHERE = {
 
 
 def _inventory(name: str, objects: dict[str, str]) -> str:
-    """Write a small inventory in Sphinx's format, and return its path."""
+    """Write an inventory file in Sphinx's format and return its path."""
     lines = "".join(f"{key} py:class 1 {page}#{key} -\n" for key, page in objects.items())
     head = f"# Sphinx inventory version 2\n# Project: {name}\n# Version: \n"
     head += "# The remainder of this file is compressed using zlib.\n"
