@@ -2,13 +2,15 @@
 Greedy coreset or random subset?
 ================================
 
-The memory bank can't hold every patch feature. Which ones should it keep? A random subset takes many where there are
-many. The greedy coreset takes the one that is farthest from all it has, again and again, so that nothing nominal is far
-from the bank: Figure 3 of the paper, in two dimensions.
+The memory bank cannot store every patch feature, so a subset must be selected. A random subset contains many patch
+features from dense areas and few from sparse areas. The greedy coreset repeatedly adds the patch feature that is
+farthest from all selected ones. As a result, no nominal patch is far from the memory bank. This example shows both
+selections in two dimensions, as in Figure 3 of the paper.
 """
 
 # %%
-# Two thirds of the patches are alike, as background is; the others are spread out, some of them rare.
+# Two thirds of the patches are similar to each other, like those of a background. The others are spread out, and some of
+# them are rare.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +28,8 @@ patches = np.concatenate(
 )
 
 # %%
-# Fifty rows each. Colour shows how far each place is from the nearest of them: what a patch there would score.
+# Each sampler selects fifty rows. The colour shows the distance of each position from the nearest selected row. This
+# distance is the score of a patch at that position.
 
 samplers = {"random": RandomSampler(50, random_state=0), "greedy": GreedyCoresetSampler(50, random_state=0)}
 figure, panels = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharex=True, sharey=True)
@@ -39,13 +42,13 @@ for panel, (name, sampler) in zip(panels, samplers.items(), strict=True):
     CoresetDisplay.from_predictions(patches, sampler.components_, ax=panel)
     to_bank = np.linalg.norm(patches[:, None] - sampler.components_, axis=2).min(axis=1)
     panel.set(xlim=(-5, 8), ylim=(-5.2, 5.2))
-    panel.set_xlabel(f"{name}: the farthest patch is {to_bank.max():.2f} away")
+    panel.set_xlabel(f"{name}: largest distance of a patch {to_bank.max():.2f}")
 figure.colorbar(shades, ax=panels, label="distance from the memory bank")
 plt.show()
 
 # %%
-# Rare nominal patches score high against the random subset: false alarms. How that distance falls as the coreset grows
-# is what ``selection_distances_`` holds; a smaller coreset is the beginning of a larger one.
+# Rare nominal patches have high scores with the random subset, which leads to false alarms. ``selection_distances_``
+# contains the largest distance of a patch after each selected row. A smaller coreset is the beginning of a larger one.
 
 sampler = GreedyCoresetSampler(500, random_state=0).fit(patches)
 figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")

@@ -1,13 +1,14 @@
 """
-Several backbones as one
-========================
+An ensemble of several backbones
+================================
 
-Networks see differently. ``PatchCoreEnsemble`` averages detectors, each on the scale of the calibration scores of its
-own good images (Table 4 of the paper averages three backbones).
+Different networks compute different features. ``PatchCoreEnsemble`` averages the scores of several detectors. The scores
+of each detector are first standardised by its calibration scores. Table 4 of the paper averages three backbones.
 """
 
 # %%
-# Gravel, the hard surface: no two spots are alike. Two backbones, alone and together.
+# Gravel is a difficult surface, because its appearance differs from place to place. Two backbones are evaluated
+# separately and as an ensemble.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,7 @@ from skpatchcore.datasets import make_textures
 
 
 def member(backbone):
-    """Return a detector of its own backbone."""
+    """Return a detector with the given backbone."""
     extractor = TorchFeatureExtractor(backbone, image_size=None, crop_size=None)
     return PatchCoreDetector(extractor, random_state=0)
 
@@ -31,8 +32,8 @@ for name, row in tables.items():
     print(f"{name:<6} image AUROC {row['image_auroc']:.3f}, AUPRO {row['aupro']:.3f}")
 
 # %%
-# What each member says of the same images, in standard deviations of its own good images' scores. Where they agree, the
-# average is sure; where they part, it is not.
+# The scores of both members for the same images, in standard deviations of the member's calibration scores. The average is
+# reliable for images on which the members agree, and less reliable for the others.
 
 ensemble.fit(task.train_images, groups=task.train_groups)
 standard = []
@@ -45,9 +46,9 @@ for label, name, color in ((1, "good", "#0072B2"), (-1, "defective", "#D55E00"))
     ax.scatter(standard[0][here], standard[1][here], color=color, s=18, label=name)
 low, high = np.min(standard), np.max(standard)
 line = np.array([low, high])
-ax.plot(line, -2 * ensemble.offset_ - line, color="black", linestyle="--", label="the ensemble's threshold")
+ax.plot(line, -2 * ensemble.offset_ - line, color="black", linestyle="--", label="threshold of the ensemble")
 ax.set(
-    xlabel="anomaly by efficientnet_lite0", ylabel="anomaly by efficientnet_lite2", xlim=(low - 0.5, high + 0.5),
+    xlabel="anomaly score, efficientnet_lite0", ylabel="anomaly score, efficientnet_lite2", xlim=(low - 0.5, high + 0.5),
     ylim=(low - 0.5, high + 0.5),
 )  # fmt: skip
 ax.legend(frameon=False)

@@ -2,14 +2,15 @@
 Search over patch size and ratio
 ================================
 
-Which neighbourhood should a patch feature see, and how much of the good surface should the memory bank keep? A grid
-search answers for your own images. With ``memory=``, the network sees each image once, whatever is tried with its
-features, and a larger coreset goes on from a smaller one.
+How large should the neighbourhood of a patch feature be, and what fraction of the patches should the memory bank store? A
+grid search answers these questions for your own images. With ``memory=``, the network processes each image only once in
+the whole search, and the selection of a larger coreset continues from a smaller one.
 """
 
 # %%
-# The task: bricks, and bricks with scratches, blobs, stains and foreign texture. The detector learns from good images
-# only. ``OneClassSplit`` sees to that: its training parts hold no defective image, its test parts hold both kinds.
+# The images show good bricks, and bricks with scratches, blobs, stains and foreign texture. The detector is fitted on good
+# images only. For this purpose, the training parts of ``OneClassSplit`` contain good images only, and its test parts
+# contain both kinds.
 
 import tempfile
 
@@ -29,8 +30,8 @@ y = np.concatenate([np.ones(len(task.train_images), int), task.test_labels])
 print(f"{(y == 1).sum()} good images, {(y == -1).sum()} defective ones")
 
 # %%
-# ``calibration=None``: a search ranks by scores, so thresholds can wait for the final fit. The grid names parameters of
-# the stages as scikit-learn does, with two underscores.
+# A search ranks settings by scores and needs no thresholds, so ``calibration=None`` saves time. The parameters of the
+# stages have names with two underscores, as usual in scikit-learn.
 
 memory = tempfile.TemporaryDirectory()
 detector = PatchCoreDetector(
@@ -51,7 +52,7 @@ search.fit(X, y)
 print(search.best_params_)
 
 # %%
-# The results as heat maps: one for each score, with the better number of neighbours in each cell.
+# The results as heat maps, one for each metric. Each cell shows the better result of the two values of ``n_neighbors``.
 
 results = pd.DataFrame(search.cv_results_)
 results = results.rename(columns={"param_extractor__patch_size": "patch size", "param_sampler__ratio": "ratio"})
@@ -61,7 +62,7 @@ for panel, score in zip(panels, ("AUROC", "average precision"), strict=True):
     image = panel.imshow(table, cmap="cividis", aspect="auto")
     panel.set_xticks(range(table.shape[1]), [f"{ratio:.1%}" for ratio in table.columns])
     panel.set_yticks(range(table.shape[0]), table.index)
-    panel.set(xlabel="ratio: share of patches in the bank", ylabel="patch size", title=score)
+    panel.set(xlabel="ratio: fraction of patches in the bank", ylabel="patch size", title=score)
     middle = (table.to_numpy().min() + table.to_numpy().max()) / 2
     for (row, column), value in np.ndenumerate(table.to_numpy()):
         color = "white" if value < middle else "black"
@@ -70,7 +71,7 @@ for panel, score in zip(panels, ("AUROC", "average precision"), strict=True):
 plt.show()
 
 # %%
-# The best setting, fitted once more on the good images, with a threshold this time.
+# The best setting is fitted again on the good training images, this time with a threshold.
 
 final = clone(search.best_estimator_).set_params(calibration="leave-one-out", contamination=0.1)
 final.fit(task.train_images, groups=task.train_groups)

@@ -1,14 +1,15 @@
 """
-Images of differing sizes
+Images of different sizes
 =========================
 
-Parts come in sizes, and so do photographs of them. A patch is compared with patches, wherever they lie: images need not
-have one size, to learn from or to judge. Maps come back at each image's own height and width.
+Photographs of parts may have different sizes. A detector compares patches with patches, independently of their positions.
+Therefore, the images may have different sizes, both in ``fit`` and in ``predict``. Each anomaly map has the height and
+width of its image.
 """
 
 # %%
-# Cuttings of a wall, between 96 and 224 pixels wide and high, none like another. Three of those to judge get a dark
-# spot.
+# The images are cut out of a photograph of a wall. Their height and width are between 96 and 224 pixels. Three of the six
+# test images get a dark spot.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +22,7 @@ wall = skimage.data.brick()
 
 
 def cutting(top, bottom):
-    """Return a cutting of random size from between two heights of the wall."""
+    """Return a part of the wall of random size between the rows `top` and `bottom`."""
     height, width = rng.integers(96, 225, 2)
     y, x = rng.integers(top, bottom - height + 1), rng.integers(0, 513 - width)
     noise = rng.normal(0, 3, (height, width))
@@ -37,8 +38,8 @@ for image in new[3:]:
 print([image.shape for image in new])
 
 # %%
-# ``image_size=None`` leaves each image at its own size: what is 8 pixels large in one is 8 pixels large in all. With
-# ``image_size=256`` the shorter side of each would become 256 pixels, and details of small images would grow.
+# ``image_size=None`` does not resize the images, so that structures have the same size in all of them. ``image_size=256``
+# would resize the shorter side of each image to 256 pixels and enlarge the structures in small images.
 
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, random_state=0).fit(good)
@@ -49,7 +50,7 @@ AnomalyMapDisplay.from_estimator(detector, new, n_columns=3)
 plt.show()
 
 # %%
-# Images of very high resolution cost as many patches as they have: ``detector.estimate_memory(n_images, image)`` says
-# beforehand what a fit takes, and ``max_memory=`` keeps it within bounds.
+# Images of very high resolution have many patches. ``detector.estimate_memory(n_images, image)`` returns the memory that a
+# fit needs, and ``max_memory=`` limits this memory.
 
 print(detector.estimate_memory(1000, np.zeros((2000, 3000), np.uint8)))

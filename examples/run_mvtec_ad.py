@@ -1,16 +1,16 @@
 """
-The paper's table on MVTec AD
-=============================
+The paper's experiment on MVTec AD
+==================================
 
-Needs the data set (5 GB; its owners' terms are at https://www.mvtec.com/company/research/datasets/mvtec-ad), the
-weights of WideResNet-50, which torchvision downloads once, and better a GPU. It is shown with its code and has not been
-run for this page: the table is yours to make.
+This example needs the MVTec AD data set (5 GB; the terms of its owners are at
+https://www.mvtec.com/company/research/datasets/mvtec-ad) and the weights of WideResNet-50, which torchvision downloads
+once. A GPU is recommended. The example was not run for this page, so that only its code is shown.
 """
 
 # sphinx_gallery_thumbnail_path = "_static/demo.jpg"
 
 # %%
-# ``accept_license=True`` says that you have read the terms and keep to them.
+# ``accept_license=True`` states that you have read the terms of the data set and comply with them.
 
 from skpatchcore import evaluate
 from skpatchcore.datasets import fetch_mvtec_ad
@@ -20,8 +20,9 @@ from skpatchcore.evaluation.presets import make_detector
 root = fetch_mvtec_ad(accept_license=True)
 
 # %%
-# The paper's settings with a tenth of the patches. The same from the command line, with a report, and going on where it
-# was interrupted: ``skpatchcore evaluate ROOT -o results/ --preset paper-10``.
+# The preset ``paper-10`` has the settings of the paper with 10 % of the patches in the memory bank. The command
+# ``skpatchcore evaluate ROOT -o results/ --preset paper-10`` does the same, writes a report, and continues after an
+# interruption.
 
 table = evaluate(make_detector("paper-10"), root, resolution="seen", verbose=1)
 print(with_mean(table)[["image_auroc", "pixel_auroc", "aupro", "misclassified"]].round(3).to_string())
