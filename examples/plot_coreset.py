@@ -9,8 +9,8 @@ selections in two dimensions, as in Figure 3 of the paper.
 """
 
 # %%
-# Two thirds of the patches are similar to each other, like those of a background. The others are spread out, and some of
-# them are rare.
+# Two thirds of the patches are similar to each other, like those of a background. The others are spread out, and some
+# of them are rare.
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -2,8 +2,9 @@
 An ensemble of several backbones
 ================================
 
-Different networks compute different features. ``PatchCoreEnsemble`` averages the scores of several detectors. The scores
-of each detector are first standardised by its calibration scores. Table 4 of the paper averages three backbones.
+Different networks compute different features. ``PatchCoreEnsemble`` averages the scores of several detectors. The
+scores of each detector are first standardised by its calibration scores. Table 4 of the paper averages three
+backbones.
 """
 
 # %%
@@ -32,8 +33,8 @@ for name, row in tables.items():
     print(f"{name:<6} image AUROC {row['image_auroc']:.3f}, AUPRO {row['aupro']:.3f}")
 
 # %%
-# The scores of both members for the same images, in standard deviations of the member's calibration scores. The average is
-# reliable for images on which the members agree, and less reliable for the others.
+# The scores of both members for the same images, in standard deviations of the member's calibration scores. The
+# average is reliable for images on which the members agree, and less reliable for the others.
 
 ensemble.fit(task.train_images, groups=task.train_groups)
 standard = []
@@ -48,7 +49,7 @@ low, high = np.min(standard), np.max(standard)
 line = np.array([low, high])
 ax.plot(line, -2 * ensemble.offset_ - line, color="black", linestyle="--", label="threshold of the ensemble")
 ax.set(
-    xlabel="anomaly score, efficientnet_lite0", ylabel="anomaly score, efficientnet_lite2", xlim=(low - 0.5, high + 0.5),
+    xlabel="anomaly, efficientnet_lite0", ylabel="anomaly, efficientnet_lite2", xlim=(low - 0.5, high + 0.5),
     ylim=(low - 0.5, high + 0.5),
 )  # fmt: skip
 ax.legend(frameon=False)

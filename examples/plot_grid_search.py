@@ -2,15 +2,15 @@
 Search over patch size and ratio
 ================================
 
-How large should the neighbourhood of a patch feature be, and what fraction of the patches should the memory bank store? A
-grid search answers these questions for your own images. With ``memory=``, the network processes each image only once in
-the whole search, and the selection of a larger coreset continues from a smaller one.
+How large should the neighbourhood of a patch feature be, and what fraction of the patches should the memory bank
+store? A grid search answers these questions for your own images. With ``memory=``, the network processes each image
+only once in the whole search, and the selection of a larger coreset continues from a smaller one.
 """
 
 # %%
-# The images show good bricks, and bricks with scratches, blobs, stains and foreign texture. The detector is fitted on good
-# images only. For this purpose, the training parts of ``OneClassSplit`` contain good images only, and its test parts
-# contain both kinds.
+# The images show good bricks, and bricks with scratches, blobs, stains and foreign texture. The detector is fitted on
+# good images only. For this purpose, the training parts of ``OneClassSplit`` contain good images only, and its test
+# parts contain both kinds.
 
 import tempfile
 
@@ -52,7 +52,8 @@ search.fit(X, y)
 print(search.best_params_)
 
 # %%
-# The results as heat maps, one for each metric. Each cell shows the better result of the two values of ``n_neighbors``.
+# The results as heat maps, one for each metric. Each cell shows the better result of the two values of
+# ``n_neighbors``.
 
 results = pd.DataFrame(search.cv_results_)
 results = results.rename(columns={"param_extractor__patch_size": "patch size", "param_sampler__ratio": "ratio"})

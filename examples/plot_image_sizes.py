@@ -2,14 +2,14 @@
 Images of different sizes
 =========================
 
-Photographs of parts may have different sizes. A detector compares patches with patches, independently of their positions.
-Therefore, the images may have different sizes, both in ``fit`` and in ``predict``. Each anomaly map has the height and
-width of its image.
+Photographs of parts may have different sizes. A detector compares patches with patches, independently of their
+positions. Therefore, the images may have different sizes, both in ``fit`` and in ``predict``. Each anomaly map has the
+height and width of its image.
 """
 
 # %%
-# The images are cut out of a photograph of a wall. Their height and width are between 96 and 224 pixels. Three of the six
-# test images get a dark spot.
+# The images are cut out of a photograph of a wall. Their height and width are between 96 and 224 pixels. Three of the
+# six test images get a dark spot.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -38,8 +38,9 @@ for image in new[3:]:
 print([image.shape for image in new])
 
 # %%
-# ``image_size=None`` does not resize the images, so that structures have the same size in all of them. ``image_size=256``
-# would resize the shorter side of each image to 256 pixels and enlarge the structures in small images.
+# ``image_size=None`` does not resize the images, so that structures have the same size in all of them.
+# ``image_size=256`` would resize the shorter side of each image to 256 pixels and enlarge the structures in small
+# images.
 
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, random_state=0).fit(good)
@@ -50,7 +51,7 @@ AnomalyMapDisplay.from_estimator(detector, new, n_columns=3)
 plt.show()
 
 # %%
-# Images of very high resolution have many patches. ``detector.estimate_memory(n_images, image)`` returns the memory that a
-# fit needs, and ``max_memory=`` limits this memory.
+# Images of very high resolution have many patches. ``detector.estimate_memory(n_images, image)`` returns the memory
+# that a fit needs, and ``max_memory=`` limits this memory.
 
 print(detector.estimate_memory(1000, np.zeros((2000, 3000), np.uint8)))

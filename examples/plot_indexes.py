@@ -26,9 +26,9 @@ queries = extractor.transform(task.test_images).reshape(-1, features.shape[-1])
 print(f"{len(bank)} rows of {bank.shape[1]} channels, {len(queries)} queries")
 
 # %%
-# The times are for this small memory bank, on the machine that built this page. Before its first search, the approximate
-# index compiles code (half a minute) and builds a graph. These times are not included. Therefore, the approximate index is
-# only worthwhile for many images.
+# The times are for this small memory bank, on the machine that built this page. Before its first search, the
+# approximate index compiles code (half a minute) and builds a graph. These times are not included. Therefore, the
+# approximate index is only worthwhile for many images.
 
 indexes = {
     "ExactIndex": ExactIndex(),

@@ -2,13 +2,14 @@
 How many good images are needed?
 ================================
 
-Section 4.5 of the paper examines how few images of good parts are sufficient. You can do the same with your own data. The
-function ``low_shot_curve`` evaluates a detector for several numbers of training images, which are drawn several times.
+Section 4.5 of the paper examines how few images of good parts are sufficient. You can do the same with your own data.
+The function ``low_shot_curve`` evaluates a detector for several numbers of training images, which are drawn several
+times.
 """
 
 # %%
-# ``memory=`` caches the outputs of the network. The network processes each image once, even if the image is drawn several
-# times.
+# ``memory=`` caches the outputs of the network. The network processes each image once, even if the image is drawn
+# several times.
 
 import tempfile
 
@@ -27,8 +28,8 @@ memory.cleanup()
 print(table.groupby(["category", "shots"])[["image_auroc", "aupro"]].mean().round(3).unstack("category").to_string())
 
 # %%
-# Bricks have a repeating pattern, so that a few images show nearly everything. The appearance of gravel differs from place
-# to place, and more images continue to improve the results.
+# Bricks have a repeating pattern, so that a few images show nearly everything. The appearance of gravel differs from
+# place to place, and more images continue to improve the results.
 
 figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained", sharex=True)
 for panel, (metric, title) in zip(panels, [("image_auroc", "image AUROC"), ("aupro", "AUPRO")], strict=True):

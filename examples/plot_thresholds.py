@@ -31,8 +31,8 @@ piece_of = np.repeat(np.arange(40), 2)
 fresh = np.stack([photographed(piece) for piece in pieces[40:]])
 
 # %%
-# The same good training images are scored in three ways: against the complete memory bank, which contains their own patches;
-# without the rows that come from the image; and without the rows that come from images of the same piece.
+# The same good training images are scored in three ways: against the complete memory bank, which contains their own
+# patches; without the rows that come from the image; and without the rows that come from images of the same piece.
 
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0).fit(train)
@@ -61,9 +61,9 @@ panels[-1].set_xlabel("anomaly score")
 plt.show()
 
 # %%
-# The in-sample threshold flags nearly all images. Leaving out only the image itself is not sufficient here, because the
-# other photograph of the same piece stays in the memory bank. ``PatchCoreDetector`` never uses in-sample scores. Pass
-# ``groups`` if several images show the same part. Alternatively, compute the threshold from new good images:
+# The in-sample threshold flags nearly all images. Leaving out only the image itself is not sufficient here, because
+# the other photograph of the same piece stays in the memory bank. ``PatchCoreDetector`` never uses in-sample scores.
+# Pass ``groups`` if several images show the same part. Alternatively, compute the threshold from new good images:
 
 detector.recalibrate(fresh[:12], contamination=0.1)
 print(f"recalibrated on 12 new pieces: {(detector.predict(fresh[12:]) == -1).sum()} of 12 others flagged")
