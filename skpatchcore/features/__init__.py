@@ -1,4 +1,4 @@
-"""Pixels to grids of patch features (Eq. 1-4)."""
+"""Feature extraction: images to grids of patch features (Equations 1 to 4 of the paper)."""
 
 from skpatchcore.features._backbones import WeightsError
 from skpatchcore.features.extractor import TorchFeatureExtractor

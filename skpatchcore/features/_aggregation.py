@@ -1,9 +1,10 @@
-"""From a network's layer maps to patch features: pure torch functions (Eq. 1-4 of the paper).
+"""concatenate_layers and pool_layers: from a network's layer maps to patch features (Equations 1 to 4 of the paper).
 
-A patch feature gathers the neighbourhood of one position (Eq. 1-2) by average pooling and joins it over the layers, the
-deeper ones brought to the first one's grid (Eq. 3-4). The two published implementations differ in how the channels are
-made (section 5 of the design): :func:`concatenate_layers` keeps all of them, :func:`pool_layers` reduces them twice
-to a fixed number by adaptive average pooling.
+A patch feature is the average over the neighbourhood of one grid position (Equations 1 and 2), joined over the layers
+(Equations 3 and 4). Deeper layers are first resized to the grid of the first layer. The two published implementations
+make the channels differently. :func:`concatenate_layers` keeps all channels, as anomalib does. :func:`pool_layers`
+reduces them twice to a fixed number by adaptive average pooling, as the paper's authors do. The functions are pure: they
+take and return torch tensors.
 """
 
 from __future__ import annotations
@@ -13,33 +14,35 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-# Class and register tokens that a vision transformer may put before its patches.
+# Maximum number of class and register tokens that a vision transformer may put before its patch tokens.
 _MAX_PREFIX_TOKENS = 16
 
 
 class NotAGridError(ValueError):
-    """Tokens that are no grid of patches of the image."""
+    """Raised if the tokens of a layer do not form a grid of square patches of the image."""
 
 
 def concatenate_layers(maps: Sequence[torch.Tensor], patch_size: int = 3, stride: int = 1) -> torch.Tensor:
-    """Pool each layer over the neighbourhood, align the grids and concatenate the channels.
+    """Average each layer over the neighbourhoods, align the grids and concatenate the channels.
 
     Parameters
     ----------
     maps : sequence of tensors of shape (n_images, n_channels_l, height_l, width_l)
-        The layers' outputs; the first one's grid is that of the result.
+        Outputs of the layers. The grid of the result is the grid of the first layer, thinned out by `stride`.
     patch_size : int, default=3
-        Odd side of the neighbourhood, in positions of each layer's own grid. Beyond the border lie zeros, which count.
+        Side of the neighbourhood in positions of each layer's own grid; an odd number. Positions beyond the border are
+        zeros and count in the average.
     stride : int, default=1
-        Step between neighbouring patches, in positions of the first layer's grid.
+        Step between neighbouring patches in positions of the first layer's grid.
 
     Returns
     -------
     tensor of shape (n_images, grid_height, grid_width, sum of n_channels_l)
+        Patch features.
     """
     pooled = [F.avg_pool2d(m, patch_size, 1, patch_size // 2) for m in maps]
     grid = pooled[0].shape[-2:]
-    # Thinned out after the layers are aligned: a patch and its context stay over the same place.
+    # The stride is applied after the layers are aligned. All layers of a patch then lie over the same place.
     aligned = [_to_grid(p, grid)[..., ::stride, ::stride] for p in pooled]
     return torch.cat(aligned, dim=1).permute(0, 2, 3, 1)
 
@@ -51,30 +54,33 @@ def pool_layers(
     n_layer_channels: int = 1024,
     n_channels: int = 1024,
 ) -> torch.Tensor:
-    """Unfold the neighbourhoods and reduce them twice by adaptive average pooling, as the paper's authors do.
+    """Unfold the neighbourhoods and reduce the channels twice by adaptive average pooling, as the paper's authors do.
 
     Parameters
     ----------
     maps : sequence of tensors of shape (n_images, n_channels_l, height_l, width_l)
-        The layers' outputs; the first one's grid is that of the result.
-    patch_size : int
-        As in :func:`concatenate_layers`.
-    stride : int
-        Step between neighbouring patches, in positions of *each* layer's own grid: with the reference's steps, the
-        deeper layers of a patch lie beside it where the stride is not 1.
+        Outputs of the layers. The grid of the result is the grid of the first layer's patches.
+    patch_size : int, default=3
+        Side of the neighbourhood in positions of each layer's own grid; an odd number. Positions beyond the border are
+        zeros and count in the average.
+    stride : int, default=1
+        Step between neighbouring patches in positions of *each* layer's own grid, as in the authors' implementation.
+        With a stride other than 1, the deeper layers of a patch lie beside its place in the first layer.
     n_layer_channels : int, default=1024
-        Channels of each layer after the first pooling, which runs over channels and neighbourhood together.
+        Number of channels per layer after the first pooling, which runs over channels and neighbourhood together.
     n_channels : int, default=1024
-        Channels after the second pooling, which runs over the layers one after the other.
+        Number of channels after the second pooling, which runs over the channels of all layers in sequence.
 
     Returns
     -------
     tensor of shape (n_images, grid_height, grid_width, n_channels)
+        Patch features.
 
     Notes
     -----
-    The reference brings the unfolded neighbourhoods to the first layer's grid and pools then. Both steps are linear and
-    act on different axes, so pooling first gives the same numbers with ``patch_size ** 2`` times less memory.
+    The authors' implementation resizes the unfolded neighbourhoods to the first layer's grid and then pools them. Both
+    steps are linear and act on different axes. Therefore, pooling first gives the same numbers and takes
+    ``patch_size ** 2`` times less memory.
     """
     layers = []
     for m in maps:
@@ -90,34 +96,38 @@ def pool_layers(
 
 
 def _to_grid(layer: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """Resize a layer map to a grid of (height, width) by bilinear interpolation."""
     if tuple(layer.shape[-2:]) == tuple(grid):
         return layer
     return F.interpolate(layer, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
 def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Arrange a transformer's tokens as a map, without the class and register tokens that stand before the patches.
+    """Arrange a transformer's patch tokens as a layer map and drop the class and register tokens before them.
 
     Parameters
     ----------
     tokens : tensor of shape (n_images, n_tokens, n_channels)
-        Patches in row-major order, after any class and register tokens.
+        Class and register tokens, if any, then the patch tokens in row-major order.
     image_size : (int, int)
-        Height and width in pixels of the images that the network saw.
+        Height and width in pixels of the network's input.
 
     Returns
     -------
     tensor of shape (n_images, n_channels, grid_height, grid_width)
+        Layer map of the patch tokens.
 
     Raises
     ------
     NotAGridError
-        If no square patch that divides the image gives that number of tokens.
+        If no side of a square patch divides both sides of the image and explains the number of tokens with at most 16
+        class and register tokens.
 
     Notes
     -----
-    The patch's side divides both sides of the image, so the grid is the largest one with a common divisor of the two as
-    patch that needs no more tokens than there are.
+    The side of a patch divides both sides of the image. The function tries the common divisors in ascending order,
+    which tries the largest grid first. The first grid that has at most `n_tokens` positions is used. The remaining
+    tokens are class and register tokens.
     """
     n_images, n_tokens, n_channels = tokens.shape
     height, width = image_size
@@ -132,6 +142,6 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
             break
         return tokens[:, n_prefix:].transpose(1, 2).reshape(n_images, n_channels, *grid)
     raise NotAGridError(
-        f"a layer gives {n_tokens} tokens for an image of {height}×{width} pixels, which is no grid of square patches; "
-        "choose an image_size or crop_size whose sides are multiples of the network's patch size."
+        f"a layer returns {n_tokens} tokens for an image of {height}×{width} pixels, which do not form a grid of "
+        "square patches; choose an image_size or crop_size with sides that are multiples of the network's patch size."
     )

@@ -73,7 +73,7 @@ def test_tokens_lie_as_the_transformer_saw_them(rows, columns, side, prefix):
 
 
 def test_tokens_that_are_no_grid_are_refused():
-    with pytest.raises(ValueError, match="no grid of square patches"):
+    with pytest.raises(ValueError, match="do not form a grid of square patches"):
         tokens_to_grid(torch.zeros(1, 131, 4), (64, 64))
-    with pytest.raises(ValueError, match="no grid of square patches"):
+    with pytest.raises(ValueError, match="do not form a grid of square patches"):
         tokens_to_grid(torch.zeros(1, 5, 4), (7, 11))
