@@ -3,8 +3,8 @@
 A patch feature is the average over the neighbourhood of one grid position (Equations 1 and 2), joined over the layers
 (Equations 3 and 4). Deeper layers are first resized to the grid of the first layer. The two published implementations
 make the channels differently. :func:`concatenate_layers` keeps all channels, as anomalib does. :func:`pool_layers`
-reduces them twice to a fixed number by adaptive average pooling, as the paper's authors do. The functions are pure: they
-take and return torch tensors.
+reduces them twice to a fixed number by adaptive average pooling, as the paper's authors do. Both functions take and
+return torch tensors and have no state.
 """
 
 from __future__ import annotations
@@ -125,9 +125,9 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
 
     Notes
     -----
-    The side of a patch divides both sides of the image. The function tries the common divisors in ascending order,
-    which tries the largest grid first. The first grid that has at most `n_tokens` positions is used. The remaining
-    tokens are class and register tokens.
+    The side of a patch divides both sides of the image. The function tries the common divisors in ascending order, from
+    the largest grid to the smallest. It uses the first grid that has no more positions than there are tokens. The
+    remaining tokens are class and register tokens.
     """
     n_images, n_tokens, n_channels = tokens.shape
     height, width = image_size

