@@ -403,8 +403,8 @@ def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
                 from safetensors.torch import load_file
             except ImportError as error:
                 raise WeightsError(
-                    f"weights: {str(file)!r} cannot be read: the package safetensors is not installed. Install it with "
-                    "pip install 'skpatchcore[safetensors]'."
+                    "weights: a .safetensors file needs the package safetensors, which is not installed. Install it "
+                    "with pip install 'skpatchcore[safetensors]'."
                 ) from error
             state: Any = load_file(str(file))
         else:
