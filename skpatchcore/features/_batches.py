@@ -1,4 +1,7 @@
-"""Images as batches that the network can take: read, resized or found in the cache, one batch ahead of the network."""
+"""prepared_batches: read, resize and crop images in batches for the network, or look up their layer maps in the cache.
+
+:func:`prefetched` prepares the next batch in another thread while the network runs on the current batch.
+"""
 
 from __future__ import annotations
 
@@ -23,22 +26,22 @@ T = TypeVar("T")
 
 @dataclass
 class Prepared:
-    """An image as the network takes it, or its layer maps if they are cached.
+    """Input of the network for one image, or the layer maps of the image if they are cached.
 
     Attributes
     ----------
     view : View
-        What the network sees of the image.
+        Region of the image that the network sees.
     index : int
         Position of the image in `X`.
     path : str or None
-        Its file.
+        Path of the image file; None if the image is not a file.
     pixels : tensor of shape (3, height, width), float32 in [0, 1], or None
-        Resized and cropped; None if `maps` are known.
+        Resized and cropped image; None if `maps` come from the cache.
     maps : list of tensors of shape (height, width, n_channels), or None
-        Outputs of the layers, if they are known.
+        Outputs of the layers from the cache; None if the network has to compute them.
     entry : path or None
-        The cache entry in which its maps are to be stored.
+        Path of the cache entry in which new layer maps are stored; None without a cache.
     """
 
     view: View
@@ -58,43 +61,44 @@ def prepared_batches(
     cache: LayerCache | None,
     pixel_format: PixelFormat,
 ) -> Iterator[list[Prepared]]:
-    """Yield batches of neighbouring images that have one size after resizing.
+    """Yield batches of consecutive images that have the same size after resizing and cropping.
 
     Parameters
     ----------
     images : sequence of images
-        Each is read when its batch is due.
+        Images to prepare. Each image is read when its batch is prepared.
     batch_size : int
-        Maximum number of images in a batch.
+        Maximum number of images per batch.
     image_size, crop_size, max_pixels
-        As of :class:`~skpatchcore.TorchFeatureExtractor`.
+        Parameters of :class:`~skpatchcore.TorchFeatureExtractor`.
     cache : LayerCache or None
-        Where layer maps are looked up.
+        Cache in which layer maps are looked up; None disables the lookup.
     pixel_format : PixelFormat
-        How the values of images are to be understood.
+        Meaning of the stored values of images: order of the channels, values of black and white.
 
     Yields
     ------
     list of Prepared
+        The images of one batch, in order.
 
     Raises
     ------
     ImageError
-        If an image can't be read.
+        If an image cannot be read, or cannot be resized and cropped.
     """
 
     def prepare(image: Any, index: int) -> Prepared:
         path = path_of(image)
-        # what is hashed is what is decoded, whoever writes to the file meanwhile
+        # The file is read once. The same bytes are hashed and decoded, even if the file changes meanwhile.
         content = None if cache is None or path is None else read_content(path, index)
         entry = None if cache is None else cache.entry_of(image, index, content, max_pixels, pixel_format)
         known = None if cache is None or entry is None else cache.read(entry)
         if known is not None:
             return Prepared(known[1], index, path, maps=known[0])
         loaded = load_image(image, index, max_pixels, content, pixel_format)
-        with one_thread(np.size(loaded) < SMALL_PASS):  # it often runs beside the network
+        with one_thread(np.size(loaded) < SMALL_PASS):  # the network often runs at the same time
             pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels)
-        # grey images are resized once, then seen three times
+        # A grey image is resized as one channel, which is then repeated three times.
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
 
     prepared = (prepare(image, index) for index, image in enumerate(images))
@@ -104,17 +108,17 @@ def prepared_batches(
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """Yield `items`, each made in another thread while the one before it is used.
+    """Yield the items of an iterator; another thread computes the next item while the caller uses the current item.
 
     Parameters
     ----------
     items : iterator
-        Asked for one item at a time, in order.
+        Iterator to consume, one item at a time and in order.
 
     Yields
     ------
     object
-        The items. An error in making one is raised when its turn comes.
+        The items in order. An error raised by an item is raised in the position of that item.
     """
     end = object()
     with ThreadPoolExecutor(1, thread_name_prefix="skpatchcore-prefetch") as executor:
