@@ -1,9 +1,10 @@
-"""Layer maps of single images on disk: the network sees an image once, whatever is tried with its features.
+"""LayerCache: keeps the layer maps of each image on disk, so that searches run the network once per image.
 
-An entry is found by what the maps depend on: the image's content, the network and its weights, the layers, sizes,
-normalisation and precision. It doesn't depend on how features are made of the maps (patch size, stride, channels), nor
-on the device and the batch. Entries are files of their own, written in one step, so processes may share a folder; a
-damaged one counts as missing.
+The key of an entry is a hash of everything that determines the layer maps: the content of the image, the network and
+its weights, the layers, the sizes, the normalisation and the precision. Parameters that only affect how features are
+made from the maps (patch size, stride, channels) are not part of the key. The device and the batch are not part of the
+key either. Each entry is one file, which is written atomically. Therefore, several processes may share a folder. A
+damaged entry is treated as missing.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat, content_of, from_tensor, load_image, path_of
 from skpatchcore.images.views import View
 
-_FORMAT = 3  # changes with what entries hold
-# How much may be written, in shares of the limit, before it is seen to again.
+_FORMAT = 3  # version of the content of entries
+# Fraction of the limit that may be written before the limit is enforced again.
 _SLACK = 1 / 32
 
 
@@ -38,29 +39,30 @@ def hash_content(
     max_pixels: int | None = None,
     pixel_format: PixelFormat = DEFAULT_FORMAT,
 ) -> str:
-    """Return a hash of what an image is: of a file's bytes, of an array's or a PIL image's pixels.
+    """Return a hash of the content of an image: of the bytes of a file, or of the pixels of an array or PIL image.
 
     Parameters
     ----------
     image : path, PIL image or array
-        As :func:`~skpatchcore.images.reading.load_image` takes it.
+        Image in any form that :func:`~skpatchcore.images.reading.load_image` accepts.
     index : int
-        Position in `X`, for the error.
+        Position of the image in `X`, for error messages.
     content : bytes or None, default=None
-        Of the file, where it has been read.
+        Content of the file if it has been read already. None reads the file.
     max_pixels : int or None, default=None
-        PIL images of more are refused.
+        Maximum number of pixels of a PIL image. None leaves the limit to PIL.
     pixel_format : PixelFormat
-        As for :func:`~skpatchcore.images.reading.load_image`.
+        Meaning of the stored values, as for :func:`~skpatchcore.images.reading.load_image`.
 
     Returns
     -------
     str
+        The kind of the content (``file``, ``image`` or ``array``) and a BLAKE2b hash in hexadecimal.
 
     Raises
     ------
     ImageError
-        If it can't be read.
+        If the image cannot be read.
     """
     path = path_of(image)
     if content is None:
@@ -73,35 +75,43 @@ def hash_content(
     elif not isinstance(image, np.ndarray):
         image = load_image(image, index, max_pixels, pixel_format=pixel_format)
     elif isinstance(image, np.ma.MaskedArray):
-        load_image(image, index)  # refuses what is masked, which the bytes don't tell
+        load_image(image, index)  # raises if values are masked: the hash does not cover the mask
     pixels = np.ascontiguousarray(image)
     if pixels.dtype == object:
-        load_image(image, index)
+        load_image(image, index)  # raises: the bytes of an object array are addresses
     sha = hashlib.blake2b(f"{pixels.dtype} {pixels.shape}".encode(), digest_size=20)
     sha.update(pixels.view(np.uint8).data if pixels.size else b"")
-    # the pixels of a PIL image have been decoded; an array of the same values may mean something else
+    # A PIL image has been decoded with pixel_format. An array of the same values may mean another image.
     return f"{'image' if is_decoded else 'array'}-{sha.hexdigest()}"
 
 
 class LayerCache:
-    """Layer maps of images, for one way to compute them.
+    """Cache on disk for the layer maps of images, for one network with one set of settings.
 
     Parameters
     ----------
     memory : str, path or joblib.Memory
-        Where they are kept.
+        Folder in which the cache is kept.
     settings : dict
-        What the maps depend on beside the image: anything that JSON can hold.
+        All settings that determine the layer maps, apart from the image. The values must be JSON serialisable.
     dtype : {"float32", "float16"}
-        How they are stored.
+        Type in which the maps are stored.
     limit : int or None
-        Bytes that all entries in the folder may take; those that were used least lately make way. None: no limit.
+        Maximum size in bytes of all entries in the folder. The least recently used entries are evicted. None sets no
+        limit.
+
+    Raises
+    ------
+    ValueError
+        If `memory` is a joblib.Memory without a location.
     """
 
     def __init__(self, memory: Any, settings: dict[str, Any], dtype: str, limit: int | None):
         folder = cache_folder(memory, "skpatchcore-layers")
         if folder is None:
-            raise ValueError("memory: a joblib.Memory without a location keeps nothing.")
+            raise ValueError(
+                "memory: a joblib.Memory without a location stores nothing. Give it a location, or pass memory=None."
+            )
         self.folder, self.limit, self.dtype = folder, limit, np.dtype(dtype)
         text = json.dumps({**settings, "dtype": dtype, "format": _FORMAT}, sort_keys=True)
         self._settings = hashlib.blake2b(text.encode(), digest_size=20)
@@ -123,7 +133,10 @@ class LayerCache:
         return self.folder / name[:2] / f"{name}.npz"
 
     def read(self, path: Path) -> tuple[list[torch.Tensor], View] | None:
-        """Return the maps, each of shape (height, width, n_channels), float32, and what the network saw; or None."""
+        """Return the layer maps and the view of a cache entry; None if the entry is missing or damaged.
+
+        Each map has the shape (height, width, n_channels) and the dtype float32.
+        """
         found = read_arrays(path)
         try:
             maps = [torch.from_numpy(found[f"layer{i}"]).float() for i in range(len(found) - 1)]  # type: ignore[index, arg-type]
@@ -135,20 +148,20 @@ class LayerCache:
         return maps, view
 
     def keep(self, path: Path, maps: Sequence[torch.Tensor], view: View) -> list[torch.Tensor]:
-        """Store maps, each of shape (height, width, n_channels), and return them as they will be read.
+        """Store layer maps, each of shape (height, width, n_channels), and return them with the stored precision.
 
-        So a run that fills the cache gives the features that the next one gives.
+        The run that fills the cache therefore returns the same features as the runs that read the cache.
         """
         with np.errstate(over="ignore"):
             arrays = {f"layer{i}": m.cpu().numpy().astype(self.dtype) for i, m in enumerate(maps)}
-        if not all(np.isfinite(array).all() for array in arrays.values()):  # beyond float16: kept by nobody
+        if not all(np.isfinite(array).all() for array in arrays.values()):  # overflow in float16: store nothing
             return [m.cpu() for m in maps]
         try:
             write_arrays(path, **arrays, view=_as_array(view))
-        except OSError as error:  # a full or a read-only disk is no reason to stop the work
+        except OSError as error:  # the result does not depend on the cache: a full or read-only disk is not fatal
             warnings.warn(
-                f"memory: layer maps can't be kept in {str(self.folder)!r} ({error}); the network "
-                "will have to run again.",
+                f"memory: layer maps cannot be stored in {str(self.folder)!r} ({error}). The next run must compute "
+                "them again. Free disk space or choose a writable folder.",
                 UserWarning,
                 stacklevel=2,
             )
@@ -157,6 +170,10 @@ class LayerCache:
         return [torch.from_numpy(array).float() for array in arrays.values()]
 
     def _see_to_limit(self, n_bytes: int) -> None:
+        """Count `n_bytes` of new entries and prune the folder if it may exceed the limit.
+
+        The folder is pruned on the first write, then whenever a fraction `_SLACK` of the limit has been written.
+        """
         if self.limit is None:
             return
         with self._lock:
@@ -165,25 +182,25 @@ class LayerCache:
             if not first and self._written < self.limit * _SLACK:
                 return
             self._written = 1
-        # room for what comes before the next look
+        # Leave room for the entries that are written before the next pruning.
         prune(self.folder, int(self.limit * (1 - _SLACK)))
 
 
 def prune(folder: Path, limit: int) -> None:
-    """Delete the entries used least lately until the rest takes at most `limit` bytes.
+    """Delete the least recently used entries until the other entries take at most `limit` bytes.
 
     Parameters
     ----------
     folder : path
-        Where the entries are, in folders below it.
+        Folder of the cache. The entries lie in its subfolders.
     limit : int
-        Bytes.
+        Maximum size of all entries in bytes.
     """
     entries = []
     for path in folder.glob("*/*.npz"):
         try:
             stat = path.stat()
-        except OSError:  # another process was faster
+        except OSError:  # another process has deleted the entry
             continue
         entries.append((stat.st_mtime_ns, stat.st_size, path))
     total = sum(size for _, size, _ in entries)
@@ -192,24 +209,27 @@ def prune(folder: Path, limit: int) -> None:
             return
         try:
             path.unlink(missing_ok=True)
-        except OSError:  # another user's
+        except OSError:  # the entry belongs to another user
             continue
         total -= size
 
 
 def _touch(path: Path) -> None:
+    """Set the modification time of an entry to now: it is the time of the last use."""
     try:
         os.utime(path)
-    except OSError:  # deleted, or not ours: it was read all the same
+    except OSError:  # deleted meanwhile, or owned by another user: the entry has been read, so ignore the error
         return
 
 
 def _as_array(view: View) -> np.ndarray:
+    """Return the numbers of a view as one array, in the order that `_as_view` reads."""
     assert view.appearance is not None
     return np.array([*view.image_size, *view.box, *view.input_size, *view.scale, *view.appearance], np.float64)
 
 
 def _as_view(numbers: np.ndarray) -> View:
+    """Return the view whose numbers `_as_array` wrote."""
     height, width, top, left, tall, wide, input_height, input_width, down, across, *appearance = numbers.tolist()
     size, input_size = (int(height), int(width)), (int(input_height), int(input_width))
     return View(size, (top, left, tall, wide), input_size, (down, across), Appearance(*appearance))

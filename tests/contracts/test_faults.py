@@ -224,7 +224,7 @@ def test_a_cache_that_can_not_be_written_costs_time_and_nothing_else(paths, tmp_
     try:
         if what == "a full disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-        with pytest.warns(UserWarning, match="layer maps can't be kept in .*network will have to run again"):
+        with pytest.warns(UserWarning, match="layer maps cannot be stored in .*next run must compute them again"):
             found = extractor(memory=str(tmp_path / "cache")).transform(paths)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -282,7 +282,7 @@ def test_processes_and_threads_share_a_folder(tmp_path, images):
 
 def test_a_folder_that_cannot_be_written_to_costs_time_but_no_result(tmp_path, images):
     (tmp_path / "skpatchcore-layers").write_text("a file stands where the folder should be")
-    with pytest.warns(UserWarning, match="layer maps can't be kept"):
+    with pytest.warns(UserWarning, match="layer maps cannot be stored"):
         features = extractor(tmp_path).transform(images)
     np.testing.assert_allclose(features, extractor().transform(images), rtol=1e-5, atol=1e-5)
 
