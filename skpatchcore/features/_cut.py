@@ -1,4 +1,8 @@
-"""cut_after: a network that ends with the last layer needed and gives the layers' outputs as they arise."""
+"""cut_after: cut a network after the last layer that is needed, so that it returns the outputs of the layers.
+
+:func:`overwritten_layers` and :func:`with_copies` protect outputs that later operations overwrite in place.
+:func:`folded` merges batch normalisations into convolutions.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,21 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# Sides in pixels of the square image that shows what a network does with its maps: a small one, or what most are
-# trained with.
+# Sides in pixels of the square test images that are passed through a network to examine its layer maps. The small image
+# is fast. Some networks only accept 224, the size with which most networks are trained.
 PROBE_SIDES = (96, 224)
 
 
 def cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
-    """Return a module that gives the outputs of `layers` and computes nothing after the last of them."""
+    """Return a module that returns the outputs of `layers` as a dictionary and computes nothing after the last layer.
+
+    A network that torch.fx cannot trace is not cut: forward hooks collect the outputs and the whole network runs.
+
+    Raises
+    ------
+    ValueError
+        If the network has no module with the name of a layer.
+    """
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
         if layer not in names:
@@ -29,21 +41,22 @@ def cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
     try:
         cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
         return cut
-    except Exception:  # torch.fx can't trace every network; whatever stopped it, hooks do the same
+    except Exception:  # torch.fx cannot trace every network, and fails with many types of errors: use hooks
         return _HookedLayers(module, layers)
 
 
 def _output_of(graph: fx.Graph) -> fx.Node:
+    """Return the output node of a graph."""
     output: fx.Node = next(node for node in graph.nodes if node.op == "output")
     return output
 
 
 @torch.no_grad()
 def overwritten_layers(traced: fx.GraphModule) -> frozenset[str]:
-    """Return the layers whose outputs are changed in place by what comes after them: seen on a random image.
+    """Return the layers with outputs that later operations overwrite in place.
 
-    Examples are ``F.relu(x, inplace=True)`` and ``x += y`` behind a layer. If no image can be passed, all layers are
-    returned. Their outputs are copied; those of other layers need no copy.
+    Such operations are e.g. ``F.relu(x, inplace=True)`` and ``x += y``. The outputs of these layers must be copied. The
+    layers are found by a forward pass of a random image. If the network accepts no such image, all layers are returned.
     """
     outputs: dict[str, fx.Node] = dict(_output_of(traced.graph).args[0])  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(0)
@@ -51,14 +64,14 @@ def overwritten_layers(traced: fx.GraphModule) -> frozenset[str]:
         watcher = _Watcher(traced, set(outputs.values()))
         try:
             watcher.run(torch.randn((1, 3, side, side), generator=generator))
-        except Exception:  # too small to pool, not the one size that it takes, or whatever a user's network raises
+        except Exception:  # the image is too small, the network needs another fixed size, or a user's network fails
             continue
         return frozenset(layer for layer, node in outputs.items() if node in watcher.changed())
     return frozenset(outputs)
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a graph and remembers what some of its nodes give."""
+    """Runs a graph and records the results of some nodes."""
 
     def __init__(self, module: fx.GraphModule, watched: set[fx.Node]):
         super().__init__(module)
@@ -72,7 +85,7 @@ class _Watcher(fx.Interpreter):
         return result
 
     def changed(self) -> set[fx.Node]:
-        """Return the nodes whose results were written to later."""
+        """Return the nodes with results that were overwritten later."""
         return {
             node
             for node, (result, version, before) in self._seen.items()
@@ -81,7 +94,7 @@ class _Watcher(fx.Interpreter):
 
 
 def with_copies(traced: fx.GraphModule, layers: frozenset[str]) -> fx.GraphModule:
-    """Return a network that copies the outputs of some layers where they arise."""
+    """Return a network that copies the outputs of some layers before later operations can overwrite them."""
     module = fx.GraphModule(traced, traced.graph)
     output = _output_of(module.graph)
     outputs: Any = dict(output.args[0])  # type: ignore[arg-type]
@@ -94,15 +107,19 @@ def with_copies(traced: fx.GraphModule, layers: frozenset[str]) -> fx.GraphModul
 
 
 def copied(output: Any) -> Any:
-    """Return a copy of a tensor, and anything else as it is."""
+    """Return a copy of a tensor; return other objects unchanged."""
     return output.clone() if isinstance(output, torch.Tensor) else output
 
 
 def folded(traced: fx.GraphModule) -> fx.GraphModule:
-    """Make batch normalisations part of the convolutions before them, where nobody else looks at these."""
+    """Merge each batch normalisation into the convolution before it, if nothing else uses the convolution's output.
+
+    In evaluation mode, a batch normalisation is a linear map per channel. Its factors can be multiplied into the
+    weights of the convolution, which saves one pass over the map.
+    """
     module = fx.GraphModule(
         traced, traced.graph
-    )  # of torchvision's two graphs, for training and evaluation, the latter
+    )  # torchvision traces one graph for training and one for evaluation: this is the one for evaluation
     modules = dict(module.named_modules())
     calls = Counter(node.target for node in module.graph.nodes if node.op == "call_module")
     for node in list(module.graph.nodes):
@@ -111,6 +128,7 @@ def folded(traced: fx.GraphModule) -> fx.GraphModule:
         before = node.args[0]
         if before.op != "call_module" or type(modules[before.target]) is not nn.Conv2d:
             continue
+        # Skip a convolution with an output that is also used elsewhere, or a module that is called several times.
         if len(before.users) > 1 or calls[before.target] > 1:
             continue
         convolution = fuse_conv_bn_eval(modules[before.target], modules[node.target])
@@ -124,18 +142,23 @@ def folded(traced: fx.GraphModule) -> fx.GraphModule:
 
 
 class _HookedLayers(nn.Module):
-    """The layers' outputs by forward hooks, for networks that torch.fx can't trace: runs the whole network."""
+    """Collects the outputs of layers by forward hooks, for networks that torch.fx cannot trace.
+
+    The whole network runs, also the part after the last layer.
+    """
 
     def __init__(self, module: nn.Module, layers: tuple[str, ...]):
         super().__init__()
         self.module, self.layers = module, layers
-        self._seen = threading.local()  # the network is shared between threads, its outputs are not
+        self._seen = threading.local()  # threads share the network, but each thread has its own outputs
         for layer in layers:
             module.get_submodule(layer).register_forward_hook(self._keeper(layer))
 
     def _keeper(self, layer: str) -> Callable[..., None]:
+        """Return a forward hook that stores the output of a layer."""
+
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            # Outputs of this thread's forward. A later operation in place would overwrite them.
+            # A copy: a later in-place operation could overwrite the output.
             self._seen.outputs[layer] = copied(output)
 
         return keep
@@ -151,5 +174,5 @@ class _HookedLayers(nn.Module):
         self.module(x)
         unused = [layer for layer in self.layers if layer not in self._seen.outputs]
         if unused:
-            raise ValueError(f"layers: the backbone has {unused}, but does not run through them.")
+            raise ValueError(f"layers: the backbone has {unused}, but its forward pass does not run them. Remove them.")
         return {layer: self._seen.outputs[layer] for layer in self.layers}

@@ -161,7 +161,7 @@ def test_networks_that_cannot_be_traced_work_too(tmp_path):
     assert features.shape == (2, 8, 8, 10)
     torch.save(Winding().state_dict(), tmp_path / "winding.pth")
     assert not (extractor.set_params(weights=tmp_path / "winding.pth").transform(images) == features).all()
-    with pytest.raises(ValueError, match="does not run through"):
+    with pytest.raises(ValueError, match="forward pass does not run them"):
         extractor.set_params(weights="DEFAULT", layers=["never"]).transform(images)
 
 
