@@ -1,4 +1,4 @@
-"""Weights files and networks by their content, so that a changed one is never taken for the one before."""
+"""digest_of_file and network_fingerprint: identify weights files and networks by content, to detect every change."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-# Nanoseconds after which a change of a file certainly shows in its times.
+# Age in nanoseconds after which a further change of a file certainly changes its timestamps.
 _SETTLED = 2 * 10**9
-# Settings of modules that are compared as they are.
+# Types of settings that are compared directly.
 _SIMPLE = (
     bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, types.FunctionType,
     types.BuiltinFunctionType,
 )  # fmt: skip
-# Levels of containers that are followed.
+# Number of levels of nested containers that are compared.
 _DEPTH = 8
-# Attributes of every module: its parts and tensors are compared on their own, hooks are not.
+# Attributes that every module has. Submodules and tensors are compared separately, hooks are not compared.
 _OF_TORCH = frozenset(vars(nn.Module()))
-# Digests of files by path, with what the system said of the file when it was read.
+# Digest per path, with device, inode, size and timestamps of the file when it was read.
 _files: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
@@ -54,9 +54,10 @@ def digest_of_file(file: Path) -> str:
 
 
 def network_fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """Return what a network does in this process: its modules, their settings, and checksums of their tensors.
+    """Return a hashable fingerprint of a network: its modules, their settings, and checksums of their tensors.
 
-    Copies have equal fingerprints. A changed weight or setting changes the fingerprint.
+    The fingerprint is valid in this process only. Copies of a network have equal fingerprints. A changed weight or
+    setting changes the fingerprint.
     """
     parts = tuple((name, _kind(part), *frozen_settings(part)) for name, part in module.named_modules())
     tensors = (*module.named_parameters(), *module.named_buffers())
@@ -64,26 +65,30 @@ def network_fingerprint(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _kind(part: nn.Module) -> Any:
-    # the class of a traced module is made for it alone; its code is what counts
+    """Return the class of a module, or the code of a module that torch.fx has traced."""
+    # torch.fx generates a new class for each traced module: equal modules have equal code, but different classes
     return part.code if isinstance(part, fx.GraphModule) else type(part)
 
 
 def frozen_settings(part: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield names and hashable copies of a module's own attributes: not of its parts and its tensors."""
+    """Yield the names and hashable copies of a module's own attributes, without submodules and registered tensors."""
     for name, value in sorted(vars(part).items()):
         if name not in _OF_TORCH:
             yield name, _frozen(value)
 
 
 def _frozen(value: Any, depth: int = _DEPTH) -> Any:
-    """Return a hashable copy of a module's setting: equal for equal content, whatever happens to the original later.
+    """Return a hashable copy of a setting; copies are equal if the contents are equal.
+
+    Later changes of the original do not change the copy.
 
     Parameters
     ----------
     value : object
-        Containers, arrays and tensors are followed; of objects of other classes, the class alone counts.
+        Value of the setting. Containers, arrays and tensors are compared by content. Other objects are compared by
+        class only.
     depth : int, default=8
-        Levels of containers that are followed.
+        Number of levels of nested containers that are compared by content.
     """
     kind = type(value).__name__
     if isinstance(value, torch.Tensor):
@@ -91,7 +96,7 @@ def _frozen(value: Any, depth: int = _DEPTH) -> Any:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return kind, value.shape, str(value.dtype), zlib.crc32(np.ascontiguousarray(value).tobytes())
     if isinstance(value, float | complex | np.generic):
-        return kind, repr(value)  # nan equals itself
+        return kind, repr(value)  # as a text, NaN equals NaN
     if isinstance(value, _SIMPLE):
         return kind, value
     if depth == 0 or not isinstance(value, np.ndarray | Mapping | Set | list | tuple | deque | partial | MethodType):
@@ -111,5 +116,6 @@ def _frozen(value: Any, depth: int = _DEPTH) -> Any:
 
 
 def _checksum(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """Return shape, dtype and CRC-32 of a tensor."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return tuple(tensor.shape), tensor.dtype, zlib.crc32(flat.view(torch.uint8).numpy().data)

