@@ -138,7 +138,7 @@ def test_a_bad_image_in_the_middle_is_named(tmp_path):
 
 
 def test_sizes_that_the_network_refuses_are_named():
-    with pytest.raises(ImageError, match=r"image 1: the backbone can't use an input of 64×64"):
+    with pytest.raises(ImageError, match=r"image 1: the backbone cannot use an input of 64×64"):
         TorchFeatureExtractor("vit_b_16", weights=None, image_size=None, crop_size=None).transform(
             [np.zeros((224, 224, 3)), np.zeros((64, 64, 3))]
         )
@@ -150,7 +150,7 @@ def test_features_that_are_not_finite_are_refused():
         torch.nn.init.constant_(network[0].weight, 3e38)
         return network
 
-    with pytest.raises(ImageError, match="image 0: the backbone gives features that are NaN or infinite"):
+    with pytest.raises(ImageError, match="image 0: the backbone returns features that are NaN or infinite"):
         TorchFeatureExtractor(broken, layers=["0"], image_size=64, crop_size=64).transform([data.astronaut()])
 
 
@@ -217,7 +217,7 @@ def test_errors_of_files_name_the_file(tmp_path):
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "small.png")
     with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): 40×60 pixels after resizing"):
         small(crop_size=64).transform([tmp_path / "small.png"])
-    with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): the backbone can't use"):
+    with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): the backbone cannot use"):
         TorchFeatureExtractor("vit_b_16", weights=None, image_size=None, crop_size=None).transform(
             [tmp_path / "small.png"]
         )
