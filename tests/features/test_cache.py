@@ -171,7 +171,7 @@ def test_networks_without_source_are_not_kept(tmp_path, images):
         lambda: torch.nn.Sequential(names["Typed"](3, 4, 3, 8, 1)),
         layers=["0"], image_size=None, crop_size=None, memory=str(tmp_path),
     )  # fmt: skip
-    with pytest.raises(ValueError, match="source can't be read"):
+    with pytest.raises(ValueError, match="source code that cannot be read"):
         network.transform(images)
     assert network.set_params(memory=None).transform(images).shape == (6, 4, 6, 4)
 
