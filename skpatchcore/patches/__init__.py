@@ -1,4 +1,4 @@
-"""Batches of patch features, held or streamed, and the protocol of the models that score them."""
+"""Batches of patch features, in memory or as a stream, and the protocol of the models that score them."""
 
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches

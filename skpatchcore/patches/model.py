@@ -1,4 +1,4 @@
-"""PatchModel: the protocol of everything that is learnt from patches and scores new ones."""
+"""PatchModel: the protocol of models that are fitted on patches of good images and score patches of new images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from skpatchcore._utils.progress import phase
 from skpatchcore.images.views import View
 from skpatchcore.patches.patches import Patches
 
-# Returns what is kept of an image, from its patch scores of shape (grid_height, grid_width) and its view.
+# Function that returns the result to keep for an image. Its arguments are the image's patch scores, of shape
+# (grid_height, grid_width), and the image's view.
 Keep = Callable[[np.ndarray, View | None], Any]
 
 
 class PatchModel(Protocol):
-    """What a detector has learnt from the patches of good images."""
+    """Protocol of the models of detectors: fitted on patches of good images, they score patches of new images."""
 
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return image scores and patch scores, **bigger = more anomalous**.
@@ -25,53 +26,59 @@ class PatchModel(Protocol):
         Parameters
         ----------
         patches : Patches
-            Of the images to score.
+            Patches of the images to score.
         with_patch_scores : bool, default=True
-            If False, the list of patch scores is empty, which may be faster. The image scores are the same.
+            If False, the list of patch scores is empty, which may be faster. The image scores do not change.
 
         Returns
         -------
         scores : array of shape (n_images,), float64
-            One per image.
+            One score per image.
         patch_scores : list of arrays of shape (grid_height, grid_width)
-            One grid per image.
+            One grid of scores per image.
 
         Raises
         ------
         ValueError
-            If the patches do not fit those that were learnt from.
+            If the patches do not fit the model, e.g. because the number of channels differs.
         """
 
     def without(self, images: np.ndarray) -> PatchModel | None:
-        """Return the model as if it had not learnt from some images; None if nothing would be left.
+        """Return the model without the contribution of some training images; None if no image would be left.
 
         Parameters
         ----------
         images : array of int
-            Indices into the images that were learnt from.
+            Indices of the images to leave out, among the training images.
+
+        Returns
+        -------
+        PatchModel or None
+            Model for leave-one-out scores. The model itself does not change.
         """
 
 
 def score_batches(
     batches: Iterable[Patches], model: PatchModel, keep: Keep | None
 ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-    """Score images batch by batch.
+    """Score images batch by batch (bigger = more anomalous) and keep a result per image.
 
     Parameters
     ----------
     batches : iterable of Patches
-        The images' patches.
+        Patches of the images.
     model : PatchModel
-        Scores them.
+        Model that scores the patches.
     keep : callable or None
-        ``keep(patch_scores, view)`` returns what is kept of an image's patch scores; None keeps nothing.
+        ``keep(patch_scores, view)`` returns the result to keep for an image, such as its anomaly map. None keeps
+        nothing.
 
     Yields
     ------
     scores : array of shape (n_batch,), float64
-        Bigger = more anomalous.
+        Image scores, bigger = more anomalous.
     kept : list
-        One item per image; empty without `keep`.
+        Results of `keep`, one per image. The list is empty if `keep` is None.
     """
     for patches in batches:
         with phase("search"), default_modes():
@@ -83,7 +90,7 @@ def score_batches(
         yield scores, kept
 
 
-def check_channels(patches: Patches, n_channels: int, of: str = "those learnt from have") -> None:
-    """Raise a ValueError if patches have other channels than those that were learnt from."""
+def check_channels(patches: Patches, n_channels: int, of: str = "the training features have") -> None:
+    """Raise a ValueError if patches do not have `n_channels` channels; `of` starts the second half of the message."""
     if patches.rows.shape[1] != n_channels:
         raise ValueError(f"patch features have {patches.rows.shape[1]} channels, but {of} {n_channels}.")

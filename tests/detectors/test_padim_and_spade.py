@@ -123,7 +123,7 @@ def test_padim_refuses_images_of_differing_sizes_and_says_why(parts):
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_features_with_other_channels_are_refused(grids, baseline):
     detector = baseline("precomputed").fit(grids[0])
-    with pytest.raises(ValueError, match="have 5 channels, but those learnt from have 6"):
+    with pytest.raises(ValueError, match="have 5 channels, but the training features have 6"):
         detector.score_samples(grids[1][..., :5])
 
 
