@@ -44,7 +44,7 @@ class PatchModel(Protocol):
         """
 
     def without(self, images: np.ndarray) -> PatchModel | None:
-        """Return the model without the contribution of some training images; None if no image would be left.
+        """Return the model without the contribution of some training images; None if nothing would be left.
 
         Parameters
         ----------

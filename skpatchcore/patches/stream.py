@@ -1,4 +1,4 @@
-"""PatchStream: the patches of any extractor, batch by batch, as often as they are needed."""
+"""PatchStream: yields the patches of any extractor batch by batch, in as many passes as needed."""
 
 from __future__ import annotations
 
@@ -19,24 +19,29 @@ from skpatchcore.images.views import View
 from skpatchcore.patches.patches import N_IMAGES, Patches
 from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, reports_views
 
-# Raises an error where patches can't be used; is given the images' numbers too.
+# Function of patches and the numbers of their images that raises an error if the patches cannot be used.
 Check = Callable[[Patches, np.ndarray], None]
-# Patches in a batch of precomputed grids: about as many as a network's batches have.
+# Number of patches per batch of precomputed grids: about as many as in a batch of a network.
 _N_PATCHES = 16384
 
 
 def n_images_of(X: Any) -> int:
-    """Return how many images `X` holds."""
+    """Return the number of images in `X`."""
     return X.shape[0] if hasattr(X, "shape") and X.shape else len(X)
 
 
 def as_grids(X: Any) -> np.ndarray | list[np.ndarray] | None:
-    """Return grids of patch features as a 4-D array or a list of 3-D ones; None if `X` has another form.
+    """Return grids of patch features as a 4-D array or a list of 3-D arrays; None if `X` has another form.
 
     Parameters
     ----------
     X : array, tensor, list or pandas Series
-        Of 4 dimensions, or of items of 3.
+        A 4-D array or tensor, or a collection of 3-D arrays or tensors.
+
+    Returns
+    -------
+    array of shape (n_images, grid_height, grid_width, n_channels), list or None
+        List items are arrays of shape (grid_height, grid_width, n_channels).
     """
     if isinstance(X, pd.Series) or (isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1):
         X = list(X)
@@ -47,25 +52,25 @@ def as_grids(X: Any) -> np.ndarray | list[np.ndarray] | None:
 
 
 class PatchStream:
-    """Patches of images, extracted batch after batch in each pass over the stream.
+    """Stream of the patches of images: each pass over the stream extracts the patches again, batch by batch.
 
     Parameters
     ----------
     extractor : Extractor or None
-        Its own batches are used if it reports views; otherwise `transform` is called on a few images at a time. None:
-        `X` holds the features.
+        Extractor of the patch features. If it reports views, its own batches are used; otherwise, `transform` is called
+        on a few images at a time. None means that `X` holds patch features.
     X : images or patch features
-        Input of the extractor.
+        Input of the extractor, or patch features if `extractor` is None.
     numbers : array of int or None, default=None
-        Numbers of the images in error messages; None counts from 0.
+        Numbers of the images in error messages. None counts the images from 0.
     with_views : bool, default=True
         If False, image sizes are not read for extractors that do not report views.
     check : callable or None, default=None
-        ``check(patches, numbers)`` raises an error where a batch can't be used.
+        ``check(patches, numbers)`` raises an error if a batch cannot be used.
     description : str, default="extracting features"
         Title of the progress bar.
     verbose : int, default=0
-        1 shows the progress bar.
+        If 1, a progress bar is shown.
     """
 
     def __init__(
@@ -82,7 +87,8 @@ class PatchStream:
         self.extractor, self.X, self.verbose = extractor, X, verbose
         self.numbers = np.arange(n_images_of(X)) if numbers is None else numbers
         self.with_views, self.check, self.description = with_views, check, description
-        # Features to learn from have a largest absolute value; new ones are scored whatever they are.
+        # Largest absolute value of a feature. A fit sets this limit for training images. Without it, every finite
+        # feature is accepted.
         self.limit: float | None = None
         self._begun: Iterator[Patches] | None = None
 
@@ -95,22 +101,26 @@ class PatchStream:
         Raises
         ------
         ImageError
-            If an image can't be read.
+            If an image cannot be read.
         ValueError
-            If the features have a wrong shape, are not finite, are not one grid per image, or differ in their channels.
+            If features have a wrong shape, are not finite or exceed the limit, if their number is not one grid per
+            image, or if the number of channels differs between images.
         """
         begun, self._begun = self._begun, None
         return self._batches() if begun is None else begun
 
     def peek(self) -> Patches:
-        """Return the first batch. The next pass over the stream continues from there: nothing is extracted twice."""
+        """Return the first batch.
+
+        The next pass over the stream yields this batch again, without extracting it twice, and then the other batches.
+        """
         batches = iter(self)
         first = next(batches)
         self._begun = _resumed([first], batches)
         return first
 
     def subset(self, images: np.ndarray) -> PatchStream:
-        """Return the stream of some of the images."""
+        """Return a stream of the images with the given indices."""
         some = PatchStream(
             self.extractor,
             safe_indexing(self.X, images),
@@ -124,25 +134,31 @@ class PatchStream:
         return some
 
     def between(self, start: int, stop: int) -> PatchStream:
-        """Return the stream of the images from `start` up to `stop`, without a progress bar."""
+        """Return a stream of the images from `start` to `stop` - 1, without a progress bar."""
         X = safe_indexing(self.X, slice(start, stop))
         some = PatchStream(self.extractor, X, self.numbers[start:stop], with_views=self.with_views, check=self.check)
         some.limit = self.limit
         return some
 
     def batch_size(self) -> int:
-        """Return how many images a batch has."""
+        """Return the maximum number of images per batch."""
         if self.extractor is not None:
             return batch_size_of(self.extractor, N_IMAGES)
         n_patches = math.prod(self.X.shape[1:-1]) if hasattr(self.X, "shape") else int(np.prod(self.X[0].shape[:2]))
         return max(1, _N_PATCHES // max(n_patches, 1))
 
     def is_in_memory(self) -> bool:
-        """Return whether the features are precomputed, as one array that is used without a copy."""
+        """Return whether the features are one precomputed float array, which is used without a copy."""
         return self.extractor is None and isinstance(self.X, np.ndarray) and self.X.dtype in (np.float32, np.float64)
 
     def held(self, n_patches: int) -> Patches:
-        """Return all patches in memory; `n_patches` are expected."""
+        """Return the patches of all images in memory.
+
+        Parameters
+        ----------
+        n_patches : int
+            Expected number of patches, as for :meth:`Patches.gather`.
+        """
         if not self.is_in_memory():
             return Patches.gather(self, n_patches)
         self._begun = None
@@ -152,10 +168,11 @@ class PatchStream:
         return patches
 
     def expected_patches(self, first: Patches) -> int:
-        """Return about how many patches all images have, given those of the first images.
+        """Estimate the number of patches of all images from the patches of the first images.
 
-        Exact if all images give grids of one size. If the network sees images at their own sizes, the number follows
-        from their areas, which are read from the files' headers, plus 5 %.
+        The number is exact if the features are precomputed or all grids have the same size. Otherwise, the number of
+        patches is assumed to be proportional to the area of the network's input, and 5 % is added. The areas are read
+        from the headers of the files.
         """
         n_first = len(first.rows) / len(first)
         if self.extractor is None and isinstance(self.X, list):
@@ -169,21 +186,22 @@ class PatchStream:
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:
-        """Replace the index of an image in this stream, in errors, by the image's number."""
+        """In an ImageError, replace the index of the image in this stream by the number of the image."""
         try:
             yield
         except ImageError as error:
             raise ImageError(error.message, int(self.numbers[error.index]), error.path) from error
 
     def _batches(self) -> Iterator[Patches]:
+        """Yield checked batches, with a progress bar."""
         n_channels, done = None, 0
         with progress_bar(len(self), self.description, "image", self.verbose) as bar, self._numbered():
             for patches in self._extracted():
                 n_channels = n_channels or patches.rows.shape[1]
                 if patches.rows.shape[1] != n_channels:
                     raise ValueError(
-                        f"patch features of image {self.numbers[done]} have {patches.rows.shape[1]} channels, those "
-                        f"before {n_channels}."
+                        f"patch features of image {self.numbers[done]} have {patches.rows.shape[1]} channels, expected "
+                        f"{n_channels} as in the images before."
                     )
                 if self.check is not None:
                     self.check(patches, self.numbers[done : done + len(patches)])
@@ -192,6 +210,7 @@ class PatchStream:
                 bar.update(len(patches))
 
     def _extracted(self) -> Iterator[Patches]:
+        """Yield the batches of the extractor, or of the precomputed features."""
         extractor = self.extractor
         if reports_views(extractor):
             done = 0
@@ -210,9 +229,9 @@ class PatchStream:
                 features = extractor.transform(X)
                 if n_images_of(features) != n_images_of(X):
                     raise ValueError(
-                        f"the extractor gives features of {n_images_of(features)} images for {n_images_of(X)}: its "
-                        "transform must return (n_images, grid_height, grid_width, n_channels) or a list with one "
-                        "grid for each image."
+                        f"the extractor returned features of {n_images_of(features)} images for {n_images_of(X)} "
+                        "images. Its transform must return an array of shape (n_images, grid_height, grid_width, "
+                        "n_channels) or a list with one grid per image."
                     )
                 whole = _whole_images(X, start) if self.with_views else None
                 patches = Patches.from_features(features, whole, numbers, self.limit)
@@ -223,13 +242,13 @@ PatchSource = Patches | PatchStream
 
 
 def _resumed(first: list[Patches], batches: Iterator[Patches]) -> Iterator[Patches]:
-    """Yield the first batch, which is not held after that, and the others."""
+    """Yield the first batch, then the other batches. The first batch is removed from its list to free its memory."""
     yield first.pop()
     yield from batches
 
 
 def _whole_images(X: Any, first_image: int) -> list[View | None]:
-    """Return a view of the whole of each image; None where `X` holds something other than images."""
+    """Return one view per image that covers the whole image; a list of None if `X` does not hold readable images."""
     try:
         sizes = [image_size(image, first_image + i) for i, image in enumerate(as_image_sequence(X))]
     except ValueError:
