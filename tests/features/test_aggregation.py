@@ -12,7 +12,7 @@ REFERENCE = [("small", 1, 1), ("small", 3, 1), ("small", 5, 1), ("small", 3, 2),
 
 
 @pytest.mark.parametrize(("case", "patch_size", "stride"), REFERENCE)
-def test_pooled_channels_are_those_of_the_reference(golden, case, patch_size, stride):
+def test_pool_layers_equals_the_reference_implementation(golden, case, patch_size, stride):
     arrays = golden("aggregation")
     maps = [torch.from_numpy(arrays[f"{case}_map{i}"]) for i in (0, 1)]
     channels = (1024, 1024) if case == "wide" else (16, 12)
@@ -22,7 +22,7 @@ def test_pooled_channels_are_those_of_the_reference(golden, case, patch_size, st
 
 
 @pytest.mark.parametrize("case", ["small", "odd", "wide"])
-def test_concatenated_channels_are_those_of_anomalib(golden, case):
+def test_concatenate_layers_equals_anomalib(golden, case):
     arrays = golden("aggregation")
     maps = [torch.from_numpy(arrays[f"{case}_map{i}"]) for i in (0, 1)]
     np.testing.assert_allclose(concatenate_layers(maps, 3), arrays[f"{case}_concat_p3"], atol=1e-5)
@@ -30,7 +30,7 @@ def test_concatenated_channels_are_those_of_anomalib(golden, case):
 
 @pytest.mark.parametrize("aggregate", [concatenate_layers, lambda m, p, s: pool_layers(m, p, s, 7, 5)])
 @pytest.mark.parametrize("patch_size", [1, 3, 5])
-def test_an_image_does_not_look_at_its_neighbours_in_the_batch(aggregate, patch_size):
+def test_features_of_one_image_equal_its_features_in_a_batch(aggregate, patch_size):
     maps = [torch.rand(3, 6, 9, 8), torch.rand(3, 4, 5, 4)]
     together = aggregate(maps, patch_size, 1)
     alone = aggregate([m[1:2] for m in maps], patch_size, 1)
@@ -38,13 +38,13 @@ def test_an_image_does_not_look_at_its_neighbours_in_the_batch(aggregate, patch_
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_stride_thins_the_grid_out(stride):
+def test_concatenate_layers_with_stride_returns_every_nth_patch(stride):
     maps = [torch.rand(1, 4, 9, 7), torch.rand(1, 6, 5, 4)]
     whole = concatenate_layers(maps, 3, 1)
     torch.testing.assert_close(concatenate_layers(maps, 3, stride), whole[:, ::stride, ::stride])
 
 
-def test_a_patch_sees_its_neighbourhood_and_no_more():
+def test_patch_feature_averages_only_its_neighbourhood():
     layer = torch.zeros(1, 1, 9, 9)
     layer[0, 0, 4, 4] = 9.0
     for aggregate in (concatenate_layers, lambda m, p: pool_layers(m, p, 1, 1, 1)):
@@ -55,8 +55,8 @@ def test_a_patch_sees_its_neighbourhood_and_no_more():
 
 
 @given(rows=st.integers(1, 9), columns=st.integers(1, 9), side=st.integers(8, 20), prefix=st.integers(0, 5))
-def test_tokens_lie_as_the_transformer_saw_them(rows, columns, side, prefix):
-    # positions that another patch size could explain as well are not asked for
+def test_tokens_to_grid_arranges_patch_tokens_in_row_major_order(rows, columns, side, prefix):
+    # Skip examples in which a smaller patch size also explains the number of tokens.
     n_tokens = rows * columns + prefix
     others = [
         s for s in range(1, min(rows, columns) * side + 1)
@@ -72,7 +72,7 @@ def test_tokens_lie_as_the_transformer_saw_them(rows, columns, side, prefix):
     assert found.shape[-2:] == (rows, columns)
 
 
-def test_tokens_that_are_no_grid_are_refused():
+def test_tokens_to_grid_refuses_tokens_that_form_no_grid():
     with pytest.raises(ValueError, match="do not form a grid of square patches"):
         tokens_to_grid(torch.zeros(1, 131, 4), (64, 64))
     with pytest.raises(ValueError, match="do not form a grid of square patches"):

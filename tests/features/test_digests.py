@@ -1,4 +1,4 @@
-"""Networks are known by their content: files that are written over, functions that return something else."""
+"""Networks are identified by content: overwritten files and changed networks of callables are detected."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = np.random.default_rng(0).random((1, 32, 32, 3))
 
 
 class Tiny(nn.Module):
-    """One convolution, and something done with it."""
+    """Network with one convolution, an activation function, a factor, a shift and a normalisation."""
 
     def __init__(self, factor=1.0, act=torch.relu):
         super().__init__()
@@ -61,7 +61,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_network_that_changes_behind_a_function_is_seen(change):
+def test_changed_network_of_a_callable_is_detected(change):
     torch.manual_seed(0)
     network = Tiny()
     extractor = tiny(lambda: network)
@@ -75,7 +75,7 @@ def test_a_network_that_changes_behind_a_function_is_seen(change):
     np.testing.assert_array_equal(after, fresh)
 
 
-def test_a_function_that_returns_another_network_is_seen():
+def test_callable_that_returns_another_network_is_detected():
     networks = [Tiny(), Tiny()]
     extractor = tiny(lambda: networks[0])
     extractor.fit()
@@ -89,7 +89,7 @@ def test_a_function_that_returns_another_network_is_seen():
     np.testing.assert_array_equal(extractor.fit().transform(IMAGE), first)
 
 
-def test_an_unchanged_network_is_prepared_once(monkeypatch):
+def test_unchanged_network_is_prepared_once(monkeypatch):
     calls = []
     build = backbones._build_network
     monkeypatch.setattr(backbones, "_build_network", lambda *given: calls.append(given) or build(*given))
@@ -130,7 +130,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("one", "other"), SETTINGS.values(), ids=SETTINGS)
-def test_network_fingerprint_has_settings_that_are_containers_or_arrays(one, other):
+def test_network_fingerprint_covers_settings_in_containers_and_arrays(one, other):
     network = Tiny(factor=copy.deepcopy(one))
     before = network_fingerprint(network)
     assert before == network_fingerprint(copy.deepcopy(network))
@@ -139,7 +139,7 @@ def test_network_fingerprint_has_settings_that_are_containers_or_arrays(one, oth
     assert network_fingerprint(network) != before
 
 
-def test_network_fingerprint_of_a_container_that_holds_itself_ends():
+def test_network_fingerprint_terminates_for_a_container_that_holds_itself():
     circle: list = []
     circle.append(circle)
     assert network_fingerprint(Tiny(factor=circle)) is not None
@@ -155,7 +155,7 @@ class Scales(Tiny):
         return self.norm(sum((x - scale).relu() for scale in self.scales))
 
 
-def test_a_list_that_is_written_to_in_place_is_seen():
+def test_list_setting_that_is_changed_in_place_is_detected():
     network = Scales()
     extractor = tiny(lambda: network).fit()
     before, digests_before = extractor.transform(IMAGE), extractor.network_digests()
@@ -166,13 +166,13 @@ def test_a_list_that_is_written_to_in_place_is_seen():
 
 
 @pytest.mark.parametrize(("one", "other"), SETTINGS.values(), ids=SETTINGS)
-def test_digests_of_networks_have_settings_that_are_containers_or_arrays(one, other):
+def test_architecture_digest_covers_settings_in_containers_and_arrays(one, other):
     first, same, second = (backbones._describe(Tiny(factor=copy.deepcopy(factor))) for factor in (one, one, other))
     assert first == same
     assert first != second
 
 
-def test_a_weights_file_of_the_same_size_and_time_is_read_again(tmp_path):
+def test_changed_weights_file_of_equal_size_and_mtime_is_read_again(tmp_path):
     path = tmp_path / "w.pth"
     extractor = factories.extractor(weights=path)
     features = []
@@ -187,16 +187,16 @@ def test_a_weights_file_of_the_same_size_and_time_is_read_again(tmp_path):
     assert np.abs(features[0] - features[1]).max() > 1e-3
 
 
-def test_a_file_is_not_read_again_while_the_system_says_that_nothing_was_written(tmp_path, monkeypatch):
+def test_digest_of_file_is_reused_while_size_and_timestamps_are_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"first")
     first = digest_of_file(path)
-    path.write_bytes(b"other")  # perhaps within one tick of the file system's clock
+    path.write_bytes(b"other")  # possibly within one tick of the file system's clock
     second = digest_of_file(path)
     assert first != second
     later = time.time_ns() + 10**10
     monkeypatch.setattr(time, "time_ns", lambda: later)
     assert digest_of_file(path) == second
-    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *given: pytest.fail("was read"))
+    monkeypatch.setattr(digests.hashlib, "file_digest", lambda *given: pytest.fail("the file was read again"))
     if os.name == "posix":
         assert digest_of_file(path) == second

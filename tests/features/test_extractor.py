@@ -21,7 +21,7 @@ def small(**parameters):
     return TorchFeatureExtractor("resnet18", weights=None, **{"image_size": None, "crop_size": None, **parameters})
 
 
-def test_the_papers_sizes_are_the_default():
+def test_default_sizes_are_those_of_the_paper():
     extractor = TorchFeatureExtractor("resnet18", weights=None)
     assert (extractor.image_size, extractor.crop_size, extractor.patch_size) == (256, 224, 3)
     features = extractor.fit_transform([data.astronaut(), data.chelsea()])
@@ -41,7 +41,7 @@ def test_the_papers_sizes_are_the_default():
         ({"n_channels": 10}, (12, 18)),
     ],
 )
-def test_sizes_and_strides(parameters, shape):
+def test_grid_shape_follows_sizes_strides_and_layers(parameters, shape):
     images = np.random.default_rng(0).random((2, 96, 144, 3))
     features = small(**parameters).transform(images)
     assert features.shape[:3] == (2, *shape)
@@ -49,7 +49,7 @@ def test_sizes_and_strides(parameters, shape):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_lite0", "vit_b_16"])
-def test_bfloat16_moves_features_a_little(backbone):
+def test_bfloat16_changes_features_by_less_than_5_per_cent(backbone):
     images = [data.astronaut(), data.chelsea()]
     weights = "DEFAULT" if "lite" in backbone else None
     exact, rough = (
@@ -64,7 +64,7 @@ def test_bfloat16_moves_features_a_little(backbone):
         small(dtype="float8").fit()
 
 
-def test_batches_are_made_ready_in_order_and_errors_come_in_their_turn():
+def test_iter_transform_yields_earlier_batches_before_an_error():
     images = list(np.random.default_rng(0).random((9, 32, 32, 3)))
     extractor = small(batch_size=2)
     expected = extractor.transform(images)
@@ -74,11 +74,11 @@ def test_batches_are_made_ready_in_order_and_errors_come_in_their_turn():
     np.testing.assert_allclose(seen, expected[:6], atol=1e-5)
     with pytest.raises(ImageError, match="image 6: holds NaN"):
         next(batches)
-    next(extractor.iter_transform(images))  # left alone after the first batch
+    next(extractor.iter_transform(images))  # the iterator is abandoned after the first batch
     assert not [t for t in threading.enumerate() if t.name.startswith("skpatchcore-prefetch")]
 
 
-def test_images_keep_their_own_sizes_and_their_order():
+def test_transform_of_images_of_different_sizes_returns_grids_in_order():
     rng = np.random.default_rng(0)
     images = [rng.random(shape) for shape in [(64, 64), (64, 64), (48, 80, 3), (64, 64), (48, 80, 3)]]
     extractor = small(batch_size=2)
@@ -90,7 +90,7 @@ def test_images_keep_their_own_sizes_and_their_order():
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])
-def test_batches_do_not_change_features(backbone):
+def test_features_do_not_depend_on_batch_size(backbone):
     images = np.random.default_rng(0).random((7, 64, 64, 3))
     extractor = TorchFeatureExtractor(backbone, weights=None, image_size=None, crop_size=None)
     expected = extractor.set_params(batch_size=7).transform(images)
@@ -114,21 +114,21 @@ def test_every_container_gives_the_same_features(tmp_path):
         np.testing.assert_allclose(extractor.transform(X), expected, atol=1e-4)
 
 
-def test_grey_is_rgb_with_equal_channels():
+def test_grey_image_equals_rgb_image_with_equal_channels():
     grey = data.camera()
     np.testing.assert_allclose(
         small(image_size=64).transform([grey]), small(image_size=64).transform([np.dstack([grey] * 3)]), atol=1e-5
     )
 
 
-def test_read_only_memory_maps_are_read(tmp_path):
+def test_transform_accepts_read_only_memory_maps(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     assert (small().transform(mapped) == small().transform(images)).all()
 
 
-def test_a_bad_image_in_the_middle_is_named(tmp_path):
+def test_error_names_index_and_path_of_a_bad_image(tmp_path):
     good = np.zeros((64, 64, 3))
     with pytest.raises(ImageError, match="image 2") as caught:
         small().transform([good, good, good + np.nan, good])
@@ -137,7 +137,7 @@ def test_a_bad_image_in_the_middle_is_named(tmp_path):
         small().transform([good, tmp_path / "gone.png"])
 
 
-def test_sizes_that_the_network_refuses_are_named():
+def test_error_names_the_image_if_the_network_refuses_its_size():
     with pytest.raises(ImageError, match=r"image 1: the backbone cannot use an input of 64×64"):
         TorchFeatureExtractor("vit_b_16", weights=None, image_size=None, crop_size=None).transform(
             [np.zeros((224, 224, 3)), np.zeros((64, 64, 3))]
@@ -154,7 +154,7 @@ def test_features_that_are_not_finite_are_refused():
         TorchFeatureExtractor(broken, layers=["0"], image_size=64, crop_size=64).transform([data.astronaut()])
 
 
-def test_layers_that_give_no_maps_are_refused():
+def test_layers_that_return_no_maps_are_refused():
     extractor = TorchFeatureExtractor("resnet18", weights=None, layers=["fc"], image_size=64, crop_size=64)
     with pytest.raises(ValueError, match="expected maps"):
         extractor.transform([data.astronaut()])
@@ -181,7 +181,7 @@ def test_parameters_out_of_range_are_refused_in_fit(parameters, message):
         small(**parameters).fit() if "backbone" not in parameters else TorchFeatureExtractor(**parameters).fit()
 
 
-def test_normalisation_can_be_given():
+def test_mean_and_std_set_the_normalisation():
     image = np.random.default_rng(0).random((1, 64, 64, 3))
     shifted = small(mean=(0.0, 0.0, 0.0), std=(0.5, 0.5, 0.5)).transform(image)
     plain = small(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).transform(image / 2)
@@ -189,7 +189,7 @@ def test_normalisation_can_be_given():
     np.testing.assert_allclose(shifted, small(mean=(0, 0, 0), std=(0.25, 0.25, 0.25)).transform(image / 2), atol=1e-3)
 
 
-def test_it_clones_pickles_and_holds_no_tensor():
+def test_extractor_can_be_cloned_and_pickled_and_holds_no_tensor():
     extractor = small().fit()
     extractor.transform([data.astronaut()])
     copy = pickle.loads(pickle.dumps(clone(extractor)))
@@ -198,7 +198,7 @@ def test_it_clones_pickles_and_holds_no_tensor():
     assert len(pickle.dumps(extractor)) < 2000
 
 
-def test_an_absent_device_is_an_error_in_fit_and_a_warning_later():
+def test_absent_device_raises_in_fit_and_warns_in_transform():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match="no such device"):
@@ -213,7 +213,7 @@ def test_sizes_may_be_numpy_integers(size):
     assert small(image_size=size, crop_size=np.int64(32)).transform(image).shape == (1, 4, 4, 384)
 
 
-def test_errors_of_files_name_the_file(tmp_path):
+def test_errors_name_the_path_of_the_file(tmp_path):
     Image.fromarray(np.zeros((40, 60), np.uint8)).save(tmp_path / "small.png")
     with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): 40×60 pixels after resizing"):
         small(crop_size=64).transform([tmp_path / "small.png"])
@@ -223,7 +223,7 @@ def test_errors_of_files_name_the_file(tmp_path):
         )
 
 
-def test_channels_may_come_last():
+def test_layers_with_channels_as_last_axis_give_grids():
     given = {"weights": None, "image_size": (64, 96), "crop_size": None}
     named = TorchFeatureExtractor("swin_t", **given).transform([data.astronaut()])
     called = TorchFeatureExtractor(
@@ -233,7 +233,7 @@ def test_channels_may_come_last():
     assert (called == named).all()
 
 
-def test_the_users_own_network_is_left_as_it_was():
+def test_transform_does_not_change_the_network_of_a_callable():
     network = torchvision.models.resnet18().train()
     TorchFeatureExtractor(lambda: network, image_size=64, crop_size=None).fit_transform([data.astronaut()])
     assert network.training
@@ -241,7 +241,7 @@ def test_the_users_own_network_is_left_as_it_was():
     assert all(p.requires_grad for p in network.parameters())
 
 
-def test_a_fitted_extractor_refuses_other_weights(tmp_path):
+def test_fitted_extractor_refuses_other_weights(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)
     extractor = TorchFeatureExtractor("resnet18", weights=path, image_size=64, crop_size=None).fit()
@@ -253,8 +253,8 @@ def test_a_fitted_extractor_refuses_other_weights(tmp_path):
 
 
 @pytest.mark.parametrize("stride", [2, 3, 4])
-def test_strides_keep_patches_over_their_places(stride):
-    """Every s-th patch of the dense grid, and a view that says where these lie."""
+def test_stride_selects_every_nth_patch_and_keeps_its_place(stride):
+    """The features are every s-th patch of the dense grid, and the view has the positions of these patches."""
     image = [np.random.default_rng(0).random((96, 128, 3))]
     dense = small().transform(image)
     features, (view,) = next(small(stride=stride).iter_transform(image))
@@ -273,7 +273,7 @@ def test_cuda_gives_the_features_of_the_cpu():
 
 
 class Halves(nn.Module):
-    """Stands for networks of either layout: 12 and 20 channels at strides 8 and 16, channels last or not."""
+    """Network with 12 and 20 channels at strides 8 and 16, and the channels as second or as last axis."""
 
     def __init__(self, channels_last):
         super().__init__()
@@ -290,8 +290,8 @@ class Halves(nn.Module):
 
 
 @pytest.mark.parametrize("size", [(96, 96), (64, 176), (160, 96), (96, 64), (192, 320), (160, 512)])
-def test_maps_of_either_layout_are_read_right_whatever_the_images_size(size):
-    # Among these are grids that fit the image's proportions just as well if channels are taken for rows.
+def test_channel_layout_is_detected_for_every_image_size(size):
+    # For some of these sizes, the grid also fits the proportions of the image if channels are read as rows.
     image = np.random.default_rng(0).random((*size, 3)).astype(np.float32)
     found = []
     for channels_last in (False, True):
@@ -308,7 +308,7 @@ def test_maps_of_either_layout_are_read_right_whatever_the_images_size(size):
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet18"])
-def test_no_size_of_image_changes_the_channels(backbone):
+def test_number_of_channels_does_not_depend_on_image_size(backbone):
     extractor = TorchFeatureExtractor(backbone, weights=None, image_size=None, crop_size=None)
     rng = np.random.default_rng(0)
     sizes = [(182, 104), *rng.integers(40, 220, (40, 2)).tolist()]

@@ -18,14 +18,14 @@ from skpatchcore.patches.patches import Patches
         ([np.zeros((1, 2, 3)), np.zeros((3, 1, 3)), np.full((1, 1, 3), np.inf)], "image 2 hold NaN or infinity"),
     ],
 )
-def test_features_of_another_form_are_refused(features, message):
+def test_from_features_refuses_wrong_shapes_and_non_finite_values(features, message):
     with pytest.raises(ValueError, match=message):
         Patches.from_features(features)
 
 
 @pytest.mark.parametrize("sizes", [[(2, 3)] * 7, [(2, 3), (4, 4), (1, 1), (9, 2), (2, 3), (5, 5), (7, 7)]])
 @pytest.mark.parametrize("expected", [1, 20, 500])
-def test_batches_gather_to_the_whole(sizes, expected):
+def test_gathered_batches_equal_the_patches_of_all_features(sizes, expected):
     rng = np.random.default_rng(0)
     features = [rng.random((*size, 5)).astype(np.float32) for size in sizes]
     whole = Patches.from_features(features)
