@@ -126,7 +126,7 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
     Notes
     -----
     The side of a patch divides both sides of the image. The function tries the common divisors in ascending order, from
-    the largest grid to the smallest. It uses the first grid that has no more positions than there are tokens. The
+    the largest grid to the smallest. The first grid with no more positions than there are tokens is used. The
     remaining tokens are class and register tokens.
     """
     n_images, n_tokens, n_channels = tokens.shape
@@ -142,6 +142,6 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
             break
         return tokens[:, n_prefix:].transpose(1, 2).reshape(n_images, n_channels, *grid)
     raise NotAGridError(
-        f"a layer returns {n_tokens} tokens for an image of {height}×{width} pixels, which do not form a grid of "
-        "square patches; choose an image_size or crop_size with sides that are multiples of the network's patch size."
+        f"the {n_tokens} tokens of a layer do not form a grid of square patches of an image of {height}×{width} pixels. "
+        "Choose an image_size or crop_size with sides that are multiples of the network's patch size."
     )

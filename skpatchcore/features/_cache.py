@@ -215,7 +215,7 @@ def prune(folder: Path, limit: int) -> None:
 
 
 def _touch(path: Path) -> None:
-    """Set the modification time of an entry to now: it is the time of the last use."""
+    """Set the modification time of an entry, which is the time of its last use, to now."""
     try:
         os.utime(path)
     except OSError:  # deleted meanwhile, or owned by another user: the entry has been read, so ignore the error
@@ -229,7 +229,7 @@ def _as_array(view: View) -> np.ndarray:
 
 
 def _as_view(numbers: np.ndarray) -> View:
-    """Return the view whose numbers `_as_array` wrote."""
+    """Return the view for an array that `_as_array` returned."""
     height, width, top, left, tall, wide, input_height, input_width, down, across, *appearance = numbers.tolist()
     size, input_size = (int(height), int(width)), (int(input_height), int(input_width))
     return View(size, (top, left, tall, wide), input_size, (down, across), Appearance(*appearance))

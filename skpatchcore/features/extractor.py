@@ -32,8 +32,8 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
     """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the paper).
 
     The extractor turns an image into a grid of feature vectors, one per position of the first layer's grid. Each vector
-    is the average over the neighbourhood of `patch_size` × `patch_size` positions, joined over the layers. Nothing is
-    learnt from images: ``fit`` only checks the parameters and loads the network.
+    is the average over the neighbourhood of `patch_size` × `patch_size` positions, joined over the layers. The
+    extractor is stateless: ``fit`` only checks the parameters and loads the network.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
         self.verbose = verbose
 
     def fit(self, X: Any = None, y: Any = None) -> TorchFeatureExtractor:
-        """Check the parameters and load the network; nothing is learnt from images.
+        """Check the parameters and load the network; images are not used.
 
         Parameters
         ----------
