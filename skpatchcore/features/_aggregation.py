@@ -142,6 +142,6 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
             break
         return tokens[:, n_prefix:].transpose(1, 2).reshape(n_images, n_channels, *grid)
     raise NotAGridError(
-        f"the {n_tokens} tokens of a layer do not form a grid of square patches of an image of {height}×{width} pixels. "
-        "Choose an image_size or crop_size with sides that are multiples of the network's patch size."
+        f"the {n_tokens} tokens of a layer do not form a grid of square patches of an image of {height}×{width} "
+        "pixels. Choose an image_size or crop_size with sides that are multiples of the network's patch size."
     )
