@@ -1,4 +1,4 @@
-"""The rows that cover all patch features (Eq. 5, Algorithm 1)."""
+"""Samplers: GreedyCoresetSampler, RandomSampler and LearnedProxySampler select the rows of the memory bank."""
 
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.coreset.proxies import LearnedProxySampler

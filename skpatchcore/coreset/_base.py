@@ -1,4 +1,4 @@
-"""What all samplers share: rows stay rows, seen from those that were selected."""
+"""SubsetSampler, the base class of the samplers, and helpers for checking rows and counting selected rows."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from skpatchcore._utils.sklearn import OlderStatesMixin
 
 
 class SubsetSampler(OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Base of samplers, whose ``fit`` sets ``components_``: the protocol of a transformer that keeps its rows."""
+    """Base class of the samplers: ``fit`` sets ``components_``, and ``transform`` returns distances to them."""
 
     components_: np.ndarray
 
     def _validated_rows(self, X: Any) -> np.ndarray:
-        """Return `X` as `fit` takes it: float32 or float64, with values whose squares do not overflow."""
+        """Return `X` as float32 or float64. Raise a ValueError if the square of a value could overflow."""
         X = np.asarray(X, np.float32) if getattr(X, "dtype", None) == np.float16 else X
         rows: np.ndarray = validate_data(self, X, dtype=[np.float64, np.float32], ensure_all_finite=False)
         refuse_beyond(rows, largest_value(rows.dtype))
@@ -30,17 +30,17 @@ class SubsetSampler(OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, Transform
 
     @default_modes()
     def transform(self, X: Any) -> np.ndarray:
-        """Return distances to the selected rows, as KMeans does to its centres.
+        """Return the distances from each row of `X` to the rows of ``components_``, as KMeans does for its centres.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Any rows.
+            Rows with the same features as in `fit`. They need not be rows of the fitted data.
 
         Returns
         -------
         array of shape (n_samples, n_selected)
-            Euclidean distances in the original space.
+            Euclidean distances in the original feature space, not in the projected space.
         """
         check_is_fitted(self, "components_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
@@ -59,23 +59,35 @@ class SubsetSampler(OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, Transform
 
 
 def refuse_beyond(rows: np.ndarray, limit: float, first_row: int = 0) -> None:
-    """Raise a ValueError that names the first value beyond ±`limit`; rows are counted from `first_row`."""
+    """Raise a ValueError that names the first NaN or value beyond ±`limit`. The first row has number `first_row`."""
     if (found := first_beyond(rows, limit)) is not None:
         row, column, value = found
         raise ValueError(f"row {first_row + row} of X holds {describe_beyond(value, f'column {column}', limit)}")
 
 
 def count_of(ratio: float, n_samples: int) -> int:
-    """Return how many of `n_samples` rows a `ratio` selects: a share in (0, 1], or an int count.
+    """Return the number of rows that `ratio` selects.
+
+    Parameters
+    ----------
+    ratio : float or int
+        A float in (0, 1] is a fraction of the rows, rounded up to at least one row. An int is the number of rows.
+    n_samples : int
+        Number of rows to select from.
+
+    Returns
+    -------
+    int
+        Number of selected rows, at most `n_samples`.
 
     Raises
     ------
     ValueError
-        If the count is larger than the number of rows.
+        If an int `ratio` is larger than `n_samples`.
     """
     if isinstance(ratio, Integral):
         if int(ratio) > n_samples:
-            raise ValueError(f"ratio={ratio} rows were asked for, but X has n_samples={n_samples}.")
+            raise ValueError(f"ratio={ratio} selects more rows than X has (n_samples={n_samples}): reduce ratio.")
         return int(ratio)
-    # 0.07 * 100 is a little more than 7 in floating point: that alone shall not select an eighth row.
+    # In floating point, 0.07 * 100 is slightly larger than 7. The small offset prevents an eighth row.
     return max(1, math.ceil(ratio * n_samples - 1e-9))

@@ -1,15 +1,17 @@
-"""k-center greedy selection (Eq. 5, Algorithm 1) at the speed of matrix products: functions of tensors.
+"""k_center_greedy: k-center greedy selection (Equation 5, Algorithm 1) by blocked matrix products.
 
-The textbook loop compares all rows with each pick as soon as it is made: one matrix-vector product per pick, bound by
-memory. Here almost everything is a matrix product, and much of it is left out. Two facts allow that:
+The textbook loop compares every row with each new pick. Each pick costs one matrix-vector product, and its speed is
+limited by memory bandwidth. The algorithm in this module makes the same picks with matrix-matrix products, and it skips
+most of the comparisons. It relies on two facts:
 
-1. A row's distance to the picks can only shrink, so what was computed a while ago is an upper bound. Greedy may
-   therefore go on among the few rows with the largest bounds, alone, as long as the best of them is no nearer than the
-   largest bound outside: no row outside can be the farthest. Then the others are compared with all those picks at once.
-2. For the same reason, a row whose bound lies below the present radius need not be compared with anything before the
-   radius has come down to its bound. Most rows lie well below: they wait, and catch up when their level is reached.
+1. The distance from a row to its nearest pick can only decrease as picks are added. Therefore a distance computed some
+   picks ago is an upper bound. The rows with the largest bounds are called candidates. The textbook loop runs among the
+   candidates only, as long as the farthest candidate is at least as far as the largest bound outside. No row outside
+   can then be the farthest row. Afterwards, the other rows are compared with all new picks in one matrix product.
+2. A row with a bound below the current covering radius cannot be the farthest row. Its comparisons can wait until the
+   radius has come down to its bound. Most rows lie well below the radius, so most of the work is deferred or skipped.
 
-Neither changes a pick: the farthest row is found each time, up to the rounding of matrix products.
+Neither fact changes a pick: the farthest row is found every time, up to the rounding of the matrix products.
 """
 
 from __future__ import annotations
@@ -22,20 +24,21 @@ import torch
 
 from skpatchcore.coreset._rows import Rows
 
-# Rows that compete for the next picks between two comparisons of the others.
+# Maximum number of candidates: the rows among which the textbook loop runs.
 _N_CANDIDATES = 1024
-# Picks made before it is asked whether they still hold: asking makes a GPU wait.
+# Number of picks between two checks that the picks are still valid. Each check makes a GPU wait for the result.
 _N_UNASKED = 16
-# Rows are compared while their bound, squared, is at least this share of the largest one, squared: the first where the
-# last level brought many picks, the second where it brought few and passing over the rows costs more than products do.
+# The level is this fraction of the largest squared bound. Rows with a squared bound at or above the level are active.
+# The first fraction is used if the previous level yielded at least _FEW_PICKS picks. Otherwise the second is used: the
+# pass over all rows then costs more than the matrix products, and a lower level needs fewer passes.
 _LEVELS = (0.88, 0.7)
 _FEW_PICKS = 64
-# Levels, each below the one before by a factor of 0.88 or less, from the largest to the smallest float64; only bounds
-# that are NaN would need more.
+# Maximum number of levels tried in a row. Each level is at most 0.88 times the previous one, so this many levels reach
+# from the largest to the smallest float64. Only NaN bounds would need more.
 _N_LEVELS = 12_000
-# Rows and picks in one matrix product: their distances stay in the cache.
+# Rows and picks in one matrix product. The block of products fits in the processor's cache.
 _BLOCK = (1024, 512)
-# Picks that are copied out at once.
+# Maximum number of picks copied into one factor of the matrix products.
 _N_PICKS = 8192
 
 
@@ -46,62 +49,84 @@ def k_center_greedy(
     on_pick: Callable[[int], Any] | None = None,
     resume: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pick rows one after the other, each the farthest from those before it (Algorithm 1).
+    """Pick rows in greedy order: each pick is the row farthest from all previous picks (Algorithm 1).
 
     Parameters
     ----------
     rows : Rows
-        What to pick from, on any device.
+        Rows to pick from, on any device.
     n_selected : int
-        How many to pick, at most the number of rows.
+        Number of rows to pick, at most the number of rows.
     start : int
-        The first pick.
+        Index of the first pick.
     on_pick : callable or None
-        Called with the number of new picks, for a progress bar.
+        Called with the number of new picks after each round. It serves a progress bar.
     resume : (array, array) or None
-        `order` and `radii` of an earlier, smaller selection from the same rows and start: it is gone on with.
+        `order` and `radii` of an earlier, smaller selection from the same rows and the same start. The selection
+        continues after these picks. None starts a new selection.
 
     Returns
     -------
     order : array of shape (n_selected,), int64
-        The rows picked, in order, all distinct.
+        Indices of the picked rows in order of selection, all distinct.
     radii : array of shape (n_selected,), float64
-        Covering radius: distance of the farthest row from the picks up to and including this one.
+        Covering radius after each pick: distance from the farthest row to its nearest pick, among the picks up to and
+        including this one.
+
+    Raises
+    ------
+    ArithmeticError
+        If the squared distances between rows are not finite.
     """
+    # Each row has an upper bound of its squared distance from the picks. A round works on the active rows: the rows
+    # with a bound at or above a level just below the largest bound. Each round picks at least one row:
+    #   a. If no row is active, lower the level, find the rows above it and compare them with the picks they missed.
+    #   b. Choose the active rows with the largest bounds as candidates, and run the textbook loop among them.
+    #   c. Compare the remaining active rows with the new picks.
+    # Rows below the level wait. They catch up with all missed picks at once when the level reaches their bound.
     picks = torch.full((n_selected,), start, dtype=torch.int64, device=rows.left.device)
-    squares = rows.norms.new_zeros(n_selected)  # the radii
+    squares = rows.norms.new_zeros(n_selected)  # squared radii
     bounds = _Bounds(rows)
+    # Without `resume`, the only pick so far is `start`, which already fills `picks`.
     n_picked = 1
     if resume is not None:
         n_picked = len(resume[0])
         picks[:n_picked] = torch.from_numpy(resume[0]).to(picks)
         squares[:n_picked] = torch.from_numpy(resume[1] ** 2).to(squares)
+    # Picked rows have the bound -1, which is below every level. They are never picked again.
     bounds.squares[picks[:n_picked]] = -1.0
     level, active, n_before = torch.inf, picks[:0], 0
-    for _ in range(n_selected - n_picked + 1):  # each time round, at least one row is picked
+    # The last round only measures the radius of the last pick.
+    for _ in range(n_selected - n_picked + 1):
         active = active[bounds.squares[active] >= level]
         for _ in range(_N_LEVELS):
             if len(active):
                 break
+            # Step a: no active row is left, so lower the level.
             largest = float(bounds.squares.max())
-            if largest < 0:  # every row is picked
+            if largest < 0:  # every row is picked, so the last radius is 0
                 return picks.cpu().numpy(), _radii(squares)
             step = _LEVELS[n_picked - n_before < _FEW_PICKS]
+            # Initially all bounds are infinite. The level 0 then compares all rows.
             level, n_before = largest * step if largest < torch.inf else 0.0, n_picked
             active = torch.nonzero(bounds.squares >= level)[:, 0]
             bounds.catch_up(active, picks[:n_picked])
+            # Bounds that fell below the level leave the active rows. If none remains, the level is lowered again.
             active = active[bounds.squares[active] >= level]
-            if largest == torch.inf:  # the first comparison was with all rows: now there is a level
+            if largest == torch.inf:  # all rows were compared for the first time: choose a level from finite bounds
                 active = active[:0]
         else:
             raise ArithmeticError("squared distances between rows are not finite: scale the features.")
+        # The active rows were compared with all picks, so their bounds are their actual squared distances.
         fresh = bounds.squares[active]
-        if n_picked == n_selected:
+        if n_picked == n_selected:  # the largest one is the last squared radius
             squares[-1] = fresh.max()
             return picks.cpu().numpy(), _radii(squares)
+        # Step b: take the candidates and the largest bound outside. Inactive rows are below the level.
         n_candidates = min(_N_CANDIDATES, len(active))
         largest_bounds, places = torch.topk(fresh, min(n_candidates + 1, len(active)))
         outside = float(largest_bounds[-1]) if len(active) > n_candidates else -torch.inf
+        # A candidate is the farthest of all rows while its squared distance is at least max(level, outside).
         found, found_squares = _pick_among(
             rows,
             active[places[:n_candidates]],
@@ -110,9 +135,11 @@ def k_center_greedy(
             n_selected - n_picked,
         )
         picks[n_picked : n_picked + len(found)] = found
+        # The distance of a new pick from the earlier picks is the covering radius of the earlier picks: offset by one.
         squares[n_picked - 1 : n_picked - 1 + len(found)] = found_squares
         n_picked += len(found)
         bounds.squares[found] = -1.0
+        # Step c: compare the remaining active rows with the new picks.
         active = active[bounds.squares[active] >= level]
         bounds.catch_up(active, picks[:n_picked])
         if on_pick is not None:
@@ -121,61 +148,95 @@ def k_center_greedy(
 
 
 def _radii(squares: torch.Tensor) -> np.ndarray:
+    """Return the radii as float64, given the squared radii."""
     return np.sqrt(squares.clamp_min(0).cpu().numpy().astype(np.float64))
 
 
 def _pick_among(
     rows: Rows, candidates: torch.Tensor, distances: torch.Tensor, floor: float, n_wanted: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the textbook loop among a few rows while the farthest of them is at least at `floor`, squared; at least once.
+    """Run the textbook loop among a few candidate rows, until the farthest candidate is nearer than the floor.
+
+    Parameters
+    ----------
+    rows : Rows
+        All rows.
+    candidates : tensor of shape (n_candidates,), int64
+        Indices of the rows to pick from.
+    distances : tensor of shape (n_candidates,)
+        Squared distance of each candidate from the earlier picks. It is changed in place.
+    floor : float
+        Smallest squared distance at which a candidate may be picked. The first pick is always made.
+    n_wanted : int
+        Maximum number of picks.
 
     Returns
     -------
-    picks : tensor of int64
-        Of `candidates`.
-    squares : tensor
-        Squared distance of each from the picks before it.
+    picks : tensor of shape (n_picks,), int64
+        The picked rows, in order of selection. There is at least one.
+    squares : tensor of shape (n_picks,)
+        Squared distance of each pick from its nearest earlier pick.
     """
+    # The candidates are copied out, so each pick is one small matrix-vector product.
     left, norms, right = rows.left[candidates], rows.norms[candidates], rows.right(candidates)
     n_wanted = min(n_wanted, len(candidates))
     order = torch.empty(n_wanted, dtype=torch.int64, device=left.device)
     squares = torch.empty(n_wanted, dtype=left.dtype, device=left.device)
     product = torch.empty_like(norms)
     n_made = 0
+    # Reading a value from a GPU makes the program wait. Therefore the floor is checked only once per _N_UNASKED picks.
     while n_made < n_wanted and (n_made == 0 or bool(squares[n_made - 1] >= floor)):
         for i in range(n_made, min(n_made + _N_UNASKED, n_wanted)):
-            squares[i], best = distances.max(0)
+            squares[i], best = distances.max(0)  # pick the farthest candidate
             order[i] = best
-            torch.mv(left, right[best], out=product)
+            torch.mv(left, right[best], out=product)  # squared distances from the pick, without the candidates' norms
             torch.minimum(distances, product.add_(norms).clamp_min_(0), out=distances)
-            distances[best] = -1.0
+            distances[best] = -1.0  # never pick this candidate again
         n_made = min(n_made + _N_UNASKED, n_wanted)
-    # The distances never grow from pick to pick, so those that hold come first.
+    # The squared distances never increase from pick to pick. Therefore the picks at or above the floor come first, and
+    # the picks after them are dropped.
     n_held = max(1, int((squares[:n_made] >= floor).sum()))
     return candidates[order[:n_held]], squares[:n_held]
 
 
 class _Bounds:
-    """Upper bounds of the rows' squared distances from the picks, and how many of the picks each takes into account."""
+    """Upper bounds of the squared distances between rows and picks.
+
+    Parameters
+    ----------
+    rows : Rows
+        All rows.
+
+    Attributes
+    ----------
+    squares : tensor of shape (n_rows,)
+        Squared distance of each row from the nearest of the first ``n_seen`` picks; infinity at first. It is an upper
+        bound of the squared distance from all picks. Picked rows have the value -1, below the 0 of duplicate rows.
+    n_seen : tensor of shape (n_rows,), int32
+        Number of picks that each row has been compared with.
+    """
 
     def __init__(self, rows: Rows):
         self.rows = rows
-        # Picked rows stand at -1, below the 0 of duplicates.
         self.squares = torch.full_like(rows.norms, torch.inf)
         self.n_seen = torch.zeros(len(rows), dtype=torch.int32, device=rows.left.device)
-        # Written again for each block: fresh memory would cost as much as the products.
+        # These buffers are reused for every block. Allocating new memory would cost as much as the products.
         self._gathered = rows.left.new_empty((min(_BLOCK[0], len(rows)), rows.left.shape[1]))
         self._products = rows.left.new_empty(len(self._gathered) * _BLOCK[1])
 
     def catch_up(self, members: torch.Tensor, picks: torch.Tensor) -> None:
-        """Lower the bounds of `members` by all of `picks` that they have not seen."""
+        """Compare the rows `members` with all `picks` that they have not been compared with, and lower their bounds."""
         behind = self.n_seen[members]
+        # Rows that miss the same picks share one matrix product.
         for count in torch.unique(behind).tolist():
             if count < len(picks):
                 self._lower(members[behind == count], picks[count:])
         self.n_seen[members] = len(picks)
 
     def _lower(self, members: torch.Tensor, picks: torch.Tensor) -> None:
+        """Lower the bounds of the rows `members` to their squared distances from `picks`, where these are smaller."""
+        # |x - p|² = |x|² + [x, 1]·[-2p, |p|²]. The norm |x|² does not depend on the pick. Therefore the minimum over
+        # the picks is taken from the products alone, and |x|² is added once at the end.
         rows = self.rows
         norms = rows.norms[members]
         lowest = torch.full_like(norms, torch.inf)
