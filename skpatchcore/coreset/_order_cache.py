@@ -1,4 +1,4 @@
-"""Selection orders on disk: a smaller selection is read off a larger one, a larger one goes on from a smaller one."""
+"""OrderCache: selection orders on disk, reused for smaller selections and continued for larger ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from skpatchcore._utils.warning import warn_user
 
 
 class OrderCache:
-    """The order of selection for given rows and a given start.
+    """Cache of the selection order for given rows and a given start.
+
+    A smaller selection is a prefix of the cached order. A larger selection continues from the cached order.
 
     Parameters
     ----------
     memory : str, joblib.Memory or None
-        Where orders are kept, as scikit-learn's `memory` parameters have it; None keeps nothing.
+        Location of the cache, as in scikit-learn's `memory` parameters. None disables the cache.
     rows : tensor of shape (n_samples, n_features)
-        What is selected from, on any device.
+        Rows to select from, on any device. Their values are part of the name of the cache file.
     start : int
-        The first pick.
+        Index of the first pick. It is part of the name of the cache file.
     """
 
     def __init__(self, memory: Any, rows: torch.Tensor, start: int):
@@ -33,16 +35,19 @@ class OrderCache:
             self.path = folder / f"{joblib.hash((rows.cpu().numpy(), start), hash_name='sha1')}.npz"
 
     def read(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the order and the radii that were kept, None where there are none or the file is damaged."""
+        """Return the cached order and radii, or None if the file does not exist or is damaged."""
         found = None if self.path is None else read_arrays(self.path)
-        # what is missing is selected anew, and written again
+        # If this method returns None, the caller selects the rows again and overwrites the file.
         return (found["order"], found["radii"]) if found is not None and {"order", "radii"} <= set(found) else None
 
     def write(self, order: np.ndarray, radii: np.ndarray) -> None:
-        """Keep an order."""
+        """Write the order and the radii to the cache. Warn if the file cannot be written."""
         if self.path is None:
             return
         try:
             write_arrays(self.path, order=order, radii=radii)
-        except OSError as error:  # a full or a read-only disk is no reason to stop the work
-            warn_user(f"memory: the order can't be kept in {str(self.path.parent)!r} ({error}).")
+        except OSError as error:  # a full or read-only disk must not stop the fit
+            warn_user(
+                f"memory: the selection order cannot be written to {str(self.path.parent)!r} ({error}); "
+                "the next fit will select the rows again."
+            )

@@ -258,7 +258,7 @@ def test_what_is_drawn_anew_each_time_is_not_kept(tmp_path):
     assert len(list(tmp_path.rglob("*.npz"))) == 1
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "skpatchcore-orders").write_text("a file stands where the folder should be")
-    with pytest.warns(UserWarning, match="order can't be kept"):
+    with pytest.warns(UserWarning, match="selection order cannot be written"):
         GreedyCoresetSampler(5, memory=str(tmp_path / "taken"), random_state=0).fit(X)
 
 
