@@ -1,4 +1,7 @@
-"""Selection from rows that come in batches: from all of them at once, or shard by shard where memory does not do."""
+"""select_at_once and select_from_shards: selection from batches of rows, in one pass or shard by shard.
+
+Shards bound the memory of the selection if the projected rows do not fit in memory together.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +14,29 @@ import torch
 
 from skpatchcore.coreset._rows import RowBuffer, Rows
 
-# Bytes that selection takes whatever the number of rows: blocks of picks, of products, of rows on their way in.
+# Memory that selection needs for any number of rows, in bytes: blocks of picks, of products and of incoming rows.
 SCRATCH_BYTES = 64 << 20
-# Bytes for each row beside its columns: bounds, and the lists of rows that are compared.
+# Memory per row in addition to its columns, in bytes: bounds and lists of row indices.
 _BOUND_BYTES = 64
 
-# From rows, and their numbers among all rows, to the order of selection and the covering radius after each pick.
+# Selection function. Arguments: the rows and their indices among all rows. Returns: the order of selection and the
+# covering radius after each pick.
 Select = Callable[[Rows, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
 class Summary:
-    """Picks that stand for the rows which they were selected from.
+    """Picks that represent the rows they were selected from.
 
     Attributes
     ----------
     left : tensor of shape (n_picks, n_columns + 1)
-        The picks, in order; the last column means nothing.
+        The picked rows in order of selection. The last column is arbitrary.
     numbers : array of shape (n_picks,), int64
-        Which rows they are.
+        Index of each pick among all rows.
     radii : array of shape (n_picks,), float64
-        Bound of the distance of those rows from the picks up to and including each.
+        Upper bound of the covering radius after each pick: no represented row is farther from its nearest pick, among
+        the picks up to and including this one.
     """
 
     left: torch.Tensor
@@ -40,42 +45,43 @@ class Summary:
 
 
 def row_bytes(n_columns: int, itemsize: int = 4) -> int:
-    """Return the bytes that selection takes for each row of `n_columns` columns."""
+    """Return the memory that selection needs per row of `n_columns` columns, in bytes."""
     return (n_columns + 3) * itemsize + _BOUND_BYTES
 
 
 def peek(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, Iterator[np.ndarray]]:
-    """Return the first batch, and all of them.
+    """Return the first batch, and an iterator over all batches that includes the first.
 
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no batch.
     """
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
-        raise ValueError("there are no batches: at least one with one row is needed.")
+        raise ValueError("there are no batches of rows: pass at least one batch with at least one row.")
     return first, chain([first], iterator)
 
 
 def select_at_once(batches: Iterable[np.ndarray], n_samples: int, buffer: RowBuffer, select: Select) -> Summary:
-    """Gather all rows, and select from them.
+    """Collect all rows in memory and select from them once.
 
     Parameters
     ----------
     batches : iterable of arrays of shape (n_rows, n_features)
         The rows.
     n_samples : int
-        How many are expected.
+        Expected number of rows. It determines the memory that is allocated at first.
     buffer : RowBuffer
-        Empty.
+        Empty buffer that collects the rows.
     select : callable
-        Greedy selection.
+        Greedy selection. It takes `Rows` and their indices, and returns the order of selection and the radii.
 
     Returns
     -------
     Summary
+        The picks of all rows.
     """
     buffer.reserve(n_samples)
     for batch in batches:
@@ -86,61 +92,69 @@ def select_at_once(batches: Iterable[np.ndarray], n_samples: int, buffer: RowBuf
 def select_from_shards(
     batches: Iterable[np.ndarray], capacity: int, n_selected: int, buffer: RowBuffer, select: Select
 ) -> Summary:
-    """Reduce shards to their own picks, and the picks of all shards to the final ones.
+    """Select from each shard, then select from the picks of all shards.
 
     Parameters
     ----------
     batches : iterable of arrays of shape (n_rows, n_features)
         The rows.
     capacity : int
-        Rows that fit in memory.
+        Number of rows that fit in memory.
     n_selected : int
-        How many are picked, from each shard too.
+        Number of rows to select. The same number is selected from each shard.
     buffer, select
-        As for :func:`select_at_once`.
+        See :func:`select_at_once`.
 
     Returns
     -------
     Summary
+        The final picks. Their radii are upper bounds of the covering radii.
 
     Raises
     ------
     ValueError
-        If shards would be reduced to less than half only.
+        If `capacity` is less than ``6 * n_selected``.
 
     Notes
     -----
-    Greedy covers a shard within twice the smallest radius that as many centres could have, for that shard and so for
-    all rows. Selecting once more among the shards' picks adds as much: every row lies within **4** times the smallest
-    radius possible, where selection from all rows at once promises 2. If even the picks of all shards don't fit, they
-    are merged more than once, and each time adds 2.
+    Let ``r`` be the smallest possible covering radius of `n_selected` picks for all rows. Greedy selection covers each
+    shard within ``2 r``. The selection among the picks of all shards adds at most ``2 r``. Therefore every row lies
+    within **4** ``r`` of its nearest pick. Selection from all rows at once guarantees ``2 r``. If the picks of all
+    shards do not fit in memory, they are merged several times. Each additional merge adds ``2 r``.
 
     References
     ----------
     Malkomes et al., "Fast distributed k-center clustering with outliers on massive data", NeurIPS 2015.
     """
-    n_shard = capacity // 3  # a shard, the picks of those before it, and both of these while they are merged
+    # The algorithm is a merge-and-reduce over the stream of batches:
+    #   1. Fill a shard with rows. Reduce the shard to its own greedy picks, and keep only these picks (a summary).
+    #   2. If the summaries leave no space for one more, merge them: select again among their picks.
+    #   3. After the last batch, merge the remaining summaries into one.
+    # A third of the memory is for the shard, a third for the summaries, and a third for their copy during a merge.
+    n_shard = capacity // 3
+    # A merge needs two summaries, and both must fit in a third of the memory.
     if n_shard < 2 * n_selected:
         raise ValueError(
-            f"{n_selected} rows are to be selected, but only {capacity} fit in the memory that selection may use: "
-            "select less, or allow more."
+            f"{n_selected} rows are to be selected, but only {capacity} fit in the memory that selection may use, "
+            "and 6 times the selected rows must fit: select fewer rows or allow more memory."
         )
     buffer.reserve(n_shard)
     summaries: list[Summary] = []
 
     def add_shard() -> None:
+        """Reduce the rows in the buffer to a summary, and merge the summaries if the next one would not fit."""
         summaries.append(_reduce(*buffer.take(), select))
         if sum(len(summary.numbers) for summary in summaries) + n_selected > n_shard:
             _merge(summaries, select)
 
     for batch in batches:
-        while len(batch):
+        while len(batch):  # a batch may span several shards
             n_left = n_shard - buffer.n_gathered
             buffer.extend(batch[:n_left])
             batch = batch[n_left:]
             if buffer.n_gathered == n_shard:
                 add_shard()
-    if buffer.n_gathered:
+    if buffer.n_gathered:  # the last shard may be smaller
         add_shard()
     if len(summaries) > 1:
         _merge(summaries, select)
@@ -148,17 +162,20 @@ def select_from_shards(
 
 
 def _merge(summaries: list[Summary], select: Select) -> None:
-    """Replace summaries by one of them all."""
+    """Replace the summaries in the list by one summary of all rows that they represent."""
+    # A row is at most `radius` away from a pick of its shard. That pick is at most `merged.radii` away from a final
+    # pick. By the triangle inequality, the sum bounds the distance from the row to its nearest final pick.
     radius = max(summary.radii[-1] for summary in summaries)
     numbers = np.concatenate([summary.numbers for summary in summaries])
     left = torch.cat([summary.left for summary in summaries])
-    summaries.clear()  # before the selection: it needs memory too
+    summaries.clear()  # release the memory before the selection, which needs memory too
     merged = _reduce(left, numbers, select)
     merged.radii += radius
     summaries.append(merged)
 
 
 def _reduce(left: torch.Tensor, numbers: np.ndarray, select: Select) -> Summary:
+    """Select from the given rows, and return a summary of them."""
     rows = Rows(left)
     order, radii = select(rows, numbers)
     picks = torch.from_numpy(order).to(left.device)
