@@ -1,4 +1,4 @@
-"""GreedyCoresetSampler: k-center greedy selection (Eq. 5, Algorithm 1)."""
+"""GreedyCoresetSampler: k-center greedy selection of rows (Equation 5, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -27,34 +27,39 @@ _PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
 
 
 class GreedyCoresetSampler(SubsetSampler):
-    """Subset of the rows that covers them all: k-center greedy (Eq. 5, Algorithm 1).
+    """Coreset: a subset of the rows that covers all rows, selected by the k-center greedy algorithm.
 
-    The first row is drawn at random, each further one is the row farthest from those before it, so the largest distance
-    from any row to the subset, the covering radius, is at most twice the smallest possible. The order is nested: a
-    smaller `ratio` selects a prefix of what a larger one does.
+    The selection follows Equation 5 and Algorithm 1 of Roth et al. (2022). By default, the first row is chosen at
+    random. Each further row is the row farthest from all rows selected so far. The covering radius is the largest
+    distance from any row to its nearest selected row. It is at most twice the smallest possible covering radius
+    (Gonzalez, 1985). The order of selection is nested: a smaller `ratio` selects a prefix of the rows that a larger
+    `ratio` selects.
 
     Parameters
     ----------
     ratio : float or int, default=0.1
-        Share of the rows, in (0, 1]: ``max(1, ceil(ratio * n_samples))`` are selected. An int is their number.
+        Size of the coreset. A float in (0, 1] is a fraction of the rows: ``max(1, ceil(ratio * n_samples))`` rows are
+        selected. An int is the number of rows.
     n_projections : int, "auto" or None, default=128
-        Selection looks at a random projection to that many columns (Johnson-Lindenstrauss), where the data have more;
-        ``"auto"`` takes as many as the lemma asks for at eps = 0.9; None looks at the data as they are. The selected
-        rows are always the original ones.
+        Number of columns of the random projection (Johnson-Lindenstrauss) in which distances are computed during the
+        selection. Data with at most that many columns are not projected. ``"auto"`` takes the number that the lemma
+        requires at eps = 0.9. None disables the projection. The selected rows always have their original features.
     projection : {"gaussian", "sparse"}, default="gaussian"
-        Kind of projection: normal entries, or very sparse ones (Li et al. 2006).
+        Kind of random matrix: ``"gaussian"`` has normal entries, ``"sparse"`` has mostly zero entries (Li et al. 2006).
     start : "random" or int, default="random"
-        The first row: an index, or the row that lies farthest along a random direction. So "random" depends on the
-        values of the rows and on `random_state`, but not on the order in which the rows come.
+        First selected row. An int is the index of the row. ``"random"`` selects the row that lies farthest along a
+        random direction. This row depends on the values of the rows and on `random_state`, but not on the order of
+        the rows.
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU.
+        Device of the selection. ``"auto"`` uses CUDA if it is available, otherwise the CPU.
     memory : str, joblib.Memory or None, default=None
-        Where the order of selection is kept: for the same rows, seed and start, a smaller `ratio` is read off, and a
-        larger one goes on from there. So a search over `ratio` costs its largest member. Needs an int as
-        `random_state` (or the detector's): what is drawn anew each time is never found again, and not kept.
+        Location of a cache of the selection order. For the same rows, seed and start, a smaller `ratio` is read from
+        the cache, and a larger `ratio` continues from the cached order. Therefore a search over `ratio` costs as much
+        as its largest value. Random draws need an int as `random_state` (of the sampler or of the detector). Otherwise
+        the draws differ from fit to fit, and the order is not cached. None disables the cache.
     random_state : int, RandomState instance or None, default=None
-        Draws projection and start, in numpy: all devices see the same problem. Pass an int for the same subset each
-        time.
+        Random numbers for the projection and the start. They are drawn in numpy, so they are the same on all devices.
+        Pass an int to select the same subset in each call of `fit`.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -63,23 +68,23 @@ class GreedyCoresetSampler(SubsetSampler):
     components_ : array of shape (n_selected, n_features)
         The selected rows, in order of selection.
     component_indices_ : array of shape (n_selected,), int64
-        Which rows of `X` they are.
+        Indices of the selected rows in `X`, in order of selection.
     selection_distances_ : array of shape (n_selected,), float64
-        Covering radius, in the projected space, once each row is selected: never increasing. The first ``k`` rows alone
-        cover the data within ``selection_distances_[k - 1]``.
+        Covering radius in the projected space after each selected row. It never increases. The first ``k`` selected
+        rows cover the data within ``selection_distances_[k - 1]``.
     n_features_in_ : int
-        Columns of `X`.
+        Number of columns of `X`.
     feature_names_in_ : array of str
-        Names of the columns, where `X` had them.
+        Names of the columns of `X`, if `X` has column names.
 
     Notes
     -----
-    The textbook loop compares every row with each pick: bound by memory, and what users of other implementations
-    wait for. Here the same picks are found by matrix products over blocks of picks, and rows that can't be the
-    farthest for now are left alone until they can. So selection costs about as much as *one* matrix product of all
-    rows with the picks, or less. It pays most where many rows lie near a few of the picks, as patches of images do;
-    on data without structure, in many dimensions, all rows stay in play and the cost is that of the full product. Of
-    a few hundred rows, any loop is fast.
+    The textbook loop compares every row with each pick, and its speed is limited by memory bandwidth. This
+    implementation finds the same picks by matrix products over blocks of picks. It skips rows that cannot be the
+    farthest row at the moment. Therefore the selection costs about as much as *one* matrix product of all rows with the
+    picks, or less. The saving is largest if many rows lie near a few picks, as for patch features of images. For
+    unstructured data in many dimensions, few rows are skipped, and the cost is that of the full product. For a few
+    hundred rows, any loop is fast.
 
     References
     ----------
@@ -137,21 +142,23 @@ class GreedyCoresetSampler(SubsetSampler):
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            The rows; float32 and float64 are kept, anything else becomes float64 (float16: float32).
+            Rows to select from. float32 and float64 are kept, float16 becomes float32, and any other type becomes
+            float64.
         y : ignored
-            Present by convention.
+            Present for API consistency.
 
         Returns
         -------
         GreedyCoresetSampler
-            Itself.
+            The fitted sampler.
 
         Raises
         ------
         ValueError
-            If `X` holds NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), whose squares could
-            overflow: the error names row and column; if an int `ratio` or `start` is beyond the number of
-            rows, or the device is absent.
+            If `X` contains NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64). The squares of such
+            values could overflow. The error names the row and the column. The error is also raised if an int `ratio`
+            is larger than the number of rows, if there is no row with the index `start`, or if the device is not
+            available.
         """
         X = self._validated_rows(X)
         self._fit([X], len(X), None)
@@ -163,66 +170,73 @@ class GreedyCoresetSampler(SubsetSampler):
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None = None
     ) -> GreedyCoresetSampler:
-        """Select from rows that come in batches, are looked at once and not kept: only their projections are.
+        """Select rows from batches that are read once. Only the projections of the rows are kept in memory.
 
-        Selects the rows that `fit` would, whatever the batches, while all projections fit in `max_memory`. Beyond that,
-        shards that fit are reduced to their own picks, and the picks of all shards to the final ones (merge and
-        reduce): every row then lies within 4 times the smallest radius possible, where `fit` promises 2; 2 more for
-        each time that picks had to be merged because those of all shards don't fit. ``selection_distances_`` are upper
-        bounds then, and a smaller `ratio` need not select a prefix.
+        If all projections fit in `max_memory`, the same rows are selected as in `fit`, for any sizes of the batches.
+        Otherwise, the rows are divided into shards that fit (merge and reduce): rows are selected from each shard, and
+        the final rows are selected from the picks of all shards. Every row then lies within 4 times the smallest
+        possible covering radius, whereas `fit` guarantees 2 times. If the picks of all shards do not fit in memory,
+        they are merged several times, and each additional merge adds 2 to the factor. With shards,
+        ``selection_distances_`` are upper bounds, and a smaller `ratio` may not select a prefix.
 
-        Sets what `fit` sets but for ``components_``, which whoever has the rows may look up.
+        This method sets the same attributes as `fit`, except ``components_``. The caller can take the selected rows
+        from the data with ``component_indices_``.
 
         Parameters
         ----------
         batches : iterable of arrays of shape (n_rows, n_features)
-            The rows, in order; float32 or float64.
+            The rows, in order, as float32 or float64.
         n_samples : int
-            How many will come in all. If others come, the selection is right, but may take more memory.
+            Expected total number of rows. If the actual number differs, the selection is still correct, but it may
+            need more memory.
         max_memory : int or None, default=None
-            Bytes that selection may use; None does without shards.
+            Maximum memory of the selection in bytes. None means no limit, so no shards are used.
 
         Returns
         -------
         GreedyCoresetSampler
-            Itself.
+            The fitted sampler.
 
         Raises
         ------
         ValueError
-            As `fit`, and if `max_memory` is too little for the selected rows alone.
+            In the same cases as in `fit`, if there are no batches, or if `max_memory` holds fewer than 6 times the
+            selected rows.
         """
         self._fit(_checked(batches), n_samples, max_memory)
-        if hasattr(self, "components_"):  # of an earlier fit
+        if hasattr(self, "components_"):  # set by an earlier fit
             del self.components_
         return self
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
-        """Return how many bytes `fit_batches` takes without shards.
+        """Return the memory that `fit_batches` needs to select without shards.
 
         Parameters
         ----------
-        n_samples, n_features : int
-            Shape of the rows, which are taken as float32 and not counted.
+        n_samples : int
+            Number of rows.
+        n_features : int
+            Number of columns of the rows. The rows are assumed to be float32.
 
         Returns
         -------
         int
-            Bytes.
+            Memory in bytes, without the memory of the batches.
         """
         return SCRATCH_BYTES + n_samples * row_bytes(self._n_columns(n_samples, n_features))
 
     def _n_columns(self, n_samples: int, n_features: int) -> int:
-        """Return how many columns selection looks at."""
+        """Return the number of columns after the projection."""
         if self.n_projections == "auto":
             return lemma_projections(n_samples, n_features)
         return n_features if self.n_projections is None else min(n_features, int(self.n_projections))
 
     def _fit(self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None) -> None:
+        """Select rows from validated batches, and set the fitted attributes except ``components_``."""
         device = require_device(self.device)
         n_selected = count_of(self.ratio, n_samples)
         if self.start != "random" and int(self.start) >= n_samples:
-            raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X.")
+            raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X: use a smaller index.")
         first, batches = peek(batches)
         n_features = first.shape[1]
         n_columns = self._n_columns(n_samples, n_features)
@@ -230,10 +244,10 @@ class GreedyCoresetSampler(SubsetSampler):
         matrix = None
         if n_columns < n_features:
             matrix = _PROJECTIONS[self.projection](n_features, n_columns, rng)
-        # Drawn after the projection; all shards are looked at along the same one.
+        # The direction is drawn after the projection matrix. All shards use the same direction.
         direction = rng.standard_normal(n_columns) if self.start == "random" else None
         dtype = torch.float64 if first.dtype == np.float64 else torch.float32
-        # What is drawn anew each time will not be found again.
+        # Without an int seed, the random draws differ from fit to fit. A cached order would never be read again.
         is_drawn = matrix is not None or direction is not None
         memory = None if is_drawn and not isinstance(self.random_state, Integral) else self.memory
         buffer = RowBuffer(matrix, n_features, dtype, device)
@@ -242,10 +256,11 @@ class GreedyCoresetSampler(SubsetSampler):
             capacity = max(0, max_memory - SCRATCH_BYTES) // row_bytes(n_columns, first.itemsize)
 
         def select(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            """Return the order of selection from `rows` and the radii. `numbers` are the indices among all rows."""
             n_wanted = count_of(self.ratio, len(rows)) if capacity is None else min(n_selected, len(rows))
             with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
                 if direction is None:
-                    start = int((numbers == self.start).argmax())  # the first row of a shard without it
+                    start = int((numbers == self.start).argmax())  # 0 if the shard does not contain the start row
                 else:
                     start = int((rows.left @ rows.left.new_tensor([*direction, 0.0])).argmax())
                 return self._select(rows, n_wanted, start, memory if capacity is None else None)
@@ -259,22 +274,23 @@ class GreedyCoresetSampler(SubsetSampler):
         self.selection_distances_ = summary.radii
 
     def _select(self, rows: Rows, n_selected: int, start: int, memory: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the order of selection and the radii, from the cache as far as possible."""
         cache = OrderCache(memory, rows.left, start)
         known = cache.read()
         if known is not None and len(known[0]) >= n_selected:
             return known[0][:n_selected], known[1][:n_selected]
         with progress_bar(n_selected, "selecting the coreset", "row", self.verbose) as bar:
             order, radii = k_center_greedy(rows, n_selected, start, bar.update, known)
-            bar.update(n_selected - bar.n)
+            bar.update(n_selected - bar.n)  # the first pick and picks from the cache
         cache.write(order, radii)
         return order, radii
 
 
 def _checked(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the batches. Values whose squares could overflow are refused; NaN and infinity are among them."""
+    """Yield the batches. Raise a ValueError if a value is NaN, infinite or so large that its square could overflow."""
     limit, n_before = None, 0
     for batch in batches:
-        limit = limit or largest_value(batch.dtype)  # the first batch decides in which dtype selection computes
+        limit = limit or largest_value(batch.dtype)  # the selection uses the dtype of the first batch
         refuse_beyond(batch, limit, n_before)
         yield batch
         n_before += len(batch)

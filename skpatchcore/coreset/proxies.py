@@ -1,4 +1,4 @@
-"""LearnedProxySampler: proxies trained to reconstruct the rows (Eq. 8), a baseline of the paper's Figure 5."""
+"""LearnedProxySampler: proxies trained to reconstruct the rows (Equation 8), a baseline of the paper's Figure 5."""
 
 from __future__ import annotations
 
@@ -16,79 +16,81 @@ from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import Interval, fit_context
 from skpatchcore.coreset._base import SubsetSampler, count_of
 
-# Rows whose distances from all proxies are held at once, when the rows nearest to the proxies are looked up.
+# Number of rows in one block of distances to the proxies, when the nearest row of each proxy is searched.
 _BLOCK = 4096
 
 
 def squared_distances(X: torch.Tensor, Y: torch.Tensor) -> torch.Tensor:
-    """Return squared distances of all rows of `X` from all rows of `Y`, differentiable, at least 1e-12."""
+    """Return the differentiable squared distances, at least 1e-12, between all rows of `X` and all rows of `Y`."""
     squares = X.square().sum(1)[:, None] + Y.square().sum(1) - 2 * (X @ Y.T)
-    return squares.clamp_min(1e-12)  # the root's slope at 0 is infinite
+    return squares.clamp_min(1e-12)  # the gradient of the square root is infinite at 0
 
 
 def reconstruction_loss(X: torch.Tensor, proxies: torch.Tensor) -> torch.Tensor:
-    """Return the mean of Eq. 8 over the rows of `X`.
+    """Return the mean of Equation 8 over the rows of `X`.
+
+    Each row is reconstructed as the average of the proxies, weighted by ``softmax(-distance)``.
 
     Parameters
     ----------
     X : tensor of shape (n_samples, n_features)
-        Rows.
+        Rows to reconstruct.
     proxies : tensor of shape (n_proxies, n_features)
-        Proxies.
+        The proxies.
 
     Returns
     -------
-    tensor, a number
-        Mean squared distance of a row from the average of the proxies, weighted by ``softmax(-distance)``.
+    tensor of shape ()
+        Mean squared distance between the rows and their reconstructions.
     """
     weights = torch.softmax(-squared_distances(X, proxies).sqrt(), dim=1)
     return (X - weights @ proxies).square().sum(1).mean()
 
 
 class LearnedProxySampler(SubsetSampler):
-    """Proxies of the rows, learned so that soft mixtures of near ones reconstruct each row (Eq. 8).
+    """Learned proxies of the rows, trained to reconstruct each row as a weighted average of proxies (Equation 8).
 
-    The paper's Figure 5 has them between random subsets and greedy coresets. They are slow to learn, and blur what
-    is rare: a baseline to compare with, not a recommendation.
+    In the paper's Figure 5, learned proxies lie between random subsets and greedy coresets. Training the proxies is
+    slow, and the proxies average out rare features. Use this sampler as a baseline for comparisons only.
 
     Parameters
     ----------
     ratio : float or int, default=0.1
-        Share of the rows, in (0, 1], that tells how many proxies: ``max(1, ceil(ratio * n_samples))``. An int is
-        their number.
+        Number of proxies. A float in (0, 1] is a fraction of the rows: ``max(1, ceil(ratio * n_samples))`` proxies are
+        trained. An int is the number of proxies.
     n_epochs : int, default=5
-        Passes over the rows.
+        Number of passes over the rows.
     batch_size : int, default=512
-        Rows a step.
+        Number of rows per optimization step.
     learning_rate : float, default=0.01
-        Of Adam, in units of the rows' standard deviation.
+        Learning rate of the Adam optimizer, in units of the standard deviation of the rows.
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU.
+        Device of the training. ``"auto"`` uses CUDA if it is available, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Draws the rows that proxies start from, and the order of batches.
+        Random numbers for the choice of the initial proxies and for the order of the rows in each epoch.
     verbose : int, default=0
         1 shows a progress bar.
 
     Attributes
     ----------
     components_ : array of shape (n_proxies, n_features)
-        The proxies: not rows of `X`.
+        The proxies. They are not rows of `X`.
     component_indices_ : array of shape (n_proxies,), int64
-        For each proxy, the row of `X` nearest to it. Rows may occur more than once.
+        Index of the row of `X` nearest to each proxy. The same index may occur several times.
     loss_curve_ : list of float
-        Mean of Eq. 8 over each epoch.
+        Mean of Equation 8 over the rows in each epoch.
     n_features_in_ : int
-        Columns of `X`.
+        Number of columns of `X`.
     feature_names_in_ : array of str
-        Names of the columns, where `X` had them.
+        Names of the columns of `X`, if `X` has column names.
 
     See Also
     --------
-    GreedyCoresetSampler : Selects rows that cover all others.
+    GreedyCoresetSampler : Select rows that cover all rows.
 
     References
     ----------
-    Roth et al., CVPR 2022, Eq. 8.
+    Roth et al., CVPR 2022, Equation 8.
 
     Examples
     --------
@@ -134,26 +136,26 @@ class LearnedProxySampler(SubsetSampler):
     @fit_context(prefer_skip_nested_validation=True)
     @default_modes(grad=True)
     def fit(self, X: Any, y: Any = None) -> LearnedProxySampler:
-        """Learn proxies of the rows of `X`.
+        """Train proxies on the rows of `X`.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            The rows; float32 and float64 are kept, anything else becomes float64 (float16: float32).
+            Rows to train on. float32 and float64 are kept, float16 becomes float32, and any other type becomes float64.
         y : ignored
-            Present by convention.
+            Present for API consistency.
 
         Returns
         -------
         LearnedProxySampler
-            Itself.
+            The fitted sampler.
 
         Raises
         ------
         ValueError
-            If `X` holds NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), whose squares could
-            overflow: the error names row and column; if an int `ratio` is larger than the number of rows,
-            or the device is absent.
+            If `X` contains NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64). The squares of such
+            values could overflow. The error names the row and the column. The error is also raised if an int `ratio`
+            is larger than the number of rows, if the device is not available, or if the training diverges.
         """
         device = require_device(self.device)
         X = self._validated_rows(X)
@@ -161,12 +163,12 @@ class LearnedProxySampler(SubsetSampler):
         rows = as_tensor(X, device)
         first = rng.permutation(len(X))[: count_of(self.ratio, len(X))]
         proxies = rows[torch.from_numpy(first).to(device)].clone().requires_grad_()
-        # A scale of 0, of constant data, would leave nothing to do anyway.
+        # The scale of constant data is 0. The proxies then already equal the rows, and any small learning rate works.
         scale = float((rows - rows.mean(0)).square().mean().sqrt())
         optimizer = torch.optim.Adam([proxies], lr=self.learning_rate * scale or 1e-12)
         losses = []
         n_steps = -(-len(X) // self.batch_size) * self.n_epochs
-        with progress_bar(n_steps, "learning proxies", "step", self.verbose) as bar:
+        with progress_bar(n_steps, "training proxies", "step", self.verbose) as bar:
             for _ in range(self.n_epochs):
                 total = 0.0
                 for batch in torch.split(torch.from_numpy(rng.permutation(len(X))).to(device), self.batch_size):
@@ -178,7 +180,7 @@ class LearnedProxySampler(SubsetSampler):
                     bar.update()
                 losses.append(total / len(X))
         if not bool(proxies.isfinite().all()):
-            raise ValueError("the proxies are not finite after learning: scale X, or lower learning_rate.")
+            raise ValueError("the proxies are not finite after training: scale X or use a smaller learning_rate.")
         self.components_ = proxies.detach().cpu().numpy()
         self.component_indices_ = _nearest_rows(proxies.detach(), rows)
         self.loss_curve_ = losses
@@ -186,7 +188,7 @@ class LearnedProxySampler(SubsetSampler):
 
 
 def _nearest_rows(proxies: torch.Tensor, rows: torch.Tensor) -> np.ndarray:
-    """Return the row nearest to each proxy, the first of equally near ones."""
+    """Return the index of the row nearest to each proxy, the lowest index among equally near rows."""
     smallest = torch.full((len(proxies),), torch.inf, dtype=rows.dtype, device=rows.device)
     nearest = torch.zeros(len(proxies), dtype=torch.int64, device=rows.device)
     for i in range(0, len(rows), _BLOCK):

@@ -1,4 +1,4 @@
-"""RandomSampler: a uniform random subset, the baseline of the paper's Figure 5."""
+"""RandomSampler: a uniform random subset of the rows, the baseline of the paper's Figure 5."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ from skpatchcore.coreset._base import SubsetSampler, count_of
 
 
 class RandomSampler(SubsetSampler):
-    """Uniform random subset of the rows: the baseline that a coreset is measured against.
+    """Uniform random subset of the rows: the baseline for comparisons with a coreset.
 
-    Fast, and crowded where the data are crowded: rare kinds of good patches may be missing from the memory bank.
+    This sampler is fast. It selects many rows in dense regions of the data and few in sparse regions. Therefore rare
+    kinds of good patches may be missing from the memory bank.
 
     Parameters
     ----------
     ratio : float or int, default=0.1
-        Share of the rows, in (0, 1]: ``max(1, ceil(ratio * n_samples))`` are selected. An int is their number.
+        Size of the subset. A float in (0, 1] is a fraction of the rows: ``max(1, ceil(ratio * n_samples))`` rows are
+        selected. An int is the number of rows.
     random_state : int, RandomState instance or None, default=None
-        Draws the rows. With the same int, a smaller `ratio` selects a prefix of what a larger one does.
+        Random numbers for the choice of the rows. With the same int, a smaller `ratio` selects a prefix of the rows
+        that a larger `ratio` selects.
 
     Attributes
     ----------
     components_ : array of shape (n_selected, n_features)
         The selected rows.
     component_indices_ : array of shape (n_selected,), int64
-        Which rows of `X` they are.
+        Indices of the selected rows in `X`, in random order.
     n_features_in_ : int
-        Columns of `X`.
+        Number of columns of `X`.
     feature_names_in_ : array of str
-        Names of the columns, where `X` had them.
+        Names of the columns of `X`, if `X` has column names.
 
     See Also
     --------
-    GreedyCoresetSampler : Covers the rows instead.
+    GreedyCoresetSampler : Select rows that cover all rows.
 
     Examples
     --------
@@ -61,25 +64,26 @@ class RandomSampler(SubsetSampler):
     @fit_context(prefer_skip_nested_validation=True)
     @default_modes()
     def fit(self, X: Any, y: Any = None) -> RandomSampler:
-        """Draw rows of `X`.
+        """Select random rows of `X`.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            The rows.
+            Rows to select from. float32 and float64 are kept, float16 becomes float32, and any other type becomes
+            float64.
         y : ignored
-            Present by convention.
+            Present for API consistency.
 
         Returns
         -------
         RandomSampler
-            Itself.
+            The fitted sampler.
 
         Raises
         ------
         ValueError
-            If `X` holds NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), or an int `ratio` is larger
-            than the number of rows.
+            If `X` contains NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), or if an int `ratio` is
+            larger than the number of rows.
         """
         X = self._validated_rows(X)
         self.component_indices_ = self._draw(len(X))
@@ -91,43 +95,51 @@ class RandomSampler(SubsetSampler):
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int | None = None, max_memory: int | None = None
     ) -> RandomSampler:
-        """Draw from rows that come in batches, as `fit` would; ``components_`` is not set.
+        """Select the same random rows as `fit`, from batches. The attribute ``components_`` is not set.
 
         Parameters
         ----------
         batches : iterable of arrays of shape (n_rows, n_features)
-            The rows: they are only counted.
+            Batches of rows. The rows are only counted.
         n_samples, max_memory : ignored
-            Present by convention.
+            Present for API consistency.
 
         Returns
         -------
         RandomSampler
-            Itself.
+            The fitted sampler.
+
+        Raises
+        ------
+        ValueError
+            If an int `ratio` is larger than the number of rows.
         """
         n_samples = 0
         for batch in batches:
             n_samples, self.n_features_in_ = n_samples + len(batch), batch.shape[1]
         self.component_indices_ = self._draw(n_samples)
-        if hasattr(self, "components_"):  # of an earlier fit
+        if hasattr(self, "components_"):  # set by an earlier fit
             del self.components_
         return self
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
-        """Return how many bytes `fit_batches` takes.
+        """Return the memory that `fit_batches` needs.
 
         Parameters
         ----------
-        n_samples, n_features : int
-            Shape of the rows, which are not counted.
+        n_samples : int
+            Number of rows.
+        n_features : int
+            Number of columns of the rows.
 
         Returns
         -------
         int
-            Bytes.
+            Memory in bytes, without the memory of the batches.
         """
         return 8 * n_samples
 
     def _draw(self, n_samples: int) -> np.ndarray:
+        """Return random row indices: a prefix of a random permutation, so that smaller ratios select prefixes."""
         order: np.ndarray = check_random_state(self.random_state).permutation(n_samples)
         return order[: count_of(self.ratio, n_samples)]
