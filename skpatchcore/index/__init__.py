@@ -1,4 +1,4 @@
-"""Nearest rows of the memory bank."""
+"""Indexes: ExactIndex and PyNNDescentIndex find the nearest rows of the memory bank."""
 
 from skpatchcore.index.exact import ExactIndex
 from skpatchcore.index.pynndescent import PyNNDescentIndex
