@@ -1,4 +1,4 @@
-"""Nearest neighbours on a device whose matrix products are fast: the plain blocked product, then exact distances."""
+"""DeviceBank: exact nearest neighbours on a device with fast matrix products, e.g. a CUDA GPU."""
 
 from __future__ import annotations
 
@@ -9,31 +9,40 @@ import torch
 
 from skpatchcore._utils.arrays import largest_value
 
-# Bytes of distances held at once.
+# Maximum memory of one chunk of distances, in bytes.
 _CHUNK_BYTES = 1 << 28
-# Runners-up measured beside the winners of the matrix product: its rounding may have put the true winner among them.
+# Number of additional candidates per query. The rounding of the matrix product may rank a true neighbour too low.
+# Therefore the distances of all candidates are computed again, without the product.
 _N_SPARE = 16
 
 
 class DeviceBank:
-    """A memory bank on a device.
+    """Memory bank on a device, searched in two steps: candidates from a matrix product, then exact distances.
 
     Parameters
     ----------
     rows : tensor of shape (n_rows, n_features), float32 or float64
         The bank.
 
+    Attributes
+    ----------
+    limit : float
+        Largest absolute value of a query. Squared distances of larger queries would overflow.
+
     Notes
     -----
-    With everything seen from the centre, ``|q - b|² = |q|² + |b|² - 2 q·b``: one matrix product, and ``|q|²`` changes
-    nothing about who is nearest; nor does taking ``b`` unshifted in the product, which needs no shifted copy of the
-    bank. But the sum cancels, and what is left near zero is rounding, which changes with the shape of the batch. So
-    the product only nominates a few more rows than are needed.
+    For centred vectors, ``|q - b|² = |q|² + |b|² - 2 q·b``. One matrix product computes ``q·b`` for all pairs. The term
+    ``|q|²`` is the same for all rows, so it does not change the order of the rows and is left out. The product uses the
+    rows of the bank without centring. This changes all values of a query by the same amount, and it needs no centred
+    copy of the bank.
+
+    The sum loses digits by cancellation if the distance is small. The remaining rounding error depends on the shape of
+    the batch. Therefore the product only chooses the candidates: a few more rows than needed. Their distances are then
+    computed from differences.
     """
 
     def __init__(self, rows: torch.Tensor):
         self._rows = rows
-        # Beyond it, squared distances of queries would overflow.
         self.limit = largest_value(np.float64 if rows.dtype == torch.float64 else np.float32)
         self._center = rows.mean(0)
         self._norms = torch.cat([(part - self._center).square().sum(1) for part in torch.split(rows, 8192)])
@@ -41,18 +50,21 @@ class DeviceBank:
     def kneighbors(
         self, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest rows: distances, ascending, and indices; see ``BoundedBank.kneighbors``."""
+        """Return the ascending distances and the indices of the nearest rows; see ``BoundedBank.kneighbors``."""
         norms, n_counting = self._norms, len(self._rows)
-        if excluded is not None:
+        if excluded is not None:  # an infinite squared length keeps a row from being a candidate
             norms = norms.index_fill(0, torch.from_numpy(excluded).to(norms.device), torch.inf)
             n_counting -= len(excluded)
         n_candidates = min(n_neighbors + _N_SPARE, n_counting)
-        # Neither the distances to the whole bank nor the candidates' rows shall outgrow the budget.
+        # The chunk size limits the memory of the distances to the whole bank and of the gathered candidate rows.
         row_bytes = queries.element_size() * max(len(self._rows), 2 * n_candidates * queries.shape[1])
         distances, indices = [], []
         for part in torch.split(queries, max(1, _CHUNK_BYTES // row_bytes)):
+            # Step 1: choose the candidates by |b|² - 2 q·b. Sort them by index: of equal distances, the lower index
+            # then comes first.
             squares = torch.addmm(norms, part - self._center, self._rows.T, alpha=-2)
             nominated = squares.topk(n_candidates, largest=False).indices.sort(dim=1).values
+            # Step 2: compute the squared distances of the candidates from differences, summed in float64.
             squares = (self._rows[nominated] - part[:, None]).square_().sum(2, dtype=torch.float64)
             squares, order = squares.sort(dim=1, stable=True)
             distances.append(squares[:, :n_neighbors].sqrt())
@@ -62,7 +74,7 @@ class DeviceBank:
     def farthest(
         self, queries: torch.Tensor, starts: np.ndarray, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, of each group of queries, the one whose nearest row is farthest; see ``BoundedBank.farthest``."""
+        """Return the query of each group with the farthest nearest row; see ``BoundedBank.farthest``."""
         distances, indices = (found[:, 0] for found in self.kneighbors(queries, 1, excluded))
         tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(starts)])
         return tops, distances[tops], indices[tops]
