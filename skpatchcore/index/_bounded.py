@@ -1,4 +1,11 @@
-"""Exact nearest neighbours on the CPU: most pairs are ruled out by lower bounds, the rest are looked at in full."""
+"""BoundedBank: exact nearest neighbours on the CPU. Lower bounds rule out most pairs before their distance is computed.
+
+A thin matrix product yields a lower bound of the squared distance of every pair of a query and a row (see `Bounds`).
+The row with the lowest bound is usually near. Its squared distance, plus a bound of the rounding error, is an upper
+bound for the nearest row. All rows with a lower bound above this upper bound are ruled out. The squared distances of
+the few remaining pairs are computed from inner products over all features. Pairs that may still be nearest, given the
+rounding errors of these products, are measured once more, from differences.
+"""
 
 from __future__ import annotations
 
@@ -14,55 +21,65 @@ from skpatchcore.index._bounds import GROUP, Bounds, fastest_dtype, principal_di
 from skpatchcore.index._copies import Copies
 from skpatchcore.index._pairs import pair_products
 
-# Rows of the bank, and pairs, in one block of bounds, which stays in the cache.
+# Rows of the bank in one block, and pairs in one block of bounds. The block of bounds fits in the processor's cache.
 _N_ROWS, _N_BLOCK = 8192, 1 << 21
-# Numbers of principal directions to choose from; those tried first; those for a first look when
-# only farthest queries are wanted.
+# Candidates for the number of principal directions. Candidates up to _N_FEW are tried first. `farthest` first uses
+# _N_COARSE directions.
 _N_DIRECTIONS = (32, 64, 96, 128, 192, 256, 384, 512)
 _N_FEW, _N_COARSE = 128, 32
-# Queries that are searched for first then, of each group.
+# Number of queries per group that `farthest` searches for first.
 _N_FIRST = 16
-# Rows that principal directions are taken from, and rows that their number is tried on.
+# Number of rows from which principal directions are computed, and number of rows on which their number is tried.
 _N_LEARNED, _N_TRIED = 4096, 64
-# Seconds of what is done for each pair: a multiplication of the bound's product; one of the distance in full, of rows
-# anywhere in memory; and what a pair in full costs beside these.
+# Costs per pair, in seconds: a multiplication of the product of bounds, a multiplication of a full distance between
+# rows scattered in memory, and the remaining cost of a full distance.
 _SECONDS = {torch.float32: 1.4e-11, torch.bfloat16: 6e-12}
 _SECONDS_FULL, _SECONDS_PAIR = 1.6e-10, 3e-7
-# A block is compared in full, by one product, if more than this share of it is left.
+# If the bounds leave more than this fraction of a block, one matrix product computes all distances of the block.
 _DENSE = 1 / 16
-# Numbers in a bank so small that bounds cost more than they spare.
+# Banks with at most this many values are searched without bounds, because bounds cost more than they save.
 _N_SMALL = 1 << 19
-# Pairs whose differences are written out at once.
+# Number of pairs in one block of differences.
 _N_PAIRS = 2048
 
 
 class BoundedBank:
-    """A memory bank with what makes exact search in it fast.
+    """Memory bank on the CPU, with the derived data for fast exact search.
 
     Parameters
     ----------
     rows : tensor of shape (n_rows, n_features), float32 or float64
         The bank, on the CPU.
 
+    Attributes
+    ----------
+    limit : float
+        Largest absolute value of a query. Squared distances of larger queries would overflow.
+
     Notes
     -----
-    Of equal rows only the first is searched for: where a thousand are equally near, bounds rule out nothing.
+    Only the first of several equal rows is searched. If a thousand equal rows are nearest, bounds rule out none of
+    them.
     """
 
     def __init__(self, rows: torch.Tensor):
+        # Bounds and norms are computed for "seen" vectors: centred on the mean of the bank and divided by a unit.
         self._copies = Copies.of(rows)
         self._rows = rows if self._copies is None else rows[self._copies.firsts]
         n_features = rows.shape[1]
         self._n_queries = max(1, _N_BLOCK // min(len(self._rows), _N_ROWS))
         self._center = self._rows.mean(0)
         reach = max(float((part - self._center).abs().max()) for part in self._parts())
-        # In these units no square overflows or vanishes; a power of 2 rounds nothing.
+        # All seen rows have entries between -1 and 1, and the largest is at least 1/2. Squared distances then neither
+        # overflow nor vanish. The unit is a power of 2, because division by a power of 2 has no rounding error.
         self._unit = 2.0 ** math.frexp(reach)[1] if reach > 0 else 1.0
-        # Beyond it, squared distances of queries would overflow.
         self.limit = largest_value(np.float64 if rows.dtype == torch.float64 else np.float32) * min(self._unit, 1.0)
         self._norms = torch.cat([self._seen(part).square().sum(1) for part in self._parts()])
-        # A sum of n products is off by n roundings at most; with room for those of what goes into it.
+        # Upper bound of the relative rounding error of a sum of n_features products. The factor 1.5 and the 8 extra
+        # roundings cover the rounding errors of the inputs.
         self._rounding = 1.5 * (n_features + 8) * torch.finfo(rows.dtype).eps / 2
+        # Inner products use the rows without centring, plus a correction for the centre. Their rounding errors are
+        # proportional to the length of the row plus the length of the centre.
         lengths = torch.cat([torch.linalg.vector_norm(part / self._unit, dim=1) for part in self._parts()])
         self._lengths = lengths + torch.linalg.vector_norm(self._center / self._unit)
         self._bounds: Bounds | None = None
@@ -74,23 +91,24 @@ class BoundedBank:
     def kneighbors(
         self, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nearest rows.
+        """Return the nearest rows of each query.
 
         Parameters
         ----------
         queries : tensor of shape (n_queries, n_features)
-            Of the bank's dtype.
+            The queries, with the dtype of the bank.
         n_neighbors : int
-            How many; at most as many rows as count.
+            Number of rows to return per query, at most the number of rows that are not excluded.
         excluded : array of int or None, default=None
-            Rows that don't count.
+            Indices of rows that are not searched.
 
         Returns
         -------
         distances : array of shape (n_queries, n_neighbors), float64
-            Euclidean, ascending.
+            Euclidean distances, ascending.
         indices : array of shape (n_queries, n_neighbors), int64
-            Of equal distances the lower index comes first, its copies after it.
+            Indices of the nearest rows. Of equal distances, the lower index comes first. The copies of a row follow the
+            row.
         """
         dead = self._dead(excluded)
         n_wanted = min(n_neighbors, len(self._rows) - (0 if dead is None else len(dead)))
@@ -103,38 +121,43 @@ class BoundedBank:
     def farthest(
         self, queries: torch.Tensor, starts: np.ndarray, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, of each group of queries, the one whose nearest row is farthest.
+        """Return the query of each group with the farthest nearest row.
 
         Parameters
         ----------
         queries : tensor of shape (n_queries, n_features)
-            Of the bank's dtype.
+            The queries, with the dtype of the bank, group after group.
         starts : array of shape (n_groups + 1,), int64
-            Where each group begins, and the last one ends; no group is empty.
+            First query of each group, followed by the number of queries. No group may be empty.
         excluded : array of int or None, default=None
-            Rows that don't count.
+            Indices of rows that are not searched.
 
         Returns
         -------
         tops : array of shape (n_groups,), int64
-            That query; of equal distances the first.
+            Index of the query of each group with the farthest nearest row. Of equal distances, the first query counts.
         distances : array of shape (n_groups,), float64
-            Distance from its nearest row.
+            Euclidean distance from this query to its nearest row.
         indices : array of shape (n_groups,), int64
-            That row.
+            Index of this nearest row.
 
         Notes
         -----
-        A thin product bounds all distances from below, and one row for each query from above. What is nearer than the
-        farthest query is for certain need not be searched for: usually nearly all.
+        Each query has an upper bound of the distance to its nearest row: the distance to any one row. Some queries of
+        each group are searched exactly. Queries with an upper bound below the largest of these exact distances cannot
+        be the farthest ones, so they are not searched. Usually, these are almost all queries.
         """
+        # 1. Find an upper bound for each query: the distance to the row with the lowest coarse bound.
+        # 2. Search exactly for the _N_FIRST queries of each group with the highest upper bounds. The largest distance
+        #    that is found is the floor of the group.
+        # 3. Search exactly for all queries with an upper bound at or above the floor, and take the farthest one.
         candidates = np.arange(len(queries))
         groups = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         if self._coarse is not None:
             dead = self._dead(excluded)
             parts = torch.split(queries, self._n_queries)
             highest = np.concatenate([self._not_nearer(part, self._coarse, dead) for part in parts])
-            # Those that look farthest are searched for first: their distances rule out most of the others.
+            # Queries with high upper bounds are probably far. Their distances give a high floor.
             first = np.concatenate(
                 [start + np.argsort(-highest[start:stop], kind="stable")[:_N_FIRST] for start, stop in pairwise(starts)]
             )
@@ -151,26 +174,33 @@ class BoundedBank:
         return candidates[tops], distances[tops], indices[tops]
 
     def _parts(self) -> Iterator[torch.Tensor]:
+        """Return an iterator over the rows in blocks of `_N_ROWS`."""
         return iter(torch.split(self._rows, _N_ROWS))
 
     def _seen(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return rows as seen from the centre, in units of the bank's reach."""
+        """Return "seen" vectors: centred on the mean of the bank, and divided by the unit."""
         return (rows - self._center) / self._unit
 
     def _coordinates(self, seen: torch.Tensor, n_directions: int | None = None) -> torch.Tensor:
+        """Return the coordinates of seen vectors in the principal directions, or all features if there are none."""
         return seen.float() if self._directions is None else seen.float() @ self._directions[:, :n_directions]
 
     def _dead(self, excluded: np.ndarray | None) -> torch.Tensor | None:
-        """Return, in order, the distinct rows that don't count."""
+        """Return the positions of the excluded rows among the distinct rows, ascending, or None if there are none.
+
+        A distinct row is excluded only if all its copies are excluded.
+        """
         if excluded is None or not len(excluded):
             return None
         return torch.from_numpy(np.unique(excluded) if self._copies is None else self._copies.all_in(excluded))
 
     def _make_bounds(self, dtype: torch.dtype) -> None:
+        """Choose the principal directions, and prepare the bounds that `kneighbors` and `farthest` use."""
         n_features = self._rows.shape[1]
         sample = self._seen(self._rows[:: -(-len(self._rows) // _N_LEARNED)]).float()
         n_directions = [n for n in _N_DIRECTIONS if n < 0.75 * n_features]
-        # Many directions are costly to find and seldom wanted: they are looked for if the most of a few are.
+        # Many directions are expensive to compute and rarely needed. They are tried only if the largest of the few
+        # numbers, or a product over all features, is cheapest.
         for tried in dict.fromkeys((tuple(n for n in n_directions if n <= _N_FEW), tuple(n_directions))):
             if tried:
                 directions = principal_directions(sample, tried[-1])
@@ -187,7 +217,27 @@ class BoundedBank:
     def _squares(
         self, seen: torch.Tensor, norms: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return squared distances of some pairs, from products, and how far they may be off; `queries` ascend."""
+        """Return the squared distances of some pairs, computed from inner products, and bounds of their errors.
+
+        Parameters
+        ----------
+        seen : tensor of shape (n_queries, n_features)
+            Seen queries.
+        norms : tensor of shape (n_queries,)
+            Squared lengths of the seen queries.
+        queries : tensor of shape (n_pairs,), int64
+            Index of the query of each pair, ascending.
+        rows : tensor of shape (n_pairs,), int64
+            Index of the row of each pair.
+
+        Returns
+        -------
+        squares : tensor of shape (n_pairs,)
+            Squared distances in units of the bank.
+        errors : tensor of shape (n_pairs,)
+            Upper bounds of the rounding errors of `squares`.
+        """
+        # q·(b - c) = q·b - q·c: no centred copy of the bank is needed.
         products = pair_products(seen, self._rows, queries, rows) / self._unit
         products -= (seen @ (self._center / self._unit))[queries]
         squares = norms[queries] + self._norms[rows] - 2 * products
@@ -196,16 +246,23 @@ class BoundedBank:
     def _blocks(
         self, bounds: Bounds, left: torch.Tensor, dead: torch.Tensor | None
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yield, for each block of the bank, its first row, the bounds' product and the smallest of each group."""
+        """Yield the first row of each block of the bank, the product of bounds, and the minimum of each group.
+
+        A group consists of the `GROUP` columns with the same remainder modulo the number of groups in the block. The
+        minima of all groups are then minima of contiguous parts of the product, which are fast to compute.
+        """
         for start in range(0, len(bounds), _N_ROWS):
             stop = min(start + _N_ROWS, len(bounds))
             product = bounds.product(left, start, stop)
-            if dead is not None:
+            if dead is not None:  # an infinite bound rules out an excluded row
                 product.index_fill_(1, _within(dead, start, stop), torch.inf)
             yield start, product, product.view(len(left), GROUP, -1).amin(1)
 
     def _not_nearer(self, queries: torch.Tensor, bounds: Bounds, dead: torch.Tensor | None) -> np.ndarray:
-        """Return squared distances that are not below those of the nearest rows: of the rows with the lowest bounds."""
+        """Return upper bounds of the squared distances between the queries and their nearest rows.
+
+        The upper bound of a query is its squared distance from the row with the lowest bound, plus the rounding error.
+        """
         seen = self._seen(queries)
         norms = seen.square().sum(1)
         left, _ = bounds.left(self._coordinates(seen, bounds.n_directions), norms.float())
@@ -221,11 +278,20 @@ class BoundedBank:
     def _nearest(
         self, queries: torch.Tensor, n_neighbors: int, dead: torch.Tensor | None
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distances and indices of the nearest distinct rows of one block of queries."""
+        # The bank is processed block by block. `best` holds the n_neighbors smallest upper bounds of squared distances
+        # per query, over distinct rows. Its maximum is an upper bound for the squared distance of the last neighbour.
+        #   1. Compute the lower bounds of all pairs of the block with one thin product.
+        #   2. Compute the distances of the rows with the lowest bounds, and lower `best` by them.
+        #   3. Keep the pairs with a lower bound up to the maximum of `best`, and compute their squared distances. If
+        #      many pairs are left, one product that computes the whole block is faster.
+        # After the last block, `best` is smallest. Pairs that exceed it even after subtracting their rounding error
+        # are dropped. The distances of the remaining pairs are computed from differences, and sorted.
         seen = self._seen(queries)
         norms = seen.square().sum(1)
         best = torch.full((len(queries), n_neighbors), torch.inf, dtype=queries.dtype)
         pairs = []
-        if self._bounds is None:
+        if self._bounds is None:  # the bank is small
             for start in range(0, len(self._rows), _N_ROWS):
                 found, best = self._in_full(best, seen, norms, start, dead)
                 pairs.append(found)
@@ -237,15 +303,16 @@ class BoundedBank:
                 limits = bounds.limits(best.amax(1).float(), norms.float(), added)
                 q, columns = _not_above(product, smallest, limits)
                 if len(q) > _DENSE * product.numel():
+                    # Start from `before`: `best` already contains rows of this block, and they must not count twice.
                     found, best = self._in_full(before, seen, norms, start, dead)
                     pairs.append(found)
                 else:
                     pairs.append((q, start + columns, *self._squares(seen, norms, q, start + columns)))
         q, rows, squares, errors = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         highest = best.amax(1)
-        if n_neighbors == 1:
+        if n_neighbors == 1:  # the smallest upper bound over all pairs may be smaller than `best`
             highest = highest.scatter_reduce(0, q, squares + errors, "amin")
-        near = ~(squares - errors > highest[q])
+        near = ~(squares - errors > highest[q])  # keeps NaN
         return self._measured(queries, q[near], rows[near], n_neighbors)
 
     def _with_candidates(
@@ -257,15 +324,18 @@ class BoundedBank:
         product: torch.Tensor,
         smallest: torch.Tensor,
     ) -> torch.Tensor:
-        """Return what the nearest rows' squared distances are not above, given those with the lowest bounds too."""
+        """Return `best`, lowered by the distances of the rows with the lowest bounds in the block from row `start`.
+
+        `product` contains the bounds of the block, and `smallest` the minima of their groups (see `_blocks`).
+        """
         n_neighbors = best.shape[1]
-        if n_neighbors == 1:
+        if n_neighbors == 1:  # the group with the smallest minimum contains the lowest bound
             members = _members(product, smallest.argmin(1, keepdim=True))
         else:
             members = product.float().topk(min(n_neighbors, product.shape[1]), largest=False).indices
         q = torch.arange(len(best)).repeat_interleave(members.shape[1])
         rows = start + members.reshape(-1)
-        is_row = product[q, members.reshape(-1)] != torch.inf
+        is_row = product[q, members.reshape(-1)] != torch.inf  # neither padding nor an excluded row
         highest = torch.full((len(q),), torch.inf, dtype=best.dtype)
         squares, errors = self._squares(seen, norms, q[is_row], rows[is_row])
         highest[is_row] = squares + errors
@@ -274,10 +344,16 @@ class BoundedBank:
     def _in_full(
         self, best: torch.Tensor, seen: torch.Tensor, norms: torch.Tensor, start: int, dead: torch.Tensor | None
     ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Compare a whole block; return pairs that may be nearest, and what the nearest are not above."""
+        """Compute all squared distances of a block. Return the pairs that may be nearest, and the updated `best`.
+
+        The pairs are tensors of shape (n_pairs,): queries (ascending), rows, squared distances and bounds of their
+        errors.
+        """
         part, n_neighbors = slice(start, start + _N_ROWS), best.shape[1]
         rows, row_norms = self._rows[part], self._norms[part]
-        # Without what is the same for all rows; the errors of the worst row do for a first look.
+        # |q - b|² = (|q|² + 2 q·c) + (|b|² - 2 q·b), where q is seen, and b and c are divided by the unit. The first
+        # part (`own`) is the same for all rows. `products` contains the second part. `worst` bounds the rounding errors
+        # of a query for all rows of the block, which suffices to choose pairs.
         own = norms + 2 * (seen @ (self._center / self._unit))
         worst = self._rounding * (norms + row_norms.max() + 2 * norms.sqrt() * self._lengths[part].max())
         products = torch.addmm(row_norms, seen, rows.T, alpha=-2 / self._unit)
@@ -287,7 +363,9 @@ class BoundedBank:
             smallest = products.amin(1, keepdim=True)
         else:
             smallest = products.topk(min(n_neighbors, len(rows)), largest=False).values
+        # Upper bounds of the nearest rows of the block lower `best`.
         best = torch.cat([best, smallest + (own + worst)[:, None]], dim=1).topk(n_neighbors, largest=False).values
+        # A row may be nearest if its squared distance minus the rounding error is at most the maximum of `best`.
         limits = best.amax(1) - own + worst
         is_near = ~(products > limits[:, None])
         if dead is not None:
@@ -297,7 +375,7 @@ class BoundedBank:
         return (q, start + columns, products[q, columns] + own[q], errors), best
 
     def _errors(self, norms: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Return how far squared distances of pairs from products may be off."""
+        """Return upper bounds of the rounding errors of squared distances that are computed from inner products."""
         sums = norms[queries] + self._norms[rows]
         errors: torch.Tensor = self._rounding * (sums + 2 * norms.sqrt()[queries] * self._lengths[rows])
         return errors
@@ -305,16 +383,39 @@ class BoundedBank:
     def _measured(
         self, queries: torch.Tensor, q: torch.Tensor, rows: torch.Tensor, n_neighbors: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Measure distances by differences, without the cancellation of products, and sort."""
+        """Compute the distances of pairs from differences, and return the nearest rows of each query in order.
+
+        Differences lose no digits by cancellation, unlike inner products. Therefore the results do not depend on the
+        shapes of the blocks.
+
+        Parameters
+        ----------
+        queries : tensor of shape (n_queries, n_features)
+            The queries, not centred.
+        q : tensor of shape (n_pairs,), int64
+            Index of the query of each pair. Each query has at least `n_neighbors` pairs.
+        rows : tensor of shape (n_pairs,), int64
+            Index of the row of each pair.
+        n_neighbors : int
+            Number of rows to return per query.
+
+        Returns
+        -------
+        distances : array of shape (n_queries, n_neighbors), float64
+            Euclidean distances, ascending.
+        indices : array of shape (n_queries, n_neighbors), int64
+            Indices of the distinct rows. Of equal distances, the lower index comes first.
+        """
         squares = torch.empty(len(q), dtype=torch.float64)
         for i in range(0, len(q), _N_PAIRS):
             part = slice(i, i + _N_PAIRS)
             differences = (self._rows[rows[part]] - queries[q[part]]).div_(self._unit)
             squares[part] = differences.square_().sum(1, dtype=torch.float64)
         distances = squares.sqrt_().numpy() * self._unit
-        if len(q) == len(queries):  # one each
+        if len(q) == len(queries):  # each query has exactly one pair
             order = q.argsort().numpy()
             return distances[order, None], rows.numpy()[order, None]
+        # Sort the pairs by query, then by distance, then by row. Take the first n_neighbors pairs of each query.
         order = np.lexsort((rows.numpy(), distances, q.numpy()))
         firsts = np.searchsorted(q.numpy()[order], np.arange(len(queries)))
         chosen = order[firsts[:, None] + np.arange(n_neighbors)]
@@ -322,23 +423,39 @@ class BoundedBank:
 
 
 def _within(rows: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-    """Return those of `rows`, which ascend, from `start` up to `stop`, counted from `start`."""
+    """Return the row indices from `start` to `stop` (exclusive), relative to `start`. `rows` must be ascending."""
     first, last = np.searchsorted(rows.numpy(), [start, stop])
     return rows[first:last] - start
 
 
 def _members(product: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Return the columns with the smallest value in one group for each query, of shape (n_queries, 1)."""
+    """Return the column with the smallest value within the given group of each query, of shape (n_queries, 1)."""
     n_groups = product.shape[1] // GROUP
     values = product.view(len(product), GROUP, n_groups).gather(2, groups[:, None].expand(-1, GROUP, -1))
     return values.argmin(1) * n_groups + groups
 
 
 def _cheapest(sample: torch.Tensor, directions: torch.Tensor, n_directions: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Return with how many directions, or all coordinates, search is expected to cost least.
+    """Return the number of directions with the lowest expected cost of a search.
 
-    Rows of the sample are searched for among the others: for each number of directions, so many would be left.
+    Parameters
+    ----------
+    sample : tensor of shape (n_rows, n_features), float32
+        Sample of seen rows.
+    directions : tensor of shape (n_features, max(n_directions))
+        Principal directions.
+    n_directions : tuple of int
+        Numbers of directions to try.
+    dtype : torch.dtype
+        Data type of the product of bounds.
+
+    Returns
+    -------
+    int
+        One of `n_directions`, or `n_features` if a product over all features is cheapest.
     """
+    # Some rows of the sample act as queries, and all other rows as the bank. For each number of directions, the
+    # fraction of pairs with a bound up to the true nearest distance is counted: these pairs would need full distances.
     n_features = sample.shape[1]
     tried = torch.linspace(0, len(sample) - 1, min(_N_TRIED, len(sample))).long()
     norms, coordinates = sample.square().sum(1), sample @ directions
@@ -358,10 +475,11 @@ def _cheapest(sample: torch.Tensor, directions: torch.Tensor, n_directions: tupl
 def _not_above(
     product: torch.Tensor, smallest: torch.Tensor, limits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return queries and columns with values up to each query's limit; queries ascend."""
-    # Written so that what can't be compared is looked at; infinite values are no rows, or such as don't count.
+    """Return the pairs with a value up to the limit of the query: queries (ascending) and columns."""
+    # The condition is `not greater`, so that pairs with NaN are kept. Infinite values mark padding and excluded rows.
+    # Compare the minima of the groups first, and then only the members of groups with a minimum up to the limit.
     q, groups = torch.nonzero(~(smallest > limits[:, None]), as_tuple=True)
-    if len(q) > smallest.numel() / 4:
+    if len(q) > smallest.numel() / 4:  # many groups are left: comparing the whole block is faster
         q, columns = torch.nonzero(~(product > limits[:, None]) & (product != torch.inf), as_tuple=True)
         return q, columns
     values = product.view(len(product), GROUP, -1)[q, :, groups]
