@@ -1,4 +1,4 @@
-"""ExactIndex: exact nearest-neighbour search in torch."""
+"""ExactIndex: exact nearest-neighbour search in the memory bank, on the CPU or on CUDA."""
 
 from __future__ import annotations
 
@@ -22,44 +22,45 @@ from skpatchcore.index._bounded import BoundedBank
 from skpatchcore.index._device_bank import DeviceBank
 from skpatchcore.index._far import nearest_of_far
 
-# What is derived from banks, for as long as they live: never in a pickle.
+# Searchers derived from banks. Each is kept as long as its bank, and never pickled.
 _searchers = DerivedCache()
-# Products for each pair where bounds are used, at least.
+# Smallest number of multiplications per pair if bounds are used.
 _N_BOUND = 32
 
-# A search by bounds takes about this many times as long as its first product.
+# Time of a search by bounds, relative to the time of its first product (approximate).
 _OTHER_WORK = 20
 
 
 class ExactIndex(OlderStatesMixin, BaseEstimator):
-    """Exact nearest rows of the memory bank.
+    """Exact nearest-neighbour search in the memory bank.
 
-    On the CPU, lower bounds from a thin matrix product rule out most rows; only the others are compared in full. What
-    that takes is derived from the bank when it is first searched in a process: a second or so for 16 thousand rows of
-    1,536 columns. On CUDA, where
-    the full product is fast, blocks of it nominate a few rows each, whose distances are then measured by differences.
+    On the CPU, lower bounds from a thin matrix product rule out most rows. Full distances are computed only for the
+    remaining rows. The bounds are derived from the bank at the first search in each process. This takes about a second
+    for 16,000 rows of 1,536 columns. On CUDA, the full matrix product is fast. Blocks of the product choose a few
+    candidate rows per query, and the distances of the candidates are computed from differences.
 
     Parameters
     ----------
     device : str, default="auto"
-        ``"auto"`` is CUDA where there is one, else the CPU. An index fitted on CUDA searches on the CPU, with a
-        warning, where there is none.
+        Device of the searches. ``"auto"`` uses CUDA if it is available, otherwise the CPU. If the index was fitted on
+        CUDA and CUDA is not available, searches run on the CPU and warn.
     storage : {"float16"} or None, default=None
-        ``"float16"`` rounds the bank, which halves it in memory between searches and in files; distances change by
-        about one part in ten thousand. None keeps it as it is. Searches work in float32 either way.
+        Data type in which the bank is stored. ``"float16"`` rounds the bank. It halves the size of a float32 bank in
+        memory between searches and in files, and changes distances by about one part in ten thousand. None keeps the
+        data type. Searches compute in at least float32 in both cases.
 
     Attributes
     ----------
     n_samples_fit_ : int
-        Rows of the bank.
+        Number of rows of the bank.
     n_features_in_ : int
-        Columns of the bank.
+        Number of columns of the bank.
     feature_names_in_ : array of str
-        Names of the columns, where the bank had them.
+        Names of the columns of the bank, if the bank has column names.
 
     See Also
     --------
-    PyNNDescentIndex : Approximate search, for very large banks.
+    PyNNDescentIndex : Approximate search for very large banks.
 
     Examples
     --------
@@ -79,28 +80,29 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
     @fit_context(prefer_skip_nested_validation=True)
     @default_modes()
     def fit(self, X: Any, y: Any = None) -> ExactIndex:
-        """Keep the bank.
+        """Store the bank.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            The rows; float32 is kept as it is, without a copy, anything else becomes float64.
+            Rows of the bank. A C-contiguous float32 or float64 array is stored without a copy. Any other type becomes
+            float64.
         y : ignored
-            Present by convention.
+            Present for API consistency.
 
         Returns
         -------
         ExactIndex
-            Itself.
+            The fitted index.
 
         Raises
         ------
         ValueError
-            If `X` holds NaN, infinity, values beyond ±1e150 or, with that storage, values too large for float16, or if
-            the device is absent.
+            If `X` contains NaN, infinity or values beyond ±1e150, if ``storage="float16"`` and `X` contains values too
+            large for float16, or if the device is not available.
         """
         require_device(self.device)
-        with np.errstate(over="ignore", invalid="ignore"):  # of sums, where values are huge
+        with np.errstate(over="ignore", invalid="ignore"):  # sums of huge values may overflow during validation
             X = validate_data(self, X, dtype=[np.float64, np.float32], order="C")
         limit = largest_value(np.float64)
         if (found := first_beyond(X, limit)) is not None:
@@ -109,7 +111,9 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
         if self.storage == "float16":
             largest = max(float(X.max()), -float(X.min()))
             if largest > float(np.finfo(np.float16).max):
-                raise ValueError(f"storage='float16' holds values up to 65504, but the bank has {largest:g}.")
+                raise ValueError(
+                    f"storage='float16' holds values up to 65504, but the bank has {largest:g}: use storage=None."
+                )
             X = X.astype(np.float16)
         self._fit_X = X
         self.n_samples_fit_ = len(self._fit_X)
@@ -119,30 +123,33 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
     def kneighbors(
         self, X: Any, n_neighbors: int = 1, return_distance: bool = True, *, exclude: Any = None
     ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
-        """Return the nearest rows of the bank.
+        """Return the nearest rows of the bank for each query.
 
         Parameters
         ----------
         X : array of shape (n_queries, n_features)
-            The rows whose neighbours are sought.
+            The queries.
         n_neighbors : int, default=1
-            How many for each.
+            Number of rows to return per query.
         return_distance : bool, default=True
-            False returns the indices alone.
+            Whether to return the distances. If False, only the indices are returned.
         exclude : array of int or None, default=None
-            Rows of the bank that don't count, for all queries: the leave-one-out of calibration.
+            Indices of rows of the bank that are not searched, for all queries. Leave-one-out calibration uses this
+            parameter. None searches all rows.
 
         Returns
         -------
         distances : array of shape (n_queries, n_neighbors), float64
-            Euclidean, ascending; only with `return_distance`.
+            Euclidean distances, ascending. Returned only if `return_distance` is True.
         indices : array of shape (n_queries, n_neighbors), int64
-            Rows of the bank; of equal distances the lower index comes first, its copies after it.
+            Indices of the nearest rows of the bank. Of equal distances, the lower index comes first. The copies of a
+            row follow the row.
 
         Raises
         ------
         ValueError
-            If fewer than `n_neighbors` rows of the bank count, or `X` does not fit the bank.
+            If fewer than `n_neighbors` rows of the bank are not excluded, or if `X` has another number of features than
+            the bank, NaN or infinity.
         """
         if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
@@ -154,6 +161,7 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
     def _nearest(
         self, searcher: BoundedBank | DeviceBank, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the distances and indices of the nearest rows. Huge queries are searched separately."""
         far = self._far(searcher, queries)
         if not len(far):
             return searcher.kneighbors(queries, n_neighbors, excluded)
@@ -168,33 +176,34 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
 
     @default_modes()
     def farthest(self, X: Any, starts: np.ndarray, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return, of each group of queries, the one whose nearest row of the bank is farthest (Eq. 6).
+        """Return the query of each group with the farthest nearest row of the bank (Equation 6).
 
-        The same as the largest distance that `kneighbors` finds for the group, in less time: most queries are ruled
-        out before their nearest row is known.
+        The result equals the query with the largest distance that `kneighbors` returns for the group. This method is
+        faster, because it rules out most queries without an exact search.
 
         Parameters
         ----------
         X : array of shape (n_queries, n_features)
-            The queries, group after group: the patches of images.
+            The queries, group after group. In PatchCore, a group contains the patch features of one image.
         starts : array of shape (n_groups + 1,), int64
-            Where each group begins, and at last the number of queries; no group is empty.
+            Index of the first query of each group, followed by the number of queries. No group may be empty.
         exclude : array of int or None, default=None
-            Rows of the bank that don't count.
+            Indices of rows of the bank that are not searched. None searches all rows.
 
         Returns
         -------
         queries : array of shape (n_groups,), int64
-            Which; of equal distances the first.
+            Index of the query of each group with the farthest nearest row. Of equal distances, the first query counts.
         distances : array of shape (n_groups,), float64
-            Euclidean distance from the nearest row of the bank.
+            Euclidean distance from this query to its nearest row of the bank.
         indices : array of shape (n_groups,), int64
-            That row.
+            Index of this nearest row.
 
         Raises
         ------
         ValueError
-            If no row of the bank counts, or `X` does not fit the bank.
+            If all rows of the bank are excluded, or if `X` has another number of features than the bank, NaN or
+            infinity.
         """
         starts = np.asarray(starts)
         searcher, queries, excluded = self._prepared(X, 1, exclude)
@@ -207,7 +216,7 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
 
     @staticmethod
     def _far(searcher: BoundedBank | DeviceBank, queries: torch.Tensor) -> np.ndarray:
-        """Return the queries whose squared distances would overflow."""
+        """Return the indices of queries with values so large that their squared distances would overflow."""
         if not queries.numel():
             return np.zeros(0, np.int64)
         low, high = torch.aminmax(queries)
@@ -217,19 +226,21 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
 
     @property
     def stored_rows(self) -> np.ndarray:
-        """The bank as it is kept."""
+        """Rows of the bank as stored, rounded if ``storage="float16"``."""
         check_is_fitted(self)
         rows: np.ndarray = self._fit_X
         return rows
 
     def _is_small(self, n_queries: int) -> bool:
+        """Return whether a search of `n_queries` queries is so small that one thread is faster than several."""
         n_features = self._fit_X.shape[1]
-        if self._fit_X.size > _bounded._N_SMALL:  # bounds take fewer products, and rule out most pairs
+        if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and rule out most pairs
             n_features = min(n_features, _N_BOUND)
             return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT / _OTHER_WORK)
         return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT)
 
     def _is_huge(self) -> bool:
+        """Return whether squared distances in a float32 bank would overflow float32."""
         is_huge: bool = _searchers.get(
             self,
             self._fit_X,
@@ -241,17 +252,20 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
     def _prepared(
         self, X: Any, n_neighbors: int, exclude: Any
     ) -> tuple[BoundedBank | DeviceBank, torch.Tensor, np.ndarray | None]:
-        """Return the bank on the device, the queries there, and in order the rows that don't count."""
+        """Return the searcher of the bank on the device, the queries on the device, and the excluded row indices."""
         check_is_fitted(self)
         dtype = np.promote_types(self._fit_X.dtype, np.float32)
-        if dtype == np.float32 and self._is_huge():  # its squares are finite in float64
+        if dtype == np.float32 and self._is_huge():  # the squares of such a bank are finite in float64
             dtype = np.dtype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             X = validate_data(self, X, dtype=dtype, reset=False)
         excluded = None if exclude is None else np.arange(len(self._fit_X))[np.unique(np.asarray(exclude, np.int64))]
         n_counting = len(self._fit_X) - (0 if excluded is None else len(excluded))
         if n_neighbors > n_counting:
-            raise ValueError(f"n_neighbors={n_neighbors} were asked for, but only {n_counting} rows of the bank count.")
+            raise ValueError(
+                f"n_neighbors={n_neighbors} is too large: only {n_counting} rows of the bank can be returned. "
+                "Reduce n_neighbors or exclude fewer rows."
+            )
         device = available_device(self.device)
         make = BoundedBank if device.type == "cpu" else DeviceBank
         searcher = _searchers.get(

@@ -242,7 +242,7 @@ def test_a_bank_stored_in_float16_gives_nearly_the_same_distances():
 
 def test_more_neighbours_than_rows_that_count_are_refused():
     index = ExactIndex().fit(np.eye(4))
-    with pytest.raises(ValueError, match="only 2 rows of the bank count"):
+    with pytest.raises(ValueError, match="only 2 rows of the bank can be returned"):
         index.kneighbors(np.eye(4), 3, exclude=[0, 3])
     assert index.kneighbors(np.eye(4), 2, exclude=[])[1].shape == (4, 2)
 
