@@ -1,4 +1,4 @@
-"""PyNNDescentIndex: approximate nearest-neighbour search on a graph."""
+"""PyNNDescentIndex: approximate nearest-neighbour search on a graph, for very large memory banks."""
 
 from __future__ import annotations
 
@@ -22,26 +22,28 @@ from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, fit_context
 from skpatchcore.index._copies import Copies
 
-# Graphs hold compiled functions and don't survive numba upgrades in a pickle: kept beside the bank, per process.
+# Graphs per process, derived from banks. Graphs contain compiled functions, and a pickled graph may not load after an
+# upgrade of numba. Therefore graphs are never pickled.
 _graphs = DerivedCache()
-# Neighbours that the graph search returns beyond those asked for, to be re-ranked by exact distances.
+# Number of additional neighbours that the graph search returns. All candidates are then ranked by exact distances.
 _N_SPARE = 4
 
 
 @dataclass(frozen=True)
 class _Graph:
-    """What is derived from a bank.
+    """Search structures derived from a bank.
 
     Attributes
     ----------
     rows : array of shape (n_distinct, n_features), float32
-        The distinct rows of the bank. In a graph of equal rows, the edges of each lead to its copies only.
+        Distinct rows of the bank. The graph contains only these, because the edges of many equal rows would lead only
+        to their copies.
     copies : Copies or None
-        Which rows of the bank they stand for; None if all rows of the bank are distinct.
+        Map between the distinct rows and all rows of the bank. None if all rows of the bank are distinct.
     searcher : NNDescent or None
-        Searches the distinct rows; None if there are too few for a graph.
+        Graph of the distinct rows. None if there are too few rows for a graph.
     lock : lock
-        Held during a search: queries write to buffers that the searcher owns.
+        Lock that is held during a search, because searches write to buffers of the searcher.
     """
 
     rows: np.ndarray
@@ -51,36 +53,38 @@ class _Graph:
 
 
 class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
-    """Approximate nearest rows of the memory bank, by nearest-neighbour descent.
+    """Approximate nearest-neighbour search in the memory bank by nearest-neighbour descent.
 
-    The search misses some of the true nearest neighbours (3-11 % on real patch features, with the defaults) and then
-    returns one that is a little farther; what it returns carries its exact distance. Building the graph takes a while,
-    and compiling its code takes seconds once a process: prefer :class:`ExactIndex` unless the bank is very large.
+    The search misses some of the true nearest neighbours: 3-11 % on real patch features with the default parameters.
+    It then returns a slightly farther neighbour instead. The returned distances are exact. Building the graph takes
+    time, and compiling its code takes seconds once per process. Prefer :class:`ExactIndex` unless the bank is very
+    large.
 
     Parameters
     ----------
     n_neighbors : int, default=30
-        Edges of the graph at each row: more give better recall, slower building.
+        Number of edges of the graph per row. More edges give a higher recall and a slower construction.
     epsilon : float, default=0.1
-        How far beyond the best so far the search looks: more gives better recall, slower search.
+        Relative distance beyond the best candidates within which the search continues. A larger value gives a higher
+        recall and a slower search.
     n_jobs : int or None, default=None
-        Threads that build the graph; None means 1, -1 all.
+        Number of threads that build the graph. None means 1, and -1 means all cores.
     random_state : int, RandomState instance or None, default=None
-        Seed of the graph. An instance or None gives a seed that is drawn in `fit`.
+        Source of the seed of the graph. The seed is drawn in `fit`. Pass an int for the same graph in each fit.
 
     Attributes
     ----------
     n_samples_fit_ : int
-        Rows of the bank.
+        Number of rows of the bank.
     n_distinct_ : int
-        Number of distinct rows. Equal rows are one node of the graph: otherwise they would fill each other's lists of
-        neighbours.
+        Number of distinct rows of the bank. Equal rows are one node of the graph. Otherwise, they would fill each
+        other's lists of neighbours.
     seed_ : int
-        The graph's seed: a loaded index builds the same graph again.
+        Seed of the graph. A loaded index builds the same graph again.
     n_features_in_ : int
-        Columns of the bank.
+        Number of columns of the bank.
     feature_names_in_ : array of str
-        Names of the columns, where the bank had them.
+        Names of the columns of the bank, if the bank has column names.
 
     See Also
     --------
@@ -88,8 +92,9 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
 
     Notes
     -----
-    The graph is built from the distinct rows of the bank. Of equal rows, one is searched for, and its copies follow it.
-    If there are at most ``2 * n_neighbors`` distinct rows, no graph is built and all rows are compared.
+    The graph is built from the distinct rows of the bank. The search finds one of several equal rows, and the copies of
+    this row follow it in the result. If there are at most ``2 * n_neighbors`` distinct rows, no graph is built, and
+    each query is compared with all rows.
 
     References
     ----------
@@ -122,24 +127,24 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
     @fit_context(prefer_skip_nested_validation=True)
     @default_modes()
     def fit(self, X: Any, y: Any = None) -> PyNNDescentIndex:
-        """Keep the bank and build its graph.
+        """Store the bank as float32 and build its graph.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            The rows; searched as float32.
+            Rows of the bank.
         y : ignored
-            Present by convention.
+            Present for API consistency.
 
         Returns
         -------
         PyNNDescentIndex
-            Itself.
+            The fitted index.
 
         Raises
         ------
         ValueError
-            If `X` holds NaN, infinity or values beyond ±1e15, whose squares could overflow.
+            If `X` contains NaN, infinity or values beyond ±1e15. The squares of such values could overflow.
         """
         self._fit_X = _validated(self, X, reset=True)
         self.n_samples_fit_ = len(self._fit_X)
@@ -151,35 +156,40 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
     def kneighbors(
         self, X: Any, n_neighbors: int = 1, return_distance: bool = True
     ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
-        """Return near rows of the bank: the nearest ones, with the recall that the parameters buy.
+        """Return the approximate nearest rows of the bank for each query.
 
         Parameters
         ----------
         X : array of shape (n_queries, n_features)
-            The rows whose neighbours are sought.
+            The queries.
         n_neighbors : int, default=1
-            How many for each.
+            Number of rows to return per query.
         return_distance : bool, default=True
-            False returns the indices alone.
+            Whether to return the distances. If False, only the indices are returned.
 
         Returns
         -------
         distances : array of shape (n_queries, n_neighbors), float64
-            Euclidean, exact, ascending; only with `return_distance`.
+            Exact Euclidean distances of the returned rows, ascending. Returned only if `return_distance` is True.
         indices : array of shape (n_queries, n_neighbors), int64
-            Rows of the bank.
+            Indices of the returned rows of the bank.
 
         Raises
         ------
         ValueError
-            If the bank has fewer than `n_neighbors` rows, `X` does not fit the bank, or holds values beyond ±1e15.
+            If the bank has fewer than `n_neighbors` rows, or if `X` has another number of features than the bank, NaN,
+            infinity or values beyond ±1e15.
         """
         check_is_fitted(self)
         X = _validated(self, X, reset=False)
         if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
         if n_neighbors > self.n_samples_fit_:
-            raise ValueError(f"n_neighbors={n_neighbors} were asked for of a bank of {self.n_samples_fit_} rows.")
+            raise ValueError(
+                f"n_neighbors={n_neighbors} is too large: the bank has only {self.n_samples_fit_} rows. "
+                "Reduce n_neighbors."
+            )
+        # The graph search chooses candidates. Their exact distances are then computed from differences and sorted.
         graph = self._graph()
         n_wanted = min(n_neighbors, len(graph.rows))
         candidates = self._candidates(graph, X, min(n_wanted + _N_SPARE, len(graph.rows)))
@@ -195,24 +205,27 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
         return (distances, indices) if return_distance else indices
 
     def _candidates(self, graph: _Graph, X: np.ndarray, n_candidates: int) -> np.ndarray:
-        """Return distinct rows that are probably the nearest."""
+        """Return the distinct rows that are probably nearest, as indices of shape (n_queries, n_candidates)."""
         if graph.searcher is None or n_candidates > len(graph.rows) // 2:
             return _all_compared(graph.rows, X, n_candidates)
         found: np.ndarray
         with graph.lock:
             found, _ = graph.searcher.query(X, k=n_candidates, epsilon=self.epsilon)
         found = found.astype(np.int64)
-        # -1 marks what the search did not find, where rows of the bank stand apart from the graph.
+        # -1 marks a missing neighbour. This happens if some rows are not connected to the rest of the graph. Such
+        # queries are compared with all rows.
         missed = (found < 0).any(axis=1)
         if missed.any():
             found[missed] = _all_compared(graph.rows, X[missed], n_candidates)
         return found
 
     def _graph(self) -> _Graph:
+        """Return the graph of the bank. It is built once per process."""
         graph: _Graph = _graphs.get(self, self._fit_X, (self.n_neighbors, self.seed_, self.n_jobs), self._build)
         return graph
 
     def _build(self, bank: np.ndarray) -> _Graph:
+        """Build the graph of the distinct rows of the bank."""
         copies = Copies.of(as_tensor(bank, torch.device("cpu")))
         rows = bank if copies is None else bank[copies.firsts]
         if len(rows) <= 2 * self.n_neighbors:
@@ -220,11 +233,12 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
         from pynndescent import NNDescent
 
         if not rows.flags.writeable:
-            rows = rows.copy()  # for a memory map, numba would compile everything a second time
-        # scikit-learn's None, -1 and more than there are; numba refuses the last
+            rows = rows.copy()  # numba would compile all functions a second time for a read-only array
+        # Translate scikit-learn's None and -1. Limit the number to all cores: numba raises an error for more threads.
         n_threads = min(effective_n_jobs(self.n_jobs), effective_n_jobs(-1))
         with warnings.catch_warnings():
-            # Rows far from all others have few near neighbours; the search says so by itself when it misses one.
+            # Rows far from all other rows cause this warning. It is not needed, because a search marks missing
+            # neighbours, and `_candidates` replaces them.
             warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
             searcher = NNDescent(rows, n_neighbors=self.n_neighbors, random_state=self.seed_, n_jobs=n_threads)
             searcher.prepare()
@@ -232,7 +246,8 @@ class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
 
 
 def _validated(index: PyNNDescentIndex, X: Any, reset: bool) -> np.ndarray:
-    with np.errstate(over="ignore", invalid="ignore"):  # of sums, where values are huge
+    """Return `X` as float32. Raise a ValueError if a value is not finite or too large."""
+    with np.errstate(over="ignore", invalid="ignore"):  # sums of huge values may overflow during validation
         X = validate_data(index, X, dtype=[np.float32, np.float64], order="C", reset=reset)
     limit = largest_value(np.float32)
     if (found := first_beyond(X, limit)) is not None:
@@ -243,6 +258,7 @@ def _validated(index: PyNNDescentIndex, X: Any, reset: bool) -> np.ndarray:
 
 
 def _all_compared(rows: np.ndarray, X: np.ndarray, n_candidates: int) -> np.ndarray:
+    """Return the indices of the nearest rows by comparing each query with all rows."""
     brute = NearestNeighbors(algorithm="brute").fit(rows)
     indices: np.ndarray = brute.kneighbors(X, n_candidates, return_distance=False)
     return indices
