@@ -232,7 +232,7 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
         return rows
 
     def _is_small(self, n_queries: int) -> bool:
-        """Return whether a search of `n_queries` queries is so small that one thread is faster than several."""
+        """Return whether a search of `n_queries` queries is so small that it should run on one thread."""
         n_features = self._fit_X.shape[1]
         if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and rule out most pairs
             n_features = min(n_features, _N_BOUND)
