@@ -21,7 +21,7 @@ from skpatchcore.coreset._projection import gaussian_projection, lemma_projectio
 
 
 def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], list[float]]:
-    """Algorithm 1 as the paper prints it."""
+    """Return the picks and radii of Algorithm 1, computed as printed in the paper."""
     picks, radii = [start], []
     nearest = np.linalg.norm(X - X[start], axis=1)
     for _ in range(n_selected):
@@ -32,15 +32,17 @@ def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], lis
 
 
 def as_rows(X):
+    """Return the array as `Rows`."""
     return rows.Rows(torch.from_numpy(np.pad(X, [(0, 0), (0, 1)])))
 
 
 def covering_radius(X, rows):
+    """Return the largest distance from any row of `X` to the nearest of the selected rows."""
     return cdist(X, X[rows]).min(axis=1).max()
 
 
 @pytest.mark.parametrize("start", [0, 17])
-def test_the_order_is_that_of_the_reference(golden, start):
+def test_greedy_order_equals_reference_implementation(golden, start):
     arrays_ = golden("greedy")
     sampler = GreedyCoresetSampler(60, start=start, n_projections=None).fit(arrays_["X"])
     assert sampler.component_indices_.tolist() == arrays_[f"order_start{start}"].tolist()
@@ -50,7 +52,7 @@ def test_the_order_is_that_of_the_reference(golden, start):
 @pytest.mark.parametrize("n_candidates", [1, 7, 50, 100_000])
 @pytest.mark.parametrize("block", [(1, 1), (64, 5), (1024, 512)])
 @pytest.mark.parametrize("n_unasked", [1, 16])
-def test_blocks_change_nothing(monkeypatch, n_candidates, block, n_unasked):
+def test_greedy_order_does_not_depend_on_block_sizes(monkeypatch, n_candidates, block, n_unasked):
     monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
     monkeypatch.setattr(selection, "_BLOCK", block)
     monkeypatch.setattr(selection, "_N_UNASKED", n_unasked)
@@ -62,8 +64,8 @@ def test_blocks_change_nothing(monkeypatch, n_candidates, block, n_unasked):
 
 
 @pytest.mark.parametrize("n_candidates", [3, 1024])
-def test_any_beginning_is_gone_on_with(monkeypatch, n_candidates):
-    """Also one that greedy would not have made: it is taken as it is, not made again."""
+def test_k_center_greedy_continues_from_any_given_picks(monkeypatch, n_candidates):
+    """The given picks are kept even if greedy selection would not have made them."""
     monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
     X = np.random.default_rng(3).normal(size=(200, 5))
     begun = np.array([7, 3, 11]), np.array([5.0, 4.0, 3.0])
@@ -79,12 +81,12 @@ def test_any_beginning_is_gone_on_with(monkeypatch, n_candidates):
     np.testing.assert_allclose(radii, expected_radii, rtol=1e-6)
     assert (order.dtype, radii.dtype) == (np.int64, np.float64)
     assert sum(new) == 57
-    assert n_candidates == 3 or max(new) > 1  # many picks between two comparisons of all rows
+    assert n_candidates == 3 or max(new) > 1  # one round makes many picks
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("n_rows", [1, 2, 40])
-def test_all_rows_are_selected_and_nothing_is_left(dtype, n_rows):
+def test_k_center_greedy_of_all_rows_ends_with_radius_zero(dtype, n_rows):
     X = np.random.default_rng(3).normal(size=(n_rows, 4)).astype(dtype)
     order, radii = selection.k_center_greedy(as_rows(X), n_rows, n_rows - 1)
     assert order.tolist() == textbook(X.astype(float), n_rows, n_rows - 1)[0]
@@ -94,7 +96,8 @@ def test_all_rows_are_selected_and_nothing_is_left(dtype, n_rows):
     assert (np.diff(radii) <= 0).all()
 
 
-def test_no_row_is_compared_with_a_pick_twice_and_most_not_at_all(monkeypatch):
+def test_k_center_greedy_compares_rows_and_picks_at_most_once(monkeypatch):
+    """No pair is compared twice, and nearly half of the pairs are never compared."""
     rng = np.random.default_rng(0)
     X = rng.normal(size=(30, 5))[rng.integers(0, 30, 3000)] + rng.normal(size=(3000, 5)) * 0.1 * rng.random((3000, 1))
     times = np.zeros((3000, 3000), int)
@@ -114,7 +117,7 @@ def test_no_row_is_compared_with_a_pick_twice_and_most_not_at_all(monkeypatch):
 
 
 @pytest.mark.parametrize("n_candidates", [2, 3, 5])
-def test_the_largest_bound_outside_ends_a_round(monkeypatch, n_candidates):
+def test_k_center_greedy_with_few_candidates_equals_textbook(monkeypatch, n_candidates):
     monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
     for seed in range(20):
         X = np.random.default_rng(seed).random((50, 1 + seed % 3))
@@ -122,8 +125,8 @@ def test_the_largest_bound_outside_ends_a_round(monkeypatch, n_candidates):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_duplicates_of_large_rows_are_selected_once_each(dtype):
-    """Rounding is far beyond 1 there: what is cancelled must not fall below the mark of rows that are picked."""
+def test_k_center_greedy_selects_duplicates_of_large_rows_once_each(dtype):
+    """Rounding errors are far larger than 1. No squared distance may fall below -1, which marks picked rows."""
     X = np.repeat(np.random.default_rng(0).normal(size=(60, 5)) * (1e6 if dtype == np.float32 else 1e10), 4, axis=0)
     order, radii = selection.k_center_greedy(as_rows(X.astype(dtype)), 240, 0)
     assert sorted(order.tolist()) == list(range(240))
@@ -131,7 +134,7 @@ def test_duplicates_of_large_rows_are_selected_once_each(dtype):
     assert (radii >= 0).all()
 
 
-def test_shares_are_rounded_up_and_numbers_taken_as_they_are():
+def test_count_of_rounds_fractions_up_and_keeps_ints():
     counts = [count_of(ratio, 100) for ratio in (1e-12, 0.07, 0.0701, 0.999, 1.0, 1, 100, np.int64(9))]
     assert counts == [1, 7, 8, 100, 100, 1, 100, 9]
     with pytest.raises(ValueError, match="n_samples=100"):
@@ -139,7 +142,7 @@ def test_shares_are_rounded_up_and_numbers_taken_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
-def test_in_any_precision_every_prefix_covers_as_well_as_the_textbooks(dtype):
+def test_greedy_prefixes_cover_as_well_as_textbook_in_each_dtype(dtype):
     X = (np.random.default_rng(0).normal(size=(3000, 20)) * 10).astype(dtype)
     sampler = GreedyCoresetSampler(200, start=0).fit(X)
     _, radii = textbook(X.astype(np.float64), 200, 0)
@@ -153,7 +156,7 @@ def test_in_any_precision_every_prefix_covers_as_well_as_the_textbooks(dtype):
     ratio=st.floats(0.01, 1.0),
     seed=st.integers(0, 9),
 )
-def test_rows_are_distinct_and_radii_never_grow_even_among_duplicates(X, ratio, seed):
+def test_greedy_rows_are_distinct_and_radii_never_increase(X, ratio, seed):
     sampler = GreedyCoresetSampler(ratio, random_state=seed).fit(X)
     n = max(1, int(np.ceil(ratio * len(X) - 1e-9)))
     assert len(set(sampler.component_indices_.tolist())) == n
@@ -163,7 +166,7 @@ def test_rows_are_distinct_and_radii_never_grow_even_among_duplicates(X, ratio, 
     assert radii[-1] == pytest.approx(covering_radius(X, sampler.component_indices_), abs=1e-6)
 
 
-def test_smaller_ratios_are_prefixes():
+def test_greedy_smaller_ratio_selects_prefix():
     X = np.random.default_rng(0).normal(size=(500, 200)).astype(np.float32)
     orders = [GreedyCoresetSampler(r, random_state=1).fit(X).component_indices_ for r in (0.01, 0.1, 250, 1.0)]
     assert [len(order) for order in orders] == [5, 50, 250, 500]
@@ -171,7 +174,7 @@ def test_smaller_ratios_are_prefixes():
         assert larger[: len(smaller)].tolist() == smaller.tolist()
 
 
-def test_the_order_of_the_rows_does_not_matter():
+def test_greedy_selection_does_not_depend_on_row_order():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(600, 160))
     shuffled = rng.permutation(600)
@@ -180,7 +183,7 @@ def test_the_order_of_the_rows_does_not_matter():
     assert shuffled[mixed.component_indices_].tolist() == plain.component_indices_.tolist()
 
 
-def test_the_first_row_is_the_farthest_along_a_drawn_direction():
+def test_greedy_random_start_is_farthest_along_random_direction():
     X = np.random.default_rng(0).normal(size=(300, 6)) + 50
     for seed in range(3):
         sampler = GreedyCoresetSampler(2, n_projections=None, random_state=seed).fit(X)
@@ -188,20 +191,20 @@ def test_the_first_row_is_the_farthest_along_a_drawn_direction():
         assert sampler.component_indices_[0] == (X @ direction).argmax()
 
 
-def test_the_seed_decides():
+def test_greedy_random_state_determines_selection():
     X = np.random.default_rng(0).normal(size=(300, 150))
     first, second, other = (GreedyCoresetSampler(30, random_state=s).fit(X).component_indices_ for s in (0, 0, 1))
     assert first.tolist() == second.tolist() != other.tolist()
 
 
-def test_selection_covers_better_than_chance():
+def test_greedy_covers_better_than_random_subset():
     X = np.random.default_rng(0).normal(size=(2000, 3))
     picked = GreedyCoresetSampler(40, random_state=0).fit(X).component_indices_
     assert covering_radius(X, picked) < 0.8 * covering_radius(X, np.arange(40))
 
 
 @pytest.mark.parametrize("project", [gaussian_projection, sparse_projection])
-def test_projection_keeps_distances_roughly(project):
+def test_projection_keeps_distances_approximately(project):
     rng = np.random.RandomState(0)
     X = rng.normal(size=(50, 1000))
     projected = X @ project(1000, 128, rng)
@@ -210,7 +213,7 @@ def test_projection_keeps_distances_roughly(project):
     assert abs(ratio.mean() - 1) < 0.05
 
 
-def test_as_many_projections_as_the_lemma_asks_for_and_never_more_than_columns():
+def test_n_projections_auto_follows_lemma_and_is_at_most_n_features():
     assert lemma_projections(163_856, 1536) == 296
     assert lemma_projections(163_856, 168) == 168
     assert lemma_projections(1, 5) == 5
@@ -223,7 +226,7 @@ def test_as_many_projections_as_the_lemma_asks_for_and_never_more_than_columns()
 
 
 def counted(monkeypatch):
-    """Count the picks that selections are asked to make."""
+    """Return a list that receives the number of picks of each later call of `k_center_greedy`."""
     asked = []
 
     def count(rows, n_selected, start, on_pick, resume):
@@ -234,7 +237,7 @@ def counted(monkeypatch):
     return asked
 
 
-def test_the_order_is_kept_and_gone_on_with(tmp_path, monkeypatch):
+def test_greedy_memory_reuses_and_continues_cached_order(tmp_path, monkeypatch):
     X = np.random.default_rng(0).normal(size=(300, 8))
     expected = GreedyCoresetSampler(120, random_state=0).fit(X)
     asked = counted(monkeypatch)
@@ -249,20 +252,20 @@ def test_the_order_is_kept_and_gone_on_with(tmp_path, monkeypatch):
     assert asked == [50, 70, 50, 50]
 
 
-def test_what_is_drawn_anew_each_time_is_not_kept(tmp_path):
+def test_greedy_memory_is_not_written_without_int_seed(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 3))
     GreedyCoresetSampler(5, memory=str(tmp_path)).fit(X)
-    GreedyCoresetSampler(5, memory=str(tmp_path), start=0).fit(np.repeat(X, 50, axis=1))  # projected
+    GreedyCoresetSampler(5, memory=str(tmp_path), start=0).fit(np.repeat(X, 50, axis=1))  # with a random projection
     assert not list(tmp_path.rglob("*.npz"))
     GreedyCoresetSampler(5, memory=str(tmp_path), n_projections=None, start=0).fit(X)
     assert len(list(tmp_path.rglob("*.npz"))) == 1
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "skpatchcore-orders").write_text("a file stands where the folder should be")
+    (tmp_path / "taken" / "skpatchcore-orders").write_text("This file has the name of the cache folder.")
     with pytest.warns(UserWarning, match="selection order cannot be written"):
         GreedyCoresetSampler(5, memory=str(tmp_path / "taken"), random_state=0).fit(X)
 
 
-def test_a_damaged_file_is_not_believed(tmp_path, monkeypatch):
+def test_greedy_memory_replaces_damaged_file(tmp_path, monkeypatch):
     X = np.random.default_rng(0).normal(size=(60, 3))
     expected = GreedyCoresetSampler(30, memory=str(tmp_path), random_state=0).fit(X).component_indices_.tolist()
     (file,) = tmp_path.rglob("*.npz")
@@ -276,7 +279,7 @@ def test_a_damaged_file_is_not_believed(tmp_path, monkeypatch):
     assert asked == [30] * 4
 
 
-def test_random_selection_is_seeded_nested_and_distinct():
+def test_random_sampler_is_seeded_nested_and_distinct():
     X = np.random.default_rng(0).normal(size=(50, 3))
     few, many = (RandomSampler(r, random_state=0).fit(X) for r in (0.1, 40))
     assert few.component_indices_.tolist() == many.component_indices_[:5].tolist()
@@ -287,7 +290,7 @@ def test_random_selection_is_seeded_nested_and_distinct():
         RandomSampler(51).fit(X)
 
 
-def test_strided_and_read_only_arrays_are_taken(tmp_path):
+def test_greedy_accepts_strided_and_read_only_arrays(tmp_path):
     X = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
     expected = GreedyCoresetSampler(9, random_state=0).fit(X).component_indices_.tolist()
     np.save(tmp_path / "rows.npy", X)
@@ -295,7 +298,7 @@ def test_strided_and_read_only_arrays_are_taken(tmp_path):
         assert GreedyCoresetSampler(9, random_state=0).fit(form).component_indices_.tolist() == expected
 
 
-def test_transform_gives_distances_to_the_selected_rows():
+def test_transform_returns_distances_to_selected_rows():
     X = np.random.default_rng(0).normal(size=(40, 5))
     sampler = GreedyCoresetSampler(0.2, random_state=0)
     distances = sampler.fit_transform(X)
@@ -322,12 +325,12 @@ def test_transform_gives_distances_to_the_selected_rows():
         ({"verbose": "yes"}, "'verbose' parameter"),
     ],
 )
-def test_parameters_out_of_range_are_refused(parameters, message):
+def test_greedy_fit_refuses_invalid_parameters(parameters, message):
     with pytest.raises(ValueError, match=message):
         GreedyCoresetSampler(**parameters).fit(np.random.default_rng(0).normal(size=(10, 3)))
 
 
-def test_one_projection_will_do_and_progress_goes_to_the_end(capsys):
+def test_greedy_with_one_projection_completes_progress_bar(capsys):
     X = np.random.default_rng(0).normal(size=(30, 3))
     sampler = GreedyCoresetSampler(12, n_projections=1, random_state=0, verbose=1).fit(X)
     assert sampler.component_indices_.shape == (12,)
@@ -337,7 +340,7 @@ def test_one_projection_will_do_and_progress_goes_to_the_end(capsys):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("sampler", [GreedyCoresetSampler(), RandomSampler(), LearnedProxySampler()])
 @pytest.mark.parametrize("row", [3, 4999])
-def test_the_row_that_is_not_finite_is_named(sampler, bad, row):
+def test_fit_names_row_that_is_not_finite(sampler, bad, row):
     X = np.zeros((5000, 2), np.float32)
     X[row, 1] = bad
     with pytest.raises(ValueError, match=f"row {row} of X holds NaN"):
@@ -345,7 +348,7 @@ def test_the_row_that_is_not_finite_is_named(sampler, bad, row):
     assert not hasattr(sampler, "components_")
 
 
-def test_a_row_too_large_to_be_projected_is_named():
+def test_fit_batches_names_row_with_too_large_values():
     X = np.ones((9, 300), np.float32)
     X[5] = 3e38
     with pytest.raises(ValueError, match=r"row 5 of X holds .* too large"):
@@ -353,18 +356,19 @@ def test_a_row_too_large_to_be_projected_is_named():
 
 
 def in_batches(X, sizes):
+    """Return the rows of `X` in batches of the given sizes."""
     return np.split(X, np.cumsum(sizes)[:-1])
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=12), st.sampled_from([np.float32, np.float64]))
 @pytest.mark.parametrize("n_columns", [5, 140])
-def test_batches_change_nothing(n_columns, sizes, dtype):
+def test_fit_batches_equals_fit_for_any_batch_sizes(n_columns, sizes, dtype):
     X = np.random.default_rng(len(sizes)).normal(size=(sum(sizes), n_columns)).astype(dtype)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(rows, "_BLOCK", 64)
         plain = GreedyCoresetSampler(0.3, random_state=0).fit(X)
-        # an announcement that is wrong costs memory, but no row
+        # A wrong number of expected rows may cost memory, but does not change the selection.
         for announced in {len(X), max(1, len(X) - 5), len(X) + 40}:
             batched = GreedyCoresetSampler(0.3, random_state=0).fit_batches(in_batches(X, sizes), announced)
             assert batched.component_indices_.tolist() == plain.component_indices_.tolist()
@@ -374,7 +378,7 @@ def test_batches_change_nothing(n_columns, sizes, dtype):
 
 @pytest.mark.parametrize("start", ["random", 777])
 @pytest.mark.parametrize("n_shards", [2, 5, 40])
-def test_shards_cover_within_the_promised_factor(start, n_shards):
+def test_fit_batches_with_shards_covers_within_guaranteed_factor(start, n_shards):
     X = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
     sampler = GreedyCoresetSampler(40, start=start, random_state=0)
     whole = sampler.fit(X)
@@ -386,7 +390,8 @@ def test_shards_cover_within_the_promised_factor(start, n_shards):
     assert picks[0] == order[0]
     assert len(set(picks.tolist())) == 40
     true_radius = covering_radius(X, picks)
-    # greedy's own radius is at most twice the smallest: 4 times that one is at most 4 times greedy's
+    # With shards, the radii are upper bounds. The guaranteed radius is 4 times the smallest possible one, which is at
+    # most 4 times the radius of `fit`. The factors checked here are smaller.
     assert true_radius <= sharded.selection_distances_[-1] * (1 + 1e-6)
     assert true_radius <= (1.5 if n_shards < 40 else 2) * radius
     assert (np.diff(sharded.selection_distances_) <= 0).all()
@@ -395,13 +400,13 @@ def test_shards_cover_within_the_promised_factor(start, n_shards):
 
 
 def fit_with_place_for(sampler, n_rows, X, n_announced=None):
-    """Fit in batches, with memory for so many rows."""
+    """Fit in batches, with `max_memory` for `n_rows` rows."""
     return sampler.fit_batches(np.array_split(X, 7), n_announced or len(X), sampler.estimate_memory(n_rows, X.shape[1]))
 
 
 @pytest.mark.parametrize("outlier", [0, 299, 300, 950, 999])
-def test_no_row_of_any_shard_is_forgotten(monkeypatch, outlier):
-    seen = []
+def test_fit_batches_with_shards_selects_outlier_of_any_shard(monkeypatch, outlier):
+    seen = []  # number of rows of each selection
 
     def look(rows, *args):
         seen.append(len(rows))
@@ -423,12 +428,12 @@ def test_no_row_of_any_shard_is_forgotten(monkeypatch, outlier):
         seen.clear()
     fit_with_place_for(GreedyCoresetSampler(5), 1000, X)
     assert seen == [1000]
-    fit_with_place_for(GreedyCoresetSampler(5), 1000, X.astype(np.float64))  # takes more
+    fit_with_place_for(GreedyCoresetSampler(5), 1000, X.astype(np.float64))  # float64 needs more memory
     assert len(seen) > 2
 
 
-def test_the_bound_of_merged_shards_is_that_of_the_merger_and_of_the_worst_shard():
-    bounds = iter([(3.0, 1.0), (9.0, 5.0), (8.0, 2.0)])  # of two shards, and of their picks
+def test_merged_radius_is_merge_radius_plus_largest_shard_radius():
+    bounds = iter([(3.0, 1.0), (9.0, 5.0), (8.0, 2.0)])  # radii of two shards and of the merge
     buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
     X = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     found = batches.select_from_shards([X], 18, 2, buffer, lambda *_: (np.array([1, 0]), np.array(next(bounds))))
@@ -439,7 +444,7 @@ def test_the_bound_of_merged_shards_is_that_of_the_merger_and_of_the_worst_shard
 
 @pytest.mark.parametrize("row", [0, 70, 299, 300, 999])
 @pytest.mark.parametrize("block", [64, 4096])
-def test_a_row_that_is_not_finite_is_named_in_any_shard(monkeypatch, row, block):
+def test_fit_batches_names_row_that_is_not_finite_in_any_shard(monkeypatch, row, block):
     monkeypatch.setattr(rows, "_BLOCK", block)
     X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
     X[[row, -1], 2] = np.nan
@@ -447,7 +452,7 @@ def test_a_row_that_is_not_finite_is_named_in_any_shard(monkeypatch, row, block)
         fit_with_place_for(GreedyCoresetSampler(50), 900, X)
 
 
-def test_rows_are_projected_in_the_same_blocks_whatever_the_batches(monkeypatch):
+def test_fit_batches_projects_same_blocks_for_any_batch_sizes(monkeypatch):
     def write(self, X):
         written.append(len(X))
         original(self, X)
@@ -462,7 +467,7 @@ def test_rows_are_projected_in_the_same_blocks_whatever_the_batches(monkeypatch)
         assert written == [64] * 7 + [52]
 
 
-def test_batches_may_be_written_over_and_differ_in_precision():
+def test_fit_batches_accepts_reused_memory_and_mixed_dtypes():
     X = np.random.default_rng(0).normal(size=(300, 140)).astype(np.float32)
     expected = GreedyCoresetSampler(30, random_state=0).fit(X).component_indices_.tolist()
 
@@ -478,7 +483,7 @@ def test_batches_may_be_written_over_and_differ_in_precision():
         assert found.component_indices_.tolist() == expected
 
 
-def test_rows_whose_sum_alone_overflows_are_taken():
+def test_row_buffer_accepts_rows_with_overflowing_sum():
     buffer = rows.RowBuffer(None, 3, torch.float32, torch.device("cpu"))
     X = np.full((7, 3), 3e38, np.float32)
     buffer.extend(X)
@@ -489,7 +494,7 @@ def test_rows_whose_sum_alone_overflows_are_taken():
     assert buffer.n_gathered == 0
 
 
-def test_distances_are_one_product_and_rows_come_back_as_they_came():
+def test_rows_yield_distances_by_one_product_and_restore_rows():
     X = np.random.default_rng(0).normal(size=(20, 3)) + 1000
     seen, picks = as_rows(X), torch.tensor([4, 9])
     assert len(seen) == 20
@@ -500,7 +505,7 @@ def test_distances_are_one_product_and_rows_come_back_as_they_came():
     np.testing.assert_allclose(seen.as_they_came(picks)[:, :-1], X[picks])
 
 
-def test_shards_of_twice_the_coreset_will_do_and_smaller_ones_will_not():
+def test_fit_batches_refuses_shards_smaller_than_twice_the_coreset():
     X = np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32)
     assert len(fit_with_place_for(GreedyCoresetSampler(50), 300, X).component_indices_) == 50
     with pytest.raises(ValueError, match="50 rows are to be selected, but only 299 fit"):
@@ -510,12 +515,12 @@ def test_shards_of_twice_the_coreset_will_do_and_smaller_ones_will_not():
         fit_with_place_for(GreedyCoresetSampler(50), 299, X.astype(np.float64))
     with pytest.raises(ValueError, match="only 0 fit"):
         GreedyCoresetSampler(50).fit_batches([X], 1000, 1)
-    # a row, projected to 128 columns, has one column more, and a norm, a bound and a count beside
+    # A row projected to 128 columns needs memory for one more column, a norm, a bound and a count.
     estimate = GreedyCoresetSampler().estimate_memory
     assert estimate(1000, 500) - estimate(0, 500) == estimate(2000, 200) - estimate(1000, 200) >= 1000 * (129 + 3) * 4
 
 
-def test_rows_that_fit_in_one_shard_are_selected_from_once():
+def test_fit_batches_of_one_shard_equals_fit():
     X = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     found = fit_with_place_for(GreedyCoresetSampler(20, random_state=0), 900, X, n_announced=5000)
     plain = GreedyCoresetSampler(20, random_state=0).fit(X)
@@ -523,14 +528,14 @@ def test_rows_that_fit_in_one_shard_are_selected_from_once():
     np.testing.assert_array_equal(found.selection_distances_, plain.selection_distances_)
 
 
-def test_memory_that_is_too_little_for_the_coreset_is_refused():
+def test_fit_batches_refuses_max_memory_too_small_for_coreset():
     X = np.zeros((6000, 4), np.float32)
     sampler = GreedyCoresetSampler(0.5, random_state=0)
     with pytest.raises(ValueError, match="3000 rows are to be selected"):
         sampler.fit_batches([X], 6000, sampler.estimate_memory(3000, 4))
 
 
-def test_the_defaults_are_those_of_the_pages():
+def test_default_parameters_of_samplers():
     assert RandomSampler().get_params() == {"ratio": 0.1, "random_state": None}
     assert GreedyCoresetSampler().get_params() == {
         **RandomSampler().get_params(), "n_projections": 128, "projection": "gaussian", "start": "random",
@@ -543,7 +548,7 @@ def test_the_defaults_are_those_of_the_pages():
 
 
 @pytest.mark.parametrize("sampler", [GreedyCoresetSampler(5, random_state=0), RandomSampler(5, random_state=0)])
-def test_batches_replace_what_an_earlier_fit_left(sampler):
+def test_fit_batches_replaces_attributes_of_earlier_fit(sampler):
     rng = np.random.default_rng(0)
     sampler.fit(rng.normal(size=(20, 3)).tolist())
     assert (sampler.n_features_in_, sampler.components_.shape) == (3, (5, 3))
@@ -553,12 +558,12 @@ def test_batches_replace_what_an_earlier_fit_left(sampler):
     assert sampler.component_indices_.max() >= 20
 
 
-def test_no_batches_are_refused():
+def test_fit_batches_refuses_no_batches():
     with pytest.raises(ValueError, match="no batches"):
         GreedyCoresetSampler(1).fit_batches([], 5)
 
 
-def test_random_selection_counts_batches():
+def test_random_sampler_fit_batches_equals_fit():
     X = np.random.default_rng(0).normal(size=(50, 3))
     batched = RandomSampler(0.2, random_state=3).fit_batches(in_batches(X, [20, 30]))
     assert batched.component_indices_.tolist() == RandomSampler(0.2, random_state=3).fit(X).component_indices_.tolist()
@@ -566,13 +571,13 @@ def test_random_selection_counts_batches():
 
 @pytest.mark.parametrize(("n_samples", "ratio", "n_selected"), [(1, 0.1, 1), (1, 1, 1), (7, 1.0, 7), (50, 0.001, 1)])
 @pytest.mark.parametrize("sampler", [GreedyCoresetSampler, RandomSampler, LearnedProxySampler])
-def test_the_smallest_and_the_largest_selections(sampler, n_samples, ratio, n_selected):
+def test_samplers_with_smallest_and_largest_ratio(sampler, n_samples, ratio, n_selected):
     X = np.random.default_rng(0).normal(size=(n_samples, 3))
     assert sampler(ratio, random_state=0).fit(X).component_indices_.shape == (n_selected,)
 
 
 def reconstruction(X, proxies):
-    """Eq. 8 as the paper prints it, in loops."""
+    """Return the mean of Equation 8 over the rows, computed in loops as printed in the paper."""
     errors = []
     for x in X:
         weights = [np.exp(-np.linalg.norm(x - p)) for p in proxies]
@@ -580,7 +585,7 @@ def reconstruction(X, proxies):
     return np.mean(errors)
 
 
-def test_proxies_lower_the_reconstruction_error():
+def test_learned_proxies_reduce_reconstruction_error():
     rng = np.random.default_rng(0)
     X = np.concatenate([rng.normal(c, 0.3, (60, 4)) for c in (-4, 0, 4)])
     start = RandomSampler(6, random_state=0).fit(X).components_
@@ -593,12 +598,12 @@ def test_proxies_lower_the_reconstruction_error():
     assert cdist(sampler.components_, X).argmin(1).tolist() == sampler.component_indices_.tolist()
 
 
-def test_proxies_of_constant_rows_are_these_rows():
+def test_learned_proxies_of_constant_rows_equal_rows():
     sampler = LearnedProxySampler(3, random_state=0).fit(np.full((20, 2), 5.0))
     np.testing.assert_allclose(sampler.components_, 5.0, atol=1e-6)
 
 
-def test_an_interruption_leaves_it_unfitted(monkeypatch):
+def test_interrupted_fit_leaves_greedy_unfitted(monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
@@ -619,13 +624,13 @@ def test_cuda_covers_as_well_as_the_cpu():
     np.testing.assert_allclose(on_cuda.selection_distances_, on_cpu.selection_distances_, rtol=1e-3)
 
 
-def test_torch_is_used_without_its_global_generator():
+def test_greedy_fit_leaves_global_torch_generator_unchanged():
     before = torch.random.get_rng_state()
     GreedyCoresetSampler(random_state=0).fit(np.random.default_rng(0).normal(size=(50, 300)))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("sampler", [GreedyCoresetSampler(3, start=0), LearnedProxySampler(2, random_state=0)])
-def test_whole_numbers_are_not_rounded(sampler):
+def test_fit_converts_ints_to_float64(sampler):
     fitted = sampler.fit(np.array([[2**24], [2**24 + 1], [0]]))
     assert fitted.components_.dtype == np.float64

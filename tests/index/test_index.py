@@ -47,7 +47,7 @@ def way(request, monkeypatch):
     seed=st.integers(0, 5),
     data=st.data(),
 )
-def test_exact_is_brute_force(way, bank, scale, shift, k, seed, data):
+def test_exact_equals_brute_force(way, bank, scale, shift, k, seed, data):
     """With duplicates, zero vectors, a single row, tiny and huge scales, and banks far from the origin."""
     queries = np.random.default_rng(seed).integers(-5, 5, (7, 3)).astype(float)
     bank, queries = (bank + shift) * scale, (queries + shift) * scale
@@ -74,7 +74,7 @@ def test_exact_is_brute_force(way, bank, scale, shift, k, seed, data):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("kind", ["noise", "clusters", "low rank", "outliers", "flat"])
-def test_exact_is_brute_force_in_many_dimensions(way, dtype, kind):
+def test_exact_equals_brute_force_in_many_dimensions(way, dtype, kind):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(3, 1, (700, 40)), rng.normal(3, 1, (60, 40))
     if kind == "clusters":
@@ -103,7 +103,7 @@ def test_exact_is_brute_force_in_many_dimensions(way, dtype, kind):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_shape_of_the_batch_changes_nothing(way, dtype):
+def test_exact_results_do_not_depend_on_batch_shape(way, dtype):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(5, 1, (900, 40)).astype(dtype), rng.normal(5, 1, (50, 40)).astype(dtype)
     index = ExactIndex().fit(bank)
@@ -113,7 +113,7 @@ def test_the_shape_of_the_batch_changes_nothing(way, dtype):
     assert (np.concatenate([s[1] for s in single]) == indices).all()
 
 
-def test_bounds_are_bounds():
+def test_bounds_never_rule_out_nearest_row():
     """In any precision, however tight: the limit of a query's own distance never rules a row out."""
     rng = np.random.default_rng(0)
     for dtype in (torch.float32, torch.bfloat16):
@@ -132,7 +132,7 @@ def test_bounds_are_bounds():
             assert ((product + query_norms[:, None].float()) / squares).mean() > (0.2 if scale == 1.0 else 0.9)
 
 
-def test_products_of_pairs_without_the_sparse_kernel(monkeypatch):
+def test_pair_products_with_and_without_sparse_kernel(monkeypatch):
     rng = np.random.default_rng(0)
     X, Y = torch.from_numpy(rng.normal(size=(6, 9))), torch.from_numpy(rng.normal(size=(11, 9)))
     q, rows = torch.tensor([0, 0, 2, 5, 5, 5]), torch.tensor([3, 1, 10, 0, 4, 4])
@@ -144,7 +144,7 @@ def test_products_of_pairs_without_the_sparse_kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_plain_product_of_devices_finds_the_same(monkeypatch, dtype):
+def test_device_bank_equals_exact_index(monkeypatch, dtype):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(5, 1, (900, 40)).astype(dtype), rng.normal(5, 1, (50, 40)).astype(dtype)
     index = ExactIndex().fit(bank)
@@ -166,7 +166,7 @@ def test_the_plain_product_of_devices_finds_the_same(monkeypatch, dtype):
 
 
 @by_index
-def test_rows_of_the_bank_are_at_distance_zero_from_themselves(index):
+def test_bank_rows_have_distance_zero_to_themselves(index):
     bank = (np.random.default_rng(0).normal(100, 1, (500, 60))).astype(np.float32)
     distances, indices = index.fit(bank).kneighbors(bank, 1)
     found = distances[:, 0] == 0
@@ -175,7 +175,7 @@ def test_rows_of_the_bank_are_at_distance_zero_from_themselves(index):
 
 
 @by_index
-def test_they_agree_with_scikit_learn(index):
+def test_indexes_agree_with_scikit_learn(index):
     rng = np.random.default_rng(0)
     # patches of images lie near each other: clusters, not noise
     centers = rng.normal(0, 3, (30, 50))
@@ -194,7 +194,7 @@ def test_they_agree_with_scikit_learn(index):
 
 @by_index
 @pytest.mark.parametrize("n_bank", [1, 2, 5, 31, 40])
-def test_small_banks(index, n_bank):
+def test_indexes_search_small_banks(index, n_bank):
     bank = np.random.default_rng(0).normal(size=(n_bank, 4))
     k = min(n_bank, 9)
     distances, _ = index.fit(bank).kneighbors(bank, k)
@@ -204,7 +204,7 @@ def test_small_banks(index, n_bank):
 
 
 @by_index
-def test_bad_searches_are_refused(index):
+def test_indexes_refuse_invalid_input(index):
     index.fit(np.zeros((4, 2)))
     for n_neighbors in (0, 1.5, None):
         with pytest.raises(ValueError, match="expected an int"):
@@ -216,7 +216,7 @@ def test_bad_searches_are_refused(index):
 
 
 @pytest.mark.parametrize("index", [*INDEXES, NearestNeighbors(algorithm="brute")], ids=lambda i: type(i).__name__)
-def test_excluded_rows_do_not_count(index):
+def test_excluded_rows_are_not_returned(index):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(300, 5)).astype(np.float32), rng.normal(size=(20, 5)).astype(np.float32)
     gone = rng.permutation(300)[:40]
@@ -226,7 +226,7 @@ def test_excluded_rows_do_not_count(index):
     np.testing.assert_allclose(distances, np.sort(cdist(queries, bank[kept]), axis=1)[:, :3], rtol=1e-5)
 
 
-def test_a_bank_stored_in_float16_gives_nearly_the_same_distances():
+def test_float16_storage_nearly_keeps_distances():
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(3, 1, (500, 40)).astype(np.float32), rng.normal(3, 1, (30, 40)).astype(np.float32)
     exact, halved = ExactIndex().fit(bank), ExactIndex(storage="float16").fit(bank)
@@ -240,7 +240,7 @@ def test_a_bank_stored_in_float16_gives_nearly_the_same_distances():
         halved.fit(np.full((2, 2), 7e4))
 
 
-def test_more_neighbours_than_rows_that_count_are_refused():
+def test_exact_refuses_more_neighbors_than_rows_not_excluded():
     index = ExactIndex().fit(np.eye(4))
     with pytest.raises(ValueError, match="only 2 rows of the bank can be returned"):
         index.kneighbors(np.eye(4), 3, exclude=[0, 3])
@@ -248,7 +248,7 @@ def test_more_neighbours_than_rows_that_count_are_refused():
 
 
 @by_index
-def test_pickles_give_the_same_answers_and_hold_only_numpy(index):
+def test_pickled_index_returns_same_results_and_contains_only_numpy(index):
     bank = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
     index.fit(bank)
     expected = index.kneighbors(bank[:20] + 0.1, 4)
@@ -260,14 +260,14 @@ def test_pickles_give_the_same_answers_and_hold_only_numpy(index):
     np.testing.assert_array_equal(found[1], expected[1])
 
 
-def test_more_threads_than_cores_are_no_error():
+def test_pynndescent_accepts_more_threads_than_cores():
     bank = np.random.default_rng(0).normal(size=(100, 4))
     for n_jobs in (None, -1, 64):
         PyNNDescentIndex(n_neighbors=10, n_jobs=n_jobs).fit(bank).kneighbors(bank[:2], 1)
 
 
 @by_index
-def test_threads_may_share_it(index):
+def test_threads_share_one_index(index):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(500, 6)).astype(np.float32), rng.normal(size=(64, 6)).astype(np.float32)
     index.fit(bank)
@@ -277,7 +277,7 @@ def test_threads_may_share_it(index):
     assert found == expected * 4
 
 
-def test_an_index_fitted_elsewhere_falls_back_to_the_cpu():
+def test_exact_index_with_missing_device_falls_back_to_cpu():
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ValueError, match="no such device"):
@@ -295,7 +295,7 @@ def test_cuda_finds_what_the_cpu_finds():
     np.testing.assert_allclose(on_cuda[0], on_cpu[0], rtol=1e-6)
 
 
-def test_pynndescent_counts_and_merges_equal_rows():
+def test_pynndescent_counts_distinct_rows_and_returns_copies():
     rows = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     bank = np.concatenate([np.zeros((500, 8), np.float32), rows, rows[:50]])
     index = PyNNDescentIndex(random_state=0).fit(bank)
