@@ -25,9 +25,9 @@ by_index = pytest.mark.parametrize("index", INDEXES, ids=lambda index: type(inde
 
 @pytest.fixture(params=["in full", "float32", "bfloat16"])
 def way(request, monkeypatch):
-    """However a machine and a bank would be searched."""
+    """Search small banks without bounds, with float32 bounds or with bfloat16 bounds, on any machine."""
     if request.param != "in full":
-        # small blocks and groups, so that small banks have many of them
+        # Small blocks and few directions make small banks use all parts of the algorithm.
         monkeypatch.setattr(bounded, "_N_SMALL", 0)
         monkeypatch.setattr(bounded, "_N_ROWS", 128)
         monkeypatch.setattr(bounded, "_N_BLOCK", 2048)
@@ -48,7 +48,7 @@ def way(request, monkeypatch):
     data=st.data(),
 )
 def test_exact_equals_brute_force(way, bank, scale, shift, k, seed, data):
-    """With duplicates, zero vectors, a single row, tiny and huge scales, and banks far from the origin."""
+    """The banks have duplicates, zero vectors or a single row, tiny or huge scales, or lie far from the origin."""
     queries = np.random.default_rng(seed).integers(-5, 5, (7, 3)).astype(float)
     bank, queries = (bank + shift) * scale, (queries + shift) * scale
     excluded = np.array(data.draw(st.lists(st.integers(0, len(bank) - 1), max_size=len(bank) - 1, unique=True)), int)
@@ -62,7 +62,7 @@ def test_exact_equals_brute_force(way, bank, scale, shift, k, seed, data):
     np.testing.assert_allclose(distances, found, rtol=1e-9, atol=1e-12 * scale)
     assert all(len(set(row)) == k for row in indices.tolist())
     assert not np.isin(indices, excluded).any()
-    # of equally near rows the first
+    # The first neighbour is the first of several equal rows.
     first = kept[np.array([np.flatnonzero((bank[kept] == bank[i]).all(axis=1))[0] for i in indices[:, 0]])]
     np.testing.assert_array_equal(indices[:, 0], first)
     tops, top_distances, top_indices = index.farthest(queries, np.array([0, 1, 5, 7]), exclude=excluded)
@@ -114,12 +114,13 @@ def test_exact_results_do_not_depend_on_batch_shape(way, dtype):
 
 
 def test_bounds_never_rule_out_nearest_row():
-    """In any precision, however tight: the limit of a query's own distance never rules a row out."""
+    """In each precision, the limit for the true squared distance of a row never rules out the row."""
     rng = np.random.default_rng(0)
     for dtype in (torch.float32, torch.bfloat16):
         for scale in (1e-3, 1.0):
             rows, queries = (torch.from_numpy(rng.normal(0, 1, (n, 30))) for n in (500, 40))
-            rows[:, 10:] *= scale  # nearly nothing beside the coordinates: rests are small differences of large numbers
+            # With a small scale, the rests are tiny: they are small differences of large numbers.
+            rows[:, 10:] *= scale
             queries[:, 10:] *= scale
             norms, query_norms = rows.square().sum(1), queries.square().sum(1)
             squares = torch.cdist(queries, rows).square()
@@ -128,7 +129,7 @@ def test_bounds_never_rule_out_nearest_row():
             product = thin.product(left, 0, len(thin)).float()[:, :500]
             for row in range(500):
                 assert (product[:, row] <= thin.limits(squares[:, row].float(), query_norms.float(), added)).all()
-            # and they are worth something
+            # The bounds are also tight enough to be useful.
             assert ((product + query_norms[:, None].float()) / squares).mean() > (0.2 if scale == 1.0 else 0.9)
 
 
@@ -177,7 +178,7 @@ def test_bank_rows_have_distance_zero_to_themselves(index):
 @by_index
 def test_indexes_agree_with_scikit_learn(index):
     rng = np.random.default_rng(0)
-    # patches of images lie near each other: clusters, not noise
+    # The rows form clusters, as patch features of images do.
     centers = rng.normal(0, 3, (30, 50))
     bank = (centers[rng.integers(0, 30, 3000)] + rng.normal(0, 1, (3000, 50))).astype(np.float32)
     queries = (centers[rng.integers(0, 30, 200)] + rng.normal(0, 1, (200, 50))).astype(np.float32)
