@@ -140,6 +140,6 @@ class RandomSampler(SubsetSampler):
         return 8 * n_samples
 
     def _draw(self, n_samples: int) -> np.ndarray:
-        """Return random row indices: a prefix of a random permutation, so that smaller ratios select prefixes."""
+        """Return random row indices: the first entries of a random permutation of all row indices."""
         order: np.ndarray = check_random_state(self.random_state).permutation(n_samples)
         return order[: count_of(self.ratio, n_samples)]

@@ -282,11 +282,11 @@ class BoundedBank:
         # The bank is processed block by block. `best` holds the n_neighbors smallest upper bounds of squared distances
         # per query, over distinct rows. Its maximum is an upper bound for the squared distance of the last neighbour.
         #   1. Compute the lower bounds of all pairs of the block with one thin product.
-        #   2. Compute the distances of the rows with the lowest bounds, and lower `best` by them.
+        #   2. Compute the squared distances of the rows with the lowest bounds, and update `best` with them.
         #   3. Keep the pairs with a lower bound up to the maximum of `best`, and compute their squared distances. If
         #      many pairs are left, one product that computes the whole block is faster.
-        # After the last block, `best` is smallest. Pairs that exceed it even after subtracting their rounding error
-        # are dropped. The distances of the remaining pairs are computed from differences, and sorted.
+        # After the last block, `best` has its final values. Pairs are dropped if their squared distance minus its
+        # rounding error exceeds the maximum of `best`. The other pairs are measured by differences and sorted.
         seen = self._seen(queries)
         norms = seen.square().sum(1)
         best = torch.full((len(queries), n_neighbors), torch.inf, dtype=queries.dtype)
@@ -312,7 +312,7 @@ class BoundedBank:
         highest = best.amax(1)
         if n_neighbors == 1:  # the smallest upper bound over all pairs may be smaller than `best`
             highest = highest.scatter_reduce(0, q, squares + errors, "amin")
-        near = ~(squares - errors > highest[q])  # keeps NaN
+        near = ~(squares - errors > highest[q])  # pairs with NaN are kept
         return self._measured(queries, q[near], rows[near], n_neighbors)
 
     def _with_candidates(
@@ -324,7 +324,7 @@ class BoundedBank:
         product: torch.Tensor,
         smallest: torch.Tensor,
     ) -> torch.Tensor:
-        """Return `best`, lowered by the distances of the rows with the lowest bounds in the block from row `start`.
+        """Return `best`, updated with the rows that have the lowest bounds in the block from row `start`.
 
         `product` contains the bounds of the block, and `smallest` the minima of their groups (see `_blocks`).
         """
@@ -351,9 +351,10 @@ class BoundedBank:
         """
         part, n_neighbors = slice(start, start + _N_ROWS), best.shape[1]
         rows, row_norms = self._rows[part], self._norms[part]
-        # |q - b|² = (|q|² + 2 q·c) + (|b|² - 2 q·b), where q is seen, and b and c are divided by the unit. The first
-        # part (`own`) is the same for all rows. `products` contains the second part. `worst` bounds the rounding errors
-        # of a query for all rows of the block, which suffices to choose pairs.
+        # For a seen query q, a row b and the centre c (both divided by the unit),
+        #     |q - (b - c)|² = (|q|² + 2 q·c) + (|b - c|² - 2 q·b).
+        # The first part (`own`) is the same for all rows. `products` contains the second part. `worst` bounds the
+        # rounding errors of a query for all rows of the block, which suffices to choose pairs.
         own = norms + 2 * (seen @ (self._center / self._unit))
         worst = self._rounding * (norms + row_norms.max() + 2 * norms.sqrt() * self._lengths[part].max())
         products = torch.addmm(row_norms, seen, rows.T, alpha=-2 / self._unit)
@@ -363,7 +364,7 @@ class BoundedBank:
             smallest = products.amin(1, keepdim=True)
         else:
             smallest = products.topk(min(n_neighbors, len(rows)), largest=False).values
-        # Upper bounds of the nearest rows of the block lower `best`.
+        # Update `best` with the upper bounds of the nearest rows of the block.
         best = torch.cat([best, smallest + (own + worst)[:, None]], dim=1).topk(n_neighbors, largest=False).values
         # A row may be nearest if its squared distance minus the rounding error is at most the maximum of `best`.
         limits = best.amax(1) - own + worst
@@ -476,7 +477,7 @@ def _not_above(
     product: torch.Tensor, smallest: torch.Tensor, limits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pairs with a value up to the limit of the query: queries (ascending) and columns."""
-    # The condition is `not greater`, so that pairs with NaN are kept. Infinite values mark padding and excluded rows.
+    # The condition is `not greater`: pairs with NaN are kept. Infinite values mark padding and excluded rows.
     # Compare the minima of the groups first, and then only the members of groups with a minimum up to the limit.
     q, groups = torch.nonzero(~(smallest > limits[:, None]), as_tuple=True)
     if len(q) > smallest.numel() / 4:  # many groups are left: comparing the whole block is faster

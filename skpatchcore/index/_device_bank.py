@@ -60,8 +60,8 @@ class DeviceBank:
         row_bytes = queries.element_size() * max(len(self._rows), 2 * n_candidates * queries.shape[1])
         distances, indices = [], []
         for part in torch.split(queries, max(1, _CHUNK_BYTES // row_bytes)):
-            # Step 1: choose the candidates by |b|² - 2 q·b. Sort them by index: of equal distances, the lower index
-            # then comes first.
+            # Step 1: choose the rows with the smallest values of |b|² - 2 q·b as candidates. Sort the candidates by
+            # index: of equal distances, the lower index then comes first.
             squares = torch.addmm(norms, part - self._center, self._rows.T, alpha=-2)
             nominated = squares.topk(n_candidates, largest=False).indices.sort(dim=1).values
             # Step 2: compute the squared distances of the candidates from differences, summed in float64.
