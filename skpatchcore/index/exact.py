@@ -259,7 +259,7 @@ class ExactIndex(OlderStatesMixin, BaseEstimator):
             dtype = np.dtype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             X = validate_data(self, X, dtype=dtype, reset=False)
-        excluded = None if exclude is None else np.arange(len(self._fit_X))[np.unique(np.asarray(exclude, np.int64))]
+        excluded = None if exclude is None else np.unique(np.arange(len(self._fit_X))[np.asarray(exclude, np.int64)])
         n_counting = len(self._fit_X) - (0 if excluded is None else len(excluded))
         if n_neighbors > n_counting:
             raise ValueError(

@@ -245,6 +245,7 @@ def test_exact_refuses_more_neighbors_than_rows_not_excluded():
     index = ExactIndex().fit(np.eye(4))
     with pytest.raises(ValueError, match="only 2 rows of the bank can be returned"):
         index.kneighbors(np.eye(4), 3, exclude=[0, 3])
+    assert index.kneighbors(np.eye(4), 3, exclude=[3, -1])[1].shape == (4, 3)  # both name the last row
     assert index.kneighbors(np.eye(4), 2, exclude=[])[1].shape == (4, 2)
 
 
