@@ -1,4 +1,4 @@
-"""PatchCoreDetector: the memory bank as a detector (Roth et al., CVPR 2022)."""
+"""PatchCoreDetector: the PatchCore method of Roth et al. (CVPR 2022) as a scikit-learn outlier detector."""
 
 from __future__ import annotations
 
@@ -22,90 +22,105 @@ from skpatchcore.patches.stream import PatchSource
 
 
 class PatchCoreDetector(PatchDetector):
-    """Find images, and places in them, that are unlike all images of good parts: PatchCore.
+    """Detect anomalous images, and the anomalous pixels in them, with PatchCore.
 
-    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
-    ``segment``: maps, **bigger = more anomalous**.
+    ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
+    and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    Fitting sees good images only. Their patch features, thinned out to a coreset that covers them, are the memory
-    bank; the patch of a new image that lies farthest from the bank decides the image's score.
+    The detector is fitted on images of good parts only. `fit` computes the patch features of these images, selects a
+    coreset of the patch features, and stores the coreset as the memory bank. The distance from a patch of a new image
+    to the nearest row of the bank is the patch score. The patch with the largest distance determines the image score.
 
     Parameters
     ----------
     extractor : estimator, "precomputed" or None, default=None
-        Turns images into grids of patch features; None is ``TorchFeatureExtractor()``. Any stateless transformer
-        whose ``transform`` gives (n_images, grid_height, grid_width, n_channels) or a list of grids will do. With
-        ``"precomputed"``, `X` is such an array or list, or a 2-D array with one patch an image.
+        The extractor turns images into grids of patch features. None uses ``TorchFeatureExtractor()``. Any stateless
+        transformer can be used if its ``transform`` returns an array of shape (n_images, grid_height, grid_width,
+        n_channels) or a list of grids of shape (grid_height, grid_width, n_channels). With ``"precomputed"``, `X` is
+        such an array or list, or a 2-D array with one patch per image.
     sampler : estimator or None, default=None
-        Selects the coreset: ``fit`` sets ``component_indices_``; None is ``GreedyCoresetSampler()``.
+        The sampler selects the coreset. Its ``fit`` must set ``component_indices_``, the indices of the selected rows.
+        None uses ``GreedyCoresetSampler()``.
     index : "exact", "pynndescent", estimator or None, default=None
-        Searches the bank by ``kneighbors``, as ``sklearn.neighbors.NearestNeighbors`` does too; None is ``"exact"``.
+        The index searches the bank for nearest rows with ``kneighbors``. ``sklearn.neighbors.NearestNeighbors`` can be
+        used too. None uses ``"exact"``.
     n_neighbors : int, default=9
-        *b* of Eq. 7: rows of the bank around the nearest one that say how typical that one is. 1 turns the
-        re-weighting off.
+        *b* of Equation 7 of the paper: number of bank rows in the neighbourhood of the nearest bank row. The density
+        of this neighbourhood re-weights the image score. 1 turns the re-weighting off.
     contamination : float in (0, 0.5] or "auto", default="auto"
-        Accepted share of *good* images that `predict` calls anomalous. ``"auto"`` sets the threshold so that no
-        calibration image is flagged.
+        Accepted false-positive rate: the fraction of *good* images that `predict` may flag. ``"auto"`` uses the most
+        anomalous calibration score as the image threshold, and flags no calibration image.
     calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
-        Which good images the threshold is taken from: never scores of images that are in the bank they are compared
-        with.
+        Method that selects the calibration images. The thresholds are computed from the scores of these good images.
+        A calibration image is never compared with its own patch features.
 
-        - ``"leave-one-out"``: each training image against the bank without the rows that came from it (or from its
-          group). Costs one search. The bank was selected with the image present, so the promise is approximate.
-        - a float in (0, 1): that share of the images (of the groups) is kept out of the bank and scored. The promise is
-          exact without groups; the bank learns from fewer images.
-        - an int, or a scikit-learn splitter: each fold is scored against a bank of the others; the final bank has all.
-          Costs a selection and a search a fold. A fold's bank knows less than the final one, so fewer are flagged
-          than asked for; the more folds, the nearer.
-        - None: no threshold; `predict` and `decision_function` raise.
+        - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
+          its group). This method costs one additional search. The bank was selected with the image present. Therefore
+          the false-positive rate is controlled only approximately.
+        - a float in (0, 1): this fraction of the images (or of the groups) is kept out of the bank and scored. The
+          bound on the false-positive rate is exact without groups, but the bank is built from fewer images.
+        - an int, or a scikit-learn splitter: each fold is scored against a bank of the other folds. The final bank is
+          built from all images. This method costs one selection and one search per fold. The bank of a fold contains
+          fewer images than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The
+          difference becomes smaller with more folds.
+        - None: no threshold is set. `predict` and `decision_function` raise a ValueError.
     smoothing : float, default=4.0
-        Standard deviation of the Gaussian on anomaly maps, in pixels of the network's input, as in the paper; scaled
-        with the map to the image's own size.
+        Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input. The default is the
+        value in the paper. The standard deviation is scaled with the map to the image's own size.
     max_memory : int, str or None, default="auto"
-        Memory that `fit` may use above what the interpreter has at its start: bytes, or a text such as ``"4GB"``.
-        ``"auto"`` is a share of what is free, None no limit. While all patch features fit, they are held. If only what
-        selection looks at fits, images are extracted again where something was picked: the same memory bank, in more
-        time. Beyond that, selection works shard by shard, and covers a little less well; what comes of it then depends
-        on `max_memory`. `estimate_memory` returns how much is needed.
+        Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
+        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
+        no limit. `fit` works in one of three ways. `estimate_memory` returns the memory that each way needs.
+
+        - at once: all patch features are held in memory, if they fit.
+        - two passes: only the data that the selection needs is held in memory. The network runs again on the images
+          from which patches were selected. The memory bank is the same, but the fit takes longer.
+        - shards: the coreset is selected shard by shard. This coreset covers the patch features slightly less well,
+          and the selected rows depend on `max_memory`.
     device : str, default="auto"
-        Device of the stages that are left at ``"auto"``, which is CUDA if there is one, otherwise the CPU.
+        Device for the stages whose own ``device`` is ``"auto"``. ``"auto"`` uses CUDA if a CUDA device is available,
+        otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seeds the stages that are left at None.
+        Seed for the draws of held-out images and folds, and for the stages whose own ``random_state`` is None. Pass an
+        int for reproducible results.
     verbose : int, default=0
-        1 shows progress bars of extraction, selection and scoring.
+        If 1, progress bars are shown for extraction, selection, calibration and scoring.
 
     Attributes
     ----------
     extractor_, sampler_, index_ : estimators
-        The stages as fitted; ``extractor_`` is None with precomputed features.
+        The fitted stages. ``extractor_`` is None with precomputed features.
     memory_bank_ : array of shape (n_bank, n_channels)
-        The coreset, in order of selection.
+        The patch features of the coreset, in order of selection.
     bank_image_indices_ : array of shape (n_bank,), int64
-        Which image of `X` each row of the bank came from.
+        Index in `X` of the image from which each row of the bank was computed.
     bank_positions_ : array of shape (n_bank, 2), int64
-        Where in that image's grid: row and column.
+        Row and column of each bank row's patch in the patch grid of its image.
     bank_boxes_ : array of shape (n_bank, 4), float64
-        Where in that image: top, left, height and width of the patch's cell in the image's own pixels; NaN with
+        Top, left, height and width of each bank row's patch in its image, in the image's own pixels. NaN with
         precomputed features.
     calibration_scores_ : array of shape (n_calibration,), float64
-        Scores of the good images that calibrate, bigger = more normal; none with ``calibration=None``. NaN where an
-        image can't be scored because the whole bank came from its group.
+        Scores of the calibration images, bigger = more normal. The array is empty with ``calibration=None``. The score
+        is NaN if the image cannot be scored because all rows of the bank came from its group.
     calibration_peaks_ : array of shape (n_calibration,), float64
-        Maxima of their anomaly maps, bigger = more anomalous.
+        Maximum of the anomaly map of each calibration image, bigger = more anomalous.
     calibration_image_indices_ : array of shape (n_calibration,), int64
-        Which images of `X` these are.
+        Index in `X` of each calibration image.
     appearance_range_ : array of shape (2, 5) or None
-        Lowest and highest values over the training images, as the network sees them: median of red, green and blue,
-        contrast (interquartile range of grey) and brightest value, in [0, 1]. `predict` and its companions warn if all
-        of four or more new images lie far outside. None if the extractor does not report what it sees.
+        Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
+        green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
+        scoring methods warn if at least four images are given and all of them lie far outside this range. None if the
+        extractor does not report views.
     offset_ : float
-        ``decision_function = score_samples - offset_``; NaN where nothing could be calibrated.
+        Image threshold: ``decision_function = score_samples - offset_``. NaN if there is no calibration score.
     pixel_offset_ : float
-        A share of at most `contamination` of good images has anomaly maps that exceed it anywhere.
+        Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. It is computed from
+        `calibration_peaks_`. At most a fraction `contamination` of good images has any such pixel. NaN if there is no
+        calibration score.
     n_features_in_ : int
-        Columns of a 2-D precomputed `X`.
+        Number of columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
     feature_names_in_ : array of str
-        Their names, where `X` had them.
+        Column names of `X`. Set only if `X` is a 2-D table of precomputed features with column names.
 
     References
     ----------
@@ -164,33 +179,46 @@ class PatchCoreDetector(PatchDetector):
         self.verbose = verbose
 
     def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:
-        """Return why images score as they do: their most anomalous patches, and the nominal patch nearest to each.
+        """Return the most anomalous patches of each image and the nearest nominal patch of each, **bigger = farther**.
+
+        The table explains image scores: it shows which patch is anomalous, and which patch of a good image is the most
+        similar one.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
         n_patches : int, default=1
-            How many patches of each image, the farthest from the bank first; neighbours in the grid often come
-            together.
+            Number of patches to return per image. The patches with the largest distances from the bank are returned,
+            the largest first. They are often neighbours in the patch grid.
 
         Returns
         -------
         DataFrame
-            One row a patch, in the order of the images: ``image`` (index in `X`), ``rank`` (0 is the patch that decides
-            the image's score), ``top``, ``left``, ``height``, ``width`` (the patch's cell in the image's own pixels),
-            ``distance`` (bigger = more anomalous: Eq. 6 for rank 0), ``bank_row`` (its nearest row of
-            ``memory_bank_``), ``nominal_image`` (index in the `X` of `fit`) and ``nominal_top``, ``nominal_left``,
-            ``nominal_height``, ``nominal_width`` (the cell there). Cells of precomputed features are NaN.
+            One row per patch, in the order of the images, with these columns:
+
+            - ``image``: index of the image in `X`.
+            - ``rank``: 0 for the patch that determines the image score, then 1, 2 and so on.
+            - ``top``, ``left``, ``height``, ``width``: the cell of the patch, in the image's own pixels.
+            - ``distance``: distance to the nearest row of the bank, bigger = more anomalous. For rank 0, this is the
+              distance of Equation 6 of the paper.
+            - ``bank_row``: index of the nearest row in ``memory_bank_``.
+            - ``nominal_image``: index in the `X` of `fit` of the image from which this bank row was computed.
+            - ``nominal_top``, ``nominal_left``, ``nominal_height``, ``nominal_width``: the cell of the bank row's
+              patch in that image, in the image's own pixels.
+
+            Cells are NaN with precomputed features.
 
         Raises
         ------
         ImageError
-            As `score_samples`.
+            If an image cannot be read, as in `score_samples`.
+        ValueError
+            If `n_patches` is less than 1.
         """
         check_is_fitted(self, "memory_bank_")
         if n_patches < 1:
-            raise ValueError(f"n_patches={n_patches}: expected at least 1.")
+            raise ValueError(f"n_patches={n_patches} is out of range: give an integer of at least 1.")
         found = nearest_patches(self._stream(X, AppearanceLog()), self.index_, n_patches, self.memory_bank_)
         nearest = found["nearest"]
         sides = ("top", "left", "height", "width")
