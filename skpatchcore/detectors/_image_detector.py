@@ -1,4 +1,4 @@
-"""ImageDetector: anomaly scores and maps to decisions, p-values, masks and regions, in scikit-learn's signs."""
+"""ImageDetector: the base class that turns anomaly scores and maps into decisions, p-values, masks and regions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from skpatchcore.patches.stream import n_images_of
 
 @contextmanager
 def restored_on_failure(estimator: Any) -> Iterator[None]:
-    """Leave an estimator as it was where the block raises."""
+    """Restore the attributes of an estimator if the block raises."""
     before = dict(vars(estimator))
     try:
         yield
@@ -41,13 +41,13 @@ def restored_on_failure(estimator: Any) -> Iterator[None]:
 
 
 class ImageDetector(OutlierMixin):
-    """Base class of all detectors: it turns anomaly scores and maps into decisions.
+    """Base class of all detectors, which turns anomaly scores and maps into decisions.
 
-    A subclass has a parameter ``contamination`` and two methods: ``fit``, which ends with ``_set_thresholds``, and
-    ``_iter_scores``.
+    A subclass must have the parameter ``contamination`` and the methods ``fit`` and ``_iter_scores``. Its ``fit`` must
+    end with a call of ``_set_thresholds``.
     """
 
-    # no metadata that searches and pipelines would route
+    # Searches and pipelines do not route on_error as metadata.
     __metadata_request__predict = {"on_error": UNUSED}
     __metadata_request__decision_function = {"on_error": UNUSED}
 
@@ -61,14 +61,14 @@ class ImageDetector(OutlierMixin):
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        """Yield anomaly scores of the next images, **bigger = more anomalous**.
+        """Yield the anomaly scores of one batch after another, **bigger = more anomalous**.
 
         Parameters
         ----------
         X : sequence of images
             The images.
         of_map : callable or None
-            ``of_map(anomaly_map)`` returns what is kept of each map; None makes no maps.
+            Reduces each anomaly map to the value ``of_map(anomaly_map)`` that is kept. If None, no maps are computed.
         adapt : bool, default=False
             If True, the images are known to be good: `appearance_range_` is extended to them, without a warning.
 
@@ -76,39 +76,39 @@ class ImageDetector(OutlierMixin):
         ------
         scores : array of shape (n_batch,), float64
         kept : list
-            One item per image; empty without `of_map`.
+            The values of `of_map`, one per image. Empty if `of_map` is None.
         """
 
     def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
-        """Learn from images and say which of *them* stand out: +1 for normal and -1 for anomalous ones.
+        """Fit on images and return the labels of *these* images: +1 for normal and -1 for anomalous ones.
 
-        Each nominal image is judged by its calibration score, not against a bank that holds its own patches:
-        ``fit(X).predict(X)`` would find next to nothing. With ``contamination="auto"`` the threshold is set so that
-        none is flagged; give a share to look for the odd ones among the training images.
+        The score of a nominal image is its calibration score, which excludes its own patches. ``fit(X).predict(X)``
+        would compare each image with its own patches and flag almost no image. ``contamination="auto"`` flags no
+        training image. To find anomalous images among the training images, set `contamination` to a fraction.
 
         Parameters
         ----------
         X, y, groups : as for `fit`
-            Images that `y` does not label +1 are judged by what was learnt from the others.
+            Images without the label +1 in `y` are scored by the detector that is fitted on the other images.
 
         Returns
         -------
         array of shape (n_images,), int
-            -1 for scores below the threshold, and for images that can't be scored without their own rows.
+            -1 if the score is below the threshold, or if the image cannot be scored without its own patches.
 
         Raises
         ------
         ImageError, ValueError
-            As `fit` and `predict`; also if `calibration` scores a part of the training images only.
+            As in `fit` and `predict`. Also if `calibration` scores only a part of the training images.
         """
         self._require_scores_of_training_images()
         X = listed(X)
         self.fit(X, y, groups=groups)
         self._require_threshold()
-        # fit has warned
+        # warn=False: fit has already warned about labels.
         nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"), warn=False)
         if len(self.calibration_scores_) < nominal.sum():
-            raise ValueError("calibration scores a part of the training images only: the others can't be judged.")
+            raise ValueError("calibration scores only a part of the training images: use 'leave-one-out' or folds.")
         scores = np.empty(len(nominal))
         scores[nominal] = self.calibration_scores_
         if not nominal.all():
@@ -116,31 +116,31 @@ class ImageDetector(OutlierMixin):
         return np.where(scores >= self.offset_, 1, -1)
 
     def score_samples(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
-        """Return image scores, **bigger = more normal**: minus the anomaly score.
+        """Return image scores of shape (n_images,), **bigger = more normal**: minus the anomaly scores.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
         on_error : {"raise", "flag"}, default="raise"
-            What becomes of an image that can't be judged. ``"flag"``: its score is NaN, the others are scored all the
-            same, and an :class:`~skpatchcore.ImageWarning` tells which and why.
+            Action for an image that cannot be scored. ``"raise"`` raises an ImageError. ``"flag"`` returns NaN as the
+            score of this image, scores the other images, and warns with an :class:`~skpatchcore.ImageWarning`.
 
         Returns
         -------
         array of shape (n_images,), float64
-            At most 0, in units of feature distance. For PatchCore (Eq. 6-7), 0 is an image whose patches are all in the
-            memory bank. An ensemble's scores are standardised, and may be positive.
+            At most 0, in units of feature distance. For PatchCore (Equations 6 and 7), the score is 0 if all patches of
+            the image are in the memory bank. The scores of an ensemble are standardised and can be positive.
 
         Raises
         ------
         ImageError
-            If an image can't be read or isn't one; the error names its index and path.
+            If an image cannot be read or is not an image. The error names the image's index and path.
 
         Warns
         -----
         ImageWarning
-            If images were flagged; its ``failures`` are their errors.
+            If images are flagged. The warning's ``failures`` are the errors of these images.
         """
         return np.asarray(turned(self._scored(X, None, on_error)[0]))
 
@@ -152,7 +152,7 @@ class ImageDetector(OutlierMixin):
         X : as for `fit`
             The images.
         on_error : {"raise", "flag"}, default="raise"
-            As of `score_samples`: NaN where an image can't be judged.
+            As in `score_samples`: ``"flag"`` returns NaN for an image that cannot be scored.
 
         Returns
         -------
@@ -163,9 +163,9 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError
-            As `score_samples`.
+            If an image cannot be scored, as in `score_samples`.
         ValueError
-            If the detector has no threshold although `calibration` asks for one: there were too few training images.
+            If the detector has no threshold, e.g. after a fit with ``calibration=None`` or on one image.
         """
         check_is_fitted(self, "offset_")
         if self._only_ranks():
@@ -181,61 +181,60 @@ class ImageDetector(OutlierMixin):
         X : as for `fit`
             The images.
         on_error : {"raise", "flag"}, default="raise"
-            As of `score_samples`. An image that can't be judged is anomalous, -1: never normal.
+            As in `score_samples`: ``"flag"`` returns -1 (anomalous) for an image that cannot be scored.
 
         Returns
         -------
         array of shape (n_images,), int
-            +1 where `decision_function` is at least 0, else -1.
+            +1 if `decision_function` is at least 0, otherwise -1.
 
         Raises
         ------
-        ImageError
-            As `score_samples`.
-        ValueError
-            If the detector has no threshold: ``calibration=None``, or too few training images.
+        ImageError, ValueError
+            As in `decision_function`.
         """
-        self._require_threshold()
-        # NaN compares False, so an image without a score is labelled -1
+        # NaN >= 0 is False: an image with score NaN is labelled -1.
         return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)
 
     def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
-        """Return conformal p-values of images, **small = anomalous**: how usual so low a score is among good images.
+        """Return conformal p-values of shape (n_images,), **small = anomalous**.
+
+        The p-value of an image estimates the probability that a good image has an equal or lower score.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
         adjust : {"bh", "by"} or None, default=None
-            For a batch in which anomalous images are to be picked out: adjusted p-values, so that among the images with
-            values up to `q` a share of at most `q` is expected to be good. ``"bh"`` as Benjamini and Hochberg,
-            ``"by"`` as Benjamini and Yekutieli, which presumes nothing of how the p-values depend on one another.
+            Adjustment for the selection of anomalous images from a batch. Among the images with adjusted p-values of at
+            most `q`, the expected fraction of good images is at most `q`. ``"bh"`` is the method of Benjamini and
+            Hochberg. ``"by"`` is the method of Benjamini and Yekutieli, which allows any dependence of the p-values.
 
         Returns
         -------
         array of shape (n_images,), float64
-            ``(1 + number of calibration scores that are at most the image's) / (n_calibration + 1)``. Without `adjust`,
-            ``predict`` says -1 where it is at most `contamination`, if that is a share that can be promised.
+            ``(1 + number of calibration scores that are at most the image's score) / (n_calibration + 1)``. Without
+            `adjust`, ``predict`` returns -1 exactly for the images with a p-value of at most `contamination`, if
+            `contamination` is a fraction of at least ``1 / (n_calibration + 1)``.
 
         Raises
         ------
         ImageError, ValueError
-            As `predict`.
+            As in `decision_function`.
 
         Notes
         -----
-        A good image that is exchangeable with the calibration images gets a value of at most `p` with a probability of
-        at most `p`: exactly so with images held out (``calibration=0.2``, or `recalibrate`), approximately with
-        ``"leave-one-out"`` and folds, whose scores come from banks other than the final one, and with groups, whose
-        images are not exchangeable with those of a new group: what counts is nearer to the number of groups.
-
-        No value is below ``1 / (n_calibration + 1)``. Few calibration images therefore leave adjusted values of a
-        large batch little room.
+        If a good image is exchangeable with the calibration images, its p-value is at most `p` with a probability of at
+        most `p`. This bound is exact for held-out images (``calibration=0.2``, or `recalibrate`). The bound is
+        approximate with ``"leave-one-out"`` and folds, because their scores do not come from the final bank. The bound
+        is also approximate with groups, because images of a new group are not exchangeable with the calibration images.
+        With groups, the effective number of calibration images is close to the number of groups. The smallest possible
+        p-value is ``1 / (n_calibration + 1)``. Adjusted p-values of a large batch are therefore rarely small.
 
         References
         ----------
         Bates, Candès, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51,
-        2023. They show that Benjamini and Hochberg's way holds for such p-values.
+        2023. They show that the method of Benjamini and Hochberg is valid for conformal p-values.
         """
         if adjust not in (None, "bh", "by"):
             raise ValueError(f"adjust={adjust!r}: expected 'bh', 'by' or None.")
@@ -254,27 +253,27 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images, height, width), float32
-            In units of the scores, upsampled and smoothed; a list of arrays (height, width) where sizes differ. Pixels
-            outside the extractor's crop, which the network does not see, repeat the nearest pixel inside.
-            Precomputed features have no image: their maps are the patch scores themselves, of shape (grid_height,
-            grid_width).
+            Upsampled and smoothed patch scores, in units of feature distance. A list of arrays of shape (height, width)
+            if the images differ in size. Pixels outside the extractor's crop repeat the value of the nearest pixel
+            inside, because the network does not see them. With precomputed features, the maps are the patch scores, of
+            shape (grid_height, grid_width).
 
         Raises
         ------
         ImageError
-            As `score_samples`.
+            If an image cannot be scored, as in `score_samples`.
         """
         return self.score_and_segment(X)[1]
 
     def score_and_segment(self, X: Any, *, on_error: str = "raise") -> tuple[np.ndarray, np.ndarray | list[Any]]:
-        """Return what `score_samples` and `segment` return, from one run of the network.
+        """Return the results of `score_samples` and `segment` from one run of the network.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
         on_error : {"raise", "flag"}, default="raise"
-            As of `score_samples`: NaN, and None in a list of maps, where an image can't be judged.
+            As in `score_samples`. ``"flag"`` returns the score NaN and the map None for an image that cannot be scored.
 
         Returns
         -------
@@ -286,7 +285,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError
-            As `score_samples`.
+            If an image cannot be scored, as in `score_samples`.
         """
         scores, maps = self._scored(X, np.asarray, on_error)
         return turned(scores), as_stack(maps)
@@ -294,28 +293,28 @@ class ImageDetector(OutlierMixin):
     def iter_results(
         self, X: Any, *, with_maps: bool = True, on_error: str = "raise", chunk_size: int = 64
     ) -> Iterator[ImageResult]:
-        """Score any number of images in bounded memory: yield the result of one after the other.
+        """Yield the results of images one by one, in bounded memory for any number of images.
 
         Parameters
         ----------
         X : as for `fit`, or an iterable of images
-            The images. A generator may be endless, such as the images of a camera.
+            The images. A generator may be endless, e.g. the images of a camera.
         with_maps : bool, default=True
-            If False, no anomaly maps are made, which may be faster.
+            If False, no anomaly maps are computed, which can be faster.
         on_error : {"raise", "flag"}, default="raise"
-            As of `score_samples`. A flagged image has its ``error`` in its result; there is no warning.
+            As in `score_samples`. The result of a flagged image contains the ``error``, and there is no warning.
         chunk_size : int, default=64
-            Images that are taken from a generator before the first of them is scored. Use 1 for a camera.
+            Number of images that are read from a generator before the first of them is scored. Use 1 for a camera.
 
         Yields
         ------
         ImageResult
-            Score, decision, label, p-value, anomaly map and error of an image, in the order of `X`.
+            Score, decision, label, p-value, anomaly map and error of one image, in the order of `X`.
 
         Raises
         ------
         ImageError
-            As `score_samples`, after the results of all images before it.
+            As in `score_samples`, after the results of all previous images.
 
         Examples
         --------
@@ -340,7 +339,7 @@ class ImageDetector(OutlierMixin):
         return results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
 
     def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
-        """Return which pixels are anomalous, **True = anomalous**, at each image's own height and width.
+        """Return masks of the anomalous pixels, **True = anomalous**, at each image's own height and width.
 
         Parameters
         ----------
@@ -350,40 +349,41 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images, height, width), bool
-            Where maps are above ``pixel_offset_``: of good images, a share of at most `contamination` has any such
-            pixel, if that can be promised. A list of arrays (height, width) where sizes differ.
+            True if the anomaly map is above ``pixel_offset_``. At most a fraction `contamination` of good images has
+            any such pixel, if there are enough calibration images for this bound. A list of arrays of shape (height,
+            width) if the images differ in size.
 
         Raises
         ------
         ImageError, ValueError
-            As `predict`.
+            As in `decision_function`.
         """
         self._require_threshold()
         return as_stack(self._scored(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
 
     def regions(self, X: Any, *, min_area: int = 1) -> pd.DataFrame:
-        """Return the connected regions of anomalous pixels: where to look, and how unusual it is there.
+        """Return a table of the connected regions of anomalous pixels, with a p-value for each region.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
         min_area : int, default=1
-            Regions of fewer pixels are left out.
+            Minimum area of a region in pixels. Smaller regions are left out.
 
         Returns
         -------
         DataFrame
-            One row a region, in the order of the images, the highest peak first: ``image`` (index in `X`), ``top``,
-            ``left``, ``bottom``, ``right`` (pixels of the image; bottom and right are the first ones outside, as in
-            slices), ``area`` (pixels), ``peak`` (the map's largest value in it, bigger = more anomalous),
-            ``peak_row``, ``peak_column`` and ``p_value``: how usual it is that the whole map of a good image reaches
-            that peak, small = anomalous. No rows where nothing is anomalous.
+            One row per region, in the order of the images. The regions of an image are sorted by peak, highest first.
+            Columns: ``image`` (index in `X`), ``top``, ``left``, ``bottom``, ``right`` (bounding box in pixels; bottom
+            and right are exclusive, as in slices), ``area`` (pixels), ``peak`` (largest value of the anomaly map in the
+            region, bigger = more anomalous), ``peak_row``, ``peak_column``, and ``p_value`` (conformal p-value of the
+            peak among the map maxima of good images, small = anomalous). The table is empty if no pixel is anomalous.
 
         Raises
         ------
         ImageError, ValueError
-            As `predict`.
+            As in `decision_function`. Also if `min_area` is less than 1.
         """
         if min_area < 1:
             raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
@@ -394,44 +394,41 @@ class ImageDetector(OutlierMixin):
         return found.assign(p_value=upper_tail_p_values(self.calibration_peaks_, found["peak"].to_numpy()))
 
     def recalibrate(self, X: Any = None, *, contamination: float | str | None = None) -> Any:
-        """Set the thresholds anew without learning anew: on fresh good images, or for another share of false alarms.
+        """Set new thresholds without a new fit, from new good images or for another false-positive rate.
 
         Parameters
         ----------
         X : as for `fit`, or None, default=None
-            Good images that the detector has not learnt from, such as the last day's. None keeps the calibration scores
-            that there are.
+            Good images on which the detector was not fitted, e.g. images of the last day. The bound on the
+            false-positive rate is exact if new good images are exchangeable with `X`. None uses the existing
+            calibration scores.
         contamination : float in (0, 0.5], "auto" or None, default=None
-            Accepted share of good images flagged; None takes the detector's own. The parameter stays as it is; so a new
-            `fit` goes back to it.
+            Accepted false-positive rate: fraction of good images that may be flagged. None uses the detector's own
+            `contamination`. This parameter of the detector does not change, and a new `fit` uses it again.
 
         Returns
         -------
         detector
-            Itself, with other ``offset_`` and ``pixel_offset_``. With `X`, also ``calibration_scores_`` and
-            ``calibration_peaks_`` are those of these images, ``calibration_image_indices_`` count in this `X`, and
-            ``appearance_range_`` is extended to these images.
+            The detector itself, with new ``offset_`` and ``pixel_offset_``. If `X` is given, ``calibration_scores_``,
+            ``calibration_peaks_`` and ``calibration_image_indices_`` are replaced by those of `X`, and
+            ``appearance_range_`` is extended to `X`.
 
         Raises
         ------
         ImageError
-            As `score_samples`.
+            If an image cannot be scored, as in `score_samples`.
         ValueError
-            If `contamination` is out of its range, or if neither images nor calibration scores are there.
+            If `contamination` is out of its range, or if neither `X` nor calibration scores are available.
 
         Warns
         -----
         UserWarning
-            If there are too few images to promise so small a share.
-
-        Notes
-        -----
-        With `X` the promise is exact for images that are exchangeable with these.
+            If there are too few calibration images for the requested `contamination`.
         """
         check_is_fitted(self, "offset_")
         contamination = self.contamination if contamination is None else contamination
         if contamination != "auto" and (isinstance(contamination, str) or not 0 < contamination <= 0.5):
-            raise ValueError(f"contamination={contamination!r}: expected a share in (0, 0.5] or 'auto'.")
+            raise ValueError(f"contamination={contamination!r}: expected a fraction in (0, 0.5] or 'auto'.")
         if X is None:
             self._require_threshold()
             scores, peaks = turned(self.calibration_scores_), self.calibration_peaks_
@@ -448,7 +445,7 @@ class ImageDetector(OutlierMixin):
     def _scored(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str = "raise"
     ) -> tuple[np.ndarray, list[Any]]:
-        """Return the anomaly scores of all images and what is kept of their maps; warn of flagged images."""
+        """Return the anomaly scores of all images and the values of `of_map`. Warn if images are flagged."""
         _check_on_error(on_error)
         parts = list(self._iter_or_flag(X, of_map, on_error))
         if failures := [part.error for part in parts if part.error is not None]:
@@ -460,31 +457,31 @@ class ImageDetector(OutlierMixin):
         if on_error == "raise":
             return (Scored(scores, kept) for scores, kept in self._iter_scores(X, of_map))
         check_is_fitted(self, "offset_")
-        if get_tags(self).input_tags.string:  # otherwise `X` does not hold images
+        if get_tags(self).input_tags.string:  # otherwise `X` contains features, not images
             X = as_image_sequence(X)
         return score_or_flag(X, lambda images: self._iter_scores(images, of_map))
 
     def _set_thresholds(
         self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
     ) -> None:
-        """Set thresholds from anomaly scores, and maxima of anomaly maps, of good images; bigger = more anomalous."""
+        """Set both thresholds from scores and map maxima of the calibration images, bigger = more anomalous."""
         threshold = conformal_threshold(scores, contamination)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the line above has said it
+            warnings.simplefilter("ignore")  # conformal_threshold(scores, ...) has already warned
             pixel_offset = conformal_threshold(peaks, contamination)
         self.calibration_scores_, self.calibration_peaks_ = turned(scores), peaks
         self.calibration_image_indices_ = images
         self.offset_, self.pixel_offset_ = turned(threshold), pixel_offset
 
     def _require_scores_of_training_images(self) -> None:
-        """Raise a ValueError if it is known before a fit that not all training images will have calibration scores."""
+        """Raise a ValueError if the parameters exclude calibration scores of all training images."""
 
     def _warn_of_thresholds(self, params: dict[str, Any]) -> None:
-        """Warn if a parameter that `fit` makes thresholds from is set on a fitted detector."""
+        """Warn if `contamination`, which only `fit` reads, is changed on a fitted detector."""
         if hasattr(self, "offset_") and params.get("contamination", self.contamination) != self.contamination:
             warn_user(
-                "contamination has no effect on the thresholds of a fitted detector: they stay as they are until fit. "
-                "recalibrate(contamination=...) sets them without training."
+                "contamination has no effect on the thresholds of a fitted detector until the next fit. Call "
+                "recalibrate(contamination=...) to change the thresholds without a new fit."
             )
 
     def _only_ranks(self) -> bool:
@@ -495,9 +492,9 @@ class ImageDetector(OutlierMixin):
         check_is_fitted(self, "offset_")
         if math.isnan(self.offset_):
             raise ValueError(
-                "this detector has no threshold: it was fitted with calibration=None or on too few images to leave "
-                "one out. score_samples and segment work without a threshold. For predict, fit with calibration and on "
-                "more images, or give other good images to recalibrate."
+                "this detector has no threshold: it was fitted with calibration=None or on too few images for "
+                "leave-one-out. Set calibration and fit on more images, or pass other good images to recalibrate. "
+                "score_samples and segment work without a threshold."
             )
 
 

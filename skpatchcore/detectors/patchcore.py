@@ -218,7 +218,7 @@ class PatchCoreDetector(PatchDetector):
         """
         check_is_fitted(self, "memory_bank_")
         if n_patches < 1:
-            raise ValueError(f"n_patches={n_patches} is out of range: give an integer of at least 1.")
+            raise ValueError(f"n_patches={n_patches}: expected at least 1.")
         found = nearest_patches(self._stream(X, AppearanceLog()), self.index_, n_patches, self.memory_bank_)
         nearest = found["nearest"]
         sides = ("top", "left", "height", "width")

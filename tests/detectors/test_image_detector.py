@@ -253,7 +253,7 @@ def test_a_detector_without_threshold_gets_one_from_other_images(parts):
     train, good, bad = parts
     model = detector(calibration=None).fit(train)
     for method in (model.p_values, model.predict_mask, model.regions):
-        with pytest.raises(ValueError, match="give other good images to recalibrate"):
+        with pytest.raises(ValueError, match="pass other good images to recalibrate"):
             method(good)
     with pytest.raises(ValueError, match="no threshold"):
         model.recalibrate()
