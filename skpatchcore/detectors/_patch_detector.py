@@ -1,4 +1,4 @@
-"""PatchDetector: the one way to fit, calibrate and score a detector that compares patches."""
+"""PatchDetector: the base class that implements fit, calibration and scoring for detectors on patch features."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from skpatchcore.protocols import image_size_of, reports_views
 
 
 class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseEstimator):
-    """Base class of the detectors that learn from patch features and score patches.
+    """Base class of the detectors that fit a model to patch features and score patches.
 
-    A subclass has the parameters of ``_parameter_constraints``, its own parameters, and `_learn`. It may say what it
-    needs of memory (`_memory_needs`), which other stages it has (`_stage_names`), and which attributes hold what it has
-    learnt (`_keep`, `_model`).
+    A subclass must have the parameters in ``_parameter_constraints`` and implement `_learn`. It may have parameters of
+    its own. It may override `_memory_needs` (the memory that `_learn` needs), `_stage_names` (the names of its stages),
+    and `_keep` and `_model` (the conversion between the model and the fitted attributes).
     """
 
     _parameter_constraints: dict[str, Any] = {
@@ -70,7 +70,7 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         "verbose": ["verbose"],
     }
     _stage_names: tuple[str, ...] = ("extractor",)
-    _draws = True  # whether `_learn` uses its seed
+    _draws = True  # whether `_learn` uses its `seed`
 
     extractor: Any
     extractor_: Any
@@ -85,40 +85,45 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
 
     @abstractmethod
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
-        """Learn a model; called once for all images, and once per fold of the calibration.
+        """Fit a model to patch features.
+
+        `fit` calls this method once for the final model, and once per fold of the calibration.
 
         Parameters
         ----------
         patches : Patches or PatchStream
-            Of the images to learn from: held in memory, or extracted in each pass.
+            Patch features of the training images. They are held in memory, or extracted again in each pass.
         stages : dict of str to estimator
             The stages by name. They are not changed.
         budget : Budget
-            What learning may use if the patches are not held.
+            Memory that this method may use if the patch features are not held in memory.
         seed : int
-            Seeds what the detector draws itself; the same in each call of one fit.
+            Seed for the random draws of the detector itself. It is the same in each call of one fit.
         """
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
-        """Return what `_learn` needs beside the patch features: by default nothing, but it must hold all of these."""
+        """Return the memory that `_learn` needs in addition to the patch features, which it must hold by default."""
         return MemoryNeeds(learning=None, model=0)
 
     def _keep(self, model: Any, numbers: np.ndarray) -> None:
-        """Set the fitted attributes from a model; `numbers` are the indices in `X` of the images it learnt from."""
+        """Set the fitted attributes from a model; `numbers` are the indices in `X` of its training images."""
         self.model_ = model
 
     def _model(self) -> PatchModel:
-        """Return the model from the fitted attributes."""
+        """Rebuild the model from the fitted attributes."""
         check_is_fitted(self, "model_")
         model: PatchModel = self.model_
         return model
 
     def _patch_check(self, is_fitted: bool) -> Check | None:
-        """Return a check that raises an error for patches that can't be used, or None."""
+        """Return a function that raises an error for patches that cannot be used, or None."""
         return None
 
     def set_params(self, **params: Any) -> Any:
-        """Set parameters, also those of stages that stand at their default, such as ``extractor__patch_size``.
+        """Set parameters of the detector and of its stages.
+
+        A parameter of a stage is set by the stage's name and two underscores, e.g. ``extractor__patch_size=1``. The
+        stage may be None.
 
         Parameters
         ----------
@@ -128,10 +133,10 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         Returns
         -------
         detector
-            Itself.
+            The detector itself.
         """
         for name in self._stage_names:
-            # Nested parameters need an estimator to be set on: None and "exact" become what they stand for.
+            # A nested parameter needs an estimator: replace None, or an index's name, by the estimator it stands for.
             given = params.get(name, getattr(self, name))
             if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
                 params = {**params, name: default_stage(name, given)}
@@ -142,38 +147,42 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
     @fit_context(prefer_skip_nested_validation=False)
     @with_callbacks
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> Any:
-        """Learn what good parts look like, and set the thresholds.
+        """Fit the detector on images of good parts, and set the thresholds.
 
         Parameters
         ----------
         X : sequence of images, or array of shape (n_images, height, width, n_channels)
-            Images of good parts: paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series. Patch
-            features with ``extractor="precomputed"``.
+            Images of good parts: paths, arrays or PIL images, in a list, a tuple, an array or a pandas Series. With
+            ``extractor="precomputed"``, `X` contains patch features.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous; 0, NaN or None if nobody has labelled the image. Only images with +1 are learnt.
+            Labels: +1 for good images, -1 for anomalous images, and 0, NaN or None for images without a label. The
+            detector is fitted only on the images with the label +1. None means that all images are good.
         groups : array of shape (n_images,) or None, default=None
-            Images that share a group show the same part: calibration leaves out the whole group. Can be routed:
+            Group of each image. Images of the same part must have the same group. Calibration leaves out whole groups.
+            None means that each image is a group of its own. For metadata routing, call
             ``detector.set_fit_request(groups=True)``.
 
         Returns
         -------
         detector
-            Itself.
+            The fitted detector itself.
 
         Raises
         ------
         ImageError
-            If an image can't be read or isn't one; the error names its index and path.
+            If an image cannot be read or is not an image. The error names the image's index and path.
         ValueError
-            If a parameter is out of its range, lengths differ, `y` holds other labels, no image is left, all share one
-            group, features hold NaN, or `max_memory` is too small: the error says how much is needed.
+            If a parameter is out of its range, the lengths of the arguments differ, `y` contains other labels, no good
+            image is left, all images are in one group, or features contain NaN. Also if `max_memory` is too small: the
+            error names the memory that is needed.
         WeightsError
-            If the network's weights can't be found.
+            If the network's weights cannot be found.
 
         Warns
         -----
         UserWarning
-            If labels are unknown, there are too few images or groups to calibrate, or the images are nearly black.
+            If images have no label, if there are too few images or groups for the calibration, or if the images are
+            nearly black.
         """
         X = listed(X)
         with report_tasks(self, X, y), restored_on_failure(self):
@@ -219,25 +228,26 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         return self
 
     def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
-        """Estimate, before the work, how much memory `fit` needs.
+        """Estimate the memory (RAM) that `fit` will need.
 
         Parameters
         ----------
         n_images : int
-            How many images there will be.
+            Number of training images.
         image : image, grid of patch features, or None, default=None
-            An example. None takes a square grey image, which suffices for an extractor with an `image_size`.
+            Example of a training image. None uses a square grey image, which suffices if the extractor has an
+            `image_size`.
 
         Returns
         -------
         MemoryEstimate
-            Its attributes are bytes; its text says what a fit needs at once and in two passes; ``way(bytes)`` returns
-            which way a fit would take.
+            Estimate in bytes. ``str(estimate)`` lists the memory that each way to fit needs. ``estimate.way(n_bytes)``
+            returns the way that `fit` takes with ``max_memory=n_bytes``.
 
         Raises
         ------
         ValueError
-            If an example is needed, or `n_images` is less than 1.
+            If `n_images` is less than 1, or if `image` is None and the extractor has no `image_size`.
 
         Examples
         --------
@@ -253,7 +263,9 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         extractor = stages["extractor"]
         if image is None:
             if image_size_of(extractor) is None:
-                raise ValueError("how much memory is needed depends on the images: pass an example as image=.")
+                raise ValueError(
+                    "the needed memory depends on the size of the images, and image=None: pass an example image."
+                )
             image = np.full((64, 64, 3), 127, np.uint8)
         example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None])
         first = next(iter(example))
@@ -280,7 +292,7 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         self._compare(log, adapt)
 
     def _compare(self, log: AppearanceLog, adapt: bool) -> None:
-        """Warn if all images look unlike the training images, or take them as the way that good images look."""
+        """Warn if all images differ from the training images; if `adapt`, extend `appearance_range_` instead."""
         known, appearances = getattr(self, "appearance_range_", None), log.as_array()
         if known is None or appearances is None:
             return
@@ -290,7 +302,7 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
             warn_user(problem, AppearanceWarning)
 
     def _stream(self, X: Any, log: AppearanceLog, with_views: bool = True) -> PatchStream:
-        """Return the patches of new images."""
+        """Return the stream of patches of new images; their appearances are recorded in `log`."""
         return PatchStream(
             self.extractor_,
             self._validated(X, self.extractor_, reset=False),
@@ -311,7 +323,7 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         }
 
     def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """Return the images to learn from, their indices in `X`, and their groups as integers."""
+        """Return the good images, their indices in `X`, and their groups as integers."""
         X = self._validated(X, extractor, reset=True)
         if y is None and len(classes := getattr(X, "classes", ())) > 1:
             raise ValueError(
@@ -320,8 +332,8 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
             )
         if y is None and isinstance(X, DatasetImages) and X.has_targets():
             warn_user(
-                "X is a dataset of images with targets, which are ignored: all images are learnt as good. If some are "
-                "not, pass y with +1 for good and -1 for anomalous images."
+                "X is a dataset of images with targets, which are ignored: fit uses all images as good images. If some "
+                "images are not good, pass y with +1 for good and -1 for anomalous images."
             )
         nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
         codes = None if groups is None else group_codes(groups, nominal)
@@ -329,28 +341,28 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         return X if nominal.all() else safe_indexing(X, kept), kept, codes
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
-        """Return `X` as a sequence of images or of grids; a 2-D table as scikit-learn validates it."""
+        """Return `X` as a sequence of images or of grids. Validate a 2-D table with scikit-learn."""
         X = listed(X)
         if extractor is not None:
-            if reset and hasattr(self, "n_features_in_"):  # set by an earlier fit on a table
+            if reset and hasattr(self, "n_features_in_"):  # an earlier fit on a table has set the attribute
                 del self.n_features_in_
             return as_image_sequence(X) if reports_views(extractor) else X
         grids = as_grids(X)
         if grids is None:
             return validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
-        if reset and hasattr(self, "n_features_in_"):  # set by an earlier fit on a table
+        if reset and hasattr(self, "n_features_in_"):  # an earlier fit on a table has set the attribute
             del self.n_features_in_
         return grids
 
     def _require_scores_of_training_images(self) -> None:
         if self.calibration is None or isinstance(self.calibration, float):
             raise ValueError(
-                f"calibration={self.calibration} has no threshold, or no scores of images that were learnt from, to "
-                "compare the training images with: choose 'leave-one-out' or a number of folds."
+                f"calibration={self.calibration} sets no threshold or does not score all training images, so "
+                "fit_predict has no scores for them: choose 'leave-one-out' or a number of folds."
             )
 
     def _sk_visual_block_(self) -> Any:
-        # as fitted, or as they will be; "precomputed" is a box that says so
+        # Show the fitted stages if there are any, otherwise the estimators that fit would use.
         names = self._stage_names
         stages = [getattr(self, f"{name}_", None) for name in names]
         given = [getattr(self, name) if s is None else s for name, s in zip(names, stages, strict=True)]
@@ -366,7 +378,7 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
 
 
 def _recording(log: AppearanceLog, check: Check | None) -> Check:
-    """Return a check that also records what images look like."""
+    """Return a check that also records the appearance of each image in `log`."""
 
     def record(patches: Patches, numbers: np.ndarray) -> None:
         log.add(patches.views, numbers)

@@ -91,7 +91,7 @@ def test_images_of_one_group_can_not_calibrate(grids, baseline):
     assert np.isnan(detector.calibration_scores_).tolist() == [True]
     with pytest.raises(ValueError, match="has no threshold"):
         detector.predict(grids[0])
-    with pytest.raises(ValueError, match="compare the training images"):
+    with pytest.raises(ValueError, match="fit_predict has no scores for them"):
         baseline("precomputed", calibration=None).fit_predict(grids[0])
 
 
