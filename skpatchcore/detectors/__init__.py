@@ -1,4 +1,4 @@
-"""The public detectors."""
+"""The public detectors: PatchCore, PaDiM, SPADE, an ensemble of detectors, and their base classes."""
 
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._patch_detector import PatchDetector

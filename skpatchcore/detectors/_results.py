@@ -1,4 +1,4 @@
-"""ImageResult: everything that a detector says about one image; and how images that can't be scored are flagged."""
+"""ImageResult, the result of a detector for one image, and the scoring that continues after unreadable images."""
 
 from __future__ import annotations
 
@@ -16,40 +16,43 @@ from skpatchcore.calibration.conformal import upper_tail_p_values
 from skpatchcore.images.errors import ImageError
 from skpatchcore.patches.stream import n_images_of
 
-# From images to batches of anomaly scores, and what is kept of the maps.
+# A function of images that yields, per batch, the anomaly scores and the values that are kept of the anomaly maps.
 IterScores = Callable[[Any], Iterator[tuple[np.ndarray, list[Any]]]]
 
 
 def turned(scores: Any) -> Any:
-    """Return anomaly scores (bigger = more anomalous) as scikit-learn's scores (bigger = more normal), or back.
+    """Convert anomaly scores (bigger = more anomalous) to scikit-learn's scores (bigger = more normal), or back.
 
-    The only place where the sign turns: everything below this module has anomaly scores.
+    This is the only function that changes the sign. All modules below this one use anomaly scores.
     """
     return -scores
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What a detector says about one image.
+    """Result of a detector for one image: score (**bigger = more normal**), label, p-value and anomaly map.
 
     Attributes
     ----------
     index : int
-        Its position in `X`.
+        Index of the image in `X`.
     image : path, array or PIL image
-        The image as it was given.
+        The image as it was passed in `X`.
     score : float
-        As of ``score_samples``, **bigger = more normal**; NaN if the image could not be scored.
+        Score of ``score_samples``, **bigger = more normal**. NaN if the image could not be scored.
     decision : float
-        As of ``decision_function``, negative = anomalous; NaN without a threshold, or if the image could not be scored.
+        Value of ``decision_function``, negative = anomalous. NaN if the detector has no threshold, or if the image
+        could not be scored.
     label : int or None
-        +1 normal, -1 anomalous; None without a threshold. An image that could not be scored is anomalous.
+        +1 for normal, -1 for anomalous. -1 if the image could not be scored. Otherwise None if the detector has no
+        threshold.
     p_value : float
-        As of ``p_values``, small = anomalous; NaN without a threshold, or if the image could not be scored.
+        P-value of ``p_values``, small = anomalous. NaN if the detector has no threshold, or if the image could not be
+        scored.
     anomaly_map : array of shape (height, width), float32, or None
-        **Bigger = more anomalous**; None if no maps were asked for, or the image could not be scored.
+        Anomaly map, **bigger = more anomalous**. None if maps were not requested, or if the image could not be scored.
     error : ImageError or None
-        Why the image could not be scored.
+        The error if the image could not be scored, otherwise None.
     """
 
     index: int
@@ -63,16 +66,16 @@ class ImageResult:
 
 
 class Scored(NamedTuple):
-    """Anomaly scores of the next images, or the error of the next one.
+    """Anomaly scores of the next images (**bigger = more anomalous**), or the error of the next image.
 
     Attributes
     ----------
     scores : array of shape (n,), float64
-        Bigger = more anomalous; NaN for an image that could not be scored.
+        Anomaly scores. NaN for an image that could not be scored.
     kept : list
-        What was kept of the maps; None for an image that could not be scored.
+        The values that were kept of the anomaly maps. None for an image that could not be scored.
     error : ImageError or None
-        Its error; `scores` has one item then.
+        The error of an image that could not be scored. `scores` then has one item.
     """
 
     scores: np.ndarray
@@ -81,21 +84,25 @@ class Scored(NamedTuple):
 
 
 def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
-    """Score images one after the other, and go on after those that can't be scored.
+    """Score all images, and continue after images that cannot be scored.
 
     Parameters
     ----------
     X : sequence of images
-        They are sliced.
+        The images. The sequence must support slices.
     iter_scores : callable
-        ``iter_scores(images)`` yields batches of scores; raises an ImageError with the index of the image.
+        ``iter_scores(images)`` yields batches of scores. It raises an ImageError with the image's index in ``images``.
 
     Returns
     -------
     iterator of Scored
-        In the order of `X`. An image is scored twice at most: if another one of its batch fails.
+        The results in the order of `X`. An image is scored at most twice: again if another image of its batch fails.
     """
-    n_images, done = n_images_of(X), 0
+    # If an image fails, its whole batch is lost. Then:
+    # 1. score the images of the batch before the failed image again,
+    # 2. yield NaN and the error for the failed image,
+    # 3. continue with the image after the failed image.
+    n_images, done = n_images_of(X), 0  # `done` counts the images with a result
 
     def scored(start: int, stop: int) -> Iterator[Scored]:
         nonlocal done
@@ -113,9 +120,9 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
                 yield from scored(begin, stop)
             except ImageError as error:
                 failed = begin + error.index
-                if not done <= failed < stop:  # an extractor of the user's counted in another way
+                if not done <= failed < stop:  # a user's own extractor raised an error with a wrong index
                     raise
-                if done < failed:  # the images before it in its batch
+                if done < failed:  # the images of its batch before the failed image
                     yield from flagged(done, failed)
                 done = failed + 1
                 flag = ImageError(error.message, failed, error.path)
@@ -128,7 +135,7 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
 def results_of(
     X: Any, scored: Callable[[Any], Iterator[Scored]], calibration_scores: np.ndarray, offset: float, chunk_size: int
 ) -> Iterator[ImageResult]:
-    """Yield what a detector says about each image.
+    """Yield the ImageResult of each image, in the order of `X`.
 
     Parameters
     ----------
@@ -137,11 +144,11 @@ def results_of(
     scored : callable
         ``scored(images)`` yields the anomaly scores of a sequence of images.
     calibration_scores : array of shape (n_calibration,)
-        Of the detector, bigger = more normal.
+        Calibration scores of the detector, bigger = more normal.
     offset : float
-        Of the detector; NaN without a threshold.
+        The detector's ``offset_``. NaN if the detector has no threshold.
     chunk_size : int
-        Images that are taken at once from an iterable without a length.
+        Number of images that are read at once from an iterable without a length.
     """
     has_threshold, calibration = not math.isnan(offset), turned(calibration_scores)
     for start, images in _chunks_of(X, chunk_size):
@@ -172,7 +179,7 @@ def results_of(
 
 
 def _chunks_of(X: Any, chunk_size: int) -> Iterator[tuple[int, Any]]:
-    """Yield the index of the first of some images, and these: all if `X` has a length, otherwise chunks."""
+    """Yield pairs (index of the first image, images): all images at once if `X` has a length, otherwise chunks."""
     if hasattr(X, "__len__") or not isinstance(X, Iterable):
         yield 0, X
         return
@@ -187,6 +194,6 @@ def _shifted(error: ImageError, start: int) -> ImageError:
 
 
 def as_stack(maps: Sequence[np.ndarray | None]) -> np.ndarray | list[Any]:
-    """Return maps of one size as one array; a list if sizes differ or one is None."""
+    """Return maps as one array if all have the same size, otherwise as a list."""
     same_size = len({None if anomaly_map is None else anomaly_map.shape for anomaly_map in maps}) == 1
     return np.stack([m for m in maps if m is not None]) if same_size and maps[0] is not None else list(maps)

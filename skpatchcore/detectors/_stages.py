@@ -1,4 +1,4 @@
-"""The stages of a detector by name: what a default stands for, and fresh estimators that inherit from the detector."""
+"""Creation of a detector's stages (extractor, sampler, index) from its parameters."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ INDEXES = {"exact": ExactIndex, "pynndescent": PyNNDescentIndex}
 
 
 def stands_for_default(given: Any) -> bool:
-    """Return whether a stage is given as None or by an index's name."""
+    """Return whether a stage parameter is None or the name of an index."""
     return given is None or (isinstance(given, str) and given in INDEXES)
 
 
 def default_stage(name: str, given: str | None) -> Any:
-    """Return the estimator that None, or an index's name, stands for."""
+    """Return the default estimator of a stage, or the index with the given name."""
     if name == "extractor":
         return TorchFeatureExtractor()
     return GreedyCoresetSampler() if name == "sampler" else INDEXES[given or "exact"]()
 
 
 def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device: str, verbose: int) -> Any:
-    """Return a fresh estimator for a stage. Parameters that it leaves at their defaults come from the detector.
+    """Return a new, unfitted estimator for a stage.
+
+    The stage takes its seed, device and verbosity from the detector if its own parameters have the default values.
 
     Parameters
     ----------
     name : {"extractor", "sampler", "index"}
-        The stage.
+        Name of the stage.
     given : estimator, str or None
-        The detector's parameter.
+        Value of the detector's parameter with this name.
     rng : RandomState or None
-        Draws the seed of an estimator with ``random_state=None``; None draws no seed.
+        Generator that draws the seed of an estimator with ``random_state=None``. If None, no seed is drawn.
     device : str
         Device of an estimator with ``device="auto"``.
     verbose : int
