@@ -1,4 +1,4 @@
-"""PatchCoreEnsemble: several detectors that look at the same images, as one (Table 4 of the paper)."""
+"""PatchCoreEnsemble: a detector that averages the scores and maps of several detectors (Table 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -19,36 +19,39 @@ from skpatchcore.patches.stream import n_images_of
 
 
 class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
-    """Average the scores and maps of several detectors, each on a scale of its own good images.
+    """Average the standardised scores and maps of several detectors.
 
-    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
-    ``segment``: maps, **bigger = more anomalous**.
+    ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
+    and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    Each detector's scores are standardised by mean and standard deviation of its calibration scores, and its maps by
-    those of its calibration peaks: from good images alone, never from the images that are judged.
+    The scores of each detector are standardised with the mean and the standard deviation of its calibration scores.
+    The maps of each detector are standardised with the mean and the standard deviation of its calibration peaks. Both
+    are computed from good images only, never from the images that are scored.
 
     Parameters
     ----------
     estimators : list of (str, detector)
-        Names and detectors, such as one :class:`PatchCoreDetector` for each of several backbones. All must calibrate
-        on the same images: give all the same `calibration`; instead of a share, a splitter with a seed of its own, such
-        as ``ShuffleSplit(1, test_size=0.2, random_state=0)``.
+        Names and detectors, e.g. one :class:`PatchCoreDetector` per backbone. All detectors must be calibrated on the
+        same images. Therefore pass the same `calibration` to all of them. Instead of a float, pass a splitter with a
+        fixed seed, e.g. ``ShuffleSplit(1, test_size=0.2, random_state=0)``.
     contamination : float in (0, 0.5] or "auto", default="auto"
-        Accepted share of good images that `predict` calls anomalous; the detectors' own is not used.
+        Accepted false-positive rate: fraction of good images that `predict` may flag. ``"auto"`` flags no calibration
+        image. The `contamination` of the single detectors is not used.
 
     Attributes
     ----------
     estimators_ : list of detectors
-        As fitted, in the order given.
+        The fitted detectors, in the order of `estimators`.
     calibration_scores_ : array of shape (n_calibration,), float64
-        Averaged standardised scores of the good images that calibrate, bigger = more normal.
+        Averaged standardised scores of the calibration images, bigger = more normal.
     calibration_peaks_ : array of shape (n_calibration,), float64
-        Averages of the standardised maxima of their maps. The maximum of averaged maps is at most that: thresholds on
-        maps keep their promise, and flag rather too little.
+        Averaged standardised maxima of the maps of the calibration images, bigger = more anomalous. The maximum of an
+        averaged map is at most this average. Therefore the pixel threshold is conservative: it flags at most the
+        accepted fraction of good images, and usually fewer.
     calibration_image_indices_ : array of shape (n_calibration,), int64
-        Which images of `X` these are.
+        Index in `X` of each calibration image.
     offset_, pixel_offset_ : float
-        Thresholds, as of :class:`PatchCoreDetector`.
+        Image threshold and pixel threshold, as in :class:`PatchCoreDetector`.
 
     References
     ----------
@@ -80,17 +83,17 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
         self.contamination = contamination
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return parameters, with `deep` also the detectors by their names and their parameters.
+        """Return the parameters of the ensemble and of its detectors.
 
         Parameters
         ----------
         deep : bool, default=True
-            Whether to look into the detectors.
+            If True, the detectors are included under their names, and their parameters as ``name__parameter``.
 
         Returns
         -------
         dict
-            Names and values.
+            Parameter names and values.
         """
         params: dict[str, Any] = super().get_params(deep=False)
         for name, detector in self._pairs() if deep else ():
@@ -99,17 +102,18 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
         return params
 
     def set_params(self, **params: Any) -> PatchCoreEnsemble:
-        """Set parameters; a detector by its name, and its parameters as ``name__parameter``.
+        """Set parameters of the ensemble and of its detectors.
 
         Parameters
         ----------
         **params : dict
-            Names and values.
+            Parameter names and values. ``name=detector`` replaces the detector with this name, and
+            ``name__parameter=value`` sets a parameter of this detector.
 
         Returns
         -------
         PatchCoreEnsemble
-            Itself.
+            The ensemble itself.
         """
         if "estimators" in params:
             self.estimators = params.pop("estimators")
@@ -123,23 +127,23 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> PatchCoreEnsemble:
-        """Fit every detector, and calibrate their average.
+        """Fit all detectors, and calibrate their average.
 
         Parameters
         ----------
         X, y, groups : as for `PatchCoreDetector.fit`
-            Images of good parts.
+            Images of good parts, their labels and their groups.
 
         Returns
         -------
         PatchCoreEnsemble
-            Itself.
+            The fitted ensemble itself.
 
         Raises
         ------
         ImageError, ValueError, WeightsError
-            As the detectors' `fit`; also if there are no detectors, names are taken twice, or they calibrate on
-            different images or not at all.
+            As in the `fit` of the detectors. Also if there are no detectors, if names are not unique, if detectors are
+            calibrated on different images, or if a detector has fewer than two calibration scores.
         """
         with restored_on_failure(self):
             return self._fit(listed(X), y, groups)
@@ -149,30 +153,31 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
         taken = {*names} & {"estimators", "contamination"}
         if not names or len(set(names)) < len(names) or taken or any("__" in name for name in names):
             raise ValueError(
-                "estimators: expected at least one, with names of their own that hold no '__' and are no parameter's, "
-                f"got {names}."
+                f"estimators has invalid names {names}: give at least one (name, detector) pair. Names must be unique, "
+                "must not contain '__', and must not be 'estimators' or 'contamination'."
             )
         fitted = [clone(detector).fit(X, y, groups=groups) for _, detector in self.estimators]
         images = fitted[0].calibration_image_indices_
         for name, detector in zip(names, fitted, strict=True):
             if np.count_nonzero(~np.isnan(detector.calibration_scores_)) < 2:
                 raise ValueError(
-                    f"{name!r} has too few calibration scores to be standardised by, of n_samples={n_images_of(X)}."
+                    f"{name!r} has too few calibration scores for the standardisation, from n_samples="
+                    f"{n_images_of(X)}: at least 2 are needed. Set its calibration, or fit on more images."
                 )
             if not np.array_equal(detector.calibration_image_indices_, images):
                 raise ValueError(
-                    f"{name!r} calibrates on other images than {names[0]!r}: give all detectors the same calibration; "
-                    "instead of a share, a splitter with a seed of its own."
+                    f"{name!r} calibrates on other images than {names[0]!r}: pass the same calibration to all "
+                    "detectors. Instead of a float, pass a splitter with a fixed random_state."
                 )
         self.estimators_ = fitted
         for learnt in ("n_features_in_", "feature_names_in_"):
             if hasattr(fitted[0], learnt):
                 setattr(self, learnt, getattr(fitted[0], learnt))
-            elif hasattr(self, learnt):  # by an earlier fit, on a table
+            elif hasattr(self, learnt):  # an earlier fit on a table has set the attribute
                 delattr(self, learnt)
         scores = np.mean([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
         peaks = np.mean([_standardised_map(d.calibration_peaks_, d) for d in fitted], axis=0)
-        # What one of them could not score, none of their average can.
+        # The mean is NaN for a calibration image that any of the detectors could not score.
         self._set_thresholds(scores, peaks, images, self.contamination)
         return self
 
@@ -193,7 +198,7 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
             yield scores, [of_map(np.asarray(np.mean(maps, axis=0, dtype=np.float32)))]
 
     def _pairs(self) -> list[tuple[str, Any]]:
-        """Return names and detectors; none where the parameter is something else, which only `fit` complains of."""
+        """Return names and detectors, or an empty list if `estimators` is not valid, because only `fit` validates."""
         given = self.estimators if isinstance(self.estimators, list) else []
         return given if all(isinstance(pair, tuple) and len(pair) == 2 for pair in given) else []
 
@@ -209,7 +214,7 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
 
 
 def _one_by_one(batches: Iterator[tuple[np.ndarray, list[Any]]]) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield the score, as an array of one item, and the map of each image; None without maps."""
+    """Yield per image the score, as an array with one item, and the map, or None if there are no maps."""
     for scores, maps in batches:
         for i in range(len(scores)):
             yield scores[i : i + 1], maps[i] if maps else None

@@ -100,5 +100,5 @@ def test_members_must_calibrate_on_the_same_images(parts):
 
 @pytest.mark.parametrize("names", [[], ["a", "a"], ["a__b"], ["contamination"]])
 def test_names_must_be_their_own(parts, names):
-    with pytest.raises(ValueError, match="with names of their own"):
+    with pytest.raises(ValueError, match="estimators has invalid names"):
         PatchCoreEnsemble([(name, detector()) for name in names]).fit(parts[0])
