@@ -1,4 +1,4 @@
-"""SPADE: nearest images first, then the nearest patches in them."""
+"""SPADEDetector: the SPADE baseline, which compares an image with its nearest good images and their patches."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from skpatchcore.patches.stream import PatchSource
 
 @dataclass(frozen=True)
 class Gallery:
-    """What SPADE learns: good images, as they are.
+    """The model of SPADE: all patch features of the good images.
 
     Attributes
     ----------
     rows : array of shape (n_patches, n_channels)
         Patch features, image after image.
     starts : array of shape (n_images + 1,)
-        Where each image's begin.
+        Index in `rows` of the first patch of each image, followed by the number of patches.
     images : array of int
-        Those of them that count.
+        Indices of the images that are used. `without` removes images from this array only.
     descriptors : array of shape (n_images, n_channels)
-        Each image's mean patch feature.
+        Mean patch feature of each image.
     n_neighbors : int
-        How many images a new one is compared with.
+        Number of good images with which a new image is compared.
     """
 
     rows: np.ndarray
@@ -44,9 +44,10 @@ class Gallery:
     n_neighbors: int
 
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the mean distance to the nearest images, and each patch's distance to the nearest patch in them.
+        """Return image scores and grids of patch scores, **bigger = more anomalous**.
 
-        **Bigger = more anomalous**.
+        The image score is the mean distance to the nearest images. The patch score is the distance to the nearest
+        patch in these images.
         """
         check_channels(patches, self.rows.shape[1])
         to_images = pairwise_distances(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
@@ -62,47 +63,51 @@ class Gallery:
         return scores, patches.as_grids(distances)
 
     def without(self, images: np.ndarray) -> Gallery | None:
-        """Return the gallery in which some images do not count; None if none is left."""
+        """Return the gallery without the given images; None if no image is left."""
         others = np.setdiff1d(self.images, images)
         return replace(self, images=others) if len(others) else None
 
 
 class SPADEDetector(PatchDetector):
-    """Find images unlike their nearest good ones, and places in them: SPADE, a baseline of the paper.
+    """Detect anomalous images and pixels with SPADE, a baseline of the PatchCore paper.
 
-    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
-    ``segment``: maps, **bigger = more anomalous**.
+    ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
+    and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    An image's score is its mean distance to the good images nearest to it, by the means of their patch features; a
-    patch's is its distance to the nearest patch of these images, wherever in them it lies.
+    SPADE compares an image with its nearest good images. The distance between two images is the distance between the
+    means of their patch features. The image score is the mean distance to the nearest good images. The patch score is
+    the distance to the nearest patch in these good images, at any position in the grid.
 
     Parameters
     ----------
     extractor : estimator, "precomputed" or None, default=None
-        As of :class:`~skpatchcore.PatchCoreDetector`: the same features for a comparison side by side.
+        As in :class:`~skpatchcore.PatchCoreDetector`. To compare the detectors on the same features, pass the same
+        extractor to both.
     n_neighbors : int, default=50
-        *K*, the good images that a new one is compared with; all, if there are not more.
+        Number *K* of nearest good images with which a new image is compared. If there are fewer good images, all of
+        them are used.
     contamination, calibration, smoothing, max_memory, device, random_state, verbose
-        As of :class:`~skpatchcore.PatchCoreDetector`.
+        As in :class:`~skpatchcore.PatchCoreDetector`.
 
     Attributes
     ----------
     extractor_ : estimator
-        As fitted; None with precomputed features.
+        The fitted extractor. None with precomputed features.
     model_ : Gallery
         All patch features of the good images.
     calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
-        As of :class:`~skpatchcore.PatchCoreDetector`.
+        As in :class:`~skpatchcore.PatchCoreDetector`.
     n_features_in_, feature_names_in_
-        Of a 2-D precomputed `X`.
+        Number and names of the columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
 
     Notes
     -----
-    It keeps all patch features of all training images, and compares each patch with those of *K* of them: large files
-    and slow predictions are the method's.
+    The detector keeps all patch features of all training images, and compares each patch with the patches of *K*
+    images. Therefore its files are large and its predictions are slow.
 
-    Two things are not as in the SPADE paper: images are compared by the mean of the patch features, where the paper
-    takes the network's last pooling, which an extractor of patch features does not give; and distances are not squared.
+    This implementation differs from the SPADE paper in two points. First, it compares images by the mean of their patch
+    features, because an extractor of patch features does not return the network's last pooling layer, which the paper
+    uses. Second, distances are not squared.
 
     References
     ----------
@@ -155,7 +160,7 @@ class SPADEDetector(PatchDetector):
         return Gallery(held.rows, held.starts, np.arange(len(held)), descriptors, self.n_neighbors)
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
-        # All patch features are held; a query copies those of its nearest images.
+        # All patch features are held in memory. Scoring copies the patch features of the nearest images.
         per_image = first.rows.nbytes // len(first)
         n_images = max(1, n_patches * first.rows.shape[1] * first.rows.itemsize // per_image)
         return MemoryNeeds(learning=None, model=min(self.n_neighbors, n_images) * per_image)
@@ -169,6 +174,6 @@ def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
     rows : array of shape (n_patches, n_channels)
         Patch features, image after image.
     starts : array of shape (n_images + 1,)
-        Where each image's begin.
+        Index in `rows` of the first patch of each image, followed by the number of patches.
     """
     return np.stack([rows[start:stop].mean(axis=0, dtype=np.float64) for start, stop in pairwise(starts)])
