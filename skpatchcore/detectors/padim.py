@@ -1,4 +1,4 @@
-"""PaDiM: a Gaussian at each place of the grid."""
+"""PaDiMDetector: the PaDiM baseline, which fits one Gaussian per position of the patch grid."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from skpatchcore.patches.stream import Check, PatchSource
 
 @dataclass(frozen=True)
 class Gaussians:
-    """What PaDiM learns: the distribution of patch features at each place of the grid.
+    """The model of PaDiM: a Gaussian distribution of patch features at each position of the patch grid.
 
     Attributes
     ----------
     means : array of shape (n_patches, n_kept), float32
-        Of the channels that are kept, one row a place, in row-major order.
+        Mean of the kept channels at each position of the grid, in row-major order.
     whitening : array of shape (n_patches, n_kept, n_kept), float32
-        Inverse Cholesky factors of the covariances: ``norm(whitening @ (x - mean))`` is Mahalanobis' distance.
+        Inverse Cholesky factors of the covariances: ``norm(whitening @ (x - mean))`` is the Mahalanobis distance.
     channels : array of shape (n_kept,), int64
-        Which channels are kept, ascending.
+        Indices of the kept channels, in ascending order.
     n_channels : int
-        Of how many.
+        Number of channels of the patch features, kept or not.
     grid : (int, int)
-        Height and width of the grid.
+        Height and width of the patch grid.
     training : Training or None, default=None
-        What `without` needs; None in a fitted detector.
+        Training data that `without` needs. None in a fitted detector.
     """
 
     means: np.ndarray
@@ -50,7 +50,7 @@ class Gaussians:
 
     @default_modes()
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the largest distance in each image and the distance of each patch, **bigger = more anomalous**."""
+        """Return image scores (largest patch score) and grids of patch scores, **bigger = more anomalous**."""
         check_channels(patches, self.n_channels)
         features = patches.rows[:, self.channels].reshape(len(patches), len(self.means), len(self.channels))
         distances = mahalanobis_distances(features, self.means, self.whitening)
@@ -58,9 +58,9 @@ class Gaussians:
 
     @default_modes()
     def without(self, images: np.ndarray) -> Gaussians | None:
-        """Return the Gaussians of the other images: the share of `images` is taken out of means and covariances."""
+        """Return the Gaussians without the contribution of the given images; None if no image is left."""
         if self.training is None:
-            raise ValueError("images can be left out during the fit only: a fitted model does not hold their features.")
+            raise ValueError("images can be left out during the fit only: a fitted model contains no training features.")
         features, regularization = self.training.features, self.training.regularization
         others = np.setdiff1d(np.arange(len(features)), images)
         if not len(others):
@@ -73,16 +73,16 @@ class Gaussians:
 
 @dataclass(frozen=True)
 class Training:
-    """What Gaussians were learnt from.
+    """Training data of the Gaussians, from which images can be left out.
 
     Attributes
     ----------
     features : array of shape (n_images, n_patches, n_kept)
-        The kept channels.
+        Kept channels of the patch features.
     moments : Moments
-        Of all images.
+        Moments of all training images.
     regularization : float
-        Added to the covariances' diagonal.
+        Value that is added to the diagonal of the covariances.
     """
 
     features: np.ndarray
@@ -91,46 +91,50 @@ class Training:
 
 
 class PaDiMDetector(PatchDetector):
-    """Find images, and places in them, that are unlike good ones at the same place: PaDiM, a baseline of the paper.
+    """Detect anomalous images and pixels with PaDiM, a baseline of the PatchCore paper.
 
-    ``score_samples`` and ``decision_function``: bigger = more normal. ``predict``: +1 normal, -1 anomalous.
-    ``segment``: maps, **bigger = more anomalous**.
+    ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
+    and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    At each place of the grid, the patch features of good images are taken as a Gaussian; a patch's score is its
-    Mahalanobis distance from the one at its place, an image's that of its most anomalous patch.
+    PaDiM fits a Gaussian to the patch features of the good images at each position of the patch grid. The patch score
+    is the Mahalanobis distance to the Gaussian at the same position. The image score is the largest patch score.
 
     Parameters
     ----------
     extractor : estimator, "precomputed" or None, default=None
-        As of :class:`~skpatchcore.PatchCoreDetector`: the same features for a comparison side by side. The PaDiM
-        paper's own are ``TorchFeatureExtractor(layers=("layer1", "layer2", "layer3"), patch_size=1)``.
+        As in :class:`~skpatchcore.PatchCoreDetector`. To compare the detectors on the same features, pass the same
+        extractor to both. The PaDiM paper uses the features of ``TorchFeatureExtractor(layers=("layer1", "layer2",
+        "layer3"), patch_size=1)``.
     n_channels : int, default=100
-        Channels that are kept, drawn once; all, if there are not more.
+        Number of randomly selected channels that are kept. If the features have at most `n_channels` channels, all of
+        them are kept.
     regularization : float, default=0.01
-        Added to the diagonal of the covariances, in squared units of features.
+        Value that is added to the diagonal of the covariances, in squared units of the features.
     contamination, calibration, smoothing, max_memory, device, random_state, verbose
-        As of :class:`~skpatchcore.PatchCoreDetector`.
+        As in :class:`~skpatchcore.PatchCoreDetector`. ``random_state`` also selects the channels.
 
     Attributes
     ----------
     extractor_ : estimator
-        As fitted; None with precomputed features.
+        The fitted extractor. None with precomputed features.
     model_ : Gaussians
-        Means, covariances' factors and channels.
+        Means, inverse Cholesky factors of the covariances, and indices of the kept channels.
     calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
-        As of :class:`~skpatchcore.PatchCoreDetector`.
+        As in :class:`~skpatchcore.PatchCoreDetector`.
     n_features_in_, feature_names_in_
-        Of a 2-D precomputed `X`.
+        Number and names of the columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
 
     Notes
     -----
-    Images whose grids differ in size are refused: there is one Gaussian for each place, and another grid has other
-    places. Give the extractor an `image_size` of (height, width), or use a detector that compares patches whatever
-    their place. Parts must lie alike in all images too: turned or moved ones are unlike the others at their places.
+    All patch grids must have the same size, because there is one Gaussian per position of the grid. Otherwise `fit` and
+    `predict` raise a ValueError. Set the extractor's `image_size` to (height, width), or use a detector that compares
+    patches at any position. All images must also show the part at the same position and in the same orientation:
+    PaDiM flags parts that are moved or rotated.
 
-    The kept channels of all patch features are held in memory during the fit, and in float64 while moments are
-    computed. All channels are held too if `max_memory` allows it; otherwise calibration extracts them again. To leave
-    an image out for calibration, its share is taken out of means and covariances.
+    During the fit, the kept channels of all patch features are held in memory, and they are held in float64 while the
+    moments are computed. All channels are also held in memory if `max_memory` allows this. Otherwise, the calibration
+    extracts them again. To leave out an image in the calibration, the contribution of the image is subtracted from the
+    means and the covariances.
 
     References
     ----------
@@ -204,7 +208,7 @@ class PaDiMDetector(PatchDetector):
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
         n_kept = min(self.n_channels, first.rows.shape[1])
         matrices = len(first.rows) // len(first) * n_kept**2
-        # The kept channels as they come, in float64 and centred; scatter, covariances and factors.
+        # The kept channels: as extracted, in float64, and centred. The matrices: scatter, covariances and factors.
         learning = n_patches * n_kept * (first.rows.itemsize + 2 * 8) + matrices * 4 * 8
         return MemoryNeeds(learning=learning, model=4 * matrices)
 
@@ -216,7 +220,7 @@ class PaDiMDetector(PatchDetector):
 
 
 class _OneGrid:
-    """Refuses images whose grids have another size than the first one, or than those that were learnt from."""
+    """Check that raises a ValueError if a grid differs in size from the first grid, or from the training images."""
 
     def __init__(self, grid: tuple[int, int] | None):
         self.grid = grid
@@ -228,24 +232,26 @@ class _OneGrid:
         if differs.any():
             i = int(differs.argmax())
             raise ValueError(
-                f"image {numbers[i]} has a grid of {patches.sizes[i].tolist()} patches, others have "
-                f"{list(self.grid)}: PaDiM learns one distribution for each place of the grid, so all images "
-                "must have one size. Give the extractor an image_size of (height, width), or use PatchCoreDetector."
+                f"image {numbers[i]} has a grid of {patches.sizes[i].tolist()} patches, other images have "
+                f"{list(self.grid)}: PaDiM fits one distribution per position of the grid, so all images must have the "
+                "same size. Set image_size of the extractor to (height, width), or use PatchCoreDetector."
             )
 
 
 @dataclass(frozen=True)
 class Moments:
-    """How patch features are spread at each place, from which the spread of all but a few images follows.
+    """First and second moments of the patch features at each position of the grid.
+
+    The moments without a few images can be computed from them without a pass over the other images.
 
     Attributes
     ----------
     n : int
-        Images.
+        Number of images.
     means : tensor of shape (n_patches, n_channels, 1), float64
-        Of the features at each place.
+        Mean feature at each position.
     scatter : tensor of shape (n_patches, n_channels, n_channels), float64
-        Sum over the images of the products of their deviations.
+        Sum over the images of the outer products of the deviations from the mean.
     """
 
     n: int
@@ -254,30 +260,39 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> Moments:
-        """Return those of features of shape (n_images, n_patches, n_channels)."""
+        """Return the moments of features of shape (n_images, n_patches, n_channels)."""
         x = _by_place(features)
         means = x.mean(2, keepdim=True)
         centred = x - means
         return cls(len(features), means, centred @ centred.mT)
 
     def without(self, features: np.ndarray) -> Moments:
-        """Return those of all images but some of them."""
+        """Return the moments of the other images, where `features` are the features of the images to leave out."""
+        # Let m and S be the mean and the scatter of all images, and d the deviations from m of the images to leave out.
+        # The deviations of all images sum to 0, so the mean of the n other images is m + s with s = -sum(d) / n.
+        # The scatter of the other images around m is S - d d^T.
+        # Their scatter around their own mean m + s is smaller by n s s^T.
         centred = _by_place(features) - self.means
         n = self.n - len(features)
         shift = -centred.sum(2, keepdim=True) / n
         return Moments(n, self.means + shift, self.scatter - centred @ centred.mT - n * shift @ shift.mT)
 
     def gaussians(self, regularization: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return means and whitening as :class:`Gaussians` has them.
+        """Return the arrays `means` and `whitening` of :class:`Gaussians`.
 
         Parameters
         ----------
         regularization : float
-            Added to the covariances' diagonal.
+            Value that is added to the diagonal of the covariances.
+
+        Raises
+        ------
+        ValueError
+            If a covariance is not positive definite.
 
         References
         ----------
-        Defard et al., Eq. 1: the sample covariance, divided by n - 1.
+        Defard et al., Equation 1: the sample covariance, divided by n - 1.
         """
         covariances = self.scatter / max(self.n - 1, 1)
         covariances.diagonal(dim1=1, dim2=2).add_(regularization)
@@ -285,9 +300,10 @@ class Moments:
         if status.any():
             place = int(status.ne(0).int().argmax())
             raise ValueError(
-                f"the covariance of patch {place} of the grid is not positive definite: raise regularization="
-                f"{regularization:g}, or scale the features, whose largest variance is "
-                f"{float(covariances.diagonal(dim1=1, dim2=2).max()):.3g}."
+                f"the covariance of patch {place} of the grid is not positive definite with regularization="
+                f"{regularization:g}, and the largest variance of the features is "
+                f"{float(covariances.diagonal(dim1=1, dim2=2).max()):.3g}: increase regularization, or scale the "
+                "features."
             )
         unit = torch.eye(factors.shape[1], dtype=torch.float64).expand_as(factors)
         whitening = torch.linalg.solve_triangular(factors, unit, upper=False)
@@ -299,14 +315,14 @@ def _by_place(features: np.ndarray) -> torch.Tensor:
 
 
 def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np.ndarray) -> np.ndarray:
-    """Return Mahalanobis distances of patch features from the distributions at their places.
+    """Return Mahalanobis distances of patch features to the Gaussians at their positions, **bigger = more anomalous**.
 
     Parameters
     ----------
     features : array of shape (n_images, n_patches, n_channels)
-        Patch features.
-    means, whitening
-        As :class:`Gaussians` has them.
+        Patch features, with the kept channels only.
+    means, whitening : arrays of shape (n_patches, n_channels) and (n_patches, n_channels, n_channels)
+        Arrays of :class:`Gaussians`.
 
     Returns
     -------
@@ -314,7 +330,7 @@ def mahalanobis_distances(features: np.ndarray, means: np.ndarray, whitening: np
 
     References
     ----------
-    Defard et al., Eq. 2.
+    Defard et al., Equation 2.
     """
     centred = torch.from_numpy(np.ascontiguousarray((features - means).transpose(1, 2, 0), np.float32))
     distances: np.ndarray = (as_tensor(whitening, torch.device("cpu")) @ centred).norm(dim=1).T.double().numpy()
