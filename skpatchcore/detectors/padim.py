@@ -60,7 +60,7 @@ class Gaussians:
     def without(self, images: np.ndarray) -> Gaussians | None:
         """Return the Gaussians without the contribution of the given images; None if no image is left."""
         if self.training is None:
-            raise ValueError("images can be left out during the fit only: a fitted model contains no training features.")
+            raise ValueError("images can be left out during the fit only: a fitted model holds no training features.")
         features, regularization = self.training.features, self.training.regularization
         others = np.setdiff1d(np.arange(len(features)), images)
         if not len(others):

@@ -108,7 +108,9 @@ def test_padim_refuses_images_of_differing_sizes_and_says_why(parts):
     train, good, _ = parts
     extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
     mixed = [*train[:5], train[5].transpose(1, 0, 2)]
-    with pytest.raises(ValueError, match=r"image 5 has a grid of \[8, 6\] patches, other images have \[6, 8\]: PaDiM fits"):
+    with pytest.raises(
+        ValueError, match=r"image 5 has a grid of \[8, 6\] patches, other images have \[6, 8\]: PaDiM fits"
+    ):
         PaDiMDetector(extractor).fit(mixed)
     fitted = PaDiMDetector(extractor, random_state=0).fit(train)
     with pytest.raises(ValueError, match="image 1 has a grid"):
