@@ -1,4 +1,4 @@
-"""Fitted detectors as files: whole or not at all, checked when they are read, and without code in them."""
+"""The functions save and load, which write fitted detectors to files without code and read them with checks."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
 from skpatchcore.bank.memory_bank import as_half, with_bank
 
-_FORMAT = 1  # changes with what files hold
+_FORMAT = 1  # version of the file format; increased when the content of files changes
 _MANIFEST = "skpatchcore.json"
-_OF_PICKLES = (".pkl", ".pickle", ".joblib")  # endings that other libraries take for pickles
+_OF_PICKLES = (".pkl", ".pickle", ".joblib")  # file name endings that other libraries use for pickles
 _SPLITTERS = (
     "GroupKFold", "GroupShuffleSplit", "KFold", "LeaveOneGroupOut", "LeaveOneOut", "LeavePGroupsOut", "LeavePOut",
     "PredefinedSplit", "RepeatedKFold", "RepeatedStratifiedKFold", "ShuffleSplit", "StratifiedGroupKFold",
     "StratifiedKFold", "StratifiedShuffleSplit", "TimeSeriesSplit",
 )  # fmt: skip
-# What a file may hold beside what skops trusts anyway: numbers, arrays, scikit-learn's estimators.
+# Types that `load` trusts in addition to the types that skops trusts: numbers, arrays and scikit-learn's estimators.
 _TRUSTED = (
     "skpatchcore.detectors.padim.Gaussians",
     "skpatchcore.detectors.padim.PaDiMDetector",
@@ -58,54 +58,56 @@ _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
 
 
 class ModelFileError(ValueError):
-    """A file that can't be used as a model; the message names the file and what is wrong with it."""
+    """Error for a file that cannot be read as a model. The message names the file and the reason."""
 
 
 def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None = None) -> None:
-    """Write a fitted detector to a file that holds no code, for :func:`load`.
+    """Write a fitted detector to a file without code, which :func:`load` can read.
 
-    Whatever happens meanwhile (an error, a kill, a loss of power), the file that was there before is still there, or
-    the new one is, whole. Before it takes the place it is read back.
+    The write is atomic: an existing file is replaced only after the new file has been read back and verified. If an
+    error, a kill or a loss of power interrupts the write, the existing file stays unchanged.
 
     Parameters
     ----------
     detector : estimator
-        Fitted.
+        The fitted detector.
     path : path
-        Where to; ``.skops`` is a good ending, for that is the format, with a manifest added. The format is the same for
-        any ending: the file is never a pickle.
+        Path of the file to write. The recommended ending is ``.skops``, because the file is in the skops format with an
+        additional manifest. The format does not depend on the ending, and the file is never a pickle.
     bank_dtype : {"float16"} or None, default=None
-        ``"float16"`` halves the memory bank in the file; distances change by about one part in ten thousand, while
-        thresholds stay. None keeps it as it is.
+        Data type of the memory bank in the file. ``"float16"`` halves the size of the bank in the file. Distances then
+        change by about one part in ten thousand, and thresholds do not change. None keeps the data type of the bank.
 
     Raises
     ------
     NotFittedError
-        If it is not fitted.
+        If the detector is not fitted.
     ValueError
-        If it holds something that no file can, such as a lambda as backbone; if `bank_dtype` is another one, or does
-        not suit the detector: it has no bank, or values beyond 65504, or an index that keeps a copy of its own.
+        If the detector contains an object that cannot be saved, e.g. a lambda as backbone. Also if `bank_dtype` has
+        another value or cannot be used: the detector has no memory bank, the bank has values beyond 65504, or the index
+        keeps its own copy of the bank.
     OSError
-        If the file can't be written, such as on a full disk, or `path` is a directory, a device, or a file that the
-        user may not write to.
+        If the file cannot be written, e.g. because the disk is full. Also if `path` is a directory, a device, or a file
+        without write permission.
 
     Warns
     -----
     UserWarning
-        If it holds types that are neither this package's nor scikit-learn's: `load` will want them by name. If `path`
-        ends in ``.pkl``, ``.pickle`` or ``.joblib``, which are endings of pickles.
+        If the detector contains types that are neither from this package nor from scikit-learn. :func:`load` reads the
+        file only if these types are passed as `trusted`. Also if `path` ends in ``.pkl``, ``.pickle`` or ``.joblib``,
+        which are the usual endings of pickles.
 
     See Also
     --------
-    load : Reads it.
+    load : Read a file written by this function.
 
     Notes
     -----
-    A detector holds the network's name and the SHA-256 of its weights, not the network. `memory` parameters are not
-    saved: folders of caches are those of another machine.
+    The file contains the name of the network and the SHA-256 digest of its weights, but not the network itself. The
+    `memory` parameters are not saved, because the folders of caches belong to one machine.
 
-    If `path` is a symbolic link, it stays one, and the file that it leads to is replaced. The new file has the
-    permissions of the old one. Other hard links to the old file keep the old content.
+    If `path` is a symbolic link, the target of the link is replaced and the link stays. The new file has the
+    permissions of the old file. Other hard links to the old file keep the old content.
 
     Examples
     --------
@@ -130,18 +132,18 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
     path = Path(path)
     if path.suffix.lower() in _OF_PICKLES:
         warn_user(
-            f"{str(path)!r} ends in {path.suffix}, but the file will be no pickle: only skpatchcore.load reads it. Use "
-            "the ending .skops, or joblib.dump for a pickle."
+            f"{str(path)!r} ends in {path.suffix}, but the file will not be a pickle, and only skpatchcore.load can "
+            "read it. Use the ending .skops, or write a pickle with joblib.dump."
         )
     with written_whole(path, durable=True) as partial:
         try:
-            with versions_apart():  # the manifest has them
+            with versions_apart():  # the manifest contains the versions
                 skops.io.dump(portable, partial)
                 held = skops.io.load(partial, trusted=skops.io.get_untrusted_types(file=partial))
         except OSError:
             raise
-        except Exception as error:  # skops says in many ways what it has no form for
-            raise ValueError(f"{type(detector).__name__} can't be saved: {error}") from error
+        except Exception as error:  # skops raises many types of errors for objects that it cannot save
+            raise ValueError(f"{type(detector).__name__} cannot be saved: {error}") from error
         manifest = {
             "format": _FORMAT,
             "holds": type(held).__name__,
@@ -155,7 +157,7 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
         _checked(partial.read_bytes(), path)
         unknown = _unknown_types(skops.io.get_untrusted_types(file=partial))
     if unknown:
-        warn_user(f"{str(path)!r} holds {', '.join(unknown)}: load will ask for trusted={unknown}.")
+        warn_user(f"{str(path)!r} contains the types {', '.join(unknown)}. To load the file, pass trusted={unknown}.")
 
 
 def _unknown_types(found: Iterable[str], trusted: Sequence[str] = ()) -> list[str]:
@@ -163,40 +165,40 @@ def _unknown_types(found: Iterable[str], trusted: Sequence[str] = ()) -> list[st
 
 
 def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
-    """Read a detector that :func:`save` wrote. Nothing that the file may hold is executed.
+    """Read a detector from a file that :func:`save` wrote, without running code from the file.
 
     Parameters
     ----------
     path : path
-        The file.
+        Path of the file.
     trusted : sequence of str, default=()
-        Types and functions of your own that it may hold, such as ``"factory.networks.small_net"`` for a `backbone`:
-        their modules are imported. The error names those that are missing here.
+        Full names of your own types and functions that the file may contain, e.g. ``"factory.networks.small_net"`` for
+        a `backbone`. The modules of these types are imported. If a type is missing in this list, the error names it.
 
     Returns
     -------
     estimator
-        Fitted, as it was saved. The network is looked for when it is first used, and refused with both digests if its
-        weights are others than those it was fitted with.
+        The fitted detector, as it was saved. The network is loaded at its first use. If its weights differ from the
+        weights that the detector was fitted with, a WeightsError with both digests is raised.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If the file does not exist.
     ModelFileError
-        If the file is none of :func:`save`'s, or damaged, or of a later version's format, or holds types that are
-        neither this package's nor trusted.
+        If the file was not written by :func:`save`, is damaged, has the format of a later version, or contains types
+        that are neither known to this package nor in `trusted`.
 
     Warns
     -----
     InconsistentVersionWarning
-        scikit-learn's, if the file was written with another version of scikit-learn.
+        If the file was written with another version of scikit-learn. This warning is a class of scikit-learn.
     UserWarning
         If the file was written by another version of this package.
 
     See Also
     --------
-    save : Writes it.
+    save : Write a file that this function reads.
 
     Examples
     --------
@@ -206,19 +208,19 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     ...
     FileNotFoundError: [Errno 2] No such file or directory: 'parts.csv'
 
-    :func:`save` has an example of both.
+    The documentation of :func:`save` has an example with both functions.
     """
     import skops.io
 
     path = Path(path)
-    content = path.read_bytes()  # once: what is checked is what is loaded, whoever writes to the file meanwhile
+    content = path.read_bytes()  # read once: a concurrent write cannot change the content between check and load
     manifest = _checked(content, path)
     try:
         unknown = _unknown_types(skops.io.get_untrusted_types(data=content), trusted)
         if unknown:
             raise ModelFileError(
-                f"{str(path)!r} holds {', '.join(unknown)}, which may run code of its own. If that is yours, pass "
-                f"trusted={unknown}."
+                f"{str(path)!r} contains the types {', '.join(unknown)}, which can run code. If you trust these types, "
+                f"pass trusted={unknown}."
             )
         with versions_apart():
             detector = skops.io.loads(content, trusted=[*_TRUSTED, *trusted])
@@ -226,24 +228,26 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
             detector = with_bank(detector, detector.memory_bank_.astype(manifest["bank"]["dtype"]))
     except ModelFileError:
         raise
-    except Exception as error:  # a file with a right digest that this version can't read
+    except Exception as error:  # the digests are correct, but this version cannot read the content
         made = ", ".join(f"{name} {number}" for name, number in manifest["versions"].items())
-        raise ModelFileError(f"{str(path)!r} can't be read here: {error} (it was written by {made})") from error
+        raise ModelFileError(
+            f"{str(path)!r} cannot be read with the installed packages: {error} (the file was written with {made})"
+        ) from error
     warn_of_versions(manifest["versions"], manifest["holds"], repr(str(path)))
     return detector
 
 
 def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
-    """Return an estimator without the folders of its caches, and paths as text; shallow copies all the way.
+    """Return a copy of an estimator without the folders of its caches and with paths as strings.
 
-    Memory maps become plain arrays on the same memory. An object that is held twice is still one object: `known` has
-    what was made of each, by its id.
+    All containers are copied shallowly. Memory maps become plain arrays that share the memory. An object that occurs
+    twice is converted once: `known` maps the id of each original object to the pair (original, converted).
     """
     known = {} if known is None else known
     if id(value) in known:
         return known[id(value)][1]
     made = value
-    if isinstance(value, np.memmap):  # files hold plain arrays only
+    if isinstance(value, np.memmap):  # skops saves plain arrays only
         made = value.view(np.ndarray)
     elif isinstance(value, os.PathLike):
         made = os.fspath(value)
@@ -259,12 +263,12 @@ def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> An
         make, arguments, state = value.__reduce__()
         made = make(*arguments)
         made.__setstate__(_portable(state, known))
-    known[id(value)] = value, made  # the value too: another object could get its id
+    known[id(value)] = value, made  # keep the value alive: otherwise a new object could reuse its id
     return made
 
 
 def _networks(value: Any) -> Iterator[tuple[str, str]]:
-    """Yield names and weights' digests of the networks that an estimator was fitted with."""
+    """Yield the name and the digest of the weights of each network that an estimator was fitted with."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from _networks(item)
@@ -277,7 +281,7 @@ def _networks(value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
-    """Return the SHA-256 of each member, but for the manifest."""
+    """Return the SHA-256 digest of each member of the archive except the manifest."""
     found = {}
     for name in archive.namelist():
         if name != _MANIFEST:
@@ -287,30 +291,31 @@ def _digests(archive: zipfile.ZipFile) -> dict[str, str]:
 
 
 def _checked(content: bytes, path: Path) -> dict[str, Any]:
-    """Return the manifest of a model file that is whole and of a known format."""
+    """Return the manifest of a model file. Raise a ModelFileError if the file is damaged or of an unknown format."""
     try:
         if content[:1] == b"\x80" or (path.suffix == ".joblib" and not zipfile.is_zipfile(BytesIO(content))):
             raise ModelFileError(
-                f"{str(path)!r} is a pickle, and pickles are code: if you trust it, read it with joblib.load."
+                f"{str(path)!r} is a pickle, and a pickle can run code. If you trust the file, read it with "
+                "joblib.load."
             )
         archive = zipfile.ZipFile(BytesIO(content))
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            # what is not compressed can't grow beyond the file
-            raise ModelFileError(f"{str(path)!r} is no model file of skpatchcore: it holds compressed parts.")
+            # A compressed member could fill the memory. Members without compression are not larger than the file.
+            raise ModelFileError(f"{str(path)!r} is not a model file of skpatchcore: it contains compressed members.")
         manifest: dict[str, Any] = json.loads(archive.read(_MANIFEST))
         of_format, written_by = manifest["format"], manifest["versions"]["skpatchcore"]
         if of_format > _FORMAT:
             raise ModelFileError(
-                f"{str(path)!r} is of format {of_format}, written by skpatchcore {written_by}; this one reads up to "
-                f"format {_FORMAT}: install a later one."
+                f"{str(path)!r} has format {of_format}, written by skpatchcore {written_by}, but this version reads "
+                f"files up to format {_FORMAT}: install a later version of skpatchcore."
             )
         if manifest["sha256"] != _digests(archive):
-            raise ModelFileError(f"{str(path)!r} is damaged: its content is not what was written.")
+            raise ModelFileError(f"{str(path)!r} is damaged: its content does not match its digests. Save it again.")
         bank = manifest["bank"]
         if bank is not None and bank["stored as"] is not None:
             np.dtype(bank["dtype"])
     except ModelFileError:
         raise
-    except Exception as error:  # bytes of any kind fail in any way
-        raise ModelFileError(f"{str(path)!r} is no model file of skpatchcore, or a damaged one: {error}") from error
+    except Exception as error:  # arbitrary bytes can raise any type of error
+        raise ModelFileError(f"{str(path)!r} is not a model file of skpatchcore, or is damaged: {error}") from error
     return manifest

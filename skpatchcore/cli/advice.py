@@ -57,7 +57,7 @@ _PHRASES = (
     (re.compile(r", or use PatchCoreDetector\b"), ", or use PatchCore"),
     (re.compile(r" Call 'fit' with appropriate arguments before using this estimator\."), ""),
 )
-_TRUSTED = re.compile(r"(?:pass |load will ask for )?trusted=\[([^\]]*)\]")
+_TRUSTED = re.compile(r"(?:pass )?trusted=\[([^\]]*)\]")
 _VALUE = r"(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^\s,;:()]*[^\s,;:.()])"
 
 

@@ -171,7 +171,7 @@ def fit_uncalibrated(folder, parts):
         (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
         (["predict", "model.skops", "good", "god", "-o", "out"], "no file or folder 'god'"),
         (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),
-        (["predict", "text.skops", "good", "-o", "out"], "no model file of skpatchcore"),
+        (["predict", "text.skops", "good", "-o", "out"], "not a model file of skpatchcore"),
         (["predict", "list.joblib", "good", "-o", "out"], "no detector of this package, but a list"),
         (["predict", "model.skops", "empty", "-o", "out"], "holds no image"),
     ],

@@ -288,9 +288,9 @@ def test_an_interruption_while_importing_is_no_traceback(module):
         ("fit", "more than max_pixels=99.", "more than the limit of 99 pixels."),
         ("fit", "image 3 (/data/crop_size/image_size=1.png): no such file.",
          "image 3 (/data/crop_size/image_size=1.png): no such file."),
-        ("predict", "'m' is a pickle: if you trust it, read it with joblib.load.",
-         "'m' is a pickle: if you trust it, give it a name that ends in .joblib."),
-        ("predict", "If it is yours, pass trusted=['a.B', 'c.d'].", "If it is yours, pass --trust a.B --trust c.d."),
+        ("predict", "'m' is a pickle, and a pickle can run code. If you trust the file, read it with joblib.load.",
+         "'m' is a pickle, and a pickle can run code. If you trust the file, give it a name that ends in .joblib."),
+        ("predict", "If you trust these types, pass trusted=['a.B', 'c.d'].", "If you trust these types, pass --trust a.B --trust c.d."),
         ("predict", "smaller than crop_size 9×9.",
          "smaller than --crop-size 9×9 (these are options of 'skpatchcore fit')."),
         ("evaluate", "shots=[1, 99]: expected", "--shots 1 99: expected"),
@@ -351,7 +351,7 @@ def test_predict_takes_pipelines_that_end_in_a_detector(images, parts, tmp_path,
 def test_predict_takes_a_pipeline_file_without_code(images, tmp_path, capsys):
     good = [str(path) for path in sorted(images.iterdir())[:4]]
     pipeline = make_pipeline(Cropped(), factories.detector()).fit(good)
-    with pytest.warns(UserWarning, match="load will ask"):
+    with pytest.warns(UserWarning, match="To load the file, pass trusted"):
         save(pipeline, tmp_path / "m.skops")
     words = ["predict", str(tmp_path / "m.skops"), str(images), "-o", str(tmp_path / "out"), "--quiet"]
     assert main(words) == 1

@@ -216,7 +216,7 @@ FORMS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*load will ask for trusted")
+@pytest.mark.filterwarnings("ignore:.*To load the file, pass trusted")
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_detectors_in_every_form_do_everything(name, form, data, fitted, tmp_path):
@@ -248,7 +248,7 @@ def scores_in_a_worker(detector, X, path):
     return detector.score_samples(X), detector
 
 
-@pytest.mark.filterwarnings("ignore:.*load will ask for trusted")
+@pytest.mark.filterwarnings("ignore:.*To load the file, pass trusted")
 def test_workers_take_detectors_and_give_them_back(data, tmp_path):
     detector = PatchCoreDetector("precomputed", random_state=0).fit(Blocks().transform(data.train_paths))
     X = Blocks().transform(data.test_paths)
