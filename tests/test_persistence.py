@@ -292,7 +292,7 @@ def test_types_of_ones_own_must_be_trusted(parts, tmp_path):
     with pytest.raises(ModelFileError, match=f"types {own}, which can run code"):
         load(path)
     assert np.isfinite(load(path, trusted=[own]).score_samples(parts[2])).all()
-    with pytest.warns(UserWarning, match="net\. To load the file"):
+    with pytest.warns(UserWarning, match=r"net\. To load the file"):
         save(PatchCoreDetector(extractor(backbone=net), random_state=0).fit(parts[0]), path)
     with pytest.raises(ModelFileError, match="net"):
         load(path)
