@@ -1,4 +1,4 @@
-"""Pictures: anomaly maps over images, score histograms, the memory bank among the patches."""
+"""Figures of anomaly maps over images, of score histograms, and of the memory bank among the patch features."""
 
 from skpatchcore.display.anomaly_map import AnomalyMapDisplay
 from skpatchcore.display.coreset import CoresetDisplay

@@ -1,4 +1,4 @@
-"""AnomalyMapDisplay: images beside their anomaly maps, on the scale of the threshold."""
+"""AnomalyMapDisplay: a figure of images beside their anomaly maps, in colours relative to the pixel threshold."""
 
 from __future__ import annotations
 
@@ -19,48 +19,50 @@ from skpatchcore.images.reading import load_image
 from skpatchcore.maps import regions_of_map
 from skpatchcore.protocols import pixel_format_of
 
-# Sides of one image, in inches.
+# Width of one image in the figure, in inches.
 _INCHES = 2.6
-# Sides of a region's tag, as shares of the image's width.
+# Height and width of a region's tag, as fractions of the image's width.
 _TAG_HEIGHT, _TAG_WIDTH = 0.08, 0.13
 _MASK_COLOR, _REGION_COLOR = "#56B4E9", "#00E5FF"
 
 
 def _name(image: Any) -> str:
-    """Return a line that names an image: the end of its path, nothing where it is an array."""
+    """Return a title line with the last two parts of an image's path; an empty string if the image is not a path."""
     return shown_name("/".join(Path(image).parts[-2:])) + "\n" if isinstance(image, str | os.PathLike) else ""
 
 
 class AnomalyMapDisplay:
-    """Images beside their anomaly maps, **bigger = more anomalous**, with masks and regions where there are any.
+    """Figure of images beside their anomaly maps, **bigger = more anomalous**, with known masks and found regions.
 
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`. Colours mean the same in every picture: they are
-    set on the map's ratio to the detector's ``pixel_offset_``, of which good images stay below 1.
+    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. The colour of a pixel depends only on
+    the ratio of its map value to the detector's ``pixel_offset_``. Therefore colours of different images can be
+    compared. In most good images, the ratio is at most 1 at all pixels.
 
     Parameters
     ----------
     images : list of arrays of shape (height, width, 1 or 3)
-        Float in [0, 1].
+        Images with float values in [0, 1].
     anomaly_maps : list of arrays of shape (height, width)
-        One an image, bigger = more anomalous.
+        One anomaly map per image, bigger = more anomalous.
     threshold : float
-        The detector's ``pixel_offset_``. NaN takes the middle between the smallest and the largest value, which says
-        nothing of what is normal.
+        The detector's ``pixel_offset_``. NaN uses the middle between the smallest and the largest value of all maps.
+        With NaN, the colours do not show whether a pixel is normal.
     masks : list of (array of shape (height, width) or None) or None, default=None
-        True (or non-zero) where a pixel is known to be defective.
+        One mask per image: True (or non-zero) for pixels that are known to be defective. None for an image without a
+        mask.
     titles : list of str or None, default=None
-        One an image; drawn as text, not as a formula.
+        One title per image. Titles are drawn as plain text, not as formulas.
 
     Attributes
     ----------
     figure_ : matplotlib Figure
-        What was drawn last.
+        The Figure of the last plot.
     axes_ : array of matplotlib Axes, of shape (n_images, 2)
-        The images and the overlays.
+        The Axes of the images (first column) and of the overlays (second column).
 
     See Also
     --------
-    skpatchcore.display.overlay_anomaly_map : The overlay alone, as an array.
+    skpatchcore.display.overlay_anomaly_map : Return the overlay of one image as an array.
 
     Examples
     --------
@@ -92,28 +94,28 @@ class AnomalyMapDisplay:
     def from_estimator(
         cls, estimator: Any, X: Any, *, masks: Sequence[Any] | None = None, **options: Any
     ) -> AnomalyMapDisplay:
-        """Judge images and draw them.
+        """Score images with a fitted detector, and plot the images and their anomaly maps.
 
         Parameters
         ----------
         estimator : detector
-            A fitted one of this package.
+            A fitted detector of this package.
         X : sequence of images
-            As for its `predict`.
+            Images as for the detector's `predict`.
         masks : list or None, default=None
-            As of :meth:`from_predictions`.
+            Masks as for :meth:`from_predictions`.
         **options : dict
-            As for :meth:`plot`.
+            Arguments of :meth:`plot`.
 
         Returns
         -------
         AnomalyMapDisplay
-            Drawn.
+            The display, already plotted.
 
         Raises
         ------
         ImageError
-            If an image can't be read.
+            If an image cannot be read.
         """
         X = listed(X)
         scores, maps = estimator.score_and_segment(X)
@@ -141,37 +143,38 @@ class AnomalyMapDisplay:
         titles: Sequence[str] | None = None,
         **options: Any,
     ) -> AnomalyMapDisplay:
-        """Draw images with maps that are there already.
+        """Plot images and existing anomaly maps.
 
         Parameters
         ----------
         images : sequence of paths, arrays or PIL images
-            As a detector takes them.
+            Images in any form that a detector accepts.
         anomaly_maps, threshold, titles
-            As of the class.
+            Parameters of the class.
         masks : list of (array of shape (height, width), path or None) or None, default=None
-            As of the class, or files of masks, as :func:`~skpatchcore.datasets.read_mask` reads them. None or NaN
-            where an image has none.
+            One mask per image, as in the class, or the path of a mask that :func:`~skpatchcore.datasets.read_mask` can
+            read. None or NaN for an image without a mask.
         **options : dict
-            As for :meth:`plot`.
+            Arguments of :meth:`plot`.
 
         Returns
         -------
         AnomalyMapDisplay
-            Drawn.
+            The display, already plotted.
 
         Raises
         ------
         ValueError
-            If there are no images, lengths differ, or a mask can't be read or is not of its image's size.
+            If there are no images, if the lengths of the arguments differ, if a mask cannot be read, or if a mask and
+            its image differ in size.
         ImageError
-            If an image can't be read.
+            If an image cannot be read.
         """
         for name, given in (("anomaly_maps", anomaly_maps), ("masks", masks), ("titles", titles)):
             if given is not None and len(given) != len(images):
-                raise ValueError(f"{len(images)} images and {len(given)} {name}: expected one of each an image.")
+                raise ValueError(f"{len(images)} images and {len(given)} {name}: expected one per image.")
         if not len(images):
-            raise ValueError("there are no images to draw.")
+            raise ValueError("there are no images to draw: pass at least one image.")
         loaded = [load_image(image, i) for i, image in enumerate(images)]
         if masks is not None:
             masks = [
@@ -181,21 +184,23 @@ class AnomalyMapDisplay:
         return cls(loaded, anomaly_maps, threshold=threshold, masks=masks, titles=titles).plot(**options)
 
     def plot(self, *, n_columns: int | None = None, regions: bool = True, figure: Any = None) -> AnomalyMapDisplay:
-        """Draw each image, and beside it the overlay.
+        """Plot each image, and beside it the image with its anomaly map.
 
         Parameters
         ----------
         n_columns : int or None, default=None
-            Pairs in a row; None takes as many as make a page, up to three.
+            Number of pairs (image and overlay) per row. None uses one column for up to 2 images, two columns for up to
+            6 images, and otherwise three columns.
         regions : bool, default=True
-            Enclose what is beyond the threshold, and tell the highest value of each region as a multiple of it.
+            If True, a line is drawn around each region above the threshold. A tag shows the highest map value of a
+            region as a multiple of the threshold, for the three regions with the highest values per image.
         figure : matplotlib Figure or None, default=None
-            Where to; None makes one.
+            Figure to plot on. None creates a new figure.
 
         Returns
         -------
         AnomalyMapDisplay
-            Itself.
+            The display itself.
         """
         import matplotlib.pyplot as plt
         from matplotlib.cm import ScalarMappable
@@ -257,22 +262,25 @@ class AnomalyMapDisplay:
 
 
 def tag_places(boxes: np.ndarray, shape: tuple[int, ...], n_tags: int) -> list[tuple[float, float]]:
-    """Return where the tags of the first regions stand: above, below or beside, hiding neither regions nor each other.
+    """Return positions for the tags of the first regions, at which tags hide neither regions nor other tags.
 
     Parameters
     ----------
     boxes : array of shape (n_regions, 4)
-        Top, left, bottom, right of all regions, in pixels.
+        Top, left, bottom and right of all regions, in pixels.
     shape : tuple of int
         Height and width of the map.
     n_tags : int
-        How many regions have a tag.
+        Number of regions with a tag.
 
     Returns
     -------
     list of (float, float)
-        Row and column of each tag's middle.
+        Row and column of the centre of each tag.
     """
+    # For each region, try four positions in this order: above, below, right, left.
+    # Take the first position at which the tag lies inside the map and overlaps neither a region nor a previous tag.
+    # If there is none, place the tag above the region, moved into the map.
     height, width = _TAG_HEIGHT * shape[1], _TAG_WIDTH * shape[1]
     taken = [tuple(box) for box in boxes]
     places = []
@@ -292,7 +300,7 @@ def tag_places(boxes: np.ndarray, shape: tuple[int, ...], n_tags: int) -> list[t
             for tag in tags
         ]  # fmt: skip
         chosen = is_free.index(True) if any(is_free) else 0
-        if not any(is_free):  # over the region, then
+        if not any(is_free):  # the tag may then hide a region or another tag
             tried[0] = np.clip(tried[0][0], height / 2, shape[0] - height / 2), column
         places.append(tried[chosen])
         taken.append(tags[chosen])

@@ -1,4 +1,4 @@
-"""CoresetDisplay: the memory bank among the patches that it stands for."""
+"""CoresetDisplay: a figure of the memory bank among the patch features from which it was selected."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore.patches.patches import Patches
 
-# Patches that are drawn, at most: more only cover each other.
+# Maximum number of patches to draw. More points would only hide each other.
 _N_DRAWN = 20_000
 
 
 class CoresetDisplay:
-    """Patch features and the coreset that stands for them, in two dimensions (Figure 3 of the paper).
+    """Scatter plot of patch features and their coreset in two dimensions (Figure 3 of the paper).
 
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`.
+    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display.
 
     Parameters
     ----------
     patches : array of shape (n_patches, 2)
-        Where the patches are drawn.
+        Coordinates of the patches in the plot.
     components : array of shape (n_components, 2)
-        Where the rows of the memory bank are, in order of selection.
+        Coordinates of the rows of the memory bank in the plot, in order of selection.
     explained : float or None, default=None
-        Share of the patches' variance that two dimensions show.
+        Fraction of the variance of the patch features that the two dimensions explain. None if it is unknown.
 
     Attributes
     ----------
     ax_, figure_ : matplotlib Axes and Figure
-        What was drawn last.
+        The Axes and the Figure of the last plot.
 
     Notes
     -----
-    Two directions of some hundred: what looks covered twice here may lie far apart in the others.
+    Patch features have some hundred dimensions, and the plot shows only two. Points that are close in the plot can be
+    far apart in the other dimensions.
 
     Examples
     --------
@@ -55,26 +56,26 @@ class CoresetDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, **options: Any) -> CoresetDisplay:
-        """Draw a detector's memory bank over the patch features of images.
+        """Plot a detector's memory bank over the patch features of images.
 
         Parameters
         ----------
         estimator : PatchCoreDetector
-            A fitted one.
+            A fitted detector.
         X : sequence of images, or patch features
-            As for its `fit`, such as the training images.
+            Images or features as for the detector's `fit`, e.g. the training images.
         **options : dict
-            As for :meth:`plot`.
+            Arguments of :meth:`plot`.
 
         Returns
         -------
         CoresetDisplay
-            Drawn.
+            The display, already plotted.
 
         Raises
         ------
         ImageError
-            If an image can't be read.
+            If an image cannot be read.
         """
         check_is_fitted(estimator, "memory_bank_")
         features = X if estimator.extractor_ is None else estimator.extractor_.transform(X)
@@ -82,32 +83,37 @@ class CoresetDisplay:
 
     @classmethod
     def from_predictions(cls, patches: Any, components: Any, **options: Any) -> CoresetDisplay:
-        """Draw features that are there already, by their two directions of most variance.
+        """Plot patch features and a coreset, projected onto the first two principal components of the patch features.
 
         Parameters
         ----------
         patches : array of shape (n_patches, n_channels)
-            Patch features; with two channels they are drawn as they are. Of very many, every so many-th is drawn.
+            Patch features. Features with two channels are plotted without a projection. At most 20,000 patches are
+            used, at equal intervals.
         components : array of shape (n_components, n_channels)
-            The coreset.
+            Patch features of the coreset.
         **options : dict
-            As for :meth:`plot`.
+            Arguments of :meth:`plot`.
 
         Returns
         -------
         CoresetDisplay
-            Drawn.
+            The display, already plotted.
 
         Raises
         ------
         ValueError
-            If the two have not the same channels, or fewer than two.
+            If `patches` and `components` are not 2-D arrays with the same number of channels, if there are fewer than
+            two patches, or if there are fewer than two channels.
         """
         patches, components = np.asarray(patches), np.asarray(components)
         if patches.ndim != 2 or components.ndim != 2 or patches.shape[1] != components.shape[1] or len(patches) < 2:
-            raise ValueError(f"patches of shape {patches.shape} and components of shape {components.shape} do not fit.")
+            raise ValueError(
+                f"patches of shape {patches.shape} and components of shape {components.shape} do not fit: expected 2-D "
+                "arrays with the same number of channels, and at least two patches."
+            )
         if patches.shape[1] < 2:
-            raise ValueError("features of one channel can't be drawn in two dimensions.")
+            raise ValueError("features of one channel cannot be drawn in two dimensions: use more channels.")
         patches = patches[:: -(-len(patches) // _N_DRAWN)]
         explained = None
         if patches.shape[1] > 2:
@@ -117,17 +123,17 @@ class CoresetDisplay:
         return cls(patches, components, explained=explained).plot(**options)
 
     def plot(self, *, ax: Any = None) -> CoresetDisplay:
-        """Draw patches, and the coreset over them.
+        """Plot the patches, and the coreset over them.
 
         Parameters
         ----------
         ax : matplotlib Axes or None, default=None
-            Where to; None makes a figure.
+            Axes to plot on. None creates a new figure.
 
         Returns
         -------
         CoresetDisplay
-            Itself.
+            The display itself.
         """
         if ax is None:
             import matplotlib.pyplot as plt

@@ -1,4 +1,4 @@
-"""Anomaly maps as pictures."""
+"""overlay_anomaly_map and outline_mask, which draw an anomaly map or a mask over an image."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from typing import Any
 import numpy as np
 from skimage.morphology import dilation, footprint_rectangle
 
-# From transparent to opaque: dark violet, magenta, orange, pale yellow. Brightness rises along it, so it reads
-# without colour too.
+# Colour scale from transparent to opaque: dark violet, magenta, orange, pale yellow. The brightness increases along the
+# scale, so it is also readable without colour.
 _STOPS = np.array([0.0, 0.35, 0.7, 1.0])
 _COLORS = np.array([[0.18, 0.04, 0.38], [0.62, 0.13, 0.42], [0.96, 0.47, 0.11], [0.99, 0.96, 0.60]])
 _MOST_OPAQUE = 0.75
-# Ratios of map to threshold between which colours run.
+# Ratios of the anomaly map to the threshold at the lower and the upper end of the colour scale.
 HEAT_RANGE = (0.75, 1.75)
 
 
 def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour: bool = True) -> np.ndarray:
-    """Return the image with its anomaly map laid over it, in colours that mean the same in every picture.
+    """Return the image with its anomaly map drawn over it in colours.
+
+    The colour of a pixel depends only on the ratio of its map value to the threshold. Therefore colours of different
+    images can be compared.
 
     Parameters
     ----------
     image : array of shape (height, width, 1 or 3), float in [0, 1]
         The image.
     anomaly_map : array of shape (height, width)
-        Its map, bigger = more anomalous.
+        The anomaly map of the image, bigger = more anomalous.
     threshold : float
-        The detector's ``pixel_offset_``. Up to three quarters of it the image shows as it is; from there colour sets in
-        and is strongest at one and three quarters.
+        The detector's ``pixel_offset_``. Pixels with map values up to 0.75 times the threshold are not coloured. The
+        colour scale starts there and ends at 1.75 times the threshold.
     contour : bool, default=True
-        Draw a cyan line around what lies above the threshold.
+        If True, a cyan line is drawn around the pixels above the threshold.
 
     Returns
     -------
     array of shape (height, width, 3), uint8
-        The picture.
+        The coloured image.
 
     Raises
     ------
     ValueError
-        If the two differ in size.
+        If image and map differ in size.
 
     Examples
     --------
@@ -58,29 +61,29 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
 
 
 def heat_colors(heat: np.ndarray) -> np.ndarray:
-    """Return the colours of values in [0, 1]: array of the same shape and one axis more, of red, green and blue."""
+    """Return the colours of values in [0, 1] as an array of shape (..., 3): red, green and blue in [0, 1]."""
     return np.stack([np.interp(heat, _STOPS, channel) for channel in _COLORS.T], axis=-1)
 
 
 def outline_mask(image: Any, mask: Any) -> np.ndarray:
-    """Return the image with a cyan line around what a mask covers.
+    """Return the image with a cyan line around the regions of a mask.
 
     Parameters
     ----------
     image : array of shape (height, width, 1 or 3), float in [0, 1]
         The image.
     mask : array of shape (height, width)
-        True (or non-zero) inside.
+        True (or non-zero) for pixels inside the regions.
 
     Returns
     -------
     array of shape (height, width, 3), uint8
-        The picture.
+        The image with the line.
 
     Raises
     ------
     ValueError
-        If the two differ in size.
+        If image and mask differ in size.
     """
     mask = np.asarray(mask) != 0
     picture = _in_color(image, mask).copy()
@@ -94,10 +97,13 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
 def _in_color(image: Any, other: np.ndarray) -> np.ndarray:
     image = np.asarray(image, float)
     if image.shape[:2] != other.shape:
-        raise ValueError(f"image of shape {image.shape} and map of shape {other.shape} differ in size.")
+        raise ValueError(
+            f"image of shape {image.shape} and map of shape {other.shape} differ in size: expected the same height and "
+            "width."
+        )
     return np.broadcast_to(image, (*other.shape, 3))
 
 
 def as_bytes(picture: np.ndarray) -> np.ndarray:
-    """Return an image of floats in [0, 1] as uint8."""
+    """Convert an image of floats in [0, 1] to uint8."""
     return (picture * 255).round().astype(np.uint8)

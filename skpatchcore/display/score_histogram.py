@@ -1,4 +1,4 @@
-"""ScoreHistogramDisplay: scores of good and defective images, the threshold, and what it promises."""
+"""ScoreHistogramDisplay: a histogram of the scores of good and defective images, with the image threshold."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 
 import numpy as np
 
-# Blue and orange of Okabe and Ito's palette, which the colour-blind tell apart.
+# Blue and orange of the palette of Okabe and Ito, which colour-blind readers can distinguish.
 _GOOD, _DEFECTIVE, _CALIBRATION = "#0072B2", "#D55E00", "#555555"
 
 
 class ScoreHistogramDisplay:
-    """Histogram of anomaly scores, **bigger = more anomalous**: minus what `score_samples` returns.
+    """Histogram of anomaly scores, **bigger = more anomalous**, which are minus the values of `score_samples`.
 
-    Make one by :meth:`from_estimator` or :meth:`from_predictions`.
+    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display.
 
     Parameters
     ----------
     scores : array of shape (n_images,)
-        **Bigger = more normal**, as `score_samples` has them.
+        Scores of `score_samples`, **bigger = more normal**. The histogram shows them with the opposite sign.
     y : array of shape (n_images,) or None, default=None
-        +1 good, -1 defective; None where nobody knows.
+        Labels: +1 for good and -1 for defective images. None if the labels are unknown.
     offset : float, default=nan
-        The detector's ``offset_``; NaN draws no threshold.
+        The detector's ``offset_``. NaN draws no threshold.
     calibration_scores : array of shape (n_calibration,) or None, default=None
-        The detector's, of good images.
+        The detector's ``calibration_scores_``. None draws no calibration scores.
     promise : float or None, default=None
-        Share of good images that at most is flagged, where they are exchangeable with those that calibrated: of parts
-        that come in groups it promises less.
+        Upper bound on the fraction of good images flagged, if they are exchangeable with the calibration images. The
+        legend shows the bound. The bound does not hold for images of new groups.
 
     Attributes
     ----------
     ax_, figure_ : matplotlib Axes and Figure
-        What was drawn last.
+        The Axes and the Figure of the last plot.
 
     Examples
     --------
@@ -60,28 +60,28 @@ class ScoreHistogramDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any = None, **options: Any) -> ScoreHistogramDisplay:
-        """Score images and draw them, with the scores that the threshold comes from.
+        """Score images and plot the histogram of their scores, with the calibration scores and the threshold.
 
         Parameters
         ----------
         estimator : detector
-            A fitted one of this package.
+            A fitted detector of this package.
         X : sequence of images
-            As for its `predict`.
+            Images as for the detector's `predict`.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 defective.
+            Labels: +1 for good and -1 for defective images. None if the labels are unknown.
         **options : dict
-            As for :meth:`plot`.
+            Arguments of :meth:`plot`.
 
         Returns
         -------
         ScoreHistogramDisplay
-            Drawn.
+            The display, already plotted.
 
         Raises
         ------
         ImageError
-            If an image can't be read.
+            If an image cannot be read.
         """
         known = estimator.calibration_scores_[~np.isnan(estimator.calibration_scores_)]
         least = 1 / (len(known) + 1)
@@ -106,46 +106,47 @@ class ScoreHistogramDisplay:
         promise: float | None = None,
         **options: Any,
     ) -> ScoreHistogramDisplay:
-        """Draw scores that are there already.
+        """Plot the histogram of existing scores.
 
         Parameters
         ----------
         scores, y, offset, calibration_scores, promise
-            As of the class.
+            Parameters of the class.
         **options : dict
-            As for :meth:`plot`.
+            Arguments of :meth:`plot`.
 
         Returns
         -------
         ScoreHistogramDisplay
-            Drawn.
+            The display, already plotted.
 
         Raises
         ------
         ValueError
-            If there are no scores, lengths differ, or `y` holds other labels than +1 and -1.
+            If there are no scores, if the lengths of `scores` and `y` differ, or if `y` contains labels other than +1
+            and -1.
         """
         scores = np.asarray(scores, np.float64)
         if y is not None and (len(y) != len(scores) or not np.isin(y, (1, -1)).all()):
             raise ValueError("y: expected a label for each score, +1 for good and -1 for defective images.")
         if not len(scores):
-            raise ValueError("there are no scores to draw.")
+            raise ValueError("there are no scores to draw: pass at least one score.")
         return cls(scores, y, offset=offset, calibration_scores=calibration_scores, promise=promise).plot(**options)
 
     def plot(self, *, ax: Any = None, bins: int = 30) -> ScoreHistogramDisplay:
-        """Draw the histogram.
+        """Plot the histogram.
 
         Parameters
         ----------
         ax : matplotlib Axes or None, default=None
-            Where to; None makes a figure.
+            Axes to plot on. None creates a new figure.
         bins : int, default=30
-            Of the histogram.
+            Number of bins of the histogram.
 
         Returns
         -------
         ScoreHistogramDisplay
-            Itself.
+            The display itself.
         """
         if ax is None:
             import matplotlib.pyplot as plt
@@ -163,7 +164,7 @@ class ScoreHistogramDisplay:
         if len(known):
             ax.hist(known, edges, histtype="step", color=_CALIBRATION, label="calibration")
         if not math.isnan(self.offset):
-            promise = "" if self.promise is None else f": flags at most {self.promise:.2g} of good ones"
+            promise = "" if self.promise is None else f": flags at most {self.promise:.2g} of good images"
             ax.axvline(-self.offset, color="black", linestyle="--", label=f"threshold{promise}")
         ax.set(xlabel="anomaly score (bigger = more anomalous)", ylabel="images")
         ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)

@@ -102,7 +102,7 @@ def test_the_histogram_counts_every_image_and_tells_the_promise(fitted, parts):
     assert heights == [len(good), 1]
     assert to_rgb(display.ax_.containers[0][0].get_facecolor()) == to_rgb("#0072B2")
     labels = [text.get_text() for text in display.ax_.get_legend().get_texts()]
-    assert labels == ["good", "defective", "calibration", "threshold: flags at most 0.091 of good ones"]
+    assert labels == ["good", "defective", "calibration", "threshold: flags at most 0.091 of good images"]
     (line,) = display.ax_.lines
     assert line.get_xdata()[0] == -fitted.offset_
     unlabelled = ScoreHistogramDisplay.from_predictions(np.arange(5.0))
