@@ -95,7 +95,7 @@ def content(fitted, tmp_path_factory):
 
 
 @pytest.mark.parametrize("make", DETECTORS.values(), ids=DETECTORS)
-def test_a_loaded_detector_is_the_saved_one(make, parts, tmp_path):
+def test_loaded_detector_equals_the_saved_detector(make, parts, tmp_path):
     detector = make().fit(parts[0])
     save(detector, tmp_path / "a.skops")
     loaded = load(tmp_path / "a.skops")
@@ -117,7 +117,7 @@ def test_a_loaded_detector_is_the_saved_one(make, parts, tmp_path):
     assert manifest["versions"]["skpatchcore"] == skpatchcore.__version__
 
 
-def test_half_a_bank_takes_half_the_room_and_moves_scores_a_little(fitted, parts, tmp_path):
+def test_save_with_float16_halves_the_bank_and_keeps_predictions(fitted, parts, tmp_path):
     save(fitted, tmp_path / "whole.skops")
     save(fitted, tmp_path / "half.skops", bank_dtype="float16")
     saved = (tmp_path / "whole.skops").stat().st_size - (tmp_path / "half.skops").stat().st_size
@@ -132,7 +132,7 @@ def test_half_a_bank_takes_half_the_room_and_moves_scores_a_little(fitted, parts
     assert fitted.memory_bank_ is fitted.index_.stored_rows
 
 
-def test_what_can_not_be_saved_is_refused_and_nothing_is_lost(fitted, parts, tmp_path):
+def test_refused_save_keeps_the_old_file(fitted, parts, tmp_path):
     path = tmp_path / "a.skops"
     save(fitted, path)
     before = path.read_bytes()
@@ -160,7 +160,7 @@ def test_what_can_not_be_saved_is_refused_and_nothing_is_lost(fitted, parts, tmp
     assert os.listdir(tmp_path) == ["a.skops"]
 
 
-def test_caches_of_the_fitting_machine_are_not_named_in_files(parts, tmp_path):
+def test_save_removes_the_folders_of_caches(parts, tmp_path):
     detector = PatchCoreDetector(
         extractor(memory=tmp_path / "cache"),
         sampler=GreedyCoresetSampler(memory=str(tmp_path / "cache")),
@@ -176,7 +176,7 @@ def test_caches_of_the_fitting_machine_are_not_named_in_files(parts, tmp_path):
 
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
-def test_damaged_files_are_refused(fitted, content, parts, tmp_path_factory, data):
+def test_load_refuses_damaged_files(fitted, content, parts, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "a.skops"
     damaged = bytearray(content)
     place = data.draw(st.integers(0, len(content) - 1), label="place")
@@ -208,7 +208,7 @@ class Exploit:
         return open, (str(self.path), "w")
 
 
-def test_foreign_files_are_refused_and_nothing_is_run(fitted, content, parts, tmp_path):
+def test_load_refuses_foreign_files_without_running_code(fitted, content, parts, tmp_path):
     trace = tmp_path / "trace"
     for name, dump in (("a.skops", pickle.dump), ("b.joblib", joblib.dump)):
         with (tmp_path / name).open("wb") as file:
@@ -246,7 +246,7 @@ def rewritten(content, path, change):
         new.writestr("skpatchcore.json", json.dumps(manifest))
 
 
-def test_files_made_to_do_harm_are_refused(content, tmp_path):
+def test_load_refuses_malicious_files(content, tmp_path):
     path = tmp_path / "a.skops"
 
     def run_a_command(manifest, schema):
@@ -274,7 +274,7 @@ def test_files_made_to_do_harm_are_refused(content, tmp_path):
         load(path)
 
 
-def test_files_of_a_later_format_say_so(content, tmp_path):
+def test_load_refuses_files_of_a_later_format(content, tmp_path):
     def later(manifest, schema):
         manifest["format"] += 1
         manifest["versions"]["skpatchcore"] = "7.1"
@@ -284,7 +284,7 @@ def test_files_of_a_later_format_say_so(content, tmp_path):
         load(tmp_path / "a.skops")
 
 
-def test_types_of_ones_own_must_be_trusted(parts, tmp_path):
+def test_load_requires_trusted_for_own_types(parts, tmp_path):
     path = tmp_path / "a.skops"
     with pytest.warns(UserWarning, match="To load the file, pass trusted="):
         save(PatchCoreDetector(Upside(), random_state=0).fit(parts[0]), path)
@@ -299,7 +299,7 @@ def test_types_of_ones_own_must_be_trusted(parts, tmp_path):
     assert np.isfinite(load(path, trusted=[f"{net.__module__}.net"]).score_samples(parts[2])).all()
 
 
-def test_another_network_than_the_one_fitted_with_is_refused_with_both_digests(parts, tmp_path):
+def test_loaded_detector_refuses_other_weights_with_both_digests(parts, tmp_path):
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
     detector = PatchCoreDetector(extractor(weights=tmp_path / "w.pth"), random_state=0).fit(parts[0])
     save(detector, tmp_path / "a.skops")
@@ -325,7 +325,7 @@ for _ in range(10_000):  # in case that nobody is left to end it
 """
 
 
-def test_killed_at_any_moment_a_whole_file_is_there(tmp_path):
+def test_killed_save_leaves_a_complete_file(tmp_path):
     path = tmp_path / "a.skops"
     save(PatchCoreDetector("precomputed", random_state=0).fit(np.ones((5, 4, 4, 3), np.float32)), path)
     process = subprocess.Popen(
@@ -348,7 +348,7 @@ def test_killed_at_any_moment_a_whole_file_is_there(tmp_path):
     assert load(path).memory_bank_.shape == (256, 200)
 
 
-def test_a_full_disk_keeps_the_old_file(fitted, tmp_path):
+def test_save_on_a_full_disk_keeps_the_old_file(fitted, tmp_path):
     path = tmp_path / "a.skops"
     save(PatchCoreDetector("precomputed", random_state=0).fit(np.ones((5, 4, 4, 3), np.float32)), path)
     before = path.read_bytes()
@@ -375,7 +375,7 @@ OTHER_VERSIONS = pytest.mark.parametrize(
 
 
 @OTHER_VERSIONS
-def test_files_of_other_versions_are_read_with_a_warning(content, parts, tmp_path, package, category, message):
+def test_load_warns_of_files_of_other_versions(content, parts, tmp_path, package, category, message):
     def older(manifest, schema):
         manifest["versions"][package] = "0.9"
 
@@ -387,7 +387,7 @@ def test_files_of_other_versions_are_read_with_a_warning(content, parts, tmp_pat
 
 
 @OTHER_VERSIONS
-def test_pickles_of_other_versions_are_read_with_a_warning(parts, tmp_path, monkeypatch, package, category, message):
+def test_unpickling_warns_of_other_versions(parts, tmp_path, monkeypatch, package, category, message):
     fitted = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
     with monkeypatch.context() as patch:
         if package == "scikit-learn":
@@ -408,7 +408,7 @@ def test_pickles_of_other_versions_are_read_with_a_warning(parts, tmp_path, monk
                 assert vars(same).keys() <= vars(fitted).keys()
 
 
-def test_states_without_versions_are_read_silently(parts):
+def test_unpickling_states_without_versions_does_not_warn(parts):
     fitted = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
     with versions.versions_apart():
         older = pickle.dumps(fitted)
@@ -428,7 +428,7 @@ def test_save_warns_of_endings_of_pickles(parts, tmp_path, name):
 
 
 @pytest.mark.parametrize("make", DETECTORS.values(), ids=DETECTORS)
-def test_a_memory_mapped_detector_is_saved_like_the_original(make, parts, tmp_path):
+def test_save_of_a_memory_mapped_detector_equals_save_of_the_original(make, parts, tmp_path):
     detector = make().fit(parts[0])
     joblib.dump(detector, tmp_path / "a.joblib")
     save(joblib.load(tmp_path / "a.joblib", mmap_mode="r"), tmp_path / "a.skops")

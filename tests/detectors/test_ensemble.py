@@ -21,7 +21,7 @@ def fitted(parts):
     return ensemble().fit(parts[0])
 
 
-def test_scores_and_maps_are_averages_of_standardised_ones(fitted, parts):
+def test_scores_and_maps_are_averages_of_standardised_values(fitted, parts):
     _, good, bad = parts
     X = np.concatenate([good, bad])
     expected, expected_maps = 0, 0
@@ -37,7 +37,7 @@ def test_scores_and_maps_are_averages_of_standardised_ones(fitted, parts):
     assert maps.dtype == np.float32
 
 
-def test_it_decides_as_a_detector_does(fitted, parts):
+def test_ensemble_predicts_and_recalibrates_like_a_detector(fitted, parts):
     train, good, bad = parts
     assert fitted.predict(bad).tolist() == [-1]
     assert fitted.predict(good).mean() > 0
@@ -51,7 +51,7 @@ def test_it_decides_as_a_detector_does(fitted, parts):
     assert len(again.calibration_scores_) == 14
 
 
-def test_it_is_an_estimator_like_others(fitted, parts, tmp_path):
+def test_ensemble_can_be_cloned_pickled_shown_and_searched(fitted, parts, tmp_path):
     train, good, bad = parts
     X = np.concatenate([good, bad])
     copy = clone(fitted)
@@ -70,7 +70,7 @@ def test_it_is_an_estimator_like_others(fitted, parts, tmp_path):
     assert search.best_score_ > 0.9
 
 
-def test_training_images_are_judged_as_a_detector_does(parts):
+def test_fit_predict_flags_the_defective_training_image(parts):
     train, _, bad = parts
     X = np.concatenate([train, bad])
     y = np.array([1] * 10 + [-1])
@@ -78,7 +78,7 @@ def test_training_images_are_judged_as_a_detector_does(parts):
     assert ensemble(contamination=0.2).fit_predict(X).tolist()[-1] == -1
 
 
-def test_images_of_differing_sizes(parts):
+def test_ensemble_accepts_images_of_different_sizes(parts):
     rng = np.random.default_rng(0)
     images = [rng.normal(0.6, 0.03, (*size, 3)).clip(0, 1) for size in [(48, 64), (64, 48), (56, 56)] * 8]
     model = ensemble().fit(images)
@@ -86,7 +86,7 @@ def test_images_of_differing_sizes(parts):
     assert len(model.predict_mask(images)) == 24
 
 
-def test_members_must_calibrate_on_the_same_images(parts):
+def test_fit_refuses_members_with_different_calibration_images(parts):
     X = parts[0]
     splitter = ShuffleSplit(1, test_size=3, random_state=0)
     held_out = PatchCoreEnsemble([("a", detector(calibration=splitter)), ("b", detector(calibration=splitter))]).fit(X)
@@ -99,6 +99,6 @@ def test_members_must_calibrate_on_the_same_images(parts):
 
 
 @pytest.mark.parametrize("names", [[], ["a", "a"], ["a__b"], ["contamination"]])
-def test_names_must_be_their_own(parts, names):
+def test_fit_refuses_invalid_names(parts, names):
     with pytest.raises(ValueError, match="estimators has invalid names"):
         PatchCoreEnsemble([(name, detector()) for name in names]).fit(parts[0])

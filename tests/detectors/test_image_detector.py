@@ -32,7 +32,7 @@ def fitted(parts):
 
 
 @pytest.mark.parametrize("calibration", WAYS, ids=str)
-def test_defects_are_found_by_every_calibration(parts, calibration):
+def test_predict_finds_the_defect_with_every_calibration(parts, calibration):
     train, good, bad = parts
     model = detector(calibration=calibration).fit(train)
     assert model.predict(bad).tolist() == [-1]
@@ -45,7 +45,7 @@ def test_defects_are_found_by_every_calibration(parts, calibration):
     assert model.pixel_offset_ == model.calibration_peaks_.max()
 
 
-def test_images_held_out_are_not_in_the_bank_and_scored_as_new_ones(parts):
+def test_held_out_images_are_not_in_the_bank_and_scored_like_new_images(parts):
     train = parts[0]
     y = np.array([-1, *[1] * 9])
     model = detector(calibration=0.3).fit(train, y)
@@ -62,7 +62,7 @@ def test_images_held_out_are_not_in_the_bank_and_scored_as_new_ones(parts):
 
 
 @pytest.mark.parametrize("max_memory", ["auto", None])
-def test_folds_are_scored_by_banks_of_the_others(parts, max_memory):
+def test_folds_are_scored_against_banks_of_the_other_folds(parts, max_memory):
     features = extractor().transform(parts[0])
     model = PatchCoreDetector("precomputed", calibration=KFold(5), max_memory=max_memory, random_state=0).fit(features)
     for learnt, scored in KFold(5).split(features):
@@ -72,7 +72,7 @@ def test_folds_are_scored_by_banks_of_the_others(parts, max_memory):
     np.testing.assert_array_equal(model.memory_bank_, whole.memory_bank_)
 
 
-def test_folds_work_without_all_features_in_memory(parts, monkeypatch):
+def test_folds_in_two_passes_equal_folds_in_memory(parts, monkeypatch):
     X = parts[0]
     held = detector(calibration=KFold(2)).fit(X)
     monkeypatch.setattr("skpatchcore.bank.budget.MemoryEstimate.way", lambda *args: "two passes")
@@ -84,7 +84,7 @@ def test_folds_work_without_all_features_in_memory(parts, monkeypatch):
 
 
 @pytest.mark.parametrize("calibration", ["leave-one-out", 0.3, 4, GroupKFold(4), LeaveOneGroupOut()], ids=str)
-def test_no_calibration_image_counts_itself_or_its_group(calibration):
+def test_calibration_scores_exclude_the_image_and_its_group(calibration):
     rng = np.random.default_rng(0)
     parts = rng.normal(size=(12, 5)) * 10
     X = np.repeat(parts, 3, axis=0) + rng.normal(size=(36, 5)) * 0.01  # three photographs of each part
@@ -103,7 +103,7 @@ def test_no_calibration_image_counts_itself_or_its_group(calibration):
         assert alone.calibration_scores_.min() > -1
 
 
-def test_groups_that_leave_nothing_are_refused(parts):
+def test_fit_refuses_a_single_group_and_too_few_groups(parts):
     for calibration in WAYS:
         with pytest.raises(ValueError, match="share one group"):
             detector(calibration=calibration).fit(parts[0], groups=np.zeros(10))
@@ -114,7 +114,7 @@ def test_groups_that_leave_nothing_are_refused(parts):
         detector(calibration=5).fit(parts[0], groups=np.arange(10) % 3)
 
 
-def test_splitters_that_part_groups_are_refused(parts):
+def test_fit_refuses_splitters_that_divide_groups(parts):
     with (
         pytest.warns(UserWarning, match="groups parameter is ignored"),
         pytest.raises(ValueError, match="learns from groups that it scores; GroupKFold"),
@@ -122,7 +122,7 @@ def test_splitters_that_part_groups_are_refused(parts):
         detector(calibration=KFold(5)).fit(parts[0], groups=np.arange(10) % 5)
 
 
-def test_few_groups_are_said_to_be_few(parts):
+def test_fit_warns_of_too_few_groups_for_the_contamination(parts):
     for calibration in ("leave-one-out", 5):
         with pytest.warns(UserWarning, match=r"come from 5 groups only: .* about 1/6 = 0.167 may be flagged"):
             detector(calibration=calibration, contamination=0.1).fit(parts[0], groups=np.arange(10) // 2)
@@ -131,13 +131,13 @@ def test_few_groups_are_said_to_be_few(parts):
         detector(contamination=0.2).fit(parts[0], groups=np.arange(10) // 2)
 
 
-def test_groups_of_images_that_are_left_out_do_not_matter(parts):
+def test_fit_ignores_groups_of_anomalous_images(parts):
     groups = np.array([None, *"aabbccdde"], object)
     model = detector().fit(parts[0], [-1, *[1] * 9], groups=groups)
     assert len(model.calibration_scores_) == 9
 
 
-def test_what_is_beyond_measure_is_not_normal():
+def test_predict_flags_extreme_features_and_nan_scores():
     X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     model = on_table().fit(X)
     far = np.full((1, 3), 1e25, np.float32)
@@ -148,7 +148,7 @@ def test_what_is_beyond_measure_is_not_normal():
     assert model.predict(far).tolist() == [-1]
 
 
-def test_splitters_that_score_twice_or_learn_what_they_score_are_refused(parts):
+def test_fit_refuses_splitters_with_overlapping_sets(parts):
     with pytest.raises(ValueError, match="must not overlap"):
         detector(calibration=ShuffleSplit(4, test_size=0.5, random_state=0)).fit(parts[0])
 
@@ -161,7 +161,7 @@ def test_splitters_that_score_twice_or_learn_what_they_score_are_refused(parts):
         detector(calibration=Peeking(2)).fit(parts[0])
 
 
-def test_fit_predict_needs_a_score_of_every_image(parts):
+def test_fit_predict_refuses_calibrations_of_a_part_of_the_images(parts):
     X = np.concatenate([parts[0], parts[2]])
     assert detector(calibration=5, contamination=0.2).fit_predict(X).tolist()[-1] == -1
     with pytest.raises(ValueError, match="choose 'leave-one-out' or a number of folds"):
@@ -170,7 +170,7 @@ def test_fit_predict_needs_a_score_of_every_image(parts):
         detector(calibration=ShuffleSplit(1, test_size=3, random_state=0)).fit_predict(X)
 
 
-def test_the_same_seed_holds_out_the_same_images():
+def test_same_seed_holds_out_the_same_images():
     X = np.random.default_rng(0).normal(size=(40, 3))
     for calibration in (0.2, 4):
         first, again, other = (on_table(calibration=calibration, random_state=s).fit(X) for s in (0, 0, 1))
@@ -179,7 +179,7 @@ def test_the_same_seed_holds_out_the_same_images():
 
 
 @pytest.mark.parametrize("calibration", ["leave-one-out", 0.5, 5])
-def test_fresh_good_images_are_flagged_as_asked_for(calibration):
+def test_false_positive_rate_of_new_good_images_matches_contamination(calibration):
     rng = np.random.default_rng(0)
     rates, values = [], []
     for seed in range(30):
@@ -197,7 +197,7 @@ def test_fresh_good_images_are_flagged_as_asked_for(calibration):
         assert (values <= level).mean() < level + 0.025
 
 
-def test_p_values_agree_with_predictions():
+def test_p_values_agree_with_predict():
     rng = np.random.default_rng(1)
     X, new = rng.normal(size=(60, 3)), rng.normal(size=(200, 3)) * 1.5
     for share in (0.02, 0.1, 0.25):
@@ -208,7 +208,7 @@ def test_p_values_agree_with_predictions():
     assert (np.diff(values[model.score_samples(new).argsort()]) >= 0).all()
 
 
-def test_false_discoveries_are_kept_to_their_share():
+def test_adjusted_p_values_bound_the_false_discovery_rate():
     rng = np.random.default_rng(0)
     shares = []
     for seed in range(25):
@@ -225,7 +225,7 @@ def test_false_discoveries_are_kept_to_their_share():
         model.p_values(good, adjust="fdr")
 
 
-def test_recalibration_moves_the_threshold_and_nothing_else(parts):
+def test_recalibrate_changes_only_the_thresholds(parts):
     train, good, bad = parts
     model = detector().fit(train)
     bank = model.memory_bank_.copy()
@@ -249,7 +249,7 @@ def test_recalibration_moves_the_threshold_and_nothing_else(parts):
             model.recalibrate(contamination=wrong)
 
 
-def test_a_detector_without_threshold_gets_one_from_other_images(parts):
+def test_recalibrate_sets_a_missing_threshold(parts):
     train, good, bad = parts
     model = detector(calibration=None).fit(train)
     for method in (model.p_values, model.predict_mask, model.regions):
@@ -264,7 +264,7 @@ def test_a_detector_without_threshold_gets_one_from_other_images(parts):
             getattr(detector(), method)(good)
 
 
-def test_offsets_move_with_contamination_and_never_back():
+def test_thresholds_are_monotonic_in_contamination():
     X = np.random.default_rng(0).normal(size=(50, 3))
     model = on_table().fit(X)
     offsets, pixel_offsets = [], []
@@ -277,7 +277,7 @@ def test_offsets_move_with_contamination_and_never_back():
     assert len(set(offsets)) == 5
 
 
-def test_masks_and_regions_show_the_defect(fitted, parts):
+def test_predict_mask_and_regions_locate_the_defect(fitted, parts):
     _, good, bad = parts
     X = np.concatenate([good, bad])
     masks, maps = fitted.predict_mask(X), fitted.segment(X)
@@ -303,7 +303,7 @@ def test_masks_and_regions_show_the_defect(fitted, parts):
         fitted.regions(X, min_area=0)
 
 
-def test_no_region_is_a_table_without_rows(fitted, parts):
+def test_regions_without_anomalous_pixels_is_an_empty_table(fitted, parts):
     quiet = clone(fitted).fit(parts[0])
     quiet.recalibrate(np.concatenate(parts[:2]))
     found = quiet.regions(parts[1])
@@ -312,13 +312,13 @@ def test_no_region_is_a_table_without_rows(fitted, parts):
     assert found["image"].dtype == np.int64
 
 
-def test_masks_of_images_of_differing_sizes(fitted, parts):
+def test_predict_mask_accepts_images_of_different_sizes(fitted, parts):
     bad = parts[2][0]
     masks = fitted.predict_mask([bad, bad[:40], bad[:, :56]])
     assert [mask.shape for mask in masks] == [(48, 64), (40, 64), (48, 56)]
 
 
-def test_the_nearest_nominal_patch_is_named(fitted, parts):
+def test_nearest_patches_returns_the_nearest_bank_row(fitted, parts):
     train, good, bad = parts
     X = np.concatenate([good, bad])
     found = fitted.nearest_patches(X, n_patches=3)
@@ -347,7 +347,7 @@ def test_the_nearest_nominal_patch_is_named(fitted, parts):
         fitted.nearest_patches(X, n_patches=0)
 
 
-def test_cells_of_patches_lie_in_the_images_own_pixels(parts, tmp_path):
+def test_nearest_patches_returns_cells_in_pixels_of_the_image(parts, tmp_path):
     _, _, bad = parts
     path = str(tmp_path / "bad.png")
     Image.fromarray((bad[0] * 255).astype(np.uint8)).save(path)
@@ -361,7 +361,7 @@ def test_cells_of_patches_lie_in_the_images_own_pixels(parts, tmp_path):
     assert model.bank_boxes_[:, 1].max() <= 12 + 40 - 4
 
 
-def test_precomputed_features_have_no_pixels(parts):
+def test_nearest_patches_of_precomputed_features_have_nan_cells(parts):
     features = extractor().transform(parts[0])
     model = PatchCoreDetector("precomputed", random_state=0).fit(features)
     assert np.isnan(model.bank_boxes_).all()
@@ -375,12 +375,12 @@ def test_precomputed_features_have_no_pixels(parts):
     ("calibration", "message"),
     [(wrong, "'calibration' parameter") for wrong in (0.0, 1.0, 1, "in-sample", "none", b"5")],
 )
-def test_calibrations_out_of_range_are_refused(parts, calibration, message):
+def test_fit_refuses_calibrations_out_of_range(parts, calibration, message):
     with pytest.raises(ValueError, match=message):
         detector(calibration=calibration).fit(parts[0])
 
 
-def test_too_few_images_are_said_to_be_too_few(parts):
+def test_fit_reports_too_few_images_for_the_calibration(parts):
     with pytest.warns(UserWarning, match=r"contamination=0.05 can't be promised with 2 calibration images.* 1/3"):
         detector(calibration=0.2, contamination=0.05).fit(parts[0])
     with pytest.raises(ValueError, match="train set will be empty"):

@@ -21,7 +21,7 @@ def grids():
     return found[:20].astype(np.float32), found[20:24].astype(np.float32), found[24:].astype(np.float32)
 
 
-def test_spade_is_nearest_images_then_nearest_patches_in_them(grids):
+def test_spade_equals_direct_computation(grids):
     train, good, bad = grids
     X = np.concatenate([good, bad])
     detector = SPADEDetector("precomputed", n_neighbors=3, smoothing=0).fit(train)
@@ -34,7 +34,7 @@ def test_spade_is_nearest_images_then_nearest_patches_in_them(grids):
         np.testing.assert_allclose(anomaly_map.ravel(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_padim_is_a_gaussian_at_each_place(grids):
+def test_padim_equals_direct_computation(grids):
     train, good, bad = grids
     X = np.concatenate([good, bad])
     detector = PaDiMDetector("precomputed", n_channels=4, random_state=0).fit(train)
@@ -55,7 +55,7 @@ def test_padim_is_a_gaussian_at_each_place(grids):
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_calibration_scores_are_those_of_images_that_were_not_learnt_from(grids, baseline):
+def test_calibration_scores_equal_scores_of_a_fit_without_the_image(grids, baseline):
     train = grids[0]
     left_out = baseline("precomputed", random_state=0).fit(train)
     without = baseline("precomputed", random_state=0).fit(train[1:])
@@ -83,7 +83,7 @@ def test_calibration_scores_are_those_of_images_that_were_not_learnt_from(grids,
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_images_of_one_group_can_not_calibrate(grids, baseline):
+def test_fit_without_calibration_images_has_no_threshold(grids, baseline):
     with pytest.raises(ValueError, match="share one group"):
         baseline("precomputed").fit(grids[0], groups=np.zeros(20))
     with pytest.warns(UserWarning, match="could not be scored without their own patches"):
@@ -96,7 +96,7 @@ def test_images_of_one_group_can_not_calibrate(grids, baseline):
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_anomalous_images_are_not_learnt_from(grids, baseline):
+def test_fit_excludes_anomalous_images(grids, baseline):
     train, good, bad = grids
     X, y = np.concatenate([train, bad]), np.array([1] * 20 + [-1] * 2)
     mixed, pure = baseline("precomputed", random_state=0).fit(X, y), baseline("precomputed", random_state=0).fit(train)
@@ -104,7 +104,7 @@ def test_anomalous_images_are_not_learnt_from(grids, baseline):
     assert baseline("precomputed", random_state=0).fit_predict(X, y)[:20].mean() > 0.5
 
 
-def test_padim_refuses_images_of_differing_sizes_and_says_why(parts):
+def test_padim_refuses_grids_of_different_sizes(parts):
     train, good, _ = parts
     extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
     mixed = [*train[:5], train[5].transpose(1, 0, 2)]
@@ -123,13 +123,13 @@ def test_padim_refuses_images_of_differing_sizes_and_says_why(parts):
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_features_with_other_channels_are_refused(grids, baseline):
+def test_score_samples_refuses_features_with_other_channels(grids, baseline):
     detector = baseline("precomputed").fit(grids[0])
     with pytest.raises(ValueError, match="have 5 channels, but the training features have 6"):
         detector.score_samples(grids[1][..., :5])
 
 
-def test_all_three_side_by_side_and_as_one(parts):
+def test_all_detectors_find_the_defect_alone_and_in_an_ensemble(parts):
     train, good, bad = parts
     extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
     members = [("patchcore", PatchCoreDetector(extractor)), *((b.__name__, b(extractor)) for b in BASELINES)]

@@ -35,7 +35,7 @@ def test_parameters_of_default_stages_can_be_set(kind):
 
 @pytest.mark.parametrize("scoring", ["roc_auc", "average_precision", image_roc_auc_scorer])
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_search_without_calibration_ranks_patch_sizes(kind, scoring, parts):
+def test_grid_search_over_patch_sizes_works(kind, parts):
     X = np.concatenate([parts[0][:6], parts[2], parts[2]])
     y = np.array([1] * 6 + [-1] * 2)
     search = GridSearchCV(
@@ -54,7 +54,7 @@ def test_one_training_image_gives_a_calibration_score_of_nan(kind, parts):
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_stages_inherit_what_they_leave_open(kind):
+def test_stages_inherit_device_and_seed_from_the_detector(kind):
     stages = kind(device="cpu", random_state=0)._make_stages(np.random.RandomState(0))
     assert {stage.device for stage in stages.values()} == {"cpu"}
     chosen = extractor(device="cuda:0")
@@ -62,12 +62,12 @@ def test_stages_inherit_what_they_leave_open(kind):
     assert chosen.device == "cuda:0"
 
 
-def test_a_stage_without_a_device_is_left_alone():
+def test_make_stage_of_precomputed_features_returns_none():
     assert make_stage("extractor", "precomputed", None, "cpu", 0) is None
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_an_absent_device_is_refused(kind, parts):
+def test_fit_refuses_an_unknown_device(kind, parts):
     with pytest.raises(ValueError, match="device='nowhere' is not a device"):
         kind(extractor(), device="nowhere").fit(parts[0])
 
@@ -81,7 +81,7 @@ def test_estimate_memory_grows_with_the_number_of_images(kind):
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_too_little_memory_is_refused_before_the_work(kind, parts):
+def test_fit_refuses_too_small_max_memory(kind, parts):
     detector = kind(extractor(), max_memory=1000)
     with pytest.raises(ValueError, match=r"max_memory=1 kB is too small: this fit needs at least .* GB"):
         detector.fit(parts[0])
@@ -90,7 +90,7 @@ def test_too_little_memory_is_refused_before_the_work(kind, parts):
 
 @pytest.mark.parametrize("calibration", ["leave-one-out", 0.3, 3])
 @pytest.mark.parametrize("groups", [None, np.arange(10) // 2])
-def test_padim_learns_the_same_in_two_passes(monkeypatch, parts, calibration, groups):
+def test_padim_in_two_passes_equals_padim_in_memory(monkeypatch, parts, calibration, groups):
     at_once = PaDiMDetector(extractor(), n_channels=12, calibration=calibration, random_state=0)
     two_passes = clone(at_once).set_params(max_memory="3GB")
     at_once.fit(parts[0], groups=groups)
@@ -101,14 +101,14 @@ def test_padim_learns_the_same_in_two_passes(monkeypatch, parts, calibration, gr
         np.testing.assert_allclose(getattr(two_passes, name), getattr(at_once, name), rtol=1e-6, err_msg=name)
 
 
-def test_a_fitted_padim_holds_no_training_features(parts):
+def test_fitted_padim_contains_no_training_features(parts):
     detector = PaDiMDetector(extractor(), n_channels=12).fit(parts[0])
     assert detector.model_.training is None
     with pytest.raises(ValueError, match="during the fit only"):
         detector.model_.without(np.arange(1))
 
 
-def test_spade_holds_out_images_for_good(parts):
+def test_spade_model_does_not_contain_held_out_images(parts):
     detector = SPADEDetector(extractor(), calibration=0.3, random_state=0).fit(parts[0])
     learnt = np.setdiff1d(np.arange(10), detector.calibration_image_indices_)
     assert len(detector.model_.images) == len(learnt) == 7
@@ -116,13 +116,13 @@ def test_spade_holds_out_images_for_good(parts):
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_the_html_representation_shows_the_stages(kind, parts):
+def test_html_representation_shows_the_stages(kind, parts):
     for detector in (kind(), kind(extractor()).fit(parts[0])):
         assert "TorchFeatureExtractor" in detector._repr_html_()
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_callbacks_see_the_tasks_of_a_fit(kind, parts):
+def test_callbacks_receive_the_tasks_of_a_fit(kind, parts):
     pytest.importorskip("sklearn.callback", reason="scikit-learn 1.8 has no callbacks")
 
     class Recorder:
@@ -145,7 +145,7 @@ def test_callbacks_see_the_tasks_of_a_fit(kind, parts):
 
 @pytest.mark.parametrize("kind", DETECTORS)
 @pytest.mark.parametrize("with_maps", [True, False])
-def test_results_come_one_by_one_and_are_those_of_the_methods(kind, parts, with_maps):
+def test_iter_results_equals_the_other_methods(kind, parts, with_maps):
     detector = kind(extractor(batch_size=3), contamination=0.2, random_state=0).fit(parts[0])
     X = np.concatenate([parts[1], parts[2]])
     results = list(detector.iter_results(X, with_maps=with_maps))
@@ -164,7 +164,7 @@ def test_results_come_one_by_one_and_are_those_of_the_methods(kind, parts, with_
 
 
 @pytest.mark.parametrize("kind", [*DETECTORS, PatchCoreEnsemble])
-def test_results_of_a_generator_read_no_further_than_needed(kind, parts):
+def test_iter_results_reads_a_generator_chunk_by_chunk(kind, parts):
     members = [("a", PatchCoreDetector(extractor(), random_state=0)), ("b", SPADEDetector(extractor()))]
     detector = (kind(members) if kind is PatchCoreEnsemble else kind(extractor(), random_state=0)).fit(parts[0])
     seen = 0
@@ -187,7 +187,7 @@ def test_results_of_a_generator_read_no_further_than_needed(kind, parts):
         detector.iter_results(images(), chunk_size=0)
 
 
-def test_results_of_a_table_and_of_a_column_of_paths(parts, tmp_path):
+def test_iter_results_accepts_a_table_and_a_series_of_paths(parts, tmp_path):
     table = pd.DataFrame(np.random.default_rng(0).random((30, 4)), columns=list("abcd"))
     detector = PatchCoreDetector("precomputed", random_state=0).fit(table)
     results = list(detector.iter_results(table[20:]))
@@ -201,7 +201,7 @@ def test_results_of_a_table_and_of_a_column_of_paths(parts, tmp_path):
     assert [result.image for result in detector.iter_results(column)] == paths
 
 
-def test_results_carry_the_errors_of_images_that_can_not_be_scored(parts):
+def test_iter_results_flags_or_raises_errors_of_unreadable_images(parts):
     detector = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
     X = [*parts[1][:2], "gone.png", parts[2][0], "gone too.png"]
     for images in (X, iter(X)):
@@ -222,7 +222,7 @@ def test_results_carry_the_errors_of_images_that_can_not_be_scored(parts):
         detector.iter_results(X, on_error="ignore")
 
 
-def test_results_of_a_detector_without_threshold_have_no_label_but_failures_are_anomalous(parts):
+def test_iter_results_without_threshold_labels_only_failed_images(parts):
     detector = PatchCoreDetector(extractor(), calibration=None, random_state=0).fit(parts[0])
     good, gone = detector.iter_results([parts[1][0], "gone.png"], on_error="flag")
     assert (good.label, gone.label) == (None, -1)

@@ -37,7 +37,7 @@ def fitted(parts):
     return detector().fit(parts[0])
 
 
-def test_defects_are_found_and_located(fitted, parts):
+def test_predict_and_segment_find_and_locate_the_defect(fitted, parts):
     _, good, bad = parts
     assert fitted.predict(bad).tolist() == [-1]
     assert fitted.score_samples(bad)[0] < fitted.score_samples(good).min() < 0
@@ -49,7 +49,7 @@ def test_defects_are_found_and_located(fitted, parts):
     assert defect_map.max() > fitted.pixel_offset_ > fitted.segment(good).mean()
 
 
-def test_signs_and_types_are_scikit_learns(fitted, parts):
+def test_score_methods_agree_in_sign_and_dtype(fitted, parts):
     _, good, bad = parts
     X = np.concatenate([good, bad])
     scores = fitted.score_samples(X)
@@ -61,7 +61,7 @@ def test_signs_and_types_are_scikit_learns(fitted, parts):
     np.testing.assert_array_equal(both[1], fitted.segment(X))
 
 
-def test_training_images_are_judged_without_their_own_patches(parts):
+def test_fit_predict_scores_training_images_without_their_own_patches(parts):
     train, _, bad = parts
     X = np.concatenate([train, bad])
     model = detector(contamination=0.2)
@@ -74,14 +74,14 @@ def test_training_images_are_judged_without_their_own_patches(parts):
         detector(calibration=None).fit_predict(X)
 
 
-def test_the_bank_is_what_its_indices_say(fitted, parts):
+def test_memory_bank_rows_equal_the_features_at_their_indices(fitted, parts):
     grids = extractor().transform(parts[0])
     for row, image, (y, x) in zip(fitted.memory_bank_, fitted.bank_image_indices_, fitted.bank_positions_, strict=True):
         np.testing.assert_allclose(row, grids[image, y, x], atol=1e-5)
     assert len(fitted.memory_bank_) == np.ceil(0.1 * grids[..., 0].size)
 
 
-def test_calibration_leaves_each_image_out(parts):
+def test_leave_one_out_scores_exclude_the_rows_of_the_image(parts):
     features = extractor().transform(parts[0])
     model = PatchCoreDetector("precomputed", n_neighbors=4, random_state=0).fit(features)
     peaks = []
@@ -98,7 +98,7 @@ def test_calibration_leaves_each_image_out(parts):
     assert (model.score_samples(features) >= model.calibration_scores_).all()
 
 
-def test_groups_are_left_out_whole(parts):
+def test_leave_one_out_excludes_whole_groups(parts):
     features = extractor().transform(parts[0])
     twins = np.concatenate([features, features])
     groups = np.tile(np.arange(len(features)), 2)
@@ -113,7 +113,7 @@ def test_groups_are_left_out_whole(parts):
             detector().fit(parts[0], groups=["a", "a", "b", missing, *"cdefgh"])
 
 
-def test_contamination_moves_the_threshold(parts):
+def test_contamination_sets_the_thresholds(parts):
     features = extractor().transform(np.concatenate(parts[:2]))
     auto, tenth, half = (
         PatchCoreDetector("precomputed", contamination=c, random_state=0).fit(features) for c in ("auto", 0.1, 0.5)
@@ -125,7 +125,7 @@ def test_contamination_moves_the_threshold(parts):
         PatchCoreDetector("precomputed", contamination=0.01).fit(features)
 
 
-def test_detector_without_calibration_ranks_images_but_refuses_to_decide(parts):
+def test_detector_without_calibration_scores_but_refuses_to_predict(parts):
     model = detector(calibration=None).fit(parts[0])
     scores = model.score_samples(parts[1])
     assert np.isfinite(scores).all()
@@ -136,7 +136,7 @@ def test_detector_without_calibration_ranks_images_but_refuses_to_decide(parts):
     np.testing.assert_array_equal(model.decision_function(parts[1]), scores - model.offset_)
 
 
-def test_one_image_can_be_learnt_from_but_not_calibrated(parts):
+def test_fit_on_one_image_scores_but_has_no_threshold(parts):
     with pytest.warns(UserWarning, match="could not be scored without their own patches"):
         model = detector().fit(parts[0][:1])
     assert model.score_samples(parts[2]) < model.score_samples(parts[1][:1])
@@ -145,7 +145,7 @@ def test_one_image_can_be_learnt_from_but_not_calibrated(parts):
             method(parts[2])
 
 
-def test_the_same_seed_gives_the_same_scores_for_any_batch_size_and_order(parts):
+def test_same_seed_gives_same_scores_for_any_batch_size_and_order(parts):
     train, good, bad = parts
     X = np.concatenate([good, bad])
     expected = detector().fit(train).score_samples(X)
@@ -160,14 +160,14 @@ def test_the_same_seed_gives_the_same_scores_for_any_batch_size_and_order(parts)
     assert not np.allclose(detector(random_state=1).fit(train).score_samples(X), expected, rtol=1e-5)
 
 
-def test_one_image_at_a_time_is_as_good_as_all(fitted, parts):
+def test_score_samples_of_one_image_equals_batch(fitted, parts):
     X = np.concatenate(parts[1:])
     np.testing.assert_allclose(
         np.concatenate([fitted.score_samples([x]) for x in X]), fitted.score_samples(X), rtol=1e-5
     )
 
 
-def test_images_of_differing_sizes_in_one_call(parts):
+def test_fit_and_segment_accept_images_of_different_sizes(parts):
     rng = np.random.default_rng(0)
     sizes = [(48, 64), (64, 48), (48, 64), (80, 40), (72, 72), (56, 56)]
     images = [rng.normal(0.6, 0.03, (*size, 3)).clip(0, 1) for size in sizes]
@@ -181,7 +181,7 @@ def test_images_of_differing_sizes_in_one_call(parts):
     assert resized.segment(parts[0]).shape == (10, 48, 64)
 
 
-def test_a_defect_shows_where_it_is_whatever_the_resizing(parts):
+def test_segment_locates_the_defect_for_any_resizing(parts):
     train, _, bad = parts
     wanted = np.array([21.5, 26.5])
     strides = [{"stride": 2, "image_size": 96}, {"stride": 3, "image_size": 144}]
@@ -203,7 +203,7 @@ def test_paths_arrays_and_series_give_the_same_scores(tmp_path, parts):
         np.testing.assert_allclose(detector().fit(X).score_samples(X[:3]), expected, rtol=1e-5)
 
 
-def test_labels_leave_anomalous_images_out(parts):
+def test_fit_with_labels_excludes_anomalous_images(parts):
     train, _, bad = parts
     X = np.concatenate([bad, train])
     y = np.array([-1] + [1] * len(train))
@@ -262,7 +262,7 @@ def test_fit_refuses_labels_without_a_good_image_or_of_another_length(parts):
     ],
     ids=str,
 )
-def test_stages_are_plug_points(parts, stages):
+def test_each_stage_can_be_replaced(parts, stages):
     train, good, bad = parts
     model = detector(**stages).fit(train)
     assert model.predict(bad).tolist() == [-1]
@@ -270,7 +270,7 @@ def test_stages_are_plug_points(parts, stages):
     assert np.isfinite(model.calibration_scores_).all()
 
 
-def test_any_stateless_transformer_extracts(parts):
+def test_any_stateless_transformer_can_be_the_extractor(parts):
     def blocks(X):
         return np.stack([x.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3)) for x in X])
 
@@ -280,7 +280,7 @@ def test_any_stateless_transformer_extracts(parts):
     assert model.segment(bad).shape == (1, 48, 64)
 
 
-def test_precomputed_features_give_the_same_scores(parts):
+def test_precomputed_features_give_the_same_scores_as_images(parts):
     train, good, bad = parts
     X = np.concatenate([good, bad])
     direct = detector().fit(train)
@@ -292,7 +292,7 @@ def test_precomputed_features_give_the_same_scores(parts):
         piped[-1].score_samples(np.zeros((1, 2, 2, 5)))
 
 
-def test_tables_are_one_patch_an_image():
+def test_table_has_one_patch_per_image():
     rng = np.random.default_rng(0)
     X = pd.DataFrame(rng.normal(size=(60, 3)), columns=["a", "b", "c"])
     model = PatchCoreDetector("precomputed", n_neighbors=1, sampler=GreedyCoresetSampler(1.0)).fit(X)
@@ -303,7 +303,7 @@ def test_tables_are_one_patch_an_image():
     assert model.predict(far).tolist() == [-1]
 
 
-def test_extractors_and_samplers_that_break_the_protocol_are_named(parts):
+def test_fit_refuses_stages_that_violate_the_protocol(parts):
     flat = FunctionTransformer(lambda X: np.zeros((len(X) * 3, 4)))
     with pytest.raises(ValueError, match="features of 30 images for 10"):
         PatchCoreDetector(flat).fit(parts[0])
@@ -311,7 +311,7 @@ def test_extractors_and_samplers_that_break_the_protocol_are_named(parts):
         detector(sampler=KMeans(3, n_init=1)).fit(parts[0])
 
 
-def test_grids_may_come_in_any_container(parts):
+def test_grids_in_any_container_give_the_same_scores(parts):
     features = extractor().transform(parts[0])
     expected = PatchCoreDetector("precomputed", random_state=0).fit(features).score_samples(features[:2])
     ragged = np.empty(10, object)
@@ -321,7 +321,7 @@ def test_grids_may_come_in_any_container(parts):
         np.testing.assert_allclose(model.score_samples(X[:2]), expected, rtol=1e-6)
 
 
-def test_a_table_after_grids_and_grids_after_a_table(parts):
+def test_refit_can_switch_between_table_and_grids(parts):
     features, table = extractor().transform(parts[0]), np.random.default_rng(0).normal(size=(20, 3))
     model = PatchCoreDetector("precomputed").fit(table)
     model.fit(features).score_samples(features)
@@ -330,13 +330,13 @@ def test_a_table_after_grids_and_grids_after_a_table(parts):
 
 
 @pytest.mark.parametrize("X", [None, 5, "part.png", Image.new("L", (64, 64)), {"a.png": 1}], ids=str)
-def test_what_is_no_sequence_of_images_is_said_plainly(fitted, X):
+def test_methods_refuse_input_that_is_no_sequence_of_images(fitted, X):
     for method in (detector().fit, fitted.score_samples, fitted.segment):
         with pytest.raises(ValueError, match="X is"):
             method(X)
 
 
-def test_maps_are_smoothed_in_pixels_of_the_networks_input(parts):
+def test_smoothing_is_in_pixels_of_the_network_input(parts):
     train, _, bad = parts
     halved = extractor(image_size=(24, 16))
     model = detector(extractor=halved, smoothing=1.5).fit(train)
@@ -345,7 +345,7 @@ def test_maps_are_smoothed_in_pixels_of_the_networks_input(parts):
     np.testing.assert_allclose(model.segment(bad)[0], anomaly_map(grid[0], (48, 64), None, (3.0, 6.0)), rtol=1e-4)
 
 
-def test_stages_get_the_detectors_seed(parts):
+def test_stages_take_the_seed_of_the_detector(parts):
     model = detector(index="pynndescent", random_state=3).fit(parts[0])
     again = detector(index="pynndescent", random_state=3).fit(parts[0])
     assert model.index_.seed_ == again.index_.seed_
@@ -393,12 +393,12 @@ def test_parameters_of_default_stages_can_be_set_and_searched(parts):
         ({"random_state": "seed"}, "random_state"),
     ],
 )
-def test_parameters_out_of_range_are_refused(parts, parameters, message):
+def test_fit_refuses_parameters_out_of_range(parts, parameters, message):
     with pytest.raises(ValueError, match=f"'{message}' parameter"):
         detector(**parameters).fit(parts[0])
 
 
-def test_a_bad_image_is_named_and_never_scored(fitted, parts, tmp_path):
+def test_unreadable_image_raises_an_error_with_its_index(fitted, parts, tmp_path):
     good = parts[1][0]
     for method in (fitted.score_samples, fitted.predict, fitted.segment, detector().fit):
         with pytest.raises(ImageError, match=r"image 1 \(.*gone.png\): no such file"):
@@ -407,7 +407,7 @@ def test_a_bad_image_is_named_and_never_scored(fitted, parts, tmp_path):
             method([good, good, good * np.nan])
 
 
-def test_unfitted_detectors_say_so(parts):
+def test_unfitted_detector_raises_not_fitted_error(parts):
     failed = PatchCoreDetector("precomputed")
     with pytest.raises(ValueError, match="no good image"):
         failed.fit(np.zeros((3, 2)), [-1, -1, -1])
@@ -418,7 +418,7 @@ def test_unfitted_detectors_say_so(parts):
             getattr(failed, method)(np.zeros((3, 2)))
 
 
-def test_a_failed_fit_keeps_the_old_model(parts):
+def test_failed_fit_keeps_the_old_model(parts):
     model = detector().fit(parts[0])
     expected = model.score_samples(parts[2])
     with pytest.raises(ImageError):
@@ -426,13 +426,13 @@ def test_a_failed_fit_keeps_the_old_model(parts):
     np.testing.assert_array_equal(model.score_samples(parts[2]), expected)
 
 
-def test_it_clones_unfitted(fitted):
+def test_clone_of_a_fitted_detector_is_unfitted(fitted):
     copy = clone(fitted)
     assert not hasattr(copy, "memory_bank_")
     assert copy.extractor.backbone == "resnet18"
 
 
-def test_showing_it_computes_nothing(fitted):
+def test_repr_of_a_fitted_detector_works(fitted):
     assert "TorchFeatureExtractor" in fitted._repr_html_()
     assert "PatchCoreDetector" in repr(fitted)
     dir(fitted)
@@ -455,7 +455,7 @@ def tensors_in(value, seen=None):
 
 @pytest.mark.parametrize("index", ["exact", "pynndescent"])
 @pytest.mark.parametrize("mmap_mode", [None, "r"])
-def test_files_give_the_same_scores_to_the_bit(tmp_path, parts, index, mmap_mode):
+def test_pickled_detector_gives_identical_scores(tmp_path, parts, index, mmap_mode):
     train, good, bad = parts
     X = np.concatenate([good, bad])
     np.save(tmp_path / "X.npy", X)
@@ -478,13 +478,13 @@ def test_files_give_the_same_scores_to_the_bit(tmp_path, parts, index, mmap_mode
     np.testing.assert_array_equal(np.load(tmp_path / "maps.npy"), model.segment(X))
 
 
-def test_a_file_holds_the_bank_once(tmp_path, parts):
+def test_pickle_contains_the_bank_once(tmp_path, parts):
     model = detector(sampler=GreedyCoresetSampler(1.0)).fit(parts[0])
     joblib.dump(model, tmp_path / "model.joblib")
     assert (tmp_path / "model.joblib").stat().st_size < 1.2 * model.memory_bank_.nbytes
 
 
-def test_a_bank_stored_in_float16_halves_the_file(tmp_path, parts):
+def test_float16_bank_halves_the_pickle(tmp_path, parts):
     exact, halved = (
         detector(sampler=GreedyCoresetSampler(1.0), index=ExactIndex(storage=storage)).fit(parts[0])
         for storage in (None, "float16")
@@ -499,7 +499,7 @@ def test_a_bank_stored_in_float16_halves_the_file(tmp_path, parts):
     assert loaded.sampler_.components_ is loaded.memory_bank_
 
 
-def test_progress_is_shown_only_if_asked_for(capsys, parts):
+def test_progress_is_shown_only_with_verbose(capsys, parts):
     detector().fit(parts[0]).score_samples(parts[1])
     assert capsys.readouterr().err == ""
     detector(verbose=1).fit(parts[0]).score_samples(parts[1])
@@ -508,7 +508,7 @@ def test_progress_is_shown_only_if_asked_for(capsys, parts):
         assert task in shown
 
 
-def test_real_images_with_real_weights(hazelnut):
+def test_real_images_and_real_weights_separate_good_from_defective(hazelnut):
     from skpatchcore import load_image_folder
 
     folder = load_image_folder(hazelnut)

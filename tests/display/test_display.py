@@ -40,7 +40,7 @@ def texts(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_images_stand_beside_their_maps_in_units_of_the_threshold(fitted, parts):
+def test_anomaly_map_display_draws_images_beside_their_maps(fitted, parts):
     _, good, bad = parts
     X = np.concatenate([good[:1], bad])
     masks = [None, np.zeros((48, 64), bool)]
@@ -61,7 +61,7 @@ def test_images_stand_beside_their_maps_in_units_of_the_threshold(fitted, parts)
     assert not texts(plain.axes_[1, 1])
 
 
-def test_many_images_of_differing_sizes_make_a_grid(parts):
+def test_anomaly_map_display_draws_many_images_of_different_sizes(parts):
     images = [parts[0][0], parts[0][1].transpose(1, 0, 2), parts[0][2][:20]] * 3
     maps = [np.random.default_rng(i).random(image.shape[:2]) for i, image in enumerate(images)]
     display = AnomalyMapDisplay.from_predictions(images, maps, threshold=0.9, titles=[str(i) for i in range(9)])
@@ -70,7 +70,7 @@ def test_many_images_of_differing_sizes_make_a_grid(parts):
     display.figure_.savefig("/dev/null", format="png")
 
 
-def test_without_a_threshold_nothing_is_said_of_what_is_normal(parts):
+def test_anomaly_map_display_without_threshold_shows_no_labels(parts):
     display = AnomalyMapDisplay.from_predictions(parts[2], [np.eye(48, 64)])
     assert display.figure_.axes[-1].get_ylabel() == "anomaly, no threshold"
     assert not texts(display.axes_[0, 1])
@@ -89,12 +89,12 @@ def test_without_a_threshold_nothing_is_said_of_what_is_normal(parts):
         (([np.zeros((2, 2))], [np.zeros((2, 3))]), "differ in size"),
     ],
 )
-def test_maps_must_be_those_of_the_images(arguments, message):
+def test_anomaly_map_display_refuses_maps_that_do_not_match_the_images(arguments, message):
     with pytest.raises(ValueError, match=message):
         AnomalyMapDisplay.from_predictions(*arguments)
 
 
-def test_the_histogram_counts_every_image_and_tells_the_promise(fitted, parts):
+def test_score_histogram_counts_all_images_and_shows_the_bound(fitted, parts):
     _, good, bad = parts
     X, y = np.concatenate([good, bad]), np.array([1] * len(good) + [-1])
     display = ScoreHistogramDisplay.from_estimator(fitted, X, y, bins=7)
@@ -115,7 +115,7 @@ def test_the_histogram_counts_every_image_and_tells_the_promise(fitted, parts):
         ScoreHistogramDisplay.from_predictions([])
 
 
-def test_the_bank_is_drawn_among_the_patches(fitted, parts):
+def test_coreset_display_draws_bank_and_patches(fitted, parts):
     display = CoresetDisplay.from_estimator(fitted, parts[0])
     assert display.components.shape == (len(fitted.memory_bank_), 2)
     assert display.patches.shape == (10 * 6 * 8, 2)
@@ -134,7 +134,7 @@ def test_the_bank_is_drawn_among_the_patches(fitted, parts):
             CoresetDisplay.from_predictions(*wrong)
 
 
-def test_outlines_leave_the_rest_as_it_is():
+def test_outline_mask_changes_only_the_pixels_around_the_mask():
     image, mask = np.full((9, 9, 1), 0.5), np.zeros((9, 9))
     mask[3:6, 3:6] = 1
     picture = outline_mask(image, mask)
@@ -157,7 +157,7 @@ def crosses(a, b):
         [(0, 0, 2, 2), (98, 98, 100, 100)],  # in the corners
     ],
 )
-def test_tags_stand_beside_their_regions_and_hide_none(boxes):
+def test_tag_places_overlap_neither_regions_nor_tags(boxes):
     places = tag_places(np.array(boxes), (100, 100), 3)
     tags = [(row - 4, column - 6.5, row + 4, column + 6.5) for row, column in places]
     assert len(tags) == len(boxes)
@@ -167,7 +167,7 @@ def test_tags_stand_beside_their_regions_and_hide_none(boxes):
         assert max(tag) <= 100
 
 
-def test_tags_tell_the_peaks_and_titles_name_the_files(fitted, parts, tmp_path):
+def test_tags_show_peaks_and_titles_show_file_names(fitted, parts, tmp_path):
     scored = np.zeros((40, 60))
     scored[10:14, 4:8], scored[30:33, 50:56] = 3, 2
     display = AnomalyMapDisplay.from_predictions([np.zeros((40, 60))], [scored], threshold=1.0)
@@ -193,7 +193,7 @@ HARD_TEXTS = [
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS)
-def test_names_in_titles_are_text_and_no_formulas(text, tmp_path):
+def test_titles_are_drawn_as_text_not_as_formulas(text, tmp_path):
     display = AnomalyMapDisplay.from_predictions(
         [np.zeros((8, 9, 3))], [np.ones((8, 9))], threshold=0.5, titles=[f"{text}\nscore 1"]
     )
@@ -206,7 +206,7 @@ def test_names_in_titles_are_text_and_no_formulas(text, tmp_path):
 
 
 @pytest.mark.parametrize("text", [text for text in HARD_TEXTS if text and "\udce9" not in text])
-def test_names_in_figures_of_studies_are_text_and_no_formulas(text):
+def test_names_in_study_figures_are_drawn_as_text_not_as_formulas(text):
     rows = [
         {"category": c, "shots": n, "kind": c, "image_auroc": 0.9, "pixel_auroc": 0.9, "aupro": 0.5}
         for c in (text, "b") for n in (1, 2)
