@@ -1,4 +1,4 @@
-"""Files of fitted detectors: whole or not at all, read exactly or refused, and nothing in them is run."""
+"""Tests of save and load: atomic writes, exact round trips, refused files, and no code from files is run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def net():
 
 
 class Upside(BaseEstimator):
-    """A stage of somebody's own."""
+    """An extractor that is defined by a user."""
 
     def fit(self, X=None, y=None):
         return self
@@ -67,11 +67,11 @@ class Upside(BaseEstimator):
 DETECTORS = {
     "default": lambda: PatchCoreDetector(extractor(), random_state=0),
     "approximate": lambda: PatchCoreDetector(extractor(), index="pynndescent", random_state=0),
-    "another library's index": lambda: PatchCoreDetector(extractor(), index=NearestNeighbors(), random_state=0),
-    "half a bank": lambda: PatchCoreDetector(extractor(), index=ExactIndex(storage="float16"), random_state=0),
+    "scikit-learn index": lambda: PatchCoreDetector(extractor(), index=NearestNeighbors(), random_state=0),
+    "float16 bank": lambda: PatchCoreDetector(extractor(), index=ExactIndex(storage="float16"), random_state=0),
     "random subset": lambda: PatchCoreDetector(extractor(), sampler=RandomSampler(0.2), random_state=0),
     "proxies": lambda: PatchCoreDetector(extractor(), sampler=LearnedProxySampler(9), random_state=0),
-    "a tree": lambda: PatchCoreDetector(extractor(), index=NearestNeighbors(algorithm="kd_tree"), random_state=0),
+    "k-d tree": lambda: PatchCoreDetector(extractor(), index=NearestNeighbors(algorithm="kd_tree"), random_state=0),
     "splitter": lambda: PatchCoreDetector(extractor(), calibration=ShuffleSplit(1, random_state=0), random_state=0),
     "uncalibrated": lambda: PatchCoreDetector(extractor(), calibration=None, random_state=np.random.RandomState(3)),
     "SPADE": lambda: SPADEDetector(extractor()),
@@ -191,7 +191,7 @@ def test_load_refuses_damaged_files(fitted, content, parts, tmp_path_factory, da
         loaded = load(path)
     except ModelFileError:
         return
-    else:  # a date, or another of the container's fields that means nothing
+    else:  # the flipped bit is in a field of the container without a meaning, e.g. a date
         np.testing.assert_array_equal(loaded.memory_bank_, fitted.memory_bank_)
         np.testing.assert_array_equal(loaded.calibration_scores_, fitted.calibration_scores_)
         assert repr(loaded) == repr(fitted)
@@ -199,7 +199,7 @@ def test_load_refuses_damaged_files(fitted, content, parts, tmp_path_factory, da
 
 
 class Exploit:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -230,7 +230,7 @@ def test_load_refuses_foreign_files_without_running_code(fitted, content, parts,
 
 
 def rewritten(content, path, change):
-    """Write a model file again with another schema and manifest, and digests that are right."""
+    """Write a model file with a changed schema or manifest, and with correct digests."""
     import hashlib
     import io
 
@@ -320,7 +320,7 @@ from skpatchcore import PatchCoreDetector, save
 rng = np.random.default_rng(int(sys.argv[2]))
 detector = PatchCoreDetector("precomputed", random_state=0).fit(rng.random((40, 8, 8, 200), np.float32))
 print("ready", flush=True)
-for _ in range(10_000):  # in case that nobody is left to end it
+for _ in range(10_000):  # a limit, in case the test is killed and cannot stop this process
     save(detector, sys.argv[1])
 """
 
@@ -334,7 +334,7 @@ def test_killed_save_leaves_a_complete_file(tmp_path):
     try:
         assert process.stdout.readline() == b"ready\n"
         n_new = 0
-        for _ in range(10_000):  # while it writes again and again, a reader finds a whole file each time
+        for _ in range(10_000):  # each load during the writes finds a complete file
             n_channels = load(path).memory_bank_.shape[1]
             assert n_channels in (3, 200)
             n_new += n_channels == 200
@@ -354,7 +354,7 @@ def test_save_on_a_full_disk_keeps_the_old_file(fitted, tmp_path):
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:  # no file may grow beyond so many bytes
+    try:  # limit the size of files to 10,000 bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         with pytest.raises(OSError, match="File too large"):
             save(fitted, path)
@@ -397,12 +397,12 @@ def test_unpickling_warns_of_other_versions(parts, tmp_path, monkeypatch, packag
         joblib.dump(fitted, tmp_path / "a.joblib")
         pickled = pickle.dumps(fitted)
     for read in (lambda: joblib.load(tmp_path / "a.joblib"), lambda: pickle.loads(pickled)):
-        with pytest.warns(category, match=r"\b0\.9 ") as caught:  # its parts warn too
+        with pytest.warns(category, match=r"\b0\.9 ") as caught:  # the stages warn too
             loaded = read()
         assert any(message in str(warning.message) for warning in caught)
         assert {warning.filename for warning in caught} == {__file__}
         assert not [name for name in vars(loaded) if "versions" in name]
-        with warnings.catch_warnings():  # what was read is of this version
+        with warnings.catch_warnings():  # copies of the loaded detector have the current version
             warnings.simplefilter("error")
             for same in (copy.copy(loaded), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)), clone(loaded)):
                 assert vars(same).keys() <= vars(fitted).keys()
@@ -435,5 +435,5 @@ def test_save_of_a_memory_mapped_detector_equals_save_of_the_original(make, part
     save(detector, tmp_path / "b.skops")
     loaded = load(tmp_path / "a.skops")
     np.testing.assert_array_equal(loaded.score_samples(parts[2]), detector.score_samples(parts[2]))
-    # an array that is held twice is in the file once
+    # An array with two references is written once.
     assert (tmp_path / "a.skops").stat().st_size == pytest.approx((tmp_path / "b.skops").stat().st_size, rel=0.01)

@@ -1,4 +1,4 @@
-"""Thresholds, p-values, masks, regions and reasons, through the public methods."""
+"""Tests of calibration, thresholds, p-values, masks, regions and nearest patches through the public methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAYS = ["leave-one-out", 0.25, 5, KFold(4), StratifiedKFold(3)]
 
 
 def on_table(**parameters):
-    """Return a detector of rows of a table, each one patch, that keeps all of them."""
+    """Return a detector for tables (one patch per image) that keeps all patches in the bank."""
     return PatchCoreDetector(
         **{"extractor": "precomputed", "sampler": GreedyCoresetSampler(1.0), "random_state": 0, **parameters}
     )
@@ -90,7 +90,8 @@ def test_calibration_scores_exclude_the_image_and_its_group(calibration):
     X = np.repeat(parts, 3, axis=0) + rng.normal(size=(36, 5)) * 0.01  # three photographs of each part
     groups = np.repeat([f"part {i}" for i in range(12)], 3)
     told = on_table(calibration=calibration).fit(X, groups=groups)
-    # Parts lie about 20 apart, photographs of one part 0.01: no score comes from the same part.
+    # The distance between two parts is about 20, and between two photographs of one part about 0.01. A score of less
+    # than -1 is therefore the distance to another part.
     assert told.calibration_scores_.max() < -1
     calibrated = groups[told.calibration_image_indices_]
     if calibration == 0.3:
@@ -188,7 +189,7 @@ def test_false_positive_rate_of_new_good_images_matches_contamination(calibratio
         fresh = rng.normal(size=(300, 4))
         rates.append((model.predict(fresh) == -1).mean())
         values.append(model.p_values(fresh))
-    # 79 calibration images can promise exactly 0.1; its mean over 30 seeds scatters by 0.006
+    # With 79 calibration images, the expected rate is exactly 0.1. The standard error of the mean of 30 seeds is 0.006.
     assert np.mean(rates) < 0.12
     if calibration == 0.5:
         assert np.mean(rates) > 0.08
@@ -338,7 +339,7 @@ def test_nearest_patches_returns_the_nearest_bank_row(fitted, parts):
     worst = found[found["image"] == 4].iloc[0]
     assert 8 <= worst["top"] <= 28
     assert 12 <= worst["left"] <= 34
-    # b = 1: the score is Eq. 6 alone, the distance of the patch of rank 0
+    # With n_neighbors=1, the score is the distance of Equation 6: the distance of the patch of rank 0.
     plain = detector(n_neighbors=1).fit(train)
     first = plain.nearest_patches(X)
     np.testing.assert_allclose(first["distance"], -plain.score_samples(X), rtol=1e-6)
@@ -353,7 +354,8 @@ def test_nearest_patches_returns_cells_in_pixels_of_the_image(parts, tmp_path):
     Image.fromarray((bad[0] * 255).astype(np.uint8)).save(path)
     model = detector(extractor=extractor(image_size=96, crop_size=80)).fit(parts[0])
     found = model.nearest_patches([path]).iloc[0]
-    # 48 × 64 pixels are seen at twice the size, the central 80 × 80 of them: cells of 8 are 4 pixels
+    # The image of 48 × 64 pixels is resized to twice its size and cropped to the central 80 × 80 pixels. A cell of 8
+    # pixels of the network's input is therefore 4 pixels of the image.
     assert (found["height"], found["width"]) == (4, 4)
     assert 8 <= found["top"] <= 32
     assert 12 <= found["left"] <= 38
@@ -387,4 +389,4 @@ def test_fit_reports_too_few_images_for_the_calibration(parts):
         detector(calibration=0.5).fit(parts[0][:1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        detector(calibration=0.2).fit(parts[0])  # "auto" promises nothing
+        detector(calibration=0.2).fit(parts[0])  # "auto" states no false-positive rate, so it does not warn

@@ -1,4 +1,4 @@
-"""SPADE and PaDiM against direct computations, and where they part from PatchCore."""
+"""Tests of SPADE and PaDiM against direct computations, and of their differences from PatchCore."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BASELINES = [SPADEDetector, PaDiMDetector]
 
 @pytest.fixture(scope="module")
 def grids():
-    """Patch features of good images (20 and 4), and of 2 with an odd patch: arrays (n, 3, 4, 6)."""
+    """Patch features (n, 3, 4, 6) of 20 good training images, 4 good and 2 anomalous test images."""
     rng = np.random.default_rng(0)
     center = rng.normal(size=(3, 4, 6))
     found = center + 0.3 * rng.normal(size=(26, 3, 4, 6))
@@ -74,7 +74,7 @@ def test_calibration_scores_equal_scores_of_a_fit_without_the_image(grids, basel
     only = baseline("precomputed", calibration=None, random_state=0).fit(train[others])
     X = np.concatenate(grids[1:])
     np.testing.assert_allclose(held.score_samples(train[held.calibration_image_indices_]), held.calibration_scores_)
-    if baseline is SPADEDetector:  # PaDiM draws other channels, after other draws
+    if baseline is SPADEDetector:  # PaDiM selects other channels, because `held` draws the held-out images first
         np.testing.assert_allclose(held.score_samples(X), only.score_samples(X))
 
     folds = baseline("precomputed", calibration=4, random_state=0).fit(train)
@@ -117,7 +117,7 @@ def test_padim_refuses_grids_of_different_sizes(parts):
         fitted.predict([good[0], good[1].transpose(1, 0, 2)])
     maps = SPADEDetector(extractor).fit(mixed).segment(mixed)
     assert [m.shape for m in maps] == [(48, 64)] * 5 + [(64, 48)]
-    # what the network sees is of one size: it may come from images that are not
+    # Images of different sizes are accepted if image_size gives the network's input one size.
     fixed = TorchFeatureExtractor("resnet18", weights=None, image_size=(48, 64), crop_size=None)
     assert len(PaDiMDetector(fixed).fit(mixed).segment(mixed)) == 6
 

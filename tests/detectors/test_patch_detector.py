@@ -1,4 +1,4 @@
-"""What holds for every detector that compares patches: one fit, one calibration, one way to inherit parameters."""
+"""Tests of the parts that all PatchDetectors share: fit, calibration, parameters of stages, and results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FITTED = ("calibration_scores_", "calibration_peaks_", "calibration_image_indice
 
 
 def fit_in_two_passes(monkeypatch, detector, X, **fit):
-    """Fit while the estimate says that patch features can't be held."""
+    """Fit in two passes, as if the memory were too small to hold the patch features."""
     with monkeypatch.context() as patched:
         patched.setattr(MemoryEstimate, "way", lambda *args: "two passes")
         return detector.fit(X, **fit)

@@ -66,7 +66,7 @@ def test_fit_predict_scores_training_images_without_their_own_patches(parts):
     X = np.concatenate([train, bad])
     model = detector(contamination=0.2)
     assert model.fit_predict(X).tolist() == [1] * 10 + [-1]
-    assert model.predict(X).tolist() == [1] * 11  # in the bank, the defect is its own nearest neighbour
+    assert model.predict(X).tolist() == [1] * 11  # the bank contains the defect itself
     assert detector().fit_predict(X).tolist() == [1] * 11  # "auto" flags no training image
     y = np.array([1] * 10 + [-1])
     assert detector().fit_predict(X, y).tolist() == [1] * 10 + [-1]
@@ -86,7 +86,7 @@ def test_leave_one_out_scores_exclude_the_rows_of_the_image(parts):
     model = PatchCoreDetector("precomputed", n_neighbors=4, random_state=0).fit(features)
     peaks = []
     for i, grid in enumerate(features):
-        # scored as by a detector whose whole bank is what the other images left in this one's
+        # Expected: the score of a detector with only those rows of the bank that come from the other images.
         others = model.memory_bank_[model.bank_image_indices_ != i]
         alone = PatchCoreDetector("precomputed", n_neighbors=4, sampler=GreedyCoresetSampler(1.0), calibration=None)
         alone.fit(others[None, None])
@@ -94,7 +94,7 @@ def test_leave_one_out_scores_exclude_the_rows_of_the_image(parts):
         peaks.append(cdist(grid.reshape(-1, grid.shape[-1]), others).min(axis=1).max())
     assert model.pixel_offset_ == pytest.approx(max(peaks), rel=1e-5)
     assert model.offset_ == model.calibration_scores_.min()
-    # in-sample, the same images look far better than they are
+    # Scores of the training images against the whole bank are too high.
     assert (model.score_samples(features) >= model.calibration_scores_).all()
 
 
@@ -104,7 +104,7 @@ def test_leave_one_out_excludes_whole_groups(parts):
     groups = np.tile(np.arange(len(features)), 2)
     alone = PatchCoreDetector("precomputed", random_state=0).fit(twins)
     grouped = PatchCoreDetector("precomputed", random_state=0).fit(twins, groups=groups)
-    # A twin in the bank makes its image look familiar, unless it is left out too.
+    # Without groups, the copy of an image in the bank increases the score of the image.
     assert grouped.calibration_scores_.mean() < alone.calibration_scores_.mean()
     with pytest.raises(ValueError, match="inconsistent numbers"):
         detector().fit(parts[0], groups=[1, 2])
@@ -212,7 +212,7 @@ def test_fit_with_labels_excludes_anomalous_images(parts):
     assert len(model.calibration_scores_) == len(train)
     np.testing.assert_allclose(model.score_samples(bad), detector().fit(train).score_samples(bad), rtol=1e-6)
     np.testing.assert_allclose(detector().fit(list(X), list(y)).score_samples(bad), model.score_samples(bad))
-    # groups belong to all images, not to those that are left
+    # `groups` has one value per image of X, also for the anomalous images that fit leaves out.
     groups = np.array([9, 0, 0, *range(1, 9)])
     grouped, expected = detector().fit(X, y, groups=groups), detector().fit(train, groups=groups[1:])
     np.testing.assert_array_equal(grouped.calibration_scores_, expected.calibration_scores_)
@@ -341,7 +341,8 @@ def test_smoothing_is_in_pixels_of_the_network_input(parts):
     halved = extractor(image_size=(24, 16))
     model = detector(extractor=halved, smoothing=1.5).fit(train)
     grid = PatchCoreDetector("precomputed", random_state=0).fit(halved.transform(train)).segment(halved.transform(bad))
-    # 48 pixels become 24, 64 become 16: the map is smoothed twice and four times as far
+    # The height 48 is resized to 24, and the width 64 to 16. Therefore sigma 1.5 in pixels of the network's input is
+    # (3, 6) in pixels of the image.
     np.testing.assert_allclose(model.segment(bad)[0], anomaly_map(grid[0], (48, 64), None, (3.0, 6.0)), rtol=1e-4)
 
 
@@ -439,7 +440,7 @@ def test_repr_of_a_fitted_detector_works(fitted):
 
 
 def tensors_in(value, seen=None):
-    """Walk everything that a pickle of `value` would hold."""
+    """Return whether a pickle of `value` would contain a torch object."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return False

@@ -1,4 +1,4 @@
-"""Pictures say what the numbers say."""
+"""Tests that the displays draw the right images, scores, thresholds and texts."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_anomaly_map_display_draws_images_beside_their_maps(fitted, parts):
     np.testing.assert_array_equal(shown, overlay_anomaly_map(bad[0], maps[1], fitted.pixel_offset_, contour=False))
     assert texts(display.axes_[1, 1])[0] == f"{maps[1].max() / fitted.pixel_offset_:.1f}"
     assert not texts(display.axes_[0, 1])
-    assert len(display.axes_[1, 0].collections) == 1  # the mask's outline
+    assert len(display.axes_[1, 0].collections) == 1  # the outline of the mask
     assert not display.axes_[0, 0].collections
     bar = [ax for ax in display.figure_.axes if ax not in display.axes_]
     assert bar[0].get_ylabel() == "anomaly in units of the threshold"
@@ -214,7 +214,7 @@ def test_names_in_study_figures_are_drawn_as_text_not_as_formulas(text):
     table = pd.DataFrame(rows)
     low_shot, ablated = draw_low_shot(table), draw_ablation(table, "kind")
     for figure in (low_shot, ablated):
-        assert "<svg" in page.drawing(figure, text)  # formulas are parsed here, and refused
+        assert "<svg" in page.drawing(figure, text)  # drawing would raise an error if the text were parsed as a formula
     assert text_of(text) in [entry.get_text().strip() for entry in low_shot.legends[0].get_texts()]
     assert text_of(text) in [label.get_text() for label in ablated.axes[0].get_yticklabels()]
 
