@@ -161,6 +161,7 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
 
 
 def _unknown_types(found: Iterable[str], trusted: Sequence[str] = ()) -> list[str]:
+    """Return the sorted names of the types that are neither known to this package nor trusted."""
     return sorted(set(found) - {*_TRUSTED, *trusted})
 
 

@@ -313,9 +313,11 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         )
 
     def _peak_of(self, patch_scores: np.ndarray, view: View | None) -> float:
+        """Return the maximum of the anomaly map that is computed from patch scores."""
         return float(map_of(patch_scores, view, self.smoothing).max())
 
     def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
+        """Return new, unfitted stages by name."""
         rng_or_none = None if self.random_state is None else rng
         return {
             name: make_stage(name, getattr(self, name), rng_or_none, self.device, self.verbose)

@@ -190,6 +190,7 @@ def _chunks_of(X: Any, chunk_size: int) -> Iterator[tuple[int, Any]]:
 
 
 def _shifted(error: ImageError, start: int) -> ImageError:
+    """Return the error with its index increased by `start`."""
     return error if not start else ImageError(error.message, start + error.index, error.path)
 
 

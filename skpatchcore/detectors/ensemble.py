@@ -221,16 +221,19 @@ def _one_by_one(batches: Iterator[tuple[np.ndarray, list[Any]]]) -> Iterator[tup
 
 
 def _standardised(anomaly_scores: np.ndarray, detector: Any) -> np.ndarray:
+    """Standardise anomaly scores with the mean and the standard deviation of the calibration scores."""
     known = turned(detector.calibration_scores_)
     standardised: np.ndarray = (anomaly_scores - np.nanmean(known)) / _spread(known)
     return standardised
 
 
 def _standardised_map(anomaly_map: np.ndarray, detector: Any) -> np.ndarray:
+    """Standardise an anomaly map with the mean and the standard deviation of the calibration peaks."""
     known = detector.calibration_peaks_
     standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / _spread(known)
     return standardised
 
 
 def _spread(known: np.ndarray) -> float:
+    """Return the standard deviation without NaN, or 1 if the standard deviation is 0."""
     return float(np.nanstd(known)) or 1.0

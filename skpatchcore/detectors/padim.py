@@ -311,6 +311,7 @@ class Moments:
 
 
 def _by_place(features: np.ndarray) -> torch.Tensor:
+    """Return features as a float64 tensor of shape (n_patches, n_channels, n_images)."""
     return as_tensor(np.ascontiguousarray(features.transpose(1, 2, 0), np.float64), torch.device("cpu"))
 
 

@@ -233,12 +233,14 @@ class AnomalyMapDisplay:
         return self
 
     def _scale(self) -> float:
+        """Return the map value with the ratio 1 on the colour scale."""
         if not math.isnan(self.threshold):
             return float(self.threshold)
         values = [float(extreme(m)) for m in self.anomaly_maps for extreme in (np.min, np.max)]
         return (min(values) + max(values)) / 2
 
     def _draw_pair(self, i: int, pair: Sequence[Any], threshold: float, with_regions: bool) -> None:
+        """Draw image `i` with its mask, and the overlay with regions and tags."""
         image, anomaly_map = self.images[i], np.asarray(self.anomaly_maps[i])
         plain, overlay = pair
         plain.imshow(np.broadcast_to(image, (*image.shape[:2], 3)))

@@ -95,6 +95,7 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
 
 
 def _in_color(image: Any, other: np.ndarray) -> np.ndarray:
+    """Return the image with three channels, after a check that its size equals the size of `other`."""
     image = np.asarray(image, float)
     if image.shape[:2] != other.shape:
         raise ValueError(
