@@ -45,8 +45,8 @@ class PatchCoreDetector(PatchDetector):
         The index searches the bank for nearest rows with ``kneighbors``. ``sklearn.neighbors.NearestNeighbors`` can be
         used too. None uses ``"exact"``.
     n_neighbors : int, default=9
-        *b* of Equation 7 of the paper: number of bank rows in the neighbourhood of the nearest bank row. The density
-        of this neighbourhood re-weights the image score. 1 turns the re-weighting off.
+        *b* of Equation 7 of the paper: number of bank rows in the neighbourhood of the nearest bank row. The distances
+        to these rows re-weight the image score. 1 turns the re-weighting off.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images that `predict` may flag. ``"auto"`` uses the most
         anomalous calibration score as the image threshold, and flags no calibration image.
