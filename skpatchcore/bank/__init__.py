@@ -1,4 +1,4 @@
-"""Patches to the memory bank, within a memory budget, and its scores (Eq. 6-7)."""
+"""Memory bank: selection from patch features within a memory budget, and scoring (Equations 6 and 7)."""
 
 from skpatchcore.bank.budget import MemoryEstimate
 from skpatchcore.bank.memory_bank import MemoryBank

@@ -1,7 +1,8 @@
-"""neighbors_of: the one place where answers of an index enter. A wrong answer never makes an image look more normal.
+"""Checked nearest-neighbour search: :func:`neighbors_of` searches an index and checks its results.
 
-A user's index returns row numbers only; the distances are measured here. A row that was not named is missed, which can
-only make a patch look more anomalous; a row that does not exist, or does not count, is never used.
+All searches of a custom index pass through this module. Only the row numbers of a custom index are used; the distances
+are recomputed here. A wrong result of an index can therefore only make an image look more anomalous, never more normal.
+Rows that do not exist and excluded rows are never used.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from skpatchcore.index.exact import ExactIndex
 from skpatchcore.index.pynndescent import PyNNDescentIndex
 from skpatchcore.protocols import Index, can_exclude
 
-# They measure distances by differences, leave no query without neighbours, and are tested against brute force.
+# The results of these indexes are not checked: both compute distances from differences, return neighbours for every
+# query, and are tested against brute force.
 _OWN = (ExactIndex, PyNNDescentIndex)
-# Exact search in the banks of indexes whose answers were not complete.
+# Exact indexes of the banks that a custom index searched incompletely.
 _exact = DerivedCache()
-# Numbers in one block of differences.
+# Number of values in one block of differences.
 _N_BLOCK = 1 << 22
-# Relative difference from the Euclidean distance up to which an index is taken to round or compress.
+# Relative error up to which a distance counts as a rounded or compressed Euclidean distance.
 _TOLERANCE = 0.1
 
 
 def neighbors_of(
     index: Index, bank: np.ndarray, X: np.ndarray, n_neighbors: int, exclude: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search an index, and check and complete what it returns.
+    """Search an index, check its result, and complete the result by exact search where neighbours are missing.
 
     Parameters
     ----------
@@ -38,31 +40,32 @@ def neighbors_of(
     bank : array of shape (n_bank, n_channels)
         The memory bank.
     X : array of shape (n_queries, n_channels)
-        The rows whose neighbours are sought.
+        Queries.
     n_neighbors : int
-        How many; at most the number of rows that count.
+        Number of neighbours per query; at most the number of rows that are not excluded.
     exclude : array of int or None, default=None
-        Rows of the bank that are ignored.
+        Rows of the bank that are ignored. None ignores no row.
 
     Returns
     -------
     distances : array of shape (n_queries, n_neighbors)
-        Euclidean, ascending.
+        Euclidean distances, ascending in each row.
     indices : array of shape (n_queries, n_neighbors)
-        Distinct rows of the bank that count.
+        Rows of the bank. The rows of one query are distinct, and none is excluded.
 
     Raises
     ------
     ValueError
-        If the answer has a wrong shape or type, or names rows that the bank does not have; the error names the class of
-        the index. A row of -1, or the largest value of an unsigned type, is no error: it marks a neighbour that was not
-        found.
+        If the result of the index has a wrong shape or type, or contains rows that the bank does not have. The error
+        names the class of the index. A row of -1, or the largest value of an unsigned type, is not an error: both mark
+        a neighbour that was not found.
 
     Warns
     -----
     UserWarning
-        If fewer than `n_neighbors` rows were named for a query, which is then searched exactly; or if the distances of
-        the index are not Euclidean. The measured ones are returned.
+        If the index returned fewer than `n_neighbors` distinct rows for a query. Such queries are searched exactly.
+    UserWarning
+        If most distances of the index are not Euclidean. The recomputed Euclidean distances are returned.
     """
     answer = kneighbors_without(index, X, n_neighbors, exclude, trimmed=type(index) in _OWN)
     if type(index) in _OWN:
@@ -83,7 +86,7 @@ def neighbors_of(
         return distances, indices
     warn_user(
         f"index: {name} returned fewer distinct rows of the memory bank than requested for some queries. These queries "
-        "are searched exactly, which is slower: let the index search more.",
+        "are searched exactly, which is slower. To avoid this, configure the index to search more thoroughly.",
     )
     complete_distances, complete_indices = np.empty((len(X), n_neighbors)), np.empty((len(X), n_neighbors), np.int64)
     found = np.flatnonzero(n_found == n_neighbors)
@@ -97,26 +100,32 @@ def neighbors_of(
 def farthest_of(
     index: ExactIndex, bank: np.ndarray, X: np.ndarray, starts: np.ndarray, exclude: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, of each group of queries, the one whose nearest row is farthest; see :meth:`ExactIndex.farthest`.
+    """Return the query with the most distant nearest row in each group; see :meth:`ExactIndex.farthest`.
 
     Parameters
     ----------
     index : ExactIndex
-        Fitted on `bank`. Other classes are not asked: whether they name the right query can't be checked without a
-        search for all queries.
+        Fitted on `bank`. Other classes are not supported, because their choice of the query cannot be checked without
+        a search for all queries.
     bank, X, exclude
         As for :func:`neighbors_of`.
     starts : array of shape (n_groups + 1,)
-        Where each group of queries begins, and the last one ends.
+        Index of the first query of each group, followed by the number of queries.
 
     Returns
     -------
-    queries, distances, indices : arrays of shape (n_groups,)
+    queries : array of shape (n_groups,), int
+        Index of the query of each group.
+    distances : array of shape (n_groups,)
+        Euclidean distance of that query from its nearest row.
+    indices : array of shape (n_groups,), int
+        Nearest row of that query.
 
     Raises
     ------
     ValueError
-        If a subclass returns a query of another group, or a row that is not there or does not count.
+        If a subclass of :class:`ExactIndex` returns a query of another group, a row that does not exist, or an
+        excluded row.
     """
     queries, distances, indices = index.farthest(X, starts, exclude=exclude)
     if type(index) in _OWN:
@@ -127,33 +136,35 @@ def farthest_of(
     is_wrong = (indices[:, 0] < 0) | np.isin(indices[:, 0], [] if exclude is None else exclude)
     is_wrong |= (queries < starts[:-1]) | (queries >= starts[1:])
     if is_wrong.any():
-        raise ValueError(f"index: farthest of {name} named a query or a row that does not count.")
+        raise ValueError(
+            f"index: farthest of {name} returned a query of another group, or a row that does not exist or is excluded."
+        )
     return queries, measured(X[queries], bank, indices)[:, 0], indices[:, 0]
 
 
 def kneighbors_without(
     index: Any, X: np.ndarray, n_neighbors: int, exclude: np.ndarray | None, trimmed: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Search an index as if some of its rows were not there. The answer is not checked.
+    """Search an index for neighbours outside a set of excluded rows. The result is not checked.
 
     Parameters
     ----------
     index : Index
-        Fitted. If its `kneighbors` has no argument ``exclude``, as many more neighbours are requested as rows are
-        excluded.
+        Fitted. If its `kneighbors` has no argument ``exclude``, one additional neighbour is requested per excluded row.
     X : array of shape (n_queries, n_features)
-        The rows whose neighbours are sought.
+        Queries.
     n_neighbors : int
-        How many; at most the number of rows left.
+        Number of neighbours per query; at most the number of rows that are not excluded.
     exclude : array of int or None
-        Rows of the bank that don't count.
+        Rows of the bank that are ignored. None ignores no row.
     trimmed : bool, default=True
-        If False, the additional neighbours are not taken out.
+        If True, excluded rows and additional neighbours are removed from the result. If False, they stay in the result
+        of an index without ``exclude``.
 
     Returns
     -------
     distances, indices : arrays of shape (n_queries, n_neighbors)
-        Ascending by distance.
+        Ascending by distance. More columns if `trimmed` is False and additional neighbours were requested.
     """
     found: tuple[np.ndarray, np.ndarray]
     if exclude is None or not len(exclude):
@@ -166,26 +177,30 @@ def kneighbors_without(
     if not trimmed:
         return found
     distances, indices = found
-    # At most len(exclude) of a row's neighbours are taken out: sort the rest to the front, in their order.
+    # At most len(exclude) neighbours of a query are excluded, so n_neighbors others remain. The stable sort moves them
+    # to the front in their original order.
     order = np.isin(indices, exclude).argsort(axis=1, kind="stable")[:, :n_neighbors]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 
 
 def measured(X: np.ndarray, bank: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Return the Euclidean distance of each query from the rows of the bank that are named for it.
+    """Return the Euclidean distances between each query and the given rows of the bank.
+
+    The distances are computed in float64 from differences, which is exact up to rounding.
 
     Parameters
     ----------
     X : array of shape (n_queries, n_channels)
         Queries.
     bank : array of shape (n_bank, n_channels)
-        Rows.
+        The memory bank.
     indices : array of int of shape (n_queries, n_neighbors)
-        Rows of the bank.
+        Rows of the bank for each query.
 
     Returns
     -------
     array of shape (n_queries, n_neighbors), float64
+        Euclidean distances in the order of `indices`.
     """
     distances = np.empty(indices.shape)
     n_at_once = max(1, _N_BLOCK // max(1, indices.shape[1] * bank.shape[1]))
@@ -196,7 +211,7 @@ def measured(X: np.ndarray, bank: np.ndarray, indices: np.ndarray) -> np.ndarray
             differences -= X[part, None]
             squares = np.einsum("ijk,ijk->ij", differences, differences)
             distances[part] = np.sqrt(squares)
-            if not np.isfinite(squares).all():  # squares of float64 values above 1e154
+            if not np.isfinite(squares).all():  # squares of differences above 1e154 overflow: scale before squaring
                 unit = np.abs(differences).max(axis=2)
                 differences /= np.where(unit > 0, unit, 1.0)[:, :, None]
                 distances[part] = unit * np.sqrt(np.einsum("ijk,ijk->ij", differences, differences))
@@ -204,13 +219,14 @@ def measured(X: np.ndarray, bank: np.ndarray, indices: np.ndarray) -> np.ndarray
 
 
 def _exact_index(bank: np.ndarray) -> ExactIndex:
+    """Fit an exact index on the bank; a float16 bank is converted to float32."""
     rows = bank.astype(np.float32) if bank.dtype == np.float16 else bank
     index: ExactIndex = ExactIndex(device="cpu").fit(rows)
     return index
 
 
 def _checked(answer: Any, n_queries: int, n_bank: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return distances and rows, int64 with -1 for what was not found; raise a ValueError for any other answer."""
+    """Check the result of `kneighbors`; return distances and int64 rows, with -1 for neighbours that were not found."""
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise ValueError(
             f"index: kneighbors of {name} returned {type(answer).__name__}, expected (distances, indices)."
@@ -227,6 +243,7 @@ def _checked(answer: Any, n_queries: int, n_bank: int, name: str) -> tuple[np.nd
 
 
 def _row_numbers(indices: np.ndarray, n_rows: int, name: str) -> np.ndarray:
+    """Check row numbers and return them as int64, with -1 for neighbours that were not found."""
     if not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(f"index: {name} returned indices of dtype {indices.dtype}, expected integers.")
     numbers = indices.astype(np.int64)
@@ -239,7 +256,7 @@ def _row_numbers(indices: np.ndarray, n_rows: int, name: str) -> np.ndarray:
 
 
 def _repeated(indices: np.ndarray) -> np.ndarray:
-    """Return which entries occur before in their row."""
+    """Return True for each entry that equals an earlier entry of the same row."""
     order = indices.argsort(axis=1, kind="stable")
     in_order = np.take_along_axis(indices, order, axis=1)
     repeated = np.zeros(indices.shape, bool)
@@ -248,7 +265,11 @@ def _repeated(indices: np.ndarray) -> np.ndarray:
 
 
 def _compare(claimed: np.ndarray, distances: np.ndarray, missing: np.ndarray, X: np.ndarray, name: str) -> None:
-    """Warn if most of an index's distances are not Euclidean, up to compression and the rounding of products."""
+    """Warn if most distances of an index are not Euclidean.
+
+    Only the first returned neighbour of each query is compared. Errors from compressed rows, and from distances that
+    are computed with matrix products, are allowed.
+    """
     if claimed.dtype.kind not in "fiu":
         raise ValueError(f"index: {name} returned distances of dtype {claimed.dtype}, expected floats.")
     first = (~missing).argmax(axis=1)[:, None]
@@ -261,6 +282,6 @@ def _compare(claimed: np.ndarray, distances: np.ndarray, missing: np.ndarray, X:
     if 2 * differs.sum() > len(differs):
         i = int(differs.argmax())
         warn_user(
-            f"index: the distances of {name} are not Euclidean: it returned {of_index[i]:g} for a row at a distance of "
+            f"index: the distances of {name} are not Euclidean: {of_index[i]:g} was returned for a row at the distance "
             f"{true[i]:g}. Scores use Euclidean distances. Squared distances and other metrics are not supported.",
         )

@@ -1,4 +1,7 @@
-"""How much memory a fit needs, and whether it can hold all patch features within its budget."""
+"""Memory estimates of a fit, and the choice whether all patch features are held in memory.
+
+:class:`MemoryEstimate` is the estimate. :func:`within_memory` decides how to fit within `max_memory`.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,35 @@ from skpatchcore._utils.bytes import available_bytes, format_bytes, parse_bytes
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource, PatchStream
 
-# Share of the free memory that max_memory="auto" allows.
+# Fraction of the free memory that max_memory="auto" allows.
 _SHARE = 0.6
-# Bytes that are taken whatever the number of images: the interpreter's libraries, and with images a network's weights.
+# Fixed overhead in bytes, independent of the number of images: the imported libraries, and the weights of a network.
 _LIBRARIES = 900_000_000
 _NETWORK = 300_000_000
-# A network's intermediate results, in units of its input: ResNets and EfficientNet-Lites take less.
+# Upper bound on the size of a network's activations, as a multiple of its input. ResNets and EfficientNet-Lites need less.
 _ACTIVATIONS = 32
-# The model and what is derived from it, in units of the model: a small bank's search bounds are nearly as large.
+# Size of the model and of the data derived from it, as a multiple of the model. The derived search bounds of a small
+# bank are nearly as large as the bank.
 _MODEL_AND_DERIVED = 2
-# Copies of a batch's patch features on their way from the layers' outputs to the place where they stay.
+# Number of copies of a batch's patch features between the outputs of the layers and the final array.
 _COPIES = 3
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes that a detector needs to learn, beside the patch features.
+    """Memory that the fit of a detector needs in addition to the patch features, in bytes.
 
     Attributes
     ----------
     learning : int or None
-        What it needs to learn from patches that it sees once; None if it must hold all patch features.
+        Bytes needed to fit from a single pass over batches of patches. None if the detector needs all patch features
+        in memory.
     model : int
-        What it has learnt, beside the patch features.
+        Bytes of the fitted model.
     in_shards : bool
-        Whether it can learn from one part of the patches after another.
+        True if the detector can be fitted shard by shard.
     least_learning : int, default=0
-        What it needs to learn in the smallest shards possible.
+        Bytes needed to fit in the smallest possible shards.
     """
 
     learning: int | None
@@ -49,27 +54,29 @@ class MemoryNeeds:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a fit needs, in bytes above what the interpreter had at its start.
+    """Estimated memory that a fit needs, in bytes in addition to the memory of the interpreter at its start.
 
     Attributes
     ----------
-    n_patches, n_channels : int
-        Of all images together, and of each patch.
+    n_patches : int
+        Number of patches of all images together.
+    n_channels : int
+        Number of channels of a patch feature.
     overhead : int
-        Libraries, the network, and a batch on its way through it.
+        Bytes of the libraries, the network, and one batch that passes through the network.
     features : int
-        All patch features.
+        Bytes of all patch features.
     learning : int or None
-        What the detector needs to learn from patches that it sees once; None if it must hold all patch features.
-        For PatchCore, what the sampler needs.
+        Bytes needed to fit from a single pass over batches of patches. None if the detector needs all patch features
+        in memory. For PatchCore, these are the bytes that the sampler needs.
     model : int
-        What is learnt: for PatchCore, the memory bank.
+        Bytes of the fitted model. For PatchCore, the model is the memory bank.
     in_shards : bool
-        Whether the detector can learn from one part of the patches after another.
+        True if the detector can be fitted shard by shard.
     least_learning : int, default=0
-        What the detector needs to learn in the smallest shards possible.
+        Bytes needed to fit in the smallest possible shards.
     at_once, two_passes, least : int or None
-        Totals of the ways to fit, see `way`; None for a way that the detector does not have.
+        Total bytes of each way to fit, see `way`. None for a way that the detector does not support.
     """
 
     n_patches: int
@@ -83,42 +90,42 @@ class MemoryEstimate:
 
     @property
     def at_once(self) -> int:
-        """Bytes if all patch features are held."""
+        """Total bytes if all patch features are held in memory."""
         return self.overhead + self.features + max(self.learning or 0, _MODEL_AND_DERIVED * self.model)
 
     @property
     def two_passes(self) -> int | None:
-        """Bytes if patch features are not held."""
+        """Total bytes if the patch features are not held in memory; None if they must be held."""
         if self.learning is None:
             return None
         return self.overhead + max(self.learning, _MODEL_AND_DERIVED * self.model)
 
     @property
     def least(self) -> int | None:
-        """Bytes if only the model and one shard of the patches are held."""
+        """Total bytes if only the model and one shard of the patches are held; None if shards are not supported."""
         if not self.in_shards:
             return None
         return self.overhead + max(self.least_learning, _MODEL_AND_DERIVED * self.model)
 
     def way(self, max_memory: int | str) -> str:
-        """Return how a fit can work within a number of bytes.
+        """Return the fastest way to fit within a memory limit.
 
         Parameters
         ----------
         max_memory : int or str
-            Bytes, or a text such as ``"4GB"``.
+            Limit in bytes, or a string such as ``"4GB"``.
 
         Returns
         -------
         {"at once", "two passes", "shards"}
-            ``"at once"`` holds all patch features. ``"two passes"`` holds only what learning needs, and runs the
-            network again where features are needed later: the same model. ``"shards"`` selects the memory bank shard
-            by shard, which covers the patches less well: within 4 times the smallest radius possible, not 2.
+            ``"at once"`` holds all patch features in memory. ``"two passes"`` does not hold them, and runs the network
+            again where features are needed later; the model is the same. ``"shards"`` selects the memory bank shard by
+            shard. Its covering radius is at most 4 times the smallest possible radius, instead of 2 times.
 
         Raises
         ------
         ValueError
-            If `max_memory` is too small for every way; the error says what each needs.
+            If `max_memory` is too small for every way. The error names the bytes that each way needs.
         """
         max_memory = parse_bytes(max_memory)
         if self.at_once <= max_memory:
@@ -149,43 +156,44 @@ class MemoryEstimate:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a detector may use to learn from patches.
+    """Number of patches and memory limit of a fit.
 
     Attributes
     ----------
     n_patches : int
-        How many patches are expected.
+        Expected number of patches.
     n_bytes : int or None
-        Bytes for learning and the model; None: no limit.
+        Maximum number of bytes for the fit and the model together. None sets no limit.
     """
 
     n_patches: int
     n_bytes: int | None
 
 
-# Returns what a detector needs, from the number of patches and the first of them.
+# Callable that returns the memory needs of a detector from the number of patches and the patches of some images.
 Needs = Callable[[int, Patches], MemoryNeeds]
 
 
 def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: int, needs: Needs) -> MemoryEstimate:
-    """Estimate what a fit needs.
+    """Estimate the memory that a fit needs.
 
     Parameters
     ----------
     n_patches : int
-        Of all images.
+        Number of patches of all images together.
     first : Patches
-        Of some of them.
+        Patches of some of the images.
     batch_size : int
-        How many images go through the network at once.
+        Number of images per network pass.
     n_copies : int
-        Copies of the patch features that the fit makes in memory.
+        Number of copies of all patch features that the fit makes in memory.
     needs : callable
-        ``needs(n_patches, first)`` returns what the detector needs to learn.
+        ``needs(n_patches, first)`` returns the :class:`MemoryNeeds` of the detector.
 
     Returns
     -------
     MemoryEstimate
+        Estimate in bytes.
     """
     needed = needs(n_patches, first)
     n_channels = first.rows.shape[1]
@@ -205,39 +213,41 @@ def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: i
 def within_memory(
     stream: PatchStream, max_memory: int | str | None, extra_copies: int, needs: Needs
 ) -> tuple[PatchSource, Budget]:
-    """Return the patches in memory if they fit, otherwise the stream; and the bytes left for learning.
+    """Return the patches in memory if they fit into the limit, otherwise the stream; also return the budget.
 
     Parameters
     ----------
     stream : PatchStream
-        Of the images to learn from.
+        Patches of the training images.
     max_memory : int, "auto" or None
-        Bytes above what the interpreter had at its start. ``"auto"`` is a share of the free memory, or the smallest
-        amount that suffices if that is more; None is no limit.
+        Limit in bytes in addition to the memory of the interpreter at its start. ``"auto"`` allows 60 percent of the
+        free memory, or the least amount that suffices if this amount is larger. None sets no limit.
     extra_copies : int
-        Copies of the patch features that are made later if they are held.
+        Number of copies of the patch features that calibration makes if the features are held in memory.
     needs : callable
-        As for :func:`estimate_memory`.
+        ``needs(n_patches, first)`` returns the :class:`MemoryNeeds` of the detector.
 
     Returns
     -------
     patches : Patches or PatchStream
+        Patches held in memory, or `stream` if they do not fit.
     budget : Budget
+        Expected number of patches, and the bytes left for the fit and the model.
 
     Raises
     ------
     ImageError
-        If an image can't be read.
+        If an image cannot be read.
     ValueError
-        If the features are not valid, hold values beyond ±1e15, whose squares could overflow, or `max_memory` is too
-        small.
+        If the features are not valid, if they hold values beyond ±1e15 (their squares could overflow), or if
+        `max_memory` is too small.
     """
-    stream.limit = largest_value(np.float32)  # detectors compute in float32 in places, whatever they are given
+    stream.limit = largest_value(np.float32)  # detectors compute some results in float32, also for float64 features
     first = stream.peek()
     n_copies = extra_copies + (0 if stream.is_in_memory() else 1)
     batch_size = min(len(stream), stream.batch_size())
     estimate = estimate_memory(stream.expected_patches(first), first, batch_size, n_copies, needs)
-    del first  # one batch less in memory
+    del first  # free one batch before all features are loaded
     if isinstance(max_memory, str):
         max_memory = max(int(_SHARE * available_bytes()), estimate.least or estimate.two_passes or estimate.at_once)
     if max_memory is None or estimate.way(max_memory) == "at once":
@@ -246,16 +256,21 @@ def within_memory(
 
 
 def _overhead_bytes(batch_size: int, input_size: tuple[int, int] | None, grid_bytes: int) -> int:
-    """Return the bytes that a fit needs whatever the number of images.
+    """Return the bytes that a fit needs independently of the number of images.
 
     Parameters
     ----------
     batch_size : int
-        Images that go through the network at once.
+        Number of images per network pass.
     input_size : (int, int) or None
-        Height and width in pixels of the network's input; None if there is no network.
+        Height and width in pixels of the network's input. None if there is no network.
     grid_bytes : int
-        Of one image's patch features.
+        Bytes of the patch features of one image.
+
+    Returns
+    -------
+    int
+        Bytes of the libraries, the network, and one batch.
     """
     if input_size is None:
         return _LIBRARIES + batch_size * grid_bytes

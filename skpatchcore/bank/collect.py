@@ -1,4 +1,4 @@
-"""Patches to the memory bank: the coreset is selected from patches in memory, or from a stream that is seen twice."""
+"""Selection of the memory bank: :func:`collect_bank` selects a coreset from patches in memory or from a stream."""
 
 from __future__ import annotations
 
@@ -19,55 +19,62 @@ from skpatchcore.protocols import Index, Sampler, components_of, ratio_of, selec
 
 
 def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
-    """Return what a memory bank needs.
+    """Return the memory that the selection of a memory bank needs.
 
     Parameters
     ----------
     n_patches : int
-        Of all images.
+        Number of patches of all images together.
     first : Patches
-        Of some of them.
+        Patches of some of the images.
     sampler : Sampler
-        Selects the coreset.
+        Sampler that will select the coreset.
+
+    Returns
+    -------
+    MemoryNeeds
+        Bytes for the selection and for the memory bank. If the sampler cannot select from batches, all patch features
+        must be held in memory.
     """
     n_channels = first.rows.shape[1]
     n_selected = count_of(ratio_of(sampler), n_patches)
     model = n_selected * n_channels * first.rows.itemsize
     if not selects_from_batches(sampler):
         return MemoryNeeds(learning=None, model=model)
-    # A shard has at least twice as many rows as are selected, and takes a third of the memory.
-    # Estimates are for float32.
+    # A shard has at least twice as many rows as are selected, and takes a third of the memory: 6 * n_selected rows.
+    # Samplers estimate for float32 rows, so the number is scaled by the size of the actual dtype.
     least = sampler.estimate_memory(6 * n_selected * first.rows.itemsize // 4, n_channels)
     learning = sampler.estimate_memory(n_patches, n_channels)
     return MemoryNeeds(learning, model, in_shards=True, least_learning=min(least, learning))
 
 
 def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: Budget, n_neighbors: int) -> MemoryBank:
-    """Select the memory bank and index it.
+    """Select the memory bank and fit its index.
 
     Parameters
     ----------
     patches : Patches or PatchStream
-        Of all images: held in memory, or extracted in each pass.
+        Patches of all training images: held in memory, or extracted in each pass.
     sampler : Sampler
-        Selects the coreset; a clone is fitted.
+        Sampler that selects the coreset. A clone is fitted.
     index : Index
-        Searches it; a clone is fitted.
+        Index that searches the memory bank. A clone is fitted.
     budget : Budget
-        What selection may use if the patches are not held.
+        Memory limit of the selection if `patches` is a stream.
     n_neighbors : int
-        *b* of Eq. 7.
+        *b* of Eq. 7: number of neighbours in the re-weighting of image scores.
 
     Returns
     -------
     MemoryBank
+        The bank with its fitted sampler and index.
 
     Raises
     ------
     ImageError
-        If an image can't be read.
+        If an image cannot be read.
     ValueError
-        If the features are not valid, memory does not suffice, or the sampler selects no rows.
+        If the features are not valid, the memory limit is too small, or the sampler selects no rows.
     """
     sampler, index = clone(sampler), clone(index)
     if isinstance(patches, Patches):
@@ -84,16 +91,20 @@ def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: B
 
 
 def _select_held(patches: Patches, sampler: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the bank's rows and their indices among all patches."""
+    """Select from patches in memory; return the rows of the bank and their indices among all patches."""
     with phase("selection"):
         sampler.fit(patches.rows)
     picked = selected_by(sampler)
-    rows = components_of(sampler)  # shared with the sampler: there is no second copy
+    rows = components_of(sampler)  # the bank and the sampler share this array
     return patches.rows[picked] if rows is None else rows, picked
 
 
 def _select_seen_once(stream: PatchStream, sampler: Any, budget: Budget) -> tuple[np.ndarray, np.ndarray, PatchLayout]:
-    """Let the sampler see each patch once, then extract the selected ones again; also return the layout."""
+    """Select from a stream in two passes; return the rows of the bank, their indices, and the layout of the patches.
+
+    The first pass gives each batch to the sampler once. The second pass extracts only the batches that contain
+    selected patches.
+    """
     sizes: list[np.ndarray] = []
     views: list[View | None] = []
 
@@ -111,15 +122,18 @@ def _select_seen_once(stream: PatchStream, sampler: Any, budget: Budget) -> tupl
         for size in sizes:
             stop = start + len(size)
             here = np.flatnonzero((images >= start) & (images < stop))
-            # The same batches again: in others, a network's results may differ in the last bit.
+            # Extract the same batches as before: in other batches, the network's results may differ in the last bit.
             for patches in stream.between(start, stop) if len(here) else ():
                 if not np.array_equal(patches.sizes, size):
-                    raise ValueError("images have changed during the fit: their grids have other sizes than before.")
+                    raise ValueError(
+                        "images have changed during the fit: the second pass returned patch grids of other sizes than "
+                        "the first pass. Fit again on images that do not change."
+                    )
                 if bank is None:
                     bank = np.empty((len(picked), patches.rows.shape[1]), patches.rows.dtype)
                 bank[here] = patches.rows[picked[here] - layout.starts[start]]
             bar.update(stop - start)
             start = stop
-    assert bank is not None  # a sampler selects at least one row
+    assert bank is not None  # samplers select at least one row
     sampler.components_ = bank
     return bank, picked, layout

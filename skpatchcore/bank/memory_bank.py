@@ -1,4 +1,8 @@
-"""MemoryBank: the coreset, where its rows came from, and how it scores. The stages of a detector share its array."""
+""":class:`MemoryBank`: the coreset, the origin of its rows, and scoring against it.
+
+The sampler and the index of a detector share the array of the bank. The functions in this module keep the array
+shared when a detector is saved, loaded or converted.
+"""
 
 from __future__ import annotations
 
@@ -22,20 +26,20 @@ class MemoryBank:
     rows : array of shape (n_bank, n_channels)
         The coreset, in order of selection.
     images : array of shape (n_bank,), int64
-        The image that each row came from: an index into the images that were learnt from; in the bank of a fitted
-        detector, an index into the `X` of its `fit`.
+        Image of origin of each row, as an index into the training images that are not left out. In the bank of a
+        fitted detector, the indices refer to the `X` of its `fit`.
     positions : array of shape (n_bank, 2), int64
-        Where in that image's grid: row and column.
+        Row and column of each patch in the patch grid of its image.
     boxes : array of shape (n_bank, 4), float64
-        Where in that image: top, left, height and width in its own pixels; NaN where the view is unknown.
+        Top, left, height and width of each patch in pixels of its original image. NaN if the view is unknown.
     sampler : Sampler
-        Fitted; it selected the rows.
+        The fitted sampler that selected the rows.
     index : Index
-        Searches the rows.
+        Index that searches the rows.
     n_neighbors : int
-        *b* of Eq. 7.
+        *b* of Eq. 7: number of neighbours in the re-weighting of image scores.
     excluded : array of int or None, default=None
-        Rows that are ignored.
+        Rows that are ignored when images are scored. None ignores no row.
     """
 
     rows: np.ndarray
@@ -48,7 +52,7 @@ class MemoryBank:
     excluded: np.ndarray | None = None
 
     def build_index(self) -> None:
-        """Fit the index. If it keeps the rows in another form, the bank and the sampler share that form."""
+        """Fit the index. If the index stores the rows in another dtype, the bank and the sampler share its array."""
         self.index.fit(self.rows)
         stored = stored_rows_of(self.index, self.rows)
         if stored.dtype != self.rows.dtype:
@@ -57,27 +61,44 @@ class MemoryBank:
             self.rows = stored
 
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return image scores (Eq. 6-7) and the distance of each patch, **bigger = more anomalous**."""
+        """Return image scores (Eq. 6-7) and patch scores, **bigger = more anomalous**.
+
+        Parameters
+        ----------
+        patches : Patches
+            Patches of the images.
+        with_patch_scores : bool, default=True
+            If False, the list of patch scores is empty. The search is then faster with
+            :class:`~skpatchcore.ExactIndex`.
+
+        Returns
+        -------
+        scores : array of shape (n_images,), float64
+            Image scores.
+        patch_scores : list of arrays of shape (grid_height, grid_width), float64
+            Distance of each patch from the nearest row of the bank.
+        """
         return score_patches(self.index, self.rows, patches, self.n_neighbors, self.excluded, with_patch_scores)
 
     def without(self, images: np.ndarray) -> MemoryBank | None:
-        """Return the bank without the rows that came from some images; None if no row is left."""
+        """Return the bank without the rows of the given images; None if no row is left."""
         excluded = np.flatnonzero(np.isin(self.images, images))
         return None if len(excluded) == len(self.rows) else replace(self, excluded=excluded)
 
 
-# Stages that hold the memory bank too; files shall hold it once.
+# Stages of a detector that refer to the array of the memory bank. Model files store the array once.
 _HOLDERS = ("sampler_", "index_")
 
 
 class SameAsBank:
-    """Stands in a file where a stage holds the memory bank."""
+    """Placeholder in a model file for a reference of a stage to the memory bank."""
 
 
 def without_copies_of_bank(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a detector's state in which the stages' references to the memory bank are marks instead.
+    """Return a detector's state in which placeholders replace the stages' references to the memory bank.
 
-    Pickle would keep them apart from the bank only by luck: joblib writes an array again each time it meets it.
+    Without the placeholders, a model file could hold the bank several times: joblib writes an array again for each
+    reference.
     """
     if "memory_bank_" not in state:
         return state
@@ -85,14 +106,14 @@ def without_copies_of_bank(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_shared_bank(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state that :func:`without_copies_of_bank` was given: the stages share the bank again."""
+    """Undo :func:`without_copies_of_bank`: return the state in which the stages share the bank again."""
     if "memory_bank_" not in state:
         return state
     return {**state, **{name: _replace(state[name], SameAsBank, state["memory_bank_"]) for name in _HOLDERS}}
 
 
 def _replace(estimator: Any, old: Any, new: Any) -> Any:
-    """Return a shallow copy of an estimator whose attributes that are `old` are `new`."""
+    """Return a shallow copy of an estimator in which `new` replaces each attribute that is the object `old`."""
     replaced = copy(estimator)
     for name, value in vars(estimator).items():
         if value is old:
@@ -101,7 +122,7 @@ def _replace(estimator: Any, old: Any, new: Any) -> Any:
 
 
 def with_bank(detector: Any, rows: np.ndarray) -> Any:
-    """Return a shallow copy of a detector that holds other rows as its memory bank, its stages too."""
+    """Return a shallow copy of a detector in which `rows` replaces the memory bank, also in the stages."""
     replaced = copy(detector)
     for name in _HOLDERS:
         setattr(replaced, name, _replace(getattr(detector, name), detector.memory_bank_, rows))
@@ -110,20 +131,45 @@ def with_bank(detector: Any, rows: np.ndarray) -> Any:
 
 
 def as_half(bank: np.ndarray | None, dtype: str, detector: Any) -> np.ndarray:
-    """Return the bank rounded to `dtype`; raise a ValueError where that would not halve the file or would overflow."""
+    """Return the memory bank rounded to float16 for a model file.
+
+    Parameters
+    ----------
+    bank : array of shape (n_bank, n_channels) or None
+        The memory bank. None if the detector has none.
+    dtype : str
+        Requested dtype; only ``"float16"`` is valid.
+    detector : estimator
+        The fitted detector.
+
+    Returns
+    -------
+    array of shape (n_bank, n_channels), float16
+
+    Raises
+    ------
+    ValueError
+        If `dtype` is not valid, the detector has no memory bank, its index keeps an additional copy of the bank (the
+        file would not become smaller), or a value of the bank is beyond ±65504.
+    """
     if dtype != "float16":
         raise ValueError(f"bank_dtype={dtype!r}: expected 'float16' or None.")
     if bank is None:
-        raise ValueError(f"bank_dtype={dtype!r}: a {type(detector).__name__} has no memory bank of its own.")
+        raise ValueError(
+            f"bank_dtype={dtype!r}: a {type(detector).__name__} has no memory bank of its own. Use bank_dtype=None."
+        )
     held = vars(detector.index_)
-    # scikit-learn's trees copy the bank beside keeping it
+    # scikit-learn's trees hold a copy of the bank in addition to the bank itself
     if held.get("_tree") is not None or not any(value is bank for value in held.values()):
         raise ValueError(
-            f"bank_dtype={dtype!r}: {type(detector.index_).__name__} keeps a bank of its own, in which nothing would "
-            "be rounded."
+            f"bank_dtype={dtype!r}: {type(detector.index_).__name__} keeps its own copy of the memory bank, which "
+            "would not be rounded. Use bank_dtype=None or ExactIndex."
         )
     with np.errstate(over="ignore"):
         half = bank.astype(np.float16)
     if not np.isfinite(half).all():
-        raise ValueError("bank_dtype='float16' holds values up to 65504, and the bank has larger ones.")
+        raise ValueError(
+            "bank_dtype='float16': the memory bank has values beyond 65504, the largest float16 value. Use "
+            "bank_dtype=None."
+        )
     return half

@@ -1,4 +1,7 @@
-"""Patches and their nearest neighbours to image and patch scores (Eq. 6-7). Bigger = more anomalous."""
+"""Image scores and patch scores from a memory bank (Equations 6 and 7); bigger = more anomalous.
+
+:func:`score_patches` scores images. :func:`nearest_patches` explains scores by the most anomalous patches.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def score_patches(
     exclude: np.ndarray | None = None,
     with_patch_scores: bool = True,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Score images by comparing their patches with the memory bank (Eq. 6-7); bigger = more anomalous.
+    """Score images by comparing their patches with the memory bank (Equations 6 and 7); bigger = more anomalous.
 
     Parameters
     ----------
@@ -38,30 +41,31 @@ def score_patches(
     bank : array of shape (n_bank, n_channels)
         The memory bank.
     patches : Patches
-        Of the images.
+        Patches of the images.
     n_neighbors : int
-        *b* of Eq. 7; no more than the bank has is used.
+        *b* of Eq. 7: number of neighbours in the re-weighting of image scores. At most the number of rows that are not
+        excluded is used. 1 turns the re-weighting off.
     exclude : array of int or None, default=None
-        Rows of the bank that are ignored.
+        Rows of the bank that are ignored. None ignores no row.
     with_patch_scores : bool, default=True
-        If False, no patch scores are returned. :class:`~skpatchcore.ExactIndex` is then much faster. The image scores
-        are the same.
+        If False, the list of patch scores is empty. :class:`~skpatchcore.ExactIndex` is then much faster. The image
+        scores are the same.
 
     Returns
     -------
     scores : array of shape (n_images,), float64
-        One an image.
+        Image scores.
     patch_scores : list of arrays of shape (grid_height, grid_width), float64
-        Distance of each patch from the bank row nearest to it.
+        Distance of each patch from the nearest row of the bank.
 
     Raises
     ------
     ValueError
-        If images and bank differ in their channels, or the index returns something other than rows of the bank.
+        If the patches and the bank differ in their number of channels, or if the result of the index is not valid.
     """
     check_channels(patches, bank.shape[1], of="the memory bank has")
     patch_scores: list[np.ndarray] = []
-    # The test patch farthest from the bank, of each image: m^test,* of Eq. 6, and m*.
+    # Eq. 6: for each image, find the patch that is farthest from the bank (m^test,*) and its nearest row (m*).
     if not with_patch_scores and isinstance(index, ExactIndex):
         tops, scores, nearest = farthest_of(index, bank, patches.rows, patches.starts, exclude)
     else:
@@ -72,10 +76,11 @@ def score_patches(
         if with_patch_scores:
             patch_scores = patches.as_grids(distances)
     b = min(n_neighbors, len(bank) - (0 if exclude is None else len(exclude)))
-    if b > 1:
+    if b > 1:  # Eq. 7
         _, neighborhoods = neighbors_of(index, bank, bank[nearest], b, exclude)
         for i, (top, neighborhood) in enumerate(zip(tops, neighborhoods, strict=True)):
-            # m* belongs to its own neighbourhood, even where duplicates of it or an approximate search hide it.
+            # m* always counts as the first row of its own neighbourhood, even if the search returned only duplicates of
+            # m* or missed m*.
             others = neighborhood[neighborhood != nearest[i]][: b - 1]
             to_others = measured(patches.rows[top : top + 1], bank, others[None])[0]
             scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
@@ -83,27 +88,33 @@ def score_patches(
 
 
 def reweighted_score(distances: np.ndarray, score: float) -> float:
-    """Weigh the largest patch score by how typical its nearest nominal patch is (Eq. 7); bigger = more anomalous.
+    """Return the re-weighted image score of Equation 7; bigger = more anomalous.
+
+    The weight is smaller if the nearest nominal patch is close to the other nominal patches of its neighbourhood.
 
     Parameters
     ----------
     distances : array of shape (b,)
-        Distances of the image's most anomalous patch from the bank row nearest to it, m*, first, and from the other
-        rows of m*'s own neighbourhood of b rows.
+        Distances of the image's most anomalous patch from the b rows of the neighbourhood of m*. m* is the row of the
+        bank that is nearest to the patch. The distance from m* itself comes first.
     score : float
-        Distance of that patch from m* (Eq. 6).
+        Distance of the patch from m* (Eq. 6).
 
     Returns
     -------
     float
-        ``(1 - softmax(distances)[0]) * score``; `score` itself where b is 1, for which Eq. 7 would give 0, and where it
-        is infinite.
+        ``(1 - softmax(distances)[0]) * score``. If b is 1 or `score` is infinite, `score` itself: for b = 1, Eq. 7
+        would always return 0.
+
+    Notes
+    -----
+    With exact search, m* is the nearest row, so the weight lies in [1 - 1/b, 1). An approximate search may miss the
+    nearest row. The weight is therefore clipped to at least 1 - 1/b: otherwise a missed row could make a patch look
+    more normal.
 
     References
     ----------
-    Roth et al., CVPR 2022, Eq. 7. With exact search m* is the nearest of them all, so the weight lies in [1 - 1/b, 1).
-    An approximate search may miss the nearest row. The weight is not less than 1 - 1/b then either: otherwise a patch
-    would look more normal because a row was missed.
+    Roth et al., CVPR 2022, Eq. 7.
     """
     if len(distances) == 1 or math.isinf(score):
         return float(score)
@@ -114,24 +125,25 @@ def reweighted_score(distances: np.ndarray, score: float) -> float:
 def nearest_patches(
     batches: Iterable[Patches], index: Index, n_patches: int, bank: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Find each image's most anomalous patches, and the row of the bank nearest to each.
+    """Return the most anomalous patches of each image, with the nearest row of the bank for each patch.
 
     Parameters
     ----------
     batches : iterable of Patches
-        Of the images.
+        Patches of the images.
     index : Index
         Fitted on the memory bank.
     n_patches : int
-        How many of each image; all if it has fewer.
+        Number of patches per image. An image with fewer patches contributes all of them.
     bank : array of shape (n_bank, n_channels)
         The memory bank.
 
     Returns
     -------
-    dict of arrays, one entry per patch
-        ``image``; ``rank`` from 0, the farthest; ``box`` in the image's own pixels, of shape (n, 4): top, left, height,
-        width; ``distance``; ``nearest``, the row of the bank.
+    dict of arrays with one entry per patch
+        ``image`` (index of the image), ``rank`` (0 is the patch with the largest distance), ``box`` (top, left, height
+        and width in pixels of the original image, shape (n, 4)), ``distance`` (from the nearest row), and ``nearest``
+        (the nearest row of the bank).
     """
     parts = []
     first = 0

@@ -20,7 +20,7 @@ NOT_EUCLIDEAN = "the distances of Told are not Euclidean"
 
 
 class Told(BaseEstimator):
-    """Finds the nearest rows, and returns what `change` makes of them."""
+    """Index that finds the nearest rows and returns the result of ``change(distances, indices)``."""
 
     def __init__(self, change=None):
         self.change = change
@@ -46,7 +46,7 @@ def padded(filler):
     return change
 
 
-# What other libraries do where they find too little, or mean another thing: (change, warning).
+# Results of incomplete searches and of other metrics, as other libraries return them: (change, expected warning).
 MENDED = {
     "minus one, infinity": (padded(np.inf), COMPLETED),
     "minus one, largest float32": (padded(np.sqrt(np.finfo("f").max)), COMPLETED),
@@ -89,7 +89,7 @@ def case():
 @pytest.mark.parametrize("exclude", [None, np.arange(0, 60, 7)])
 @pytest.mark.parametrize("b", [1, 5])
 @pytest.mark.parametrize("name", MENDED)
-def test_scores_are_the_exact_ones_whatever_an_index_leaves_out_or_returns_as_distances(case, name, b, exclude):
+def test_score_patches_with_incomplete_or_non_euclidean_results_equals_exact_search(case, name, b, exclude):
     bank, patches = case
     expected = score_patches(ExactIndex().fit(bank), bank, patches, b, exclude)
     change, warning = MENDED[name]
@@ -105,7 +105,7 @@ def test_scores_are_the_exact_ones_whatever_an_index_leaves_out_or_returns_as_di
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_neighbors_of_refuses_answers_that_name_no_rows_of_the_bank(case, name):
+def test_neighbors_of_refuses_results_that_are_not_rows_of_the_bank(case, name):
     bank, patches = case
     change, message = REFUSED[name]
     with pytest.raises(ValueError, match=rf"^index: .*{message}"):
@@ -114,8 +114,8 @@ def test_neighbors_of_refuses_answers_that_name_no_rows_of_the_bank(case, name):
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10**6), b=st.integers(1, 9), share=st.floats(0, 1), with_copies=st.booleans())
-def test_no_image_looks_more_normal_because_rows_are_missed(seed, b, share, with_copies):
-    """An index that names any rows in any order: patches are as far as they are, or farther; images too, up to 1/b."""
+def test_wrong_rows_of_an_index_never_lower_patch_scores(seed, b, share, with_copies):
+    """Patch scores are at least the exact ones, and image scores at least 1 - 1/b of the exact ones."""
     rng = np.random.default_rng(seed)
     bank = rng.normal(size=(40, 3))
     if with_copies:
@@ -135,12 +135,12 @@ def test_no_image_looks_more_normal_because_rows_are_missed(seed, b, share, with
     assert (scores > 0).all() or b == 1
 
 
-def test_a_missed_nearest_row_does_not_turn_the_score_to_zero():
+def test_reweighted_score_is_at_least_its_lower_bound_if_the_nearest_row_was_missed():
     assert reweighted_score(np.array([50.0, 1.0, 2.0, 3.0]), 50.0) == 50 * (1 - 1 / 4)
 
 
-def test_an_approximate_index_calibrates_as_an_exact_one_does():
-    """Leave-one-out asks for more rows than a search of few cells returns."""
+def test_calibration_scores_of_an_incomplete_index_equal_those_of_exact_search():
+    """Leave-one-out requests more neighbours than an approximate index returns."""
     good = np.random.default_rng(0).normal(0, 1, (30, 8, 8, 16)).astype(np.float32)
     good[7, :3] += 25
     few = lambda d, i: (np.where(np.arange(d.shape[1]) < 9, d, 0), np.where(np.arange(d.shape[1]) < 9, i, -1))  # noqa: E731
@@ -151,7 +151,7 @@ def test_an_approximate_index_calibrates_as_an_exact_one_does():
     assert model.offset_ == pytest.approx(expected.offset_, rel=1e-5)
 
 
-def test_another_metric_is_named_and_scores_stay_euclidean(case):
+def test_neighbors_of_warns_of_another_metric_and_returns_euclidean_distances(case):
     bank, patches = case
     index = NearestNeighbors(metric="cosine", algorithm="brute").fit(bank)
     with pytest.warns(UserWarning, match=r"NearestNeighbors are not Euclidean.*other metrics are not supported"):
@@ -162,8 +162,8 @@ def test_another_metric_is_named_and_scores_stay_euclidean(case):
 
 
 @pytest.mark.parametrize("shift", [0, 1e3])
-def test_rounded_distances_of_products_are_no_other_metric(shift):
-    """A self-distance of 0.1 was seen where a product cancels."""
+def test_neighbors_of_accepts_rounded_distances_without_warning(shift):
+    """Distances from matrix products are inexact: self-distances of 0.1 were observed."""
     bank = (np.random.default_rng(0).normal(size=(200, 64)) + shift).astype(np.float32)
     index = Told(lambda d, i: (np.sqrt(d**2 + 64 * shift**2 * 1e-7), i)).fit(bank)
     distances, indices = neighbors_of(index, bank, bank, 1)  # warnings are errors
@@ -171,13 +171,13 @@ def test_rounded_distances_of_products_are_no_other_metric(shift):
     np.testing.assert_array_equal(indices[:, 0], np.arange(200))
 
 
-def test_distances_of_huge_doubles_are_measured():
+def test_measured_does_not_overflow_for_large_float64_values():
     X, bank = np.array([[3e200, 0.0]]), np.array([[0.0, 4e200], [3e200, 0.0]])
     np.testing.assert_allclose(measured(X, bank, np.array([[0, 1]])), [[5e200, 0]])
 
 
 @pytest.mark.parametrize("what", ["query of another group", "row", "excluded row"])
-def test_farthest_of_refuses_what_a_subclass_makes_up(case, what):
+def test_farthest_of_refuses_wrong_results_of_a_subclass(case, what):
     class Wrong(ExactIndex):
         def farthest(self, X, starts, *, exclude=None):
             queries, distances, indices = super().farthest(X, starts, exclude=exclude)
@@ -186,14 +186,14 @@ def test_farthest_of_refuses_what_a_subclass_makes_up(case, what):
             return queries, distances, indices * 0 + (-1 if what == "row" else 3)
 
     bank, patches = case
-    with pytest.raises(ValueError, match="farthest of Wrong named a query or a row that does not count"):
+    with pytest.raises(ValueError, match="farthest of Wrong returned a query of another group, or a row that does not"):
         farthest_of(Wrong().fit(bank), bank, patches.rows, patches.starts, np.array([3]))
 
 
-def test_farthest_of_other_classes_is_not_asked(case):
+def test_score_patches_does_not_call_farthest_of_other_classes(case):
     class Foreign(Told):
         def farthest(self, X, starts, exclude=None):
-            raise AssertionError("can't be checked")
+            raise AssertionError("farthest was called, though its result cannot be checked")
 
     bank, patches = case
     scores, _ = score_patches(Foreign().fit(bank), bank, patches, 3, with_patch_scores=False)
@@ -201,7 +201,7 @@ def test_farthest_of_other_classes_is_not_asked(case):
 
 
 @pytest.mark.parametrize("n_blank", [0, 15, 20])
-def test_pynndescent_finds_the_banks_own_rows_among_many_equal_ones(n_blank):
+def test_pynndescent_finds_bank_rows_among_many_duplicates(n_blank):
     X = np.random.default_rng(0).normal(size=(20, 8, 8, 16)).astype(np.float32)
     X[:n_blank] = 0
     model = PatchCoreDetector(
@@ -211,6 +211,6 @@ def test_pynndescent_finds_the_banks_own_rows_among_many_equal_ones(n_blank):
     assert np.mean(distances[:, 0] == 0) > 0.99
     assert all(len(set(row)) == 3 for row in indices.tolist())
     blank = (model.memory_bank_ == 0).all(axis=1)
-    if n_blank:  # the copies follow the row that was found
+    if n_blank:  # all duplicates of the row that was found are returned too
         assert blank[model.index_.kneighbors(np.zeros((1, 16)), n_blank * 64, return_distance=False)].all()
     assert (model.predict(X) == 1).mean() > 0.9
