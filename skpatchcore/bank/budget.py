@@ -20,7 +20,8 @@ _SHARE = 0.6
 # Fixed overhead in bytes, independent of the number of images: the imported libraries, and the weights of a network.
 _LIBRARIES = 900_000_000
 _NETWORK = 300_000_000
-# Upper bound on the size of a network's activations, as a multiple of its input. ResNets and EfficientNet-Lites need less.
+# Upper bound on the size of a network's activations, as a multiple of its input. ResNets and EfficientNet-Lites need
+# less.
 _ACTIVATIONS = 32
 # Size of the model and of the data derived from it, as a multiple of the model. The derived search bounds of a small
 # bank are nearly as large as the bank.

@@ -23,7 +23,7 @@ FITTED = ("memory_bank_", "bank_image_indices_", "bank_positions_", "calibration
 
 
 def fit_in_one_way(monkeypatch, way, model, X, **fit):
-    """Fit while the estimate says that only `way` will do."""
+    """Fit the model with a patched memory estimate that always returns `way`."""
     asked = []
 
     def decide(self, max_memory):
@@ -45,7 +45,7 @@ def images_of_differing_sizes(n_images=9):
 
 @pytest.mark.parametrize("sampler", [None, GreedyCoresetSampler(0.03), RandomSampler(0.2), GreedyCoresetSampler(7)])
 @pytest.mark.parametrize("of_one_size", [True, False])
-def test_two_passes_learn_the_same_to_the_bit(monkeypatch, parts, sampler, of_one_size):
+def test_fit_in_two_passes_is_bit_identical_to_fit_at_once(monkeypatch, parts, sampler, of_one_size):
     X = parts[0] if of_one_size else images_of_differing_sizes()
     y = np.array([1] * len(X))
     y[2] = -1
@@ -61,7 +61,7 @@ def test_two_passes_learn_the_same_to_the_bit(monkeypatch, parts, sampler, of_on
 
 
 @pytest.mark.parametrize("as_list", [True, False])
-def test_two_passes_over_precomputed_features(monkeypatch, parts, as_list):
+def test_fit_in_two_passes_over_precomputed_features_is_bit_identical(monkeypatch, parts, as_list):
     features = extractor().transform(parts[0])
     X = list(features) if as_list else features
     model = PatchCoreDetector("precomputed", random_state=0)
@@ -71,7 +71,7 @@ def test_two_passes_over_precomputed_features(monkeypatch, parts, as_list):
         np.testing.assert_array_equal(getattr(twice, name), getattr(at_once, name))
 
 
-def test_two_passes_with_any_stateless_transformer(monkeypatch, parts):
+def test_fit_in_two_passes_with_a_stateless_transformer_is_bit_identical(monkeypatch, parts):
     def blocks(X):
         return np.stack([x.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3)) for x in X])
 
@@ -83,12 +83,12 @@ def test_two_passes_with_any_stateless_transformer(monkeypatch, parts):
         np.testing.assert_array_equal(getattr(twice, name), getattr(at_once, name))
 
 
-def test_little_memory_is_kept_to_in_shards(monkeypatch, parts):
+def test_fit_in_shards_with_little_memory_covers_all_patches(monkeypatch, parts):
     features = np.random.default_rng(0).normal(size=(200, 10, 10, 40)).astype(np.float32)
     model = PatchCoreDetector("precomputed", sampler=GreedyCoresetSampler(60), random_state=0, calibration=None)
     estimate = model.estimate_memory(200, features[0])
     assert estimate.n_patches == 20_000
-    # a tenth of what all that selection looks at would need
+    # a tenth of the memory that a selection from all patches would need
     scratch = GreedyCoresetSampler().estimate_memory(0, 40)
     least = estimate.overhead + scratch + (estimate.learning - scratch) // 10
     whole = clone(model).fit(features)
@@ -105,7 +105,7 @@ def test_little_memory_is_kept_to_in_shards(monkeypatch, parts):
     assert distances.max() <= 1.3 * whole.sampler_.selection_distances_[-1]
 
 
-def test_the_estimate_decides():
+def test_memory_estimate_way_is_the_fastest_within_max_memory():
     estimate = MemoryEstimate(
         n_patches=10**6,
         n_channels=1500,
@@ -125,7 +125,7 @@ def test_the_estimate_decides():
         estimate.way(14 * 10**8)
 
 
-def test_a_sampler_that_must_hold_all_says_so(parts):
+def test_fit_refuses_small_max_memory_for_samplers_without_batches(parts):
     for sampler in (LearnedProxySampler(3), Nystroem(n_components=3)):
         model = PatchCoreDetector(extractor(), sampler=sampler, max_memory="1.2 GB")
         with pytest.raises(ValueError, match=r"max_memory=1.2 GB is too small"):
@@ -134,7 +134,7 @@ def test_a_sampler_that_must_hold_all_says_so(parts):
         assert model.set_params(max_memory=None).fit(parts[0]).predict(parts[2]).tolist() == [-1]
 
 
-def test_the_estimate_is_that_of_the_fit(monkeypatch, parts):
+def test_estimate_memory_equals_the_estimate_in_fit(monkeypatch, parts):
     seen = []
 
     def estimate(*args, **kwargs):
@@ -156,7 +156,7 @@ def test_the_estimate_is_that_of_the_fit(monkeypatch, parts):
         PatchCoreDetector("precomputed").estimate_memory(10)
 
 
-def test_images_as_large_as_they_are_are_counted_by_their_area(monkeypatch):
+def test_fit_estimates_patches_of_images_of_different_sizes_by_area(monkeypatch):
     seen = []
     original = budget.estimate_memory
     monkeypatch.setattr(
@@ -169,7 +169,7 @@ def test_images_as_large_as_they_are_are_counted_by_their_area(monkeypatch):
 
 
 @pytest.mark.parametrize("way", ["at once", "two passes"])
-def test_a_bad_image_is_named_whatever_the_way(monkeypatch, parts, way):
+def test_fit_error_names_the_bad_image_in_each_way(monkeypatch, parts, way):
     y = np.array([-1, 1, -1] + [1] * 8)
     X = [*parts[0][:9], parts[0][0] * np.nan, parts[0][9]]
     model = PatchCoreDetector(extractor(), random_state=0)
@@ -178,7 +178,7 @@ def test_a_bad_image_is_named_whatever_the_way(monkeypatch, parts, way):
     assert not hasattr(model, "memory_bank_")
 
 
-def test_images_that_change_while_they_are_learnt_from_are_refused(monkeypatch):
+def test_fit_in_two_passes_refuses_images_that_change_during_fit(monkeypatch):
     calls = []
 
     def grids(X):
@@ -194,22 +194,22 @@ def test_images_that_change_while_they_are_learnt_from_are_refused(monkeypatch):
     ("text", "n_bytes"),
     [("4GB", 4e9), ("512 MiB", 2**29), ("1.5g", 1.5e9), ("2T", 2e12), ("100", 100), (" 7 kb ", 7000), (12, 12)],
 )
-def test_amounts_of_memory_are_read(text, n_bytes):
+def test_parse_bytes_returns_number_of_bytes(text, n_bytes):
     assert parse_bytes(text) == n_bytes
 
 
 @pytest.mark.parametrize("text", ["", "much", "4 GBit", "-1GB", "GB", "1e9"])
-def test_what_is_no_amount_of_memory_is_refused(parts, text):
+def test_fit_refuses_invalid_max_memory(parts, text):
     with pytest.raises(ValueError, match="is not an amount of memory"):
         PatchCoreDetector(extractor(), max_memory=text).fit(parts[0])
 
 
-def test_amounts_of_memory_are_written():
+def test_format_bytes_uses_decimal_units():
     assert [format_bytes(n) for n in (12, 1234, 5_600_000, 1.84e9)] == ["12 B", "1.23 kB", "5.6 MB", "1.84 GB"]
 
 
-def test_auto_keeps_to_the_limit_of_the_process(monkeypatch):
-    """A fit that would be held at once goes another way if the process may not take that much."""
+def test_max_memory_auto_respects_the_available_memory(monkeypatch):
+    """Features are held at once only if enough memory is available."""
     features = np.random.default_rng(0).normal(size=(20, 4, 4, 8)).astype(np.float32)
     ways = []
     original = MemoryEstimate.way

@@ -13,7 +13,7 @@ from skpatchcore.patches.patches import Patches
 
 
 def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:
-    """Eq. 6-7 as the paper prints them, in float64."""
+    """Return the image score by Eq. 6-7 as written in the paper, in float64."""
     distances = cdist(patches, bank)
     patch, m_star = np.unravel_index(
         np.where(distances == distances.min(1, keepdims=True), distances, -1).argmax(), distances.shape
@@ -29,7 +29,7 @@ def paper(bank: np.ndarray, patches: np.ndarray, b: int) -> float:
     "index", [ExactIndex(), NearestNeighbors(), PyNNDescentIndex(random_state=0)], ids=lambda i: type(i).__name__
 )
 @pytest.mark.parametrize("b", [1, 3, 9])
-def test_scores_are_those_of_the_references(golden, index, b):
+def test_score_patches_equals_stored_reference_scores(golden, index, b):
     arrays = golden("scoring")
     grids = Patches.from_features(arrays["queries"][:, None])
     scores, patch_scores = score_patches(index.fit(arrays["bank"]), arrays["bank"], grids, b)
@@ -42,7 +42,7 @@ def test_scores_are_those_of_the_references(golden, index, b):
 @given(
     n_bank=st.integers(1, 30), b=st.integers(1, 12), scale=st.sampled_from([1e-3, 1.0, 30.0]), seed=st.integers(0, 99)
 )
-def test_scores_are_the_papers_formula(n_bank, b, scale, seed):
+def test_score_patches_equals_the_formula_of_the_paper(n_bank, b, scale, seed):
     rng = np.random.default_rng(seed)
     bank, patches = rng.normal(size=(n_bank, 4)) * scale, rng.normal(size=(2, 6, 4)) * scale
     scores, _ = score_patches(ExactIndex().fit(bank), bank, Patches.from_features(patches[:, None]), b)
@@ -51,20 +51,20 @@ def test_scores_are_the_papers_formula(n_bank, b, scale, seed):
 
 
 @given(distances=st.lists(st.floats(0, 1e6), min_size=2, max_size=20))
-def test_the_weight_lies_between_its_bounds(distances):
-    """Also where exp(distance) overflows: with m* nearest, the weight is in [1 - 1/b, 1]."""
+def test_reweighted_score_weight_lies_between_its_bounds(distances):
+    """If m* is the nearest row, the weight lies in [1 - 1/b, 1], also for distances whose exponential overflows."""
     distances = np.sort(distances)
     weight = reweighted_score(distances, 1.0)
     assert 1 - 1 / len(distances) - 1e-12 <= weight <= 1
 
 
-def test_one_neighbour_turns_the_weight_off():
+def test_reweighted_score_with_one_neighbour_returns_the_score():
     assert reweighted_score(np.array([3.0]), 3.0) == 3.0
 
 
-def test_m_star_counts_in_its_own_neighbourhood_even_among_duplicates():
+def test_score_patches_counts_m_star_in_its_own_neighbourhood_if_the_search_misses_it():
     class Shy(ExactIndex):
-        """Finds everything but the row itself, as an approximate search may."""
+        """Index that never returns the query row itself, as may happen in an approximate search."""
 
         def kneighbors(self, X, n_neighbors=1, return_distance=True):
             distances, indices = super().kneighbors(X, n_neighbors + 1)
@@ -81,7 +81,7 @@ def test_m_star_counts_in_its_own_neighbourhood_even_among_duplicates():
 
 @pytest.mark.parametrize("index", [ExactIndex(), NearestNeighbors()], ids=lambda i: type(i).__name__)
 @pytest.mark.parametrize("b", [1, 4, 50])
-def test_rows_that_do_not_count_are_as_if_they_were_not_there(index, b):
+def test_score_patches_with_excluded_rows_equals_scores_of_the_smaller_bank(index, b):
     rng = np.random.default_rng(0)
     bank = rng.normal(size=(30, 3)).astype(np.float32)
     images = [rng.normal(size=(*size, 3)).astype(np.float32) for size in [(2, 3), (4, 1), (3, 3)]]
@@ -99,13 +99,13 @@ def test_rows_that_do_not_count_are_as_if_they_were_not_there(index, b):
     for part, of_left in zip(patch_scores, expected_patches, strict=True):
         assert part.dtype == np.float64
         np.testing.assert_allclose(part, of_left, rtol=1e-5)
-    # image scores alone, which an index with `farthest` finds in a way of its own
+    # image scores without patch scores: an index with `farthest` computes them by another search
     alone, nothing = score_patches(fitted, bank, grids, b, exclude, with_patch_scores=False)
     np.testing.assert_allclose(alone, expected, rtol=1e-5)
     assert nothing == []
 
 
-def test_an_index_is_asked_only_for_what_is_needed():
+def test_score_patches_requests_only_the_needed_neighbours():
     class Watched(ExactIndex):
         def farthest(self, X, starts, exclude=None):
             asked.append("farthest")
@@ -126,7 +126,7 @@ def test_an_index_is_asked_only_for_what_is_needed():
     assert asked == ["farthest", (2, 4, 5)]
 
 
-def test_neighbours_that_are_left_stay_in_their_order():
+def test_kneighbors_without_keeps_the_order_of_the_remaining_neighbours():
     rng = np.random.default_rng(0)
     bank, X, exclude = rng.normal(size=(300, 2)), rng.normal(size=(20, 2)), rng.permutation(300)[:100]
     left = np.setdiff1d(np.arange(300), exclude)
@@ -137,7 +137,7 @@ def test_neighbours_that_are_left_stay_in_their_order():
     np.testing.assert_allclose(distances, np.take_along_axis(expected, order, axis=1))
 
 
-def test_scores_are_weighed_in_double_precision_and_never_nan():
+def test_reweighted_scores_are_computed_in_float64_and_are_not_nan():
     assert reweighted_score(np.array([np.inf, np.inf]), np.inf) == np.inf
     distances = np.array([1.0, 1.1, 1.3], np.float32)
     assert reweighted_score(distances, 1.0) == pytest.approx(reweighted_score(distances.astype(float), 1.0), rel=1e-14)
@@ -157,7 +157,7 @@ def test_scores_are_weighed_in_double_precision_and_never_nan():
     assert scores[0] == pytest.approx(weight * nearest.min(), rel=1e-10)
 
 
-def test_features_of_another_width_than_the_banks_are_refused():
+def test_score_patches_refuses_features_with_another_number_of_channels():
     bank, grids = np.zeros((3, 4)), Patches.from_features(np.zeros((1, 2, 2, 5)))
     with pytest.raises(ValueError, match="patch features have 5 channels, but the memory bank has 4"):
         score_patches(ExactIndex().fit(bank), bank, grids, 3)
