@@ -1,4 +1,7 @@
-"""Patch scores to anomaly maps, and anomaly maps to regions: functions of arrays. Bigger = more anomalous."""
+"""Anomaly maps from patch scores, and regions from anomaly maps; bigger = more anomalous.
+
+:func:`anomaly_map` and :func:`regions_of_map` are functions of arrays.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,21 @@ _COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "ri
 
 
 def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.ndarray:
-    """Return the anomaly map of one image, at its own size; the patch scores themselves where nothing is known of it.
+    """Return the anomaly map of one image at its original size; bigger = more anomalous.
 
     Parameters
     ----------
     patch_scores : array of shape (grid_height, grid_width)
-        One score a patch.
+        One score per patch.
     view : View or None
-        What the grid covers of the image.
+        Region of the image that the grid covers. None if the image size is unknown.
     smoothing : float
-        Standard deviation of the Gaussian, in pixels of the network's input.
+        Standard deviation of the Gaussian in pixels of the network's input.
 
     Returns
     -------
     array of shape (height, width), float32
+        If `view` is None, the patch scores themselves, at the size of the grid.
     """
     if view is None:
         return patch_scores.astype(np.float32)
@@ -44,27 +48,29 @@ def anomaly_map(
     box: tuple[float, float, float, float] | None = None,
     smoothing: float | tuple[float, float] = 4.0,
 ) -> np.ndarray:
-    """Lay patch scores over an image: bilinear upsampling, then Gaussian smoothing; bigger = more anomalous.
+    """Upsample patch scores bilinearly to an image's size and smooth them with a Gaussian; bigger = more anomalous.
 
     Parameters
     ----------
     patch_scores : array of shape (grid_height, grid_width)
-        One score a patch.
+        One score per patch.
     image_size : (int, int)
         Height and width of the map in pixels.
     box : (float, float, float, float) or None, default=None
-        Top, left, height and width in pixels of the part of the image that the grid covers; None for all of it.
-        Pixels outside take the value of the nearest pixel inside.
+        Top, left, height and width, in pixels, of the region of the image that the grid covers. Pixels outside the
+        region take the value of the nearest pixel inside. None covers the whole image.
     smoothing : float or (float, float), default=4.0
-        Standard deviation of the Gaussian in pixels of the map, for both axes or for each; 0 leaves it out.
+        Standard deviation of the Gaussian in pixels of the map, for both axes or for the vertical and the horizontal
+        axis. 0 turns the smoothing off.
 
     Returns
     -------
     array of shape (height, width), float32
+        The anomaly map.
 
     Notes
     -----
-    Both steps are linear and act on one axis at a time, so each axis has one small matrix that does both.
+    Upsampling and smoothing are linear and separable. Therefore one small matrix per axis combines both steps.
     """
     height, width = image_size
     top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
@@ -72,7 +78,8 @@ def anomaly_map(
     scores = np.array(patch_scores, np.float64)
     rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
     columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
-    # In torch: numpy's own threads would spin on after the product, and slow the network down on the next image.
+    # The product is computed with torch: the threads of numpy's BLAS keep spinning after a product, which slows the
+    # network down on the next image.
     with one_thread(rows.shape[0] * scores.shape[1] * (rows.shape[1] + columns.shape[0]) < SMALL_PRODUCT):
         return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
 
@@ -80,7 +87,7 @@ def anomaly_map(
 @lru_cache(maxsize=64)
 def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sigma: float) -> torch.Tensor:
     """Return the matrix of shape (n_pixels, n_patches) that upsamples and smooths along one axis."""
-    # Centres of pixels in units of patches, counted from the first patch's centre.
+    # Position of each pixel centre in units of patches; 0 is the centre of the first patch.
     position = np.clip((np.arange(n_pixels) + 0.5 - start) / length * n_patches - 0.5, 0, n_patches - 1)
     lower = np.minimum(position.astype(int), max(n_patches - 2, 0))
     share = position - lower
@@ -88,28 +95,30 @@ def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sig
     pixels = np.arange(n_pixels)
     matrix[pixels, lower] = 1 - share
     matrix[pixels, np.minimum(lower + 1, n_patches - 1)] += share
-    if sigma > 1e-3:  # a narrower Gaussian does nothing, and its weights divide by sigma squared
+    if sigma > 1e-3:  # a narrower Gaussian has no effect, and its weights would be divided by nearly 0
         matrix = gaussian_filter1d(matrix, sigma, axis=0)
     return torch.from_numpy(matrix)
 
 
 def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> pd.DataFrame:
-    """Return the regions of one map in which all pixels are above the threshold, the highest peak first.
+    """Return the connected regions of an anomaly map above a threshold, in descending order of their peaks.
 
     Parameters
     ----------
     anomaly_map : array of shape (height, width)
-        Bigger = more anomalous.
+        Anomaly map, bigger = more anomalous.
     threshold : float
-        Pixels above it belong to a region; they are connected over edges and corners.
+        Pixels with a value above the threshold belong to regions. Pixels that touch by an edge or a corner are
+        connected.
     min_area : int, default=1
-        Regions of fewer pixels are left out.
+        Minimum area in pixels. Smaller regions are left out.
 
     Returns
     -------
     DataFrame
-        One row a region: ``top``, ``left``, ``bottom``, ``right`` (pixels; bottom and right are the first ones outside,
-        as in slices), ``area`` (pixels), ``peak`` (the largest value in it), ``peak_row`` and ``peak_column``.
+        One row per region: ``top``, ``left``, ``bottom``, ``right`` (bounding box in pixels; bottom and right are
+        exclusive, as in slices), ``area`` (number of pixels), ``peak`` (largest value of the map in the region),
+        ``peak_row`` and ``peak_column`` (position of the peak in pixels).
     """
     labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
     table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]

@@ -10,13 +10,13 @@ from scipy.ndimage import gaussian_filter
 from skpatchcore.maps import anomaly_map
 
 
-def test_maps_are_those_of_the_reference(golden):
+def test_anomaly_map_equals_the_stored_reference(golden):
     arrays = golden("scoring")
     found = np.stack([anomaly_map(grid, (64, 48)) for grid in arrays["patch_grid"]])
     np.testing.assert_allclose(found, arrays["reference_map_64x48"], atol=1e-5)
 
 
-def test_maps_are_float32_smoothed_by_4_pixels_unless_told_otherwise():
+def test_anomaly_map_is_float32_and_default_smoothing_is_4_pixels():
     grid = [[0, 1, 7], [3, 2, 1]]
     found = anomaly_map(grid, (30, 40))
     assert isinstance(found, np.ndarray)
@@ -32,7 +32,7 @@ def test_maps_are_float32_smoothed_by_4_pixels_unless_told_otherwise():
     rows=st.integers(1, 7), columns=st.integers(1, 7), height=st.integers(1, 40), width=st.integers(1, 40),
     sigma=st.sampled_from([0.0, 0.7, 4.0]), seed=st.integers(0, 9),
 )  # fmt: skip
-def test_maps_are_bilinear_then_gaussian(rows, columns, height, width, sigma, seed):
+def test_anomaly_map_equals_bilinear_upsampling_then_gaussian_filter(rows, columns, height, width, sigma, seed):
     grid = np.random.default_rng(seed).random((rows, columns))
     expected = F.interpolate(torch.from_numpy(grid)[None, None], (height, width), mode="bilinear", align_corners=False)
     expected = gaussian_filter(expected[0, 0].numpy(), sigma) if sigma else expected[0, 0].numpy()
@@ -44,14 +44,14 @@ def test_maps_are_bilinear_then_gaussian(rows, columns, height, width, sigma, se
     rows=st.integers(1, 6), columns=st.integers(1, 6), top=st.floats(0, 10), left=st.floats(0, 10),
     box=st.floats(5, 30), sigma=st.floats(0, 5),
 )  # fmt: skip
-def test_maps_never_leave_the_range_of_the_patch_scores(rows, columns, top, left, box, sigma):
+def test_anomaly_map_stays_in_the_range_of_the_patch_scores(rows, columns, top, left, box, sigma):
     grid = np.random.default_rng(rows).normal(size=(rows, columns))
     found = anomaly_map(grid, (40, 45), (top, left, box, box), sigma)
     assert found.shape == (40, 45)
     assert grid.min() - 1e-5 <= found.min() <= found.max() <= grid.max() + 1e-5
 
 
-def test_a_crop_lies_where_it_was_cut_and_its_border_is_repeated():
+def test_anomaly_map_of_a_box_repeats_the_border_values_outside():
     grid = np.array([[1.0, 2.0], [3.0, 4.0]])
     found = anomaly_map(grid, (20, 30), (5.0, 10.0, 10.0, 10.0), 0.0)
     np.testing.assert_allclose(found[5:15, 10:20], anomaly_map(grid, (10, 10), None, 0.0), atol=1e-6)

@@ -145,7 +145,7 @@ def test_refused_save_keeps_the_old_file(fitted, parts, tmp_path):
         (
             PatchCoreDetector("precomputed", index=NearestNeighbors(algorithm="kd_tree")).fit(grids),
             "float16",
-            "of its own",
+            "keeps its own copy of the memory bank",
         ),
     ]
     for detector, dtype, message in no_half:

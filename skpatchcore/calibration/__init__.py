@@ -1,4 +1,4 @@
-"""Scores of good images to thresholds and p-values."""
+"""Calibration: thresholds and p-values from the scores of good images."""
 
 from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
 from skpatchcore.calibration.plan import plan_calibration

@@ -28,7 +28,7 @@ class Squared(NearestNeighbors):
     ("parameters", "message"),
     [
         ({"index": Squared(), "calibration": None}, "not Euclidean"),
-        ({"contamination": 0.001}, "can't be promised"),
+        ({"contamination": 0.001}, "cannot be promised"),
     ],
     ids=["index", "contamination"],
 )

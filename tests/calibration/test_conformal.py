@@ -15,42 +15,42 @@ from skpatchcore.calibration.conformal import conformal_p_values, conformal_thre
     scores=st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60, unique=True),
     contamination=st.floats(0.01, 0.5),
 )
-def test_the_threshold_is_the_conformal_quantile(scores, contamination):
+def test_conformal_threshold_is_the_conformal_quantile(scores, contamination):
     scores, n = np.array(scores), len(scores)
     if contamination < 1 / (n + 1) - 1e-9:
         with pytest.warns(UserWarning, match=rf"1/{n + 1} = {1 / (n + 1):.3g}\. "):
             assert conformal_threshold(scores, contamination) == scores.max()
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # at the very limit, rounding decides
+        warnings.simplefilter("ignore")  # at exactly 1 / (n + 1), rounding decides whether a warning is raised
         threshold = conformal_threshold(scores, contamination)
-    # The promise: a new exchangeable score is above with probability (images at or beyond it) / (n + 1).
+    # A new exchangeable score is above the threshold with probability (1 + number of scores above it) / (n + 1).
     assert (1 + (scores > threshold).sum()) / (n + 1) <= contamination + 1e-6 or threshold == scores.max()
-    # And no threshold below it would keep it.
+    # The next lower score would exceed `contamination`.
     below = scores[scores < threshold]
     if len(below):
         assert (1 + (scores > below.max()).sum()) / (n + 1) > contamination - 1e-6
 
 
 @given(scores=st.lists(st.floats(-10, 10), min_size=12, max_size=40))
-def test_the_threshold_falls_as_contamination_grows(scores):
+def test_conformal_threshold_decreases_as_contamination_increases(scores):
     shares = [0.1, 0.2, 0.3, 0.5]
     thresholds = [conformal_threshold(np.array(scores), share) for share in shares]
     assert thresholds == sorted(thresholds, reverse=True)
 
 
-def test_fresh_images_are_flagged_as_promised():
+def test_conformal_threshold_flags_the_fraction_contamination_of_new_scores():
     rng = np.random.default_rng(0)
     rates = [(rng.normal(size=500) > conformal_threshold(rng.normal(size=99), 0.1)).mean() for _ in range(200)]
     assert np.mean(rates) == pytest.approx(0.1, abs=0.01)
 
 
-def test_auto_flags_no_calibration_image():
+def test_conformal_threshold_auto_is_the_largest_score():
     scores = np.array([1.0, 5.0, np.nan, 3.0])
     assert conformal_threshold(scores, "auto") == 5.0
 
 
-def test_nothing_to_calibrate_gives_no_threshold():
+def test_conformal_threshold_without_scores_is_nan():
     assert math.isnan(conformal_threshold(np.array([np.nan]), "auto"))
     assert math.isnan(conformal_threshold(np.array([]), 0.1))
 
@@ -77,7 +77,7 @@ def test_p_values_of_exchangeable_scores_are_super_uniform(n, draw):
         assert (values <= level).mean() <= level + 3 * np.sqrt(level / 20000)
 
 
-def test_p_values_of_nothing_are_refused():
+def test_conformal_p_values_refuses_missing_calibration_scores_and_nan():
     with pytest.raises(ValueError, match="no calibration scores"):
         conformal_p_values([np.nan], [1.0])
     with pytest.raises(ValueError, match="score 1 is NaN"):

@@ -249,7 +249,7 @@ def test_warnings_are_single_lines_and_said_once(images, tmp_path, monkeypatch, 
         assert main(["fit", str(tmp_path / "nowhere"), "-o", str(tmp_path / "m.skops")]) == 1
         assert warnings.showwarning is before
     errors = capsys.readouterr().err.splitlines()
-    assert errors[0] == "skpatchcore: warning: --contamination 0.05 can't be promised"
+    assert errors[0] == "skpatchcore: warning: --contamination 0.05 cannot be promised"
     assert errors[1] == "skpatchcore: warning: another"
     assert len(errors) == 3
 

@@ -243,7 +243,7 @@ def test_recalibrate_changes_only_the_thresholds(parts):
     model.recalibrate(contamination=0.5)
     assert model.offset_ > strict
     assert model.contamination == "auto"
-    with pytest.warns(UserWarning, match="can't be promised with 9 calibration images"):
+    with pytest.warns(UserWarning, match="cannot be promised with 9 calibration images"):
         model.recalibrate(contamination=0.01)
     for wrong in (0, 0.6, "none"):
         with pytest.raises(ValueError, match="contamination="):
@@ -383,7 +383,7 @@ def test_fit_refuses_calibrations_out_of_range(parts, calibration, message):
 
 
 def test_fit_reports_too_few_images_for_the_calibration(parts):
-    with pytest.warns(UserWarning, match=r"contamination=0.05 can't be promised with 2 calibration images.* 1/3"):
+    with pytest.warns(UserWarning, match=r"contamination=0.05 cannot be promised with 2 calibration images.* 1/3"):
         detector(calibration=0.2, contamination=0.05).fit(parts[0])
     with pytest.raises(ValueError, match="train set will be empty"):
         detector(calibration=0.5).fit(parts[0][:1])

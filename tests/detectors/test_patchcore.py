@@ -121,7 +121,7 @@ def test_contamination_sets_the_thresholds(parts):
     assert auto.offset_ == auto.calibration_scores_.min()
     assert auto.offset_ <= tenth.offset_ < half.offset_
     assert half.pixel_offset_ < auto.pixel_offset_
-    with pytest.warns(UserWarning, match=r"contamination=0.01 can't be promised with 14 calibration images"):
+    with pytest.warns(UserWarning, match=r"contamination=0.01 cannot be promised with 14 calibration images"):
         PatchCoreDetector("precomputed", contamination=0.01).fit(features)
 
 
