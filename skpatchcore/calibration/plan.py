@@ -1,7 +1,8 @@
-"""The calibration plan: which good images are scored against a model that has not learnt from them.
+"""Calibration plans: which good images are scored, and against which model; see :func:`plan_calibration`.
 
-A training image's own patches are in the memory bank, so its score against the whole bank is far too low: a threshold
-from such scores flags most good images. A plan leaves each image out of what it is compared with.
+The patches of a training image are in the memory bank, so the anomaly score of the image against the whole bank is far
+too low. A threshold from such scores flags most new good images. A calibration plan therefore scores each image against
+a model that was fitted without the image.
 """
 
 from __future__ import annotations
@@ -22,26 +23,26 @@ from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource, PatchStream
 
-# Models without a group that leave-one-out keeps for later batches.
+# Maximum number of leave-one-out models that are kept for later batches.
 _N_MODELS = 16
-# Learns a model from a subset of the patches.
+# Callable that fits a model on a subset of the patches.
 Learn = Callable[[PatchSource], PatchModel]
-# Returns the largest value of an anomaly map, from patch scores and a view.
+# Callable that returns the maximum of an anomaly map from patch scores and a view.
 PeakOf = Callable[[np.ndarray, View | None], float]
 
 
 @dataclass
 class CalibrationScores:
-    """Scores of good images, **bigger = more anomalous**.
+    """Calibration scores of good images, **bigger = more anomalous**.
 
     Attributes
     ----------
     images : array of shape (n,), int
-        Which images of the stream these are.
+        Indices of the calibration images in the stream.
     scores : array of shape (n,), float64
-        Their scores. NaN where nothing is left to compare an image with.
+        Image scores. NaN if no model can be fitted without the image's group.
     peaks : array of shape (n,), float64
-        Maxima of their anomaly maps.
+        Maximum of each image's anomaly map. NaN where `scores` is NaN.
     """
 
     images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -50,58 +51,74 @@ class CalibrationScores:
 
 
 class NoCalibration:
-    """The model learns from all images; none is scored. Base class of the plans."""
+    """Plan without calibration: the model is fitted on all images, and no image is scored. Base class of the plans.
 
-    learnt: np.ndarray | None = None  # images that the model learns from; None: all
-    extra_copies = 0  # of the patch features, made during calibration
+    Attributes
+    ----------
+    learnt : array of int or None
+        Indices of the images on which the model is fitted. None fits on all images.
+    extra_copies : int
+        Number of copies of the patch features that are made during calibration.
+    """
+
+    learnt: np.ndarray | None = None
+    extra_copies = 0
 
     def images(self) -> np.ndarray:
-        """Return the images that are scored, in ascending order."""
+        """Return the indices of the calibration images, in ascending order."""
         return np.zeros(0, np.int64)
 
     def calibrate(
         self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
     ) -> CalibrationScores:
-        """Score the plan's images.
+        """Score the calibration images.
 
         Parameters
         ----------
         stream : PatchStream
-            Of all images.
+            Patches of all images.
         patches : Patches or PatchStream
-            Of the images that the model has learnt from.
+            Patches of the images on which the model is fitted.
         model : PatchModel
-            Learnt from `patches`.
+            Model that is fitted on `patches`.
         learn : callable
-            Learns a model from other patches.
+            ``learn(patches)`` fits a model on other patches.
         peak_of : callable
-            Returns the maximum of an anomaly map.
+            ``peak_of(patch_scores, view)`` returns the maximum of an anomaly map.
+
+        Returns
+        -------
+        CalibrationScores
+            Scores and peaks, bigger = more anomalous.
         """
         return CalibrationScores()
 
 
 class LeaveOneOut(NoCalibration):
-    """The model learns from all images; each is scored without what was learnt from its group.
+    """Leave-one-out plan: the model is fitted on all images, and each image is scored without its own group.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
         Group of each image.
     verbose : int
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
     """
 
     def __init__(self, groups: np.ndarray, verbose: int = 0):
         self.groups, self.verbose = groups, verbose
 
     def images(self) -> np.ndarray:
-        """Return all images."""
+        """Return the indices of all images."""
         return np.arange(len(self.groups))
 
     def calibrate(
         self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
     ) -> CalibrationScores:
-        """Go through the patches once. NaN, with a warning, where nothing was learnt from other groups."""
+        """Score all images in one pass over the patches; warn if images cannot be scored, and set their scores to NaN.
+
+        An image cannot be scored if no part of the model comes from other groups.
+        """
         scores, peaks = np.full((2, len(self.groups)), np.nan)
         with progress_bar(len(self.groups), "calibrating", "image", self.verbose) as bar:
             for images, some, own in self._left_out(patches, model):
@@ -113,17 +130,20 @@ class LeaveOneOut(NoCalibration):
         if n_missing := int(np.isnan(scores).sum()):
             warn_user(
                 f"{n_missing} of {len(scores)} training images could not be scored without their own patches, because "
-                "everything that was learnt came from them: they do not count for the threshold. Fit on more images, "
-                "or with a larger ratio.",
+                "the model consists of their patches only. These images are not used for the threshold. Fit on more "
+                "images, or with a larger ratio.",
             )
         return CalibrationScores(self.images(), scores, peaks)
 
     def _left_out(
         self, patches: PatchSource, model: PatchModel
     ) -> Iterator[tuple[np.ndarray, Patches, PatchModel | None]]:
-        """Yield images of one batch and one group, their patches, and the model without their group."""
+        """Yield the images of one batch and one group, their patches, and the model without the group.
+
+        The images of a group may be spread over several batches. The models of the last groups are therefore kept.
+        """
         start = 0
-        models: dict[int, PatchModel | None] = {}  # of the last groups: a group may go on in later batches
+        models: dict[int, PatchModel | None] = {}
         for batch in patches:
             groups = self.groups[start : start + len(batch)]
             for group in np.unique(groups):
@@ -137,82 +157,87 @@ class LeaveOneOut(NoCalibration):
 
 
 class HeldOut(NoCalibration):
-    """The model learns from a share of the images; the others are scored.
+    """Hold-out plan: the model is fitted on a fraction of the images, and the other images are scored.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
-        Group of each image; groups are held out whole.
+        Group of each image. All images of a group are held out together.
     share : float in (0, 1)
-        Fraction of the groups that is held out.
+        Fraction of the groups that are held out.
     rng : RandomState
-        Draws the groups.
+        Random number generator that selects the groups.
     """
 
     def __init__(self, groups: np.ndarray, share: float, rng: np.random.RandomState):
         self.learnt, self.held = hold_out(groups, share, rng)
 
     def images(self) -> np.ndarray:
-        """Return the images held out."""
+        """Return the indices of the held-out images, in ascending order."""
         return self.held
 
     def calibrate(
         self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
     ) -> CalibrationScores:
-        """Extract the patches of the images held out, and score these as new ones."""
+        """Extract the patches of the held-out images and score them with the model."""
         return CalibrationScores(self.held, *_scores_of(stream.subset(self.held), model, peak_of))
 
 
 class CrossFitted(NoCalibration):
-    """The model learns from all images; each is scored by a model of its own fold, which has not learnt from it.
+    """Cross-fitting plan: each image is scored by a model that is fitted on the training images of its fold.
+
+    The detector's own model is fitted on all images.
 
     Parameters
     ----------
     n_images : int
         Number of images.
     groups : array of shape (n_images,) or None
-        Group of each image; a group is scored in one fold. None: each image is its own group.
+        Group of each image. All images of a group are scored in the same fold. None makes each image its own group.
     cv : int or splitter
-        Number of folds, or the splitter that makes them.
+        Number of folds, or a splitter with the method ``split(X, y, groups)``.
     rng : RandomState
-        Draws the folds.
+        Random number generator that shuffles the folds if `cv` is a number.
     verbose : int
-        1 shows a progress bar.
+        1 shows a progress bar, 0 does not.
     """
 
-    extra_copies = 1  # a fold's patches are copied from all
+    extra_copies = 1  # the patches of a fold are a copy
 
     def __init__(self, n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState, verbose: int = 0):
         self.folds, self.verbose = make_folds(n_images, groups, cv, rng), verbose
 
     def images(self) -> np.ndarray:
-        """Return the images of all test folds."""
+        """Return the indices of the images in the test folds, in ascending order."""
         return np.sort(np.concatenate([scored for _, scored in self.folds]))
 
     def calibrate(
         self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
     ) -> CalibrationScores:
-        """Learn once per fold: from the patches that are held, or from a new pass over the stream."""
+        """Fit one model per fold and score the fold's test images.
+
+        The patches come from memory if they are held, otherwise from new passes over the stream.
+        """
         parts = []
         with progress_bar(len(self.images()), "calibrating", "image", self.verbose) as bar:
             for learnt, scored in self.folds:
                 own = learn(patches.subset(learnt))
                 parts.append(_scores_of(patches.subset(scored), own, peak_of))
                 bar.update(len(scored))
-                del own  # before the next fold is copied
+                del own  # free the model before the patches of the next fold are copied
         order = np.concatenate([scored for _, scored in self.folds]).argsort()
         scores, peaks = (np.concatenate(arrays)[order] for arrays in zip(*parts, strict=True))
         return CalibrationScores(self.images(), scores, peaks)
 
 
 def _scores_of(patches: PatchSource, model: PatchModel, peak_of: PeakOf) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and peaks of images that the model has not learnt from."""
+    """Return the scores and peaks of images on which the model was not fitted."""
     parts = list(score_batches(patches, model, peak_of))
     return np.concatenate([scores for scores, _ in parts]), np.array([p for _, peaks in parts for p in peaks], float)
 
 
 def kind_of(calibration: Any) -> type[NoCalibration]:
-    """Return the kind of plan that a detector's parameter `calibration` stands for."""
+    """Return the class of plan for the value of a detector's parameter `calibration`."""
     if calibration is None:
         return NoCalibration
     if isinstance(calibration, str):
@@ -221,6 +246,7 @@ def kind_of(calibration: Any) -> type[NoCalibration]:
 
 
 def _is_splitter(calibration: Any) -> bool:
+    """Return True if an object has the method ``split`` of scikit-learn's splitters."""
     return hasattr(calibration, "split")
 
 
@@ -237,28 +263,29 @@ def plan_calibration(
     Parameters
     ----------
     calibration : "leave-one-out", float, int, splitter or None
-        The detector's parameter.
+        The detector's parameter `calibration`. A float is the fraction of the groups that are held out. An int is the
+        number of folds. None turns calibration off.
     groups : array of shape (n_images,) or None
-        Group of each image; None: each image is its own group.
+        Group of each image. None makes each image its own group.
     n_images : int
         Number of images.
     rng : RandomState
-        Draws held-out images and folds.
+        Random number generator that selects held-out images and folds.
     contamination : float or "auto", default="auto"
-        The detector's parameter.
+        The detector's parameter `contamination`.
     verbose : int, default=0
-        1 shows progress bars.
+        1 shows progress bars, 0 does not.
 
     Returns
     -------
     NoCalibration
-        Or one of its subclasses.
+        An instance of :class:`NoCalibration` or of one of its subclasses.
 
     Raises
     ------
     ValueError
-        If all images share one group, if there are too few for the folds or for a share held out, or if a splitter
-        scores an image twice.
+        If all images share one group, if there are too few images for the folds or the held-out fraction, or if a
+        splitter scores an image twice, scores no image, or fits on images or groups that it scores.
 
     Warns
     -----
@@ -270,8 +297,8 @@ def plan_calibration(
         return NoCalibration()
     if groups is not None and len(np.unique(groups)) == 1:
         raise ValueError(
-            "groups: all images to learn from share one group, so none can be scored without its own group's. Give "
-            "images of several groups, or calibration=None."
+            "groups: all training images share one group, so no image can be scored by a model without its own group. "
+            "Pass images of several groups, or set calibration=None."
         )
     own = np.arange(n_images) if groups is None else groups
     plan: NoCalibration
@@ -287,34 +314,36 @@ def plan_calibration(
 
 
 def _warn_of_few_groups(n_groups: int, contamination: float | str) -> None:
+    """Warn if the number of groups is too small to promise `contamination` for images of new groups."""
     if not isinstance(contamination, str) and n_groups + 1 < 1 / contamination:
         warn_user(
-            f"contamination={contamination:g} was asked for, but the calibration images come from {n_groups} groups "
-            f"only: of images of new groups, about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be flagged.",
+            f"contamination={contamination:g} cannot be promised for images of new groups, because the calibration "
+            f"images come from {n_groups} groups only: about 1/{n_groups + 1} = {1 / (n_groups + 1):.3g} may be "
+            "flagged. Fit on images of more groups, or increase contamination.",
         )
 
 
 def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the groups that the model does not learn from.
+    """Select the groups of images that are held out for calibration.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
-        Group of each image: its index where each is on its own.
+        Group of each image. Without groups, the index of each image.
     share : float in (0, 1)
-        Of the groups; rounded up.
+        Fraction of the groups that are held out. The number of groups is rounded up.
     rng : RandomState
-        Draws them.
+        Random number generator that selects the groups.
 
     Returns
     -------
     learnt, held : arrays of int
-        Images to learn from and images held out, each in ascending order.
+        Indices of the images on which the model is fitted and of the held-out images, each in ascending order.
 
     Raises
     ------
     ValueError
-        If no group would be left to learn from.
+        If no group would be left to fit the model on.
     """
     splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=rng)
     learnt, held = next(splitter.split(groups, groups=groups))
@@ -324,27 +353,28 @@ def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tu
 def make_folds(
     n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the images that each fold learns from, and those that it scores.
+    """Return the training images and the scored images of each fold.
 
     Parameters
     ----------
     n_images : int
-        How many there are.
+        Number of images.
     groups : array of shape (n_images,) or None
-        Group of each image; None takes each as its own.
+        Group of each image. None makes each image its own group.
     cv : int or splitter
-        Number of folds, which are drawn by group; or what has scikit-learn's ``split(X, y, groups)``.
+        Number of folds, which keep groups together; or a splitter with scikit-learn's method ``split(X, y, groups)``.
     rng : RandomState
-        Draws the folds of a number.
+        Random number generator that shuffles the folds if `cv` is a number.
 
     Returns
     -------
     list of (array of int, array of int)
+        For each fold, the indices of the training images and of the scored images, each in ascending order.
 
     Raises
     ------
     ValueError
-        If a splitter would score an image twice, learn from an image or a group that it scores, or score none.
+        If a splitter scores an image twice, scores no image, or fits on an image or a group that it scores.
     """
     if not _is_splitter(cv):
         fold = KFold if groups is None else GroupKFold
@@ -353,12 +383,16 @@ def make_folds(
     folds = [(np.sort(learnt), np.sort(scored)) for learnt, scored in cv.split(nominal[:, None], nominal, groups)]
     tested = [image for _, fold in folds for image in fold]
     if len(set(tested)) < max(len(tested), 1):
-        raise ValueError(f"calibration={cv}: its test sets must not overlap, and must not all be empty.")
+        raise ValueError(f"calibration={cv}: the test sets of a splitter must not overlap and must not all be empty.")
     for learnt, scored in folds:
         if len(np.intersect1d(learnt, scored)):
-            raise ValueError(f"calibration={cv}: a fold learns from images that it scores.")
+            raise ValueError(
+                f"calibration={cv}: the training and test sets of a fold share images. Pass a splitter with disjoint "
+                "training and test sets."
+            )
         if groups is not None and len(np.intersect1d(groups[learnt], groups[scored])):
             raise ValueError(
-                f"calibration={cv}: a fold learns from groups that it scores; GroupKFold keeps them whole."
+                f"calibration={cv}: the training and test sets of a fold share groups. Use a splitter such as "
+                "GroupKFold, which keeps the images of a group together."
             )
     return folds

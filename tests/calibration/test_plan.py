@@ -13,7 +13,7 @@ from skpatchcore.patches.stream import PatchStream
 
 
 class Remembered:
-    """A model of which image's patches it holds: an image scores the number of images that it is compared with."""
+    """Model that stores the indices of its images; the score of an image is the number of stored images."""
 
     def __init__(self, images):
         self.images = set(images)
@@ -30,7 +30,7 @@ class Remembered:
 
 
 def calibrated(plan, n_images):
-    """Return what a plan makes of images whose patch features are their own numbers."""
+    """Return the calibration scores of a plan for images whose patch features are the index of the image."""
     numbers = np.repeat(np.arange(n_images), 4).astype(np.float32)
     features = np.stack([numbers, numbers], axis=1).reshape(n_images, 2, 2, 2)
     stream = PatchStream(None, features)
@@ -57,7 +57,7 @@ def test_leave_one_out_scores_each_image_without_its_group(groups):
 
 @pytest.mark.parametrize("calibration", [0.3, 4, KFold(3), "leave-one-out"])
 @pytest.mark.parametrize("groups", [None, np.arange(20) // 2])
-def test_plans_name_the_images_that_they_score(calibration, groups):
+def test_plan_images_are_the_images_with_calibration_scores(calibration, groups):
     if isinstance(calibration, KFold) and groups is not None:
         calibration = GroupKFold(3)
     plan = plan_calibration(calibration, groups, 20, np.random.RandomState(0))
@@ -69,7 +69,7 @@ def test_plans_name_the_images_that_they_score(calibration, groups):
 
 
 @given(share=st.floats(0.05, 0.95), seed=st.integers(0, 99), n_groups=st.integers(2, 12))
-def test_whole_groups_are_held_out(share, seed, n_groups):
+def test_hold_out_keeps_groups_together(share, seed, n_groups):
     groups = np.random.default_rng(seed).permutation(np.arange(30) % n_groups)
     if np.ceil(share * n_groups) == n_groups:
         with pytest.raises(ValueError, match="train set will be empty"):
@@ -82,7 +82,7 @@ def test_whole_groups_are_held_out(share, seed, n_groups):
 
 
 @given(cv=st.integers(2, 6), seed=st.integers(0, 99))
-def test_folds_score_each_image_once_and_keep_groups_together(cv, seed):
+def test_make_folds_scores_each_image_once_and_keeps_groups_together(cv, seed):
     groups = np.random.default_rng(seed).permutation(np.arange(25) % 8)
     scored = []
     for learnt, test in make_folds(25, groups, cv, np.random.RandomState(seed)):
@@ -92,7 +92,7 @@ def test_folds_score_each_image_once_and_keep_groups_together(cv, seed):
 
 
 class Given:
-    """A splitter with the folds that it is given."""
+    """Splitter that returns the given folds."""
 
     def __init__(self, *folds):
         self.folds = folds
@@ -103,14 +103,14 @@ class Given:
 
 
 @pytest.mark.parametrize("groups", [None, np.array(["a", "b", "c", "a"])])
-def test_a_splitter_sees_good_images_and_its_folds_are_put_in_order(groups):
+def test_make_folds_passes_good_labels_to_a_splitter_and_sorts_its_folds(groups):
     splitter = Given(([3, 1, 0], [2]), ([2], [3, 0]))
     folds = make_folds(4, groups, splitter, np.random.RandomState(0))
     assert [(learnt.tolist(), scored.tolist()) for learnt, scored in folds] == [([0, 1, 3], [2]), ([2], [0, 3])]
     assert splitter.seen == ((4, 1), [1, 1, 1, 1], groups)
 
 
-def test_one_image_that_is_scored_is_enough_and_none_is_refused():
+def test_make_folds_accepts_one_scored_image_and_refuses_none():
     ((learnt, scored),) = make_folds(3, None, Given(([0, 1], [2])), np.random.RandomState(0))
     assert (learnt.tolist(), scored.tolist()) == ([0, 1], [2])
     for nothing in (Given(), Given(([0, 1, 2], []))):
@@ -119,7 +119,7 @@ def test_one_image_that_is_scored_is_enough_and_none_is_refused():
 
 
 @pytest.mark.parametrize("groups", [None, np.arange(12) // 2])
-def test_folds_of_a_number_are_shuffled_by_the_seed(groups):
+def test_make_folds_with_a_number_shuffles_by_random_state(groups):
     drawn = [
         [scored.tolist() for _, scored in make_folds(12, groups, 3, np.random.RandomState(seed))] for seed in (0, 0, 1)
     ]

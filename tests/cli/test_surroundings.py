@@ -238,7 +238,7 @@ def test_warnings_are_single_lines_and_said_once(images, tmp_path, monkeypatch, 
 
     def warn(options):
         for _ in range(3):
-            warnings.warn("contamination=0.05 can't be\npromised", UserWarning, stacklevel=1)
+            warnings.warn("contamination=0.05 cannot be\npromised", UserWarning, stacklevel=1)
         warnings.warn("another", RuntimeWarning, stacklevel=1)
         return run(options)
 
