@@ -1,4 +1,4 @@
-"""Images to learn from and to judge: on disk, made, or fetched."""
+"""Data sets: image folders on disk, synthetic texture tasks, and downloads of public data sets."""
 
 from skpatchcore.datasets.fetching import fetch_btad, fetch_mvtec_ad, fetch_visa
 from skpatchcore.datasets.folders import ImageFolder, load_categories, load_image_folder

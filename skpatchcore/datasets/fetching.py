@@ -1,4 +1,7 @@
-"""Public data sets, downloaded when asked for, checked, and laid out as MVTec AD is."""
+"""Download of public data sets: :func:`fetch_mvtec_ad`, :func:`fetch_btad` and :func:`fetch_visa`.
+
+The archives are verified by their SHA-256 checksums, and the images are arranged in the layout of MVTec AD.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class _Archive:
-    """Where a data set is, and how it is known to be whole."""
+    """Address and checksum of the archive of a data set."""
 
     title: str
-    terms: str  # the page on which its licence is
+    terms: str  # address of the page with the licence
     url: str
-    suffix: str  # which says how it is packed
+    suffix: str  # file ending, which determines how the archive is unpacked
     sha256: str
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """Name of the folder of the data set."""
         return self.title.lower().replace(" ", "-")
 
 
@@ -57,24 +60,26 @@ def fetch_mvtec_ad(
     Parameters
     ----------
     data_home : path or None, default=None
-        Where data sets are kept; None is a folder of the operating system for caches. What is there is not downloaded
-        again. While it is unpacked, there is room needed for it twice.
+        Folder in which data sets are stored. None uses the operating system's folder for caches. A data set that is
+        already in the folder is not downloaded again. Unpacking needs twice the disk space of the data set.
     accept_license : bool, default=False
-        That you have read the data set's licence, and keep to it. Nothing is downloaded without.
+        True confirms that you have read the licence of the data set and accept it. If False, nothing is downloaded.
     url : str or None, default=None
-        Another address of the same file, if its owner has moved it. The checksum is the same.
+        Another address of the same file, e.g., if the owner has moved it. The file must have the same checksum. None
+        uses the known address.
 
     Returns
     -------
     Path
-        For :func:`~skpatchcore.datasets.load_categories`.
+        Folder of the categories, for :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
     ValueError
-        If the licence is not accepted (the error says where it is), or the file is not the one expected.
+        If the licence is not accepted (the error names the address of the licence), or if the checksum of the file is
+        wrong.
     ImportError
-        If pooch is missing: ``pip install "skpatchcore[fetch]"``.
+        If pooch is not installed. Install it with ``pip install "skpatchcore[fetch]"``.
 
     References
     ----------
@@ -85,7 +90,7 @@ def fetch_mvtec_ad(
     >>> from skpatchcore.datasets import fetch_mvtec_ad
     >>> fetch_mvtec_ad()
     Traceback (most recent call last):
-    ValueError: MVTec AD has terms of its own: read https://www.mvtec.com/company/research/datasets/mvtec-ad, and ...
+    ValueError: MVTec AD: its licence is not accepted. Read https://www.mvtec.com/company/research/datasets/mvtec-ad ...
     """
     return _folder_of_categories(_download(_MVTEC_AD, data_home, accept_license, url))
 
@@ -98,17 +103,17 @@ def fetch_btad(
     Parameters
     ----------
     data_home, accept_license, url
-        As of :func:`fetch_mvtec_ad`.
+        As for :func:`fetch_mvtec_ad`.
 
     Returns
     -------
     Path
-        For :func:`~skpatchcore.datasets.load_categories`.
+        Folder of the categories, for :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
     ValueError, ImportError
-        As :func:`fetch_mvtec_ad`.
+        As for :func:`fetch_mvtec_ad`.
 
     References
     ----------
@@ -120,22 +125,22 @@ def fetch_btad(
 def fetch_visa(
     data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
-    """Download VisA (12 categories), lay it out by its one-class split, and return the folder of its categories.
+    """Download VisA (12 categories), arrange it by its one-class split, and return the folder of its categories.
 
     Parameters
     ----------
     data_home, accept_license, url
-        As of :func:`fetch_mvtec_ad`.
+        As for :func:`fetch_mvtec_ad`.
 
     Returns
     -------
     Path
-        For :func:`~skpatchcore.datasets.load_categories`.
+        Folder of the categories, for :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
     ValueError, ImportError
-        As :func:`fetch_mvtec_ad`.
+        As for :func:`fetch_mvtec_ad`.
 
     References
     ----------
@@ -144,7 +149,10 @@ def fetch_visa(
     folder = _download(_VISA, data_home, accept_license, url)
     table = next(folder.rglob("split_csv/1cls.csv"), None)
     if table is None:
-        raise ValueError(f"{str(folder)!r} is not laid out as expected: it has no 'split_csv/1cls.csv'.")
+        raise ValueError(
+            f"{str(folder)!r} does not have the expected layout: the file 'split_csv/1cls.csv' is missing. Delete the "
+            "folder to download the data set again."
+        )
     target = folder / "one-class"
     if not target.is_dir():
         partial = folder / "one-class.partial"
@@ -155,19 +163,21 @@ def fetch_visa(
 
 
 def arrange_visa(table: Path, target: Path) -> None:
-    """Lay out VisA as MVTec AD is, by a table of its own: with links to the images, or copies where there are none.
+    """Arrange the images of VisA in the layout of MVTec AD, by the table of its one-class split.
+
+    The images are hard links to the files of the data set. They are copies if the file system does not support links.
 
     Parameters
     ----------
     table : path
-        ``split_csv/1cls.csv`` of the data set, with the columns object, split, label, image and mask.
+        The file ``split_csv/1cls.csv`` of the data set, with the columns object, split, label, image and mask.
     target : path
-        Where the categories go.
+        Folder in which the categories are created.
 
     Raises
     ------
     ValueError
-        If the table names a file outside the data set.
+        If an entry of the table points outside the data set or outside `target`.
     """
     top = table.parent.parent.resolve()
     with table.open(newline="", encoding="utf-8") as file:
@@ -179,30 +189,33 @@ def arrange_visa(table: Path, target: Path) -> None:
             for name, folder in places:
                 source = (top / name).resolve()
                 if top not in source.parents or target.resolve() not in folder.resolve().parents:
-                    raise ValueError(f"{str(table)!r} names {name!r}, which is outside the data set.")
+                    raise ValueError(
+                        f"{str(table)!r}: the row of {name!r} points to a place outside the data set. Correct the "
+                        "table, or download the data set again."
+                    )
                 folder.mkdir(parents=True, exist_ok=True)
                 try:
                     os.link(source, folder / source.name)
-                except OSError:  # another file system, or one without links
+                except OSError:  # the target is on another file system, or the file system has no hard links
                     shutil.copyfile(source, folder / source.name)
 
 
 def _download(
     archive: _Archive, data_home: str | os.PathLike[str] | None, accept_license: bool, url: str | None
 ) -> Path:
-    """Return the folder of the unpacked archive."""
+    """Download, verify and unpack an archive if needed; return the folder of the unpacked archive."""
     if not accept_license:
         raise ValueError(
-            f"{archive.title} has terms of its own: read {archive.terms}, and if you keep to them pass "
+            f"{archive.title}: its licence is not accepted. Read {archive.terms} and, if you accept the terms, pass "
             "accept_license=True."
         )
     try:
         import pooch
     except ImportError as error:
-        raise ImportError('downloads need pooch: pip install "skpatchcore[fetch]"') from error
+        raise ImportError('downloads need pooch. Install it with: pip install "skpatchcore[fetch]"') from error
     home = Path(pooch.os_cache("skpatchcore") if data_home is None else data_home)
     target = home / archive.name
-    if target.is_dir():  # renamed to that once it was whole
+    if target.is_dir():  # the folder gets this name only after complete unpacking
         return target
     file = Path(
         pooch.retrieve(
@@ -215,7 +228,7 @@ def _download(
     )
     partial = home / f"{archive.name}.{os.getpid()}.partial"
     try:
-        # members of a tar file that point outside are refused; those of a zip file are left out by shutil
+        # members that point outside the folder raise an error for tar files; shutil skips them for zip files
         shutil.unpack_archive(file, partial, filter=None if archive.suffix == ".zip" else "data")
         partial.rename(target)
     finally:
@@ -225,8 +238,11 @@ def _download(
 
 
 def _folder_of_categories(folder: Path) -> Path:
-    """Return the folder of the categories, which an archive may hold in a folder of its own."""
+    """Return the folder of the categories, which may be a subfolder of the unpacked archive."""
     found = sorted(folder.rglob("train"))
     if not found:
-        raise ValueError(f"{str(folder)!r} is not laid out as expected: it has no folder 'train'.")
+        raise ValueError(
+            f"{str(folder)!r} does not have the expected layout: a folder 'train' is missing. Delete the "
+            "folder to download the data set again."
+        )
     return found[0].parent.parent

@@ -1,4 +1,7 @@
-"""Images on disk, in the layout of MVTec AD and those like it."""
+"""Data sets of images on disk, in the layout of MVTec AD and in similar layouts.
+
+:func:`load_image_folder` finds the images of one category, and :func:`load_categories` those of all categories.
+"""
 
 from __future__ import annotations
 
@@ -18,23 +21,23 @@ from skpatchcore.datasets.masks import match_masks
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A data set of images on disk: good ones to learn from, and others to judge.
+    """Data set of images on disk: good training images, and labelled test images.
 
     Attributes
     ----------
-    train_paths : array of str
-        Images of good parts to learn from.
-    test_paths : array of str
-        Images to judge.
-    test_labels : array of int
-        +1 good, -1 defective, as `predict` has it.
-    test_defects : array of str
-        Kind of defect, ``"good"`` for none.
-    test_masks : array of (str or None)
-        Path of the mask of defective pixels; None for good images and where there are no masks.
+    train_paths : array of shape (n_train,), str
+        Paths of the training images, which show good parts.
+    test_paths : array of shape (n_test,), str
+        Paths of the test images.
+    test_labels : array of shape (n_test,), int
+        +1 for good and -1 for defective images, as returned by `predict`.
+    test_defects : array of shape (n_test,), str
+        Kind of defect of each test image; ``"good"`` for good images.
+    test_masks : array of shape (n_test,), str or None
+        Path of the mask of defective pixels of each test image. None for good images, and if there are no masks.
     train_groups : array of shape (n_train,) or None
-        Which part each training image shows, where several show the same; a folder does not tell. For
-        `PatchCoreDetector.fit`.
+        Part that each training image shows, if several images show the same part; pass it as `groups` to
+        `PatchCoreDetector.fit`. None if the parts are unknown. :func:`~skpatchcore.load_image_folder` always sets None.
     """
 
     train_paths: np.ndarray
@@ -46,21 +49,22 @@ class ImageFolder:
 
     @property
     def train_images(self) -> np.ndarray:
-        """What a detector learns from: `train_paths`."""
+        """Training images for `fit`: the array `train_paths`."""
         return self.train_paths
 
     @property
     def test_images(self) -> np.ndarray:
-        """What it judges: `test_paths`."""
+        """Test images for `predict`: the array `test_paths`."""
         return self.test_paths
 
     def to_frame(self) -> pd.DataFrame:
-        """Return one row an image.
+        """Return a table with one row per image.
 
         Returns
         -------
         DataFrame
-            Columns ``path``, ``split`` (``"train"`` or ``"test"``), ``label`` (+1 or -1), ``defect`` and ``mask``.
+            Columns ``path``, ``split`` (``"train"`` or ``"test"``), ``label`` (+1 good, -1 defective), ``defect`` and
+            ``mask``.
         """
         n_train, n_test = len(self.train_paths), len(self.test_paths)
         labels = np.concatenate([np.ones(n_train, np.int64), self.test_labels])
@@ -71,21 +75,17 @@ class ImageFolder:
             "defect": ["good"] * n_train + list(self.test_defects),
             "mask": [None] * n_train + list(self.test_masks),
         }
-        # As objects: pandas' texts can't hold file names that are not UTF-8, and would turn None into NaN.
+        # Object dtype: pandas' string dtype cannot hold file names that are not UTF-8, and converts None to NaN.
         return pd.DataFrame({n: labels if n == "label" else pd.Series(c, dtype=object) for n, c in columns.items()})
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
-    """Find the images of a data set in the layout of MVTec AD; reads none of them.
+    """List the images of a data set in the layout of MVTec AD, without reading them.
 
     Parameters
     ----------
     root : path
-        A folder with ``train/good``, ``test/good``, ``test/<defect>`` and, if there are masks,
-        ``ground_truth/<defect>/<stem>_mask.png`` (or ``<stem>.png``; other image formats too). Folders below
-        ``<defect>`` are the same in both. Names are compared without regard to case. Good images may be in ``ok``
-        (BTAD) or ``normal``; ``test_public`` may replace ``test``, with ``ground_truth`` in it (MVTec AD 2, whose
-        ``validation`` is ignored); images may be in ``rgb`` and masks in ``gt`` within these (MVTec 3D-AD).
+        Folder of the data set. See Notes for the expected layout.
 
     Returns
     -------
@@ -95,19 +95,27 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Raises
     ------
     FileNotFoundError
-        If a part of the layout is missing, or the mask of a defective image; the error names it.
+        If a part of the layout or the mask of a defective image is missing. The error names the missing part.
     ValueError
-        If several masks fit an image, or one mask fits several images.
+        If several masks match one image, or if one mask matches several images.
 
     Warns
     -----
     UserWarning
-        If masks belong to no image, or files do not have the ending of an image.
+        If masks belong to no image, if files do not have the ending of an image, or if images are not in a folder of a
+        kind of defect.
 
     Notes
     -----
-    The layout is that of Bergmann et al., "MVTec AD", CVPR 2019, which other data sets follow; VisA does after the
-    split that its authors' script makes.
+    The layout is that of Bergmann et al., "MVTec AD", CVPR 2019. The folder holds ``train/good``, ``test/good`` and
+    ``test/<defect>``. If there are masks, the mask of an image is ``ground_truth/<defect>/<stem>_mask.png`` or
+    ``ground_truth/<defect>/<stem>.png``. Other image formats are supported too. Folders below ``<defect>`` must be the
+    same for images and masks. Names are compared case-insensitively. Variants of other data sets are recognised:
+
+    - BTAD and others: good images may be in ``ok`` or ``normal`` instead of ``good``.
+    - MVTec AD 2: ``test_public`` may replace ``test``, and may contain ``ground_truth``. ``validation`` is ignored.
+    - MVTec 3D-AD: each of these folders may hold its images in ``rgb`` and its masks in ``gt``.
+    - VisA: the data set has this layout after its authors' script has split it.
 
     Examples
     --------
@@ -134,11 +142,13 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
             masks += match_masks(images, folder / (layout.inner or ""), truth)
     if loose := layout.loose_images():
         warn_user(
-            f"{len(loose)} images lie directly in {str(layout.test)!r}, such as {loose[0]!r}: no folder says whether "
-            "they are good, and they are left out."
+            f"{len(loose)} images are directly in {str(layout.test)!r}, such as {loose[0]!r}. They are left out, "
+            "because only images in subfolders have labels. Move them to a subfolder such as 'good'."
         )
     if not paths:
-        raise FileNotFoundError(f"{str(layout.test)!r} has no folders of images.")
+        raise FileNotFoundError(
+            f"{str(layout.test)!r} has no folders of images: expected 'good' and one folder for each kind of defect."
+        )
     kinds = np.array(defects, object)
     return ImageFolder(
         np.array(list_images(layout.train), object),
@@ -150,24 +160,26 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | None = None) -> dict[str, ImageFolder]:
-    """Find all categories of a data set, such as the fifteen of MVTec AD; reads no image.
+    """List the images of all categories of a data set, without reading them.
 
     Parameters
     ----------
     root : path
-        A folder of folders, each as for :func:`~skpatchcore.load_image_folder`; or one such folder, as one category.
+        Folder with one subfolder for each category, e.g., the 15 categories of MVTec AD. Each subfolder has the layout
+        that :func:`~skpatchcore.load_image_folder` expects. A folder that itself has this layout is one category.
     categories : sequence of str or None, default=None
-        Which of them; None takes all, in the order of their names.
+        Names of the categories to list. None lists all categories in alphabetical order.
 
     Returns
     -------
     dict of str to ImageFolder
-        By the names of the folders.
+        Data set of each category; the keys are the names of the folders.
 
     Raises
     ------
     FileNotFoundError
-        If there is no such directory or category, or a category's layout is incomplete; the error names it.
+        If the directory or a category does not exist, or if the layout of a category is incomplete. The error names the
+        missing part.
     """
     top = Path(root)
     if not top.is_dir():
@@ -178,16 +190,19 @@ def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | No
         places = {path.name: path for path in shown_folders(top) if has_train(path)}
     if not places:
         raise FileNotFoundError(
-            f"{os.fspath(root)!r} has no folder 'train', and no folders that have one: expected the layout of MVTec AD."
+            f"{os.fspath(root)!r} has no folder 'train', and none of its folders has a folder 'train': expected the "
+            "layout of MVTec AD."
         )
     if unknown := [name for name in categories or () if name not in places]:
-        raise FileNotFoundError(f"{os.fspath(root)!r} has no category {unknown[0]!r}: there are {', '.join(places)}.")
+        raise FileNotFoundError(
+            f"{os.fspath(root)!r} has no category {unknown[0]!r}. The categories are {', '.join(places)}."
+        )
     return {name: load_image_folder(places[name]) for name in categories or places}
 
 
 def _truth_of(layout: Layout, folder: Path) -> Path | None:
     """Return the folder of masks for a folder of test images; None if the data set has no masks."""
-    if layout.inner is not None:  # MVTec 3D-AD has masks beside the images
+    if layout.inner is not None:  # MVTec 3D-AD: the masks are in the folder 'gt' next to the images
         return folder / "gt" if (folder / "gt").is_dir() else None
     if layout.truth is None:
         return None

@@ -1,4 +1,8 @@
-"""The one place that knows how data sets are laid out, for `fit`, `predict` and `evaluate` alike."""
+"""Folder layouts of data sets, shared by the commands `fit`, `predict` and `evaluate`.
+
+:func:`find_layout` recognises a data set. :func:`list_training_images` and :func:`list_test_images` list the images of
+a data set or of a plain folder, and refuse folders with other images.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.datasets.listing import MASK_FOLDERS, folders_below, list_images, masks_among
 from skpatchcore.images.formats import has_image_suffix
 
-# What data sets call their folders, in lower case: MVTec AD, its second edition, BTAD, VisA and their like.
+# Folder names in lower case, as used by MVTec AD, MVTec AD 2, BTAD, VisA and similar data sets.
 GOOD_FOLDERS = frozenset({"good", "ok", "normal", "nodefect_images"})
 _TRAIN_FOLDERS = ("train", "training")
 _TEST_FOLDERS = ("test", "test_public")
@@ -19,29 +23,30 @@ _DEFECT_FOLDERS = frozenset(
     {"bad", "ko", "ng", "nok", "not_good", "defect", "defects", "defective", "anomaly", "anomalies", "anomalous"}
     | {"abnormal", "faulty", "reject", "rejects", "rejected", "defect_images"}
 )
-# A folder of this name that is named itself holds no images. "masks" and "labels" may also be products.
+# A folder that the user passes is refused if it has one of these names. "masks" and "labels" are not refused, because
+# they can also be the names of products.
 _TRUTH_FOLDERS = frozenset({"ground_truth", "groundtruth", "ground-truth", "gt"})
 
 
 class LayoutError(ValueError):
-    """A folder that holds something other than what was asked for; the message says what to name instead."""
+    """Error for a folder that holds other images than requested; the message names the folder to pass instead."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of a data set are.
+    """Folders of the parts of a data set.
 
     Attributes
     ----------
     train : path
-        Folder of good images to learn from.
+        Folder of the good training images.
     test : path
-        Folder of folders: one of good images, one for each kind of defect.
+        Folder of the test images. It has one subfolder of good images, and one subfolder for each kind of defect.
     truth : path or None
-        Folder of masks, with one folder for each kind of defect.
+        Folder of the masks, with one subfolder for each kind of defect. None if there is no such folder.
     inner : str or None
-        Folder within each of these that holds the images; None if they are there directly. MVTec 3D-AD has ``rgb``
-        beside point clouds.
+        Name of the subfolder that holds the images in each folder of images. None if the images are directly in the
+        folder. MVTec 3D-AD has ``rgb``, next to point clouds.
     """
 
     train: Path
@@ -50,11 +55,11 @@ class Layout:
     inner: str | None = None
 
     def kinds(self) -> dict[str, Path]:
-        """Return the folders of test images by their names, sorted."""
+        """Return the subfolders of test images, sorted by name; the keys are their names."""
         return {folder.name: folder for folder in shown_folders(self.test) if folder.name.lower() not in MASK_FOLDERS}
 
     def loose_images(self) -> list[str]:
-        """Return the images that are directly in the folder of test images, which no folder labels."""
+        """Return the images directly in the folder of test images, which have no label."""
         return sorted(str(path) for path in self.test.iterdir() if path.is_file() and has_image_suffix(path))
 
 
@@ -64,13 +69,18 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
     Parameters
     ----------
     root : path
-        A folder with ``train/good`` and ``test``; names in upper or lower case, and by the other names that data sets
-        use: ``ok`` and ``normal`` for ``good``, ``test_public`` for ``test``.
+        Folder with ``train/good`` and ``test``. Names are compared case-insensitively. Names of other data sets are
+        recognised too, e.g., ``ok`` and ``normal`` for ``good``, or ``test_public`` for ``test``.
+
+    Returns
+    -------
+    Layout
+        Folders of the data set.
 
     Raises
     ------
     FileNotFoundError
-        If a part of the layout is missing; the error names it.
+        If a part of the layout is missing. The error names the missing part.
     """
     top = Path(root)
     train = _child(_child(top, _TRAIN_FOLDERS), tuple(sorted(GOOD_FOLDERS)))
@@ -81,7 +91,7 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
 
 
 def has_layout(root: str | os.PathLike[str]) -> bool:
-    """Return whether :func:`find_layout` finds a data set in a folder."""
+    """Return True if :func:`find_layout` finds a data set in a folder."""
     try:
         find_layout(root)
     except (FileNotFoundError, NotADirectoryError):
@@ -90,17 +100,17 @@ def has_layout(root: str | os.PathLike[str]) -> bool:
 
 
 def has_train(root: Path) -> bool:
-    """Return whether a folder has a training part, as data sets have."""
+    """Return True if a folder has a subfolder of training images, e.g., ``train``."""
     return any(folder.name.lower() in _TRAIN_FOLDERS for folder in shown_folders(root))
 
 
 def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
-    """Return the images of good parts in a folder, or in the training part of a data set.
+    """Return the paths of the training images of a data set, or of all images in a folder of good images.
 
     Parameters
     ----------
     directory : path
-        A data set in a known layout, such as MVTec AD's, or a folder of good images.
+        Data set in a known layout, e.g., that of MVTec AD, or a folder of good images.
 
     Returns
     -------
@@ -110,10 +120,12 @@ def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
     Raises
     ------
     LayoutError
-        If the folder also holds other images: test images, masks, defects, several categories, or images beside a
-        folder ``good``. The error says what to name instead.
-    NotADirectoryError, FileNotFoundError
-        If there is no such directory, or it holds no image.
+        If the folder also holds other images: test images, masks, defective images, several categories, or images
+        outside of a subfolder ``good``. The error names the folder to pass instead.
+    NotADirectoryError
+        If the directory does not exist.
+    FileNotFoundError
+        If the directory holds no image.
     """
     top = Path(directory)
     if has_layout(top):
@@ -132,30 +144,31 @@ def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
             instead = good or next((names[n] for n in _TRAIN_FOLDERS if n in names), None)
             raise LayoutError(
                 f"{str(folder)!r} holds {', '.join(repr(names[n].name) for n in sorted(others))}, which are not images "
-                f"of good parts: name the folder of good images{f', such as {str(instead)!r}' if instead else ''}."
+                f"of good parts. Pass the folder of good images{f', such as {str(instead)!r}' if instead else ''}."
             )
         if set(names) & GOOD_FOLDERS and has_images:
             raise LayoutError(
-                f"{str(folder)!r} holds images beside {good.name!r}, which would be learnt as good: name "  # type: ignore[union-attr]
-                f"{str(good)!r}."
+                f"{str(folder)!r} holds images outside of {good.name!r}, which may not be good. Pass "  # type: ignore[union-attr]
+                f"{str(good)!r} instead."
             )
     paths = list_images(top, warn_of_masks=False)
     if masks := masks_among(paths, top):
         raise LayoutError(
-            f"{os.fspath(directory)!r} holds masks of defects, such as {masks[0]!r}: name a folder of good images only."
+            f"{os.fspath(directory)!r} holds masks of defects, such as {masks[0]!r}. Pass a folder that holds good "
+            "images only."
         )
     return paths
 
 
 def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[str]:
-    """Return the images to inspect in a folder, or in the test part of a data set.
+    """Return the paths of the test images of a data set, or of all images in a folder.
 
     Parameters
     ----------
     directory : path
-        A data set in a known layout, such as MVTec AD's, or a folder of images.
+        Data set in a known layout, e.g., that of MVTec AD, or a folder of images.
     exclude : path or None, default=None
-        A folder that is not searched, such as that of results.
+        Folder that is not searched, e.g., the folder of results. None searches all folders.
 
     Returns
     -------
@@ -165,9 +178,11 @@ def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.Pat
     Raises
     ------
     LayoutError
-        If the folder holds masks or several categories. The error says what to name instead.
-    NotADirectoryError, FileNotFoundError
-        If there is no such directory, or it holds no image.
+        If the folder holds masks or several categories. The error names the folder to pass instead.
+    NotADirectoryError
+        If the directory does not exist.
+    FileNotFoundError
+        If the directory holds no image.
 
     Warns
     -----
@@ -188,23 +203,26 @@ def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.Pat
     paths = list_images(top, exclude=exclude, warn_of_masks=False)
     if masks := masks_among(paths, top):
         raise LayoutError(
-            f"{os.fspath(directory)!r} holds masks of defects, such as {masks[0]!r}: name a folder of images only."
+            f"{os.fspath(directory)!r} holds masks of defects, such as {masks[0]!r}. Pass a folder that holds images "
+            "only, without masks."
         )
     return paths
 
 
 def shown_folders(parent: Path) -> list[Path]:
-    """Return the folders in a folder that are not hidden, sorted; none if it is not a folder."""
+    """Return the subfolders that are not hidden, sorted; an empty list if `parent` is not a folder."""
     if not parent.is_dir():
         return []
     return sorted(path for path in parent.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _holds_images(folder: Path) -> bool:
+    """Return True if a folder or one of its subfolders holds a file with the ending of an image."""
     return any(has_image_suffix(name) for place in folders_below(folder) for name in os.listdir(place))
 
 
 def _child(parent: Path, names: tuple[str, ...]) -> Path:
+    """Return the first subfolder with one of the names, in lower case; raise FileNotFoundError if there is none."""
     found = {folder.name.lower(): folder for folder in shown_folders(parent)}
     for name in names:
         if name in found:
@@ -214,16 +232,18 @@ def _child(parent: Path, names: tuple[str, ...]) -> Path:
 
 
 def _refuse_categories(top: Path) -> None:
+    """Raise a LayoutError if the subfolders of a folder are data sets."""
     categories = [folder.name for folder in shown_folders(top) if has_layout(folder)]
     if categories:
         shown = ", ".join(categories[:5]) + (", ..." if len(categories) > 5 else "")
         raise LayoutError(
-            f"{str(top)!r} holds {len(categories)} data sets ({shown}): name one of them, such as "
+            f"{str(top)!r} holds {len(categories)} data sets ({shown}). Pass the folder of one data set, such as "
             f"{str(top / categories[0])!r}."
         )
 
 
 def _refuse_mask_folder(top: Path) -> None:
+    """Raise a LayoutError if a folder or its parent has the name of a folder of masks."""
     place = top.resolve()
     if {folder.lower() for folder in (place.name, place.parent.name)} & _TRUTH_FOLDERS:
-        raise LayoutError(f"{str(top)!r} is a folder of masks by its name: name the folder of images.")
+        raise LayoutError(f"{str(top)!r} has the name of a folder of masks. Pass the folder of images instead.")

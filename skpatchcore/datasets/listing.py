@@ -1,4 +1,4 @@
-"""list_images: the image files below a folder, and what else is there."""
+""":func:`list_images`: list all image files in a folder and its subfolders."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.images.formats import SUFFIXES, has_image_suffix
 
-# Folders of masks, in lower case, by the names that data sets give them.
+# Names of folders of masks in public data sets, in lower case.
 MASK_FOLDERS = frozenset(
     {"ground_truth", "groundtruth", "ground-truth", "gt", "mask", "masks", "mask_images", "label", "labels"}
     | {"annotation", "annotations"}
 )
 _MASK_ENDINGS = ("_mask", "_gt", "_label", "_seg")
-# Files of operating systems, in lower case. Hidden files begin with a dot.
+# Names of files that operating systems create, in lower case. These files are ignored, like hidden files.
 _SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini"})
 _N_KINDS_SHOWN = 5
 
@@ -30,33 +30,36 @@ def list_images(
     Parameters
     ----------
     directory : path
-        Where to look. Folders below it are searched too, also those behind links, each once. Hidden files and folders,
-        whose names begin with a dot, are left out.
+        Directory to search, including all subfolders and folders behind links. Each folder is searched once. Hidden
+        files and folders (their names begin with a dot) are ignored.
     exclude : path or None, default=None
-        A folder that is not searched, such as that of results.
+        Folder that is not searched, e.g., the folder of results. None searches all folders.
     warn_of_masks : bool, default=True
-        If False, masks are listed without a warning.
+        If True, warn if masks of defects are among the images. If False, masks are listed without a warning.
 
     Returns
     -------
     list of str
-        Paths, with the directory in front. Links to files that do not exist are listed, if they have the ending of an
-        image: reading them fails, so they are not mistaken for normal images.
+        Paths, which begin with `directory`. A broken link with the ending of an image is listed too: reading the image
+        then raises an error, so the image is not silently skipped.
 
     Raises
     ------
     NotADirectoryError
-        If there is no such directory.
+        If the directory does not exist.
     FileNotFoundError
-        If it holds no image.
+        If the directory holds no image.
     OSError
-        If a folder can't be read.
+        If a folder cannot be read.
 
     Warns
     -----
     UserWarning
-        If files were left out, because they do not have the ending of an image; the warning counts them. If there are
-        masks of defects among the images.
+        If files were left out because they do not have the ending of an image. The warning states their number.
+    UserWarning
+        If masks of defects are among the images.
+    UserWarning
+        If heat maps of earlier predictions were left out.
 
     Examples
     --------
@@ -80,22 +83,29 @@ def list_images(
     if warn_of_masks and (masks := masks_among(paths, top)):
         warn_user(
             f"{os.fspath(directory)!r}: {len(masks)} of {len(paths)} images look like masks of defects, such as "
-            f"{masks[0]!r}. Name the folder of images instead."
+            f"{masks[0]!r}. Pass a folder that holds images only."
         )
     return sorted(paths)
 
 
 def masks_among(paths: Sequence[str], top: Path) -> list[str]:
-    """Return the files that are masks by their names.
+    """Return the files that are masks of defects according to their names.
 
-    A mask is in a folder of masks, has the name of an image and ``_mask``, or is beside a photograph of the same name.
+    A file is a mask if it is in a folder of masks, if its name is the name of an image followed by an ending such as
+    ``_mask``, or if it is a PNG or BMP file next to a JPEG file of the same name. If most names end like masks, all
+    files with such names are masks.
 
     Parameters
     ----------
     paths : sequence of str
-        Files below `top`.
+        Paths of image files in `top` and its subfolders.
     top : path
-        Its own name does not count.
+        Folder of the files. The name of this folder is ignored.
+
+    Returns
+    -------
+    list of str
+        Paths of the masks, sorted.
     """
     names = {os.path.splitext(os.path.basename(path))[0].casefold() for path in paths}
     n_named = sum(name.endswith(_MASK_ENDINGS) for name in names)
@@ -105,10 +115,10 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
         if {part.lower() for part in Path(path).relative_to(top).parent.parts} & MASK_FOLDERS:
             return True
         start, ending = os.path.splitext(path)
-        if start in photographs and ending.lower() in (".png", ".bmp"):  # as in MTD
+        if start in photographs and ending.lower() in (".png", ".bmp"):  # as in the data set MTD
             return True
         name = os.path.basename(start).casefold()
-        if name.endswith(_MASK_ENDINGS) and 2 * n_named > len(names):  # a folder of masks without their images
+        if name.endswith(_MASK_ENDINGS) and 2 * n_named > len(names):  # the folder holds masks without their images
             return True
         return any(name.endswith(end) and name.removesuffix(end) in names for end in _MASK_ENDINGS)
 
@@ -116,15 +126,17 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
 
 
 def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] | None = None) -> Iterator[str]:
-    """Yield a folder and those below it, also behind links, each once; hidden ones are left out.
+    """Yield a folder and all its subfolders, including folders behind links.
+
+    Each folder is yielded once. Hidden folders and the folder `exclude` are skipped.
 
     Raises
     ------
     OSError
-        If a folder can't be read.
+        If a folder cannot be read.
     """
     waiting, seen = [os.fspath(top)], set() if exclude is None else {os.path.realpath(exclude)}
-    while waiting:  # each folder of the file system is visited once
+    while waiting:  # ends, because each folder of the file system is visited once
         links = []
         for start in waiting:
             for folder, names, _ in os.walk(start, onerror=_raise):
@@ -136,10 +148,11 @@ def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] |
                 names[:] = sorted(name for name in names if not name.startswith("."))
                 links += [path for name in names if os.path.islink(path := os.path.join(folder, name))]
                 yield folder
-        waiting = links  # after all folders that are reached without links
+        waiting = links  # links are followed after all folders that are reachable without them
 
 
 def _files_below(top: str, exclude: str | os.PathLike[str] | None) -> Iterator[str]:
+    """Yield the files in a folder and its subfolders, without hidden files, system files and earlier heat maps."""
     for folder in folders_below(top, exclude):
         results = _results_in(folder)
         if results:
@@ -154,7 +167,7 @@ def _files_below(top: str, exclude: str | os.PathLike[str] | None) -> Iterator[s
 
 
 def _results_in(folder: str) -> set[str]:
-    """Return the names of the heat maps that a table of predictions in a folder lists; none without such a table."""
+    """Return the names of the heat maps in the folder's table of predictions; an empty set if there is no table."""
     try:
         with open(os.path.join(folder, "scores.csv"), newline="", encoding="utf-8", errors="replace") as file:
             table = csv.DictReader(file)
@@ -166,6 +179,7 @@ def _results_in(folder: str) -> set[str]:
 
 
 def _counted(paths: list[str]) -> str:
+    """Return a sentence with the number of files that were left out, in total and by ending."""
     kinds = Counter(os.path.splitext(path)[1].lower() or "without ending" for path in paths)
     shown = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(_N_KINDS_SHOWN))
     more = ", ..." if len(kinds) > _N_KINDS_SHOWN else ""
@@ -173,4 +187,5 @@ def _counted(paths: list[str]) -> str:
 
 
 def _raise(error: OSError) -> None:
+    """Raise an error, as the `onerror` callback of ``os.walk``."""
     raise error

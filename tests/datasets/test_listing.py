@@ -99,18 +99,18 @@ def test_known_layouts_are_known_to_fit_predict_and_evaluate(name, tmp_path):
     {
         "categories": (
             ["a/train/good/0.png", "a/test/bad/1.png", "b/train/good/0.png", "b/test/bad/1.png"],
-            "holds 2 data sets (a, b): name one of them, such as '{top}/a'",
+            "holds 2 data sets (a, b). Pass the folder of one data set, such as '{top}/a'",
         ),
         "good and bad": (
             ["good/0.png", "bad/1.png"],
-            "holds 'bad', which are not images of good parts: name the folder of good images, such as '{top}/good'",
+            "holds 'bad', which are not images of good parts. Pass the folder of good images, such as '{top}/good'",
         ),
         "good and a defect": (
             ["good/0.png", "scratch/1.png"],
-            "holds images beside 'good', which would be learnt as good: name '{top}/good'",
+            "holds images outside of 'good', which may not be good. Pass '{top}/good' instead",
         ),
-        "good and images": (["good/0.png", "1.png"], "holds images beside 'good'"),
-        "test": (["train/0.png", "test/1.png"], "name the folder of good images, such as '{top}/train'"),
+        "good and images": (["good/0.png", "1.png"], "holds images outside of 'good'"),
+        "test": (["train/0.png", "test/1.png"], "Pass the folder of good images, such as '{top}/train'"),
         "masks": (["0.png", "masks/0.png"], "holds 'masks'"),
         "masks beside": (["0.png", "0_mask.png"], "holds masks of defects, such as '{top}/0_mask.png'"),
         "VisA as it comes": (
@@ -167,7 +167,7 @@ def test_test_images_in_no_folder_are_listed_and_told(tmp_path):
     with pytest.warns(UserWarning, match="is a data set"):
         found = list_test_images(tmp_path, exclude=tmp_path / "test" / "out")
     assert names_of(found, tmp_path / "test") == ["3.png", "bad/2.png", "good/1.png"]
-    with pytest.warns(UserWarning, match=r"1 images lie directly in .*3\.png"):
+    with pytest.warns(UserWarning, match=r"1 images are directly in .*3\.png"):
         load_image_folder(tmp_path)
 
 
