@@ -1,4 +1,4 @@
-"""read_mask: masks of defective pixels, from files that are read as images are."""
+"""Masks of defective pixels: :func:`read_mask` reads one mask, and :func:`match_masks` finds the masks of images."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ from skpatchcore.images.errors import ImageError
 from skpatchcore.images.files import read_content
 from skpatchcore.images.raster import Raster
 
-# Lossy formats blur edges and dark levels: levels below this share of white are not told from black.
+# Lossy formats blur edges and change dark values. Values up to this fraction of white count as black in lossy files.
 _LOSSY_LEVEL = 1 / 8
-# More grey levels than these are those of soft edges or of a photograph, not numbers of kinds of defects.
+# A mask with more grey levels than this has soft edges or is a photograph: its values are not label numbers.
 _MAX_LEVELS = 32
 
 
 def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return which pixels of an image are defective.
+    """Read a mask and return the defective pixels of an image.
 
     Parameters
     ----------
     mask : path, PIL image, array of shape (height, width) or (height, width, n_channels), or None
-        The mask. None, NaN or empty text: the image is good.
+        The mask. None, NaN or an empty string means that the image is good.
     size : (int, int) or None, default=None
-        Height and width of the image; needed if there is no mask. None takes the mask's.
+        Height and width of the image in pixels. None uses the size of the mask. Required if there is no mask.
 
     Returns
     -------
     array of shape (height, width), bool
-        True where a pixel is defective.
+        True for defective pixels.
 
     Raises
     ------
     ValueError
-        If the mask is not of that size, can't be read or holds NaN, or if there is neither a mask nor a size.
+        If the mask has another size, cannot be read, or holds NaN, or if there is neither a mask nor a size.
     FileNotFoundError
-        If there is no such file.
+        If the file of the mask does not exist.
 
     Warns
     -----
     UserWarning
-        If a file or PIL image marks no pixel or every pixel, or if it is ambiguous which pixels it marks.
+        If a file or PIL image marks no pixel or every pixel, or if the marked pixels are ambiguous.
 
     Notes
     -----
-    A pixel is defective if it is not background:
+    A pixel is defective if it is not background. The background depends on the kind of mask:
 
-    - Grey values, colours and label numbers: 0 (black) is background, every other value is defective.
-    - Palettes: index 0 is background, and so is black. If both are used and differ, the more frequent one is
-      background, with a warning.
-    - Transparency that varies: transparent pixels are background. Visible pixels are defective, whatever their
-      colour; if some of them are black and others are not, black ones are background, with a warning.
-    - Lossy files, such as JPEG: values up to 1/8 of white are background, because black is not exact there. They always
-      cause a warning.
+    - Grey values, colours and label numbers: 0 (black) is background, and every other value is defective.
+    - Palettes: index 0 or black is background. If the mask contains both and they differ, the more frequent of the two
+      is background, with a warning.
+    - Varying transparency: transparent pixels are background. Visible pixels are defective, regardless of their colour.
+      If some visible pixels are black and others are not, black pixels are background, with a warning.
+    - Lossy files, e.g., JPEG: values up to 1/8 of white are background, because black is not exact in such files. Lossy
+      files always cause a warning.
 
     The EXIF orientation of files and PIL images is applied.
     """
     if is_missing(mask):
         if size is None:
-            raise ValueError("where there is no mask, size= must say how large the image is.")
+            raise ValueError("there is no mask, and size is None. Pass size=(height, width) of the image.")
         return np.zeros(size, bool)
     name = f" {os.fspath(mask)!r}" if isinstance(mask, str | os.PathLike) else ""
     if isinstance(mask, str | os.PathLike | Image.Image):
@@ -77,12 +77,15 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     else:
         pixels = _marked_in_array(np.asarray(mask))
     if size is not None and pixels.shape != tuple(size):
-        raise ValueError(f"the mask{name} has shape {pixels.shape}, the image {tuple(size)}.")
+        raise ValueError(
+            f"the mask{name} has shape {pixels.shape}, but the image has shape {tuple(size)}. Pass a mask of the same "
+            "size as the image."
+        )
     return pixels
 
 
 def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
-    """Return which pixels a mask marks, and what is doubtful about it.
+    """Return the marked pixels of a mask, and the text of a warning if the mask is ambiguous.
 
     Parameters
     ----------
@@ -91,10 +94,10 @@ def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
 
     Returns
     -------
-    array of shape (height, width), bool
-        By the rules of :func:`read_mask`.
-    str or None
-        The text of a warning, without its subject.
+    marked : array of shape (height, width), bool
+        True for defective pixels, by the rules of :func:`read_mask`.
+    problem : str or None
+        Text of the warning, without its subject "the mask". None if there is nothing to warn of.
     """
     marked, doubt = _marked(raster)
     problems = []
@@ -103,35 +106,43 @@ def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
     elif marked.all():
         problems.append("marks every pixel.")
     elif marked.mean() > 0.5 and marked[:: max(1, len(marked) - 1), :: max(1, marked.shape[1] - 1)].all():
-        problems.append("marks more than half of all pixels and all corners: it may be inverted. Background must be 0.")
+        problems.append(
+            "marks more than half of all pixels and all four corners: the mask may be inverted. Background must be 0."
+        )
     if doubt is not None:
         problems.append(f"It {doubt}" if problems else doubt)
     return marked, " ".join(problems) or None
 
 
 def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
-    """Return the mask of each image of a kind of defect, matched by its path.
+    """Return the mask of each image of one kind of defect. Images and masks are matched by their paths.
 
     Parameters
     ----------
     images : sequence of str
-        Images in `folder` or in folders below it.
+        Paths of images in `folder` or its subfolders.
     folder : path
-        Folder of the images, such as ``test/scratch``.
+        Folder of the images, e.g., ``test/scratch``.
     truth : path
-        Folder of the masks, such as ``ground_truth/scratch``, with the same folders below it.
+        Folder of the masks, e.g., ``ground_truth/scratch``, with the same subfolders as `folder`.
 
     Returns
     -------
     list of str
-        Files ``<stem>_mask.<ending>`` or ``<stem>.<ending>``, in upper or lower case.
+        Path of the mask of each image: ``<stem>_mask.<ending>`` or ``<stem>.<ending>``, compared case-insensitively.
 
     Raises
     ------
     FileNotFoundError
         If an image has no mask.
     ValueError
-        If several masks fit an image, or one mask fits several images.
+        If several masks match one image, if one mask matches several images, or if the masks of an image are several
+        files in a folder.
+
+    Warns
+    -----
+    UserWarning
+        If masks belong to no image.
     """
     candidates = _masks_by_place(truth)
     found: dict[str, str] = {}
@@ -142,19 +153,21 @@ def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
         masks = [*candidates.get((*place, f"{stem}_mask"), ()), *candidates.get((*place, stem), ())]
         exact = [mask for mask in masks if Path(mask).name == path.name]
         if len(masks) > 1 and len(exact) == 1 and all(Path(mask).stem.casefold() == stem for mask in masks):
-            masks = exact  # a.png and a.bmp are images with masks of the same names
+            masks = exact  # the images a.png and a.bmp have masks with the same file names
         if not masks and (truth / path.relative_to(folder).with_suffix("")).is_dir():
             raise ValueError(
-                f"the masks of {image!r} are several files in a folder, as in MVTec LOCO AD, which is not supported: "
-                f"unite them in one file {path.stem}_mask.png."
+                f"the masks of {image!r} are several files in a folder, as in MVTec LOCO AD, which is not supported. "
+                f"Merge the masks into one file {path.stem}_mask.png."
             )
         if not masks:
             expected = truth / path.relative_to(folder).parent / f"{path.stem}_mask.png"
             raise FileNotFoundError(f"no mask for {image!r}: {str(expected)!r} is missing.")
         if len(masks) > 1:
-            raise ValueError(f"several masks for {image!r}: {', '.join(map(repr, masks))}. Keep one of them.")
+            raise ValueError(f"several masks for {image!r}: {', '.join(map(repr, masks))}. Keep only one of them.")
         if masks[0] in found:
-            raise ValueError(f"the mask {masks[0]!r} fits both {found[masks[0]]!r} and {image!r}.")
+            raise ValueError(
+                f"the mask {masks[0]!r} matches both {found[masks[0]]!r} and {image!r}. Give each image its own mask."
+            )
         found[masks[0]] = image
     n_unused = sum(map(len, candidates.values())) - len(found)
     if n_unused:
@@ -164,7 +177,7 @@ def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
 
 
 def _masks_by_place(truth: Path) -> Mapping[tuple[str, ...], list[str]]:
-    """Return the image files below a folder, by the parts of their paths without ending, in lower case."""
+    """Return the mask files in a folder; the keys are the parts of their paths in lower case, without the ending."""
     places: dict[tuple[str, ...], list[str]] = {}
     for mask in list_images(truth, warn_of_masks=False) if truth.is_dir() else ():
         inner = Path(mask).relative_to(truth)
@@ -174,43 +187,46 @@ def _masks_by_place(truth: Path) -> Mapping[tuple[str, ...], list[str]]:
 
 
 def _decoded(mask: Any) -> Raster:
+    """Decode the file or PIL image of a mask."""
     if isinstance(mask, Image.Image):
         try:
             return decode_image(mask, 0, None)
         except ImageError as error:
-            raise ValueError(f"a mask can't be read: {error.message}") from error
+            raise ValueError(f"the mask cannot be read: {error.message}") from error
     path = os.fspath(mask)
     try:
         return decode_file(read_content(path, 0), 0, path, None)
     except ImageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise FileNotFoundError(f"there is no mask {path!r}.") from error
-        raise ValueError(f"the mask {path!r} can't be read: {error.message}") from error
+            raise FileNotFoundError(f"the mask {path!r} does not exist.") from error
+        raise ValueError(f"the mask {path!r} cannot be read: {error.message}") from error
 
 
 def _marked(raster: Raster) -> tuple[np.ndarray, str | None]:
+    """Return the marked pixels by the kind of mask, and the text of a warning if the kind is ambiguous."""
     if raster.pixels.dtype.kind == "f" and not np.isfinite(raster.pixels).all():
-        raise ValueError("the mask holds NaN or infinity: background must be 0, every other number is defective.")
+        raise ValueError("the mask holds NaN or infinity. Use 0 for background, and any other number for defects.")
     is_coloured = (raster.pixels != 0).any(axis=-1)
     if raster.alpha is not None and raster.alpha.min() != raster.alpha.max():
         is_visible = raster.alpha != 0
         visible = is_coloured[is_visible]
         if visible.all() or not visible.any():
             return is_visible, None
-        return is_visible & is_coloured, "has transparent, black and coloured pixels: only coloured ones count."
+        return is_visible & is_coloured, "has transparent, black and coloured pixels: only coloured ones are marked."
     if raster.labels is not None:
         return _marked_by_palette(raster.labels, is_coloured)
     if raster.is_lossy:
         level = raster.pixels.max(axis=-1) / (raster.white or 1)
         marked = level > _LOSSY_LEVEL
-        return marked, "is stored with loss: pixels up to 1/8 of white count as background. Save masks as PNG."
+        return marked, "is in a lossy format: values up to 1/8 of white count as background. Save masks as PNG."
     n_levels = len(np.unique(raster.pixels))
     if n_levels > _MAX_LEVELS:
-        return is_coloured, f"has {n_levels} grey levels, as soft edges have: every pixel that is not 0 counts."
+        return is_coloured, f"has {n_levels} grey levels, as with soft edges: every pixel that is not 0 is marked."
     return is_coloured, None
 
 
 def _marked_by_palette(labels: np.ndarray, is_coloured: np.ndarray) -> tuple[np.ndarray, str | None]:
+    """Return the marked pixels of a mask with a palette, and the text of a warning if the background is ambiguous."""
     is_first, is_black = labels == 0, ~is_coloured
     if not is_black.any() or (is_first == is_black).all():
         return ~is_first, None
@@ -218,17 +234,21 @@ def _marked_by_palette(labels: np.ndarray, is_coloured: np.ndarray) -> tuple[np.
         return is_coloured, None
     background = is_first if is_first.sum() >= is_black.sum() else is_black
     chosen = "index 0" if background is is_first else "black"
-    return ~background, f"has a palette whose index 0 is not black, and uses both: {chosen} counts as background."
+    return (
+        ~background,
+        f"has a palette in which index 0 is not black, and contains index 0 and black: {chosen} counts as background.",
+    )
 
 
 def _marked_in_array(mask: np.ndarray) -> np.ndarray:
+    """Return the marked pixels of a mask that is an array of numbers or bool."""
     if mask.ndim == 3 and mask.shape[2] in (1, 2, 3, 4):
         has_alpha = mask.shape[2] in (2, 4)
         raster = Raster(mask[..., :-1] if has_alpha else mask, None, mask[..., -1] if has_alpha else None)
         return _marked(raster)[0]
     if mask.dtype.kind not in "biuf":
-        raise ValueError(f"a mask is an array of dtype {mask.dtype}: expected numbers or bool.")
+        raise ValueError(f"the mask is an array of dtype {mask.dtype}: expected numbers or bool.")
     if mask.dtype.kind == "f" and np.isnan(mask).any():
-        raise ValueError("a mask holds NaN: background must be 0, every other number is defective.")
+        raise ValueError("the mask holds NaN. Use 0 for background, and any other number for defects.")
     marked: np.ndarray = mask != 0
     return marked

@@ -38,7 +38,7 @@ def layout(tmp_path):
     return tmp_path
 
 
-def test_the_layout_of_mvtec_is_read(layout):
+def test_load_image_folder_reads_the_layout_of_mvtec_ad(layout):
     folder = load_image_folder(layout)
     assert [path[len(str(layout)) + 1 :] for path in folder.train_paths] == ["train/good/a.JPG", "train/good/b.png"]
     assert folder.test_defects.tolist() == ["crack", "good", "hole"]
@@ -51,7 +51,7 @@ def test_the_layout_of_mvtec_is_read(layout):
     assert frame["label"].tolist() == [1, 1, -1, 1, -1]
 
 
-def test_a_data_set_without_masks_is_read(layout):
+def test_load_image_folder_reads_a_data_set_without_masks(layout):
     for path in (layout / "ground_truth").rglob("*.png"):
         path.unlink()
     for name in ("crack", "hole", ""):
@@ -68,20 +68,20 @@ def test_a_data_set_without_masks_is_read(layout):
         ("test/good/c.png", "no image"),
     ],
 )
-def test_what_is_missing_of_the_layout_is_named(layout, missing, message):
+def test_load_image_folder_error_names_the_missing_part(layout, missing, message):
     (layout / missing).rename(layout / "elsewhere")
     with pytest.raises(FileNotFoundError, match=message):
         load_image_folder(layout)
 
 
-def test_an_empty_test_folder_is_named(layout):
+def test_load_image_folder_refuses_an_empty_test_folder(layout):
     (layout / "test").rename(layout / "elsewhere")
     (layout / "test").mkdir()
     with pytest.raises(FileNotFoundError, match="no folders of images"):
         load_image_folder(layout)
 
 
-def test_images_are_listed_sorted(layout):
+def test_list_images_is_sorted_and_refuses_missing_and_empty_folders(layout):
     assert [path[len(str(layout)) + 1 :] for path in list_images(layout / "train")] == [
         "train/good/a.JPG",
         "train/good/b.png",
@@ -112,7 +112,7 @@ def test_images_are_listed_sorted(layout):
     ],
     ids=["BTAD", "BTAD with masks of another format", "MVTec AD 2", "VisA"],
 )  # fmt: skip
-def test_layouts_like_it_are_read(tmp_path, names, mask):
+def test_load_image_folder_reads_similar_layouts(tmp_path, names, mask):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name, format="PNG")
@@ -123,7 +123,7 @@ def test_layouts_like_it_are_read(tmp_path, names, mask):
     assert [m for m in folder.test_masks if m] == [str(tmp_path / mask)]
 
 
-def test_categories_are_folders_of_that_layout(layout, tmp_path_factory):
+def test_load_categories_finds_folders_in_the_layout_of_mvtec_ad(layout, tmp_path_factory):
     assert list(load_categories(layout)) == [layout.name]
     root = tmp_path_factory.mktemp("sets")
     for name in ("screw", "cable"):
@@ -132,11 +132,11 @@ def test_categories_are_folders_of_that_layout(layout, tmp_path_factory):
     (root / "notes").mkdir()
     assert list(load_categories(root)) == ["cable", "screw"]
     assert list(load_categories(root, ["screw"])) == ["screw"]
-    with pytest.raises(FileNotFoundError, match="no category 'zipper': there are cable, screw"):
+    with pytest.raises(FileNotFoundError, match=r"no category 'zipper'\. The categories are cable, screw"):
         load_categories(root, ["zipper"])
     with pytest.raises(FileNotFoundError, match="no directory"):
         load_categories(root / "nothing")
-    with pytest.raises(FileNotFoundError, match="no folder 'train', and no folders that have one"):
+    with pytest.raises(FileNotFoundError, match="no folder 'train', and none of its folders has a folder 'train'"):
         load_categories(root / "notes")
 
 
@@ -149,7 +149,7 @@ def test_categories_are_folders_of_that_layout(layout, tmp_path_factory):
         ("palette.png", [0, 1, 2, 0], [0, 1, 1, 0]),
     ],
 )
-def test_mask_files_are_read(tmp_path, name, pixels, expected):
+def test_read_mask_reads_grey_and_palette_files(tmp_path, name, pixels, expected):
     picture = Image.fromarray(np.array(pixels, np.uint8).reshape(2, 2))
     if name == "palette.png":
         picture.putpalette([0, 0, 0, 128, 0, 0, 0, 0, 128])
@@ -159,24 +159,24 @@ def test_mask_files_are_read(tmp_path, name, pixels, expected):
         read_mask(str(tmp_path / name), (2, 3))
 
 
-def test_a_damaged_mask_is_named(tmp_path):
+def test_read_mask_refuses_a_damaged_file_and_a_missing_size(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)).save(tmp_path / "mask.png")
     content = (tmp_path / "mask.png").read_bytes()
     (tmp_path / "mask.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"the mask '.*mask\.png' can't be read"):
+    with pytest.raises(ValueError, match=r"the mask '.*mask\.png' cannot be read"):
         read_mask(tmp_path / "mask.png")
-    with pytest.raises(ValueError, match="size= must say"):
+    with pytest.raises(ValueError, match=r"there is no mask, and size is None\. Pass size="):
         read_mask(None)
 
 
-def test_hidden_folders_are_no_defects(layout):
+def test_load_image_folder_ignores_hidden_folders(layout):
     (layout / "test" / ".checkpoints").mkdir()
     assert load_image_folder(layout).test_defects.tolist() == ["crack", "good", "hole"]
 
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-    """Serve archives of small data sets on this machine, under their checksums."""
+    """Serve archives of small data sets on localhost; the addresses and checksums of the package are replaced."""
     pytest.importorskip("pooch")
     content, www = tmp_path / "content", tmp_path / "www"
     www.mkdir()
@@ -217,7 +217,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_data_sets_are_fetched_once_and_laid_out(served, tmp_path):
+def test_fetch_downloads_data_sets_once_and_arranges_them(served, tmp_path):
     home = tmp_path / "home"
     for fetch in (fetch_mvtec_ad, fetch_btad):
         categories = load_categories(fetch(home, accept_license=True))
@@ -226,14 +226,14 @@ def test_data_sets_are_fetched_once_and_laid_out(served, tmp_path):
     assert (len(visa.train_paths), visa.test_labels.tolist()) == (1, [-1, 1])
     assert visa.test_masks[0].endswith("ground_truth/bad/2.png")
     for file in served.iterdir():
-        file.unlink()  # from now on there is nothing to download
+        file.unlink()  # later calls cannot download
     assert load_categories(fetch_visa(home, accept_license=True))["pcb"].test_paths.tolist() == visa.test_paths.tolist()
     assert "bottle" in load_categories(fetch_mvtec_ad(home, accept_license=True, url="http://127.0.0.1:1/moved"))
     assert not [path for path in home.iterdir() if path.is_file() or path.suffix == ".partial"]
 
 
-def test_nothing_is_fetched_without_consent_nor_kept_that_is_not_whole(served, tmp_path):
-    with pytest.raises(ValueError, match="VisA has terms of its own: read https"):
+def test_fetch_refuses_without_accepted_licence_and_with_wrong_checksum(served, tmp_path):
+    with pytest.raises(ValueError, match=r"VisA: its licence is not accepted\. Read https"):
         fetch_visa(tmp_path / "home")
     assert not (tmp_path / "home").exists()
     (served / "btad.zip").write_bytes(b"something else")
@@ -242,7 +242,7 @@ def test_nothing_is_fetched_without_consent_nor_kept_that_is_not_whole(served, t
     assert not list((tmp_path / "home").rglob("*.zip"))
 
 
-def test_a_table_that_points_outside_is_refused(tmp_path):
+def test_arrange_visa_refuses_paths_outside_the_data_set(tmp_path):
     table = tmp_path / "set" / "split_csv" / "1cls.csv"
     table.parent.mkdir(parents=True)
     (tmp_path / "secret.png").write_bytes(b"")
@@ -255,7 +255,7 @@ def test_a_table_that_points_outside_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("texture", TEXTURES)
-def test_texture_tasks_are_sound(texture):
+def test_make_textures_labels_match_masks_and_depend_on_random_state(texture):
     task = make_textures(texture)
     good = task.test_labels == 1
     assert not task.test_masks[good].any()
@@ -267,7 +267,7 @@ def test_texture_tasks_are_sound(texture):
     assert not (other.test_images == task.test_images).all()
 
 
-def test_unknown_textures_are_refused():
+def test_make_textures_refuses_unknown_textures():
     with pytest.raises(ValueError, match="brick"):
         make_textures("velvet")
 
@@ -291,6 +291,6 @@ def test_pixel_auroc_counts_all_pixels_of_all_images():
         ([np.eye(2)], [np.full((2, 2), np.nan)], "NaN"),
     ],
 )
-def test_pixel_auroc_refuses_what_cannot_define_it(masks, maps, message):
+def test_pixel_auroc_refuses_invalid_masks_and_maps(masks, maps, message):
     with pytest.raises(ValueError, match=message):
         pixel_roc_auc_score(masks, maps)
