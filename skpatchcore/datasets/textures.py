@@ -1,4 +1,4 @@
-"""A small inspection task that needs no data: real textures, synthetic defects."""
+"""Synthetic inspection tasks: :func:`make_textures` adds synthetic defects to real textures, without a download."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from scipy.ndimage import gaussian_filter
 
 @dataclass(frozen=True)
 class TextureTask:
-    """A small inspection task, as made by :func:`make_textures`.
+    """Small inspection task, created by :func:`make_textures`.
 
     Attributes
     ----------
     train_images : array of shape (n_train, 128, 128, 1), uint8
-        Photographs of good surface.
+        Images of good surface.
     train_groups : array of shape (n_train,), int
-        Which piece of surface each shows.
+        Index of the piece of surface that each training image shows.
     test_images : array of shape (n_test, 128, 128, 1), uint8
-        Good and defective surface, of other pieces.
+        Images of good and defective surface. They show other pieces than the training images.
     test_labels : array of shape (n_test,), int
         +1 good, -1 defective.
-    test_defects : array of str
-        ``"good"``, ``"scratch"``, ``"blob"``, ``"stain"`` or ``"foreign"``.
+    test_defects : array of shape (n_test,), str
+        Kind of defect: ``"good"``, ``"scratch"``, ``"blob"``, ``"stain"`` or ``"foreign"``.
     test_masks : array of shape (n_test, 128, 128), bool
-        True where defective.
+        True for defective pixels.
     """
 
     train_images: np.ndarray
@@ -38,35 +38,36 @@ class TextureTask:
 
 TEXTURES = ("brick", "grass", "gravel")
 _TILE = 128
-_TEST_TILES = (1, 7, 8, 14)  # one in each row and in each column
+_TEST_TILES = (1, 7, 8, 14)  # one tile in each row and each column of the 4 x 4 grid
 _DEFECTS = ("scratch", "blob", "stain", "foreign")
 
 
 def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int = 0) -> TextureTask:
-    """Make an inspection task from a real texture of scikit-image, with synthetic defects; needs no download.
+    """Make an inspection task from a real texture of scikit-image with synthetic defects, without a download.
 
-    The photograph is cut into 16 pieces that share no pixel: 12 to learn from and 4 to judge, spread over the surface.
-    Each view of a piece is mirrored or turned in another way, with its own light and sensor noise. Every test piece
-    appears good four times and with each kind of defect twice.
+    The photograph of the texture is cut into 16 pieces without overlap: 12 for training and 4 for testing. The test
+    pieces are spread over the photograph. Each image of a piece is mirrored or rotated in a different way, and has
+    different illumination and sensor noise. Each test piece has four good images, and two images with each kind of
+    defect.
 
     Parameters
     ----------
     texture : {"brick", "grass", "gravel"}, default="brick"
-        The surface.
+        Name of the texture.
     n_views : int, default=8
-        Views of each piece for training.
+        Number of training images per piece.
     random_state : int, default=0
-        Seed of views and defects.
+        Seed for the orientations, illuminations, noise and defects.
 
     Returns
     -------
     TextureTask
-        Images, labels, masks, and which piece each training image shows.
+        Images, labels, masks, and the piece that each training image shows.
 
     Raises
     ------
     ValueError
-        If there is no such texture.
+        If the name of the texture is unknown.
 
     Examples
     --------
@@ -85,7 +86,7 @@ def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int
     others = np.concatenate([tiles[name] for name in TEXTURES if name != texture])
     train_tiles = np.setdiff1d(np.arange(16), _TEST_TILES)
     kinds = np.repeat(["good"] * 4 + [*_DEFECTS] * 2, len(_TEST_TILES))
-    # Courses of bricks stay level; grass and gravel have no upright.
+    # Rows of bricks stay horizontal: only orientations 0 to 3. Grass and gravel have no preferred direction.
     n_turns = 4 if texture == "brick" else 8
     images, masks = [], []
     for tile, kind in zip(np.resize(_TEST_TILES, len(kinds)), kinds, strict=True):
@@ -106,18 +107,18 @@ def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int
 
 
 def _tiles(photograph: np.ndarray) -> np.ndarray:
-    """Cut 512×512 pixels into 16 tiles, floats in [0, 1]."""
+    """Cut an image of 512 x 512 pixels into 16 tiles of floats in [0, 1]; return shape (16, 128, 128)."""
     return (photograph / 255.0).reshape(4, _TILE, 4, _TILE).swapaxes(1, 2).reshape(16, _TILE, _TILE)
 
 
 def _turn(image: np.ndarray, number: int) -> np.ndarray:
-    """Return one of the eight ways to lay a square down: 0 to 3 keep horizontal lines horizontal."""
+    """Return the image in one of its eight orientations; orientations 0 to 3 keep horizontal lines horizontal."""
     image = image[:: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
     return image.T if number & 4 else image
 
 
 def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the surface under light of its own strength and direction, with sensor noise, as uint8 (128, 128, 1)."""
+    """Return the image with random illumination and sensor noise, as uint8 of shape (128, 128, 1)."""
     y, x = np.mgrid[-1 : 1 : _TILE * 1j, -1 : 1 : _TILE * 1j]
     light = rng.uniform(0.92, 1.08) + rng.uniform(-0.04, 0.04) * x + rng.uniform(-0.04, 0.04) * y
     noisy = image * light + rng.normal(0, 0.012, image.shape)
@@ -128,7 +129,7 @@ def _photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _add_defect(
     image: np.ndarray, kind: str, other: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image with one defect, and its mask."""
+    """Return the image with one defect, and the mask of the defect."""
     if kind == "scratch":
         cover = _scratch(rng)
         ink = np.full_like(image, rng.choice([0.05, 0.95]))
@@ -141,17 +142,18 @@ def _add_defect(
         cover = _splash(rng, radius=rng.uniform(14, 26), softness=4.0)
         return image * (1 - rng.uniform(0.35, 0.55) * cover), cover > 0.5
     cover = _splash(rng, radius=rng.uniform(12, 22), softness=1.5)
-    # brought to the surface's brightness and contrast: only the texture is foreign
+    # Adjust the other texture to the brightness and contrast of the image, so that only the texture differs.
     foreign = (other - other.mean()) / other.std() * image.std() + image.mean()
     return image + cover * (foreign - image), cover > 0.5
 
 
 def _center(rng: np.random.Generator, margin: float) -> np.ndarray:
+    """Return a random position (row, column) at least `margin` pixels from the border of the tile."""
     return rng.uniform(margin, _TILE - margin, 2)
 
 
 def _splash(rng: np.random.Generator, radius: float, softness: float) -> np.ndarray:
-    """Return the cover, 0 to 1, of a round shape with an irregular edge."""
+    """Return the opacity, from 0 to 1, of a round shape with an irregular edge."""
     y, x = np.mgrid[:_TILE, :_TILE]
     center = _center(rng, radius + 4)
     bumps = gaussian_filter(rng.normal(0, 1, (_TILE, _TILE)), radius / 2.5)
@@ -162,7 +164,7 @@ def _splash(rng: np.random.Generator, radius: float, softness: float) -> np.ndar
 
 
 def _scratch(rng: np.random.Generator) -> np.ndarray:
-    """Return the cover, 0 to 1, of a thin bent line."""
+    """Return the opacity, from 0 to 1, of a thin curved line."""
     angle, length = rng.uniform(0, np.pi), rng.uniform(35, 75)
     direction = np.array([np.sin(angle), np.cos(angle)])
     start = _center(rng, 45) - direction * length / 2

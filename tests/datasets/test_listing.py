@@ -26,14 +26,14 @@ def names_of(paths, top):
     return [os.path.relpath(path, top) for path in paths]
 
 
-def test_every_format_of_the_table_is_listed_and_can_be_opened(tmp_path):
+def test_list_images_finds_the_endings_of_all_formats(tmp_path):
     names = [f"{ending[1:]}{ending}" for endings in FORMATS.values() for ending in endings]
     assert names_of(list_images(put(tmp_path, *names, "PART.PNG")), tmp_path) == sorted([*names, "PART.PNG"])
     assert {"PNG", "JPEG", "TIFF", "BMP", "PPM"} <= set(pillow_formats()) <= set(FORMATS)
     assert not has_image_suffix("notes.txt")
 
 
-def test_files_without_an_image_ending_are_counted_in_a_warning(tmp_path):
+def test_list_images_warns_of_files_without_an_image_ending(tmp_path):
     put(tmp_path, "a.png", "b/c.raw", "b/d.raw", "b/e", ".hidden/f.txt", "b/.g", "Thumbs.db")
     with pytest.warns(UserWarning, match=r"3 files .* left out \(2 \.raw, 1 without ending\)") as caught:
         assert names_of(list_images(tmp_path), tmp_path) == ["a.png"]
@@ -43,7 +43,7 @@ def test_files_without_an_image_ending_are_counted_in_a_warning(tmp_path):
         list_images(tmp_path)
 
 
-def test_linked_folders_are_listed_once_and_circles_end(tmp_path):
+def test_list_images_follows_linked_folders_once_and_ends_in_cycles(tmp_path):
     put(tmp_path, "store/x.png", "new/a.png", "new/deep/b.png")
     os.symlink(tmp_path / "store", tmp_path / "new" / "camera2")
     os.symlink(tmp_path / "store", tmp_path / "new" / "camera3")
@@ -52,13 +52,13 @@ def test_linked_folders_are_listed_once_and_circles_end(tmp_path):
     assert names_of(list_images(tmp_path / "new"), tmp_path / "new") == ["a.png", "camera2/x.png", "deep/b.png"]
 
 
-def test_links_to_files_that_are_gone_are_listed(tmp_path):
+def test_list_images_lists_broken_links(tmp_path):
     put(tmp_path, "a.png")
     os.symlink(tmp_path / "gone.png", tmp_path / "lost.png")
     assert names_of(list_images(tmp_path), tmp_path) == ["a.png", "lost.png"]
 
 
-def test_masks_among_images_are_warned_of(tmp_path):
+def test_list_images_warns_of_masks(tmp_path):
     put(tmp_path, "test/a.png", "Ground_Truth/a.png", "b.png", "b_mask.png", "c_mask.png")
     with pytest.warns(UserWarning, match=r"2 of 5 images look like masks"):
         list_images(tmp_path)
@@ -81,7 +81,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_known_layouts_are_known_to_fit_predict_and_evaluate(name, tmp_path):
+def test_known_layouts_are_recognised_by_all_listing_functions(name, tmp_path):
     train, test, others = LAYOUTS[name]
     put(tmp_path, *train, *test, *others)
     assert names_of(list_training_images(tmp_path), tmp_path) == train
@@ -125,7 +125,7 @@ def test_known_layouts_are_known_to_fit_predict_and_evaluate(name, tmp_path):
         "deep": (["line1/good/0.png", "line1/ng/1.png"], "'{top}/line1/good'"),
     }.values(),
 )  # fmt: skip
-def test_folders_of_more_than_good_images_are_refused_with_what_to_name(names, message, tmp_path):
+def test_list_training_images_refuses_folders_with_other_images_and_names_the_folder_to_pass(names, message, tmp_path):
     put(tmp_path, *names)
     with pytest.raises(LayoutError, match=re.escape(message.format(top=tmp_path))):
         list_training_images(tmp_path)
@@ -134,18 +134,18 @@ def test_folders_of_more_than_good_images_are_refused_with_what_to_name(names, m
 @pytest.mark.parametrize(
     "names", [["0.png"], ["camera1/0.png", "camera2/0.png"], ["good/0.png"], ["2026-01/good/0.png"]]
 )
-def test_folders_of_good_images_are_learnt_whole(names, tmp_path):
+def test_list_training_images_lists_all_images_of_a_plain_folder(names, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert names_of(list_training_images(put(tmp_path, *names)), tmp_path) == names
 
 
-def test_products_that_are_called_labels_are_learnt_from_their_folder(tmp_path):
+def test_list_training_images_accepts_a_folder_named_labels(tmp_path):
     put(tmp_path, "labels/0.png")
     assert names_of(list_training_images(tmp_path / "labels"), tmp_path) == ["labels/0.png"]
 
 
-def test_folders_of_masks_and_of_categories_are_not_inspected(tmp_path):
+def test_list_test_images_refuses_folders_of_masks_and_of_categories(tmp_path):
     put(tmp_path, "a/train/good/0.png", "a/test/bad/1.png", "a/ground_truth/bad/1.png", "mixed/0.png", "mixed/gt/0.png")
     for name, message in ((".", "holds 1 data sets"), ("a/ground_truth", "folder of masks"), ("mixed", "holds masks")):
         with pytest.raises(LayoutError, match=message):
@@ -154,7 +154,7 @@ def test_folders_of_masks_and_of_categories_are_not_inspected(tmp_path):
     assert len(list_test_images(tmp_path / "new")) == 2
 
 
-def test_notes_beside_good_images_are_no_images(tmp_path):
+def test_list_training_images_ignores_text_files_and_empty_folders(tmp_path):
     put(tmp_path, "good/0.png")
     (tmp_path / "readme.txt").write_text("notes")
     (tmp_path / "notes").mkdir()
@@ -162,7 +162,7 @@ def test_notes_beside_good_images_are_no_images(tmp_path):
         assert names_of(list_training_images(tmp_path), tmp_path) == ["good/0.png"]
 
 
-def test_test_images_in_no_folder_are_listed_and_told(tmp_path):
+def test_test_images_without_a_subfolder_are_listed_and_load_image_folder_warns(tmp_path):
     put(tmp_path, "train/good/0.png", "test/good/1.png", "test/bad/2.png", "test/3.png", "test/out/4.png")
     with pytest.warns(UserWarning, match="is a data set"):
         found = list_test_images(tmp_path, exclude=tmp_path / "test" / "out")
@@ -171,12 +171,12 @@ def test_test_images_in_no_folder_are_listed_and_told(tmp_path):
         load_image_folder(tmp_path)
 
 
-def test_masks_are_no_kind_of_defect_wherever_they_are(tmp_path):
+def test_load_image_folder_does_not_treat_masks_as_a_kind_of_defect(tmp_path):
     put(tmp_path, "train/good/0.png", "test/good/1.png", "test/bad/2.png", "ground_truth/bad/2.png", "test/masks/2.png")
     assert set(load_image_folder(tmp_path).test_defects) == {"good", "bad"}
 
 
-def test_folders_that_hold_only_masks_are_refused(tmp_path):
+def test_listing_functions_refuse_folders_that_hold_only_masks(tmp_path):
     put(tmp_path, "drawn/0_mask.png", "drawn/1_mask.png", "bottle/ground_truth/crack/0.png")
     for name in ("drawn", "bottle/ground_truth", "bottle/ground_truth/crack"):
         for listed in (list_training_images, list_test_images):
@@ -184,7 +184,7 @@ def test_folders_that_hold_only_masks_are_refused(tmp_path):
                 listed(tmp_path / name)
 
 
-def test_heat_maps_of_earlier_predictions_are_left_out_and_counted(tmp_path):
+def test_list_images_leaves_out_heat_maps_of_earlier_predictions_and_warns(tmp_path):
     put(tmp_path, "0.png", "monday/0.png", "monday/own.png")
     (tmp_path / "monday" / "scores.csv").write_text(
         "path,score,decision,label,p_value,map,problem\n0.png,-1,1,1,1,0.png,\n"
