@@ -1,7 +1,8 @@
-"""How well scores and maps tell defects from good parts: exact, at every threshold there is.
+"""Metrics of image scores and anomaly maps: AUPRO, AUPIMO, ROC AUC, average precision and maximum F1 score.
 
-Nothing here walks over a grid of thresholds. What counts is how many good pixels score above each defective one, and
-that is read off the sorted scores of the good pixels: one sort, whatever the number of thresholds, images or defects.
+All metrics are exact: every distinct score is a threshold, and there is no grid of thresholds. The metrics need the
+number of good pixels that score above each defective pixel. This number is the position of the defective pixel among
+the sorted scores of the good pixels. One sort therefore suffices for any number of thresholds, images and defects.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ _EMPTY = "the masks hold no {} pixel: the metric is not defined."
 
 
 class F1Max(NamedTuple):
-    """The best F1 score, and where it is reached.
+    """Maximum F1 score, and the threshold that reaches the maximum.
 
     Attributes
     ----------
     f1 : float
-        Harmonic mean of precision and recall of what is anomalous; 1 is perfect.
+        Harmonic mean of precision and recall of the anomalous class; 1 is perfect.
     threshold : float
-        What is at least as anomalous as it counts as anomalous.
+        Score at which the maximum is reached. Images or pixels whose scores are at least as anomalous as the threshold
+        are classified as anomalous.
     n_misclassified : int
-        How many are on the wrong side of it.
+        Number of images or pixels that are classified wrongly at the threshold.
     """
 
     f1: float
@@ -36,45 +38,47 @@ class F1Max(NamedTuple):
 
 
 class _Pixels(NamedTuple):
-    """Scores of all pixels: of good ones, ascending; and of defective ones, ascending, with the region of each."""
+    """Anomaly scores of all pixels of all images."""
 
-    good: np.ndarray
-    defective: np.ndarray
-    regions: np.ndarray
+    good: np.ndarray  # scores of good pixels; the highest ones are sorted, see _pixels
+    defective: np.ndarray  # scores of defective pixels, ascending
+    regions: np.ndarray  # region of each defective pixel; empty if regions are not needed
     n_regions: int
 
 
 def pro_curve(
     masks: Sequence[Any], maps: Sequence[Any], *, n_points: int | None = None, resize: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the per-region-overlap curve: how much of each defect is found, beside the good pixels that are flagged.
+    """Return the per-region-overlap (PRO) curve: mean overlap of the defects against the false-positive rate.
 
     Parameters
     ----------
     masks : sequence of arrays of shape (height, width)
-        True (or non-zero) where a pixel is defective; all False for good images. Sizes may differ between images.
+        True or non-zero for defective pixels. All pixels of good images are False. Sizes may differ between images.
     maps : sequence of arrays of shape (height, width)
-        Anomaly maps, bigger = more anomalous, each of its mask's size.
+        Anomaly maps, bigger = more anomalous. Each map has the size of its mask.
     n_points : int or None, default=None
-        For a picture: at most so many points of the curve, evenly spread over the false-positive rates, in far less
-        memory. Those that are returned are exact. None returns all.
+        Maximum number of points of the curve, e.g., for a plot. The points are spread evenly over the false-positive
+        rates. Each point is exact, and far less memory is needed. None returns all points.
     resize : bool, default=False
-        Bring masks to their maps' sizes, by nearest neighbours, where they differ.
+        If True, masks are resized to the sizes of their maps by nearest-neighbour interpolation. If False, different
+        sizes raise an error.
 
     Returns
     -------
     fpr : array of shape (n_points,), float64
-        Share of the good pixels of all images that score at least the threshold; ascending from 0 to 1.
+        False-positive rate: fraction of the good pixels of all images with a score of at least the threshold.
+        Ascending from 0 to 1.
     pro : array of shape (n_points,), float64
-        The same share of each connected region of defective pixels (touching by edges or corners), averaged over all
-        regions of all images.
+        Per-region overlap: fraction of the pixels of a region with a score of at least the threshold, averaged over all
+        regions of all images. A region is a connected component of defective pixels that touch by edges or corners.
     thresholds : array of shape (n_points,), float64
-        Descending from infinity; without `n_points` every distinct score is one.
+        Thresholds, descending from infinity. If `n_points` is None, every distinct score is a threshold.
 
     Raises
     ------
     ValueError
-        If lengths or sizes differ, a map holds NaN or infinity, or there is no defective or no good pixel.
+        If the lengths or sizes differ, a map holds NaN or infinity, or there is no defective or no good pixel.
 
     References
     ----------
@@ -88,7 +92,7 @@ def pro_curve(
     overlap = np.concatenate([np.zeros(len(pixels.good)), _region_weights(pixels)])
     order = scores.argsort(kind="stable")[::-1]
     scores = scores[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # the last point of each tie
+    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # one point for each group of equal scores
     fpr, pro = good[order].cumsum()[last] / len(pixels.good), overlap[order].cumsum()[last]
     return np.append(0.0, fpr), np.append(0.0, pro.clip(max=1.0)), np.append(np.inf, scores[last].astype(np.float64))
 
@@ -101,24 +105,24 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
     masks, maps
         As for :func:`pro_curve`.
     max_fpr : float in (0, 1], default=0.3
-        Where the area ends; it is divided by it. MVTec AD 2 uses 0.05.
+        False-positive rate at which the integration ends. The area is divided by `max_fpr`. MVTec AD 2 uses 0.05.
     resize : bool, default=False
         As for :func:`pro_curve`.
 
     Returns
     -------
     float
-        1 is perfect; chance is half of `max_fpr`.
+        Normalised area in [0, 1]. 1 is perfect, and ``max_fpr / 2`` is chance.
 
     Raises
     ------
     ValueError
-        As :func:`pro_curve`, and if `max_fpr` is out of its range.
+        As for :func:`pro_curve`, and if `max_fpr` is not in (0, 1].
 
     Notes
     -----
-    The integral of the exact curve by trapezoids, interpolated at the limit. Only good pixels above the limit are
-    sorted.
+    The area is the trapezoidal integral of the exact curve, with linear interpolation at `max_fpr`. Only the highest
+    scores of good pixels are sorted, up to this rate.
 
     Examples
     --------
@@ -129,7 +133,7 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
     1.0
     """
     if not 0 < max_fpr <= 1:
-        raise ValueError(f"max_fpr={max_fpr}: expected a share in (0, 1].")
+        raise ValueError(f"max_fpr={max_fpr}: expected a number in (0, 1].")
     pixels = _pixels(masks, maps, resize, with_regions=True, max_fpr=max_fpr)
     return _area(pixels, _region_weights(pixels), max_fpr)
 
@@ -150,7 +154,7 @@ def pixel_roc_auc_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bo
     Raises
     ------
     ValueError
-        As :func:`pro_curve`.
+        As for :func:`pro_curve`.
 
     Examples
     --------
@@ -175,19 +179,19 @@ def pixel_average_precision_score(masks: Sequence[Any], maps: Sequence[Any], *, 
     Returns
     -------
     float
-        1 is perfect; chance is the share of defective pixels. As scikit-learn's ``average_precision_score`` has it: the
-        sum of precisions at each threshold, weighted by the step in recall.
+        1 is perfect. Chance is the fraction of pixels that are defective. The definition is that of scikit-learn's
+        ``average_precision_score``: the sum of the precisions at all thresholds, weighted by the increases in recall.
 
     Raises
     ------
     ValueError
-        As :func:`pro_curve`.
+        As for :func:`pro_curve`.
     """
     return _average_precision(*_pixels(masks, maps, resize)[:2])
 
 
 def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bool = False) -> F1Max:
-    """Return the best F1 score that any threshold on anomaly maps reaches, over all pixels of all images.
+    """Return the maximum F1 score of all thresholds on anomaly maps, over all pixels of all images.
 
     Parameters
     ----------
@@ -197,12 +201,13 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
     Returns
     -------
     F1Max
-        The score, the threshold (in the maps' units) and the number of misclassified pixels.
+        The F1 score (bigger = better), the threshold in units of the maps (inclusive), and the number of misclassified
+        pixels.
 
     Raises
     ------
     ValueError
-        As :func:`pro_curve`.
+        As for :func:`pro_curve`.
     """
     return _f1_max(*_pixels(masks, maps, resize)[:2])
 
@@ -210,7 +215,9 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
 def pixel_metrics(
     masks: Sequence[Any], maps: Sequence[Any], *, n_points: int = 500, resize: bool = False
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Return all metrics of pixels and regions, but for AUPIMO, from one sort of the pixels.
+    """Return all metrics of pixels and regions except AUPIMO, **bigger = better**.
+
+    The pixels are sorted only once, so this function is faster than separate calls.
 
     Parameters
     ----------
@@ -221,14 +228,14 @@ def pixel_metrics(
     -------
     metrics : dict of str to float
         ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3) and ``aupro_05``
-        (0.05), each what its own function returns; **bigger = better**.
+        (up to 0.05). Each value equals the result of the function for this metric.
     curve : array of shape (2, n_points)
-        The first two of what :func:`pro_curve` returns.
+        False-positive rates and per-region overlaps of :func:`pro_curve`.
 
     Raises
     ------
     ValueError
-        As :func:`pro_curve`.
+        As for :func:`pro_curve`.
     """
     pixels = _pixels(masks, maps, resize, with_regions=True)
     weights = _region_weights(pixels)
@@ -243,29 +250,29 @@ def pixel_metrics(
 
 
 def f1_max_score(y: Any, scores: Any) -> F1Max:
-    """Return the best F1 score in finding anomalous images that any threshold on their scores reaches.
+    """Return the maximum F1 score of all thresholds on image scores; the positive class is anomalous.
 
     Parameters
     ----------
     y : array of shape (n_images,)
-        +1 good, -1 anomalous.
+        Labels: +1 good, -1 anomalous.
     scores : array of shape (n_images,)
-        **Bigger = more normal**, as `score_samples` has it.
+        Image scores, **bigger = more normal**, as returned by `score_samples`.
 
     Returns
     -------
     F1Max
-        The score; the threshold, at or below which an image counts as anomalous; and the number of images on the wrong
-        side of it, which the paper reports.
+        The F1 score (bigger = better), the threshold, and the number of misclassified images, which the paper reports.
+        An image is classified as anomalous if its score is at most the threshold.
 
     Raises
     ------
     ValueError
-        If lengths differ, labels are others than +1 and -1 or all the same, or a score is NaN or infinite.
+        If the lengths differ, a label is neither +1 nor -1, all labels are equal, or a score is NaN or infinite.
 
     Notes
     -----
-    It knows the labels: a measure of how separable the images are, not of how well a threshold was set.
+    The labels select the threshold: the score measures how separable the images are, not how well a threshold was set.
 
     Examples
     --------
@@ -275,11 +282,13 @@ def f1_max_score(y: Any, scores: Any) -> F1Max:
     """
     y, scores = np.asarray(y), np.asarray(scores, np.float64)
     if y.shape != scores.shape or y.ndim != 1:
-        raise ValueError(f"y of shape {y.shape} and scores of shape {scores.shape}: expected one of each an image.")
+        raise ValueError(
+            f"y has shape {y.shape}, scores has shape {scores.shape}: expected one label and one score per image."
+        )
     if set(np.unique(y)) != {-1, 1}:
         raise ValueError(f"y holds {np.unique(y)[:5].tolist()}: expected both +1 (good) and -1 (anomalous).")
     if not np.isfinite(scores).all():
-        raise ValueError(f"score {int(np.isfinite(scores).argmin())} is NaN or infinite.")
+        raise ValueError(f"score {int(np.isfinite(scores).argmin())} is NaN or infinite. Pass finite scores.")
     found = _f1_max(np.sort(-scores[y == 1]), np.sort(-scores[y == -1]))
     return found._replace(threshold=-found.threshold)
 
@@ -291,32 +300,34 @@ def aupimo_scores(
     fpr_bounds: tuple[float, float] = (1e-5, 1e-4),
     resize: bool = False,
 ) -> np.ndarray:
-    """Return how much of each anomalous image's defects is found while nearly no pixel of good images is flagged.
+    """Return the per-image overlap (AUPIMO) of each anomalous image, **bigger = better**.
+
+    The score is the mean pixel recall of the image at thresholds that flag nearly no pixel of good images.
 
     Parameters
     ----------
     masks, maps
-        As for :func:`pro_curve`. Images whose mask is empty are the good ones.
+        As for :func:`pro_curve`. Images with an empty mask are good images.
     fpr_bounds : (float, float), default=(1e-5, 1e-4)
-        Between which false-positive rates recall is averaged, on a logarithmic scale. The rate is that of each good
-        image, averaged over the good images.
+        Lower and upper false-positive rate between which the recall is averaged, on a logarithmic scale. The rate is
+        the fraction of flagged pixels in a good image, averaged over the good images.
     resize : bool, default=False
         As for :func:`pro_curve`.
 
     Returns
     -------
     array of shape (n_images,), float64
-        In [0, 1], **bigger = better**; NaN for good images.
+        Scores in [0, 1]. NaN for good images.
 
     Raises
     ------
     ValueError
-        As :func:`pro_curve`, and if there is no good or no anomalous image, or bounds are out of order.
+        As for :func:`pro_curve`, if there is no good or no anomalous image, or if `fpr_bounds` do not ascend in (0, 1].
 
     Notes
     -----
-    Below the first good pixel that is flagged, the false-positive rate is 0; recall there counts for all rates up to
-    that pixel's.
+    At thresholds above the highest score of all good pixels, the false-positive rate is 0, which has no logarithm. The
+    recall just above that score is used for all rates up to the rate at that score.
 
     References
     ----------
@@ -329,10 +340,13 @@ def aupimo_scores(
     pairs = [_pair(i, mask, scored, resize) for i, (mask, scored) in enumerate(_zipped(masks, maps))]
     is_good = np.array([not mask.any() for mask, _ in pairs])
     if is_good.all() or not is_good.any():
-        raise ValueError("AUPIMO is defined by good images and anomalous ones: one of the two is missing.")
+        raise ValueError(
+            "all images are good, or all are anomalous: AUPIMO needs at least one good image and one anomalous image."
+        )
     tops, weights = [], []
     for scored in (scored.ravel() for (_, scored), good in zip(pairs, is_good, strict=True) if good):
-        # one image's pixels carry the average only as far as all are above the upper bound; ties belong together
+        # At the score of rank n_kept, this image alone raises the mean rate above the upper bound. Lower scores are not
+        # needed, but all pixels with this score are kept.
         n_kept = min(scored.size, math.ceil(high * is_good.sum() * scored.size) + 1)
         top = scored[scored >= np.partition(scored, scored.size - n_kept)[scored.size - n_kept]]
         tops.append(top)
@@ -342,7 +356,7 @@ def aupimo_scores(
     scores, rates = scores[order], weight[order].cumsum()
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     steps, rates = scores[last], rates[last]
-    # Each good score lets the rate rise, from what it was above the score to what it is from the score on.
+    # At the threshold steps[k], the rate increases from rates[k - 1] to rates[k]. begins and ends are the log rates.
     end = np.searchsorted(rates, high) + 1
     steps, rates = steps[:end], rates[:end]
     begins = np.log(np.append(low, np.maximum(rates[:-1], low)))
@@ -353,7 +367,8 @@ def aupimo_scores(
         found = np.sort(scored[mask])
         above = 1 - np.searchsorted(found, steps, side="right") / len(found)
         at_least = 1 - np.searchsorted(found, steps, side="left") / len(found)
-        # Where a tie lets both rise, recall rises in a straight line along the logarithm of the rate.
+        # If defective pixels have the same score as good pixels, interpolate the recall linearly along the log rate.
+        # The integral over an interval is the recall in its middle times its width.
         true_begin, true_end = np.log(np.append(rates[0], rates[:-1])), np.log(rates)
         width = np.where(true_end > true_begin, true_end - true_begin, 1.0)
         slope = np.where(true_end > true_begin, (at_least - above) / width, 0.0)
@@ -363,23 +378,25 @@ def aupimo_scores(
 
 
 def _zipped(masks: Sequence[Any], maps: Sequence[Any]) -> Any:
+    """Return pairs of masks and maps; raise a ValueError if their numbers differ."""
     if len(masks) != len(maps):
-        raise ValueError(f"{len(masks)} masks and {len(maps)} maps: expected one of each an image.")
+        raise ValueError(f"{len(masks)} masks and {len(maps)} maps: expected one mask and one map per image.")
     return zip(masks, maps, strict=True)
 
 
 def _pair(i: int, mask: Any, scored: Any, resize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Check the mask and the map of image `i`; return a bool mask and a float map of equal shape."""
     mask, scored = np.asarray(mask) != 0, np.asarray(scored)
     if scored.dtype not in (np.float32, np.float64):
         scored = scored.astype(np.float64)
     if mask.ndim != 2 or scored.ndim != 2 or (mask.shape != scored.shape and not resize):
         raise ValueError(
             f"image {i}: mask of shape {mask.shape} and map of shape {scored.shape} differ"
-            f"{'' if mask.ndim == scored.ndim == 2 else ' or are not 2-D'}; resize=True brings masks to their maps' "
-            "sizes."
+            f"{'' if mask.ndim == scored.ndim == 2 else ' or are not 2-D'}. Pass 2-D arrays of equal shape, or "
+            "resize=True to resize masks to the sizes of their maps."
         )
     if not np.isfinite(scored).all():
-        raise ValueError(f"image {i}: the map holds NaN or infinity.")
+        raise ValueError(f"image {i}: the map holds NaN or infinity. Pass finite maps.")
     if mask.shape != scored.shape:
         mask = resize_image(mask, scored.shape, order=0, anti_aliasing=False) > 0.5  # type: ignore[no-untyped-call]
     return mask, scored
@@ -388,7 +405,7 @@ def _pair(i: int, mask: Any, scored: Any, resize: bool) -> tuple[np.ndarray, np.
 def _pixels(
     masks: Sequence[Any], maps: Sequence[Any], resize: bool, with_regions: bool = False, max_fpr: float = 1.0
 ) -> _Pixels:
-    """Gather the pixels; of good ones, all count, but only those above the `max_fpr` of them need be in order."""
+    """Gather the scores of all pixels; sort defective pixels, and the highest good pixels up to the rate `max_fpr`."""
     good, defective, regions = [], [], []
     n_regions = 0
     for i, (mask, scored) in enumerate(_zipped(masks, maps)):
@@ -415,17 +432,19 @@ def _pixels(
 
 
 def _region_weights(pixels: _Pixels) -> np.ndarray:
-    """Return what each defective pixel adds to the average overlap of the regions."""
+    """Return the contribution of each defective pixel to the mean overlap of the regions."""
     sizes = np.bincount(pixels.regions, minlength=pixels.n_regions)
     weights: np.ndarray = 1 / (sizes[pixels.regions] * pixels.n_regions)
     return weights
 
 
 def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
-    """Return the area under the curve of cumulated `weights` over the share of good pixels, up to `max_fpr`, over it.
+    """Return the area under the curve of cumulative `weights` against the false-positive rate, divided by `max_fpr`.
 
-    A defective pixel counts from where good pixels score less than it; with those that score the same, the curve rises
-    in a straight line.
+    The curve itself is not computed. The horizontal axis is the number of flagged good pixels, up to `limit`. A
+    defective pixel raises the curve by its weight at `above`, the number of good pixels that score higher. It therefore
+    adds ``weight * (limit - above)`` to the area. If good pixels have the same score, the curve rises linearly from
+    `above` to `at_least`, the number of good pixels that score at least as high.
     """
     n_good = len(pixels.good)
     limit = max_fpr * n_good
@@ -433,18 +452,18 @@ def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
     top = pixels.good[first:]
     above = len(top) - np.searchsorted(top, pixels.defective, side="right")
     at_least = len(top) - np.searchsorted(top, pixels.defective, side="left")
-    if first:  # ties of the lowest one in order may lie below it, out of order
+    if first:  # scores equal to the lowest sorted score can also be in the unsorted part: count them there
         at_lowest = at_least == len(top)
         ties = np.count_nonzero(pixels.good[:first] == top[0])
         at_least = at_least + np.where(at_lowest & (pixels.defective == top[0]), ties, 0)
     ties = np.maximum(at_least - above, 1)
     rise = np.where(at_least > limit, (limit - above) ** 2 / (2 * ties), limit - above - (at_least - above) / 2)
-    # rounding may carry a perfect ranking beyond 1
+    # rounding can increase the area of a perfect ranking to slightly more than 1
     return min(float(np.sum(weights * np.where(above < limit, rise, 0.0)) / limit), 1.0)
 
 
 def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return points of the curve at thresholds that are scores of good pixels, and at the lowest score of all."""
+    """Return the points of the PRO curve at evenly spaced ranks of the good pixels, and at the lowest of all scores."""
     n_good = len(pixels.good)
     numbers = np.linspace(0, n_good - 1, max(n_points - 2, 1)).astype(np.int64)
     lowest = min(pixels.good[0], pixels.defective[0])
@@ -456,13 +475,14 @@ def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _average_precision(good: np.ndarray, defective: np.ndarray) -> float:
+    """Return the average precision from the sorted scores of good and defective pixels."""
     _, true, false = _counts(good, defective)
     recall_steps = np.diff(true, prepend=0) / true[-1]
     return min(float(np.sum(recall_steps * true / (true + false))), 1.0)
 
 
 def _counts(good: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct scores of defective ones, descending, and how many of either kind score at least as much."""
+    """Return the distinct scores of defective samples, descending, and the true and false positives at each score."""
     thresholds, numbers = np.unique(defective, return_counts=True)
     true = numbers[::-1].cumsum()
     false = len(good) - np.searchsorted(good, thresholds, side="left")
@@ -470,7 +490,8 @@ def _counts(good: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _f1_max(good: np.ndarray, defective: np.ndarray) -> F1Max:
-    # between the scores of two defective ones, a lower threshold only flags more good ones
+    """Return the maximum F1 score from the sorted anomaly scores of good and defective samples."""
+    # Scores of defective samples suffice as thresholds: a threshold between two of them only adds false positives.
     thresholds, true, false = _counts(good, defective)
     f1 = 2 * true / (true + false + len(defective))
     best = int(f1.argmax())

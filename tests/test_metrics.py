@@ -1,4 +1,4 @@
-"""The metrics beside direct loops over all thresholds, and beside scikit-learn's."""
+"""Compare the metrics with direct loops over all thresholds, and with the metrics of scikit-learn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from skpatchcore.metrics import (
 
 @st.composite
 def cases(draw):
-    """Ragged masks and maps, with ties, single pixels, touching regions, whole and empty masks."""
+    """Generate masks and maps of different sizes, with ties, single pixels, touching regions, full and empty masks."""
     n_images = draw(st.integers(1, 4))
     n_levels = draw(st.sampled_from([2, 5, 1000]))
     seed = draw(st.integers(0, 2**31))
@@ -40,7 +40,7 @@ def cases(draw):
 
 
 def direct_pro(masks, maps):
-    """Return the curve by a loop over all thresholds and regions."""
+    """Return the PRO curve, computed by a loop over all thresholds and regions."""
     n_good = sum((~mask).sum() for mask in masks)
     points = [(0.0, 0.0)]
     for threshold in sorted({value for scored in maps for value in scored.ravel()}, reverse=True):
@@ -65,14 +65,14 @@ def area_up_to(x, y, limit):
 
 @settings(max_examples=150, deadline=None)
 @given(case=cases(), max_fpr=st.sampled_from([0.05, 0.3, 0.5, 1.0]))
-def test_aupro_is_that_of_a_loop_over_all_thresholds(case, max_fpr):
+def test_aupro_equals_a_loop_over_all_thresholds(case, max_fpr):
     fpr, pro = direct_pro(*case)
     assert aupro_score(*case, max_fpr=max_fpr) == pytest.approx(area_up_to(fpr, pro, max_fpr), abs=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
 @given(case=cases())
-def test_the_pro_curve_is_that_of_a_loop_over_all_thresholds(case):
+def test_pro_curve_equals_a_loop_over_all_thresholds(case):
     fpr, pro, thresholds = pro_curve(*case)
     expected = direct_pro(*case)
     np.testing.assert_allclose(fpr, expected[0], atol=1e-12)
@@ -84,7 +84,7 @@ def test_the_pro_curve_is_that_of_a_loop_over_all_thresholds(case):
 
 @settings(max_examples=100, deadline=None)
 @given(case=cases())
-def test_pixel_metrics_are_scikit_learns(case):
+def test_pixel_metrics_equal_those_of_scikit_learn(case):
     truth = np.concatenate([mask.ravel() for mask in case[0]])
     scores = np.concatenate([scored.ravel() for scored in case[1]])
     assert pixel_roc_auc_score(*case) == pytest.approx(roc_auc_score(truth, scores), abs=1e-12)
@@ -96,7 +96,7 @@ def test_pixel_metrics_are_scikit_learns(case):
 
 
 @given(seed=st.integers(0, 1000), n_levels=st.sampled_from([3, 10**6]))
-def test_image_f1_max_is_the_best_of_all_thresholds(seed, n_levels):
+def test_f1_max_score_is_the_maximum_over_all_thresholds(seed, n_levels):
     rng = np.random.default_rng(seed)
     y = rng.permutation([1] * 12 + [-1] * 5)
     scores = -np.round(rng.random(17) * n_levels)
@@ -109,7 +109,7 @@ def test_image_f1_max_is_the_best_of_all_thresholds(seed, n_levels):
 
 
 def direct_aupimo(masks, maps, low, high):
-    """Return the scores by a loop over all thresholds, each a point; good scores move the rate, others recall."""
+    """Return the AUPIMO scores, computed by a loop over all thresholds."""
     good = [scored for mask, scored in zip(masks, maps, strict=True) if not mask.any()]
     values = sorted({value for scored in maps for value in scored.ravel()}, reverse=True)
     rates = np.array([0.0] + [np.mean([(scored >= t).mean() for scored in good]) for t in values])
@@ -135,7 +135,7 @@ def direct_aupimo(masks, maps, low, high):
 
 @settings(max_examples=150, deadline=None)
 @given(case=cases(), bounds=st.sampled_from([(1e-5, 1e-4), (0.05, 0.4), (0.3, 1.0), (1e-3, 0.2)]))
-def test_aupimo_is_that_of_a_loop_over_all_thresholds(case, bounds):
+def test_aupimo_equals_a_loop_over_all_thresholds(case, bounds):
     masks, maps = case
     assume(any(not mask.any() for mask in masks))
     np.testing.assert_allclose(
@@ -144,8 +144,8 @@ def test_aupimo_is_that_of_a_loop_over_all_thresholds(case, bounds):
 
 
 @pytest.mark.parametrize("n_levels", [4, 60, 10**6])
-def test_large_maps_of_which_only_the_highest_good_pixels_are_sorted(n_levels):
-    """Small arrays come out of a partition in order, large ones do not."""
+def test_metrics_of_large_maps_equal_a_loop_over_all_thresholds(n_levels):
+    """Only the highest good pixels are sorted. The maps are large, because a partition sorts small arrays fully."""
     rng = np.random.default_rng(n_levels)
     masks = [np.zeros((30, 40), bool) for _ in range(4)]
     masks[1][3:9, 5:30] = masks[1][20:22, 2:4] = masks[3][10:25, 10:12] = True
@@ -167,7 +167,7 @@ def test_large_maps_of_which_only_the_highest_good_pixels_are_sorted(n_levels):
 
 
 @pytest.mark.parametrize("n_good", range(1, 9))
-def test_aupro_of_few_pixels_in_falling_order(n_good):
+def test_aupro_of_few_pixels_in_descending_order_equals_a_loop(n_good):
     scores = np.array([[*range(n_good, 0, -1), n_good - 0.5]])
     mask = np.array([[False] * n_good + [True]])
     for max_fpr in (0.1, 0.5, 0.8):
@@ -175,7 +175,7 @@ def test_aupro_of_few_pixels_in_falling_order(n_good):
         assert aupro_score([mask], [scores], max_fpr=max_fpr) == pytest.approx(expected)
 
 
-def test_aupimo_counts_ties_whole():
+def test_aupimo_counts_all_pixels_of_a_tie():
     good = np.zeros((10, 10))
     good.flat[:10], good.flat[10:60] = 1.0, 0.5
     masks, maps = [np.zeros((10, 10), bool), np.eye(10, dtype=bool)], [good, np.full((10, 10), 0.5)]
@@ -183,7 +183,7 @@ def test_aupimo_counts_ties_whole():
     np.testing.assert_allclose(aupimo_scores(masks, maps, fpr_bounds=(0.05, 0.4)), expected, atol=1e-12)
 
 
-def test_perfect_and_useless_maps():
+def test_metrics_of_perfect_and_constant_maps():
     masks = [np.zeros((20, 20), bool), np.pad(np.ones((4, 4), bool), 8)]
     perfect = [mask.astype(float) + np.random.default_rng(0).random(mask.shape) * 0.1 for mask in masks]
     flat = [np.zeros(mask.shape) for mask in masks]
@@ -198,7 +198,7 @@ def test_perfect_and_useless_maps():
 
 
 @pytest.mark.parametrize("n_points", [None, 5])
-def test_overlaps_never_round_to_more_than_1(n_points):
+def test_pro_curve_is_at_most_1_despite_rounding(n_points):
     for n_regions in range(1, 60):
         mask = np.zeros((1, 2 * n_regions + 1), bool)
         mask[0, 1::2] = True
@@ -209,22 +209,22 @@ def test_overlaps_never_round_to_more_than_1(n_points):
         assert thresholds.dtype == np.float64
 
 
-def test_touching_corners_are_one_region():
+def test_aupro_counts_pixels_that_touch_at_corners_as_one_region():
     mask = np.zeros((4, 4), bool)
-    mask[0, 0] = mask[1, 1] = True  # one region of two
-    mask[3, 0] = True  # and one of a single pixel
+    mask[0, 0] = mask[1, 1] = True  # a region of two pixels
+    mask[3, 0] = True  # a region of one pixel
     scored = np.zeros((4, 4))
     scored[3, 0] = 1.0
     assert aupro_score([mask], [scored], max_fpr=1.0) == pytest.approx(0.5 + 0.5 * 0.5)
 
 
-def test_masks_of_another_size_are_refused_or_resized():
+def test_metrics_refuse_masks_of_another_size_or_resize_them():
     mask = np.zeros((8, 12), bool)
     mask[2:4, 4:8] = True
     scored = np.zeros((4, 6))
     scored[1, 2:4] = 1.0
     with pytest.raises(
-        ValueError, match=r"image 0: mask of shape \(8, 12\) and map of shape \(4, 6\) differ; resize=True"
+        ValueError, match=r"image 0: mask of shape \(8, 12\) and map of shape \(4, 6\) differ\. .* resize=True"
     ):
         aupro_score([mask], [scored])
     for metric in (aupro_score, pixel_roc_auc_score, pixel_average_precision_score):
@@ -243,7 +243,7 @@ def test_masks_of_another_size_are_refused_or_resized():
         pixel_metrics,
     ],
 )
-def test_every_metric_resizes_only_if_told_to_and_takes_lists_and_numbers(metric):
+def test_metrics_resize_masks_only_if_requested_and_accept_lists_and_all_dtypes(metric):
     mask = np.zeros((8, 12), int)
     mask[2:4, 4:8] = 255
     maps = np.random.default_rng(0).integers(0, 9, (2, 4, 6))
@@ -263,7 +263,7 @@ def test_every_metric_resizes_only_if_told_to_and_takes_lists_and_numbers(metric
 @pytest.mark.parametrize(
     "metric", [aupro_score, pro_curve, pixel_roc_auc_score, pixel_average_precision_score, pixel_f1_max_score]
 )
-def test_what_defines_no_metric_is_refused(metric):
+def test_metrics_refuse_invalid_masks_and_maps(metric):
     mask, scored = np.eye(3, dtype=bool), np.ones((3, 3))
     with pytest.raises(ValueError, match="2 masks and 1 maps"):
         metric([mask, mask], [scored])
@@ -278,14 +278,14 @@ def test_what_defines_no_metric_is_refused(metric):
         metric([mask[None]], [scored[None]])
 
 
-def test_arguments_out_of_range_are_refused():
+def test_metrics_refuse_invalid_arguments():
     mask, scored = np.eye(3, dtype=bool), np.ones((3, 3))
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match="max_fpr"):
             aupro_score([mask], [scored], max_fpr=wrong)
-    with pytest.raises(ValueError, match="one of the two is missing"):
+    with pytest.raises(ValueError, match="needs at least one good image and one anomalous image"):
         aupimo_scores([mask], [scored])
-    with pytest.raises(ValueError, match="one of the two is missing"):
+    with pytest.raises(ValueError, match="needs at least one good image and one anomalous image"):
         aupimo_scores([mask & False], [scored])
     for bounds in ((1e-3, 1e-4), (1e-3, 1e-3), (0, 1e-3), (0.5, 1.1)):
         with pytest.raises(ValueError, match="fpr_bounds"):
@@ -294,18 +294,18 @@ def test_arguments_out_of_range_are_refused():
         f1_max_score([1, -1], [0.0, np.nan])
     with pytest.raises(ValueError, match="expected both"):
         f1_max_score([1, 0], [0.0, 1.0])
-    with pytest.raises(ValueError, match="one of each an image"):
+    with pytest.raises(ValueError, match="expected one label and one score per image"):
         f1_max_score([1, -1], [0.0])
-    with pytest.raises(ValueError, match="one of each an image"):
+    with pytest.raises(ValueError, match="expected one label and one score per image"):
         f1_max_score([[1, -1]], [[0.0, 1.0]])
 
 
-def test_image_scores_of_any_type_are_taken():
+def test_f1_max_score_accepts_any_numeric_dtype():
     assert f1_max_score([1, 1, -1], np.array([3, 2, 0], np.uint8)) == (1.0, 0.0, 0)
     assert f1_max_score(np.array([1, -1, -1]), [3, 2, 5]) == (pytest.approx(0.8), 5.0, 1)
 
 
-def test_input_is_left_as_it_is():
+def test_metrics_do_not_modify_their_input():
     rng = np.random.default_rng(0)
     masks, maps = (
         [rng.random((9, 9)) < 0.2 for _ in range(2)],
@@ -319,7 +319,7 @@ def test_input_is_left_as_it_is():
         np.testing.assert_array_equal(scored, copy)
 
 
-def test_a_curve_for_a_picture_has_500_points_unless_told_otherwise():
+def test_pixel_metrics_curve_has_500_points_by_default():
     rng = np.random.default_rng(0)
     masks, maps = [np.eye(40, dtype=bool)], [rng.random((40, 40)) - np.eye(40)]
     assert pixel_metrics(masks, maps)[1].shape == (2, 500)
@@ -329,7 +329,7 @@ def test_a_curve_for_a_picture_has_500_points_unless_told_otherwise():
 
 @settings(deadline=None, max_examples=60)
 @given(case=cases(), n_points=st.integers(3, 40))
-def test_all_at_once_is_one_by_one(case, n_points):
+def test_pixel_metrics_equals_the_separate_functions(case, n_points):
     masks, maps = case
     found, curve = pixel_metrics(masks, maps, n_points=n_points)
     assert found == {
@@ -339,7 +339,7 @@ def test_all_at_once_is_one_by_one(case, n_points):
         "aupro": pytest.approx(aupro_score(masks, maps), abs=1e-12),
         "aupro_05": pytest.approx(aupro_score(masks, maps, max_fpr=0.05), abs=1e-12),
     }
-    # points that are returned are points of the whole curve, its ends among them
+    # the returned points, including the first and the last one, are points of the full curve
     fpr, pro, thresholds = pro_curve(masks, maps)
     some_fpr, some_pro, some = pro_curve(masks, maps, n_points=n_points)
     np.testing.assert_array_equal(curve, [some_fpr, some_pro])

@@ -46,9 +46,8 @@ def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int
     """Make an inspection task from a real texture of scikit-image with synthetic defects, without a download.
 
     The photograph of the texture is cut into 16 pieces without overlap: 12 for training and 4 for testing. The test
-    pieces are spread over the photograph. Each image of a piece is mirrored or rotated in a different way, and has
-    different illumination and sensor noise. Each test piece has four good images, and two images with each kind of
-    defect.
+    pieces are spread over the photograph. Each image of a piece is mirrored or rotated, and has its own illumination
+    and sensor noise. Each test piece has four good images, and two images with each kind of defect.
 
     Parameters
     ----------
