@@ -138,7 +138,8 @@ class MemoryEstimate:
         smallest = min(total for total in (self.at_once, self.two_passes, self.least) if total is not None)
         raise ValueError(
             f"max_memory={format_bytes(max_memory)} is too small: this fit needs at least {format_bytes(smallest)} "
-            f"({self}). Allow more memory, or use smaller images, batches, features or, for PatchCore, ratio."
+            f"({self}). Allow more memory, or use smaller images, smaller batches, fewer channels or, for PatchCore, a "
+            "smaller ratio."
         )
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """Data sets of images on disk, in the layout of MVTec AD and in similar layouts.
 
-:func:`load_image_folder` finds the images of one category, and :func:`load_categories` those of all categories.
+:func:`load_image_folder` lists the images of one category. :func:`load_categories` lists the images of all categories.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ def list_images(
         (paths if has_image_suffix(path) else left_out).append(path)
     if not paths:
         counted = f" {_counted(left_out)}" if left_out else ""
-        raise FileNotFoundError(f"{os.fspath(directory)!r} holds no image ({', '.join(sorted(SUFFIXES))}).{counted}")
+        raise FileNotFoundError(
+            f"{os.fspath(directory)!r} holds no image with one of the endings {', '.join(sorted(SUFFIXES))}.{counted}"
+        )
     if left_out:
         warn_user(f"{os.fspath(directory)!r}: {_counted(left_out)}")
     if warn_of_masks and (masks := masks_among(paths, top)):

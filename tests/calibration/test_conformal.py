@@ -59,7 +59,7 @@ def test_conformal_threshold_without_scores_is_nan():
     calibration=st.lists(st.integers(-20, 20), min_size=1, max_size=40),
     scores=st.lists(st.integers(-25, 25), min_size=1, max_size=10),
 )
-def test_p_values_count_calibration_scores_that_are_at_most_the_score(calibration, scores):
+def test_conformal_p_values_count_the_calibration_scores_up_to_the_score(calibration, scores):
     values = conformal_p_values([*calibration, np.nan], scores)
     expected = [(1 + sum(c <= s for c in calibration)) / (len(calibration) + 1) for s in scores]
     np.testing.assert_allclose(values, expected)
@@ -70,7 +70,7 @@ def test_p_values_count_calibration_scores_that_are_at_most_the_score(calibratio
 
 @pytest.mark.parametrize("n", [9, 50])
 @pytest.mark.parametrize("draw", [lambda rng, size: rng.normal(size=size), lambda rng, size: rng.integers(0, 4, size)])
-def test_p_values_of_exchangeable_scores_are_super_uniform(n, draw):
+def test_conformal_p_values_of_exchangeable_scores_are_super_uniform(n, draw):
     rng = np.random.default_rng(0)
     values = np.array([conformal_p_values(s[:-1], s[-1:])[0] for s in draw(rng, (20000, n + 1)).astype(float)])
     for level in (0.02, 0.1, 0.3, 0.7):
