@@ -1,1 +1,1 @@
-"""Helpers below every other room: devices, arrays, progress, files, labels."""
+"""Helpers that all other folders of the package may import: devices, arrays, progress bars, files, labels."""

@@ -1,4 +1,4 @@
-"""Numpy arrays as torch tensors and back, and which value of an array is too large to compute distances with."""
+"""Conversion between numpy arrays and torch tensors, and a check for values that are too large for distances."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
 
-# Largest absolute values from which distances are computed: their squares, added up over millions of entries, are
-# finite, and still are when features are weighted by 10. Real features are smaller by many orders of magnitude.
+# Largest absolute values that distances are computed from, by the size of the float type in bytes. A sum of millions of
+# their squares is finite, even if features are weighted by 10. Real features are smaller by many orders of magnitude.
 _LARGEST = {4: 1e15, 8: 1e150}
 
 
 def largest_value(dtype: np.dtype | type) -> float:
-    """Return the largest absolute value of a float type from which distances can be computed without overflow."""
+    """Return the largest absolute value of a float type for which distances do not overflow."""
     return _LARGEST[8 if np.dtype(dtype).itemsize >= 8 else 4]
 
 
 @default_modes()
 def exceeds(rows: np.ndarray, limit: float) -> bool:
-    """Return whether any value is NaN or beyond ±`limit`: one pass over the array."""
+    """Return whether any value is NaN or outside ±`limit`. The array is read once."""
     if not rows.size:
         return False
     with one_thread(rows.size < SMALL_PASS):
@@ -32,14 +32,14 @@ def exceeds(rows: np.ndarray, limit: float) -> bool:
 
 
 def first_beyond(rows: np.ndarray, limit: float) -> tuple[int, int, float] | None:
-    """Return the first value that is NaN or beyond ±`limit`.
+    """Return the position and the value of the first entry that is NaN or outside ±`limit`.
 
     Parameters
     ----------
-    rows : array of shape (n_rows, n_columns)
-        Floats.
+    rows : array of shape (n_rows, n_columns), float
+        The values to check.
     limit : float
-        Largest absolute value.
+        Largest absolute value that is allowed.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def first_beyond(rows: np.ndarray, limit: float) -> tuple[int, int, float] | Non
     """
     if not exceeds(rows, limit):
         return None
-    for i in range(0, len(rows), 4096):  # a mask of all rows could be more than there is memory for
+    for i in range(0, len(rows), 4096):  # in blocks, because a mask of all rows might not fit in memory
         bad = ~(np.abs(rows[i : i + 4096]) <= limit)
         if bad.any():
             row, column = (int(k) for k in np.unravel_index(bad.argmax(), bad.shape))
@@ -57,28 +57,32 @@ def first_beyond(rows: np.ndarray, limit: float) -> tuple[int, int, float] | Non
 
 
 def describe_beyond(value: float, column: str, limit: float) -> str:
-    """Return what is wrong with a value that `first_beyond` found, and what to do."""
+    """Return the second half of an error message about a value that `first_beyond` found."""
     if not math.isfinite(value):
         return f"NaN or infinity ({column} is {value:g})."
     return (
-        f"{value:g} in {column}, which is too large: distances overflow beyond ±{limit:g}. Remove the value if it "
-        "stands for a missing one; otherwise scale the features."
+        f"{value:g} in {column}, which is too large: distances overflow beyond ±{limit:g}. Remove this value if it "
+        "marks a missing value. Otherwise, scale the features."
     )
 
 
 class _Writable:
-    """Lets torch read a read-only array (a memory map) without a copy; nobody writes to the result."""
+    """Declare a read-only array (e.g. a memory map) writable, because torch requires writable memory.
+
+    The array is not copied. No code writes to the resulting tensor.
+    """
 
     def __init__(self, array: np.ndarray):
-        self.array = array  # keeps the memory alive
+        self.array = array  # this reference keeps the memory alive
         pointer, _ = array.__array_interface__["data"]
         self.__array_interface__ = {**array.__array_interface__, "data": (pointer, False)}
 
 
 def as_tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return `array` as a tensor on `device`, sharing its memory on the CPU even if it is read-only.
+    """Return `array` as a tensor on `device`.
 
-    Arrays of another byte order or with negative strides, which torch can't hold, are copied.
+    On the CPU, the tensor shares the memory of the array, even if the array is read-only. Arrays with a non-native byte
+    order or with negative strides are copied, because torch does not support them.
     """
     if not array.dtype.isnative or any(step < 0 for step in array.strides):
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -88,7 +92,7 @@ def as_tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 def stacked_on(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Return tensors of the CPU as one on `device`, by way of memory that a GPU reads by itself."""
+    """Stack CPU tensors and return the result on `device`. Pinned memory makes the copy to a GPU asynchronous."""
     if device.type != "cuda":
         return torch.stack(list(tensors)).to(device)
     staged = torch.empty((len(tensors), *tensors[0].shape), dtype=tensors[0].dtype, pin_memory=True)
@@ -96,10 +100,10 @@ def stacked_on(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.T
 
 
 def as_array(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array, from a GPU by way of memory that it writes by itself: a tenth of the time."""
+    """Return a tensor as an array. Copying from a GPU through pinned memory takes a tenth of the time."""
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy()
-    staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # torch keeps it for the next one
+    staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # torch reuses freed pinned memory
     staged.copy_(tensor, non_blocking=True)
     torch.cuda.current_stream(tensor.device).synchronize()
     return staged.numpy()

@@ -1,4 +1,4 @@
-"""How much memory there is, and how people write it down."""
+"""Memory sizes: parse and format texts such as ``"4GB"``, and report the available memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,22 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 
 
 def parse_bytes(value: Any) -> int:
-    """Return the number of bytes that an int or a text such as ``"4GB"`` or ``"512 MiB"`` says.
+    """Return a memory size in bytes.
+
+    Parameters
+    ----------
+    value : int or str
+        A number of bytes, or a text such as ``"4GB"`` or ``"512 MiB"``.
+
+    Returns
+    -------
+    int
+        Number of bytes.
 
     Raises
     ------
     ValueError
-        If it says none.
+        If the text is not a memory size.
     """
     if not isinstance(value, str):
         return int(value)
@@ -29,7 +39,7 @@ def parse_bytes(value: Any) -> int:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return bytes as people read them: ``"1.84 GB"``."""
+    """Return a number of bytes as readable text with three digits, e.g. ``"1.84 GB"``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"
