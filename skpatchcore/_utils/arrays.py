@@ -67,7 +67,7 @@ def describe_beyond(value: float, column: str, limit: float) -> str:
 
 
 class _Writable:
-    """Declare a read-only array (e.g. a memory map) writable, because torch requires writable memory.
+    """Declare a read-only array, such as a memory map, writable, because torch requires writable memory.
 
     The array is not copied. No code writes to the resulting tensor.
     """

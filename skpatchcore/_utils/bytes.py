@@ -39,7 +39,7 @@ def parse_bytes(value: Any) -> int:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a number of bytes as readable text with three digits, e.g. ``"1.84 GB"``."""
+    """Return a number of bytes as readable text with three significant digits, such as ``"1.84 GB"``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if n_bytes >= size:
             return f"{n_bytes / size:.3g} {unit}"

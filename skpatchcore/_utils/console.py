@@ -1,4 +1,8 @@
-"""Output that never ends the work: consoles of any encoding, closed ones, and none at all."""
+"""Console output that never raises: `TolerantStream` and `tolerant_output`.
+
+Writing to a console can fail if the console has another encoding, is closed, or does not exist. A failed write must not
+stop a long computation.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,22 @@ from typing import Any
 
 
 class TolerantStream:
-    """A text stream that raises nothing when it is written to.
+    """Wrapper of a text stream. Writing to the wrapper never raises.
 
-    Characters that the stream's encoding lacks are written as escapes. If the stream is closed, or its reader is gone,
-    the text is lost.
+    Characters that the stream's encoding cannot represent are written as backslash escapes. If the stream is closed or
+    its pipe is broken, the text is discarded.
 
     Parameters
     ----------
     stream : text stream or None
-        Where the text goes. None, as ``sys.stderr`` is in programs without a console, writes nothing.
+        The stream to write to. If None, nothing is written. ``sys.stderr`` is None in programs without a console.
     """
 
     def __init__(self, stream: Any):
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text, and return its length."""
+        """Write `text` and return its length, even if the text could not be written."""
         if self._stream is None:
             return len(text)
         with contextlib.suppress(OSError, ValueError):
@@ -37,7 +41,7 @@ class TolerantStream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream."""
+        """Flush the stream. Errors are ignored."""
         if self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._stream.flush()
@@ -48,10 +52,11 @@ class TolerantStream:
 
 @contextlib.contextmanager
 def tolerant_output() -> Iterator[None]:
-    """Make ``sys.stdout`` and ``sys.stderr`` tolerant in the block, for a program that owns them.
+    """Wrap ``sys.stdout`` and ``sys.stderr`` in :class:`TolerantStream` within the block.
 
-    If the reader of one of them is gone at the end, it is connected to nothing: otherwise the interpreter fails when it
-    flushes the stream at its exit.
+    Use this context manager only in a program that owns these streams, such as a command line tool. If a stream's pipe
+    is broken at the end of the block, the stream is redirected to the null device. Otherwise the interpreter would
+    raise when it flushes the stream at exit.
     """
     streams = sys.stdout, sys.stderr
     try:
@@ -66,10 +71,11 @@ def tolerant_output() -> Iterator[None]:
 
 
 def _let_go_if_broken(stream: Any) -> None:
+    """Redirect a stream to the null device if flushing the stream fails."""
     try:
         if stream is not None:
             stream.flush()
-    except ValueError:  # it is closed
+    except ValueError:  # the stream is closed
         return
     except OSError:
         with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What is expensive to derive from fitted arrays, kept for the life of the process and never pickled."""
+"""`DerivedCache`: objects that are expensive to build from fitted arrays. They are kept in RAM and never pickled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import numpy as np
 
 
 class ForkSafeLock:
-    """A re-entrant lock that is free in a forked child, whichever of its parent's threads held it."""
+    """A re-entrant lock that is replaced in a forked child process.
+
+    In the child, the lock is always free, even if a thread of the parent held it during the fork.
+    """
 
     def __init__(self) -> None:
         self._renew()
@@ -20,6 +23,7 @@ class ForkSafeLock:
             os.register_at_fork(after_in_child=self._renew)
 
     def _renew(self) -> None:
+        """Create a new lock, which no thread holds."""
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
@@ -30,12 +34,16 @@ class ForkSafeLock:
 
 
 class DerivedCache:
-    """Process-wide store of things computed from an estimator's fitted array: copies on a device, search graphs.
+    """Process-wide cache of objects that are built from an estimator's fitted array.
 
-    Fitted estimators hold numpy arrays and nothing else, so that they pickle to plain files. What is expensive to
-    derive from such an array is kept here, and dropped when the estimator is, or is fitted anew. Not when the array
-    is: what is derived may share its memory, and so keep it for ever. A new process starts with an empty cache and
-    derives again on first use. Building happens behind a lock: threads that ask for the same thing build it once.
+    Examples of such objects are copies of the array on a device and search graphs. Fitted estimators hold numpy arrays
+    only, because plain arrays can be pickled. Objects that are expensive to build from a fitted array are kept in this
+    cache instead.
+
+    The objects of an estimator are dropped when the estimator is deleted or when its array is replaced by another fit.
+    The lifetime of the array is not used, because a derived object may share the array's memory and would keep the
+    array alive for ever. A new process starts with an empty cache and builds each object on first use. A lock ensures
+    that several threads build each object only once.
     """
 
     def __init__(self) -> None:
@@ -43,7 +51,24 @@ class DerivedCache:
         self._lock = ForkSafeLock()
 
     def get(self, owner: Any, array: np.ndarray, key: Hashable, build: Callable[[np.ndarray], Any]) -> Any:
-        """Return ``build(array)``, from the first time that its owner came with this array (the object) and `key`."""
+        """Return ``build(array)``, built once per owner, array and key.
+
+        Parameters
+        ----------
+        owner : object
+            The estimator that holds the array. Its entries are dropped when the estimator is deleted.
+        array : array
+            The fitted array. Arrays are compared by identity. Another array drops the owner's earlier entries.
+        key : hashable
+            Names the derived object.
+        build : callable
+            Builds the derived object from the array.
+
+        Returns
+        -------
+        object
+            The derived object. Later calls return the same object.
+        """
         with self._lock:
             known = self._entries.get(id(owner))
             if known is None:
