@@ -1,4 +1,4 @@
-"""Where torch computes."""
+"""Choice of the torch device, and detection of device errors such as a lack of memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 
 from skpatchcore._utils.warning import warn_user
 
-# A forked child has none of the threads that torch (OpenMP) thinks it has, and would wait for them for ever.
+# A forked child process has none of its parent's OpenMP threads. Without this limit, torch would wait for them for ever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def require_device(device: str) -> torch.device:
-    """Return the torch device that `device` names; what ``fit`` uses.
+    """Return the torch device named `device`, or raise if the device is absent. Used by ``fit``.
 
     Parameters
     ----------
     device : str
-        ``"auto"`` (CUDA where there is one, else the CPU) or a name that torch knows, such as ``"cpu"`` or
-        ``"cuda:1"``.
+        ``"auto"``, or a name that torch knows, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` selects CUDA if a CUDA
+        device is available, otherwise the CPU.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def require_device(device: str) -> torch.device:
     Raises
     ------
     ValueError
-        If torch knows no such name, or the machine has no such device.
+        If torch does not know the name, or the machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,14 +38,17 @@ def require_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device={device!r} is not a device that torch knows: use 'auto', 'cpu' or 'cuda'.") from error
     if not _is_present(found):
-        raise ValueError(f"device={device!r} was asked for, but torch finds no such device on this machine.")
+        raise ValueError(
+            f"device={device!r} is not available: torch finds no such device on this machine. Use 'auto' or 'cpu'."
+        )
     return found
 
 
 def available_device(device: str) -> torch.device:
-    """Return the device that `device` names, or warn and return the CPU where it is absent.
+    """Return the torch device named `device`; if the device is absent, warn and return the CPU.
 
-    What a *fitted* estimator uses: a detector that was fitted on a GPU still scores on a machine without one.
+    Fitted estimators use this function. Therefore a detector that was fitted on a GPU can score on a machine without a
+    GPU.
     """
     try:
         return require_device(device)
@@ -55,6 +58,7 @@ def available_device(device: str) -> torch.device:
 
 
 def _is_present(device: torch.device) -> bool:
+    """Return whether the machine has a device."""
     if device.type == "cuda":
         return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     if device.type == "mps":
@@ -63,8 +67,8 @@ def _is_present(device: torch.device) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory did not do: torch and what is below it raise plain RuntimeErrors too."""
-    texts = (
+    """Return whether an error reports a lack of memory, in RAM or on a GPU."""
+    texts = (  # torch and its backends also raise plain RuntimeErrors, which are recognized by these texts
         "out of memory",
         "allocate memory",
         "ALLOC_FAILED",
@@ -75,6 +79,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def is_device_fault(error: Exception) -> bool:
-    """Return whether an error is the device's: nothing that the images can be blamed for."""
+    """Return whether an error comes from the device or from a lack of memory, rather than from the images."""
     texts = ("CUDA error", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "CUDA driver", "device-side assert")
     return is_out_of_memory(error) or any(text in str(error) for text in texts)

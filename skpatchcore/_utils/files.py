@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: what models are saved in, and caches on disk are made of."""
+"""Atomic writing of files (`written_whole`), checks before writing, and files of arrays for caches on disk."""
 
 from __future__ import annotations
 
@@ -21,24 +21,29 @@ from sklearn.utils.validation import check_memory
 
 
 def cache_folder(memory: Any, name: str) -> Path | None:
-    """Return the folder `name` where a `memory` parameter says that results are kept; None if nothing is.
+    """Return the cache folder `name` within the location of a `memory` parameter; None without a cache.
 
     Parameters
     ----------
     memory : str, path, joblib.Memory or None
-        As scikit-learn's estimators have it.
+        Location of the cache, as for scikit-learn's estimators. None means no cache.
     name : str
-        Of the folder.
+        Name of the folder.
+
+    Returns
+    -------
+    Path or None
+        The folder, which may not exist yet.
     """
     location = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory).location
     return None if location is None else Path(location) / name
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """Return what :func:`write_arrays` wrote; None if there is no such file or it is damaged.
+    """Return the arrays that :func:`write_arrays` wrote, by name; None if the file is missing or damaged.
 
-    The format is numpy's ``.npz``. Each member is read to its end before it is looked into, for only then is its
-    checksum verified.
+    The format is numpy's ``.npz``. Each member is read to its end before its content is parsed, because zipfile
+    verifies the checksum only at the end.
     """
     arrays = {}
     try:
@@ -48,13 +53,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
                 arrays[member.removesuffix(".npy")] = np.lib.format.read_array(content, allow_pickle=False)
                 if content.read(1):
                     return None
-    except Exception:  # damaged bytes raise anything, and a cache can do without any of them
+    except Exception:  # damaged bytes can raise any exception; the caller computes the result again
         return None
     return arrays
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Write arrays in one step: a reader finds the whole file or none, whoever else writes it at the same time."""
+    """Write arrays to one file atomically, and create missing folders.
+
+    A reader finds a complete file or no file, even if several processes write the same file at the same time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -62,35 +70,35 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 @contextmanager
 def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
-    """Yield the path of a file to write, which takes the place of another one in one step when it is done.
+    """Yield a temporary path to write to; at the end of the block, the temporary file replaces `path`.
 
-    The write is atomic: an existing file is replaced only after the new one is complete. A symbolic link stays, and the
-    file that it leads to is replaced. The new file has the permissions of the old one, and its group if the user may
-    set it; a file that is new has those that the process gives to new files. Other hard links to the old file keep the
-    old content.
+    The write is atomic: an existing file is replaced only after the new file is complete. If `path` is a symbolic link,
+    the link stays and its target is replaced. The new file gets the permissions of the old file, and the group of the
+    old file if the user may set the group. If there was no old file, the new file gets the default permissions of the
+    process. Other hard links to the old file keep the old content.
 
     Parameters
     ----------
     path : path
-        What is to be written.
+        The file to write.
     durable : bool, default=False
-        Wait until the disk has it, so that this holds for a loss of power too.
+        If True, wait until the file is on the disk. The write is then atomic even if the power fails.
 
     Yields
     ------
     Path
-        In the same folder as the file. Removed if the block raises.
+        A temporary path in the same folder as the file. The temporary file is removed if the block raises.
 
     Raises
     ------
     OSError
-        Before the block, if `path` is a directory, a device or a pipe, or a file that the user may not write to.
+        Raised before the block runs, if `path` is a directory, a device, a pipe, or a file that the user may not write.
     """
-    target = Path(os.path.realpath(path))  # of a link that leads nowhere, too
+    target = Path(os.path.realpath(path))  # also resolves a link to a missing file
     before = _replaceable(target)
     partial = target.with_name(f".{_short(target.name)}.{os.getpid()}-{threading.get_ident()}.partial")
     try:
-        if before is not None:  # nobody reads it meanwhile who may not read the old file
+        if before is not None:  # private at first, because the old file may not be readable by everyone
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
         yield partial
         if before is not None:
@@ -98,20 +106,20 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
         if durable:
             _flush(partial)
         os.replace(partial, target)
-        if durable and os.name == "posix":  # elsewhere a folder can't be opened
-            with contextlib.suppress(OSError):  # some network shares can't; the new file is in its place by now
+        if durable and os.name == "posix":  # other systems cannot open a folder
+            with contextlib.suppress(OSError):  # some network shares cannot either; the file is already replaced
                 _flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def require_writable(path: Path) -> None:
-    """Raise an OSError if a file can't be written: before the work, not after it.
+    """Raise an OSError if a file cannot be written. Call this function before a long computation.
 
     Parameters
     ----------
     path : path
-        A file, which may be there or not, in a folder that is there.
+        The file, which may not exist yet. Its folder must exist.
     """
     target = Path(os.path.realpath(path))
     _replaceable(target)
@@ -119,12 +127,12 @@ def require_writable(path: Path) -> None:
 
 
 def require_writable_folder(folder: Path) -> None:
-    """Raise an OSError if no files can be written in a folder, or it can't be made.
+    """Raise an OSError if a folder cannot be created, or if no files can be written in the folder.
 
     Parameters
     ----------
     folder : path
-        It may be missing, and so may folders above it. Nothing is made.
+        The folder. The folder and its parents may not exist yet. This function does not create them.
     """
     place = Path(os.path.realpath(folder))
     while not os.path.lexists(place) and place != place.parent:
@@ -133,7 +141,7 @@ def require_writable_folder(folder: Path) -> None:
 
 
 def _require_room_in(folder: Path) -> None:
-    """Raise an OSError if no file can be made in a folder, by making a nameless one."""
+    """Raise an OSError if no file can be created in a folder, by creating an unnamed temporary file."""
     if not folder.exists():
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
     if not folder.is_dir():
@@ -141,12 +149,12 @@ def _require_room_in(folder: Path) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder):
             return
-    except OSError as error:  # tempfile names a file that nobody asked for
+    except OSError as error:  # the message of tempfile names its own temporary file: name the folder instead
         raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _replaceable(target: Path) -> os.stat_result | None:
-    """Return the status of a file that will be replaced; None if it does not exist. Refuse a file that can't be."""
+    """Return the status of the file to replace; None if there is no file. Raise if the file cannot be replaced."""
     try:
         found = os.stat(target)
     except FileNotFoundError:
@@ -161,7 +169,7 @@ def _replaceable(target: Path) -> os.stat_result | None:
 
 
 def _take_over(partial: Path, before: os.stat_result) -> None:
-    """Give a file the group and the permissions of another one, as far as the user may."""
+    """Give a file the group and the permissions of the old file, if the user may set them."""
     if hasattr(os, "chown") and os.stat(partial).st_gid != before.st_gid:
         with contextlib.suppress(OSError):
             os.chown(partial, -1, before.st_gid)
@@ -170,11 +178,12 @@ def _take_over(partial: Path, before: os.stat_result) -> None:
 
 
 def _short(name: str) -> str:
-    """Return the start of a name, short enough for a longer one to be made of it."""
+    """Return the first 100 bytes of a name, which leave room for a prefix and a suffix in a file name."""
     return os.fsencode(name)[:100].decode(sys.getfilesystemencoding(), "ignore")
 
 
 def _flush(path: Path) -> None:
+    """Wait until a file or a folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
