@@ -1,4 +1,4 @@
-"""What labels and groups say about images, by scikit-learn's conventions."""
+"""Checks of the labels and groups of images, which follow scikit-learn's conventions."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from sklearn.utils.validation import check_consistent_length
 
 from skpatchcore._utils.warning import warn_user
 
-_CONVENTION = "the convention is +1 for good and -1 for anomalous images, and 0, NaN or None for unlabelled ones"
+_CONVENTION = "the convention is +1 for good and -1 for anomalous images, and 0, NaN or None for unlabelled images"
 
 
 class LabelError(ValueError):
-    """Labels of another convention than that of scikit-learn's outlier detectors."""
+    """Raised if labels do not follow the convention of scikit-learn's outlier detectors (+1 good, -1 anomalous)."""
 
 
 def image_labels(y: Any, n_images: int) -> np.ndarray:
-    """Return labels by the convention of scikit-learn's outlier detectors.
+    """Check labels and return them as +1 (good), -1 (anomalous) or 0 (unknown).
 
     Parameters
     ----------
     y : array of shape (n_images,) or None
-        +1 good, -1 anomalous; 0, NaN, None and NA unknown. None labels all images good.
+        Labels: +1 for good and -1 for anomalous images. 0, NaN, None and NA mean that the label is unknown. If `y` is
+        None, all images are good.
     n_images : int
-        Expected length.
+        Expected number of labels.
 
     Returns
     -------
     array of shape (n_images,), int
-        +1, -1 or 0.
+        +1, -1 or 0 per image.
 
     Raises
     ------
     ValueError
-        If the length differs.
+        If the number of labels is not `n_images`.
     LabelError
-        If `y` has several columns or holds other labels: bool, texts, other numbers, or 0 and 1 without any -1, which
-        is another convention.
+        If `y` has several columns or holds other labels: bools, texts or other numbers. Also if `y` holds 0 and 1 but
+        no -1, because these labels probably follow another convention.
     """
     if y is None:
         return np.ones(n_images, np.int64)
@@ -60,40 +61,43 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
     labels[~is_missing] = known.to_numpy(np.int64)
     if set(known) == {0, 1}:
         raise LabelError(
-            f"y holds 0 and 1, and no -1: {_CONVENTION}. If 1 stands for anomalous, pass np.where(y == 1, -1, 1); if 0 "
-            "does, pass np.where(y == 0, -1, 1)."
+            f"y holds 0 and 1, and no -1: {_CONVENTION}. If 1 stands for anomalous, pass np.where(y == 1, -1, 1). If 0 "
+            "stands for anomalous, pass np.where(y == 0, -1, 1)."
         )
     return labels
 
 
 def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = True) -> np.ndarray:
-    """Return which images are good, and therefore used for training.
+    """Return a mask of the good images. A detector is fitted on these images only.
 
     Parameters
     ----------
     y : array of shape (n_images,) or None
-        As of :func:`image_labels`.
+        Labels, as for :func:`image_labels`.
     n_images : int
-        Expected length.
+        Expected number of labels.
     is_table : bool, default=False
-        Whether `X` is a 2-D table of features. scikit-learn's outlier detectors take any `y` with these and ignore it,
-        and its checks of estimators rely on that. So other labels are ignored with a warning then.
+        Whether `X` is a 2-D table of features. If True, labels of another convention are ignored with a warning
+        instead of refused. scikit-learn's outlier detectors ignore any `y`, and its estimator checks rely on this.
     warn : bool, default=True
-        Whether to warn of images with unknown labels.
+        Whether to warn about unknown labels and about ignored labels.
 
     Returns
     -------
     array of shape (n_images,), bool
+        True for each good image.
 
     Raises
     ------
-    ValueError, LabelError
-        As :func:`image_labels`; also if no image is good.
+    ValueError
+        If the number of labels is not `n_images`, or no image is good.
+    LabelError
+        If labels do not follow the convention, as for :func:`image_labels`. Not raised if `is_table` is True.
 
     Warns
     -----
     UserWarning
-        If labels are unknown: these images are left out. If the labels of a table are ignored.
+        If some labels are unknown, because these images are left out. Also if the labels of a table are ignored.
     """
     try:
         labels = image_labels(y, n_images)
@@ -101,13 +105,13 @@ def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = Tr
         if not is_table:
             raise
         if warn:
-            warn_user(f"{error} These labels of a table are ignored, and all its rows are taken as good.")
+            warn_user(f"{error} The labels of a table are ignored: all rows are taken as good.")
         return np.ones(n_images, bool)
     n_good, n_unknown = int((labels == 1).sum()), int((labels == 0).sum())
     if not n_good:
         raise ValueError(
             f"y labels {n_images - n_unknown} images anomalous (-1) and {n_unknown} unknown: there is no good image "
-            "(+1) to learn from."
+            "(+1). Pass at least one good image."
         )
     if n_unknown and warn:
         warn_user(f"y labels {n_unknown} of {n_images} images neither good nor anomalous: they are left out.")
@@ -116,28 +120,29 @@ def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = Tr
 
 
 def group_codes(groups: Any, nominal: np.ndarray) -> np.ndarray:
-    """Return the groups of nominal images as integers.
+    """Return the groups of the nominal images as integers.
 
     Parameters
     ----------
     groups : array of shape (n_images,)
-        Numbers or texts, of all images.
+        Group of each image, a number or a text.
     nominal : array of shape (n_images,), bool
-        Which images are learnt from; the groups of others don't matter.
+        True for each nominal image. The groups of all other images are ignored.
 
     Returns
     -------
     array of shape (n_nominal,), int
+        Group code of each nominal image.
 
     Raises
     ------
     ValueError
-        If the length differs or a nominal image has no group.
+        If `groups` and `nominal` differ in length, or a nominal image has no group.
     """
     check_consistent_length(nominal, groups)
-    codes, _ = pd.factorize(pd.Series(groups))  # an array of strings would spell a NaN out
+    codes, _ = pd.factorize(pd.Series(groups))  # not an array of strings, where NaN would become the text "nan"
     missing = nominal & (codes < 0)
     if missing.any():
-        raise ValueError(f"groups: image {int(missing.argmax())} has none (NaN or None).")
+        raise ValueError(f"groups: image {int(missing.argmax())} has no group (NaN or None). Give every image a group.")
     learnt: np.ndarray = codes[nominal]
     return learnt

@@ -297,7 +297,7 @@ def test_an_interruption_while_importing_is_no_traceback(module):
         ("evaluate", "shots=[1, 99]: expected", "--shots 1 99: expected"),
         ("evaluate", "Choose another folder, or overwrite it.", "Choose another folder, or pass --overwrite."),
         ("evaluate", "crop_size=9", "crop_size=9"),
-        ("demo", "device='cuda' was asked for", "--device cuda was asked for"),
+        ("demo", "device='cuda' is not available", "--device cuda is not available"),
     ],
 )  # fmt: skip
 def test_advice_names_options(command, message, expected):

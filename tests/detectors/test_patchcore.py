@@ -109,7 +109,7 @@ def test_leave_one_out_excludes_whole_groups(parts):
     with pytest.raises(ValueError, match="inconsistent numbers"):
         detector().fit(parts[0], groups=[1, 2])
     for missing in (np.nan, None):
-        with pytest.raises(ValueError, match="image 3 has none"):
+        with pytest.raises(ValueError, match="image 3 has no group"):
             detector().fit(parts[0], groups=["a", "a", "b", missing, *"cdefgh"])
 
 
