@@ -1,8 +1,8 @@
-"""available_bytes: the memory that this process may still take, the smallest of all limits that it is under.
+"""`available_bytes`: the memory that this process can still allocate, which is the smallest of several limits.
 
-On Linux: the machine's free memory; the limits of the control groups that the process is in, from its own up to the
-root; and its resource limits (``ulimit``). A limit that can't be read is no limit. On other systems: the machine's free
-memory.
+On Linux, the limits are the machine's free memory, the limits of the process's control group and of all groups above
+it, and the resource limits of the process (``ulimit``). A limit that cannot be read is ignored. On other systems, the
+only limit is the machine's free memory.
 """
 
 from __future__ import annotations
@@ -18,34 +18,39 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-# Files of a control group, by version: limit, use, and the line of memory.stat that says what could be dropped at once.
+# Files of a control group, by version: limit, use, and the key in memory.stat of the page cache that can be dropped.
 _FILES = {
     "cgroup2": ("memory.max", "memory.current", "inactive_file"),
     "cgroup": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-# In version 2, use above memory.high is not refused, but slowed down until hardly anything runs.
+# In version 2, a process that exceeds memory.high is not stopped, but it is slowed down until it hardly runs.
 _SOFT_LIMIT = "memory.high"
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the bytes that this process may take without swapping or breaking a limit; at least 0.
+    """Return the number of bytes that this process can allocate without swapping or exceeding a limit.
 
     Parameters
     ----------
     root : path, default="/"
-        Where ``proc`` and the mount points are.
+        Folder that contains ``proc`` and the mount points. Tests pass another folder.
+
+    Returns
+    -------
+    int
+        Number of bytes, at least 0.
     """
     left = [int(psutil.virtual_memory().available), *_left_in_cgroups(root), *_left_in_rlimits(root)]
     return max(0, min(left))
 
 
 def cgroups_of(text: str) -> dict[str, str]:
-    """Return the process's control groups that limit memory, from ``/proc/self/cgroup``.
+    """Return the process's control groups that limit memory, from the text of ``/proc/self/cgroup``.
 
     Returns
     -------
     dict of str to str
-        Path in the hierarchy by file system type: ``"cgroup2"``, ``"cgroup"``.
+        Path of the group in its hierarchy, by file system type (``"cgroup2"`` or ``"cgroup"``).
     """
     found = {}
     for line in text.splitlines():
@@ -59,12 +64,12 @@ def cgroups_of(text: str) -> dict[str, str]:
 
 
 def mounts_of(text: str) -> list[tuple[str, str, str]]:
-    """Return the mount points of hierarchies that may limit memory, from ``/proc/self/mountinfo``.
+    """Return the mounted hierarchies that may limit memory, from the text of ``/proc/self/mountinfo``.
 
     Returns
     -------
     list of (str, str, str)
-        File system type, the path in the hierarchy that is mounted, and the mount point.
+        File system type, path of the mounted group in its hierarchy, and mount point.
     """
     found = []
     for line in text.splitlines():
@@ -79,31 +84,39 @@ def mounts_of(text: str) -> list[tuple[str, str, str]]:
 
 
 def folders_of(path: str, mounted: str, mount_point: str) -> list[PurePosixPath]:
-    """Return the folders of a control group and its ancestors, up to the mount point.
+    """Return the folders of a control group and of its ancestors, up to the mount point.
 
     Parameters
     ----------
     path : str
-        The group's path in the hierarchy.
+        Path of the process's group in the hierarchy.
     mounted : str
-        The path in the hierarchy that is mounted: ``"/"``, or in some containers the container's own group.
+        Path of the mounted group in the hierarchy. This is ``"/"``, or the container's own group in some containers.
     mount_point : str
-        Where it is mounted.
+        Folder where the group `mounted` is mounted.
+
+    Returns
+    -------
+    list of PurePosixPath
+        The group's folder first, the mount point last.
     """
     base = PurePosixPath(mount_point)
     group = PurePosixPath(path)
-    if ".." in group.parts:  # outside of what a container's namespace shows
+    if ".." in group.parts:  # the group lies outside the container's namespace: only the mounted group is visible
         return [base]
     try:
         below = group.relative_to(mounted)
-    except ValueError:  # the process sees its path from elsewhere: only the mounted group is known
+    except ValueError:  # the path is given relative to another root: only the mounted group is known
         below = PurePosixPath()
     folder = base / below
     return [folder, *(parent for parent in folder.parents if parent == base or base in parent.parents)]
 
 
 def left_in_group(folder: Path, kind: str) -> int | None:
-    """Return the bytes left below the limit of one control group; None if it has no limit."""
+    """Return the number of bytes left below the limit of one control group; None if the group has no limit.
+
+    Page cache that the kernel can drop does not count as used.
+    """
     limit_file, use_file, droppable = _FILES[kind]
     limits = [_number_in(folder / limit_file)]
     if kind == "cgroup2":
@@ -117,6 +130,7 @@ def left_in_group(folder: Path, kind: str) -> int | None:
 
 
 def _left_in_cgroups(root: Path) -> Iterator[int]:
+    """Yield the bytes left in each control group of the process that has a limit."""
     groups = cgroups_of(_text_of(root / "proc/self/cgroup") or "")
     for kind, mounted, mount_point in mounts_of(_text_of(root / "proc/self/mountinfo") or ""):
         if kind not in groups:
@@ -128,7 +142,13 @@ def _left_in_cgroups(root: Path) -> Iterator[int]:
 
 
 def used_of(status: str) -> dict[str, int]:
-    """Return the address space and the data segment that a process uses, in bytes, from ``/proc/self/status``."""
+    """Return the sizes of a process's address space and data segment, from the text of ``/proc/self/status``.
+
+    Returns
+    -------
+    dict of str to int
+        Bytes, by ``"VmSize"`` (address space) and ``"VmData"`` (data segment).
+    """
     found = {}
     for name in ("VmSize", "VmData"):
         match = re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
@@ -138,6 +158,7 @@ def used_of(status: str) -> dict[str, int]:
 
 
 def _left_in_rlimits(root: Path) -> Iterator[int]:
+    """Yield the bytes left below each resource limit of the process."""
     if resource is None:
         return
     used = used_of(_text_of(root / "proc/self/status") or "")
@@ -150,11 +171,12 @@ def _left_in_rlimits(root: Path) -> Iterator[int]:
 
 
 def _unescaped(text: str) -> str:
-    """Return a path of mountinfo, in which spaces and the like are octal."""
+    """Decode a path of mountinfo, which writes spaces and some other characters as octal escapes."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def _text_of(path: Path) -> str | None:
+    """Return the text of a file; None if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -162,6 +184,6 @@ def _text_of(path: Path) -> str | None:
 
 
 def _number_in(path: Path) -> int | None:
-    """Return the number in a file; None if there is no such file, or it says "max"."""
+    """Return the number in a file; None if the file cannot be read or holds no number, such as "max"."""
     text = (_text_of(path) or "").strip()
     return int(text) if text.isdecimal() else None

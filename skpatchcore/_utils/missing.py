@@ -1,4 +1,4 @@
-"""Values that stand for none: None, NaN, pandas' NA."""
+"""`is_missing`: recognize missing values in lists and tables, such as None, NaN and pandas' NA."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pandas as pd
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a value stands for none.
+    """Return whether a value is missing.
 
     Parameters
     ----------
     value : object
-        An item of a list or a column, such as the mask of an image.
+        An item of a list or of a column of a table, such as the path of a mask.
 
     Returns
     -------
     bool
-        True for None, NaN, ``pandas.NA``, ``pandas.NaT`` and the empty text. Tables of pandas and CSV files write a
-        missing value in any of these ways. Arrays are never missing.
+        True for None, NaN, ``pandas.NA``, ``pandas.NaT`` and the empty text. pandas and CSV files represent missing
+        values in all of these ways. False for arrays and all other values.
     """
     if value is None or value is pd.NA or value is pd.NaT:
         return True
