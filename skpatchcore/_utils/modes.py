@@ -1,12 +1,13 @@
-"""default_modes: torch and numpy as they are when a process starts, whatever the user has switched on.
+"""`default_modes`: run torch and numpy code with the modes that they have when a process starts.
 
-Modes such as a default dtype, autocast or a default device change results, or break code that did not ask for them.
-They are set back where torch code of this package is entered, and restored after. What belongs to a thread (autocast,
-gradients, function modes, numpy's error state) is set for that thread; what belongs to the process (default dtype,
-deterministic algorithms, precision of float32 products) is set while any thread is inside.
+Users may change modes such as the default dtype, autocast or the default device. These modes change results or break
+code that is not written for them. Therefore this package sets them to their defaults before its torch code runs, and
+restores them afterwards. Modes of a thread (autocast, gradients, function modes, numpy's error state) are set for that
+thread only. Modes of the process (default dtype, deterministic algorithms, precision of float32 products) keep their
+defaults while any thread is inside the block.
 
-Left alone: the number of threads, and switches that select an implementation, such as
-``torch.backends.mkldnn.enabled``.
+The number of threads is not changed. Switches that select an implementation, such as
+``torch.backends.mkldnn.enabled``, are not changed either.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ _NUMPY_DEFAULTS: Any = {"divide": "warn", "over": "warn", "under": "ignore", "in
 
 @contextmanager
 def default_modes(grad: bool = False) -> Iterator[None]:
-    """Set modes of torch and numpy to their defaults; also usable as a decorator.
+    """Set the modes of torch and numpy to their defaults within the block. Can also be used as a decorator.
 
     Parameters
     ----------
     grad : bool, default=False
-        Whether gradients are recorded.
+        Whether gradients are recorded within the block.
     """
     with ExitStack() as stack:
         if np.geterr() != _NUMPY_DEFAULTS:
@@ -50,7 +51,7 @@ def default_modes(grad: bool = False) -> Iterator[None]:
         for kind in ("cpu", "cuda"):
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        for _ in range(torch._C._len_torch_function_stack()):  # a default device is one of them
+        for _ in range(torch._C._len_torch_function_stack()):  # e.g. the default device
             stack.enter_context(_pop_mode_temporarily())
         if torch._C._len_torch_dispatch_stack():
             stack.enter_context(_disable_current_modes())
@@ -62,11 +63,11 @@ def default_modes(grad: bool = False) -> Iterator[None]:
 
 
 def in_default_modes(items: Iterator[T]) -> Iterator[T]:
-    """Yield `items`, each made in default modes; the code that uses them keeps its own."""
+    """Yield `items`. Each item is computed in default modes, but the caller's code runs in the caller's modes."""
     end = object()
     with default_modes():
         item: Any = next(items, end)
-    while item is not end:  # ends with the items
+    while item is not end:
         yield item
         with default_modes():
             item = next(items, end)
@@ -74,7 +75,7 @@ def in_default_modes(items: Iterator[T]) -> Iterator[T]:
 
 @contextmanager
 def _default_globals() -> Iterator[None]:
-    """Set what belongs to the process; the first thread that enters saves it, the last one that leaves restores it."""
+    """Set process-wide modes to their defaults. The first thread to enter saves them, the last to leave restores them."""
     global _n_inside
     with _lock:
         if _n_inside == 0:
@@ -92,7 +93,7 @@ def _default_globals() -> Iterator[None]:
 
 
 def _are_globals_changed() -> bool:
-    """Return whether a mode of the process is not at its default."""
+    """Return whether any process-wide mode differs from its default."""
     return (
         torch.get_default_dtype() != torch.float32
         or torch.are_deterministic_algorithms_enabled()
@@ -102,14 +103,14 @@ def _are_globals_changed() -> bool:
 
 
 def _products() -> list[Any]:
-    """Return the switches for products and convolutions of float32; none before torch 2.9."""
+    """Return torch's precision switches for float32 products and convolutions; an empty list before torch 2.9."""
     cpu, cuda = torch.backends.mkldnn, torch.backends.cuda
     found = [getattr(cpu, "matmul", None), getattr(cuda, "matmul", None), getattr(cpu, "conv", None)]
     return [switch for switch in found if hasattr(switch, "fp32_precision")]
 
 
 def _set_globals() -> Iterator[Callable[[], None]]:
-    """Set process-wide modes to their defaults; yield functions that restore those which were changed."""
+    """Set process-wide modes to their defaults. Yield one function per changed mode, which restores this mode."""
     dtype = torch.get_default_dtype()
     if dtype != torch.float32:
         torch.set_default_dtype(torch.float32)
@@ -122,7 +123,7 @@ def _set_globals() -> Iterator[Callable[[], None]]:
 
 
 def _set_precision() -> Iterator[Callable[[], None]]:
-    """Compute products of float32 matrices in float32."""
+    """Set the precision of float32 products to full float32. Yield the functions that restore the old precision."""
     if not _products():
         precision = torch.get_float32_matmul_precision()
         if precision != "highest":
