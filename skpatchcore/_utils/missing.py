@@ -16,7 +16,7 @@ def is_missing(value: Any) -> bool:
     Parameters
     ----------
     value : object
-        An item of a list or of a column of a table, such as the path of a mask.
+        An item of a list or of a column of a table, such as a mask or its path.
 
     Returns
     -------

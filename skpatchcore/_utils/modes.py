@@ -75,7 +75,7 @@ def in_default_modes(items: Iterator[T]) -> Iterator[T]:
 
 @contextmanager
 def _default_globals() -> Iterator[None]:
-    """Set process-wide modes to their defaults. The first thread to enter saves them, the last to leave restores them."""
+    """Set process-wide modes to their defaults. The last thread that leaves the block restores the old modes."""
     global _n_inside
     with _lock:
         if _n_inside == 0:

@@ -1,4 +1,4 @@
-"""Names of files as text that any table, page, console and file system can hold."""
+"""Conversion of file names to text that tables, HTML pages, consoles and file systems accept."""
 
 from __future__ import annotations
 
@@ -7,40 +7,41 @@ import os
 import re
 import sys
 
-# What reads as an escape. A backslash before it is written as "\x5c".
+# The escapes that this module writes. In a name that already contains such text, its backslash becomes "\x5c".
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4}))")
 _AMBIGUOUS = re.compile(r"\\(?=x[0-9a-f]{2}|u[0-9a-f]{4})")
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
 # Control characters, line separators, and characters that turn the direction of the text around them.
 _NOT_SHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# What Windows forbids in names of files, control characters, surrogates, and what reads as one of our own escapes.
+# Characters that Windows forbids in file names, control characters, surrogates, and "%" before two hexadecimal digits.
 _NOT_IN_FILES = re.compile('[<>:"/\\\\|?*\0-\x1f\x7f-\x9f\ud800-\udfff]|%(?=[0-9A-F]{2})')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]) *(\..*)?", re.IGNORECASE)
-# Bytes of a file name. File systems allow 255; encrypted ones 143.
+# Maximum length of a file name in bytes. File systems allow 255 bytes, encrypted file systems 143.
 _LONGEST_NAME = 140
 
 
 def escape_name(name: str) -> str:
-    r"""Return a name as text that UTF-8 can encode; :func:`unescape_name` returns the name.
+    r"""Escape a name as text that UTF-8 can encode. :func:`unescape_name` reverses the escape.
 
-    Bytes that are not valid in the file system's encoding become ``\xe9``, other lone surrogates ``\ud800``, and a zero
-    byte ``\x00``. A backslash that would read as the start of such an escape becomes ``\x5c``. All other names stay as
-    they are.
+    Bytes that are invalid in the file system's encoding become escapes such as ``\xe9``. Other lone surrogates become
+    escapes such as ``\ud800``. A zero byte becomes ``\x00``. If the name already contains text that looks like such an
+    escape, the backslash of this text becomes ``\x5c``. All other names stay unchanged.
 
     Parameters
     ----------
     name : str
-        A path or a name, as Python returns it.
+        A path or a file name, as Python returns it.
 
     Returns
     -------
     str
+        The escaped name.
     """
     return _NOT_STORABLE.sub(_escape, _AMBIGUOUS.sub(r"\\x5c", name))
 
 
 def unescape_name(text: str) -> str:
-    """Return the name that :func:`escape_name` or :func:`shown_name` was given.
+    """Reverse :func:`escape_name` and :func:`shown_name`.
 
     Parameters
     ----------
@@ -50,63 +51,66 @@ def unescape_name(text: str) -> str:
     Returns
     -------
     str
+        The original name.
     """
     if not _ESCAPE.search(text):
         return text
     name = _ESCAPE.sub(_unescape, text)
-    try:  # bytes that another locale could not decode may be valid in this one
+    try:  # bytes that were invalid in another locale's encoding may be valid in the current encoding
         return os.fsdecode(os.fsencode(name))
     except UnicodeError:
         return name
 
 
 def shown_name(name: str) -> str:
-    r"""Return a name on one line, for messages, pages and figures.
+    r"""Escape a name as a single line of text, for messages, HTML pages and figures.
 
-    Escaped as by :func:`escape_name`; so are control characters, such as a line break (``\x0a``), and characters that
-    change the direction of the text.
+    The name is escaped as in :func:`escape_name`. In addition, control characters such as line breaks (``\x0a``) and
+    characters that change the direction of the text are escaped.
 
     Parameters
     ----------
     name : str
-        A path or a name.
+        A path or a file name.
 
     Returns
     -------
     str
+        The escaped name.
     """
     return _NOT_SHOWN.sub(_escape, _AMBIGUOUS.sub(r"\\x5c", name))
 
 
 def shown_text(text: str) -> str:
-    """Return a message as it can be shown: as :func:`shown_name`, but line breaks and backslashes stay."""
+    """Escape a message for display, as :func:`shown_name` does, but keep line breaks and backslashes."""
     return "\n".join(_NOT_SHOWN.sub(_escape, line) for line in text.split("\n"))
 
 
 def file_name(text: str, suffix: str = "") -> str:
-    """Return a name that a new file can have on any system.
+    """Return a file name that is valid on every operating system.
 
-    Characters that a file system or Windows forbids become ``%`` and two hexadecimal digits per byte, as in addresses
-    of web pages. So does the first letter of a name that Windows reserves, such as ``CON``. Names of more than 140
-    bytes are cut, and get the first twelve digits of the SHA-256 of the whole name at the end.
+    Forbidden characters become ``%`` and two hexadecimal digits per byte, as in URLs. The first letter of a name that
+    Windows reserves, such as ``CON``, is replaced in the same way. Names longer than 140 bytes are cut, and the first
+    twelve digits of the SHA-256 of the complete name are appended. Different texts give different names.
 
     Parameters
     ----------
     text : str
-        The name, without its ending.
+        The name without its suffix.
     suffix : str, default=""
-        Its ending, such as ``".png"``.
+        The suffix, such as ``".png"``.
 
     Returns
     -------
     str
+        The file name, including the suffix.
     """
     name = _NOT_IN_FILES.sub(lambda match: _percent(match[0]), text)
     try:
         name.encode(sys.getfilesystemencoding())
-    except UnicodeEncodeError:  # a locale without these letters
+    except UnicodeEncodeError:  # the encoding of the file system lacks some characters
         name = "".join(c if c.isascii() else _percent(c) for c in name)
-    if not suffix and name[-1:] in {".", " "}:  # Windows drops these
+    if not suffix and name[-1:] in {".", " "}:  # Windows removes these characters from the end of a name
         name = name[:-1] + _percent(name[-1])
     if _RESERVED.fullmatch(name):
         name = _percent(name[0]) + name[1:]
@@ -118,6 +122,7 @@ def file_name(text: str, suffix: str = "") -> str:
 
 
 def _escape(match: re.Match[str]) -> str:
+    r"""Return the escape of a character: ``\xNN`` for ASCII and undecodable bytes, otherwise ``\uNNNN``."""
     code = ord(match[0])
     if code < 0x80:
         return f"\\x{code:02x}"
@@ -125,6 +130,7 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def _unescape(match: re.Match[str]) -> str:
+    """Return the character of an escape."""
     if match[2]:
         return chr(int(match[2], 16))
     code = int(match[1], 16)
@@ -132,6 +138,7 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 def _percent(text: str) -> str:
+    """Return a character as ``%`` and two hexadecimal digits per byte."""
     if "\udc80" <= text <= "\udcff":
         return f"%{ord(text) - 0xDC00:02X}"
     return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
