@@ -1,4 +1,7 @@
-"""The one seam through which long work tells how far it is and how long it took."""
+"""Progress bars, tasks for scikit-learn's callbacks, and measured times of long computations.
+
+All code of the package reports its progress through :func:`progress_bar` and its time through :func:`phase`.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ from skpatchcore._utils.sklearn import root_context
 
 T = TypeVar("T")
 
-# A task's steps that callbacks are told of: telling costs time, and nobody sees finer ones.
+# Maximum number of steps per task that are reported to callbacks. Each report costs time.
 _N_STEPS = 100
 
 
 @dataclass
 class _Fit:
-    """An estimator's fit that callbacks follow, and whether a task of it is going on."""
+    """The fit of an estimator that has callbacks. `is_busy` is True while one of its tasks is running."""
 
     estimator: Any
     context: Any
@@ -35,18 +38,21 @@ _seconds: ContextVar[dict[str, float] | None] = ContextVar("skpatchcore_seconds"
 
 
 class Progress:
-    """Work that is going on: a bar on standard error, a task for callbacks, both or neither. A context manager.
+    """Context manager that reports the progress of a computation.
+
+    Progress is shown as a bar on standard error if `verbose` is not 0. It is also reported as a task to the callbacks
+    of the estimator that is being fitted, if this estimator has callbacks.
 
     Parameters
     ----------
     total : int or None
-        Number of units of work, None where it is not known.
+        Number of units of work. None means that the number is unknown.
     description : str
-        What the user waits for.
+        Title of the bar and name of the task.
     unit : str
-        What is counted, such as ``"image"``.
+        Name of one unit of work, such as ``"image"``.
     verbose : int
-        0 shows no bar.
+        Whether to show the bar. 0 shows no bar.
     """
 
     def __init__(self, total: int | None, description: str, unit: str, verbose: int | bool):
@@ -58,13 +64,13 @@ class Progress:
         self._n_steps = min(self._total, _N_STEPS)
         self._fit = _reported.get()
         self._task = None
-        if self._fit is not None and not self._fit.is_busy:  # what is done as part of a task is none of its own
+        if self._fit is not None and not self._fit.is_busy:  # work within a running task is not a separate task
             self._fit.is_busy = True
             self._task = self._fit.context.subcontext(task_name=description, max_subtasks=self._n_steps)
             self._task.call_on_fit_task_begin(estimator=self._fit.estimator)
 
     def update(self, n: int = 1) -> None:
-        """Say that `n` units are done."""
+        """Report that `n` more units are done."""
         self.n += n
         self._bar.update(n)
         n_steps = self._n_steps * min(self.n, self._total) // max(self._total, 1)
@@ -89,20 +95,20 @@ class Progress:
 
 
 def progress_bar(total: int | None, description: str, unit: str, verbose: int | bool) -> Progress:
-    """Return progress to report to, as :class:`Progress` has it; use it as a context manager."""
+    """Return a :class:`Progress` with these parameters, to be used as a context manager."""
     return Progress(total, description, unit, verbose)
 
 
 @contextmanager
 def report_tasks(estimator: Any, X: Any, y: Any) -> Iterator[None]:
-    """Let callbacks that are set on an estimator see, in its `fit`, what is done in the block.
+    """Report the tasks of the block to an estimator's callbacks. Used within `fit`.
 
     Parameters
     ----------
     estimator : estimator
-        The one that is fitted.
+        The estimator that is being fitted.
     X, y
-        What it is fitted to.
+        The data that the estimator is fitted on. Callbacks receive them.
     """
     context = root_context(estimator)
     if context is None:
@@ -119,7 +125,13 @@ def report_tasks(estimator: Any, X: Any, y: Any) -> Iterator[None]:
 
 @contextmanager
 def record_seconds() -> Iterator[dict[str, float]]:
-    """Collect the seconds of each phase in the block, by name, for benchmarks and reports."""
+    """Measure the time of each phase that runs in the block. Used by benchmarks and reports.
+
+    Yields
+    ------
+    dict of str to float
+        Seconds by name of the phase. The dict is filled while the block runs.
+    """
     token = _seconds.set({})
     try:
         yield _seconds.get()  # type: ignore[misc]
@@ -129,7 +141,10 @@ def record_seconds() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Count the time of the block as phase `name`, if somebody records; inner phases count for themselves only."""
+    """Add the time of the block to phase `name`, if the code runs within :func:`record_seconds`.
+
+    The time of a phase does not include the time of other phases within the block.
+    """
     seconds = _seconds.get()
     if seconds is None:
         yield
@@ -143,7 +158,7 @@ def phase(name: str) -> Iterator[None]:
 
 
 def iterate_as_phase(name: str, items: Iterable[T]) -> Iterator[T]:
-    """Yield `items`, counting the time that making them takes as phase `name`, not the time of their use."""
+    """Yield `items`. The time to compute the items is added to phase `name`, the time to use them is not."""
     iterator, end = iter(items), object()
     while True:
         with phase(name):

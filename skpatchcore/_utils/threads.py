@@ -1,9 +1,9 @@
-"""one_thread: small work runs on the calling thread alone.
+"""`one_thread`: run small computations on the calling thread only.
 
-Threads of OpenMP wait for each other at the end of each operation, and burn time while they wait. If another program
-holds the core of one of them, all wait until the system lets it run again: milliseconds for an operation of
-microseconds. What takes a few milliseconds on one core is therefore not divided. The limit holds for the calling thread
-only; what other threads do, and ``torch.get_num_threads()`` there, stay as they are.
+OpenMP threads wait for each other at the end of each operation, and use CPU time while they wait. If another program
+occupies the core of one thread, all other threads wait until this thread can continue. An operation of microseconds
+then takes milliseconds. Therefore, work that takes a few milliseconds on one core is not divided among threads. The
+limit applies to the calling thread only. Other threads, and ``torch.get_num_threads()`` in them, are not affected.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from functools import lru_cache
 import torch
 from threadpoolctl import ThreadpoolController
 
-# Multiplications that take about 5 ms on one core.
+# Number of multiplications that take about 5 ms on one core.
 SMALL_PRODUCT = 2e8
-# Numbers in an array that is passed over once in less than a millisecond.
+# Number of array elements that are read once in less than a millisecond.
 SMALL_PASS = 1 << 20
 
 
 @contextmanager
 def one_thread(is_small: bool) -> Iterator[None]:
-    """Run torch's operations on the calling thread, if the work is small.
+    """Run torch's operations in the block on the calling thread only, if the work is small.
 
     Parameters
     ----------
     is_small : bool
-        Whether the work is small. For the same result whatever the batches, this must not depend on the batch where
-        rounding depends on the number of threads, as it does in networks.
+        Whether the work is small. In networks, rounding depends on the number of threads. There, this value must not
+        depend on the batch size, because results must be the same for every batch size.
     """
-    # torch sets a new thread's number when it is first asked for: not after it was limited
+    # get_num_threads must be called before the limit: the first call in a new thread sets the thread's number
     if not is_small or torch.get_num_threads() == 1:
         yield
         return
@@ -41,5 +41,5 @@ def one_thread(is_small: bool) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _openmp() -> ThreadpoolController:
-    """Return what sets the number of OpenMP threads; torch, which brings its own, is loaded by now."""
+    """Return the controller of the OpenMP threads. Call only after torch is imported, which loads its own OpenMP."""
     return ThreadpoolController().select(user_api="openmp")
