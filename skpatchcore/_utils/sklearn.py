@@ -1,4 +1,7 @@
-"""The one door to scikit-learn's private and experimental names: when a release moves one, only this file changes."""
+"""All imports of scikit-learn's private and experimental names, with fallbacks for older releases.
+
+If a release of scikit-learn moves one of these names, only this file must change.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from skpatchcore._version import __version__
 if TYPE_CHECKING:
 
     class CallbackSupportMixin:
-        """scikit-learn's, for estimators that callbacks can be set on."""
+        """Mixin of scikit-learn for estimators that support callbacks."""
 
     def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the method, after which callbacks are torn down."""
+        """Decorate `fit`. The callbacks are torn down after the method returns."""
         return method
 
 else:
@@ -32,23 +35,24 @@ else:
     except ImportError:  # scikit-learn 1.8
 
         class CallbackSupportMixin:
-            """Stands for what this scikit-learn does not have yet."""
+            """Empty replacement. scikit-learn 1.8 has no callbacks."""
 
         def with_callbacks(method: Callable[..., Any]) -> Callable[..., Any]:
-            """Return the method as it is."""
+            """Return the method unchanged."""
             return method
 
 
-# Key under which states carry the versions that wrote them.
+# Key of a pickled state that holds the versions of the packages that wrote the state.
 _VERSIONS = "_skpatchcore_versions"
 _apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 
 class OlderStatesMixin:
-    """For estimators that gain parameters: a state that an older version wrote is completed with defaults.
+    """Mixin for estimators whose pickled states must stay readable in later versions of this package.
 
-    scikit-learn stores its version in states of its own classes only. States of these classes have it too, with the
-    version of this package, and the same warnings are given if they are others when a state is read.
+    Parameters that an older state lacks get their default values. scikit-learn stores its version in the states of its
+    own classes only. This mixin stores the versions of scikit-learn and of this package, and warns if a state was
+    written by other versions.
     """
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,7 +73,10 @@ class OlderStatesMixin:
 
 @contextmanager
 def versions_apart() -> Iterator[None]:
-    """Within, states are written without versions, and read without warnings: for files that have them once."""
+    """Write states without versions and read them without version warnings within the block.
+
+    Used for model files, which store the versions once for the whole file.
+    """
     token = _apart.set(True)
     try:
         yield
@@ -78,23 +85,23 @@ def versions_apart() -> Iterator[None]:
 
 
 def warn_of_versions(versions: Mapping[str, str], holds: str, source: str | None = None) -> None:
-    """Warn if other versions of scikit-learn or of this package wrote a model.
+    """Warn if a model was written by another version of scikit-learn or of this package.
 
     Parameters
     ----------
     versions : mapping of str to str
-        Those that wrote it, by "scikit-learn" and "skpatchcore".
+        Versions that wrote the model, by the keys "scikit-learn" and "skpatchcore".
     holds : str
-        Class of the estimator.
+        Class name of the estimator in the model.
     source : str or None, default=None
-        What the model was read from, as the message says it. None for a pickle, which does not know its file.
+        Description of the file for the message. None for a pickled model, because a pickle does not know its file.
 
     Warns
     -----
     InconsistentVersionWarning
-        scikit-learn's, if its version is another one.
+        If the model was written by another version of scikit-learn.
     UserWarning
-        If the version of this package is another one.
+        If the model was written by another version of this package.
     """
     if versions.get("scikit-learn") != sklearn.__version__:
         warn_user(
@@ -107,24 +114,37 @@ def warn_of_versions(versions: Mapping[str, str], holds: str, source: str | None
     if versions["skpatchcore"] != __version__:
         warn_user(
             f"{source or 'the model'} was written by skpatchcore {versions['skpatchcore']} and is read by "
-            f"{__version__}: its scores may differ. The changelog says which models changed."
+            f"{__version__}: its scores may differ. See the changelog for the models that changed."
         )
 
 
 def safe_indexing(X: Any, indices: Any) -> Any:
-    """Return some items of `X`, as scikit-learn does; without reading them if `X` can say so by its method `taken`."""
+    """Return the items of `X` at `indices`. If `X` has a method ``taken``, the items are selected without reading them.
+
+    Parameters
+    ----------
+    X : array, list or object with a method ``taken``
+        The items.
+    indices : slice, array of int or array of bool
+        Which items to return.
+    """
     if not isinstance(indices, slice) and callable(taken := getattr(X, "taken", None)):
         return taken(indices)
     return _safe_indexing(X, indices)
 
 
 def root_context(estimator: Any) -> Any:
-    """Return the context of an estimator's fit, which callbacks see as a tree of tasks; None without callbacks.
+    """Return the root of the task tree that callbacks follow during an estimator's fit.
 
     Parameters
     ----------
     estimator : estimator
-        One with `CallbackSupportMixin`, in its `fit`.
+        An estimator that is being fitted.
+
+    Returns
+    -------
+    callback context or None
+        None if the estimator does not support callbacks.
     """
     if not hasattr(estimator, "_init_callback_context"):
         return None
@@ -132,16 +152,16 @@ def root_context(estimator: Any) -> Any:
 
 
 def visual_block(kind: str, estimators: list[Any], names: list[str]) -> Any:
-    """Return boxes for the HTML representation of an estimator that is made of others.
+    """Return the boxes of the nested estimators in an estimator's HTML representation.
 
     Parameters
     ----------
     kind : {"serial", "parallel"}
-        How the boxes are arranged.
+        Arrangement of the boxes.
     estimators : list of estimators
-        What they show.
+        The nested estimators, one per box.
     names : list of str
-        Their titles.
+        Titles of the boxes.
     """
     from sklearn.utils._repr_html.estimator import _VisualBlock
 

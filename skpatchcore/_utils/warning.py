@@ -1,4 +1,4 @@
-"""warn_user: warnings that point to the user's line, however deep in the package they are raised."""
+"""`warn_user`: issue warnings that point to the user's line of code, not to a line within this package."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from pathlib import Path
 import joblib
 import sklearn
 
-# Files of these packages are not the user's.
+# Files of these packages do not count as user code.
 _INNER = tuple(str(Path(module.__file__ or "").parent) + os.sep for module in (sklearn, joblib))
 _HELPERS = (contextlib.__file__, copy.__file__, pickle.__file__)
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> None:
-    """Warn, with the innermost line outside this package, scikit-learn and joblib as the source of the warning.
+    """Issue a warning that points to the innermost line outside this package, scikit-learn and joblib.
 
     Parameters
     ----------
     message : str or Warning
-        What is wrong, with which value, and what to do.
+        The message: what is wrong, with which value, and what to do.
     category : type, default=UserWarning
-        Class of the warning, if `message` is a text.
+        Class of the warning. Ignored if `message` is a Warning.
     """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and _is_inner(frame.f_code.co_filename):
@@ -36,4 +36,5 @@ def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> 
 
 
 def _is_inner(filename: str) -> bool:
+    """Return whether a file belongs to this package or to a library that calls this package."""
     return filename.startswith((*_INNER, _PACKAGE)) or filename in _HELPERS
