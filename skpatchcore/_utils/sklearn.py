@@ -119,8 +119,9 @@ def warn_of_versions(versions: Mapping[str, str], holds: str, source: str | None
 
 
 def safe_indexing(X: Any, indices: Any) -> Any:
-    """Return the items of `X` at `indices`. If `X` has a method ``taken``, the items are selected without reading them.
+    """Return the items of `X` at `indices`, as scikit-learn's ``_safe_indexing`` does.
 
+    If `X` has a method ``taken``, this method is used, and the items are not read.
     Parameters
     ----------
     X : array, list or object with a method ``taken``

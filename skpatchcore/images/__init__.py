@@ -1,6 +1,6 @@
-"""Any image a user has to pixels, and where the network's view lies in the image.
+"""Reading of images in all supported forms, and the position of the network's view in the image.
 
-The names are imported when they are used: files and masks are decoded without torch.
+Names are imported on first use. Therefore files and masks can be decoded without importing torch.
 """
 
 from typing import TYPE_CHECKING

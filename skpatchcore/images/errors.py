@@ -1,4 +1,4 @@
-"""ImageError, ImageWarning and AppearanceWarning: which images can't be used or trusted, and why."""
+"""Errors and warnings about images: `ImageError`, `ImageWarning` and `AppearanceWarning`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from typing import Any
 
 
 class ImageError(ValueError):
-    """An image that can't be read, or that is not an image.
+    """Raised if an image cannot be read, or if an object is not an image.
 
     Parameters
     ----------
     message : str
         What is wrong with the image.
     index : int
-        Its position in `X`.
+        Position of the image in `X`.
     path : str or None
-        Its file, if it came from one.
+        Path of the image's file. None if the image is not given by its path.
 
     Attributes
     ----------
-    index, path
-        As above, to find the image again.
+    message : str
+        The error without index and path.
+    index : int
+        Position of the image in `X`.
+    path : str or None
+        Path of the image's file, if known.
     """
 
     def __init__(self, message: str, index: int, path: str | None = None):
@@ -33,25 +37,25 @@ class ImageError(ValueError):
 
 
 class AppearanceWarning(UserWarning):
-    """All new images look unlike the training images, or all training images are nearly black."""
+    """Issued if all new images look unlike the training images, or if all training images are nearly black."""
 
 
 class ImageWarning(UserWarning):
-    """Images that can't be scored were flagged as anomalous, with a score of NaN.
+    """Issued if images that cannot be scored are flagged as anomalous, with a score of NaN.
 
     Parameters
     ----------
     failures : list of ImageError
-        One per image: its index, its path and what is wrong with it.
+        One error per image that cannot be scored. Each error holds the image's index, its path and the reason.
 
     Attributes
     ----------
-    failures
-        As above.
+    failures : list of ImageError
+        The errors, one per image that cannot be scored.
     """
 
     def __init__(self, failures: Sequence[ImageError]):
-        super().__init__(f"{len(failures)} images could not be judged; first {failures[0]}")
+        super().__init__(f"{len(failures)} images could not be scored: their scores are NaN. First error: {failures[0]}")
         self.failures = list(failures)
 
     def __reduce__(self) -> tuple[Any, ...]:

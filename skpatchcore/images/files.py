@@ -1,4 +1,4 @@
-"""Plain files that images are read from; errors name the image."""
+"""Reading of image files. Errors state the index and the path of the image."""
 
 from __future__ import annotations
 
@@ -11,43 +11,50 @@ from typing import BinaryIO
 
 from skpatchcore.images.errors import ImageError
 
-# More than any camera writes: the content is held in memory.
+# Maximum size of a file in bytes, because the content is held in memory. Cameras write smaller files.
 _MAX_BYTES = 2**31
-# Errors that the next file would meet too: they are not about the image.
+# Errors of the operating system that do not depend on the file: too many open files, or no memory left.
 _SYSTEM_ERRORS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def read_content(path: str, index: int) -> bytes:
-    """Return a file's bytes.
+    """Return the content of an image file.
 
     Parameters
     ----------
     path : str
-        The file.
+        Path of the file.
     index : int
-        Position of the image in `X`, for the error.
+        Position of the image in `X`, for error messages.
+
+    Returns
+    -------
+    bytes
 
     Raises
     ------
     ImageError
-        If there is no such file, it can't be read, or it is not a plain file: a pipe might never end.
+        If the file does not exist, cannot be read, is larger than 2 GiB, or is not a regular file. Pipes are refused,
+        because reading them might never end.
+    OSError
+        If the operating system has no file handles or memory left.
     """
     with opened(path, index) as file:
         if (size := os.fstat(file.fileno()).st_size) > _MAX_BYTES:
-            raise ImageError(f"has {size} bytes, more than any image.", index, path)
+            raise ImageError(f"has {size} bytes, expected at most 2 GiB.", index, path)
         return file.read()
 
 
 @contextmanager
 def opened(path: str, index: int) -> Iterator[BinaryIO]:
-    """Open a plain file to read bytes. Errors of opening and reading name the image.
+    """Open a regular file for reading bytes. Errors of opening and reading are raised as ImageError.
 
     Raises
     ------
     ImageError
-        If the file is missing, can't be read, or is not a plain file.
+        If the file does not exist, cannot be read, or is not a regular file.
     OSError
-        If the operating system has no file handles or memory left, which is not the file's fault.
+        If the operating system has no file handles or memory left. Such an error does not depend on the file.
     """
     with _named(path, index):
         _require_plain_file(path, index)
@@ -62,22 +69,24 @@ def opened(path: str, index: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _named(path: str, index: int) -> Iterator[None]:
+    """Turn errors about the file into an ImageError with index and path."""
     try:
         yield
     except FileNotFoundError as error:
         raise ImageError("no such file.", index, path) from error
-    except OSError as error:  # links in a circle, no permission
+    except OSError as error:  # e.g. circular links or no permission
         if error.errno is None or error.errno in _SYSTEM_ERRORS:
             raise
-        raise ImageError(f"can't be read: {os.strerror(error.errno)}.", index, path) from error
+        raise ImageError(f"cannot be read: {os.strerror(error.errno)}.", index, path) from error
 
 
 def _require_plain_file(path: str, index: int) -> None:
+    """Raise an ImageError if a path is not that of a regular file."""
     try:
         mode = os.stat(path).st_mode
     except ValueError as error:  # a zero byte in the path
-        raise ImageError(f"can't be read: {error}.", index, path) from error
+        raise ImageError(f"cannot be read: {error}.", index, path) from error
     if stat.S_ISDIR(mode):
-        raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
+        raise ImageError("is a directory; skpatchcore.list_images(directory) returns a list of its images.", index, path)
     if not stat.S_ISREG(mode):
-        raise ImageError("is no plain file.", index, path)
+        raise ImageError("is not a regular file.", index, path)

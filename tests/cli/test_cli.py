@@ -138,7 +138,7 @@ def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, mo
         assert table[name]["problem"]
     assert np.isfinite(float(table["3.png"]["score"]))
     errors = capsys.readouterr().err
-    assert "broken.png: can't be read" in errors
+    assert "broken.png: cannot be read" in errors
     assert "image 0" not in errors
     assert "2 of 7 images could not be judged" in errors
     assert "Traceback" not in errors

@@ -72,7 +72,7 @@ def test_a_name_that_a_console_can_not_show_is_judged_like_the_others(model, ima
     done = in_a_process(["predict", model, images, "-o", out, "--report"], env=environment)
     assert done.returncode == 1, done.stderr
     assert b"Traceback" not in done.stderr
-    assert b"broken\\xff.png: can't be read" in done.stderr
+    assert b"broken\\xff.png: cannot be read" in done.stderr
     table = rows(out)
     assert len(table) == 6
     assert all((out / row["map"]).is_file() for row in table if row["map"])

@@ -71,12 +71,12 @@ def write_hostile(folder):
     os.mkfifo(folder / "pipe.png")
     (folder / "locked.png").write_bytes(whole.getvalue())
     return {
-        "empty.png": "can't be read", "half.jpg": "can't be read", "text.png": "can't be read",
-        "bomb.png": "can't be read|more than max_pixels", "below-the-bomb.png": "more than max_pixels|exceeds",
-        "page.eps": "can't be read", "folder.png": "is a directory", "moving.gif": "several pages",
-        "pages.tif": "several pages", "nan.tif": "NaN", "loop.png": "can't be read", "dangling.png": "no such file",
-        "pipe.png": "is no plain file", "gone.png": "no such file", "zero\0byte.png": "can't be read",
-        "x" * 300: "can't be read",
+        "empty.png": "cannot be read", "half.jpg": "cannot be read", "text.png": "cannot be read",
+        "bomb.png": "cannot be read|more than max_pixels", "below-the-bomb.png": "more than max_pixels|exceeds",
+        "page.eps": "cannot be read", "folder.png": "is a directory", "moving.gif": "several pages",
+        "pages.tif": "several pages", "nan.tif": "NaN", "loop.png": "cannot be read", "dangling.png": "no such file",
+        "pipe.png": "is not a regular file", "gone.png": "no such file", "zero\0byte.png": "cannot be read",
+        "x" * 300: "cannot be read",
     }  # fmt: skip
 
 
@@ -90,7 +90,9 @@ def test_hostile_files_are_refused_by_index_and_path_and_never_normal(detector, 
                 method([parts[1][0], path])
             assert (caught.value.index, caught.value.path) == (1, path)
     X = [parts[1][0], *paths, parts[2][0]]
-    with pytest.warns(ImageWarning, match=f"{len(paths)} images could not be judged; first image 1") as caught:
+    with pytest.warns(
+        ImageWarning, match=f"{len(paths)} images could not be scored: their scores are NaN. First error: image 1"
+    ) as caught:
         labels = detector.predict(X, on_error="flag")
     assert labels.tolist() == [1] + [-1] * len(paths) + [-1]
     (warning,) = [w.message for w in caught if isinstance(w.message, ImageWarning)]

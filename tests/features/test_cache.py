@@ -292,7 +292,7 @@ def test_unreadable_images_are_named_in_the_error_with_a_cache(tmp_path, images)
     with pytest.raises(ImageError, match=r"image 1 \(.*gone\.png\): no such file"):
         cached.transform([images[0], str(tmp_path / "gone.png")])
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"image 1 \(.*broken\.png\): can't be read"):
+    with pytest.raises(ImageError, match=r"image 1 \(.*broken\.png\): cannot be read"):
         cached.transform([images[0], str(tmp_path / "broken.png")])
     with pytest.raises(ImageError, match="image 1: holds NaN"):
         cached.transform([images[0], images[0] * np.nan])

@@ -122,9 +122,9 @@ def test_pil_images_are_read_as_their_files_are(tmp_path):
     Image.fromarray(RNG.integers(0, 256, (200, 200), dtype=np.uint8)).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
-    with Image.open(tmp_path / "half.jpg") as image, pytest.raises(ImageError, match="image 4: can't be read"):
+    with Image.open(tmp_path / "half.jpg") as image, pytest.raises(ImageError, match="image 4: cannot be read"):
         load_image(image, 4)
-    with pytest.raises(ImageError, match="image 4: can't be read"):
+    with pytest.raises(ImageError, match="image 4: cannot be read"):
         load_image(image, 4)  # closed
 
 
@@ -144,7 +144,7 @@ def test_image_errors_survive_pickling():
     error = pickle.loads(pickle.dumps(ImageError("is odd.", 3, "a.png")))
     assert (str(error), error.index, error.path) == ("image 3 (a.png): is odd.", 3, "a.png")
     warning = pickle.loads(pickle.dumps(ImageWarning([error])))
-    assert str(warning) == f"1 images could not be judged; first {error}"
+    assert str(warning) == f"1 images could not be scored: their scores are NaN. First error: {error}"
     assert warning.failures[0].index == 3
 
 
