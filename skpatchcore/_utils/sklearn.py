@@ -122,6 +122,7 @@ def safe_indexing(X: Any, indices: Any) -> Any:
     """Return the items of `X` at `indices`, as scikit-learn's ``_safe_indexing`` does.
 
     If `X` has a method ``taken``, this method is used, and the items are not read.
+
     Parameters
     ----------
     X : array, list or object with a method ``taken``

@@ -1,4 +1,7 @@
-"""PNG files: their checksums, and what Pillow can't read exactly of them, which is colour with 16 bits a channel."""
+"""PNG files: verification of checksums, and decoding of colour with 16 bits per channel.
+
+Pillow reduces such colours to 8 bits per channel. Therefore imagecodecs decodes them.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
-    """Yield kind and data of each chunk, whose checksum has been verified.
+    """Yield the type and the data of each chunk of a PNG file. The checksum of each chunk is verified first.
 
     Raises
     ------
     DecodingError
-        If a checksum is wrong, or the file ends before its last chunk.
+        If a checksum is wrong, or the file ends before the end of its last chunk.
     """
     view, at = memoryview(content), len(SIGNATURE)
     while at < len(content):
@@ -31,16 +34,16 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, memoryview]]:
             break
         kind = bytes(view[at + 4 : at + 8])
         if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
-            raise DecodingError("is damaged: a checksum does not match.")
+            raise DecodingError("the PNG file is damaged: a checksum does not match.")
         yield kind, view[at + 8 : end]
         if kind == b"IEND":
             return
         at = end + 4
-    raise DecodingError("is truncated.")
+    raise DecodingError("the PNG file is truncated.")
 
 
 def verified_orientation(content: bytes) -> int:
-    """Verify all checksums of a PNG file, and return its EXIF orientation; 1 if it has none."""
+    """Verify all checksums of a PNG file and return its EXIF orientation; 1 if the file states no orientation."""
     orientation = 1
     for kind, data in png_chunks(content):
         if kind == b"eXIf":
@@ -51,27 +54,27 @@ def verified_orientation(content: bytes) -> int:
 
 
 def has_deep_colour(content: bytes) -> bool:
-    """Return whether a PNG file has 16 bits a channel and several channels: Pillow drops the low byte of these."""
+    """Return whether a PNG file has several channels of 16 bits. Pillow would drop the low byte of each value."""
     return content[12:16] == b"IHDR" and content[24] == 16 and content[25] in (2, 4, 6)
 
 
 def decode_deep_png(content: bytes) -> Raster:
-    """Return the pixels of a PNG file with 16 bits a channel, as stored.
+    """Return the pixels of a PNG file with 16 bits per channel, in their stored orientation.
 
     Raises
     ------
     DecodingError
-        If imagecodecs is missing, or the file is animated.
+        If imagecodecs is not installed, or the file is animated.
     Exception
-        Others, of imagecodecs, if the file is damaged.
+        Any exception of imagecodecs, if the file is damaged.
     """
     if any(kind == b"acTL" for kind, _ in png_chunks(content)):
-        raise DecodingError("holds several pages, expected one.")
+        raise DecodingError("the PNG file holds several pages (it is animated), expected one page.")
     try:
         import imagecodecs
     except ImportError as error:
         raise DecodingError(
-            "is a PNG file with 16 bits per channel, which needs imagecodecs: pip install imagecodecs."
+            "a PNG file with 16 bits per channel can only be decoded with imagecodecs. Run: pip install imagecodecs."
         ) from error
     pixels = imagecodecs.png_decode(content)
     has_alpha = pixels.shape[2] in (2, 4)

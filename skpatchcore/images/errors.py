@@ -55,7 +55,9 @@ class ImageWarning(UserWarning):
     """
 
     def __init__(self, failures: Sequence[ImageError]):
-        super().__init__(f"{len(failures)} images could not be scored: their scores are NaN. First error: {failures[0]}")
+        super().__init__(
+            f"{len(failures)} images could not be scored: their scores are NaN. First error: {failures[0]}"
+        )
         self.failures = list(failures)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -87,6 +87,6 @@ def _require_plain_file(path: str, index: int) -> None:
     except ValueError as error:  # a zero byte in the path
         raise ImageError(f"cannot be read: {error}.", index, path) from error
     if stat.S_ISDIR(mode):
-        raise ImageError("is a directory; skpatchcore.list_images(directory) returns a list of its images.", index, path)
+        raise ImageError("is a directory; skpatchcore.list_images(directory) lists its images.", index, path)
     if not stat.S_ISREG(mode):
         raise ImageError("is not a regular file.", index, path)

@@ -1,4 +1,4 @@
-"""The one table of image formats: which files are images by their names, and which decoders may open them."""
+"""The supported image formats: their file suffixes, and the Pillow decoders that may open them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 
 from PIL import Image
 
-# Pillow's name of a format -> the endings of its files. These formats are written by cameras and image programs. Pillow
-# opens others too; some of them run external programs (EPS).
+# Suffixes of the files, by Pillow's name of the format. Cameras and image programs write these formats. Pillow can open
+# other formats, which are not used here. Some of them run external programs (e.g. EPS).
 FORMATS = {
     "AVIF": (".avif", ".avifs"),
     "BMP": (".bmp",),
@@ -27,11 +27,11 @@ SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffi
 
 
 def has_image_suffix(path: str | os.PathLike[str]) -> bool:
-    """Return whether the ending of a file name, in upper or lower case, is that of an image format."""
+    """Return whether a file name has the suffix of a supported image format, in upper or lower case."""
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
 def pillow_formats() -> list[str]:
-    """Return the formats of the table that the installed Pillow can open."""
+    """Return the names of the supported formats that the installed version of Pillow can open."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]

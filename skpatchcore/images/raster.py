@@ -1,4 +1,4 @@
-"""Raster: the values that an image file or object stores, before they are scaled."""
+"""`Raster`: the pixel values that an image file or object stores, before they are scaled to [0, 1]."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Raises an error if an image of this height and width has too many pixels. Called before pixels are decoded.
+# Function of height and width. Raises an error if an image of this size has too many pixels. Called before decoding.
 CheckSize = Callable[[int, int], None]
 
 
 class DecodingError(ValueError):
-    """A file that can't be decoded exactly. The message says why, without index and path."""
+    """Raised if a file cannot be decoded exactly. The message states the reason, without index and path."""
 
 
 @dataclass(frozen=True)
 class Raster:
-    """Stored values of an image, in its upright orientation.
+    """Stored values of an image in upright orientation.
 
     Attributes
     ----------
-    pixels : array of shape (height, width, 1 or 3), or with other channels of an array that a user gave
-        Integers or floats: grey or red, green and blue.
+    pixels : array of shape (height, width, 1 or 3), int or float
+        Grey values, or red, green and blue.
     white : float or None
-        The value of full intensity; 0 is black. None if the format does not define it: signed integers, and integers of
-        more than 16 bits.
+        The stored value of full intensity. The stored value of black is 0. None if the format does not define white.
+        This is the case for signed integers and for integers of more than 16 bits.
     alpha : array of shape (height, width) or None
-        Opacity, in the file's own units; 0 is transparent.
+        Opacity, in the units of the file. 0 is transparent. None if the image has no alpha channel.
     labels : array of shape (height, width) or None
-        Indices into the palette, of images with a palette.
+        Indices into the palette. None if the image has no palette.
     is_lossy : bool
-        If True, the stored values are approximate, as in JPEG.
+        Whether the stored values are approximate, as in JPEG files.
     """
 
     pixels: np.ndarray
@@ -41,12 +41,16 @@ class Raster:
     is_lossy: bool = False
 
     def turned(self, orientation: int) -> Raster:
-        """Return the raster upright.
+        """Return the raster in upright orientation.
 
         Parameters
         ----------
         orientation : int
-            EXIF orientation, 1 to 8; other values count as 1, which is upright.
+            EXIF orientation of the stored values, from 1 to 8. 1 is upright. All other numbers count as 1.
+
+        Returns
+        -------
+        Raster
         """
         if orientation not in range(2, 9):
             return self
@@ -55,18 +59,23 @@ class Raster:
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an array whose first axes are height and width, turned and mirrored as an EXIF orientation says.
+    """Turn and mirror an image to its upright orientation.
 
     Parameters
     ----------
     array : array of shape (height, width, ...)
-        As stored.
+        The stored values.
     orientation : int
-        1 to 8. 5 to 8 swap height and width.
+        EXIF orientation of the stored values, from 1 to 8. Values from 5 to 8 swap height and width.
+
+    Returns
+    -------
+    array of shape (height, width, ...)
+        A view of `array`. Height and width are swapped if `orientation` is at least 5.
     """
     if orientation >= 5:
         array = array.swapaxes(0, 1)
-    # After the swap: 5 none, 6 mirrored left to right, 7 both, 8 upside down.
+    # Flips by orientation: (upside down, left to right). 5 to 8 are applied after the axes are swapped; 5 has no flip.
     flips = {2: (False, True), 3: (True, True), 4: (True, False), 6: (False, True), 7: (True, True), 8: (True, False)}
     upside_down, mirrored = flips.get(orientation, (False, False))
     if upside_down:
@@ -75,14 +84,19 @@ def upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def white_of(dtype: np.dtype, n_bits: int | None = None) -> float | None:
-    """Return the value of full intensity of a dtype; None if it is not defined.
+    """Return the value of full intensity (white) of a dtype; None if white is not defined for this dtype.
 
     Parameters
     ----------
     dtype : dtype
-        Of the stored values.
+        Type of the stored values.
     n_bits : int or None, default=None
-        Bits that are used, if the format says so, such as 12 of 16.
+        Number of bits that are used, e.g. 12 bits of uint16. None means that all bits are used.
+
+    Returns
+    -------
+    float or None
+        1 for bool and float, the largest value for unsigned integers of at most 16 bits, otherwise None.
     """
     if dtype.kind == "b":
         return 1.0
