@@ -1,7 +1,7 @@
-"""PBM, PGM, PPM, PAM and PFM files, exact at any maximum value.
+"""Decoding of Netpbm files (PBM, PGM, PPM, PAM and PFM), exact for every maximum value.
 
-Pillow rescales values to 8 bits where the maximum value is not 255, and netpbmfile mirrors PFM files. The formats are
-simple enough to be read here: a header of a few numbers, then the values as bytes or as text.
+Pillow rescales the values to 8 bits if the maximum value is not 255. netpbmfile mirrors PFM files. Therefore this
+module decodes the files itself. The formats are simple: a short header is followed by the values, as bytes or as text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from skpatchcore.images.raster import CheckSize, DecodingError, Raster
 
 MAGIC = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"P7", b"PF", b"Pf")
-# Between two numbers of a header: white space, and comments to the end of their lines.
+# Separator of two numbers in a header: white space and comments, which end at the end of their line.
 _GAP = rb"(?:\s|#[^\n\r]*[\n\r])+"
 _HEADERS = {
     2: re.compile(rb"P[14]" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})(?:#[^\n\r]*)?\s"),
@@ -22,13 +22,13 @@ _HEADERS = {
 }
 _FLOAT_HEADER = re.compile(rb"P[Ff]\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s")
 _PAM_HEADER = re.compile(rb"P7\s((?:[^\n]*\n)*?)ENDHDR\n")
-# Where a header may end: one with comments is longer than one of numbers alone.
+# Maximum length of a header in bytes. Comments can make a header long.
 _LONGEST_HEADER = 65536
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a header says, and where the values begin."""
+    """Content of a header. `start` is the position of the first value in the file."""
 
     kind: bytes
     height: int
@@ -39,7 +39,7 @@ class _Header:
 
 
 def netpbm_size(content: bytes) -> tuple[int, int]:
-    """Return height and width of a Netpbm file, from the beginning of its content."""
+    """Return the height and width of a Netpbm file. `content` may hold the beginning of the file only."""
     header = _header_of(content)
     return header.height, header.width
 
@@ -50,14 +50,18 @@ def decode_netpbm(content: bytes, check_size: CheckSize) -> Raster:
     Parameters
     ----------
     content : bytes
-        Of the file.
+        Content of the file.
     check_size : callable
-        Called with height and width before pixels are read.
+        Called with height and width before the pixels are decoded. Raises an error if the image is too large.
+
+    Returns
+    -------
+    Raster
 
     Raises
     ------
     DecodingError
-        If the file is damaged, holds several images, or channels that are neither grey nor RGB.
+        If the file is damaged, holds several images, or has more than 4 channels.
 
     References
     ----------
@@ -71,10 +75,12 @@ def decode_netpbm(content: bytes, check_size: CheckSize) -> Raster:
         values = _from_bits(content, header)
     else:
         values = _from_bytes(content, header)
-    if header.kind in (b"PF", b"Pf"):  # these begin with the lowest row
+    if header.kind in (b"PF", b"Pf"):  # PFM files store the bottom row first
         return Raster(values[::-1], 1.0)
     if values.max(initial=0) > header.maxval:
-        raise DecodingError(f"holds the value {values.max()}, above its maximum value {header.maxval:g}.")
+        raise DecodingError(
+            f"the Netpbm file holds the value {values.max()}, above the maximum value {header.maxval:g} of its header."
+        )
     if header.kind in (b"P1", b"P4"):  # 1 is black
         values = 1 - values
     alpha = values[..., -1] if header.n_channels in (2, 4) else None
@@ -82,45 +88,48 @@ def decode_netpbm(content: bytes, check_size: CheckSize) -> Raster:
 
 
 def _header_of(content: bytes) -> _Header:
+    """Parse and check the header of a Netpbm file of any kind."""
     kind, start = content[:2], content[:_LONGEST_HEADER]
     if kind == b"P7":
         header = _pam_header(start)
     elif kind in (b"PF", b"Pf"):
         found = _FLOAT_HEADER.match(start)
         if found is None or float(found[3]) == 0:
-            raise DecodingError("has a damaged header.")
+            raise DecodingError("the header of the PFM file is damaged.")
         n_channels = 3 if kind == b"PF" else 1
         header = _Header(kind, int(found[2]), int(found[1]), n_channels, float(found[3]), found.end())
     else:
         is_bitmap = kind in (b"P1", b"P4")
         found = _HEADERS[2 if is_bitmap else 3].match(start)
         if found is None:
-            raise DecodingError("has a damaged header.")
+            raise DecodingError("the header of the Netpbm file is damaged.")
         n_channels = 3 if kind in (b"P3", b"P6") else 1
         maxval = 1 if is_bitmap else int(found[3])
         header = _Header(kind, int(found[2]), int(found[1]), n_channels, maxval, found.end())
     if kind not in (b"PF", b"Pf") and not 1 <= header.maxval <= 65535:
-        raise DecodingError(f"has the maximum value {header.maxval:g}, expected 1 to 65535.")
+        raise DecodingError(f"the header states the maximum value {header.maxval:g}, expected 1 to 65535.")
     if not 1 <= header.n_channels <= 4:
-        raise DecodingError(f"has {header.n_channels} channels, expected 1 to 4.")
+        raise DecodingError(f"the image has {header.n_channels} channels, expected 1 to 4.")
     if header.height == 0 or header.width == 0:
-        raise DecodingError("holds no pixels.")
+        raise DecodingError("the image has no pixels: its height or its width is 0.")
     return header
 
 
 def _pam_header(start: bytes) -> _Header:
+    """Parse the header of a PAM file, which consists of names and values."""
     found = _PAM_HEADER.match(start)
     if found is None:
-        raise DecodingError("has a damaged header.")
+        raise DecodingError("the header of the PAM file is damaged.")
     fields = dict(line.split(None, 1) for line in found[1].splitlines() if line.strip() and line[:1] != b"#")
     try:
         height, width, depth, maxval = (int(fields[name]) for name in (b"HEIGHT", b"WIDTH", b"DEPTH", b"MAXVAL"))
     except (KeyError, ValueError) as error:
-        raise DecodingError("has a damaged header.") from error
+        raise DecodingError("the header of the PAM file is damaged.") from error
     return _Header(b"P7", height, width, depth, maxval, found.end())
 
 
 def _from_bytes(content: bytes, header: _Header) -> np.ndarray:
+    """Return values that are stored as bytes, of shape (height, width, n_channels)."""
     if header.kind in (b"PF", b"Pf"):
         name = "<f4" if header.maxval < 0 else ">f4"
     else:
@@ -133,6 +142,7 @@ def _from_bytes(content: bytes, header: _Header) -> np.ndarray:
 
 
 def _from_bits(content: bytes, header: _Header) -> np.ndarray:
+    """Return values that are stored as bits, of shape (height, width, 1). Each row starts at a new byte."""
     n_bytes = (header.width + 7) // 8 * header.height
     _require_one_image(len(content) - header.start, n_bytes, content[header.start :])
     rows = np.frombuffer(content, np.uint8, n_bytes, header.start).reshape(header.height, -1)
@@ -140,24 +150,28 @@ def _from_bits(content: bytes, header: _Header) -> np.ndarray:
 
 
 def _from_text(content: bytes, header: _Header) -> np.ndarray:
+    """Return values that are stored as decimal text, of shape (height, width, n_channels)."""
     text = re.sub(rb"#[^\n\r]*", b" ", content[header.start :])
-    if header.kind == b"P1":  # its digits may stand without spaces between them
+    if header.kind == b"P1":  # in these files, digits need no spaces between them
         text = b" ".join(text[i : i + 1] for i in range(len(text)) if not text[i : i + 1].isspace())
     words = text.split()
     n_values = header.height * header.width * header.n_channels
     if len(words) != n_values:
-        raise DecodingError(f"holds {len(words)} values, expected {n_values}.")
+        raise DecodingError(f"the Netpbm file holds {len(words)} values, expected {n_values}.")
     if not all(word.isdigit() and len(word) <= 5 for word in words):
-        raise DecodingError("holds values that are not numbers from 0 to 65535.")
+        raise DecodingError("the Netpbm file holds values that are not numbers from 0 to 65535.")
     values = np.array(words, np.int64)
     if values.max() > header.maxval:
-        raise DecodingError(f"holds the value {values.max()}, above its maximum value {header.maxval:g}.")
+        raise DecodingError(
+            f"the Netpbm file holds the value {values.max()}, above the maximum value {header.maxval:g} of its header."
+        )
     dtype = np.uint8 if header.maxval < 256 else np.uint16
     return values.astype(dtype).reshape(header.height, header.width, header.n_channels)
 
 
 def _require_one_image(n_bytes: int, expected: int, rest: bytes) -> None:
+    """Raise an error if the file is truncated, or if another image follows the first one."""
     if n_bytes < expected:
-        raise DecodingError(f"holds {n_bytes} bytes of pixels, expected {expected}: the file is truncated.")
+        raise DecodingError(f"the file is truncated: it holds {n_bytes} bytes of pixels, expected {expected}.")
     if rest[expected:].lstrip()[:2] in MAGIC:
-        raise DecodingError("holds several pages, expected one.")
+        raise DecodingError("the file holds several pages, expected one page.")
