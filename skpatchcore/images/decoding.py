@@ -1,4 +1,4 @@
-"""decode_file and decode_image: any image file or Pillow image as a Raster, exactly as stored."""
+"""`decode_file` and `decode_image`: return the values of an image file or a Pillow image exactly as stored."""
 
 from __future__ import annotations
 
@@ -33,13 +33,14 @@ def decode_file(content: bytes, index: int, path: str | None, max_pixels: int | 
     Parameters
     ----------
     content : bytes
-        Of the file.
+        Content of the file.
     index : int
-        Position in `X`, for the error.
+        Position of the image in `X`, for error messages.
     path : str or None
-        Of the file, for the error.
+        Path of the file, for error messages.
     max_pixels : int or None
-        Images of more are refused before they are decoded.
+        Maximum number of pixels. Larger images are refused before they are decoded. Pillow's own limit applies to all
+        images, also if this value is None.
 
     Returns
     -------
@@ -48,26 +49,30 @@ def decode_file(content: bytes, index: int, path: str | None, max_pixels: int | 
     Raises
     ------
     ImageError
-        If the file can't be decoded exactly: it is damaged, holds several pages, has too many pixels, or is stored in a
-        way that the installed libraries can't read.
+        If the file cannot be decoded exactly: it is damaged, holds several pages, has too many pixels, or uses a
+        feature that the installed libraries do not support.
     """
     return _explained(lambda: _decoder_of(content)(content, _size_check(max_pixels)), index, path)
 
 
 def decode_image(image: Image.Image, index: int, max_pixels: int | None) -> Raster:
-    """Return the values of a Pillow image; of its file if it has not been loaded yet.
+    """Return the values of a Pillow image. An image that is not loaded yet is decoded from its file.
 
     Parameters
     ----------
     image : PIL image
         The image.
     index, max_pixels
-        As of :func:`decode_file`.
+        As for :func:`decode_file`.
+
+    Returns
+    -------
+    Raster
 
     Raises
     ------
     ImageError
-        As :func:`decode_file`.
+        As for :func:`decode_file`.
     """
     content = content_behind(image)
     if content is not None:
@@ -76,12 +81,24 @@ def decode_image(image: Image.Image, index: int, max_pixels: int | None) -> Rast
 
 
 def size_of_file(path: str, index: int, max_pixels: int | None) -> tuple[int, int] | None:
-    """Return height and width of an image file as it is seen, from its header; None if the header does not say.
+    """Return the height and width of an image file in upright orientation, from its header.
+
+    Parameters
+    ----------
+    path : str
+        Path of the file.
+    index, max_pixels
+        As for :func:`decode_file`.
+
+    Returns
+    -------
+    (int, int) or None
+        Height and width in pixels. None if the header does not state the orientation reliably.
 
     Raises
     ------
     ImageError
-        If the file can't be opened or has too many pixels.
+        If the file cannot be opened or has too many pixels.
     """
     check_size = _size_check(max_pixels)
 
@@ -104,12 +121,24 @@ def size_of_file(path: str, index: int, max_pixels: int | None) -> tuple[int, in
 
 
 def size_of_image(image: Image.Image, index: int, max_pixels: int | None) -> tuple[int, int] | None:
-    """Return height and width of a Pillow image as it is seen; None if its header does not say.
+    """Return the height and width of a Pillow image in upright orientation.
+
+    Parameters
+    ----------
+    image : PIL image
+        The image.
+    index, max_pixels
+        As for :func:`decode_file`.
+
+    Returns
+    -------
+    (int, int) or None
+        Height and width in pixels. None if the header does not state the orientation reliably.
 
     Raises
     ------
     ImageError
-        If it has too many pixels.
+        If the image has too many pixels.
     """
 
     def read() -> tuple[int, int] | None:
@@ -120,6 +149,7 @@ def size_of_image(image: Image.Image, index: int, max_pixels: int | None) -> tup
 
 
 def _decoder_of(content: bytes) -> Callable[[bytes, CheckSize], Raster]:
+    """Return the decoder for a file, which depends on the first bytes of the file."""
     if content[:4] in _tiff.MAGIC:
         return _decode_tiff
     if content[:2] in _netpbm.MAGIC:
@@ -128,6 +158,7 @@ def _decoder_of(content: bytes) -> Callable[[bytes, CheckSize], Raster]:
 
 
 def _decode_tiff(content: bytes, check_size: CheckSize) -> Raster:
+    """Return the pixels of a TIFF file. Pillow decodes the files whose colours must be converted."""
     raster = _tiff.decode_tiff(BytesIO(content), len(content), check_size)
     if raster is None:
         raster = replace(decode_with_pillow(content, check_size), is_lossy=_tiff.is_lossy(BytesIO(content)))
@@ -135,23 +166,26 @@ def _decode_tiff(content: bytes, check_size: CheckSize) -> Raster:
 
 
 def _size_check(max_pixels: int | None) -> CheckSize:
+    """Return a function that raises an error if an image has too many pixels."""
+
     def check(height: int, width: int) -> None:
         if max_pixels is not None and width * height > max_pixels:
-            raise DecodingError(f"{height}×{width} pixels, more than max_pixels={max_pixels}.")
-        # Pillow's own limit, also for files that other libraries decode
+            raise DecodingError(f"the image has {height}×{width} pixels, more than max_pixels={max_pixels}.")
+        # Pillow's own limit also applies to files that other libraries decode.
         if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
             raise DecodingError(
-                f"{height}×{width} pixels, more than twice PIL.Image.MAX_IMAGE_PIXELS={Image.MAX_IMAGE_PIXELS}."
+                f"the image has {height}×{width} pixels, more than twice PIL.Image.MAX_IMAGE_PIXELS="
+                f"{Image.MAX_IMAGE_PIXELS}."
             )
 
     return check
 
 
 def _explained(read: Callable[[], T], index: int, path: str | None) -> T:
-    """Return what `read` returns; turn errors about the image's content into an ImageError.
+    """Return the result of `read`. Errors about the content of the image are raised as ImageError.
 
-    Decoders report damaged files with errors of many types, and their texts name objects of the decoder. Users get a
-    plain reason; the decoder's error is the cause in the traceback.
+    Decoders report damaged files with exceptions of many types, and their messages name internal objects of the
+    decoder. The ImageError states a plain reason instead. The decoder's exception is its cause in the traceback.
     """
     try:
         return read()
@@ -160,16 +194,17 @@ def _explained(read: Callable[[], T], index: int, path: str | None) -> T:
     except DecodingError as error:
         raise ImageError(str(error), index, path) from error
     except Exception as error:
-        raise ImageError(f"can't be read: {_reason(error)}", index, path) from error
+        raise ImageError(f"cannot be read: {_reason(error)}", index, path) from error
 
 
 def _reason(error: Exception) -> str:
+    """Return the reason why an image cannot be decoded, as one plain sentence."""
     if isinstance(error, UnidentifiedImageError):
-        return f"it is not an image of a known format ({', '.join(FORMATS)})."
+        return f"the file is not an image of a known format ({', '.join(FORMATS)})."
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return "it has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows."
+        return "the image has more pixels than PIL.Image.MAX_IMAGE_PIXELS allows."
     if isinstance(error, OSError) and error.errno is not None:
         return f"{os.strerror(error.errno)}."
     if isinstance(error, ValueError) and "closed" in str(error):
-        return "its file has been closed."
-    return "the file is damaged or truncated, or uses a feature of its format that is not supported."
+        return "the file of the image is closed."
+    return "the file is damaged or truncated, or it uses an unsupported feature of its format."
