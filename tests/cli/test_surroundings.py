@@ -309,7 +309,7 @@ def test_advice_on_an_undefined_white_names_the_option_and_no_python(tmp_path):
     with pytest.raises(ImageError) as caught:
         load_image(tmp_path / "a.tif", 0)
     text = in_options(str(caught.value), "fit")
-    assert text.endswith("values are in [0, 63]: convert it, or set --value-range.")
+    assert text.endswith("values are in [0, 63]. Convert the image, or set --value-range.")
     assert "astype" not in text
 
 

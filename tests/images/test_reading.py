@@ -80,7 +80,7 @@ def test_exif_orientation_is_applied(tmp_path):
         (np.full((4, 5), -0.5), r"expected \[0, 1\]"),
         (np.full((4, 5), np.nan), "NaN"),
         (np.full((4, 5), np.inf), "infinity"),
-        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "dtype int32, whose white is not defined"),
+        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "dtype int32, for which white is not defined"),
         (3.5, "float"),
         (None, r"is missing \(None\)"),
         (np.nan, r"is missing \(nan\)"),
@@ -238,7 +238,7 @@ def test_unambiguous_forms_of_an_image_are_read_any_number_of_times(form, tmp_pa
         (np.full((4, 5), 7), r"astype\(np.uint8\) if white is 255, or set value_range"),
         (torch.zeros(3, 9, 3), "may be the first or the last axis"),
         (io.StringIO("text"), "open as text"),
-        (Image.fromarray(np.full((4, 5), 200, np.float32)), "divide them by the value of white"),
+        (Image.fromarray(np.full((4, 5), 200, np.float32)), "Divide them by the value of white"),
     ],
 )
 def test_ambiguous_forms_of_an_image_are_refused_with_what_to_write(image, message):
@@ -306,5 +306,5 @@ def test_value_range_scales_stored_values_and_refuses_those_outside(tmp_path):
         Image.fromarray(twelve),
     ):
         np.testing.assert_allclose(load_image(image, 0, pixel_format=twelve_bits)[..., 0], twelve / 4095, atol=1e-7)
-    with pytest.raises(ImageError, match=r"image 2: values in \[0, 4096\], outside value_range=\(0, 4095\)"):
+    with pytest.raises(ImageError, match=r"image 2: the image has values in \[0, 4096\], outside value_range=\(0, 4095\)"):
         load_image(np.array([[0, 4096]], np.uint16), 2, pixel_format=twelve_bits)
