@@ -47,7 +47,7 @@ _WITHOUT_VALUE = {"image_size": "own"}
 _PHRASES = (
     (re.compile(r"read it with joblib\.load\b"), "give it a name that ends in .joblib"),
     (re.compile(r"; skpatchcore\.list_images\(directory\) lists (its images|the images of a directory)"), ""),
-    (re.compile(r"\b([Cc]onvert the image), such as with \.astype\(np\.uint8\) if white is 255, or set"), r"\1, or set"),
+    (re.compile(r"\b(Convert the image), such as with \.astype\(np\.uint8\) if white is 255, or set"), r"\1, or set"),
     (re.compile(r"\bvalue_range of the extractor"), "value_range"),
     (re.compile(r"\bsuch as \((\d+), (\d+)\)"), r"such as \1 \2"),
     (re.compile(r"\bchannel_order and value_range"), "value_range"),

@@ -203,7 +203,7 @@ def _raster_of_array(image: Any, index: int, channel_order: str) -> Raster:
             f"the image has shape {pixels.shape}, expected (height, width) or (height, width, channels).", index
         )
     if pixels.shape[2] not in _CHANNELS:
-        hint = " The array seems to be channels-first: move this axis to the end." if pixels.shape[0] in _CHANNELS else ""
+        hint = " The array looks channels-first: move the axis to the end." if pixels.shape[0] in _CHANNELS else ""
         raise ImageError(
             f"the image has {pixels.shape[2]} channels, expected 1, 3 or 4 channels in the last axis.{hint}", index
         )
@@ -220,13 +220,11 @@ def _scaled(raster: Raster, value_range: tuple[float, float] | None, index: int,
     if 0 in pixels.shape:
         raise ImageError(f"the image has shape {pixels.shape}, which holds no pixels.", index, path)
     if pixels.dtype.kind not in "biuf":
-        raise ImageError(
-            f"the image has dtype {pixels.dtype}, expected uint8, uint16 or float in [0, 1].", index, path
-        )
+        raise ImageError(f"the image has dtype {pixels.dtype}, expected uint8, uint16 or float in [0, 1].", index, path)
     if value_range is None and white is None:
         raise ImageError(
-            f"the image has dtype {pixels.dtype}, for which white is not defined; expected bool, uint8, uint16 or float "
-            f"in [0, 1]. The values are in [{pixels.min()}, {pixels.max()}]. Convert the image, such as with "
+            f"dtype {pixels.dtype} does not define white; expected bool, uint8, uint16 or float in [0, 1]. The "
+            f"values are in [{pixels.min()}, {pixels.max()}]. Convert the image, such as with "
             ".astype(np.uint8) if white is 255, or set value_range of the extractor.",
             index,
             path,
@@ -247,7 +245,7 @@ def _scaled(raster: Raster, value_range: tuple[float, float] | None, index: int,
                 path,
             )
         raise ImageError(
-            f"the image has values in [{low:g}, {high:g}], outside value_range=({black:g}, {full:g}).", index, path
+            f"the values are in [{low:g}, {high:g}], outside value_range=({black:g}, {full:g}).", index, path
         )
     if value_range is None:
         return pixels.astype(np.float32)

@@ -131,8 +131,8 @@ def test_tiff_thumbnail_and_mask_pages_do_not_count_as_pages():
 @pytest.mark.parametrize(
     ("content", "message"),
     {
-        "int16": (as_tiff(values(np.int16), photometric="minisblack"), "dtype int16, for which white is not defined"),
-        "uint32": (as_tiff(values(np.uint32), photometric="minisblack"), "dtype uint32, for which white is not defined"),
+        "int16": (as_tiff(values(np.int16), photometric="minisblack"), "dtype int16 does not define white"),
+        "uint32": (as_tiff(values(np.uint32), photometric="minisblack"), "dtype uint32 does not define white"),
         "complex": (as_tiff(np.zeros((9, 9), np.complex64), photometric="minisblack"), "complex numbers"),
         "5 channels": (as_tiff(values(np.uint8, 5), photometric="rgb", planarconfig="contig"), "5 channels"),
         "two pages": (as_tiff(values(np.uint8, 9)[..., None], photometric="minisblack"), "several pages"),

@@ -80,7 +80,7 @@ def test_exif_orientation_is_applied(tmp_path):
         (np.full((4, 5), -0.5), r"expected \[0, 1\]"),
         (np.full((4, 5), np.nan), "NaN"),
         (np.full((4, 5), np.inf), "infinity"),
-        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "dtype int32, for which white is not defined"),
+        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "dtype int32 does not define white"),
         (3.5, "float"),
         (None, r"is missing \(None\)"),
         (np.nan, r"is missing \(nan\)"),
@@ -306,5 +306,5 @@ def test_value_range_scales_stored_values_and_refuses_those_outside(tmp_path):
         Image.fromarray(twelve),
     ):
         np.testing.assert_allclose(load_image(image, 0, pixel_format=twelve_bits)[..., 0], twelve / 4095, atol=1e-7)
-    with pytest.raises(ImageError, match=r"image 2: the image has values in \[0, 4096\], outside value_range=\(0, 4095\)"):
+    with pytest.raises(ImageError, match=r"image 2: the values are in \[0, 4096\], outside value_range=\(0, 4095\)"):
         load_image(np.array([[0, 4096]], np.uint16), 2, pixel_format=twelve_bits)
