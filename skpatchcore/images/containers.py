@@ -1,4 +1,4 @@
-"""as_image_sequence: a collection of images of any kind, as a sequence of single images."""
+"""`as_image_sequence`: convert a collection of images of any supported type to a sequence of single images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from skpatchcore.images.reading import from_tensor, is_channels_first
 
 
 class DatasetImages(Sequence[Any]):
-    """The images of a map-style dataset, such as torch's, without their targets. Each is read when it is asked for.
+    """Sequence of the images of a map-style dataset, such as a torch dataset, without the targets.
+
+    Each image is read when it is accessed.
 
     Parameters
     ----------
     dataset : object
-        With ``__len__`` and ``__getitem__``. An item is an image, or a tuple whose first element is the image.
+        Dataset with ``__len__`` and ``__getitem__``. Each item is an image, or a tuple with the image as first element.
     indices : sequence of int or None, default=None
-        Which of its items; None takes all.
+        Indices of the items to use. None means all items.
     """
 
     def __init__(self, dataset: Any, indices: Sequence[int] | None = None):
@@ -39,14 +41,14 @@ class DatasetImages(Sequence[Any]):
         return item[0] if isinstance(item, tuple | list) else item
 
     def taken(self, indices: Any) -> DatasetImages:
-        """Return some of the images, none of them read."""
+        """Return the sequence of the images at `indices`, without reading them."""
         return DatasetImages(self.dataset, [self.indices[int(i)] for i in indices])
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes of the images, such as those of torchvision's ImageFolder; empty if they are unknown."""
+        """Names of the classes of these images, as in torchvision's ImageFolder. Empty if the classes are unknown."""
         dataset, indices = self.dataset, list(self.indices)
-        while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # a subset of another dataset
+        while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # e.g. torch.utils.data.Subset
             indices = [dataset.indices[i] for i in indices]
             dataset = dataset.dataset
         names, targets = getattr(dataset, "classes", None), getattr(dataset, "targets", None)
@@ -56,41 +58,42 @@ class DatasetImages(Sequence[Any]):
         return [str(names[i] if names else i) for i in present]
 
     def has_targets(self) -> bool:
-        """Return whether an item is an image with something else, whose meaning is unknown."""
+        """Return whether the items hold targets of unknown meaning in addition to the images."""
         return len(self) > 0 and isinstance(self.dataset[int(self.indices[0])], tuple | list) and not self.classes
 
 
 def listed(X: Any) -> Any:
-    """Return the items of an iterator as a list, so that they can be used several times; anything else as it is."""
+    """Return an iterator as a list, because its items are used several times. Return other objects unchanged."""
     return list(X) if isinstance(X, Iterator) else X
 
 
 def as_image_sequence(X: Any) -> Sequence[Any]:
-    """Return `X` as a sequence of single images, none of them read yet.
+    """Return `X` as a sequence of single images, without reading the images.
 
     Parameters
     ----------
     X : collection of images, or array of shape (n_images, height, width, n_channels)
-        Paths, arrays, tensors, PIL images, bytes or open files, in a list, a tuple, an array, a Series or column of
-        pandas, polars or Arrow, a table with one column, a generator, or a map-style dataset such as torch's. Tensors
-        may be of shape (n_images, n_channels, height, width).
+        The images: paths, arrays, tensors, PIL images, bytes or open files. The collection is a list, a tuple, an
+        array, a Series or column of pandas, polars or Arrow, a table with one column, a generator, or a map-style
+        dataset such as a torch dataset. A tensor of all images may have the shape (n_images, n_channels, height,
+        width).
 
     Returns
     -------
     sequence
-        Its items go to :func:`load_image`.
+        Each item is a valid argument of :func:`load_image`.
 
     Raises
     ------
     ValueError
-        If `X` is a single image or path, a table of several columns, another object, an array of another number of
-        dimensions, or empty.
+        If `X` is empty, a single image or path, a table with several columns, an array that is not 4-D, or an object
+        of another type.
     """
     X = _column_of(X)
     if isinstance(X, str | os.PathLike):
         raise ValueError(
             f"X is the single path {os.fspath(X)!r}: pass a list of paths; "
-            "skpatchcore.list_images(directory) makes one of a directory."
+            "skpatchcore.list_images(directory) lists the images of a directory."
         )
     if isinstance(X, Image.Image | bytes | bytearray) or callable(getattr(X, "read", None)):
         raise ValueError("X is a single image: pass a list of images.")
@@ -103,13 +106,13 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
         X = np.asarray(X)
     if isinstance(X, np.ndarray):
         if X.ndim == 2 and X.shape[1] == 1 and X.dtype.kind in "OUT":
-            X = X[:, 0]  # a column, as ColumnTransformer hands it on
+            X = X[:, 0]  # a 2-D array with one column, as ColumnTransformer passes it
         if X.ndim == 1 and X.dtype.kind in "OUT":
             X = X.tolist()
         elif X.ndim != 4:
             raise ValueError(
                 f"X is an array of shape {X.shape}: expected (n_images, height, width, n_channels). "
-                "Add the channel axis with X[..., None] to grey images, wrap a single image in a list."
+                "For grey images, add the channel axis with X[..., None]. Wrap a single image in a list."
             )
     elif not isinstance(X, Sequence):
         if isinstance(X, Mapping) or not (hasattr(X, "__len__") and hasattr(X, "__getitem__")):
@@ -119,14 +122,14 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
             )
         X = DatasetImages(X)
     if len(X) == 0:
-        raise ValueError("X holds no images: at least one is needed.")
+        raise ValueError("X holds no images: pass at least one image.")
     images: Sequence[Any] = X
     return images
 
 
 def _column_of(X: Any) -> Any:
-    """Return a column of pandas, polars or Arrow, or the only column of a table of theirs, as a list; else `X`."""
-    names = getattr(X, "column_names", getattr(X, "columns", None))  # Arrow; pandas and polars
+    """Return a column, or the only column of a table, of pandas, polars or Arrow as a list; other objects unchanged."""
+    names = getattr(X, "column_names", getattr(X, "columns", None))  # Arrow, otherwise pandas and polars
     if names is not None and not callable(names):
         names = list(names)
         if len(names) != 1:
@@ -135,19 +138,20 @@ def _column_of(X: Any) -> Any:
                 f"X[{names[0] if names else ''!r}]."
             )
         X = X[names[0]] if not isinstance(X, pd.DataFrame) else X.iloc[:, 0]
-    for method in ("to_pylist", "to_list"):  # Arrow; pandas and polars
+    for method in ("to_pylist", "to_list"):  # Arrow, otherwise pandas and polars
         if callable(convert := getattr(X, method, None)) and not isinstance(X, np.ndarray | torch.Tensor):
             return convert()
     return X
 
 
 def _batch_of_tensors(X: torch.Tensor) -> np.ndarray:
+    """Return a tensor of images as an array of shape (n_images, height, width, n_channels)."""
     if X.ndim == 4:
         first = is_channels_first(tuple(X.shape))
         if first is None:
             raise ValueError(
-                f"X is a tensor of shape {tuple(X.shape)}, whose channels may be the second or the last axis: convert "
-                "it to an array of shape (n_images, height, width, n_channels)."
+                f"the tensor X of shape {tuple(X.shape)} is ambiguous: the channels may be the second or the last axis. "
+                "Convert X to an array of shape (n_images, height, width, n_channels)."
             )
         if first:
             X = X.movedim(1, -1)
