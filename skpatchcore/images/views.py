@@ -1,4 +1,4 @@
-"""What of an image the network sees: resized, cut to its centre, and how that lies in the image."""
+"""`View` and `resize_and_crop`: resize and crop images, and record which region of the image the network sees."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Size = int | tuple[int, int] | None
 
 @dataclass(frozen=True)
 class View:
-    """What of an image the network sees, so that its grid can be laid over the image again.
+    """Region of an image that the network sees. It maps the patch grid back to the pixels of the image.
 
     Attributes
     ----------
     image_size : (int, int)
-        The image's own height and width in pixels.
+        Height and width of the image in pixels, before resizing.
     box : (float, float, float, float)
-        Top, left, height and width of what the grid covers, in the image's own pixels.
+        Top, left, height and width of the region that the patch grid covers, in pixels of the image before resizing.
     input_size : (int, int)
-        Height and width in pixels of the part that is seen as the network gets it.
+        Height and width in pixels of the network's input, after resizing and cropping.
     scale : (float, float)
-        Pixels of the image for each pixel that the network gets, down and across.
+        Number of image pixels per input pixel, vertically and horizontally.
     appearance : Appearance or None
-        Brightness and contrast of what the network sees; None if they are not known.
+        Brightness and contrast of the network's input. None if they are unknown.
     """
 
     image_size: tuple[int, int]
@@ -41,11 +41,24 @@ class View:
     appearance: Appearance | None = None
 
     def of_patches(self, grid: tuple[int, int], stride: int) -> View:
-        """Return the view of every `stride`-th patch of a `grid` of (height, width), at those patches' places."""
+        """Return the view of a grid that keeps only every `stride`-th patch in both directions.
+
+        Parameters
+        ----------
+        grid : (int, int)
+            Height and width of the complete patch grid.
+        stride : int
+            Distance between two kept patches, in patches.
+
+        Returns
+        -------
+        View
+            View with another `box`. The kept patches stay at their positions in the image.
+        """
         count = [(n - 1) // stride + 1 for n in grid]
         top, left, height, width = self.box
         rows, columns = height / grid[0], width / grid[1]
-        # The patches that are left stand in the middle of cells that are `stride` times as large.
+        # Each kept patch lies in the centre of a cell that is `stride` times as large as the cell of one patch.
         box = (
             top + (1 - stride) / 2 * rows,
             left + (1 - stride) / 2 * columns,
@@ -55,20 +68,20 @@ class View:
         return replace(self, box=box)
 
     def boxes_of(self, positions: np.ndarray, grid: np.ndarray) -> np.ndarray:
-        """Return where in the image patches lie.
+        """Return the boxes of patches in the image.
 
         Parameters
         ----------
         positions : array of shape (n_patches, 2)
-            Rows and columns in the grid.
+            Row and column of each patch in the grid.
         grid : array of shape (2,)
-            The grid's height and width.
+            Height and width of the grid.
 
         Returns
         -------
         array of shape (n_patches, 4), float64
-            Top, left, height and width of their cells in the image's own pixels. What a patch's feature has seen
-            reaches further.
+            Top, left, height and width of the grid cell of each patch, in pixels of the image before resizing. The
+            receptive field of a patch feature is larger than its cell.
         """
         cell = np.array(self.box[2:]) / grid
         return np.hstack([self.box[:2] + positions * cell, np.broadcast_to(cell, positions.shape)])
@@ -77,35 +90,35 @@ class View:
 def resize_and_crop(
     pixels: np.ndarray, size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
 ) -> tuple[torch.Tensor, View]:
-    """Resize an image with antialiasing and cut out its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
+    """Resize an image with antialiasing and crop its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
 
     Parameters
     ----------
     pixels : array of shape (height, width, n_channels), float32
         The image.
     size : int, (int, int) or None
-        Length of the shorter side, or height and width; None keeps the image's own size.
+        Length of the shorter side after resizing, or height and width after resizing. None keeps the size of the image.
     crop : int, (int, int) or None
-        Side of the central square, or height and width; None keeps everything.
+        Side length of the central square to keep, or its height and width. None keeps the complete image.
     index : int
-        Position in `X`, for the error.
+        Position of the image in `X`, for error messages.
     path : str or None
-        Its file, for the error.
+        Path of the image's file, for error messages.
     max_pixels : int or None, default=None
-        How many it may have after resizing.
+        Maximum number of pixels after resizing. None means no limit.
 
     Returns
     -------
     tensor of shape (n_channels, height, width), float32
-        What the network sees.
+        Input of the network.
     View
-        Where that lies in the image.
+        Region of the image that the input shows.
 
     Raises
     ------
     ImageError
-        If the crop is larger than the resized image, for nothing is made up at the border; or if that has too many
-        pixels.
+        If the crop is larger than the resized image, because the border is never padded. Also if the resized image has
+        more than `max_pixels` pixels.
     """
     resized, (top, left), view = placed((pixels.shape[0], pixels.shape[1]), size, crop, index, path, max_pixels)
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
@@ -118,12 +131,12 @@ def resize_and_crop(
 def placed(
     own: tuple[int, int], size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
 ) -> tuple[tuple[int, int], tuple[int, int], View]:
-    """Return where the part that the network sees lies in an image of a given size.
+    """Return the sizes and the view of an image of a given size, without reading the image.
 
     Parameters
     ----------
     own : (int, int)
-        The image's height and width in pixels.
+        Height and width of the image in pixels.
     size, crop, index, path, max_pixels
         As for :func:`resize_and_crop`.
 
@@ -132,26 +145,28 @@ def placed(
     resized : (int, int)
         Height and width after resizing.
     corner : (int, int)
-        Top and left of the crop in there.
+        Top and left of the crop in the resized image.
     view : View
-        The same in the image's own pixels.
+        Region of the image that the network sees.
 
     Raises
     ------
     ImageError
-        If the crop is larger than the resized image, or that has too many pixels.
+        If the crop is larger than the resized image, or the resized image has more than `max_pixels` pixels.
     """
     resized = _resized_size(own, size)
     if max_pixels is not None and resized != own and resized[0] * resized[1] > max_pixels:
         raise ImageError(
-            f"{own[0]}×{own[1]} pixels, {resized[0]}×{resized[1]} after resizing: more than max_pixels={max_pixels}.",
+            f"{own[0]}×{own[1]} pixels, {resized[0]}×{resized[1]} after resizing: more than max_pixels={max_pixels}. "
+            "Use a smaller image_size.",
             index,
             path,
         )
     cut = resized if crop is None else _pair(crop)
     if cut[0] > resized[0] or cut[1] > resized[1]:
         raise ImageError(
-            f"{resized[0]}×{resized[1]} pixels after resizing, smaller than crop_size {cut[0]}×{cut[1]}.",
+            f"{resized[0]}×{resized[1]} pixels after resizing, smaller than crop_size {cut[0]}×{cut[1]}. Use a smaller "
+            "crop_size or a larger image_size.",
             index,
             path,
         )
@@ -162,15 +177,17 @@ def placed(
 
 
 def _resized_size(own: tuple[int, int], size: Size) -> tuple[int, int]:
+    """Return the height and width of an image after resizing."""
     if size is None:
         return own
     if not isinstance(size, Integral):
         return _pair(size)
     height, width = own
     short = int(size)
-    # torchvision truncates the longer side
+    # The length of the longer side is truncated, not rounded, as in torchvision.
     return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
 
 
 def _pair(size: Any) -> tuple[int, int]:
+    """Return a size as height and width."""
     return (int(size), int(size)) if isinstance(size, Integral) else (int(size[0]), int(size[1]))
