@@ -1,7 +1,7 @@
-"""Brightness and contrast of images, and whether new ones look unlike those that a detector was trained on.
+"""Check whether new images differ from the training images in brightness, colour or contrast.
 
-A camera setting, another channel order or another range of values changes all images alike. A detector then finds all
-of them anomalous, which looks like a fault of the detector. These numbers tell the difference.
+Another camera setting, channel order or value range changes all images in the same way. The detector then flags all of
+them, which looks like a fault of the detector. A comparison of the :class:`Appearance` of the images finds this cause.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-# Fewer new images say nothing about the camera: a defective part may be dark or bright itself.
+# Minimum number of new images for a comparison. A few images may be dark or bright because their parts are defective.
 MIN_IMAGES = 4
-# Differences from the training images that are no fault of the camera or of its settings: up to this share of the range
-# from black to white, and up to this factor. A factor counts from a difference on that can be seen.
+# Tolerated differences from the training images: up to this fraction of the range from black to white, and up to this
+# factor. Differences smaller than _VISIBLE are always tolerated.
 _SHARE, _FACTOR, _VISIBLE = 0.15, 2.0, 0.02
-# Every fourth pixel of every fourth row suffices for medians, and takes a small part of the network's time.
+# Medians are computed from every fourth pixel of every fourth row. This takes little time compared with the network.
 _STEP = 4
-# 12 bits in a container of 16 reach 1/16, 13 bits reach 1/8.
+# Images are nearly black if no value exceeds this fraction of white. 12-bit values in uint16 reach 1/16, 13-bit 1/8.
 _DARK = 1 / 8
 
 
 class Appearance(NamedTuple):
-    """What an image looks like to the network.
+    """Brightness, colour and contrast of an image as the network sees it.
 
     Attributes
     ----------
     red, green, blue : float
-        Medians over its pixels, in [0, 1]: a defect of less than half of the image does not move them far.
+        Median of each channel over the pixels, in [0, 1]. Medians change little if a defect covers less than half of
+        the image.
     contrast : float
-        Interquartile range of its grey values.
+        Interquartile range of the grey values, in [0, 1].
     brightest : float
-        Largest value of any channel.
+        Largest value of any channel, in [0, 1].
     """
 
     red: float
@@ -49,10 +50,15 @@ def appearance_of(pixels: torch.Tensor) -> Appearance:
     Parameters
     ----------
     pixels : tensor of shape (1 or 3, height, width), float32 in [0, 1]
-        The image; a single channel stands for all three.
+        The image. A single channel is used as red, green and blue.
+
+    Returns
+    -------
+    Appearance
     """
     some = pixels[:, ::_STEP, ::_STEP].flatten(1).numpy()
-    in_order = np.sort(np.vstack([some, some.mean(axis=0)]), axis=1)  # numpy's own quantiles take several times as long
+    # Sort once and read medians and quartiles from the sorted rows. numpy's quantile functions are several times slower.
+    in_order = np.sort(np.vstack([some, some.mean(axis=0)]), axis=1)
     n = in_order.shape[1]
     red, green, blue = np.broadcast_to((in_order[:-1, (n - 1) // 2] + in_order[:-1, n // 2]) / 2, 3).tolist()
     low, high = np.interp([0.25 * (n - 1), 0.75 * (n - 1)], np.arange(n), in_order[-1])
@@ -60,52 +66,63 @@ def appearance_of(pixels: torch.Tensor) -> Appearance:
 
 
 def appearance_range(appearances: np.ndarray) -> np.ndarray:
-    """Return the lowest and the highest value of each number over images.
+    """Return the minimum and the maximum of each appearance value over the training images.
 
     Parameters
     ----------
     appearances : array of shape (n_images, 5)
-        One row per training image.
+        One :class:`Appearance` per training image.
 
     Returns
     -------
     array of shape (2, 5)
+        Minima in the first row, maxima in the second row.
     """
     return np.stack([appearances.min(axis=0), appearances.max(axis=0)])
 
 
 def describe_darkness(known: np.ndarray) -> str | None:
-    """Return a warning for training images that use a small part of the range of values; None if they do not.
+    """Return the text of a warning if all training images are nearly black; otherwise None.
 
     Parameters
     ----------
     known : array of shape (2, 5)
-        Their :func:`appearance_range`.
+        The :func:`appearance_range` of the training images.
+
+    Returns
+    -------
+    str or None
     """
     brightest = known[1][Appearance._fields.index("brightest")]
     if brightest > _DARK:
         return None
     return (
-        f"no training image has a value above {brightest:.3g} of white: they are nearly black to the network. If they "
-        "have fewer bits than their dtype, set value_range of the extractor to the values of black and white, such as "
-        "(0, 4095) for 12 bits in uint16. If it is set, it is too wide."
+        f"all training images are nearly black: their largest value is {brightest:.3g}, where white is 1. If the images "
+        "use fewer bits than their dtype, set value_range of the extractor to the values of black and white, such as "
+        "(0, 4095) for 12 bits in uint16. If value_range is already set, it is too wide."
     )
 
 
 def describe_difference(known: np.ndarray, appearances: np.ndarray) -> str | None:
-    """Return a warning if all new images differ from all training images in the same way; None if they do not.
+    """Return the text of a warning if all new images differ from the training images in the same way; otherwise None.
 
     Parameters
     ----------
     known : array of shape (2, 5)
-        The training images' :func:`appearance_range`.
+        The :func:`appearance_range` of the training images.
     appearances : array of shape (n_images, 5)
-        Of new images. Fewer than `MIN_IMAGES` are not compared.
+        One :class:`Appearance` per new image. If there are fewer than `MIN_IMAGES` images, None is returned.
+
+    Returns
+    -------
+    str or None
 
     Notes
     -----
-    A median or the contrast counts as different if it lies beyond the training images' range by more than 0.15 and the
-    width of that range, or by a factor of 2.
+    A new image differs in a median or in the contrast if one of two conditions holds. (1) The value lies outside the
+    range of the training images, by more than 0.15 and by more than the width of this range. (2) The value is less
+    than half of the minimum or more than twice the maximum of the training images, and the difference is more than
+    0.02. All new images must differ in the same value and in the same direction.
     """
     if len(appearances) < MIN_IMAGES:
         return None
@@ -123,31 +140,31 @@ def describe_difference(known: np.ndarray, appearances: np.ndarray) -> str | Non
         return None
     return (
         f"all {len(appearances)} images look unlike the training images: median {', '.join(differences)}, where white "
-        "is 1. Check the lighting, the camera, channel_order and value_range of the extractor before you trust the "
-        "labels."
+        "is 1. Before you trust the labels, check the lighting, the camera, channel_order and value_range of the "
+        "extractor."
     )
 
 
 class AppearanceLog:
-    """The appearances of images that pass in batches, possibly several times."""
+    """Collects the appearances of images that arrive in batches. The same image may arrive several times."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Appearance | None] = {}
 
     def add(self, views: Iterable[Any], numbers: np.ndarray) -> None:
-        """Record images by their numbers.
+        """Record the appearances of a batch of images.
 
         Parameters
         ----------
         views : iterable of (View or None)
-            Of the images.
+            One view per image.
         numbers : array of int
-            The images' numbers.
+            Index of each image. Another appearance of the same image replaces the earlier one.
         """
         for number, view in zip(numbers.tolist(), views, strict=True):
             self._rows[number] = None if view is None else view.appearance
 
     def as_array(self) -> np.ndarray | None:
-        """Return one row per image, of shape (n_images, 5); None if any appearance is unknown."""
+        """Return an array of shape (n_images, 5), one row per image; None if the appearance of any image is unknown."""
         known = [row for row in self._rows.values() if row is not None]
         return np.array(known) if known and len(known) == len(self._rows) else None

@@ -150,8 +150,8 @@ def _batch_of_tensors(X: torch.Tensor) -> np.ndarray:
         first = is_channels_first(tuple(X.shape))
         if first is None:
             raise ValueError(
-                f"the tensor X of shape {tuple(X.shape)} is ambiguous: the channels may be the second or the last axis. "
-                "Convert X to an array of shape (n_images, height, width, n_channels)."
+                f"the tensor X of shape {tuple(X.shape)} is ambiguous: the channels may be the second or the last "
+                "axis. Convert X to an array of shape (n_images, height, width, n_channels)."
             )
         if first:
             X = X.movedim(1, -1)

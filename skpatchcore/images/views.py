@@ -131,7 +131,7 @@ def resize_and_crop(
 def placed(
     own: tuple[int, int], size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
 ) -> tuple[tuple[int, int], tuple[int, int], View]:
-    """Return the sizes and the view of an image of a given size, without reading the image.
+    """Return the resized size, the position of the crop and the view for an image of a given size.
 
     Parameters
     ----------
