@@ -1,7 +1,7 @@
 """PatchCore image anomaly detection as scikit-learn estimators.
 
-Importing the package imports neither torch nor pynndescent: each public name loads its module when it is first used.
-The names stand in ``__init__.pyi``.
+Importing the package does not import torch or pynndescent. The module of each public name is imported when the name is
+first used. The public names are listed in ``__init__.pyi``.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-# The public names, written once: lazy_loader reads this file at run time, type checkers read it too.
+# The list of public names. lazy_loader reads this file at run time, and type checkers read it too.
 from .calibration.conformal import conformal_p_values as conformal_p_values
 from .coreset.greedy import GreedyCoresetSampler as GreedyCoresetSampler
 from .coreset.proxies import LearnedProxySampler as LearnedProxySampler

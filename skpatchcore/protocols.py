@@ -1,9 +1,9 @@
-"""The plug points: what an extractor, a sampler and an index must have, and what they may have.
+"""Protocols of the stages of a detector: `Extractor`, `Sampler` and `Index`.
 
-A stage of a detector can be any estimator that fits one of these protocols: scikit-learn's own, and classes of yours
-that derive from ``sklearn.base.BaseEstimator``, because detectors clone their stages. Each protocol names the required
-members; its docstring lists the optional ones. The functions below are the only places where the package asks for an
-optional member.
+Any estimator that implements one of these protocols can be used as a stage. This includes estimators of scikit-learn
+and your own classes. Your classes must derive from ``sklearn.base.BaseEstimator``, because detectors clone their
+stages. Each protocol defines the required members, and its docstring lists the optional members. Only the functions in
+this module check whether a stage has an optional member.
 """
 
 from __future__ import annotations
@@ -23,34 +23,38 @@ if TYPE_CHECKING:
 
 
 class Extractor(Protocol):
-    """Turns images into grids of patch features. It is stateless: `fit` learns nothing from images.
+    """Protocol of feature extractors, which turn images into grids of patch features.
+
+    An extractor is stateless: `fit` does not estimate anything from images.
 
     Notes
     -----
     Optional members:
 
-    - ``iter_transform(X)`` yields ``(features, views)`` batch by batch: an array of shape (n_batch, grid_height,
-      grid_width, n_channels) and one ``skpatchcore.images.View`` per image. Without it, `transform` is called on
-      a few images at a time, and each grid is assumed to cover its whole image.
-    - ``input_sizes(X)`` returns the height and width that the network sees of each image, an array of shape (n_images,
-      2), or None if all are equal. It makes memory estimates exact for images of different sizes.
-    - ``batch_size`` is the number of images in a batch; 16 is assumed without it.
-    - ``channel_order`` and ``value_range`` say how the values of images are understood, as in
-      :class:`~skpatchcore.TorchFeatureExtractor`. They are needed to draw images as the network sees them.
-    - ``image_size`` and ``crop_size`` say how images are resized and cropped, as in
-      :class:`~skpatchcore.TorchFeatureExtractor`. They are needed to compare pixels at the size that the network sees.
-    - The detector sets a parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
+    - ``iter_transform(X)`` yields one pair ``(features, views)`` per batch. ``features`` is an array of shape (n_batch,
+      grid_height, grid_width, n_channels), and ``views`` holds one ``skpatchcore.images.View`` per image. If this
+      method is missing, `transform` is called on a few images at a time, and each grid is assumed to cover its
+      complete image.
+    - ``input_sizes(X)`` returns the height and width of the network's input for each image, as an array of shape
+      (n_images, 2). It returns None if all sizes are equal. With this method, memory estimates are exact for images of
+      different sizes.
+    - ``batch_size`` is the number of images per batch. If it is missing, 16 is assumed.
+    - ``channel_order`` and ``value_range`` define the interpretation of the values of images, as in
+      :class:`~skpatchcore.TorchFeatureExtractor`. They are used to draw images as the network sees them.
+    - ``image_size`` and ``crop_size`` define how images are resized and cropped, as in
+      :class:`~skpatchcore.TorchFeatureExtractor`. They are used to compare pixels at the size of the network's input.
+    - The detector sets the parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
-        """Check parameters and load what is needed; return the estimator."""
+        """Check the parameters and load the required resources, such as weights; return the estimator."""
 
     def transform(self, X: Any) -> Any:
         """Return an array of shape (n_images, grid_height, grid_width, n_channels), or a list of grids."""
 
 
 class Sampler(Protocol):
-    """Selects the coreset from the rows of a matrix.
+    """Protocol of samplers, which select the coreset from the rows of a matrix.
 
     Attributes
     ----------
@@ -61,13 +65,16 @@ class Sampler(Protocol):
     -----
     Optional members:
 
-    - ``components_``, set by `fit`: the selected rows, of shape (n_selected, n_features). A sampler that learns
-      prototypes returns them here. Without it, the rows at ``component_indices_`` are the memory bank.
-    - ``fit_batches(batches, n_samples, max_memory)`` together with ``estimate_memory(n_samples, n_features)`` selects
-      from rows that arrive in batches and are seen once. Needed for fits in which not all patch features fit in memory.
-    - ``ratio`` is the fraction or number of rows that are selected; all rows are assumed without it.
-    - The detector sets a parameter ``random_state`` if it is None, ``device`` if it is ``"auto"``, and ``verbose`` if
-      it is 0. It also sets ``components_`` after ``fit_batches``, and where the index keeps the rows in another dtype.
+    - ``components_`` holds the rows of the memory bank, of shape (n_selected, n_features). `fit` sets this attribute.
+      A sampler that computes prototypes stores them here. If it is missing, the rows at ``component_indices_`` are the
+      memory bank.
+    - ``fit_batches(batches, n_samples, max_memory)`` selects rows that arrive in batches and are read only once. It
+      must be accompanied by ``estimate_memory(n_samples, n_features)``. Both are required if not all patch features
+      fit in memory.
+    - ``ratio`` is the fraction or the number of rows that are selected. If it is missing, all rows are assumed.
+    - The detector sets the parameter ``random_state`` if it is None, ``device`` if it is ``"auto"``, and ``verbose`` if
+      it is 0. The detector also sets ``components_`` after ``fit_batches``, and if the index stores the rows in another
+      dtype.
     """
 
     component_indices_: Any
@@ -77,73 +84,75 @@ class Sampler(Protocol):
 
 
 class Index(Protocol):
-    """Finds the nearest rows of the memory bank, as ``sklearn.neighbors.NearestNeighbors`` does.
+    """Protocol of indexes, which find the nearest rows of the memory bank for given patch features.
+
+    ``sklearn.neighbors.NearestNeighbors`` implements this protocol.
 
     Notes
     -----
-    The answers are checked (``skpatchcore.bank.answers``). Rows that the bank does not have, wrong shapes and wrong
-    types raise a ValueError. A row of -1 marks a neighbour that was not found: a query with too few distinct rows is
-    searched exactly, with a warning. Distances are measured from the rows: they are Euclidean whatever the index
-    returns.
+    The results of an index are checked in ``skpatchcore.bank.answers``. Row indices outside the bank, wrong shapes and
+    wrong types raise a ValueError. A row index of -1 means that a neighbour was not found. If the index returns too few
+    distinct rows for a query, this query is searched exactly, with a warning. The distances of the index are not used:
+    Euclidean distances are computed from the rows.
 
     Optional members:
 
-    - ``kneighbors(..., exclude=rows)`` searches as if these rows of the bank were absent. Without it, as many more
-      neighbours are requested as rows are excluded.
-    - ``stored_rows`` is the bank as the index keeps it. The detector shares that array if its dtype differs.
-    - The detector sets a parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
+    - ``kneighbors(..., exclude=rows)`` searches as if these rows of the bank were absent. If this parameter is missing,
+      the number of requested neighbours is increased by the number of excluded rows.
+    - ``stored_rows`` is the bank as the index stores it. The detector uses this array if its dtype differs.
+    - The detector sets the parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
-        """Keep the rows of `X`, of shape (n_rows, n_features); return the estimator."""
+        """Store the rows of `X`, of shape (n_rows, n_features); return the estimator."""
 
     def kneighbors(self, X: Any, n_neighbors: int, return_distance: bool = True) -> Any:
         """Return Euclidean distances, ascending, and row indices, each of shape (n_queries, n_neighbors)."""
 
 
 class ViewExtractor(Extractor, Protocol):
-    """An extractor that reports its batches and what it sees of each image."""
+    """Protocol of extractors that yield features in batches and report the view of each image."""
 
     def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
-        """Yield the features of the next images, with one view per image."""
+        """Yield the features of each batch of images, with one view per image."""
 
 
 class BatchSampler(Sampler, Protocol):
-    """A sampler that can select from rows that it sees once."""
+    """Protocol of samplers that can select from batches of rows that are read only once."""
 
     def fit_batches(self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None) -> Any:
-        """Select from batches of rows within `max_memory` bytes; return the estimator."""
+        """Select from `n_samples` rows in batches, using at most `max_memory` bytes; return the estimator."""
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
-        """Return the bytes that `fit_batches` needs without a limit."""
+        """Return the number of bytes that `fit_batches` needs without a memory limit."""
 
 
 def reports_views(extractor: Any) -> TypeGuard[ViewExtractor]:
-    """Return whether an extractor has ``iter_transform``."""
+    """Return whether an extractor has the method ``iter_transform``."""
     return hasattr(extractor, "iter_transform")
 
 
 def batch_size_of(extractor: Extractor, default: int) -> int:
-    """Return the number of images in an extractor's batches."""
+    """Return the number of images in an extractor's batches; `default` if the extractor has no ``batch_size``."""
     size: int = getattr(extractor, "batch_size", default)
     return size
 
 
 def input_sizes_of(extractor: Extractor | None, X: Any) -> np.ndarray | None:
-    """Return the sizes at which the network sees images; None if they are equal or unknown."""
+    """Return the sizes of the network's input for images; None if all sizes are equal or unknown."""
     sizes_of = getattr(extractor, "input_sizes", None)
     return None if sizes_of is None else sizes_of(X)
 
 
 def resizing_of(extractor: Any) -> tuple[Any, Any] | None:
-    """Return `image_size` and `crop_size` of an extractor; None if it has no such parameters."""
+    """Return ``(image_size, crop_size)`` of an extractor; None if the extractor lacks one of these parameters."""
     if not hasattr(extractor, "image_size") or not hasattr(extractor, "crop_size"):
         return None
     return extractor.image_size, extractor.crop_size
 
 
 def pixel_format_of(estimator: Any) -> PixelFormat:
-    """Return how an extractor, or the extractor of a fitted detector, understands the values of images."""
+    """Return the pixel format of an extractor, or of the extractor of a fitted detector or ensemble."""
     members = [member for member in getattr(estimator, "estimators_", ())[:1]]
     for owner in (estimator, getattr(estimator, "extractor_", None), *(m.extractor_ for m in members)):
         if hasattr(owner, "channel_order") and hasattr(owner, "value_range"):
@@ -153,17 +162,17 @@ def pixel_format_of(estimator: Any) -> PixelFormat:
 
 
 def image_size_of(extractor: Any) -> Any:
-    """Return `image_size` of an extractor; None if it has no such parameter."""
+    """Return ``image_size`` of an extractor; None if the extractor has no such parameter."""
     return getattr(extractor, "image_size", None)
 
 
 def selects_from_batches(sampler: Any) -> TypeGuard[BatchSampler]:
-    """Return whether a sampler has ``fit_batches`` and ``estimate_memory``."""
+    """Return whether a sampler has the methods ``fit_batches`` and ``estimate_memory``."""
     return hasattr(sampler, "fit_batches") and hasattr(sampler, "estimate_memory")
 
 
 def ratio_of(sampler: Sampler) -> float:
-    """Return the fraction or number of rows that a sampler selects; 1.0, the worst case, if it does not say."""
+    """Return the fraction or number of rows that a sampler selects; 1.0 (all rows) if the sampler has no ``ratio``."""
     ratio: float = getattr(sampler, "ratio", 1.0)
     return ratio
 
@@ -177,22 +186,24 @@ def selected_by(sampler: Any) -> np.ndarray:
         If the sampler has no ``component_indices_``.
     """
     if not hasattr(sampler, "component_indices_"):
-        raise ValueError(f"sampler={sampler!r} selects no rows: after fit it has no component_indices_.")
+        raise ValueError(
+            f"sampler={sampler!r} has no component_indices_ after fit. Use a sampler that sets this attribute."
+        )
     return np.asarray(sampler.component_indices_, np.int64)
 
 
 def components_of(sampler: Sampler) -> np.ndarray | None:
-    """Return the rows that a fitted sampler holds; None if it holds indices only."""
+    """Return ``components_`` of a fitted sampler; None if the sampler has no such attribute."""
     rows: np.ndarray | None = getattr(sampler, "components_", None)
     return rows
 
 
 def can_exclude(index: Index) -> bool:
-    """Return whether ``kneighbors`` of an index has the argument ``exclude``."""
+    """Return whether the method ``kneighbors`` of an index has the parameter ``exclude``."""
     return "exclude" in signature(index.kneighbors).parameters
 
 
 def stored_rows_of(index: Index, rows: np.ndarray) -> np.ndarray:
-    """Return the bank as a fitted index keeps it; `rows`, the bank it was fitted on, if it does not say."""
+    """Return the bank as a fitted index stores it; `rows`, on which the index was fitted, if this is unknown."""
     stored: np.ndarray = getattr(index, "stored_rows", rows)
     return stored

@@ -57,7 +57,7 @@ def appearance_of(pixels: torch.Tensor) -> Appearance:
     Appearance
     """
     some = pixels[:, ::_STEP, ::_STEP].flatten(1).numpy()
-    # Sort once and read medians and quartiles from the sorted rows. numpy's quantile functions are several times slower.
+    # Sort once, then read medians and quartiles from the sorted rows. numpy's quantiles take several times as long.
     in_order = np.sort(np.vstack([some, some.mean(axis=0)]), axis=1)
     n = in_order.shape[1]
     red, green, blue = np.broadcast_to((in_order[:-1, (n - 1) // 2] + in_order[:-1, n // 2]) / 2, 3).tolist()
@@ -97,8 +97,8 @@ def describe_darkness(known: np.ndarray) -> str | None:
     if brightest > _DARK:
         return None
     return (
-        f"all training images are nearly black: their largest value is {brightest:.3g}, where white is 1. If the images "
-        "use fewer bits than their dtype, set value_range of the extractor to the values of black and white, such as "
+        f"all training images are nearly black: their largest value is {brightest:.3g}, where white is 1. If they use "
+        "fewer bits than their dtype, set value_range of the extractor to the values of black and white, such as "
         "(0, 4095) for 12 bits in uint16. If value_range is already set, it is too wide."
     )
 
