@@ -43,7 +43,8 @@ class Extractor(Protocol):
       :class:`~skpatchcore.TorchFeatureExtractor`. They are used to draw images as the network sees them.
     - ``image_size`` and ``crop_size`` define how images are resized and cropped, as in
       :class:`~skpatchcore.TorchFeatureExtractor`. They are used to compare pixels at the size of the network's input.
-    - The detector sets the parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
+    - Parameters ``random_state`` and ``device``: the detector sets ``random_state`` if it is None, and ``device`` if it
+      is ``"auto"``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
@@ -72,9 +73,10 @@ class Sampler(Protocol):
       must be accompanied by ``estimate_memory(n_samples, n_features)``. Both are required if not all patch features
       fit in memory.
     - ``ratio`` is the fraction or the number of rows that are selected. If it is missing, all rows are assumed.
-    - The detector sets the parameter ``random_state`` if it is None, ``device`` if it is ``"auto"``, and ``verbose`` if
-      it is 0. The detector also sets ``components_`` after ``fit_batches``, and if the index stores the rows in another
-      dtype.
+    - Parameters ``random_state``, ``device`` and ``verbose``: the detector sets ``random_state`` if it is None,
+      ``device`` if it is ``"auto"``, and ``verbose`` if it is 0.
+
+    The detector also sets ``components_`` after ``fit_batches``, and if the index stores the rows in another dtype.
     """
 
     component_indices_: Any
@@ -92,15 +94,17 @@ class Index(Protocol):
     -----
     The results of an index are checked in ``skpatchcore.bank.answers``. Row indices outside the bank, wrong shapes and
     wrong types raise a ValueError. A row index of -1 means that a neighbour was not found. If the index returns too few
-    distinct rows for a query, this query is searched exactly, with a warning. The distances of the index are not used:
-    Euclidean distances are computed from the rows.
+    distinct rows for a query, this query is searched exactly, with a warning. The distances that your own index classes
+    return are not used. Euclidean distances are computed from the rows instead. A warning is issued if most of the
+    returned distances are not Euclidean.
 
     Optional members:
 
     - ``kneighbors(..., exclude=rows)`` searches as if these rows of the bank were absent. If this parameter is missing,
       the number of requested neighbours is increased by the number of excluded rows.
     - ``stored_rows`` is the bank as the index stores it. The detector uses this array if its dtype differs.
-    - The detector sets the parameter ``random_state`` if it is None, and ``device`` if it is ``"auto"``.
+    - Parameters ``random_state`` and ``device``: the detector sets ``random_state`` if it is None, and ``device`` if it
+      is ``"auto"``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
