@@ -1,4 +1,4 @@
-"""Consoles that can't show a text, and consoles that are gone."""
+"""Tests of console output: encodings that lack characters, and broken, missing or closed streams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skpatchcore._utils.progress import progress_bar
 
 
 class Broken(io.StringIO):
-    """A stream whose reader is gone."""
+    """A stream that raises BrokenPipeError, as a pipe without a reader does."""
 
     def write(self, text):
         raise BrokenPipeError
@@ -23,7 +23,7 @@ class Broken(io.StringIO):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8", "utf-16"])
-def test_text_that_an_encoding_lacks_is_written_escaped(encoding):
+def test_tolerant_stream_escapes_characters_that_the_encoding_lacks(encoding):
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding)
     TolerantStream(stream).write("ros\udce9 部品 µ\n")
@@ -34,10 +34,10 @@ def test_text_that_an_encoding_lacks_is_written_escaped(encoding):
 
 
 @pytest.mark.parametrize("make", [Broken, lambda: None, lambda: closed()])
-def test_streams_that_are_gone_raise_nothing(make, monkeypatch):
+def test_output_to_broken_missing_or_closed_streams_raises_nothing(make, monkeypatch):
     monkeypatch.setattr(sys, "stdout", make())
     monkeypatch.setattr(sys, "stderr", make())
-    with progress_bar(3, "working", "step", 1) as bar:  # the library's own, without the command line
+    with progress_bar(3, "working", "step", 1) as bar:  # tolerant also without tolerant_output
         bar.write("a line")
         bar.update(3)
     with tolerant_output():
@@ -52,7 +52,7 @@ def closed():
     return stream
 
 
-def test_a_broken_pipe_is_let_go_so_that_the_exit_is_clean():
+def test_tolerant_output_redirects_a_broken_pipe_to_the_null_device():
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
@@ -62,4 +62,4 @@ def test_a_broken_pipe_is_let_go_so_that_the_exit_is_clean():
                 print("x" * 100_000)
         finally:
             sys.stdout = before
-        stream.write("y" * 100_000)  # closing it flushes what is left: nothing is raised
+        stream.write("y" * 100_000)  # closing the stream flushes this text and must not raise

@@ -1,4 +1,4 @@
-"""Files that are replaced in one step, and what they keep of the old ones."""
+"""Tests of atomic writes: links, permissions and hard links of the old file, and checks before writing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from skpatchcore._utils.files import require_writable, require_writable_folder, written_whole
 
-needs_links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
+needs_links = pytest.mark.skipif(os.name == "nt", reason="symbolic links need a privilege on Windows")
 
 
 def write(path, text="new"):
@@ -23,7 +23,7 @@ def mode_of(path):
 
 
 @needs_links
-def test_links_stay_and_their_target_is_replaced(tmp_path):
+def test_written_whole_keeps_links_and_replaces_their_target(tmp_path):
     (tmp_path / "there").mkdir()
     target = tmp_path / "there" / "v1"
     target.write_text("old")
@@ -37,16 +37,16 @@ def test_links_stay_and_their_target_is_replaced(tmp_path):
 
 
 @needs_links
-def test_a_link_to_nothing_gets_its_target(tmp_path):
+def test_written_whole_creates_the_target_of_a_dangling_link(tmp_path):
     (tmp_path / "current").symlink_to("later")
     write(tmp_path / "current")
     assert (tmp_path / "current").is_symlink()
     assert (tmp_path / "later").read_text() == "new"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there are no such permissions there")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
 @pytest.mark.parametrize("mode", [0o664, 0o600, 0o640, 0o666])
-def test_permissions_of_the_old_file_stay(tmp_path, mode):
+def test_written_whole_keeps_the_permissions_of_the_old_file(tmp_path, mode):
     path = tmp_path / "file"
     path.write_text("old")
     path.chmod(mode)
@@ -54,13 +54,13 @@ def test_permissions_of_the_old_file_stay(tmp_path, mode):
     with written_whole(path) as partial:
         seen.append(mode_of(partial))
         partial.write_text("new")
-    assert seen == [0o600]  # before it is whole, nobody else reads it
+    assert seen == [0o600]  # other users cannot read the incomplete file
     assert (mode_of(path), path.read_text()) == (mode, "new")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="there is no umask there")
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
-def test_new_files_have_the_permissions_of_the_process(tmp_path, mask):
+def test_written_whole_gives_new_files_the_permissions_of_the_umask(tmp_path, mask):
     before = os.umask(mask)
     try:
         write(tmp_path / "file")
@@ -69,20 +69,20 @@ def test_new_files_have_the_permissions_of_the_process(tmp_path, mask):
     assert mode_of(tmp_path / "file") == 0o666 & ~mask
 
 
-def test_another_hard_link_keeps_the_old_content(tmp_path):
+def test_written_whole_leaves_other_hard_links_unchanged(tmp_path):
     (tmp_path / "a").write_text("old")
     os.link(tmp_path / "a", tmp_path / "b")
     write(tmp_path / "a")
     assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("new", "old")
 
 
-def test_long_names_can_be_written(tmp_path):
+def test_written_whole_accepts_names_of_250_characters(tmp_path):
     name = "x" * 250
     write(tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_what_is_no_file_is_not_replaced(tmp_path):
+def test_written_whole_refuses_directories_and_pipes(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError):
         write(tmp_path / "folder")
@@ -93,7 +93,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_file_that_may_not_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+def test_written_whole_and_require_writable_refuse_a_read_only_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     path.write_text("old")
     monkeypatch.setattr(os, "access", lambda target, mode: Path(target) != path)
@@ -103,7 +103,7 @@ def test_a_file_that_may_not_be_written_is_refused_before_the_work(tmp_path, mon
     assert path.read_text() == "old"
 
 
-def test_a_folder_that_can_not_be_written_is_found_before_the_work(tmp_path, monkeypatch):
+def test_require_writable_folder_refuses_a_read_only_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     require_writable_folder(tmp_path / "not" / "yet")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -1,3 +1,5 @@
+"""Tests of the checks of labels."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -14,10 +16,10 @@ MEANING = {"+1": 1, "1.0": 1, "-1": -1, "int8": -1}
 
 
 @given(st.lists(st.sampled_from(sorted(LABELS)), min_size=1, max_size=9))
-def test_image_labels_keeps_good_and_anomalous_and_calls_the_rest_unknown(names):
+def test_image_labels_returns_1_for_good_minus_1_for_anomalous_0_for_unknown(names):
     expected = [MEANING.get(name, 0) for name in names]
     y = [LABELS[name] for name in names]
-    if {label for label in y if not pd.isna(label)} == {0, 1}:  # another convention
+    if {label for label in y if not pd.isna(label)} == {0, 1}:  # probably another convention, therefore refused
         with pytest.raises(ValueError, match="holds 0 and 1, and no -1"):
             image_labels(y, len(y))
         return
@@ -47,12 +49,12 @@ def test_image_labels_refuses_several_columns():
 
 
 @pytest.mark.parametrize("bad", [2, -2, 0.5, True, "good", "1", np.inf, 1j])
-def test_image_labels_refuses_one_odd_label_and_names_its_place(bad):
+def test_image_labels_refuses_an_invalid_label_and_names_its_index(bad):
     with pytest.raises(ValueError, match=r"y\[2\] is .*convention is \+1 for good and -1 for anomalous"):
         image_labels([1, -1, bad, 1], 4)
 
 
-def test_is_nominal_warns_of_unknown_labels_at_the_callers_line():
+def test_is_nominal_warns_of_unknown_labels_at_the_line_of_the_caller():
     with pytest.warns(UserWarning, match="1 of 3 images neither good nor anomalous: they are left out") as caught:
         assert is_nominal([1, np.nan, -1], 3).tolist() == [True, False, False]
     assert caught[0].filename == __file__
@@ -60,7 +62,7 @@ def test_is_nominal_warns_of_unknown_labels_at_the_callers_line():
 
 @pytest.mark.filterwarnings("ignore:y labels")
 @pytest.mark.parametrize("unknown", [0, np.nan, None, pd.NA])
-def test_unknown_and_anomalous_images_are_neither_learnt_nor_in_training_folds(unknown):
+def test_fit_and_splits_leave_out_unknown_and_anomalous_images(unknown):
     X = np.random.default_rng(0).normal(size=(24, 4, 4, 8)).astype(np.float32)
     X[18:] += 8
     y = [1] * 18 + [unknown] * 2 + [-1] * 4

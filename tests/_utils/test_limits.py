@@ -1,3 +1,5 @@
+"""Tests of `available_bytes` with artificial files of control groups and with real limits."""
+
 from __future__ import annotations
 
 import subprocess
@@ -23,7 +25,7 @@ V2 = "29 23 0:26 {root} {point} rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelega
 
 
 class System:
-    """Made-up files of a Linux system."""
+    """Artificial ``/proc`` and ``/sys`` files of a Linux system."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -57,19 +59,19 @@ def system(tmp_path, monkeypatch):
     return System(tmp_path)
 
 
-def test_available_bytes_is_what_is_free_where_nothing_is_known(system):
+def test_available_bytes_without_known_limits_is_the_free_memory(system):
     assert available_bytes(system.root) == FREE
     assert available_bytes(system.root / "nowhere") == FREE
 
 
-def test_available_bytes_counts_the_limit_of_the_own_group_of_version_2(system):
+def test_available_bytes_respects_the_limit_of_its_own_version_2_group(system):
     system.process_in("0::/user.slice/job.scope\n", V2.format(root="/", point="/sys/fs/cgroup"))
     system.group_v2("/sys/fs/cgroup/user.slice/job.scope", limit=1000, use=400, inactive=100)
     assert available_bytes(system.root) == 700
 
 
 @pytest.mark.parametrize("group", ["", "/a", "/a/b", "/a/b/c"])
-def test_available_bytes_counts_the_limits_of_all_groups_above(system, group):
+def test_available_bytes_respects_the_limits_of_all_parent_groups(system, group):
     system.process_in("0::/a/b/c\n", V2.format(root="/", point="/sys/fs/cgroup"))
     for other in ("/a", "/a/b", "/a/b/c"):
         system.group_v2(f"/sys/fs/cgroup{other}", limit=5000, use=10)
@@ -79,7 +81,7 @@ def test_available_bytes_counts_the_limits_of_all_groups_above(system, group):
     assert available_bytes(system.root) == (4990)
 
 
-def test_available_bytes_counts_the_smaller_of_the_two_limits_of_version_2(system):
+def test_available_bytes_respects_the_smaller_of_memory_max_and_memory_high(system):
     system.process_in("0::/job\n", V2.format(root="/", point="/sys/fs/cgroup"))
     system.group_v2("/sys/fs/cgroup/job", limit=5000, use=1000, high=3000)
     assert available_bytes(system.root) == 2000
@@ -94,20 +96,20 @@ def test_available_bytes_is_never_negative(system):
 
 
 @pytest.mark.parametrize("point", ["/sys/fs/cgroup/memory", "/mnt/c groups"])
-def test_available_bytes_counts_the_groups_of_version_1_wherever_they_are_mounted(system, point):
+def test_available_bytes_respects_version_1_groups_at_any_mount_point(system, point):
     groups = "9:name=systemd:/\n4:cpuset,memory:/jobs/7\n0::/\n"
     mounts = V1.format(root="/", point=point.replace(" ", r"\040"), which="cpuset,memory")
     system.process_in(groups, mounts + V2.format(root="/", point="/sys/fs/cgroup/unified"))
     system.group_v1(f"{point}/jobs/7", 2**63 - 4096, use=10)
     system.group_v1(f"{point}/jobs", 4000, use=1000, inactive=200)
     assert available_bytes(system.root) == 3200
-    # the hierarchy of another controller is not asked
+    # a hierarchy without the memory controller is ignored
     system.process_in(groups.replace(",memory", ""), mounts)
     assert available_bytes(system.root) == FREE
 
 
-def test_available_bytes_counts_a_group_that_is_mounted_as_the_root_of_a_container(system):
-    """Without a namespace of its own, a container sees the whole path of its group, but only the group is mounted."""
+def test_available_bytes_respects_a_group_that_is_mounted_as_root_of_a_container(system):
+    """Check a container without its own namespace: it sees the complete group path, but only its group is mounted."""
     system.process_in("0::/docker/abc/inner\n", V2.format(root="/docker/abc", point="/sys/fs/cgroup"))
     system.group_v2("/sys/fs/cgroup", limit=900)
     system.group_v2("/sys/fs/cgroup/inner", limit=1000)
@@ -115,7 +117,7 @@ def test_available_bytes_counts_a_group_that_is_mounted_as_the_root_of_a_contain
 
 
 @pytest.mark.parametrize("path", ["/../other", "/elsewhere/x"])
-def test_available_bytes_counts_the_mounted_group_if_the_own_one_is_not_visible(system, path):
+def test_available_bytes_respects_the_mounted_group_if_its_own_group_is_not_visible(system, path):
     system.process_in(f"0::{path}\n", V2.format(root="/docker/abc", point="/sys/fs/cgroup"))
     system.group_v2("/sys/fs/cgroup", limit=900)
     assert available_bytes(system.root) == 900
@@ -141,12 +143,12 @@ class Limits:
         (300 * 1024, 41 * 1024, 1024),
     ],
 )
-def test_available_bytes_counts_resource_limits(system, monkeypatch, address_space, data, expected):
+def test_available_bytes_respects_resource_limits(system, monkeypatch, address_space, data, expected):
     monkeypatch.setattr(limits, "resource", Limits(address_space, data))
     assert available_bytes(system.root) == expected
 
 
-def test_parsers_leave_out_what_they_do_not_know(tmp_path):
+def test_parsers_ignore_unknown_lines_and_missing_files(tmp_path):
     assert cgroups_of("") == {}
     assert cgroups_of("no such line\n1:cpu:/a\n3:memory:/x:y\n") == {"cgroup": "/x:y"}
     assert mounts_of("short - line\n\n1 2 3\n") == []
@@ -167,7 +169,7 @@ print(available_bytes())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_available_bytes_sees_ulimit():
+def test_available_bytes_respects_ulimit_of_a_real_process():
     limit = 3 * 2**30
     said = subprocess.run(
         [sys.executable, "-c", LIMITED.format(limit=limit)], capture_output=True, text=True, check=True, timeout=300

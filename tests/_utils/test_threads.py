@@ -1,3 +1,5 @@
+"""Tests of `one_thread`."""
+
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +19,12 @@ from tests.factories import extractor
 
 @pytest.fixture(autouse=True)
 def _two_threads():
-    """Set two threads, for this thread only: torch.set_num_threads would change the rounding of all later tests."""
+    """Use two OpenMP threads in this test only. torch.set_num_threads would change the rounding in later tests."""
     with ThreadpoolController().select(user_api="openmp").limit(limits=2):
         yield
 
 
-def test_one_thread_limits_small_work_only_and_restores_the_number():
+def test_one_thread_limits_small_work_only_and_restores_the_number_of_threads():
     with one_thread(True):
         assert torch.get_num_threads() == 1
         with one_thread(True), one_thread(False):
@@ -42,7 +44,7 @@ def test_one_thread_limits_the_calling_thread_only():
             assert pool.submit(torch.get_num_threads).result(timeout=60) == elsewhere
 
         def within():
-            with one_thread(True):  # a new thread, in which torch has not computed yet
+            with one_thread(True):  # in a new thread, where torch has not computed anything yet
                 return torch.ones(1000).sum().item(), torch.get_num_threads()
 
         with ThreadPoolExecutor(1) as other:
@@ -51,7 +53,7 @@ def test_one_thread_limits_the_calling_thread_only():
 
 
 def watched(monkeypatch, owner, name):
-    """Return a list of the numbers of threads with which a function is called."""
+    """Record the number of threads at each call of a function. Return the list, which grows with each call."""
     seen, original = [], getattr(owner, name)
 
     def watch(*args, **kwargs):
@@ -62,7 +64,7 @@ def watched(monkeypatch, owner, name):
     return seen
 
 
-def test_small_selections_and_searches_run_on_one_thread_and_large_ones_on_all(monkeypatch):
+def test_small_selections_and_searches_use_one_thread_and_large_ones_use_all(monkeypatch):
     selections, searches = (
         watched(monkeypatch, greedy, "k_center_greedy"),
         watched(monkeypatch, BoundedBank, "kneighbors"),
@@ -77,7 +79,7 @@ def test_small_selections_and_searches_run_on_one_thread_and_large_ones_on_all(m
     assert searches == [1, 2]
 
 
-def test_small_images_go_through_the_network_on_one_thread_whatever_the_batch(monkeypatch):
+def test_network_uses_one_thread_for_small_images_at_any_batch_size(monkeypatch):
     seen = watched(monkeypatch, ForwardPass, "_run")
     rng = np.random.default_rng(0)
     for batch_size in (1, 4):

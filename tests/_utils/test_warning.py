@@ -1,4 +1,4 @@
-"""Warnings point to the user's line, from however deep in the package."""
+"""Tests of `warn_user`: warnings point to the line of the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X = np.random.default_rng(0).random((6, 4, 4, 8), np.float32)
 
 
 class Squared(NearestNeighbors):
-    """An index whose distances are not Euclidean."""
+    """An index with distances that are not Euclidean."""
 
     def kneighbors(self, X=None, n_neighbors=None, return_distance=True):
         distances, indices = super().kneighbors(X, n_neighbors, return_distance)
@@ -32,7 +32,7 @@ class Squared(NearestNeighbors):
     ],
     ids=["index", "contamination"],
 )
-def test_warnings_from_within_a_detector_point_to_the_line_of_the_user(parameters, message):
+def test_warnings_of_a_detector_point_to_the_line_of_the_user(parameters, message):
     detector = PatchCoreDetector("precomputed", random_state=0, **parameters)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -42,7 +42,7 @@ def test_warnings_from_within_a_detector_point_to_the_line_of_the_user(parameter
     assert set(places) == {__file__}
 
 
-def test_a_file_of_the_user_beside_the_package_is_not_taken_for_its_own():
+def test_a_user_file_beside_the_package_does_not_count_as_inner():
     package = Path(skpatchcore.__file__).parent
     assert _is_inner(str(package / "bank" / "answers.py"))
     assert not _is_inner(str(package.with_name("skpatchcore_of_mine.py")))
