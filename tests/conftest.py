@@ -1,3 +1,5 @@
+"""Fixtures and settings for all tests."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,8 +9,8 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-# Seconds after which a test fails that waits for something which never comes. The slowest takes a minute on two busy
-# cores. Not an option of pyproject.toml: with --strict-config, tests could not run where pytest-timeout is missing.
+# Time limit of each test in seconds, so that a test that hangs fails. The slowest test takes one minute on two busy cores.
+# The limit is not set in pyproject.toml: with --strict-config, the tests could then not run without pytest-timeout.
 TIMEOUT = 600
 
 
@@ -26,7 +28,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def golden():
-    """Load reference arrays by name; they lie beside the project, not in it."""
+    """Return a function that loads reference arrays by name. The arrays are stored beside the project folder."""
 
     def load(name: str):
         path = SHARED / "golden" / f"{name}.npz"
@@ -39,6 +41,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def hazelnut():
+    """Return the folder of the hazelnut images. Tests are skipped if the folder is missing."""
     path = SHARED / "data" / "hazelnut_toy"
     if not path.is_dir():
         pytest.skip("the images (../shared/data/hazelnut_toy) are not on this machine")
@@ -47,7 +50,10 @@ def hazelnut():
 
 @pytest.fixture(scope="session")
 def parts():
-    """Small images of good parts, and one with a dark spot: arrays (n, 48, 64, 3), float in [0, 1]."""
+    """Return ten good training images, four good test images and one defective image with a dark spot.
+
+    Each array has the shape (n_images, 48, 64, 3) and float values in [0, 1].
+    """
     rng = np.random.default_rng(0)
     good = rng.normal(0.6, 0.03, (14, 48, 64, 3)).clip(0, 1)
     bad = good[-1:].copy()

@@ -103,7 +103,7 @@ def test_written_whole_and_require_writable_refuse_a_read_only_file(tmp_path, mo
     assert path.read_text() == "old"
 
 
-def test_require_writable_folder_refuses_a_read_only_folder(tmp_path, monkeypatch):
+def test_require_writable_refuses_missing_and_read_only_folders(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     require_writable_folder(tmp_path / "not" / "yet")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

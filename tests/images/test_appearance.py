@@ -1,3 +1,5 @@
+"""Tests of warnings about images that look unlike the training images, and of the parameters that fix them."""
+
 from __future__ import annotations
 
 import warnings
@@ -17,12 +19,12 @@ RNG = np.random.default_rng(0)
 
 
 def photographs(n, shift=0.0, scale=1.0):
-    """Return brownish images that differ a little in brightness."""
+    """Return brownish images with small differences in brightness."""
     levels = np.array([0.6, 0.4, 0.2]) + RNG.normal(0, 0.01, (n, 1, 1, 1))
     return ((levels + RNG.normal(0, 0.05, (n, 48, 48, 3))) * scale + shift).clip(0, 1).astype(np.float32)
 
 
-def test_appearance_of_grey_images_is_that_of_three_equal_channels():
+def test_appearance_of_a_grey_image_equals_that_of_three_equal_channels():
     grey = torch.rand(1, 9, 7)
     assert appearance_of(grey) == pytest.approx(appearance_of(grey.expand(3, -1, -1)), abs=1e-6)
     red, green, blue, contrast, brightest = appearance_of(grey)
@@ -32,14 +34,14 @@ def test_appearance_of_grey_images_is_that_of_three_equal_channels():
 
 
 @given(st.integers(4, 9), st.floats(0.15, 0.4), st.sampled_from([-1, 1]))
-def test_describe_difference_finds_what_all_images_have_in_common(n, shift, sign):
+def test_describe_difference_reports_a_shift_that_all_images_share(n, shift, sign):
     train = np.tile([0.5, 0.5, 0.5, 0.1, 0.8], (5, 1)) + np.linspace(-0.005, 0.005, 5)[:, None]
     new = np.tile([0.5, 0.5, 0.5, 0.1, 0.8], (n, 1))
     known = appearance_range(train)
     assert describe_difference(known, new) is None
     new[:, 2] += sign * (shift + 0.006)
     assert "blue" in describe_difference(known, new)
-    new[0, 2] = 0.5  # one image is as those of the training
+    new[0, 2] = 0.5  # one image looks like the training images
     assert describe_difference(known, new) is None
 
 
@@ -50,22 +52,22 @@ def test_detector_warns_of_a_batch_that_looks_unlike_the_training_images(memory,
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.predict(photographs(5))
-        model.predict(photographs(3)[..., ::-1])  # too few to tell a batch from its parts
+        model.predict(photographs(3)[..., ::-1])  # too few images for a comparison
     for odd, word in ((photographs(5)[..., ::-1], "blue"), (photographs(5, scale=0.1), "red")):
-        for _ in range(2):  # from the network, and from the cache
+        for _ in range(2):  # first from the network, then from the cache if there is one
             with pytest.warns(UserWarning, match=rf"all 5 images look unlike the training images.*{word}") as caught:
                 model.predict(odd)
             assert caught[0].filename == __file__
 
 
-def test_detector_in_opencvs_order_gives_what_rgb_gives():
+def test_detector_on_bgr_images_gives_the_scores_of_rgb_images():
     images, new = photographs(8), photographs(5)
     expected = detector().fit(images).score_samples(new)
     found = detector(extractor=extractor(channel_order="bgr")).fit(images[..., ::-1]).score_samples(new[..., ::-1])
     np.testing.assert_array_equal(found, expected)
 
 
-def test_fit_warns_of_images_that_use_few_of_their_bits():
+def test_fit_warns_of_12_bit_images_without_value_range():
     twelve = (photographs(8) * 4095).astype(np.uint16)
     with pytest.warns(UserWarning, match=r"nearly black.*set value_range .*such as \(0, 4095\)"):
         dark = detector().fit(twelve)
@@ -75,12 +77,12 @@ def test_fit_warns_of_images_that_use_few_of_their_bits():
 
 
 @pytest.mark.parametrize("bad", [(1, 0), (0,), (0, np.nan), ("a", "b"), (3, 3)])
-def test_extractor_refuses_ranges_that_are_not_ascending_pairs(bad):
+def test_extractor_refuses_value_ranges_that_are_not_ascending_pairs(bad):
     with pytest.raises(ValueError, match="expected the values of black and of white, ascending"):
         extractor(value_range=bad).fit()
 
 
-def test_set_params_on_a_fitted_detector_says_that_thresholds_stay():
+def test_set_params_of_contamination_on_a_fitted_detector_warns():
     model = detector().fit(photographs(8))
     offset = model.offset_
     with pytest.warns(UserWarning, match="no effect on the thresholds of a fitted detector.*recalibrate"):
@@ -92,7 +94,7 @@ def test_set_params_on_a_fitted_detector_says_that_thresholds_stay():
         detector().set_params(contamination=0.2)
 
 
-def test_datasets_of_several_classes_need_labels():
+def test_fit_refuses_a_dataset_of_several_classes_without_labels():
     class Folder:
         classes = ("bad", "good")
 
@@ -111,7 +113,7 @@ def test_datasets_of_several_classes_need_labels():
     assert model.predict(Folder()).shape == (10,)
 
 
-def test_generators_are_fitted_and_scored_as_their_lists():
+def test_generators_give_the_same_results_as_lists():
     images = list(photographs(8))
     expected = detector().fit(images).score_samples(images[:4])
     model = detector().fit(image for image in images)
@@ -119,7 +121,7 @@ def test_generators_are_fitted_and_scored_as_their_lists():
     np.testing.assert_array_equal(model.fit_predict(image for image in images), detector().fit_predict(images))
 
 
-def test_recalibrate_on_images_of_another_lamp_ends_the_warnings():
+def test_recalibrate_on_brighter_images_ends_the_appearance_warnings():
     model = detector().fit(photographs(8))
     with pytest.warns(AppearanceWarning):
         model.predict(photographs(5, shift=0.2))
@@ -130,7 +132,7 @@ def test_recalibrate_on_images_of_another_lamp_ends_the_warnings():
         model.predict(photographs(5))
 
 
-def test_unreadable_image_in_a_batch_does_not_hide_its_warning():
+def test_unreadable_image_in_a_batch_does_not_hide_the_appearance_warning():
     model = detector().fit(photographs(8))
     batch = [*photographs(6)[..., ::-1], np.full((48, 48, 3), np.nan)]
     with pytest.warns(AppearanceWarning, match="look unlike"), pytest.warns(ImageWarning):
@@ -138,13 +140,13 @@ def test_unreadable_image_in_a_batch_does_not_hide_its_warning():
     assert labels[-1] == -1
 
 
-def test_fit_on_images_after_a_table_refuses_other_labels():
+def test_fit_on_images_after_a_table_refuses_labels_of_another_convention():
     model = detector(extractor="precomputed").fit(np.random.default_rng(0).normal(size=(20, 3)))
     with pytest.raises(ValueError, match="convention"):
         model.set_params(extractor=extractor()).fit(photographs(8), ["good"] * 4 + ["bad"] * 4)
 
 
-def test_subsets_of_datasets_are_known_by_their_classes_and_read_when_needed():
+def test_subsets_of_datasets_keep_their_classes_and_read_only_used_images():
     reads = []
 
     class Folder:

@@ -1,4 +1,4 @@
-"""Files of every bit depth, layout and compression against the arrays they were written from."""
+"""Tests that decoded files of every bit depth, layout and compression equal the arrays that were written."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ def test_tiff_of_odd_bit_depths_gives_its_array(n_bits, photometric):
     try:
         content = as_tiff(array, photometric=photometric, bitspersample=n_bits)
     except NotImplementedError:
-        pytest.skip("this version of imagecodecs can read packed integers and not write them")
+        pytest.skip("this version of imagecodecs can read packed integers but cannot write them")
     expected = array if photometric == "minisblack" else (top - array).astype(dtype)
     np.testing.assert_array_equal(read(content), as_pixels(expected, top))
 
 
-def test_tiff_with_white_as_zero_is_inverted_at_any_depth():
+def test_tiff_with_white_as_zero_is_inverted_for_8_and_16_bits():
     for dtype, top in ((np.uint8, 255), (np.uint16, 65535)):
         array = values(dtype)
         np.testing.assert_array_equal(read(as_tiff(array, photometric="miniswhite")), as_pixels(top - array, top))
@@ -141,7 +141,7 @@ def test_tiff_thumbnail_and_mask_pages_do_not_count_as_pages():
         "raw": (as_tiff(values(np.uint16), photometric="cfa"), "16 bits as CFA"),
     }.values(),
 )  # fmt: skip
-def test_tiff_without_defined_grey_or_colour_is_refused_with_its_path(content, message):
+def test_tiff_without_defined_grey_or_colour_is_refused_with_index_and_path(content, message):
     with pytest.raises(ImageError, match=message) as caught:
         read(content)
     assert (caught.value.index, caught.value.path) == (3, "part.img")
@@ -163,7 +163,7 @@ def test_signed_and_wide_integers_are_read_with_a_value_range():
 
 
 def png(array, n_bits, colour_type, interlace=False):
-    """Return a PNG file, written by hand: no library writes all bit depths."""
+    """Return the content of a PNG file. It is assembled here, because no library writes all bit depths."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -201,7 +201,7 @@ def test_png_of_any_depth_gives_its_array(n_bits, colour_type, n_channels):
         np.testing.assert_array_equal(decode_file(content, 0, None, None).alpha, array[..., -1])
 
 
-def test_png_of_16_bits_in_colour_is_turned_by_its_exif_orientation():
+def test_png_colour_of_16_bits_is_turned_by_its_exif_orientation():
     array = values(np.uint16, 3)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -211,7 +211,7 @@ def test_png_of_16_bits_in_colour_is_turned_by_its_exif_orientation():
     np.testing.assert_array_equal(read(content[:33] + chunk + content[33:]), as_pixels(upright(array, 6), 65535))
 
 
-def test_pil_image_that_is_not_loaded_yet_gives_what_its_file_gives(tmp_path):
+def test_pil_image_that_is_not_loaded_yet_equals_its_file(tmp_path):
     (tmp_path / "deep.png").write_bytes(png(values(np.uint16, 3), 16, 2))
     (tmp_path / "white.tif").write_bytes(as_tiff(values(np.uint16), photometric="miniswhite"))
     for name in ("deep.png", "white.tif"):
@@ -220,7 +220,7 @@ def test_pil_image_that_is_not_loaded_yet_gives_what_its_file_gives(tmp_path):
             np.testing.assert_array_equal(load_image(image, 0), load_image(tmp_path / name, 0))
 
 
-def test_every_flipped_bit_of_a_png_is_found():
+def test_png_with_a_flipped_bit_is_refused():
     content = png(values(np.uint8, 3), 8, 2)
     for bit in RNG.choice(8 * (len(content) - 8), 300, replace=False) + 64:
         damaged = bytearray(content)
@@ -246,7 +246,7 @@ def test_netpbm_of_any_maximum_value_gives_its_array(maxval, n_channels, as_text
             read(content + b"\n" + content)
 
 
-def test_netpbm_bitmaps_show_ones_as_black():
+def test_netpbm_bitmap_value_1_is_black():
     array = values(np.uint8, top=1)
     header = f"{WIDTH} {HEIGHT}\n".encode()
     packed, text = np.packbits(array, axis=1).tobytes(), "\n".join("".join(map(str, row)) for row in array).encode()
@@ -264,7 +264,7 @@ def test_netpbm_pam_gives_its_array(depth, kind):
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("n_channels", [None, 3])
-def test_netpbm_floats_begin_with_the_lowest_row(order, n_channels):
+def test_netpbm_floats_are_stored_from_the_bottom_row(order, n_channels):
     array = values(np.float32, n_channels)
     header = f"{'Pf' if n_channels is None else 'PF'}\n{WIDTH} {HEIGHT}\n{'-1.0' if order == '<' else '1.0'}\n".encode()
     np.testing.assert_array_equal(read(header + array[::-1].astype(f"{order}f4").tobytes()), as_pixels(array, 1))
@@ -296,7 +296,7 @@ def test_lossless_jpeg_2000_of_any_depth_gives_its_array(n_bits, n_channels):
     assert not decode_file(content, 0, None, None).is_lossy
 
 
-def test_errors_name_no_object_of_a_decoder():
+def test_image_errors_do_not_contain_internal_names_of_decoders():
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n", b"II*\0", b"\xff\xd8\xff\xe0" + bytes(50), b"RIFF....WEBPVP8 "):
         with pytest.raises(ImageError) as caught:
             read(content)
@@ -305,7 +305,7 @@ def test_errors_name_no_object_of_a_decoder():
 
 
 @pytest.mark.parametrize("max_pixels", [None, 10**12])
-def test_files_beyond_pillows_limit_are_refused_before_they_are_decoded(max_pixels):
+def test_files_above_the_limit_of_pillow_are_refused_before_decoding(max_pixels):
     wide = as_tiff(values(np.uint16, 3), photometric="rgb")
     width = wide.index(struct.pack("<HHII", 256, 4, 1, WIDTH) if b"\x00\x01\x04\x00" in wide else b"\x00\x01\x03\x00")
     claims = bytearray(wide)
@@ -315,7 +315,7 @@ def test_files_beyond_pillows_limit_are_refused_before_they_are_decoded(max_pixe
             load_image("a.img", 0, max_pixels, content)
 
 
-def test_tiff_palette_of_pillow_gives_what_its_png_gives(tmp_path):
+def test_tiff_with_a_palette_of_pillow_equals_its_png(tmp_path):
     image = Image.fromarray(values(np.uint8, 3)).quantize(64)
     image.save(tmp_path / "a.tif")
     image.save(tmp_path / "a.png")

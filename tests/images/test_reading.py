@@ -1,3 +1,5 @@
+"""Tests of `load_image`, `as_image_sequence` and `resize_and_crop`."""
+
 from __future__ import annotations
 
 import io
@@ -22,7 +24,7 @@ RNG = np.random.default_rng(0)
 RGB8 = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
-def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
+def test_load_image_returns_the_same_pixels_for_every_form_of_an_image(tmp_path):
     Image.fromarray(RGB8).save(tmp_path / "rgb.png")
     Image.fromarray(np.dstack([RGB8, RGB8[:, :, :1]])).save(tmp_path / "rgba.png")
     forms = [
@@ -44,7 +46,7 @@ def test_every_form_of_a_picture_gives_the_same_pixels(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "CMYK", "I;16", "I", "F"])
-def test_files_and_pil_images_of_any_mode_are_read(mode):
+def test_load_image_reads_pil_images_of_any_mode(mode):
     grey = RGB8[:, :, 0]
     image = {
         "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
@@ -60,9 +62,9 @@ def test_files_and_pil_images_of_any_mode_are_read(mode):
         np.testing.assert_allclose(found[:, :, 0], grey / 255, atol=1e-5)
 
 
-def test_exif_orientation_is_applied(tmp_path):
+def test_load_image_applies_the_exif_orientation(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # a camera turned by 90 degrees
+    exif[0x0112] = 6  # orientation of a camera that was turned by 90 degrees
     Image.fromarray(RGB8).save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_allclose(load_image(tmp_path / "turned.png", 0), np.rot90(RGB8, -1) / 255, atol=1e-6)
 
@@ -86,7 +88,7 @@ def test_exif_orientation_is_applied(tmp_path):
         (np.nan, r"is missing \(nan\)"),
     ],
 )
-def test_what_is_no_image_is_refused_with_its_index(bad, message):
+def test_load_image_refuses_invalid_images_with_their_index(bad, message):
     with pytest.raises(ImageError, match=message) as caught:
         load_image(bad, 7)
     assert caught.value.index == 7
@@ -105,7 +107,7 @@ def make_bad_files(folder):
     return ["truncated.png", "empty.png", "text.png", "folder.png", "pages.tif", "missing.png"]
 
 
-def test_files_that_cannot_be_read_are_refused_with_index_and_path(tmp_path):
+def test_load_image_refuses_unreadable_files_with_index_and_path(tmp_path):
     names = make_bad_files(tmp_path)
     for name in names:
         with pytest.raises(ImageError, match=name) as caught:
@@ -113,7 +115,7 @@ def test_files_that_cannot_be_read_are_refused_with_index_and_path(tmp_path):
         assert (caught.value.index, caught.value.path) == (3, str(tmp_path / name))
 
 
-def test_pil_images_are_read_as_their_files_are(tmp_path):
+def test_load_image_reads_opened_pil_images_like_their_files(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 8
     Image.fromarray(RGB8).save(tmp_path / "turned.jpg", exif=exif)
@@ -125,22 +127,22 @@ def test_pil_images_are_read_as_their_files_are(tmp_path):
     with Image.open(tmp_path / "half.jpg") as image, pytest.raises(ImageError, match="image 4: cannot be read"):
         load_image(image, 4)
     with pytest.raises(ImageError, match="image 4: cannot be read"):
-        load_image(image, 4)  # closed
+        load_image(image, 4)  # the file is closed
 
 
-def test_damaged_images_are_refused_even_where_pil_is_told_to_fill_them_up(tmp_path, monkeypatch):
+def test_load_image_refuses_the_setting_load_truncated_images(tmp_path, monkeypatch):
     Image.fromarray(RGB8).save(tmp_path / "part.png")
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ImageError, match="LOAD_TRUNCATED_IMAGES"):
         load_image(tmp_path / "part.png", 0)
 
 
-def test_any_byte_order_is_read():
+def test_load_image_reads_big_endian_arrays():
     big = (RGB8.astype(np.uint16) * 257).astype(">u2")
     np.testing.assert_allclose(load_image(big, 0), RGB8 / 255, atol=1e-6)
 
 
-def test_image_errors_survive_pickling():
+def test_image_errors_and_warnings_can_be_pickled():
     error = pickle.loads(pickle.dumps(ImageError("is odd.", 3, "a.png")))
     assert (str(error), error.index, error.path) == ("image 3 (a.png): is odd.", 3, "a.png")
     warning = pickle.loads(pickle.dumps(ImageWarning([error])))
@@ -164,13 +166,13 @@ def test_image_errors_survive_pickling():
         (torch.zeros(2, 3, 8, 3), "may be the second or the last axis"),
     ],
 )
-def test_what_is_no_sequence_of_images_is_refused(bad, message):
+def test_as_image_sequence_refuses_other_objects(bad, message):
     with pytest.raises(ValueError, match=message):
         as_image_sequence(bad)
 
 
 @pytest.mark.parametrize("container", [list, tuple, np.array, pd.Series, lambda p: pd.Series(p, index=[5, 3])])
-def test_containers_of_paths(container):
+def test_as_image_sequence_accepts_containers_of_paths(container):
     assert list(as_image_sequence(container(["a.png", "b.png"]))) == ["a.png", "b.png"]
 
 
@@ -182,7 +184,7 @@ def test_containers_of_paths(container):
     crop=st.integers(1, 8),
     pair=st.booleans(),
 )
-def test_resizing_and_cropping_are_those_of_torchvision(height, width, size, crop, pair):
+def test_resize_and_crop_equals_torchvision(height, width, size, crop, pair):
     image = np.random.default_rng(height * 100 + width).random((height, width, 3), np.float32)
     wanted = (size, size + 5) if pair else size
     expected = tv.resize(torch.from_numpy(image).permute(2, 0, 1), [*wanted] if pair else [wanted], antialias=True)
@@ -195,19 +197,19 @@ def test_resizing_and_cropping_are_those_of_torchvision(height, width, size, cro
 
 @settings(deadline=None, max_examples=40)
 @given(height=st.integers(20, 90), width=st.integers(20, 90), size=st.integers(16, 40), crop=st.integers(4, 16))
-def test_the_view_lies_within_the_image(height, width, size, crop):
+def test_view_lies_in_the_centre_of_the_image(height, width, size, crop):
     _, view = resize_and_crop(np.zeros((height, width, 1), np.float32), size, crop, 0)
     top, left, box_height, box_width = view.box
     assert view.image_size == (height, width)
     assert -1e-9 <= top <= top + box_height <= height + 1e-9
     assert -1e-9 <= left <= left + box_width <= width + 1e-9
-    # centred to within a pixel of the resized image
+    # the view is centred to within one pixel of the resized image
     scale = max(height, width) / size + 1
     assert abs(top + box_height / 2 - height / 2) <= scale
     assert abs(left + box_width / 2 - width / 2) <= scale
 
 
-def test_a_crop_larger_than_the_image_is_refused():
+def test_resize_and_crop_refuses_a_crop_larger_than_the_image():
     with pytest.raises(ImageError, match="smaller than crop_size 64×64"):
         resize_and_crop(np.zeros((40, 90, 1), np.float32), None, 64, 2)
 
@@ -223,7 +225,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_unambiguous_forms_of_an_image_are_read_any_number_of_times(form, tmp_path):
+def test_load_image_reads_unambiguous_forms_repeatedly(form, tmp_path):
     Image.fromarray(RGB8).save(tmp_path / "a.png")
     image = FORMS[form](tmp_path)
     expected = (RGB8 > 127).astype(np.float32) if form == "bool array" else RGB8.astype(np.float32) / 255
@@ -241,13 +243,13 @@ def test_unambiguous_forms_of_an_image_are_read_any_number_of_times(form, tmp_pa
         (Image.fromarray(np.full((4, 5), 200, np.float32)), "Divide them by the value of white"),
     ],
 )
-def test_ambiguous_forms_of_an_image_are_refused_with_what_to_write(image, message):
+def test_load_image_refuses_ambiguous_forms_with_advice(image, message):
     with pytest.raises(ImageError, match=message):
         load_image(image, 0)
 
 
 class Pairs:
-    """A dataset as torch has them, and torchvision's ImageFolder: items are images with their classes."""
+    """Map-style dataset like torchvision's ImageFolder. Each item is an image and its class."""
 
     classes = ("good", "bad")
 
@@ -258,7 +260,7 @@ class Pairs:
         return RGB8 // (index + 1), index % 2
 
 
-def test_collections_of_images_are_sequences_of_their_images():
+def test_as_image_sequence_accepts_generators_tables_tensors_and_datasets():
     polars, arrow = pytest.importorskip("polars"), pytest.importorskip("pyarrow")
     paths = ["a.png", "b.png"]
     frame = pd.DataFrame({"path": paths}, index=[7, 3])
@@ -276,13 +278,13 @@ def test_collections_of_images_are_sequences_of_their_images():
     np.testing.assert_array_equal(images[1:][0], RGB8 // 2)
 
 
-def test_data_set_is_refused_with_the_name_of_its_parts():
+def test_as_image_sequence_refuses_an_image_folder_and_names_its_parts():
     data = ImageFolder(*[np.array(["a.png"])] * 2, np.array([1]), np.array(["good"]), np.array([None]))
     with pytest.raises(ValueError, match="pass its train_images to fit, and its test_images to predict"):
         as_image_sequence(data)
 
 
-def test_channel_order_turns_arrays_and_not_files(tmp_path):
+def test_channel_order_applies_to_arrays_but_not_to_files(tmp_path):
     Image.fromarray(RGB8).save(tmp_path / "a.png")
     bgr = PixelFormat("bgr")
     for image in (
@@ -294,7 +296,7 @@ def test_channel_order_turns_arrays_and_not_files(tmp_path):
         np.testing.assert_array_equal(load_image(image, 0, pixel_format=bgr), RGB8.astype(np.float32) / 255)
 
 
-def test_value_range_scales_stored_values_and_refuses_those_outside(tmp_path):
+def test_value_range_scales_stored_values_and_refuses_values_outside(tmp_path):
     twelve = RNG.integers(0, 4096, (9, 7), dtype=np.uint16)
     Image.fromarray(twelve).save(tmp_path / "a.png")
     twelve_bits = PixelFormat(value_range=(0, 4095))
