@@ -9,8 +9,8 @@ import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-# Time limit of each test in seconds, so that a test that hangs fails. The slowest test takes one minute on two busy cores.
-# The limit is not set in pyproject.toml: with --strict-config, the tests could then not run without pytest-timeout.
+# Time limit of each test in seconds. A test that hangs fails after this time. The slowest test takes one minute on two
+# busy cores. The limit is not set in pyproject.toml: with --strict-config, the tests would then need pytest-timeout.
 TIMEOUT = 600
 
 

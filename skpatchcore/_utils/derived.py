@@ -42,7 +42,7 @@ class DerivedCache:
 
     The objects of an estimator are dropped when the estimator is deleted, or at the first use after another fit, which
     replaces its array. The lifetime of the array is not used: a derived object may share the array's memory and would
-    keep the array alive for ever. A new process starts with an empty cache and builds each object on first use. A lock
+    keep the array in memory permanently. A new process starts with an empty cache and builds each object on first use. A lock
     ensures that several threads build each object only once.
     """
 

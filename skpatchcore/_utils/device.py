@@ -8,7 +8,7 @@ import torch
 
 from skpatchcore._utils.warning import warn_user
 
-# A forked process has none of its parent's OpenMP threads. Without this limit, torch would wait for them for ever.
+# A forked process has none of its parent's OpenMP threads. Without this limit, torch would wait for them without end.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 

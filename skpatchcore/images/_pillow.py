@@ -195,7 +195,7 @@ def _jpeg2000_facts(content: bytes) -> tuple[int, bool]:
 
 
 def _deep_jpeg2000(content: bytes, n_bits: int, is_lossy: bool) -> Raster:
-    """Return the pixels of a JPEG 2000 file whose number of bits per channel is not 8."""
+    """Return the pixels of a JPEG 2000 file that does not have 8 bits per channel."""
     if n_bits > 16:
         raise DecodingError(
             f"the JPEG 2000 file has {n_bits} bits per channel, expected at most 16. Convert it to PNG or TIFF."

@@ -158,7 +158,7 @@ def _decoder_of(content: bytes) -> Callable[[bytes, CheckSize], Raster]:
 
 
 def _decode_tiff(content: bytes, check_size: CheckSize) -> Raster:
-    """Return the pixels of a TIFF file. Pillow decodes the files whose colours must be converted."""
+    """Return the pixels of a TIFF file. Pillow decodes files with colours that must be converted."""
     raster = _tiff.decode_tiff(BytesIO(content), len(content), check_size)
     if raster is None:
         raster = replace(decode_with_pillow(content, check_size), is_lossy=_tiff.is_lossy(BytesIO(content)))

@@ -12,7 +12,7 @@ class ImageError(ValueError):
     Parameters
     ----------
     message : str
-        What is wrong with the image.
+        Description of the error, without index and path.
     index : int
         Position of the image in `X`.
     path : str or None
