@@ -41,9 +41,9 @@ class DerivedCache:
     cache instead.
 
     The objects of an estimator are dropped when the estimator is deleted, or at the first use after another fit, which
-    replaces its array. The lifetime of the array is not used: a derived object may share the array's memory and would
-    keep the array in memory permanently. A new process starts with an empty cache and builds each object on first use. A lock
-    ensures that several threads build each object only once.
+    replaces its array. The lifetime of the array is not used: a derived object may share the array's memory, and would
+    then keep the array in memory permanently. A new process starts with an empty cache and builds each object on first
+    use. A lock ensures that several threads build each object only once.
     """
 
     def __init__(self) -> None:

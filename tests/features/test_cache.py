@@ -296,7 +296,7 @@ def test_unreadable_images_are_named_in_the_error_with_a_cache(tmp_path, images)
         cached.transform([images[0], str(tmp_path / "broken.png")])
     with pytest.raises(ImageError, match="image 1: holds NaN"):
         cached.transform([images[0], images[0] * np.nan])
-    with pytest.raises(ImageError, match="image 1: of type int"):
+    with pytest.raises(ImageError, match="image 1: the image is of type int"):
         cached.transform([images[0], 3])
 
 
