@@ -1,4 +1,4 @@
-"""Which room may import which, what importing costs, how long modules are."""
+"""Tests of the package's structure: import order of its subpackages ("rooms"), cost of an import, module length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import skpatchcore
 ROOT = Path(skpatchcore.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-# The rooms, low to high: a room imports only rooms on lines above its own, and itself.
+# The import order, low to high. A room is a subpackage or a top-level module. A room imports only itself and rooms that
+# are listed above it.
 ROOMS = [
     {"_version"},
     {"_utils"},
@@ -36,24 +37,28 @@ ROOMS = [
     {"__main__"},
 ]
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}
-# Need numpy, scipy, scikit-learn, scikit-image, pandas and decoders of images only: neither torch nor a detector.
+# These rooms need numpy, scipy, scikit-learn, scikit-image, pandas and image decoders. They need neither torch nor a
+# detector.
 LIGHT = {"datasets", "metrics", "model_selection"}
 HEAVY = {"torch", "torchvision", "pynndescent"}
 
 
+# Full names of all modules of the package.
 OWN = {".".join(("skpatchcore", *path.relative_to(ROOT).with_suffix("").parts)) for path in MODULES}
 
 
 def name_of(path: Path) -> str:
+    """Return the dotted name of a module file without the leading ``skpatchcore.``."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def room_of(name: str) -> str:
+    """Return the first part of a dotted module name."""
     return name.split(".")[0]
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules that are imported anywhere in a file, except those that only type checkers read."""
+    """Return all modules that a file imports at any level, except the imports under ``TYPE_CHECKING``."""
     found = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     hidden = {
@@ -74,14 +79,14 @@ def imports_of(path: Path) -> set[str]:
 
 
 def homes() -> dict[str, str]:
-    """The module of each public name, as ``__init__.pyi`` says."""
+    """Return a dict from each public name to the module that ``__init__.pyi`` imports the name from."""
     stub = ast.parse((ROOT / "__init__.pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     return {alias.name: str(node.module) for node in imports for alias in node.names}
 
 
 def own_imports_of(path: Path) -> set[str]:
-    """The package's modules among the imports of a file; a public name counts as the module it lives in."""
+    """Return the package's own modules that a file imports; a public name counts as the module that defines it."""
     names, public = {name_of(module) for module in MODULES}, homes()
     found = set()
     for imported in imports_of(path):
@@ -91,7 +96,7 @@ def own_imports_of(path: Path) -> set[str]:
     return found & names - {""}
 
 
-def test_every_room_stands_in_the_one_ordered_list():
+def test_every_room_is_listed_in_import_order():
     rooms = {room_of(name_of(path)) for path in MODULES} - {"__init__"}
     assert rooms == set(LEVELS)
     entries = {path.relative_to(ROOT).parts[0] for path in MODULES}
@@ -99,7 +104,7 @@ def test_every_room_stands_in_the_one_ordered_list():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_rooms_import_only_rooms_below_them(path):
+def test_module_imports_only_lower_rooms(path):
     room = room_of(name_of(path))
     for imported in own_imports_of(path):
         other = room_of(imported)
@@ -108,7 +113,7 @@ def test_rooms_import_only_rooms_below_them(path):
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if room_of(name_of(path)) in LIGHT], ids=name_of)
-def test_light_rooms_reach_no_heavy_library(path):
+def test_light_module_never_imports_heavy_libraries(path):
     files = {name_of(module): module for module in MODULES}
     waiting, reached = [name_of(path)], set()
     while waiting and len(reached) <= len(files):
@@ -120,7 +125,7 @@ def test_light_rooms_reach_no_heavy_library(path):
         assert not {i.split(".")[0] for i in imports_of(files[name])} & HEAVY, name
 
 
-def test_no_module_imports_itself_through_others():
+def test_package_has_no_import_cycles():
     imports = {name_of(path): own_imports_of(path) for path in MODULES}
     done: set[str] = set()
 
@@ -144,7 +149,7 @@ def test_matplotlib_is_imported_in_methods_only(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_stages_never_import_each_other(path):
+def test_stage_never_imports_another_stage(path):
     stages = {"features", "coreset", "index"}
     own = room_of(name_of(path))
     if own in stages:
@@ -152,22 +157,22 @@ def test_stages_never_import_each_other(path):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_private_sklearn_is_imported_in_one_place(path):
+def test_private_sklearn_is_imported_in_one_module_only(path):
     private = {i for i in imports_of(path) if i.startswith("sklearn.") and any(p.startswith("_") for p in i.split("."))}
     assert not private or name_of(path) == "_utils.sklearn"
 
 
-def test_modules_are_short():
+def test_modules_have_at_most_500_lines_and_median_below_200():
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
     assert max(lengths.values()) <= 500, max(lengths, key=lengths.get)
     assert median(lengths.values()) < 200
 
 
-def test_no_module_is_named_after_one_of_the_standard_library():
+def test_no_module_has_the_name_of_a_standard_library_module():
     assert not {path.stem for path in MODULES} & set(sys.stdlib_module_names)
 
 
-def test_importing_the_package_loads_nothing_heavy():
+def test_importing_the_package_loads_no_heavy_library():
     code = (
         "import sys, skpatchcore; dir(skpatchcore); "
         "print([m for m in ('torch', 'torchvision', 'pynndescent', 'matplotlib', 'pandas') if m in sys.modules])"
@@ -175,7 +180,7 @@ def test_importing_the_package_loads_nothing_heavy():
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300).strip() == "[]"
 
 
-def test_public_names_resolve():
+def test_public_names_resolve_and_unknown_names_raise():
     for name in skpatchcore.__all__:
         assert getattr(skpatchcore, name) is not None
     with pytest.raises(AttributeError, match="Nothing"):
