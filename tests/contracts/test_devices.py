@@ -1,4 +1,4 @@
-"""A detector moves between machines with and without a GPU; every path that a GPU has is tried where there is one."""
+"""Test that detectors move between machines with and without a GPU; with a CUDA device, also test the CUDA code."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from skpatchcore import (
 from skpatchcore.features._forward import ForwardPass
 from tests.factories import detector, extractor
 
-# A GPU's convolutions round more coarsely (TF32) than a CPU's.
+# Relative tolerance: convolutions on a GPU use TF32, which rounds more coarsely than float32 on a CPU.
 ROUNDING = 5e-3
 
 
 def to_device(model, device):
-    """Return the detector as a fit on `device` would have left it: no torch object is in it, only the name."""
+    """Set `device` in the detector and its fitted stages, which hold the device's name and no torch object."""
     for part in (model, model.extractor_, model.sampler_, model.index_):
         part.set_params(device=device)
     return model
 
 
-def test_a_file_from_a_machine_with_a_gpu_judges_on_one_without(parts, tmp_path):
+def test_file_saved_with_device_cuda_scores_on_the_cpu_with_a_warning(parts, tmp_path):
     if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device: the marked tests go both ways")
+        pytest.skip("this machine has a CUDA device; the tests marked 'cuda' test both directions")
     on_cpu = detector(device="cpu").fit(parts[0])
     expected = [on_cpu.score_samples(X) for X in parts]
     save(to_device(on_cpu, "cuda"), tmp_path / "cuda.skops")
@@ -46,7 +46,7 @@ def test_a_file_from_a_machine_with_a_gpu_judges_on_one_without(parts, tmp_path)
 
 
 def run_of_little_memory(failures):
-    """Return a stand-in for the network's run, for which batches of the sizes in `failures` are too large."""
+    """Return a replacement for `ForwardPass._run` that fails as if out of memory at the batch sizes in `failures`."""
     run = ForwardPass._run
 
     def scarce(self, batch):
@@ -60,7 +60,7 @@ def run_of_little_memory(failures):
 
 
 @pytest.mark.parametrize("failures", [[4], [4, 2]])
-def test_a_batch_that_does_not_fit_in_memory_goes_in_halves(monkeypatch, parts, failures):
+def test_batch_that_does_not_fit_in_memory_is_halved_with_a_warning(monkeypatch, parts, failures):
     model = extractor(device="cpu", batch_size=4).fit()
     expected = model.transform(parts[0])
     monkeypatch.setattr(ForwardPass, "_run", run_of_little_memory(failures))
@@ -70,7 +70,7 @@ def test_a_batch_that_does_not_fit_in_memory_goes_in_halves(monkeypatch, parts, 
 
 
 @pytest.mark.filterwarnings("ignore:.*go through the network in halves:RuntimeWarning")
-def test_an_image_that_does_not_fit_in_memory_is_named(monkeypatch, parts):
+def test_single_image_that_does_not_fit_in_memory_raises_with_its_index(monkeypatch, parts):
     model = extractor(device="cpu", batch_size=4).fit()
     monkeypatch.setattr(ForwardPass, "_run", run_of_little_memory([4, 2, 1]))
     with pytest.raises(MemoryError, match=r"image 0 at 48×64 pixels.*smaller image_size"):
@@ -80,7 +80,7 @@ def test_an_image_that_does_not_fit_in_memory_is_named(monkeypatch, parts):
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("n_channels", [None, 100])
-def test_features_on_cuda_are_those_of_the_cpu(parts, dtype, n_channels):
+def test_features_on_cuda_equal_features_on_cpu(parts, dtype, n_channels):
     on_cpu, on_cuda = (
         extractor(device=device, dtype=dtype, n_channels=n_channels).transform(parts[0]) for device in ("cpu", "cuda")
     )
@@ -89,7 +89,7 @@ def test_features_on_cuda_are_those_of_the_cpu(parts, dtype, n_channels):
 
 
 @pytest.mark.cuda
-def test_fits_on_cuda_judge_like_those_of_the_cpu_and_files_go_both_ways(parts, tmp_path):
+def test_detectors_fitted_on_cuda_and_cpu_score_alike_and_move_as_files(parts, tmp_path):
     fitted = {device: detector(device=device, contamination=0.1).fit(parts[0]) for device in ("cpu", "cuda")}
     X = np.concatenate(parts[1:])
     np.testing.assert_allclose(
@@ -105,7 +105,7 @@ def test_fits_on_cuda_judge_like_those_of_the_cpu_and_files_go_both_ways(parts, 
 
 
 @pytest.mark.cuda
-def test_the_same_seed_gives_the_same_bank_on_cuda(parts):
+def test_same_seed_gives_the_same_bank_on_cuda(parts):
     banks = [detector(device="cuda").fit(parts[0]).memory_bank_ for _ in range(2)]
     np.testing.assert_array_equal(*banks)
 
@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_bank_on_cuda(parts):
 @pytest.mark.cuda
 @pytest.mark.parametrize("storage", [None, "float16"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_search_on_cuda_finds_what_the_cpu_finds(storage, dtype):
+def test_search_on_cuda_equals_search_on_cpu(storage, dtype):
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(5000, 60)).astype(dtype), rng.normal(size=(99, 60)).astype(dtype)
     queries[:3] = bank[:3]
@@ -128,7 +128,7 @@ def test_search_on_cuda_finds_what_the_cpu_finds(storage, dtype):
 
 
 @pytest.mark.cuda
-def test_threads_share_a_detector_on_cuda(parts):
+def test_threads_share_one_detector_on_cuda(parts):
     model = detector(device="cuda").fit(parts[0])
     expected = model.score_samples(parts[1])
     with ThreadPoolExecutor(8) as pool:
@@ -140,14 +140,14 @@ def test_threads_share_a_detector_on_cuda(parts):
 @pytest.mark.parametrize(
     "make", [lambda e: SPADEDetector(e), lambda e: PaDiMDetector(e, n_channels=20, random_state=0)]
 )
-def test_baselines_on_cuda_judge_like_those_of_the_cpu(parts, make):
+def test_baselines_on_cuda_score_as_on_cpu(parts, make):
     X = np.concatenate(parts[1:])
     on_cpu, on_cuda = (make(extractor(device=device)).fit(parts[0]).score_samples(X) for device in ("cpu", "cuda"))
     np.testing.assert_allclose(on_cuda, on_cpu, rtol=4 * ROUNDING)
 
 
 @pytest.mark.cuda
-def test_proxies_are_learnt_on_cuda():
+def test_learned_proxies_on_cuda_are_finite():
     X = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
     on_cpu, on_cuda = (LearnedProxySampler(20, device=d, random_state=0).fit(X) for d in ("cpu", "cuda"))
     assert on_cuda.components_.shape == on_cpu.components_.shape
@@ -155,7 +155,7 @@ def test_proxies_are_learnt_on_cuda():
 
 
 @pytest.mark.cuda
-def test_a_batch_that_does_not_fit_on_cuda_goes_in_halves():
+def test_batch_that_does_not_fit_on_cuda_is_halved_with_a_warning():
     X = np.random.default_rng(0).random((16, 512, 512, 3), np.float32)
     expected = extractor(device="cuda", batch_size=1).transform(X)
     _, total = torch.cuda.mem_get_info()
@@ -171,7 +171,7 @@ def test_a_batch_that_does_not_fit_on_cuda_goes_in_halves():
 
 
 @pytest.mark.cuda
-def test_a_device_beyond_those_there_are_is_refused(parts):
+def test_cuda_device_that_does_not_exist_is_refused(parts):
     name = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ValueError, match="no such device"):
         extractor(name).fit()

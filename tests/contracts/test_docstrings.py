@@ -1,4 +1,4 @@
-"""Every public object says what it is, as numpydoc has it."""
+"""Test that the docstring of every public object follows the numpydoc standard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import skpatchcore
 
 validate = pytest.importorskip("numpydoc.validate", reason="needs numpydoc: pip install 'skpatchcore[docs]'").validate
 
-# Public modules, and of those with helpers beside them the names that the documentation lists.
+# Public modules, each with the names that are tested. None means all public classes and functions of the module.
 PUBLIC = {
     "skpatchcore": [name for name in skpatchcore.__all__ if not name.startswith("_")],
     "skpatchcore.metrics": None,
@@ -23,17 +23,19 @@ PUBLIC = {
     "skpatchcore.evaluation": importlib.import_module("skpatchcore.evaluation").__all__,
     "skpatchcore.reports": importlib.import_module("skpatchcore.reports").__all__,
 }
+# numpydoc errors that are ignored, with the reason.
 NOT_ASKED = {
-    "ES01": "a first line that says it all needs no second one",
-    "SA01": "the reference lists neighbours side by side",
-    "EX01": "methods are shown in their class's example, and the gallery shows the rest",
-    "PR04": "parameters that are another object's are listed with a reference to it",
+    "ES01": "an extended summary is not needed if the first line is complete",
+    "SA01": "the API reference already lists related objects together",
+    "EX01": "the class's example shows the methods, and the gallery shows the rest",
+    "PR04": "a parameter taken over from another object refers to that object and does not repeat the type",
 }
-# Dataclasses and named tuples document their fields as attributes.
+# Dataclasses and named tuples document their fields as attributes, not as parameters.
 FIELDS = {"PR01"}
 
 
 def public_objects():
+    """Yield name and object of every public function, class and method."""
     for module_name, names in PUBLIC.items():
         module = importlib.import_module(module_name)
         for name in names or [n for n, o in vars(module).items() if not n.startswith("_") and is_own(o, module)]:
@@ -48,6 +50,7 @@ def public_objects():
 
 
 def is_own(found, module):
+    """Return whether a callable is defined in the module, not imported by it."""
     return callable(found) and getattr(found, "__module__", "") == module.__name__
 
 
@@ -55,7 +58,7 @@ OBJECTS = dict(public_objects())
 
 
 @pytest.mark.parametrize("name", OBJECTS)
-def test_numpydoc_finds_nothing_missing(name):
+def test_docstring_passes_numpydoc_validation(name):
     skipped = set(NOT_ASKED)
     if is_dataclass(OBJECTS[name]) or hasattr(OBJECTS[name], "_fields"):
         skipped |= FIELDS
@@ -64,7 +67,7 @@ def test_numpydoc_finds_nothing_missing(name):
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTS if name.count(".") == 1])
-def test_what_is_imported_from_the_top_has_an_example(name):
+def test_docstring_of_public_class_or_function_has_an_example(name):
     found = OBJECTS[name]
     if inspect.isclass(found) and issubclass(found, Exception):
         return
