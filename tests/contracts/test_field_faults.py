@@ -1,4 +1,4 @@
-"""Kinds of faults that users of other programs reported, end to end: from files and tables to decisions."""
+"""End-to-end tests, from files and tables to decisions, of kinds of faults that users of other programs reported."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ DETECTORS = {
 
 
 def photograph(is_dark=False):
+    """Return a noisy grey image, uint8, of 48 × 48 pixels; with `is_dark`, a square of the image is black."""
     image = (RNG.normal(0.5, 0.03, (48, 48, 3)).clip(0, 1) * 255).astype(np.uint8)
     if is_dark:
         image[CORNER] = 0
@@ -46,13 +47,14 @@ def photograph(is_dark=False):
 
 
 def put(path, pixels, name="PNG"):
+    """Write an image file in the format `name`, with its parent folders; return its path as str."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, name)
     return str(path)
 
 
 def data_set(top, good="good", bad="dark", mask="{}_mask.png", mask_pixels=None):
-    """Write a data set whose defects are dark corners; return its folder."""
+    """Write a data set with defects that are dark squares, and their masks; return its folder."""
     corner = np.zeros((48, 48), np.uint8)
     corner[CORNER] = 255
     for i in range(8):
@@ -64,7 +66,7 @@ def data_set(top, good="good", bad="dark", mask="{}_mask.png", mask_pixels=None)
 
 
 @pytest.mark.parametrize(("good", "bad", "mask"), [("good", "dark", "{}_mask.png"), ("ok", "ko", "{}.png")])
-def test_command_fit_learns_the_training_part_of_a_data_set_only(good, bad, mask, tmp_path):
+def test_command_fit_uses_only_the_training_images_of_a_data_set(good, bad, mask, tmp_path):
     folder = data_set(tmp_path / "data", good, bad, mask)
     assert main(["fit", str(folder), "-o", str(tmp_path / "m.skops"), *FIT]) == 0
     model = load(tmp_path / "m.skops")
@@ -73,7 +75,7 @@ def test_command_fit_learns_the_training_part_of_a_data_set_only(good, bad, mask
 
 
 @pytest.mark.parametrize("place", ["", "01", "01/test", "01/ground_truth"])
-def test_command_fit_refuses_folders_that_hold_more_than_good_images(place, tmp_path, capsys):
+def test_command_fit_refuses_folders_with_images_other_than_good_ones(place, tmp_path, capsys):
     data_set(tmp_path / "data" / "01")
     if place == "01":  # not a known layout
         (tmp_path / "data" / "01" / "train" / "good").rename(tmp_path / "data" / "01" / "train" / "pieces")
@@ -83,6 +85,7 @@ def test_command_fit_refuses_folders_that_hold_more_than_good_images(place, tmp_
 
 
 def masks_of_one_truth():
+    """Return masks of the same defect in several encodings, as a dict from name to pixels."""
     corner = np.zeros((48, 48), np.uint8)
     corner[CORNER] = 1
     half = corner.copy()
@@ -92,7 +95,7 @@ def masks_of_one_truth():
 
 
 @pytest.mark.parametrize("name", masks_of_one_truth())
-def test_evaluate_gives_the_same_for_all_ways_to_write_a_mask(name, tmp_path):
+def test_evaluate_gives_the_same_metrics_for_every_mask_encoding(name, tmp_path):
     expected = evaluate(detector(), data_set(tmp_path / "plain"))
     for path in (tmp_path / "plain" / "ground_truth").rglob("*.png"):
         put(path, masks_of_one_truth()[name])
@@ -102,7 +105,7 @@ def test_evaluate_gives_the_same_for_all_ways_to_write_a_mask(name, tmp_path):
     assert found["aupro"].iloc[0] > 0.5
 
 
-def test_files_of_12_bits_give_the_decisions_of_their_arrays(tmp_path):
+def test_12_bit_files_give_the_same_decisions_as_their_arrays(tmp_path):
     base = 2000 + 300 * np.sin(np.arange(64) / 9)[:, None, None] * np.ones((64, 64, 3))
     images = [(base + RNG.normal(0, 8, base.shape)).astype(np.uint16) for _ in range(9)]
     images[-1][24:40, 24:40] += 60
@@ -119,7 +122,7 @@ def test_files_of_12_bits_give_the_decisions_of_their_arrays(tmp_path):
 @pytest.mark.filterwarnings("ignore:y labels")
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("unknown", [0, np.nan, None])
-def test_known_defects_are_never_learnt(name, unknown):
+def test_fit_leaves_out_anomalous_and_unknown_images_and_refuses_other_labels(name, unknown):
     X = RNG.normal(size=(24, 4, 4, 8)).astype(np.float32)
     X[20:] += 8
     model = DETECTORS[name](extractor="precomputed").fit(X, [1] * 18 + [unknown] * 2 + [-1] * 4)
@@ -130,7 +133,7 @@ def test_known_defects_are_never_learnt(name, unknown):
             DETECTORS[name](extractor="precomputed").fit(X, labels)
 
 
-def test_damaged_png_is_flagged_and_never_normal(tmp_path):
+def test_damaged_png_is_flagged_as_anomalous(tmp_path):
     train, new = [photograph() for _ in range(8)], [photograph() for _ in range(3)]
     model = detector().fit(train)
     paths = [put(tmp_path / f"{i}.png", image) for i, image in enumerate(new)]
@@ -142,7 +145,7 @@ def test_damaged_png_is_flagged_and_never_normal(tmp_path):
     assert labels[1] == -1
 
 
-def test_masks_in_nested_folders_are_those_of_their_images(tmp_path):
+def test_masks_in_nested_folders_are_matched_to_their_images(tmp_path):
     top = data_set(tmp_path)
     for part, name in (("test", "0.png"), ("ground_truth", "0_mask.png")):
         (top / part / "dark" / "deep").mkdir()
@@ -152,7 +155,7 @@ def test_masks_in_nested_folders_are_those_of_their_images(tmp_path):
     assert pairs[str(top / "test/dark/deep/0.png")] == str(top / "ground_truth/dark/deep/0_mask.png")
 
 
-def test_column_transformer_hands_a_column_of_paths_to_the_extractor(tmp_path):
+def test_column_transformer_passes_a_column_of_paths_to_the_extractor(tmp_path):
     paths = [put(tmp_path / f"{i}.png", photograph()) for i in range(8)]
     table = pd.DataFrame({"id": range(8), "path": paths}, index=range(20, 28))
     expected = detector().fit(paths).score_samples(paths)
@@ -165,7 +168,7 @@ def test_column_transformer_hands_a_column_of_paths_to_the_extractor(tmp_path):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_command_predict_judges_every_format_and_folder(tmp_path):
+def test_command_predict_scores_every_format_and_linked_folder(tmp_path):
     model = str(tmp_path / "m.skops")
     for i in range(8):
         put(tmp_path / "good" / f"{i}.png", photograph())
@@ -182,7 +185,7 @@ def test_command_predict_judges_every_format_and_folder(tmp_path):
     assert {row["label"] for row in rows} == {"-1"}
 
 
-def test_images_of_any_form_give_the_decisions_of_their_paths(tmp_path):
+def test_images_in_memory_give_the_same_decisions_as_their_paths(tmp_path):
     paths = [put(tmp_path / f"{i}.png", photograph(i == 7)) for i in range(8)]
     model = detector().fit(paths[:7])
     expected = model.decision_function(paths)

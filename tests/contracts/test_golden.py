@@ -1,4 +1,4 @@
-"""Agreement with both reference implementations, on their own arrays, through the public names only."""
+"""Compare results with arrays that both reference implementations computed, through public names only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExt
 
 
 class Recorded(nn.Module):
-    """Stands for a network: gives the arrays of the dark image, or of the bright one."""
+    """A layer that returns recorded arrays: index 0 for dark images and index 1 for bright images."""
 
     def __init__(self, maps):
         super().__init__()
@@ -24,6 +24,8 @@ class Recorded(nn.Module):
 
 
 class Network(nn.Module):
+    """A network with two recorded layers."""
+
     def __init__(self, first, second):
         super().__init__()
         self.first, self.second = Recorded(first), Recorded(second)
@@ -34,7 +36,7 @@ class Network(nn.Module):
 
 
 class Replay(TransformerMixin, BaseEstimator):
-    """Stands for an extractor: gives the grid whose number an image shows."""
+    """An extractor that returns recorded grids: each image's first pixel value is the index of its grid."""
 
     def __init__(self, grids=None):
         self.grids = grids
@@ -47,7 +49,7 @@ class Replay(TransformerMixin, BaseEstimator):
 
 
 @pytest.mark.parametrize(("case", "n_channels"), [("small", None), ("odd", None), ("wide", None), ("wide", 1024)])
-def test_features_are_those_of_the_references(golden, case, n_channels):
+def test_features_equal_the_references(golden, case, n_channels):
     arrays = golden("aggregation")
     maps = [arrays[f"{case}_map{i}"] for i in (0, 1)]
     expected = arrays[f"{case}_concat_p3" if n_channels is None else f"{case}_reference_p3_s1_10241024"]
@@ -62,7 +64,7 @@ def test_features_are_those_of_the_references(golden, case, n_channels):
 
 @pytest.mark.parametrize("index", ["exact", NearestNeighbors()], ids=["exact", "scikit-learn's"])
 @pytest.mark.parametrize("b", [1, 3, 9])
-def test_scores_are_those_of_the_references(golden, b, index):
+def test_scores_equal_the_references(golden, b, index):
     arrays = golden("scoring")
     detector = PatchCoreDetector(
         "precomputed", sampler=GreedyCoresetSampler(1.0), index=index, n_neighbors=b, calibration=None, random_state=0
@@ -72,9 +74,9 @@ def test_scores_are_those_of_the_references(golden, b, index):
     np.testing.assert_allclose(detector.segment(X).reshape(3, 16), arrays["patch_distance"], atol=1e-5)
 
 
-def test_maps_are_those_of_the_reference(golden):
+def test_anomaly_maps_equal_the_reference(golden):
     arrays = golden("scoring")
-    # Features of one channel against a bank of zeros: distances are the reference's patch scores.
+    # The bank holds zeros and each feature has one channel, so distances equal the reference's patch scores.
     grids = np.concatenate([arrays["patch_grid"], np.zeros((1, 8, 6), np.float32)])[..., None]
     assert (grids >= 0).all()
     images = np.zeros((3, 64, 48, 3), np.float64)
