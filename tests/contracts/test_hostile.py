@@ -1,4 +1,7 @@
-"""Images that mean harm, or come to it: read rightly or refused by name, and never normal because something failed."""
+"""Test hostile, damaged and unusual images.
+
+Each image must be read correctly or be refused with its index and path. No failure may label an image as normal.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from tests.factories import extractor
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 GREY = RGB[..., 0]
-FEW = RGB // 128 * 255  # colours
+FEW = RGB // 128 * 255  # an image with few colours
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def detector(parts):
 
 
 def bomb(width, height):
-    """Return a PNG file that says it has so many pixels."""
+    """Return the bytes of a small PNG file whose header declares `width` × `height` pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -52,7 +55,7 @@ def bomb(width, height):
 
 
 def write_hostile(folder):
-    """Write files that can't be images, and return what each one's error says."""
+    """Write files that cannot be read as images; return a dict from file name to the expected error message."""
     whole = io.BytesIO()
     Image.fromarray(RGB).save(whole, "JPEG")
     frames = [Image.fromarray(RGB), Image.fromarray(RGB[::-1].copy())]
@@ -81,7 +84,7 @@ def write_hostile(folder):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_hostile_files_are_refused_by_index_and_path_and_never_normal(detector, parts, tmp_path):
+def test_hostile_files_raise_with_index_and_path_or_are_flagged(detector, parts, tmp_path):
     expected = write_hostile(tmp_path)
     paths = [f"{tmp_path}/{name}" for name in expected]
     for path, message in zip(paths, expected.values(), strict=True):
@@ -111,10 +114,10 @@ def test_hostile_files_are_refused_by_index_and_path_and_never_normal(detector, 
     lambda: PatchCoreEnsemble([("a", PatchCoreDetector(extractor(), random_state=0)),
                                ("b", PatchCoreDetector(extractor(), n_neighbors=1, random_state=0))]),
 ])  # fmt: skip
-def test_flagged_images_are_anomalous_with_no_score_and_the_others_are_as_ever(make, parts):
+def test_flagged_images_are_anomalous_with_score_nan_and_others_are_unchanged(make, parts):
     fitted = make().fit(parts[0])
     good = np.concatenate(parts[1:])
-    many = [*good] * 20  # more than one chunk
+    many = [*good] * 20  # more images than fit in one chunk
     bad = {0: "gone.png", 3: np.full((48, 64, 3), np.nan), 40: None, 70: "gone.png", 99: np.zeros((2, 48, 64, 3))}
     X = [bad.get(i, image) for i, image in enumerate(many)]
     whole = np.setdiff1d(np.arange(len(X)), [*bad])
@@ -131,7 +134,7 @@ def test_flagged_images_are_anomalous_with_no_score_and_the_others_are_as_ever(m
     np.testing.assert_array_equal(labels[whole], np.tile(fitted.predict(good), 20)[whole])
 
 
-def test_without_failures_nothing_is_flagged_and_nothing_warned_of(detector, parts):
+def test_on_error_flag_without_failures_equals_on_error_raise_without_warnings(detector, parts):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for name in ("predict", "score_samples", "decision_function"):
@@ -145,12 +148,12 @@ def test_without_failures_nothing_is_flagged_and_nothing_warned_of(detector, par
 
 
 @pytest.mark.filterwarnings("ignore::skpatchcore.ImageWarning")
-def test_nothing_that_can_be_judged_is_no_error(detector):
+def test_on_error_flag_accepts_a_call_in_which_every_image_fails(detector):
     assert detector.predict(["gone.png"], on_error="flag").tolist() == [-1]
     assert detector.score_and_segment(["gone.png"] * 2, on_error="flag")[1] == [None, None]
 
 
-def test_failures_that_are_no_images_fault_are_raised_even_where_images_are_flagged(detector, parts, monkeypatch):
+def test_failures_not_caused_by_an_image_raise_even_with_on_error_flag(detector, parts, monkeypatch):
     def broken(*args, **kwargs):
         raise MemoryError("none is left")
 
@@ -160,7 +163,7 @@ def test_failures_that_are_no_images_fault_are_raised_even_where_images_are_flag
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (30_000, 3), (3, 30_000), (1, 500), (5000, 4000)])
-def test_odd_sizes_are_judged_or_refused(parts, shape, tmp_path):
+def test_images_of_extreme_sizes_are_scored_or_refused(parts, shape, tmp_path):
     image = np.full(shape, 120, np.uint8)
     Image.fromarray(image).save(tmp_path / "odd.png")
     for own_size in (True, False):
@@ -177,7 +180,7 @@ def test_odd_sizes_are_judged_or_refused(parts, shape, tmp_path):
                 assert anomaly_map[0].shape == shape
 
 
-def test_limits_are_parameters(tmp_path):
+def test_max_pixels_limits_image_and_resized_image(tmp_path):
     with pytest.raises(ImageError, match="3×30000 pixels, 256×2560000 after resizing: more than max_pixels=89478485"):
         extractor(image_size=256).transform([np.zeros((3, 30_000), np.uint8)])
     Image.fromarray(RGB).save(tmp_path / "a.png")
@@ -191,7 +194,7 @@ def test_limits_are_parameters(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp"])
-def test_pictures_that_cameras_turned_are_turned_back(tmp_path, orientation, name):
+def test_exif_orientation_is_applied(tmp_path, orientation, name):
     turned = {
         1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
         6: np.rot90(RGB, -1), 7: np.rot90(RGB, 2).transpose(1, 0, 2), 8: np.rot90(RGB),
@@ -207,9 +210,9 @@ def test_pictures_that_cameras_turned_are_turned_back(tmp_path, orientation, nam
     np.testing.assert_array_equal(load_image("elsewhere", 0, content=content), found)
 
 
-def test_an_orientation_that_there_is_not_turns_nothing(tmp_path):
+def test_invalid_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 22341  # found by fuzzing
+    exif[0x0112] = 22341  # a value found by fuzzing; valid values are 1 to 8
     Image.fromarray(RGB).save(tmp_path / "a.webp", exif=exif)
     assert image_size(tmp_path / "a.webp", 0) == load_image(tmp_path / "a.webp", 0).shape[:2] == (20, 30)
 
@@ -236,7 +239,7 @@ def test_an_orientation_that_there_is_not_turns_nothing(tmp_path):
         "bfloat16 tensor": lambda folder: torch.tensor(RGB / 255).bfloat16(),
     }.values(),
 )
-def test_odd_forms_of_a_picture_are_read_rightly(form, tmp_path):
+def test_unusual_files_and_arrays_are_read_correctly(form, tmp_path):
     picture = form(tmp_path)
     found = load_image(picture, 0)
     expected = GREY[..., None] if found.shape[2] == 1 else FEW if "few" in str(picture) else RGB
@@ -272,11 +275,12 @@ def read_only(array):
         (b"bytes", "not an image of a known format"),
     ],
 )
-def test_odd_arrays_are_refused(array, message):
+def test_invalid_arrays_are_refused(array, message):
     with pytest.raises(ImageError, match=message):
         load_image(array, 4)
 
 
+# Valid image files, which the tests below damage.
 SEEDS = []
 for _mode in ("RGB", "L", "P", "CMYK", "RGBA", "F"):
     for _format in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"):
@@ -289,6 +293,7 @@ for _mode in ("RGB", "L", "P", "CMYK", "RGBA", "F"):
 
 
 def damaged(data, changes):
+    """Return the bytes with some bytes replaced: `changes` holds pairs of position and new byte."""
     for place, byte in changes:
         data = data[: place % len(data)] + bytes([byte]) + data[place % len(data) + 1 :]
     return data
@@ -304,8 +309,8 @@ def damaged(data, changes):
         st.builds(lambda seed, end: seed[:end], st.sampled_from(SEEDS), st.integers(0, 3000)),
     )
 )
-@pytest.mark.filterwarnings("ignore")  # PIL warns of this and that in damaged files
-def test_any_bytes_are_an_image_or_refused(data):
+@pytest.mark.filterwarnings("ignore")  # PIL warns about damaged files
+def test_load_image_reads_or_refuses_any_bytes(data):
     try:
         pixels = load_image("fuzzed.png", 5, 100_000, data)
     except ImageError as error:
@@ -325,7 +330,7 @@ def test_any_bytes_are_an_image_or_refused(data):
         hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5),
     )
 )
-def test_any_array_is_an_image_or_refused(array):
+def test_load_image_reads_or_refuses_any_array(array):
     try:
         with np.errstate(all="ignore"):
             pixels = load_image(array, 5)
@@ -339,7 +344,7 @@ def test_any_array_is_an_image_or_refused(array):
 @settings(deadline=None, max_examples=25)
 @given(bad=st.sets(st.integers(0, 11), max_size=11), batch_size=st.integers(1, 7))
 @pytest.mark.filterwarnings("ignore::skpatchcore.ImageWarning")
-def test_whichever_images_fail_each_other_one_is_scored(detector, parts, bad, batch_size):
+def test_every_image_that_does_not_fail_is_scored_unchanged(detector, parts, bad, batch_size):
     images = [*parts[0], *parts[1][:2]]
     X = ["gone.png" if i in bad else image for i, image in enumerate(images)]
     scores = detector.score_samples(X, on_error="flag")
@@ -360,8 +365,8 @@ def test_whichever_images_fail_each_other_one_is_scored(detector, parts, bad, ba
     ids=repr,
 )
 @pytest.mark.filterwarnings("ignore:.*go through the network in halves:RuntimeWarning")
-def test_what_the_machine_does_wrong_is_never_blamed_on_images(detector, parts, monkeypatch, tmp_path, error):
-    """A line shall stop then, not reject all parts."""
+def test_errors_of_the_machine_raise_and_are_not_image_errors(detector, parts, monkeypatch, tmp_path, error):
+    """If the machine fails, a production line must stop. It must not reject all parts."""
     path = tmp_path / "a.png"
     Image.fromarray(RGB).save(path)
 
@@ -380,7 +385,7 @@ def test_what_the_machine_does_wrong_is_never_blamed_on_images(detector, parts, 
     assert not isinstance(caught.value, ImageError)
 
 
-def test_a_cache_refuses_what_would_be_refused_without_it(tmp_path):
+def test_extractor_with_a_cache_refuses_the_same_images_as_without(tmp_path):
     model = extractor(memory=str(tmp_path / "cache"), max_pixels=RGB.size)
     model.transform([RGB])
     with pytest.raises(ImageError, match="masked"):
@@ -392,7 +397,7 @@ def test_a_cache_refuses_what_would_be_refused_without_it(tmp_path):
     np.testing.assert_allclose(kept, plain, atol=1e-5)
 
 
-def test_a_file_larger_than_any_image_is_not_read_into_memory(tmp_path):
+def test_file_larger_than_any_image_is_refused_without_reading_it(tmp_path):
     for name in ("sparse.png", "sparse.tif"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(1 << 42)
@@ -401,7 +406,7 @@ def test_a_file_larger_than_any_image_is_not_read_into_memory(tmp_path):
                 extractor(memory=memory).transform([tmp_path / name])
 
 
-def test_images_are_judged_at_most_twice_however_many_fail(detector, parts, monkeypatch):
+def test_each_image_is_read_a_bounded_number_of_times_if_many_fail(detector, parts, monkeypatch):
     seen = []
     read = _batches.load_image
 
@@ -414,4 +419,4 @@ def test_images_are_judged_at_most_twice_however_many_fail(detector, parts, monk
     with pytest.warns(ImageWarning):
         scores = detector.score_samples(X, on_error="flag")
     assert np.isnan(scores).sum() == 20
-    assert len(seen) <= 3 * len(X)  # twice, and what was made ready beside
+    assert len(seen) <= 3 * len(X)  # at most two reads per image, plus images read ahead

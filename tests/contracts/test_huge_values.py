@@ -1,4 +1,7 @@
-"""Finite values whose squares overflow: a result or an error that names the place, and always an end."""
+"""Test finite values whose squares overflow.
+
+Every call must end, either with a correct result or with an error that names row or image, and column or channel.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ by_place = pytest.mark.parametrize(("dtype", "value"), PLACES)
 
 
 def table(dtype=np.float32, value=None, n_columns=8):
-    """Noise, with one value in row 3 and column 2."""
+    """Return a table of noise; `value`, if given, is put in row 3 and column 2."""
     X = np.random.default_rng(0).normal(size=(50, n_columns)).astype(dtype)
     if value is not None:
         X[3, 2] = value
@@ -71,7 +74,7 @@ def test_fit_in_shards_refuses_values_whose_squares_overflow():
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1e14), (np.float64, 1e149)])
-def test_the_largest_values_that_are_taken_select_what_small_ones_do(dtype, scale):
+def test_largest_accepted_values_select_the_same_rows_as_small_values(dtype, scale):
     X = table(dtype)
     expected = GreedyCoresetSampler(20, start=0).fit(X)
     found = GreedyCoresetSampler(20, start=0).fit(X * dtype(scale))
@@ -81,8 +84,8 @@ def test_the_largest_values_that_are_taken_select_what_small_ones_do(dtype, scal
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
-def test_k_center_greedy_ends_with_an_error_whatever_its_rows_are(value, monkeypatch):
-    """The samplers refuse such rows; the loop has a bound of its own."""
+def test_k_center_greedy_raises_for_nan_infinite_or_huge_rows(value, monkeypatch):
+    """The samplers refuse such rows before the selection; in addition, the loop has its own bound."""
     monkeypatch.setattr(k_center, "_N_LEVELS", 50)
     left = torch.from_numpy(np.pad(table(value=value), [(0, 0), (0, 1)]))
     with pytest.raises(ArithmeticError, match="not finite"):
@@ -91,7 +94,7 @@ def test_k_center_greedy_ends_with_an_error_whatever_its_rows_are(value, monkeyp
 
 @pytest.mark.parametrize("scale", [1e20, 1e38])
 @pytest.mark.parametrize("way", ["in full", "bounds"])
-def test_exact_search_in_a_bank_of_huge_values_is_brute_force(scale, way, monkeypatch):
+def test_exact_search_in_a_bank_of_huge_values_equals_brute_force(scale, way, monkeypatch):
     if way == "bounds":
         monkeypatch.setattr(bounded, "_N_SMALL", 0)
     bank, queries = (np.clip(X, -3, 3) * np.float32(scale) for X in (table(), table()[::-1] * np.float32(0.9)))
@@ -103,7 +106,7 @@ def test_exact_search_in_a_bank_of_huge_values_is_brute_force(scale, way, monkey
 
 @by_place
 @pytest.mark.parametrize("exclude", [None, [0, 3, 49]])
-def test_exact_search_for_huge_queries_among_others_is_brute_force(dtype, value, exclude):
+def test_exact_search_with_one_huge_query_equals_brute_force(dtype, value, exclude):
     bank, queries = table(dtype), table(dtype, value)[:9]
     index = ExactIndex().fit(bank)
     distances, indices = index.kneighbors(queries, 2, exclude=exclude)
@@ -111,15 +114,15 @@ def test_exact_search_for_huge_queries_among_others_is_brute_force(dtype, value,
     unit = np.abs(queries).max(axis=1, keepdims=True).astype(float)
     expected = np.array([cdist(q[None] / u, bank[left] / u)[0] for q, u in zip(queries, unit, strict=True)]) * unit
     np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :2], rtol=1e-6)
-    near = np.delete(np.arange(9), 3)  # to the huge one, all rows are equally near
+    near = np.delete(np.arange(9), 3)  # for the huge query, all rows are equally near
     np.testing.assert_array_equal(indices[near], left[expected.argsort(axis=1)[:, :2]][near])
     tops, top_distances, _ = index.farthest(queries, np.array([0, 2, 9]), exclude=exclude)
     assert tops[1] == 3
     assert top_distances[1] == pytest.approx(abs(value), rel=1e-6)
 
 
-def test_exact_search_in_a_tiny_bank_for_a_large_query():
-    """The ratio overflows, not the values."""
+def test_exact_search_with_a_large_query_in_a_bank_of_tiny_values():
+    """The ratio of query to bank values overflows when squared; the values themselves do not."""
     bank = table() * np.float32(1e-12)
     distances, _ = ExactIndex().fit(bank).kneighbors(np.full((1, 8), 1e14, np.float32))
     assert distances[0, 0] == pytest.approx(1e14 * np.sqrt(8))
@@ -145,7 +148,7 @@ def test_indexes_refuse_banks_whose_squared_distances_overflow(dtype, value):
 )
 @pytest.mark.parametrize("form", ["table", "grids", "list"])
 @by_place
-def test_detectors_refuse_huge_precomputed_features_at_fit_and_call_none_normal_at_predict(make, form, dtype, value):
+def test_detectors_refuse_huge_features_in_fit_and_flag_them_in_predict(make, form, dtype, value):
     def formed(X):
         grids = X.reshape(25, 1, 2, 8)
         return {"table": X, "grids": grids, "list": list(grids)}[form]
@@ -163,7 +166,7 @@ def test_detectors_refuse_huge_precomputed_features_at_fit_and_call_none_normal_
             model.predict(X)
         return
     with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SPADE's squares and PaDiM's products
+        warnings.simplefilter("ignore")  # SPADE's squares and PaDiM's products overflow
         assert model.predict(X)[image] == -1
         score = model.score_samples(X)[image]
     if isinstance(model, PatchCoreDetector):
@@ -173,7 +176,7 @@ def test_detectors_refuse_huge_precomputed_features_at_fit_and_call_none_normal_
         assert not score > -1e15
 
 
-def test_an_image_for_which_the_network_gives_huge_features_is_named(parts):
+def test_extractor_raises_with_the_index_of_an_image_with_huge_features(parts):
     class Amplifier(torch.nn.Module):
         def __init__(self):
             super().__init__()
