@@ -122,7 +122,7 @@ def test_exact_search_with_one_huge_query_equals_brute_force(dtype, value, exclu
 
 
 def test_exact_search_with_a_large_query_in_a_bank_of_tiny_values():
-    """The ratio of query to bank values overflows when squared; the values themselves do not."""
+    """The squared ratio of query and bank values overflows, although the squared values do not."""
     bank = table() * np.float32(1e-12)
     distances, _ = ExactIndex().fit(bank).kneighbors(np.full((1, 8), 1e14, np.float32))
     assert distances[0, 0] == pytest.approx(1e14 * np.sqrt(8))

@@ -1,4 +1,4 @@
-"""Twins, for estimators that take images, of the checks that scikit-learn runs on tables only."""
+"""Estimator checks for estimators that take images; scikit-learn's own checks use tables only."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ ESTIMATORS = {
     "ensemble": PatchCoreEnsemble([("a", DETECTOR), ("b", clone(DETECTOR).set_params(n_neighbors=1))]),
 }
 METHODS = ("transform", "score_samples", "decision_function", "predict", "segment", "predict_mask", "p_values")
+# An invalid value for each of some parameters.
 WRONG = {"patch_size": 0, "batch_size": "all", "n_neighbors": -1, "smoothing": "much", "contamination": 2}
 
 
 def methods_of(estimator):
+    """Return the estimator's bound methods among `METHODS`."""
     return [getattr(estimator, name) for name in METHODS if hasattr(estimator, name)]
 
 
 def same(first, second):
+    """Assert that two pairs of a fitted estimator and its images give equal results in all methods."""
     for a, b in zip(methods_of(first[0]), methods_of(second[0]), strict=True):
         np.testing.assert_allclose(a(first[1]), b(second[1]), rtol=1e-4, atol=1e-6)
 
@@ -95,7 +98,7 @@ def check_image_fit_twice_forgets_the_first(estimator, X):
 
 def check_image_subsets_give_the_same(estimator, X):
     estimator.fit(X)
-    X = X * 0.97  # what has calibrated would tie with itself
+    X = X * 0.97  # other images than in fit: scores of calibration images tie with the calibration scores
     for method in methods_of(estimator):
         whole = method(X)
         np.testing.assert_allclose(

@@ -1,4 +1,8 @@
-"""What others have switched on, or do to their tensors, changes no result; and nothing is left switched otherwise."""
+"""Test that global modes of torch and numpy, and in-place operations of networks, change no result.
+
+Global modes are, e.g., a default dtype, autocast or inference mode. Every mode must be restored afterwards. In-place
+operations in a network must not change the layer maps of an earlier layer.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ from tests.factories import extractor
 
 
 def state():
-    """Everything that a mode below changes."""
+    """Return all global settings that the modes below change."""
     matmul = getattr(torch.backends.mkldnn, "matmul", None)
     return (
         torch.get_default_dtype(),
@@ -52,6 +56,7 @@ def state():
 
 @contextmanager
 def switched(switch, back):
+    """Call `switch` on entry and `back` on exit."""
     switch()
     try:
         yield
@@ -60,12 +65,16 @@ def switched(switch, back):
 
 
 class Meddling(TorchFunctionMode):
+    """A mode that replaces every floating-point result of a torch function with zeros."""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         return result * 0 if isinstance(result, torch.Tensor) and result.is_floating_point() else result
 
 
 class Refusing(TorchDispatchMode):
+    """A mode that raises at every torch operation."""
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         raise AssertionError("dispatched")
 
@@ -102,7 +111,7 @@ MODES = {
 
 
 def results():
-    """Build a network, fit, score and draw: with caches as empty as in a new process."""
+    """Return results of detectors, samplers and indexes, computed with empty caches as in a new process."""
     backbones._cache.clear()
     rng = np.random.default_rng(0)
     good = rng.normal(0.6, 0.03, (6, 48, 64, 3)).clip(0, 1)
@@ -138,7 +147,7 @@ def expected():
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_a_mode_changes_no_bit_and_is_left_as_it_was(name, expected):
+def test_global_mode_changes_no_result_and_is_restored(name, expected):
     with MODES[name]():
         before = state() if name not in ("function mode", "dispatch mode") else None
         found = results()
@@ -150,7 +159,7 @@ def test_a_mode_changes_no_bit_and_is_left_as_it_was(name, expected):
         np.testing.assert_array_equal(a, b)
 
 
-def test_what_was_built_inside_a_mode_works_outside_and_the_other_way_round(expected):
+def test_index_fitted_in_inference_mode_works_inside_and_outside_of_it(expected):
     rows = np.random.default_rng(0).normal(size=(3000, 200)).astype(np.float32)
     with torch.inference_mode():
         index = ExactIndex().fit(rows)
@@ -160,7 +169,7 @@ def test_what_was_built_inside_a_mode_works_outside_and_the_other_way_round(expe
         np.testing.assert_array_equal(index.kneighbors(rows[:30], 2, exclude=[1, 2]), inside)
 
 
-def test_modes_of_the_process_are_restored_when_the_last_thread_leaves():
+def test_global_modes_are_restored_after_the_last_thread_has_finished():
     torch.set_default_dtype(torch.float64)
     try:
         rows = np.random.default_rng(0).normal(size=(2000, 60)).astype(np.float32)
@@ -186,18 +195,20 @@ def test_modes_are_restored_after_an_error():
             assert state() != before
 
 
-def test_code_that_uses_batches_keeps_its_modes(parts):
-    """Between two batches, the caller's modes are on."""
+def test_modes_of_the_caller_are_active_between_two_batches(parts):
+    """`iter_transform` is a generator, so the caller's code runs between two batches and needs the caller's modes."""
     with torch.autocast("cpu", dtype=torch.bfloat16), np.errstate(all="raise"):
         for _ in extractor(batch_size=2).iter_transform(parts[0]):
             assert torch.is_autocast_enabled("cpu")
             assert np.geterr()["over"] == "raise"
 
 
-# In-place operations after a layer
+# In-place operations after a layer: each network below changes the output of layer "a" in place, in its own way.
 
 
 class Convolutions(torch.nn.Module):
+    """Base class of the networks below: two convolutions, "a" and "b"."""
+
     def __init__(self):
         super().__init__()
         self.a, self.b = torch.nn.Conv2d(3, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 1, 1)
@@ -249,7 +260,7 @@ class Data(Convolutions):
 
 
 class Traceless(Convolutions):
-    """torch.fx can't follow a decision that depends on values: hooks take the outputs."""
+    """A network that torch.fx cannot trace, because a branch depends on values; hooks record its layer maps."""
 
     def forward(self, x):
         y = self.a(x)
@@ -258,7 +269,7 @@ class Traceless(Convolutions):
 
 
 class Picky(Relu):
-    """Takes no image of the sizes that networks are tried with."""
+    """A network that accepts only images with 32 rows, and therefore none of the probe images of `_cut.py`."""
 
     def forward(self, x):
         torch._assert(x.shape[2] == 32, "32 pixels")
@@ -268,7 +279,7 @@ class Picky(Relu):
 @pytest.mark.parametrize(
     "kind", [Relu, Module, Residual, Method, View, Written, Data, Traceless, Picky], ids=lambda kind: kind.__name__
 )
-def test_a_layer_is_what_it_gives_whatever_is_done_to_it_later(kind, tmp_path):
+def test_layer_map_is_not_changed_by_later_in_place_operations(kind, tmp_path):
     torch.manual_seed(0)
     network = kind()
     images = np.random.default_rng(0).random((2, 32, 32, 3)).astype(np.float32)
@@ -288,12 +299,12 @@ def test_a_layer_is_what_it_gives_whatever_is_done_to_it_later(kind, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "densenet121", "efficientnet_lite0"])
-def test_default_layers_of_the_backbones_need_no_copy(name):
+def test_default_layers_of_backbones_are_not_overwritten_and_need_no_copy(name):
     assert backbones.load_network(name, None, None, torch.device("cpu")).architecture == name
 
 
-def test_the_users_network_is_not_changed_and_other_weights_are_refused():
-    """It may be put in another mode while its copy extracts features; trained, it is another network."""
+def test_network_of_the_user_is_not_changed_and_changed_weights_are_refused():
+    """The extractor uses a copy of the user's network; if the user trains the network further, `transform` raises."""
     network = Relu().train()
     before = copy.deepcopy(network.state_dict())
     model = TorchFeatureExtractor(lambda: network, layers=("a",), image_size=None, crop_size=None)

@@ -1,4 +1,4 @@
-"""What README shows runs as it stands there."""
+"""Test that the Python examples of README.md run as printed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from skpatchcore import PatchCoreDetector
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 
-
+# The README has exactly two Python blocks: the example on the user's images, and the recipe for another index.
 EXAMPLE, RECIPE = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def test_the_example_runs_on_a_users_own_folder(tmp_path, monkeypatch, capsys):
+def test_readme_example_finds_the_defect_in_a_folder_of_images(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for name, count in [("good", 6), ("new", 2)]:
         (tmp_path / "parts" / name).mkdir(parents=True)
@@ -37,9 +37,9 @@ def test_the_example_runs_on_a_users_own_folder(tmp_path, monkeypatch, capsys):
     assert [m.shape for m in names["anomaly_maps"]] == [(240, 320)] * 2
 
 
-def test_the_recipe_for_another_index_finds_the_same(monkeypatch):
+def test_readme_recipe_for_a_faiss_index_gives_the_same_scores(monkeypatch):
     class IndexFlatL2:
-        """What the recipe uses of faiss."""
+        """A replacement for the parts of faiss that the recipe uses."""
 
         def __init__(self, n_features):
             self.n_features = n_features

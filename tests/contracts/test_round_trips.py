@@ -1,4 +1,4 @@
-"""What one part of the package gives, the others take: its own outputs as its own inputs."""
+"""Test that every part of the package accepts the outputs of the other parts, in memory and read back from files."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ mpl.use("Agg")
 
 
 class Blocks(TransformerMixin, BaseEstimator):
-    """A fast extractor: the mean and the spread of blocks of 8 × 8 pixels."""
+    """A fast extractor: mean and standard deviation of blocks of 8 × 8 pixels."""
 
     def fit(self, X, y=None):
         return self
@@ -75,7 +75,7 @@ def _close_figures():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Images of good parts, and of parts with a dark spot and its mask, on disk."""
+    """Write images of good parts, images of parts with a dark spot, and their masks; return the loaded data set."""
     rng, top = np.random.default_rng(0), tmp_path_factory.mktemp("data")
 
     def put(name, pixels):
@@ -95,6 +95,7 @@ def data(tmp_path_factory):
 
 
 def made(name):
+    """Return a new detector of the kind `name`, not fitted."""
     return {
         "PatchCore": lambda: PatchCoreDetector(Blocks(), sampler=GreedyCoresetSampler(0.5), random_state=0),
         "approximate": lambda: PatchCoreDetector(Blocks(), index="pynndescent", random_state=0),
@@ -115,6 +116,7 @@ def fitted(data):
 
 
 def through_csv(frame):
+    """Write the table as CSV, and return the table that pandas reads back."""
     text = io.StringIO()
     frame.to_csv(text, index=False)
     return pd.read_csv(io.StringIO(text.getvalue()))
@@ -134,14 +136,14 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("form", FRAMES.values(), ids=FRAMES)
-def test_columns_of_a_table_of_images_are_taken_everywhere(form, data, fitted, tmp_path):
+def test_columns_of_to_frame_are_accepted_everywhere(form, data, fitted, tmp_path):
     frame = form(data.to_frame())
     train, test = frame[frame["split"] == "train"], frame[frame["split"] == "test"]
     known = fitted["PatchCore"]
     detector = made("PatchCore").fit(train["path"], train["label"])
     np.testing.assert_array_equal(detector.score_samples(test["path"]), known.score_samples(data.test_paths))
     np.testing.assert_array_equal(detector.predict(test["path"]), known.predict(data.test_paths))
-    both = made("PatchCore").fit(frame["path"], frame["label"])  # anomalous images are left out
+    both = made("PatchCore").fit(frame["path"], frame["label"])  # fit leaves out anomalous images
     assert both.calibration_scores_.shape == (16,)
     for scorer in (image_roc_auc_scorer, image_average_precision_scorer):
         assert scorer(detector, test["path"], test["label"]) == scorer(known, data.test_paths, data.test_labels)
@@ -156,7 +158,7 @@ def test_columns_of_a_table_of_images_are_taken_everywhere(form, data, fitted, t
     assert [p.path for p in write_predictions(detector, test["path"], tmp_path)] == list(data.test_paths)
 
 
-def test_an_anomalous_image_without_a_mask_is_refused_in_every_form(data, fitted):
+def test_pixel_scorer_refuses_anomalous_image_with_missing_mask_of_any_kind(data, fitted):
     test = data.to_frame().query("split == 'test'")
     for missing in (None, np.nan, pd.NA, ""):
         masks = [missing] * len(test)
@@ -178,7 +180,7 @@ CONTAINERS = {
 
 
 @pytest.mark.parametrize("form", CONTAINERS.values(), ids=CONTAINERS)
-def test_images_in_every_container_give_the_same(form, data, fitted):
+def test_images_in_every_container_give_the_same_results(form, data, fitted):
     train, test = form(data.train_paths), form(data.test_paths)
     detector, known = made("PatchCore").fit(train), fitted["PatchCore"]
     np.testing.assert_allclose(detector.memory_bank_, known.memory_bank_)
@@ -189,17 +191,20 @@ def test_images_in_every_container_give_the_same(form, data, fitted):
 
 
 def memory_mapped(detector, folder):
-    path = folder / f"{len(list(folder.iterdir()))}.joblib"  # a file that is mapped must not be written over
+    """Return the detector read back from a new joblib file, with its arrays as memory maps."""
+    path = folder / f"{len(list(folder.iterdir()))}.joblib"  # a mapped file must not be overwritten
     joblib.dump(detector, path)
     return joblib.load(path, mmap_mode="r")
 
 
 def saved(detector, folder):
+    """Return the detector read back from a model file."""
     save(detector, folder / "d.skops")
     return load(folder / "d.skops", trusted=[f"{Blocks.__module__}.Blocks"])
 
 
 def from_joblib(detector, folder):
+    """Return the detector read back from a compressed joblib file."""
     joblib.dump(detector, folder / "d.joblib", compress=3)
     return joblib.load(folder / "d.joblib")
 
@@ -219,14 +224,14 @@ FORMS = {
 @pytest.mark.filterwarnings("ignore:.*To load the file, pass trusted")
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("name", NAMES)
-def test_detectors_in_every_form_do_everything(name, form, data, fitted, tmp_path):
+def test_copied_or_reloaded_detector_supports_every_method_and_function(name, form, data, fitted, tmp_path):
     known = fitted[name]
     detector = form(known, tmp_path)
     X = data.test_paths
     for method in ("score_samples", "decision_function", "predict", "p_values", "segment", "predict_mask"):
         np.testing.assert_array_equal(getattr(detector, method)(X), getattr(known, method)(X))
     pd.testing.assert_frame_equal(detector.regions(X), known.regions(X))
-    # every form can be written again, in every way
+    # A detector of every form can be written again, as a model file and with joblib.
     np.testing.assert_array_equal(saved(detector, tmp_path).score_samples(X), known.score_samples(X))
     np.testing.assert_array_equal(memory_mapped(detector, tmp_path).score_samples(X), known.score_samples(X))
     detector.__sklearn_tags__()
@@ -244,11 +249,12 @@ def test_detectors_in_every_form_do_everything(name, form, data, fitted, tmp_pat
 
 
 def scores_in_a_worker(detector, X, path):
+    """Save the detector in a worker process; return its scores and the detector."""
     save(detector, path)
     return detector.score_samples(X), detector
 
 
-@pytest.mark.filterwarnings("ignore:.*To load the file, pass trusted")
+@pytest.mark.filterwarnings("ignore:.*load will ask for trusted")
 def test_workers_take_detectors_and_give_them_back(data, tmp_path):
     detector = PatchCoreDetector("precomputed", random_state=0).fit(Blocks().transform(data.train_paths))
     X = Blocks().transform(data.test_paths)
@@ -263,7 +269,7 @@ def test_workers_take_detectors_and_give_them_back(data, tmp_path):
 
 @pytest.mark.parametrize("sizes", ["one size", "several sizes"])
 @pytest.mark.parametrize("kind", ["list", "as it is", "memory map", "joblib"])
-def test_features_of_an_extractor_are_taken_as_precomputed(sizes, kind, data, tmp_path):
+def test_extractor_features_are_accepted_as_precomputed(sizes, kind, data, tmp_path):
     images = [load_image(path, 0)[: 40 - 8 * (sizes == "several sizes" and i % 2)]
               for i, path in enumerate(data.train_paths)]  # fmt: skip
     features = Blocks().transform(images)
@@ -279,7 +285,7 @@ def test_features_of_an_extractor_are_taken_as_precomputed(sizes, kind, data, tm
     detector = PatchCoreDetector("precomputed", random_state=0).fit(features)
     np.testing.assert_allclose(detector.score_samples(features), whole.score_samples(images), rtol=1e-6)
     assert saved(detector, tmp_path).offset_ == detector.offset_
-    # rows of the memory bank are rows of the features; they are features of one patch an image, too
+    # Rows of the memory bank are rows of the features. Rows are also valid features of images with one patch each.
     rows = np.concatenate([grid.reshape(-1, 2) for grid in features])
     np.testing.assert_array_equal(rows[detector.sampler_.component_indices_], detector.memory_bank_)
     sampler = GreedyCoresetSampler(5, random_state=0).fit(rows)
@@ -292,7 +298,7 @@ def test_features_of_an_extractor_are_taken_as_precomputed(sizes, kind, data, tm
 
 
 @pytest.mark.parametrize("same_size", [True, False])
-def test_maps_and_masks_are_taken_by_metrics_displays_and_scorers(same_size, data, fitted):
+def test_maps_and_masks_are_accepted_by_metrics_displays_and_scorers(same_size, data, fitted):
     images = [load_image(path, 0) for path in data.test_paths]
     if not same_size:
         images = [image[: 40 - 8 * (i % 2)] for i, image in enumerate(images)]
@@ -316,7 +322,7 @@ def test_maps_and_masks_are_taken_by_metrics_displays_and_scorers(same_size, dat
     assert detector.predict([result.image for result in results]).tolist() == [result.label for result in results]
 
 
-def test_regions_point_into_images_and_survive_a_csv_file(data, fitted):
+def test_regions_locate_peaks_in_maps_and_are_unchanged_by_a_csv_file(data, fitted):
     detector = fitted["PatchCore"]
     regions = detector.regions(data.test_paths)
     assert len(regions)
@@ -328,7 +334,7 @@ def test_regions_point_into_images_and_survive_a_csv_file(data, fitted):
         assert (anomaly_map[region.top : region.bottom, region.left : region.right] > detector.pixel_offset_).any()
 
 
-def test_scores_on_disk_are_taken_again(data, fitted, tmp_path):
+def test_written_predictions_are_accepted_by_reports_detectors_and_displays(data, fitted, tmp_path):
     detector = fitted["PatchCore"]
     written = write_predictions(detector, data.test_paths, tmp_path)
     read = read_predictions(tmp_path)
@@ -347,7 +353,7 @@ def test_scores_on_disk_are_taken_again(data, fitted, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:contamination")
-def test_results_of_an_evaluation_are_taken_again(data, tmp_path):
+def test_evaluation_results_are_accepted_by_reports_and_displays(data, tmp_path):
     first = run_evaluation(made("PatchCore"), data, tmp_path, draw=write_worst)
     again = run_evaluation(made("PatchCore"), data, tmp_path)
     pd.testing.assert_frame_equal(again.table, first.table)
@@ -369,7 +375,7 @@ def test_results_of_an_evaluation_are_taken_again(data, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:contamination")
-def test_texture_tasks_are_taken_everywhere(tmp_path):
+def test_texture_tasks_are_accepted_everywhere(tmp_path):
     task = make_textures("brick", n_views=2)
     detector = factories.detector("resnet18", sampler=GreedyCoresetSampler(0.05)).fit(
         task.train_images, groups=task.train_groups
@@ -383,7 +389,7 @@ def test_texture_tasks_are_taken_everywhere(tmp_path):
     assert table.index.tolist() == ["brick"]
 
 
-def test_calibration_scores_give_the_thresholds_again(data, fitted):
+def test_recalibrate_without_images_keeps_the_thresholds(data, fitted):
     detector = copy.deepcopy(fitted["PatchCore"])
     before = detector.offset_, detector.pixel_offset_
     detector.recalibrate()

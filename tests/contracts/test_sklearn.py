@@ -1,4 +1,4 @@
-"""scikit-learn's own checks: all of them, each failure that is meant listed with its reason."""
+"""Run all of scikit-learn's estimator checks; expected failures are listed with their reasons."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import skpatchcore
 from skpatchcore import PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector
 
 OUT_OF_SAMPLE = (
-    "checks that the share of flagged *training* rows is the contamination; here the threshold promises a share of new "
-    "rows, because a threshold from in-sample scores flags far too many of these"
+    "the check expects the fraction of flagged *training* rows to be the contamination; here the threshold bounds the "
+    "fraction of flagged new rows, because a threshold from in-sample scores flags far too many new rows"
 )
 NOT_IN_SAMPLE = dict.fromkeys(("check_outliers_train", "check_outliers_fit_predict"), OUT_OF_SAMPLE)
 
-# How those are made that can't be made without arguments, or whose defaults need a download.
+# How to make the estimators that need arguments, or need a download with their default parameters.
 MADE = {
     "PatchCoreDetector": lambda: PatchCoreDetector("precomputed"),
     "PaDiMDetector": lambda: PaDiMDetector("precomputed"),
@@ -25,18 +25,18 @@ MADE = {
         [(name, PatchCoreDetector("precomputed", n_neighbors=b, random_state=0)) for name, b in (("a", 9), ("b", 1))]
     ),
 }
-# Those of which scikit-learn's checks can test nothing: tests/test_image_checks.py does.
+# Estimators that take no tables. scikit-learn's checks cannot test them; test_image_checks.py beside this file does.
 IMAGES_ONLY = {"TorchFeatureExtractor"}
 
 
 def public_estimators():
-    """Yield one of every public estimator that takes tables, seeded."""
+    """Yield one seeded instance of every public estimator that takes tables."""
     for name in skpatchcore.__all__:
         found = getattr(skpatchcore, name)
         if isinstance(found, type) and issubclass(found, BaseEstimator):
             estimator = MADE.get(name, found)()
             if not get_tags(estimator).input_tags.two_d_array:
-                assert name in IMAGES_ONLY, "a new estimator that takes images: give it the checks of images"
+                assert name in IMAGES_ONLY, "takes images: add it to IMAGES_ONLY and to test_image_checks.py"
                 continue
             yield estimator.set_params(random_state=0) if hasattr(estimator, "random_state") else estimator
 
@@ -48,13 +48,13 @@ def expected_failures(estimator):
     return NOT_IN_SAMPLE if isinstance(estimator, OutlierMixin) else {}
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # the checks fit on a handful of rows, on purpose
+@pytest.mark.filterwarnings("ignore::UserWarning")  # the checks fit on few rows, which causes warnings
 @parametrize_with_checks(ESTIMATORS, expected_failed_checks=expected_failures)
-def test_scikit_learns_checks(estimator, check):
+def test_estimator_passes_scikit_learn_check(estimator, check):
     check(estimator)
 
 
-def test_the_detector_takes_the_input_of_its_extractor():
+def test_input_tags_of_a_detector_are_those_of_its_extractor():
     assert get_tags(PatchCoreDetector("precomputed")).input_tags.two_d_array
     assert not get_tags(PatchCoreDetector()).input_tags.two_d_array
     assert get_tags(PatchCoreDetector()).input_tags.string

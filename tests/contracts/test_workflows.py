@@ -1,4 +1,4 @@
-"""What a scikit-learn user tries by habit: pipelines, searches, callbacks, displays, parallel backends."""
+"""Test common scikit-learn workflows: pipelines, searches, callbacks, displays and parallel backends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ mpl.use("Agg")
 
 @pytest.fixture(scope="module")
 def task(parts):
-    """Twelve good images and four with dark spots, in a mixed order, and their labels."""
+    """Return twelve good images and four images with dark spots in random order, and their labels."""
     train, good, _ = parts
     rng = np.random.default_rng(0)
     spotted = train[:4].copy()
@@ -60,6 +60,7 @@ def task(parts):
 
 @pytest.fixture(scope="module")
 def paths(task, tmp_path_factory):
+    """Write the images of `task` as PNG files; return their paths."""
     folder = tmp_path_factory.mktemp("parts")
     found = []
     for i, image in enumerate(task[0]):
@@ -73,7 +74,7 @@ def brightened(X):
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_extractor_and_detector_in_a_pipeline(task, memory, tmp_path):
+def test_pipeline_of_extractor_and_detector_equals_the_detector(task, memory, tmp_path):
     X, y = task
     piped = make_pipeline(
         extractor(), PatchCoreDetector("precomputed", random_state=0), memory=str(tmp_path) if memory else None
@@ -86,7 +87,7 @@ def test_extractor_and_detector_in_a_pipeline(task, memory, tmp_path):
     assert cross_val_score(piped, X, y, cv=OneClassSplit(2), scoring=image_roc_auc_scorer).min() > 0.9
 
 
-def test_preprocessing_of_ones_own_before_the_detector(task):
+def test_pipeline_with_user_preprocessing_before_the_detector(task):
     X, y = task
     piped = make_pipeline(FunctionTransformer(brightened), detector()).fit(X, y)
     np.testing.assert_array_equal(piped.predict(X), detector().fit(brightened(X), y).predict(brightened(X)))
@@ -99,7 +100,7 @@ def test_preprocessing_of_ones_own_before_the_detector(task):
     assert search.best_score_ > 0.8
 
 
-def test_a_column_of_paths_is_enough(task, paths):
+def test_data_frame_column_of_paths_is_accepted_by_fit_predict_and_cross_validation(task, paths):
     _, y = task
     frame = pd.DataFrame({"path": paths, "label": y}, index=np.arange(16) + 100)
     model = detector().fit(frame["path"], frame["label"])
@@ -112,7 +113,7 @@ def test_a_column_of_paths_is_enough(task, paths):
     np.testing.assert_array_equal(piped.predict(frame), model.predict(paths))
 
 
-def test_samplers_name_their_output_and_grids_are_no_table(task):
+def test_set_output_names_sampler_columns_and_leaves_grids_as_arrays(task):
     X, _ = task
     with sklearn.config_context(transform_output="pandas"):
         assert isinstance(extractor().transform(X), np.ndarray)
@@ -132,7 +133,7 @@ def test_frozen_detectors_are_not_fitted_again(task):
     assert clone(frozen).estimator is model
 
 
-def test_searches_of_every_kind(task, tmp_path):
+def test_all_kinds_of_hyperparameter_search(task, tmp_path):
     X, y = task
     memory = str(tmp_path)
     model = detector(extractor=extractor(memory=memory), sampler=GreedyCoresetSampler(memory=memory), calibration=None)
@@ -156,7 +157,7 @@ def test_searches_of_every_kind(task, tmp_path):
         {"extractor__patch_size": [1, 3, 5]},
         resource="n_neighbors",
         max_resources=9,
-        return_train_score=False,  # training parts hold no anomalous image
+        return_train_score=False,  # training folds hold no anomalous images, so they have no ROC AUC
         **common,
     ).fit(X, y)
     assert halving.best_params_["n_neighbors"] == 9
@@ -167,9 +168,9 @@ def test_searches_of_every_kind(task, tmp_path):
     assert p_value <= 0.5
 
 
-def test_predictions_across_folds_and_their_curve(task):
+def test_cross_val_predict_with_one_class_split_and_roc_curve(task):
     X, y = task
-    # Given y, cross_val_predict would turn -1 and +1 into 0 and 1; the folds leave out what is anomalous anyway.
+    # With y, cross_val_predict encodes -1 and +1 as 0 and 1. Without y, fit gets good images only, from the folds.
     folds = list(OneClassSplit(StratifiedKFold(4)).split(X, y))
     predicted = cross_val_predict(detector(), X, cv=folds, method="decision_function")
     assert roc_auc_score(y, predicted) > 0.9
@@ -179,7 +180,7 @@ def test_predictions_across_folds_and_their_curve(task):
     assert set(np.unique(labels)) <= {-1, 1}
 
 
-def test_a_search_runs_the_network_once_an_image(task, tmp_path):
+def test_search_with_a_cache_runs_the_network_once_per_image(task, tmp_path):
     X, y = task
     seen = []
     network = load_network("resnet18", None, None, torch.device("cpu"))
@@ -195,7 +196,7 @@ def test_a_search_runs_the_network_once_an_image(task, tmp_path):
     assert sum(seen) == len(np.unique(X, axis=0))
 
 
-def test_callbacks_see_the_stages_of_a_fit(task):
+def test_callbacks_receive_the_stages_of_a_fit(task):
     pytest.importorskip("sklearn.callback", reason="scikit-learn 1.8 has no callbacks")
     X, _ = task
 
@@ -229,7 +230,7 @@ def test_callbacks_see_the_stages_of_a_fit(task):
     np.testing.assert_array_equal(plain.memory_bank_, model.fit(X).memory_bank_)
 
 
-def test_scikit_learns_progress_bar(task, capsys):
+def test_progress_bar_of_scikit_learn_shows_the_stages_of_a_fit(task, capsys):
     pytest.importorskip("rich", reason="scikit-learn's progress bar needs rich")
     callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.8 has no callbacks")
     search = GridSearchCV(
@@ -240,7 +241,7 @@ def test_scikit_learns_progress_bar(task, capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_searches_on_a_dask_cluster(task, paths):
+def test_search_on_a_dask_cluster_equals_a_local_search(task, paths):
     distributed = pytest.importorskip("distributed", reason="the dask backend needs pip install 'skpatchcore[dask]'")
     _, y = task
     search = GridSearchCV(
@@ -252,7 +253,7 @@ def test_searches_on_a_dask_cluster(task, paths):
     )
     expected = clone(search).set_params(n_jobs=None).fit(paths, y)
     with (
-        mock.patch.dict(os.environ),  # the cluster sets OMP_NUM_THREADS, which later tests' processes would inherit
+        mock.patch.dict(os.environ),  # restores OMP_NUM_THREADS, which the cluster sets
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster),
         joblib.parallel_backend("dask"),
@@ -262,7 +263,7 @@ def test_searches_on_a_dask_cluster(task, paths):
     np.testing.assert_array_equal(search.score_samples(paths), expected.score_samples(paths))
 
 
-def test_metadata_is_not_asked_for_by_default(task):
+def test_cross_validation_works_with_metadata_routing_enabled(task):
     X, y = task
     with sklearn.config_context(enable_metadata_routing=True):
         assert len(cross_val_score(detector(), X, y, cv=OneClassSplit(StratifiedKFold(2)), scoring="roc_auc")) == 2

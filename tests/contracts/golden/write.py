@@ -1,6 +1,8 @@
-"""Write the detectors that later versions must still read, and what they say: once, before a version is released.
+"""Write model files that later versions must still read, and the results of their detectors.
 
-python -m tests.contracts.golden.write
+Run this script once before each release::
+
+    python -m tests.contracts.golden.write
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 def images(n_images: int = 8) -> np.ndarray:
-    """Return a pattern of whole numbers, with a spot in the last two: of shape (n_images, 96, 128, 1), uint8."""
+    """Return patterned images, uint8 of shape (n_images, 96, 128, 1); the last two have a bright spot."""
     rows, columns = np.mgrid[:96, :128]
     found = np.stack(
         [((rows * 5 + columns * 3 + 17 * i) % 61 * 2 + (rows // 8 + columns // 8) % 2 * 60) for i in range(n_images)]
@@ -27,7 +29,7 @@ def images(n_images: int = 8) -> np.ndarray:
 
 
 def features(n_images: int = 8) -> np.ndarray:
-    """Return the same as patch features, of shape (n_images, 12, 16, 64), float32."""
+    """Return the same images as patch features, float32 of shape (n_images, 12, 16, 64)."""
     return images(n_images).reshape(n_images, 12, 8, 16, 8).swapaxes(2, 3).reshape(n_images, 12, 16, 64) / np.float32(7)
 
 
@@ -46,7 +48,7 @@ DETECTORS = {
 
 
 def main() -> None:
-    """Fit, save and write down the scores."""
+    """Fit each detector, save its model file, and write its scores, labels and maps to a JSON file beside it."""
     for name, (detector, make) in DETECTORS.items():
         X = make()
         detector.fit(X[:6])
