@@ -1,9 +1,10 @@
-"""Small work beside other programs: as many busy loops as cores, with one thread of torch's and with all.
+"""Time small tasks on a machine that other programs keep busy, with one torch thread and with one thread per core.
 
     python benchmarks/busy_machine.py -o benchmarks/results/busy_machine.md [OTHER_CHECKOUT]
 
-Each kind of work is timed in a process of its own, for each number of threads, without and with busy loops, one after
-the other and several times. With another checkout, for example of the version before, that one is timed beside.
+On the busy machine, one busy loop runs per core. The tasks are timed in a separate process for each number of threads,
+on the idle and on the busy machine. All measurements are repeated in several rounds. If OTHER_CHECKOUT is given, e.g. a
+checkout of the previous version, the tasks are timed with both versions.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ for name, run in work.items():
     found[name] = sorted(times)[len(times) // 2]
 print(json.dumps(found))
 """
-# A busy loop ends by itself.
+# A busy loop ends after 600 s even if it is not killed.
 LOOP = "import time; end = time.time() + 600\nwhile time.time() < end: pass"
 
 
 def timed(checkout: Path, n_threads: int, n_loops: int) -> dict[str, float]:
-    """Return the median seconds of each kind of work."""
+    """Run the tasks in a separate process beside `n_loops` busy loops; return the median seconds of each task."""
     loops = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(n_loops)]
     try:
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -75,7 +76,7 @@ def timed(checkout: Path, n_threads: int, n_loops: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Time all combinations and write the table."""
+    """Time all combinations of version, threads and load, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
@@ -93,12 +94,13 @@ def main() -> None:
     seconds = {case: {work: median(r[case][work] for r in rounds) for work in rounds[0][case]} for case in cases}
     reference = seconds["this version", 1, 0]
     lines = [
-        "# Beside other programs",
+        "# Small tasks on a busy machine",
         "",
-        f"Times in units of those with one thread on the idle machine; ResNet-18 with random weights. \"Busy\": beside "
-        f"{n_cores} busy loops on {n_cores} cores.",
+        "The first column of numbers is the time with one thread on the idle machine. The other columns are times "
+        "relative to the first column. The backbone is ResNet-18 with random weights. On the busy machine, "
+        f"{n_cores} busy loops run on {n_cores} cores.",
         "",
-        "| | ms, 1 thread, idle | " + " | ".join(
+        "| task | this version: 1 thread, idle, ms | " + " | ".join(
             f"{name}: {n} thread{'s' * (n > 1)}, {'busy' if loops else 'idle'}" for name, n, loops in cases[1:]
         ) + " |",
         "|---" * (len(cases) + 1) + "|",
@@ -108,7 +110,7 @@ def main() -> None:
         lines.append(f"| {work} | {unit * 1e3:.1f} | {ratios} |")
     lines += [
         "",
-        f"Medians of {options.rounds} rounds. {n_cores} CPU cores ({platform.machine()}), torch "
+        f"All times are medians of {options.rounds} rounds. {n_cores} CPU cores ({platform.machine()}), torch "
         f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}.",
         "",
         "Made by `python benchmarks/busy_machine.py`.",

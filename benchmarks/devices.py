@@ -1,8 +1,9 @@
-"""What a GPU is worth: the stages of a fit and of a prediction on the CPU and on CUDA, side by side.
+"""Compare the time of a fit and of a prediction, stage by stage, on the CPU and on a CUDA device.
 
     python benchmarks/devices.py -o benchmarks/results/devices.md
 
-WideResNet-50 with random weights at 224×224 on pieces of scikit-image's textures: good for speed, not for accuracy.
+The backbone is WideResNet-50 with random weights. The images are crops of scikit-image's textures, 224×224 pixels. The
+results are valid for speed only, not for accuracy.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from skpatchcore._utils.progress import record_seconds
 
 
 def make_images(n_images: int) -> np.ndarray:
-    """Return pieces of textures, of shape (n_images, 224, 224, 3)."""
+    """Return random crops of textures, uint8 of shape (n_images, 224, 224, 3)."""
     rng = np.random.default_rng(0)
     textures = [skimage.data.brick(), skimage.data.grass(), skimage.data.gravel()]
     images = np.empty((n_images, 224, 224, 3), np.uint8)
@@ -34,7 +35,7 @@ def make_images(n_images: int) -> np.ndarray:
 
 
 def seconds_of(function: Callable[[], object], repetitions: int = 3) -> float:
-    """Return the shortest of some times, after a round that warms caches up."""
+    """Return the shortest time of several calls in seconds, after one call that fills caches."""
     times = []
     for _ in range(repetitions + 1):
         start = time.perf_counter()
@@ -46,7 +47,7 @@ def seconds_of(function: Callable[[], object], repetitions: int = 3) -> float:
 
 
 def measure(device: str, images: np.ndarray) -> dict[str, float]:
-    """Return seconds, or milliseconds, of each stage."""
+    """Return the time of each stage on a device; the name of each value states its unit."""
     found = {}
     for dtype in ("float32", "bfloat16"):
         for batch_size in (4, 32) if device == "cuda" else (4,):
@@ -55,7 +56,7 @@ def measure(device: str, images: np.ndarray) -> dict[str, float]:
                 batch_size=batch_size,
             )  # fmt: skip
             some = images[:64]
-            found[f"network, {dtype}, batches of {batch_size}: ms an image"] = (
+            found[f"network, {dtype}, batches of {batch_size}: ms per image"] = (
                 seconds_of(lambda: extractor.transform(some)) / len(some) * 1e3  # noqa: B023
             )
     detector = PatchCoreDetector(
@@ -73,11 +74,11 @@ def measure(device: str, images: np.ndarray) -> dict[str, float]:
         whole = time.perf_counter() - start
     for stage in ("network", "selection", "calibration"):
         found[f"fit, {stage}: s"] = seconds[stage]
-    found["fit, all: s"] = whole
+    found["fit, total: s"] = whole
     for n in (1, 32):
         X = images[:n]
-        found[f"score, {n} a call: ms an image"] = seconds_of(lambda: detector.score_samples(X), 10) / n * 1e3  # noqa: B023
-        found[f"score and map, {n} a call: ms an image"] = (
+        found[f"score, {n} per call: ms per image"] = seconds_of(lambda: detector.score_samples(X), 10) / n * 1e3  # noqa: B023
+        found[f"score and map, {n} per call: ms per image"] = (
             seconds_of(lambda: detector.score_and_segment(X), 10) / n * 1e3  # noqa: B023
         )
     queries = detector.extractor_.transform(images[:1]).reshape(-1, detector.memory_bank_.shape[1])
@@ -87,7 +88,7 @@ def measure(device: str, images: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Measure all stages on each device and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "devices.md")
     parser.add_argument("--images", type=int, default=209)
@@ -99,12 +100,13 @@ def main() -> None:
     lines = [
         "# CPU and GPU",
         "",
-        f"WideResNet-50 with random weights, {options.images} images of 224×224, 10 % of {options.images * 784} "
-        f"patches with 1536 channels in the bank; {os.cpu_count()} CPU cores, {gpu}, torch "
-        f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. Shortest of several, after a round "
-        "to warm up; fits once.",
+        f"The backbone is WideResNet-50 with random weights. {options.images} images of 224×224 pixels give "
+        f"{options.images * 784} patches with 1536 channels. The memory bank holds 10 % of the patches. "
+        f"{os.cpu_count()} CPU cores, {gpu}, torch {torch.__version__.split('+')[0]}, skpatchcore "
+        f"{skpatchcore.__version__}. Each time is the shortest of several calls after a warm-up call. A fit is timed "
+        "once.",
         "",
-        "| | CPU | GPU | CPU / GPU |",
+        "| stage | CPU | GPU | CPU / GPU |",
         "|---|---|---|---|",
     ]
     for name in dict.fromkeys(key for values in found.values() for key in values):
