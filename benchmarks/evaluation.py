@@ -1,11 +1,11 @@
-"""Accuracy on real defects: PatchCore beside SPADE and PaDiM, samplers and ratios, few training images.
+"""Measure the accuracy on real defects: PatchCore, SPADE and PaDiM; samplers and ratios; few training images.
 
     python benchmarks/evaluation.py PATH/TO/mtd PATH/TO/hazelnut_toy --cache CACHE -o benchmarks/results/evaluation.md
 
-Magnetic Tile Defects in MVTec layout, with ``by_tile_split.csv`` (columns ``file``, ``tile``, ``split``) beside
-``train`` and ``test``: as split at random, as in the paper, and so that no tile is on both sides, calibrated with the
-tiles as groups.
-Results are kept beside the cache, so an interrupted run goes on.
+``mtd`` is Magnetic Tile Defects in MVTec AD layout, with the file ``by_tile_split.csv`` (columns ``file``, ``tile``,
+``split``) beside ``train`` and ``test``. The data set is used with two splits. The first split is random, as in the
+paper. In the second split, no tile is in both the training and the test part, and the detectors are calibrated with the
+tiles as groups. Results are stored in the folder CACHE, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def read_data(mtd: Path, hazelnut: Path) -> dict[str, ImageFolder]:
-    """Return the data sets by name."""
+    """Return a dict from name to data set, with both splits of Magnetic Tile Defects."""
     folder = load_image_folder(mtd)
     bad = folder.test_labels == -1
     good = folder.test_paths[~bad]
@@ -58,7 +58,7 @@ def read_data(mtd: Path, hazelnut: Path) -> dict[str, ImageFolder]:
 
 
 def evaluated(runs: list, results: Results, resolution: str = "own") -> pd.DataFrame:
-    """Return a row a run, from the folder or computed now."""
+    """Return a table with one row per run; a result is loaded if it is stored, and computed and stored otherwise."""
     rows = []
     for run in runs:
         settings = settings_of(run, resolution)
@@ -74,7 +74,7 @@ def evaluated(runs: list, results: Results, resolution: str = "own") -> pd.DataF
 
 
 def as_lines(table: pd.DataFrame, index: list[str]) -> list[str]:
-    """Return a table in Markdown."""
+    """Return the lines of a Markdown table with the columns `index` and `COLUMNS`."""
     columns = [name for name in COLUMNS if name in table]
     lines = ["| " + " | ".join([*index, *columns]) + " |", "|" + "---|" * (len(index) + len(columns))]
     for _, row in table.iterrows():
@@ -84,7 +84,7 @@ def as_lines(table: pd.DataFrame, index: list[str]) -> list[str]:
 
 
 def as_text(name: str, value: float) -> str:
-    """Return a number as the tables have it."""
+    """Format the value of the column `name`; NaN gives an empty cell."""
     if np.isnan(value):
         return ""
     if name == "bytes":
@@ -95,12 +95,12 @@ def as_text(name: str, value: float) -> str:
 
 
 def main() -> None:
-    """Evaluate and write the tables."""
+    """Run all evaluations and write the tables and the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mtd", type=Path)
     parser.add_argument("hazelnut", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "evaluation.md")
-    parser.add_argument("--cache", type=Path, required=True, help="network's outputs and results")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the cache of layer maps and for results")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -112,7 +112,7 @@ def main() -> None:
         for ratio in (0.1, 0.01) if method == "patchcore" else (None,):
             name = method if ratio is None else f"{method}, {ratio:.0%}"
             results = Results(options.cache / "results" / name)
-            # without a cache of the network's outputs: seconds are those of a user's fit and test
+            # No cache of layer maps, so that the seconds include the network, as for a user.
             detector = make_detector("offline", method, ratio=ratio, random_state=options.seed)
             methods.append(evaluated(list(plain_runs(detector, data)), results).assign(method=name))
     order = {name: i for i, name in enumerate(data)}
@@ -141,43 +141,47 @@ def main() -> None:
     lines = [
         "# Evaluation",
         "",
-        "Backbone efficientnet_lite2 (ImageNet weights from the package index), 224×224 pixels without a crop unless "
-        f"said otherwise (the preset `offline`), patch size 3, b = 9, seed {options.seed}, contamination 'auto' with "
-        "leave-one-out calibration (no calibration image flagged). Pixels at each image's own size; defective images "
-        "with an empty mask (four of mtd) count for images only. aupro up to a false-positive rate of 0.3, aupro_05 up "
-        "to 0.05; aupimo: mean over images; misclassified: at the threshold that suits the labels best; good_flagged "
-        "and defects_found at the detector's own.",
+        "The settings are those of the preset `offline`: backbone efficientnet_lite2 (ImageNet weights from the "
+        "package index), images of 224×224 pixels without a crop unless stated otherwise, patch size 3 and b = 9. The "
+        f"seed is {options.seed}. Calibration is leave-one-out with contamination 'auto', which flags no calibration "
+        "image.\n"
+        "\n"
+        "Pixel metrics are computed at each image's own size. Defective images with an empty mask (four of mtd) are "
+        "excluded from pixel metrics. `aupro` is integrated up to a false-positive rate of 0.3, and `aupro_05` up to "
+        "0.05. `aupimo` is the mean over images. `misclassified` is the number of wrong labels at the best threshold "
+        "for the test labels. `good_flagged` and `defects_found` are fractions at the detector's own threshold.",
         "",
         *(
-            f"{name}: {len(d.train_paths)} images to learn from"
+            f"{name}: {len(d.train_paths)} training images"
             f"{'' if d.train_groups is None else f' of {len(np.unique(d.train_groups))} tiles'}, "
-            f"{(d.test_labels == 1).sum()} good and {(d.test_labels == -1).sum()} defective ones to judge.  "
+            f"{(d.test_labels == 1).sum()} good and {(d.test_labels == -1).sum()} defective test images.  "
             for name, d in data.items()
         ),
         "",
         "## PatchCore, SPADE and PaDiM on the same features",
         "",
         *as_lines(by_method, ["data", "method"]),
-        "Seconds include the network, without a cache of its outputs.",
+        "Seconds include the network, because no cache was used.",
         "",
         "## Samplers and ratios (the paper's Figure 5)",
         "",
-        "mtd at 128×128 pixels: proxies for a tenth of the patches at 224×224 would take hours. Seconds without the "
-        "network, whose outputs are cached.",
+        "The images of mtd are resized to 128×128 pixels here. At 224×224 pixels, fitting LearnedProxySampler(0.1) "
+        "would take hours. Seconds exclude the network, because its layer maps are cached.",
         "",
         *as_lines(by_sampler, ["data", "sampler"]),
         "## Few training images (the paper's section 4.5)",
         "",
-        f"PatchCore, 10 % of the patches, means over {options.repeats} draws of the images. With one image there is "
-        "nothing to calibrate by.",
+        "The detector is PatchCore with 10 % of the patches. Values are means over "
+        f"{options.repeats} random draws of the training images. A fit on one image has no calibration score, so "
+        "`good_flagged` and `defects_found` are empty.",
         "",
         *as_lines(means, ["data", "shots", "sd of image_auroc, aupro"]),
-        "![curves](low_shot.png)",
+        "![Metrics over the number of training images](low_shot.png)",
         "",
         f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__.split('+')[0]}, scikit-learn "
         f"{sklearn.__version__}, skpatchcore {skpatchcore.__version__}. Made by `python benchmarks/evaluation.py "
-        "PATH/TO/mtd PATH/TO/hazelnut_toy --cache CACHE`. The paper reports an image AUROC of 97.9 % on mtd's random "
-        "split with WideResNet50-2 and 10 %: another backbone.",
+        "PATH/TO/mtd PATH/TO/hazelnut_toy --cache CACHE`. The paper reports an image AUROC of 97.9 % on the random "
+        "split of mtd with 10 % of the patches, but with another backbone (WideResNet50-2).",
         "",
     ]
     options.output.write_text("\n".join(lines), encoding="utf-8")

@@ -1,11 +1,12 @@
-"""How many fresh good images are flagged, beside what was asked for: every calibration, and the in-sample threshold.
+"""Measure which fraction of fresh good images is flagged, for each kind of calibration and each `contamination`.
 
     python benchmarks/false_positives.py PATH/TO/mtd -o benchmarks/results/false_positives.md
 
-The folder is Magnetic Tile Defects in MVTec layout, with ``by_tile_split.csv`` (columns ``file``, ``tile``) beside
-``train`` and ``test``. All its good images are pooled and split anew in each repetition: at random, or by tile, so that
-no tile is on both sides. The textures are those of the demonstration, drawn anew each time: fresh views of the pieces
-that were learnt from, or views of other pieces. Patch features are extracted once; the detectors take them precomputed.
+The folder is Magnetic Tile Defects in MVTec AD layout, with the file ``by_tile_split.csv`` (columns ``file``, ``tile``)
+beside ``train`` and ``test``. All good images are pooled. Each repetition splits them again, at random or by tile. In a
+split by tile, no tile is in both parts. The textures are those of the demonstration, and each repetition draws new
+views. Fresh images are either other views of the training pieces or views of other pieces. For comparison, thresholds
+from in-sample scores are measured, too. Patch features are extracted once and passed to the detectors as precomputed.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COLORS = {IN_SAMPLE: "#b2182b", "leave-one-out": "#1b3a6b", "held out, 20 %": "#
 
 @dataclass
 class Case:
-    """Patch features of good images to learn from and fresh ones, of defective ones, and groups where they count."""
+    """Patch features of the training images, of fresh good images and of defective images, and the training groups."""
 
     train: np.ndarray
     fresh: np.ndarray
@@ -46,7 +47,7 @@ class Case:
 
 
 def tile_cases(features: dict, tiles: np.ndarray, repeats: int, n_train: int) -> Iterator[tuple[str, Case]]:
-    """Split the good images of Magnetic Tile Defects at random, and by tile."""
+    """Yield splits of the good images of Magnetic Tile Defects: at random, and by tile without and with groups."""
     good, bad = features["good"], features["bad"]
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
@@ -61,7 +62,7 @@ def tile_cases(features: dict, tiles: np.ndarray, repeats: int, n_train: int) ->
 
 
 def texture_cases(extractor: TorchFeatureExtractor, repeats: int) -> Iterator[tuple[str, Case]]:
-    """Draw views of the pieces of a texture: of the same ones, and of other ones."""
+    """Yield splits of texture views: fresh views of the training pieces, and views of other pieces."""
     for seed in range(repeats):
         for texture in TEXTURES:
             task = make_textures(texture, n_views=16, random_state=seed)
@@ -76,7 +77,7 @@ def texture_cases(extractor: TorchFeatureExtractor, repeats: int) -> Iterator[tu
 
 
 def measure(name: str, case: Case, calibrations: dict, ratio: float, seed: int) -> Iterator[dict]:
-    """Fit with each calibration, and count fresh good images that are flagged at each accepted share."""
+    """Fit with each calibration, and count the flagged fresh good images at each value of `contamination`."""
     for label, calibration in calibrations.items():
         detector = PatchCoreDetector(
             "precomputed", sampler=GreedyCoresetSampler(ratio), calibration=calibration, random_state=seed
@@ -98,7 +99,7 @@ def measure(name: str, case: Case, calibrations: dict, ratio: float, seed: int) 
             }
         if calibration != "leave-one-out":
             continue
-        detector.calibration_scores_ = detector.score_samples(case.train)  # against the bank that they are in
+        detector.calibration_scores_ = detector.score_samples(case.train)  # in-sample: the bank holds their patches
         for share in SHARES:
             detector.recalibrate(contamination=share)
             yield {
@@ -114,7 +115,7 @@ def measure(name: str, case: Case, calibrations: dict, ratio: float, seed: int) 
 
 
 def summarise(found: pd.DataFrame) -> pd.DataFrame:
-    """Pool the repetitions: shares with the binomial interval, and with the one that the repetitions show."""
+    """Pool the repetitions: fractions, their binomial interval, and the interval from the spread of the repetitions."""
     rows = []
     for (data, calibration, share), part in found.groupby(["data", "calibration", "nominal"], sort=False):
         n, flagged = part["fresh"].sum(), part["flagged"].sum()
@@ -142,16 +143,16 @@ def summarise(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(row: pd.Series) -> str:
-    """Say where the nominal share lies beside the wider of the two intervals."""
+    """Compare `contamination` with the lowest and the highest limit of both intervals."""
     low, high = min(row["low"], row["repetitions low"]), max(row["high"], row["repetitions high"])
     return "within" if low <= row["nominal"] <= high else "fewer" if high < row["nominal"] else "**more**"
 
 
 def as_markdown(table: pd.DataFrame) -> list[str]:
-    """Return the table's lines."""
+    """Return the lines of the Markdown table."""
     lines = [
-        "| data | calibration | images it has | asked for | could promise | flagged | binomial 95 % | over repetitions "
-        "| than asked for | marked | defects found |",
+        "| data | calibration | calibration images | contamination | guarantee | flagged | binomial 95 % "
+        "| repetitions 95 % | comparison | with anomalous pixels | defects found |",
         "|---" * 11 + "|",
     ]
     for _, row in table.iterrows():
@@ -161,7 +162,7 @@ def as_markdown(table: pd.DataFrame) -> list[str]:
             row["calibration"],
             str(row["calibration images"]),
             f"{row['nominal']:.0%}",
-            "nothing" if too_few else f"{row['promised']:.2%}",
+            "none" if too_few else f"{row['promised']:.2%}",
             f"{row['flagged']:.2%}",
             f"{row['low']:.2%} - {row['high']:.2%}",
             f"{max(row['repetitions low'], 0):.2%} - {row['repetitions high']:.2%}",
@@ -174,7 +175,7 @@ def as_markdown(table: pd.DataFrame) -> list[str]:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw flagged against asked for, a panel for each way to split."""
+    """Draw the flagged fraction over `contamination`, with one panel per kind of split."""
     names = list(dict.fromkeys(table["data"]))
     figure, panels = plt.subplots(2, 3, figsize=(9, 6.6), sharey=True, layout="constrained")
     asked = np.geomspace(0.007, 0.14, 50)
@@ -185,7 +186,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
             low = (part["flagged"] - np.minimum(part["low"], part["repetitions low"])).clip(lower=0)
             high = (np.maximum(part["high"], part["repetitions high"]) - part["flagged"]).clip(lower=0)
             panel.errorbar(x, part["flagged"], [low, high], fmt="o", ms=4, color=color, label=label, capsize=2)
-        panel.plot(asked, asked, color="0.5", lw=1, ls="--", label="as asked for")
+        panel.plot(asked, asked, color="0.5", lw=1, ls="--", label="flagged = contamination")
         panel.set_xscale("log")
         panel.set_yscale("symlog", linthresh=0.01, linscale=0.5)
         panel.set_ylim(-0.001, 1.05)
@@ -196,7 +197,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
         panel.grid(alpha=0.3)
     for panel in panels[:, 0]:
         panel.set_ylabel("fresh good images flagged")
-    figure.supxlabel("share of good images that may be flagged: contamination", fontsize=10)
+    figure.supxlabel("contamination: accepted fraction of flagged good images", fontsize=10)
     for empty in panels.ravel()[len(names) :]:
         empty.set_axis_off()
     panels[-1, -1].legend(*panels[0, 0].get_legend_handles_labels(), loc="center left", frameon=False)
@@ -204,7 +205,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure all cases and write the table and the picture."""
+    """Measure all cases and write the table and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "false_positives.md")
@@ -213,9 +214,9 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.01)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--train", type=int, default=499)
-    parser.add_argument("--folds", type=int, help="measure this number of folds alone, of tiles at random, in a table")
+    parser.add_argument("--folds", type=int, help="measure only this number of folds, on random splits of the tiles")
     options = parser.parse_args()
-    warnings.filterwarnings("ignore", message="contamination=")  # the table says what could not be promised
+    warnings.filterwarnings("ignore", message="contamination=")  # the table states the guarantee
     begin = time.perf_counter()
     folder = load_image_folder(options.root)
     tiles = pd.read_csv(options.root / "by_tile_split.csv").set_index("file")["tile"]
@@ -243,21 +244,29 @@ def main() -> None:
         draw(table, options.output.with_suffix(".png"))
     options_used = f" --folds {options.folds} --repeats {options.repeats}" if options.folds else ""
     lines = [
-        f"# False positives: {f'{options.folds} folds' if options.folds else 'asked for and measured'}",
+        f"# False positives: {f'{options.folds} folds' if options.folds else 'requested and measured'}",
         "",
-        f"Backbone {options.backbone} (ImageNet weights from the package index); tiles resized to {options.size}×"
-        f"{options.size}, textures at 128×128; coreset ratio {options.ratio}, b = 9; {options.repeats} repetitions, "
-        "each with its own split and seed.",
+        f"The backbone is {options.backbone} (ImageNet weights from the package index). Tiles are resized to "
+        f"{options.size}×{options.size} pixels, and textures have 128×128 pixels. The coreset ratio is "
+        f"{options.ratio}, and b = 9. There are {options.repeats} repetitions, each with its own split and seed.",
         "",
-        *([] if options.folds else [f"![flagged beside asked for]({options.output.with_suffix('.png').name})", ""]),
-        "*Could promise*: `floor((n + 1) · share) / (n + 1)`, the expected share where images are exchangeable, with "
-        '`n` calibration images; "nothing" where `n` is too small, and the threshold then is the largest calibration '
-        "score. *Binomial*: the exact interval, all repetitions pooled as if they were independent. *Over "
-        "repetitions*: 1.96 standard errors of their mean, which counts the luck of the calibration images too. *Than "
-        "asked for*: "
-        "whether the share asked for lies within the wider of the two, or the measured one is below it (fewer) or "
-        "above. *Marked*: fresh good images with any pixel above `pixel_offset_`. *Defects found*: defective images "
-        "flagged by the same threshold.",
+        *([] if options.folds else [f"![Flagged over requested]({options.output.with_suffix('.png').name})", ""]),
+        '- *Data*: with "groups told", `fit` gets the tiles or the pieces as `groups`. With "groups not told", '
+        "`fit` gets no groups.\n"
+        '- *Calibration*: "in-sample (for the record)" is a threshold from scores of training images against a bank '
+        "that holds their own patches. The package offers no such calibration.\n"
+        "- *Contamination*: the requested false-positive rate.\n"
+        "- *Guarantee*: `floor((n + 1) · contamination) / (n + 1)` for `n` calibration images. This is the expected "
+        'false-positive rate if images are exchangeable. "None" means that `n` is too small for a guarantee. The '
+        "threshold is then the most anomalous calibration score.\n"
+        "- *Flagged*: fraction of fresh good images that are flagged.\n"
+        "- *Binomial 95 %*: the exact interval, if all repetitions are pooled as if they were independent.\n"
+        "- *Repetitions 95 %*: mean over the repetitions ± 1.96 standard errors. This interval includes the variation "
+        "from the choice of calibration images.\n"
+        '- *Comparison*: "within" if the contamination lies between the lowest and the highest limit of both '
+        'intervals. "Fewer" and "more" mean that fewer or more good images are flagged than requested.\n'
+        "- *With anomalous pixels*: fraction of fresh good images with any pixel above `pixel_offset_`.\n"
+        "- *Defects found*: fraction of defective images that are flagged with the same threshold.",
         "",
         *as_markdown(table),
         "",
