@@ -1,13 +1,13 @@
-"""Hostile bytes and arrays, guided by coverage: every input is read rightly, or refused by the error meant for it.
+"""Fuzz the readers of images, arrays and model files with coverage-guided random inputs.
 
     pip install atheris
     python benchmarks/fuzz.py images CORPUS -max_total_time=1200 -timeout=10
     python benchmarks/fuzz.py arrays CORPUS -max_total_time=600
     python benchmarks/fuzz.py models CORPUS -max_total_time=600
 
-``CORPUS`` is a folder, filled with small examples to start from where it is empty. Whatever follows goes to libFuzzer.
-A crash, a hang, another error than the one that is documented, or pixels beyond [0, 1] end the run, and leave the
-input.
+Every input must be read correctly or be refused with the documented error. ``CORPUS`` is a folder of inputs. If the
+folder is empty, the script fills it with small examples. Further arguments are passed to libFuzzer. The run stops at a
+crash, a hang, an undocumented error or pixels outside [0, 1], and libFuzzer then writes the input to a file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DTYPES = ("u1", "<u2", ">u2", "f2", "f4", "<f8", ">f8", "i4", "?", "c8", "O", "U
 
 
 def check_pixels(pixels: np.ndarray) -> None:
-    """Raise where an accepted image is not what all later steps take it to be."""
+    """Raise an AssertionError if the pixels of an accepted image violate what later steps rely on."""
     assert pixels.dtype == np.float32, pixels.dtype
     assert pixels.ndim == 3, pixels.shape
     assert pixels.shape[2] in (1, 3), pixels.shape
@@ -44,12 +44,12 @@ def check_pixels(pixels: np.ndarray) -> None:
 
 
 def check_error(error: ImageError, path: str | None) -> None:
-    """Raise where a refusal does not name the image."""
+    """Raise an AssertionError if the error does not report index and path of the image."""
     assert (error.index, error.path) == (3, path)
 
 
 def fuzz_images(data: bytes) -> None:
-    """Read bytes as an image file."""
+    """Read the bytes as an image file, from memory and from disk, then resize and crop the image."""
     try:
         pixels = load_image("fuzzed.png", 3, MAX_PIXELS, data)
     except ImageError as error:
@@ -69,7 +69,7 @@ def fuzz_images(data: bytes) -> None:
 
 
 def fuzz_arrays(data: bytes) -> None:
-    """Make an array of bytes, in some form, and read it as an image."""
+    """Make an array with a random dtype, shape and memory layout from the bytes, and read the array as an image."""
     provider = atheris.FuzzedDataProvider(data)
     dtype = np.dtype(DTYPES[provider.ConsumeIntInRange(0, len(DTYPES) - 1)])
     shape = tuple(provider.ConsumeIntInRange(0, 6) for _ in range(provider.ConsumeIntInRange(0, 4)))
@@ -99,7 +99,7 @@ def fuzz_arrays(data: bytes) -> None:
 
 
 def fuzz_models(data: bytes) -> None:
-    """Read bytes as a model file."""
+    """Read the bytes as a model file; if the file loads, score an image with the detector."""
     with tempfile.NamedTemporaryFile(suffix=".skops") as file:
         file.write(data)
         file.flush()
@@ -111,7 +111,7 @@ def fuzz_models(data: bytes) -> None:
 
 
 def examples(kind: str) -> list[bytes]:
-    """Return small inputs to start from."""
+    """Return small valid inputs, from which the fuzzing starts."""
     rng = np.random.default_rng(0)
     if kind == "arrays":
         return [rng.bytes(100) for _ in range(20)]
@@ -139,7 +139,7 @@ def examples(kind: str) -> list[bytes]:
 
 
 def main() -> None:
-    """Run libFuzzer."""
+    """Fill the corpus if it is empty, and run libFuzzer."""
     kind, corpus = sys.argv[1], Path(sys.argv[2])
     corpus.mkdir(parents=True, exist_ok=True)
     if not any(corpus.iterdir()):

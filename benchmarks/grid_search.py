@@ -1,10 +1,11 @@
-"""A search over patch size, ratio, neighbours and folds: with the caches, without, and beside one fit.
+"""Time a grid search over patch size, ratio and number of neighbours, with and without caches.
 
     python benchmarks/grid_search.py PATH/TO/mtd -o benchmarks/results/grid_search.md
 
-120 images of Magnetic Tile Defects (80 good, 40 defective), a WideResNet50-2 with random weights: good for seconds and
-counts, not for accuracy. The search without caches is what it would be, timed on some of its settings and scaled:
-each of its fits costs the same network time.
+The data are 120 images of Magnetic Tile Defects (80 good, 40 defective). The backbone is WideResNet50-2 with random
+weights, so the results are valid for time and counts only, not for accuracy. The times are compared with the time of
+one fit. The search without caches is timed on some of its settings, and the time is scaled to the full search, because
+each fit costs the same network time.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ N_FOLDS = 3
 
 
 def make_detector(memory: str | None) -> PatchCoreDetector:
-    """Return the detector that is searched over."""
+    """Return the detector whose parameters are searched, with `memory` as the cache of extractor and sampler."""
     return PatchCoreDetector(
         TorchFeatureExtractor("wide_resnet50_2", weights=None, memory=memory),
         sampler=GreedyCoresetSampler(memory=memory),
@@ -44,7 +45,7 @@ def make_detector(memory: str | None) -> PatchCoreDetector:
 def search(
     memory: str | None, grid: dict, X: list[str], y: np.ndarray, n_jobs: int | None = None
 ) -> tuple[float, GridSearchCV]:
-    """Return the seconds of a search, and the search."""
+    """Run a grid search; return its duration in seconds, and the fitted search."""
     searched = GridSearchCV(
         make_detector(memory), grid, scoring=image_roc_auc_scorer, cv=OneClassSplit(N_FOLDS), refit=False, n_jobs=n_jobs
     )
@@ -54,7 +55,7 @@ def search(
 
 
 class Counter:
-    """Counts the images that go through the network."""
+    """Counter of the images that pass through the network."""
 
     def __init__(self) -> None:
         self.n_images = 0
@@ -65,13 +66,13 @@ class Counter:
         self.n_images += len(arguments[0])
 
     def since(self) -> int:
-        """Return how many since it was asked last."""
+        """Return the number of images since the last call."""
         n, self.n_images = self.n_images, 0
         return n
 
 
 def main() -> None:
-    """Time one fit, the search with and without caches, and write the table."""
+    """Time one fit and the search with and without caches, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "grid_search.md")
@@ -88,29 +89,29 @@ def main() -> None:
         rows.append((name, seconds, n_fits, counter.since()))
         print(rows[-1], flush=True)
 
-    make_detector(None).fit(X[:8]).score_samples(X[:8])  # what is loaded and compiled once
+    make_detector(None).fit(X[:8]).score_samples(X[:8])  # warm up: load and compile everything
     counter.since()
     begin = time.perf_counter()
     make_detector(None).fit(X, y).score_samples(X)
-    add("one fit and score of all images, no cache", time.perf_counter() - begin, 1)
+    add("one fit and scores of all images, no cache", time.perf_counter() - begin, 1)
 
     memory = tempfile.mkdtemp()
     n_fits = int(np.prod([len(values) for values in GRID.values()])) * N_FOLDS
     cold, first = search(memory, GRID, X, y)
-    add("the search, empty cache", cold, n_fits)
+    add("search with an empty cache", cold, n_fits)
     n_bytes = sum(path.stat().st_size for path in Path(memory).rglob("*") if path.is_file())
     warm, second = search(memory, GRID, X, y)
-    add("the search again, cache filled", warm, n_fits)
+    add("search with the filled cache", warm, n_fits)
     shutil.rmtree(memory)
     memory = tempfile.mkdtemp()
     begin = time.perf_counter()
     make_detector(memory).extractor.transform(X)
     parallel = time.perf_counter() - begin + search(memory, GRID, X, y, n_jobs=2)[0]
-    add("empty cache, filled by `transform(X)`, then the search in two processes", parallel, n_fits)
+    add("`transform(X)` with an empty cache, then the search in two processes", parallel, n_fits)
     shutil.rmtree(memory)
     part = {**GRID, "n_neighbors": [9], "sampler__ratio": [0.05]}
     seconds, plain = search(None, part, X, y)
-    add("a part of the search, no cache", seconds, 3 * N_FOLDS)
+    add("part of the search, no cache", seconds, 3 * N_FOLDS)
     without = seconds * n_fits / (3 * N_FOLDS)
 
     same = np.array_equal(first.cv_results_["mean_test_score"], second.cv_results_["mean_test_score"])
@@ -122,23 +123,24 @@ def main() -> None:
     lines = [
         "# A grid search and its caches",
         "",
-        "120 images, wide_resnet50_2 with random weights at 224×224, "
-        f"{len(GRID['extractor__patch_size'])} patch sizes × "
+        "The data are 120 images of 224×224 pixels. The backbone is wide_resnet50_2 with random weights, and "
+        f"calibration=None. The search tries {len(GRID['extractor__patch_size'])} patch sizes × "
         f"{len(GRID['sampler__ratio'])} ratios × {len(GRID['n_neighbors'])} numbers of neighbours × {N_FOLDS} folds = "
-        f"{n_fits} fits, each scored; calibration=None.",
+        f"{n_fits} fits, and scores each fit.",
         "",
-        "| | seconds | fits | images through the network |",
+        "| run | seconds | fits | images through the network |",
         "|---|---|---|---|",
         *(f"| {name} | {seconds:.1f} | {fits} | {images} |" for name, seconds, fits, images in rows),
-        f"| the search, no cache: the part, scaled | {without:.0f} | {n_fits} | {rows[-1][3] * n_fits // 9} |",
+        f"| full search, no cache (scaled from the part) | {without:.0f} | {n_fits} | {rows[-1][3] * n_fits // 9} |",
         "",
-        f"- Search with an empty cache: {cold / one:.1f} times one fit and score; with a filled one {warm / one:.1f} "
-        f"times; in two processes, filling the cache included, {parallel / one:.1f} times.",
-        f"- Without caches it would take {without / cold:.1f} times as long as with an empty one, "
-        f"{without / warm:.1f} times as long as with a filled one.",
-        f"- Both cached searches give {'the same scores to the bit' if same else 'DIFFERENT scores'}; the AUROCs of "
-        f"the uncached part differ from theirs by at most {differ:.1g}.",
-        f"- The caches took {n_bytes / 1e6:.0f} MB on disk.",
+        f"- With an empty cache, the search takes {cold / one:.1f} times as long as one fit with scores. With the "
+        f"filled cache, it takes {warm / one:.1f} times as long. In two processes, including the time to fill the "
+        f"cache, it takes {parallel / one:.1f} times as long.",
+        f"- Without caches, the search would take {without / cold:.1f} times as long as with an empty cache, and "
+        f"{without / warm:.1f} times as long as with the filled cache.",
+        f"- Both cached searches give {'bit-identical scores' if same else 'DIFFERENT scores'}. The AUROCs of the part "
+        f"without a cache differ from the AUROCs with a cache by at most {differ:.1g}.",
+        f"- The caches take {n_bytes / 1e6:.0f} MB on disk.",
         "",
         f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {torch.__version__.split('+')[0]}, scikit-learn "
         f"{sklearn.__version__}, skpatchcore {skpatchcore.__version__}.",
