@@ -1,4 +1,4 @@
-"""What importing the package costs, beside what scikit-learn's base costs.
+"""Measure how long importing the package takes, compared with importing ``sklearn.base``.
 
 python benchmarks/import_time.py -o benchmarks/results/import_time.md
 """
@@ -26,7 +26,7 @@ STATEMENTS = (
 
 
 def main() -> None:
-    """Time each statement in fresh processes, in turns, and write the table."""
+    """Time each statement in fresh processes, alternating between the statements, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "import_time.md")
     parser.add_argument("--repeats", type=int, default=15)
@@ -40,11 +40,12 @@ def main() -> None:
     empty = median(seconds["pass"])
     base = median(seconds["import sklearn.base"]) - empty
     lines = [
-        "# Import",
+        "# Import time",
         "",
-        f"Median of {options.repeats} fresh processes, without the interpreter's own start ({empty * 1e3:.0f} ms).",
+        f"Each time is the median of {options.repeats} fresh processes. The interpreter's start "
+        f"({empty * 1e3:.0f} ms) is subtracted.",
         "",
-        "| | ms | beside sklearn.base |",
+        "| statement | ms | relative to `import sklearn.base` |",
         "|---|---|---|",
         *(
             f"| `{s}` | {(median(seconds[s]) - empty) * 1e3:.0f} | {(median(seconds[s]) - empty) / base:.2f}× |"
@@ -52,8 +53,8 @@ def main() -> None:
         ),
         "",
         f"{platform.machine()}, Python {platform.python_version()}, scikit-learn {sklearn.__version__}, skpatchcore "
-        f"{skpatchcore.__version__}. torch, torchvision, pynndescent, matplotlib and pandas are not loaded by `import "
-        "skpatchcore`; a test sees to it.",
+        f"{skpatchcore.__version__}. `import skpatchcore` does not load torch, torchvision, pynndescent, matplotlib or "
+        "pandas. A test checks this.",
         "",
         "Made by `python benchmarks/import_time.py`.",
         "",

@@ -1,10 +1,11 @@
-"""Milliseconds for one image, from pixels to score and map, and where they go; beside anomalib, where it is installed.
+"""Measure the latency of one image, from pixels to score and anomaly map, stage by stage, and compare with anomalib.
 
     python benchmarks/latency.py PATH/TO/mtd -o benchmarks/results/latency.md
 
-WideResNet-50 with random weights at 224×224, a 10 % bank of 16 thousand rows: real images, so that distances have
-structure, though not the features of a trained network. anomalib's model (its own random weights) gets the same image
-as a tensor, and the same bank.
+The backbone is WideResNet-50 with random weights at 224×224 pixels. The memory bank holds 10 % of the patches, about
+16 thousand rows. The images are real, so that distances have structure, but the features are not those of a trained
+network. anomalib's model, with its own random weights, gets the same image as a tensor and the same memory bank.
+anomalib is left out if it is not installed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from skpatchcore.index._bounds import fastest_dtype
 
 
 def best_of(function: Callable[[], object], repetitions: int) -> float:
-    """Return the shortest time in milliseconds, after two rounds that warm caches up."""
+    """Return the shortest time of several calls in milliseconds, after two warm-up calls."""
     times = []
     for _ in range(repetitions + 2):
         start = time.perf_counter()
@@ -36,7 +37,7 @@ def best_of(function: Callable[[], object], repetitions: int) -> float:
 
 
 def anomalib_model(bank: np.ndarray) -> Callable[[torch.Tensor], object] | None:
-    """Return anomalib's PatchCore with a bank, None where it is not installed."""
+    """Return a function that scores a tensor with anomalib's PatchCore and a bank; None without anomalib."""
     try:
         from anomalib.models.image.patchcore.torch_model import PatchcoreModel
     except ImportError:
@@ -53,7 +54,7 @@ def anomalib_model(bank: np.ndarray) -> Callable[[torch.Tensor], object] | None:
 
 
 def main() -> None:
-    """Fit, time, and write the table."""
+    """Fit, time each call, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "latency.md")
@@ -67,14 +68,17 @@ def main() -> None:
     train = [load(path) for path in list_images(options.root / "train" / "good")[: options.images]]
     tests = [load(path) for path in list_images(options.root / "test" / "crack")[:16]]
     lines = [
-        "# One image",
+        "# Latency of one image",
         "",
-        f"WideResNet-50 with random weights, 224×224, layers 2 and 3; {os.cpu_count()} CPU cores, torch "
-        f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}; bounds of the search in "
-        f"{str(fastest_dtype()).removeprefix('torch.')}. Best of {options.repetitions}, milliseconds an image.",
+        "The backbone is WideResNet-50 with random weights, layers 2 and 3, on images of 224×224 pixels. "
+        f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. "
+        f"The exact search computes its bounds in {str(fastest_dtype()).removeprefix('torch.')}. All times are "
+        f"milliseconds per image. The times for score, and for score and map, are the best of {options.repetitions} "
+        "calls (with 16 images per call, the best of 3). The times of the stages are means of 3 calls for score and "
+        "map.",
         "",
-        "| | rows of the bank | images a call | score | score and map | of it network | search | maps "
-        "| anomalib / ours: score, score and map |",
+        "| program | rows of the bank | images per call | score | score and map | stage: network | stage: search "
+        "| stage: maps | anomalib / skpatchcore: score, score and map |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     peer_ms = None

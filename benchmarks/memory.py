@@ -1,9 +1,10 @@
-"""Peak resident memory of fits, each in a process of its own, and whether the coresets agree.
+"""Measure the peak resident memory of fits with different values of `max_memory`, and compare the coresets.
 
     python benchmarks/memory.py -o benchmarks/results/memory.md
 
-Images are noise with stripes, made when they are read: their number is all that matters. The extractor is a ResNet-50
-with random weights, whose layers 2 and 3 have 1,536 channels, at 224×224: 784 patches an image.
+Each fit runs in a separate process. The images are synthetic (noise with stripes) and are made when they are read,
+because only their number matters. The backbone is ResNet-50 with random weights. Its layers 2 and 3 have 1,536
+channels. Images of 224×224 pixels give 784 patches per image.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ CHILD = "--child"
 
 
 class MadeUpImages(Sequence):
-    """Images of 224×224 pixels that are drawn when they are asked for."""
+    """Sequence of synthetic images of 224×224 pixels, each of which is made when it is indexed."""
 
     def __init__(self, n_images: int):
         self.n_images = n_images
@@ -43,12 +44,12 @@ class MadeUpImages(Sequence):
 
 
 def resident() -> int:
-    """Return the bytes of this process that are in memory now."""
+    """Return the current resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def fit(n_images: int, max_memory: str | None, ratio: float, calibration: str | None) -> None:
-    """Fit in this process, and print what it took as JSON."""
+    """Fit in this process; print memory, times and digests of the coreset as JSON."""
     at_start = resident()
     import resource
 
@@ -86,7 +87,7 @@ def fit(n_images: int, max_memory: str | None, ratio: float, calibration: str | 
 
 
 def in_a_process(*arguments: object) -> dict:
-    """Run `fit` in a fresh process."""
+    """Run `fit` in a fresh process; return what it prints."""
     command = [sys.executable, __file__, CHILD, json.dumps(arguments)]
     return json.loads(
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=7200).stdout.splitlines()[-1]
@@ -94,7 +95,7 @@ def in_a_process(*arguments: object) -> dict:
 
 
 def main() -> None:
-    """Fit in several ways and sizes, and write the table."""
+    """Fit with several memory limits and numbers of images, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "memory.md")
     parser.add_argument("--images", type=int, default=4000)
@@ -112,14 +113,17 @@ def main() -> None:
         (options.images, "4GB", None),
     ]
     lines = [
-        "# Memory of fits",
+        "# Memory of a fit",
         "",
-        f"ResNet-50 with random weights, layers 2 and 3 (1,536 channels), images of 224×224, ratio {options.ratio:g}; "
-        f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. "
-        "Peak resident memory above the interpreter's at its start, libraries included.",
+        "The backbone is ResNet-50 with random weights, layers 2 and 3 (1,536 channels), on images of 224×224 pixels. "
+        f"The coreset ratio is {options.ratio:g}. {os.cpu_count()} CPU cores, torch "
+        f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. The peak is the resident memory "
+        "above that of the interpreter at its start. It includes the libraries. The estimates are those of "
+        "`estimate_memory`, for a fit that holds all patches at once and for a fit in two passes. Equal digests mean "
+        "equal rows in the bank.",
         "",
-        "| images | max_memory | calibration | estimate: at once, in two passes | **peak** | seconds: network, "
-        "selection, calibration | rows of the bank | picks (digest) | bank (digest) | covering radius |",
+        "| images | max_memory | calibration | estimates: at once, two passes | **peak** | seconds: network, "
+        "selection, calibration | rows of the bank | selected rows (digest) | bank (digest) | covering radius |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for n_images, max_memory, calibration in cases:

@@ -1,9 +1,9 @@
-"""Seconds and memory of the exact AUPRO, beside anomalib's and beside a grid of 200 thresholds.
+"""Measure time and memory of the exact AUPRO, compared with anomalib's AUPRO and with a grid of 200 thresholds.
 
     python benchmarks/metrics.py -o benchmarks/results/metrics.md
 
-Maps of smooth noise with raised defects, one defective in three. anomalib is timed where it is installed: run this in
-an environment that has it. Each runs in a process of its own, which tells its peak memory.
+The anomaly maps are smooth noise with raised defects. One map in three has defects. anomalib is measured only if it is
+installed. Each method runs in a separate process, which reports its peak memory.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scipy.ndimage import gaussian_filter, label
 import skpatchcore
 from skpatchcore.metrics import aupimo_scores, aupro_score, pixel_metrics, pixel_roc_auc_score
 
-# A method that takes longer is ended.
+# A method that takes longer is stopped.
 SECONDS = 4 * 3600
 
 
 def make_case(n_images: int, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return masks and maps, float32."""
+    """Return bool masks and float32 anomaly maps of shape (size, size)."""
     rng = np.random.default_rng(0)
     masks, maps = [], []
     for i in range(n_images):
@@ -48,7 +48,7 @@ def make_case(n_images: int, size: int) -> tuple[list[np.ndarray], list[np.ndarr
 
 
 def grid_of_200(masks: list[np.ndarray], maps: list[np.ndarray]) -> float:
-    """Compute the AUPRO as some do: at 200 thresholds between the smallest and the largest score."""
+    """Compute an approximate AUPRO at 200 thresholds between the lowest and the highest score, as some libraries do."""
     regions = [label(mask, np.ones((3, 3))) for mask in masks]
     n_good = sum((~mask).sum() for mask in masks)
     lowest, highest = min(m.min() for m in maps), max(m.max() for m in maps)
@@ -70,7 +70,7 @@ def grid_of_200(masks: list[np.ndarray], maps: list[np.ndarray]) -> float:
 
 
 def anomalib_aupro(masks: list[np.ndarray], maps: list[np.ndarray]) -> float:
-    """Compute it by anomalib, which takes maps of one size."""
+    """Compute the AUPRO with anomalib, which needs maps of equal size."""
     import torch
     from anomalib.metrics.aupro import _AUPRO
 
@@ -82,24 +82,24 @@ def anomalib_aupro(masks: list[np.ndarray], maps: list[np.ndarray]) -> float:
 
 METHODS = {
     "skpatchcore aupro_score": aupro_score,
-    "a grid of 200 thresholds": grid_of_200,
+    "grid of 200 thresholds": grid_of_200,
     "anomalib AUPRO": anomalib_aupro,
-    "skpatchcore pixel_metrics, five of them at once: AUPRO": lambda masks, maps: float(
+    "skpatchcore pixel_metrics (five metrics in one call; value: AUPRO)": lambda masks, maps: float(
         pixel_metrics(masks, maps)[0]["aupro"]
     ),
     "skpatchcore pixel_roc_auc_score": pixel_roc_auc_score,
-    "skpatchcore aupimo_scores, mean": lambda masks, maps: float(np.nanmean(aupimo_scores(masks, maps))),
+    "skpatchcore aupimo_scores (value: mean)": lambda masks, maps: float(np.nanmean(aupimo_scores(masks, maps))),
 }
 
 
 def measure(name: str, n_images: int, size: int, answer: multiprocessing.Queue) -> None:
-    """Put value, seconds and peak memory above the maps' own into the queue; or what went wrong."""
+    """Put value, seconds, extra peak memory and total peak memory into the queue, or an error message."""
     case = make_case(n_images, size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     try:
         value = METHODS[name](*case)
-    except Exception as error:  # not installed, or not up to it
+    except Exception as error:  # e.g., anomalib is not installed or runs out of memory
         answer.put(f"{type(error).__name__}: {error}".splitlines()[0][:80])
         return
     seconds = time.perf_counter() - begin
@@ -108,7 +108,10 @@ def measure(name: str, n_images: int, size: int, answer: multiprocessing.Queue) 
 
 
 def answer_of(process: multiprocessing.process.BaseProcess, answer: multiprocessing.Queue) -> Any:
-    """Return what a process puts into a queue, or how it ended without an answer: killed where memory is short."""
+    """Return what the process puts into the queue, or a message if it ends without an answer or takes too long.
+
+    The kernel kills a process that uses too much memory.
+    """
     for _ in range(SECONDS):
         try:
             found = answer.get(timeout=1)
@@ -132,10 +135,11 @@ def main() -> None:
     lines = [
         "# Metrics",
         "",
-        f"{options.images} maps of {options.size}×{options.size} in float32, a third of them with defects; AUPRO up to "
-        "a false-positive rate of 0.3. GB above what the process held with maps and masks, and in all.",
+        f"{options.images} float32 anomaly maps of {options.size}×{options.size} pixels, a third of them with defects. "
+        "The AUPRO is integrated up to a false-positive rate of 0.3. Extra memory is the peak memory above the memory "
+        "before the call, which holds maps and masks.",
         "",
-        "| | value | seconds | GB above | GB in all |",
+        "| method | value | seconds | extra memory, GB | total memory, GB |",
         "|---|---|---|---|---|",
     ]
     context = multiprocessing.get_context("spawn")
