@@ -1,8 +1,9 @@
-"""Size of a fitted detector as a file, and seconds to write and to read it: joblib beside `skpatchcore.save`.
+"""Compare model files written by joblib and by `skpatchcore.save`: size, and seconds to write and to read.
 
     python benchmarks/model_files.py -o benchmarks/results/model_files.md
 
-Textures of scikit-image at 224×224; WideResNet-50 with random weights, and EfficientNet-Lite 2.
+The images are crops of scikit-image's textures, 224×224 pixels. The backbones are WideResNet-50 with random weights and
+EfficientNet-Lite 2 with pretrained weights.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WAYS: dict[str, tuple[Callable[[Any, Path], Any], Callable[[Path], Any]]] = {
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Fit each detector, write and read it in each way, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "model_files.md")
     parser.add_argument("--images", type=int, default=209)
@@ -44,10 +45,10 @@ def main() -> None:
     lines = [
         "# Model files",
         "",
-        f"Detectors fitted to {options.images} images of 224×224. Best of three; scores: largest relative change on 8 "
-        "images, of the detector read back.",
+        f"The detectors are fitted on {options.images} images of 224×224 pixels. Times are the best of three. The last "
+        "column is the largest relative change of the scores of 8 images after the detector was written and read.",
         "",
-        "| backbone | rows of the bank | as | MB | s to write | s to read | scores |",
+        "| backbone | rows of the bank | written with | MB | seconds to write | seconds to read | change of scores |",
         "|---|---|---|---|---|---|---|",
     ]
     backbones = (("efficientnet_lite2", "DEFAULT"), ("wide_resnet50_2", None))
@@ -73,13 +74,13 @@ def main() -> None:
             to_write, to_read = np.min(seconds, axis=0)
             lines.append(
                 f"| {backbone} | {len(detector.memory_bank_)} | {name} | {size / 1e6:.2f} | {to_write:.2f} "
-                f"| {to_read:.2f} | {'the same' if change == 0 else f'{change:.1e}'} |"
+                f"| {to_read:.2f} | {'none' if change == 0 else f'{change:.1e}'} |"
             )
             print(lines[-1], flush=True)
     lines += [
         "",
-        f"{os.cpu_count()} CPU cores, skpatchcore {skpatchcore.__version__}; `save` waits for the disk and reads back "
-        "what it wrote.",
+        f"{os.cpu_count()} CPU cores, skpatchcore {skpatchcore.__version__}. `save` waits until the file is on disk, "
+        "and reads the file back to verify it.",
         "",
         "Made by `python benchmarks/model_files.py`.",
         "",

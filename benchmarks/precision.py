@@ -1,8 +1,8 @@
-"""What lower precision does to scores: networks in bfloat16, banks stored in float16.
+"""Measure how much lower precision changes scores: networks in bfloat16, memory banks stored in float16.
 
     python benchmarks/precision.py PATH/TO/mtd -o benchmarks/results/precision.md
 
-Magnetic Tile Defects, random split, the same seed for all.
+The data are Magnetic Tile Defects with the random split. All detectors use the same seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, Tor
 
 
 def main() -> None:
-    """Fit and score in each precision, and write the table."""
+    """Fit and score with each combination of precisions, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "precision.md")
@@ -34,11 +34,12 @@ def main() -> None:
     lines = [
         "# Precision",
         "",
-        f"{options.train} training images of Magnetic Tile Defects, all {len(folder.test_paths)} test images, 224×224, "
-        f"backbone {options.backbone}, ratio {options.ratio:g}, torch {torch.__version__.split('+')[0]}, skpatchcore "
-        f"{skpatchcore.__version__}. Scores against those of the first row.",
+        f"The data are {options.train} training images and all {len(folder.test_paths)} test images of Magnetic Tile "
+        f"Defects, at 224×224 pixels. The backbone is {options.backbone}, and the coreset ratio is {options.ratio:g}. "
+        f"torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. Changes and rank correlation "
+        "are relative to the scores of the first row.",
         "",
-        "| network | bank | image AUROC | median change of a score | largest | rank correlation | bank in bytes |",
+        "| network | bank | image AUROC | median change of scores | largest change | rank correlation | bank, bytes |",
         "|---|---|---|---|---|---|---|",
     ]
     first = None

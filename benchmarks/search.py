@@ -1,10 +1,11 @@
-"""Milliseconds to find the nearest row of the bank for the 784 patches of one image, side by side in one run.
+"""Time the search for the nearest row of the memory bank, for the 784 patches of one image, with several libraries.
 
     python benchmarks/search.py PATH/TO/mtd -o benchmarks/results/search.md
 
-Banks are the first rows of the greedy order of real patch features, queries the patches of three unseen images (two of
-them defective). Peers: the product of all pairs as anomalib 2.7 has it, faiss (left out where it is not installed),
-scikit-learn, pynndescent. Every figure is the best of a few repetitions; the caches of an index are warm.
+The features are real patch features. A bank holds the first rows in the order of the greedy selection. The queries are
+the patches of three test images, two of which are defective. The compared methods are the distances of all pairs (as in
+anomalib 2.7), faiss, scikit-learn and pynndescent. faiss is left out if it is not installed. Every time is the best of
+three calls, after a warm-up call.
 """
 
 from __future__ import annotations
@@ -44,19 +45,19 @@ FEATURES = {
     ),
 }
 N_PATCHES = 784
-# Numbers in a bank beyond which building a graph takes many minutes.
+# Number of values (rows × columns) in a bank above which building a graph takes many minutes.
 MAX_GRAPH = 26_000_000
 
 
 def all_pairs(bank: torch.Tensor, queries: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the distances of all pairs, roots and all, and take the smallest of each query."""
+    """Compute the Euclidean distances of all pairs; return distance and index of the nearest row for each query."""
     squares = queries.pow(2).sum(1, keepdim=True) - 2 * queries @ bank.T + bank.pow(2).sum(1)
     found = squares.clamp_min(0).sqrt().min(1)
     return found.values.numpy(), found.indices.numpy()
 
 
 def ivfpq(bank: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a search in faiss's inverted file with product quantisation, 1/16 of the lists probed."""
+    """Return a search function of faiss's inverted file with product quantisation that probes 1/16 of the lists."""
     n_lists = int(2 ** round(np.log2(4 * np.sqrt(len(bank)))))
     n_codes = max(m for m in (8, 12, 16, 24, 48, 96) if bank.shape[1] % m == 0)
     index = faiss.index_factory(bank.shape[1], f"IVF{n_lists},PQ{n_codes}x8")
@@ -68,7 +69,7 @@ def ivfpq(bank: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def timed(function: Callable[[], object], repetitions: int) -> tuple[float, object]:
-    """Return the shortest time in milliseconds, and what came of it."""
+    """Return the shortest time of several calls in milliseconds, and the result of the last call."""
     times, found = [], None
     for _ in range(repetitions):
         start = time.perf_counter()
@@ -78,7 +79,7 @@ def timed(function: Callable[[], object], repetitions: int) -> tuple[float, obje
 
 
 def compare(bank: np.ndarray, images: np.ndarray) -> dict[str, tuple[float, float | None]]:
-    """Return for each contender the milliseconds of an image, and the share of true nearest rows it finds."""
+    """Return for each method the milliseconds per image and its recall, the fraction of true nearest rows found."""
     tensor = torch.from_numpy(bank)
     exact = ExactIndex().fit(bank)
     brute = NearestNeighbors(algorithm="brute").fit(bank)
@@ -109,12 +110,13 @@ def compare(bank: np.ndarray, images: np.ndarray) -> dict[str, tuple[float, floa
 
 
 def _is_as_near(bank: np.ndarray, queries: np.ndarray, found: np.ndarray, truth: np.ndarray) -> float:
+    """Return the fraction of queries for which the found row is as near as the true nearest row."""
     own, best = (np.linalg.norm(bank[i].astype(np.float64) - queries, axis=1) for i in (found, truth))
     return float((own <= best * (1 + 1e-6)).mean())
 
 
 def main() -> None:
-    """Extract features, search, and write the tables."""
+    """Extract features, time the search in banks of each size, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "search.md")
@@ -129,14 +131,16 @@ def main() -> None:
     lines = [
         "# Search",
         "",
-        f"{N_PATCHES} queries (one image at 224×224), mean of three images of Magnetic Tile Defects, milliseconds; "
-        f"banks from {len(train)} images; {os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, faiss "
-        f"{faiss.__version__ if faiss else 'absent'}, skpatchcore {skpatchcore.__version__}; bounds in {precision}. "
-        "In brackets the share of queries for which the nearest row was found. No graph was built of the largest banks "
-        "(many minutes).",
+        f"All times are milliseconds for {N_PATCHES} queries, which are the patches of one image of 224×224 pixels. "
+        "They are means over three test images of Magnetic Tile Defects. The banks hold patches of "
+        f"{len(train)} training images. {os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, faiss "
+        f"{faiss.__version__ if faiss else 'absent'}, skpatchcore {skpatchcore.__version__}. `ExactIndex` computes its "
+        f"bounds in {precision}. The number in brackets is the recall: the fraction of queries for which the nearest "
+        "row was found. There is no bracket if the recall is 1. For the largest banks, PyNNDescentIndex was left out, "
+        "because its graph takes many minutes to build.",
         "",
-        "| columns | rows | ExactIndex | the same for scores alone | all pairs | faiss flat | scikit-learn "
-        "| PyNNDescentIndex | faiss IVFPQ | all pairs / ours | faiss flat / ours |",
+        "| columns | rows | ExactIndex | ExactIndex, image scores only | all pairs | faiss flat | scikit-learn "
+        "| PyNNDescentIndex | faiss IVFPQ | all pairs / ExactIndex | faiss flat / ExactIndex |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, (backbone, layers) in FEATURES.items():
