@@ -132,12 +132,12 @@ def main() -> None:
         "# Search",
         "",
         f"All times are milliseconds for {N_PATCHES} queries, which are the patches of one image of 224×224 pixels. "
-        "They are means over three test images of Magnetic Tile Defects. The banks hold patches of "
+        "Times are means over three test images of Magnetic Tile Defects. The banks hold patches of "
         f"{len(train)} training images. {os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, faiss "
         f"{faiss.__version__ if faiss else 'absent'}, skpatchcore {skpatchcore.__version__}. `ExactIndex` computes its "
         f"bounds in {precision}. The number in brackets is the recall: the fraction of queries for which the nearest "
-        "row was found. There is no bracket if the recall is 1. For the largest banks, PyNNDescentIndex was left out, "
-        "because its graph takes many minutes to build.",
+        "row was found. There is no bracket if the recall is exactly 1. For the largest banks, PyNNDescentIndex was "
+        "left out, because its graph takes many minutes to build.",
         "",
         "| columns | rows | ExactIndex | ExactIndex, image scores only | all pairs | faiss flat | scikit-learn "
         "| PyNNDescentIndex | faiss IVFPQ | all pairs / ExactIndex | faiss flat / ExactIndex |",

@@ -1,11 +1,12 @@
-"""Seconds of greedy coreset selection, side by side in one run, on patch features of real images.
+"""Time the greedy coreset selection on patch features of real images, compared with three other programs.
 
     python benchmarks/selection.py PATH/TO/mtd -o benchmarks/results/selection.md
 
-Against the textbook loop, against a loop with one temporary of the data's size for each pick (as anomalib 2.7 has it),
-and against nothing but the matrix products of the same arithmetic: the projection, and all rows with all picks. A loop
-costs the same for each pick: its first picks are timed and scaled; its projection is left out. Every figure is the best
-of a few repetitions. Writes a plot beside the table.
+The first program is the textbook loop. The second is a loop that makes a temporary array of the size of the data for
+each selected row, as anomalib 2.7 does. The third computes only the matrix products that the selection needs: the
+projection, and the product of all rows with all selected rows. A loop takes the same time for each selected row.
+Therefore only the first rows are timed, without the projection, and the time is scaled. Every time is the best of
+several repetitions. The script also draws a figure beside the table.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LOOP_PICKS = 100
 
 
 def textbook(X: torch.Tensor, n_selected: int) -> None:
-    """Algorithm 1: one matrix-vector product and one minimum over all rows for each pick."""
+    """Run Algorithm 1 of the paper: one matrix-vector product and one minimum over all rows per selected row."""
     norms = (X * X).sum(1)
     nearest = torch.full_like(norms, torch.inf)
     pick = 0
@@ -39,7 +40,7 @@ def textbook(X: torch.Tensor, n_selected: int) -> None:
 
 
 def with_temporaries(X: torch.Tensor, n_selected: int) -> None:
-    """Run the same with the differences of all rows from the pick written out."""
+    """Run Algorithm 1 with a temporary array of the differences between all rows and the selected row."""
     nearest = torch.full((len(X),), torch.inf, dtype=X.dtype)
     pick = 0
     for _ in range(n_selected):
@@ -48,7 +49,7 @@ def with_temporaries(X: torch.Tensor, n_selected: int) -> None:
 
 
 def ours(rows: np.ndarray, matrix: np.ndarray | None, n_selected: int) -> None:
-    """Project, gather and select, as the sampler does."""
+    """Project, collect and select rows, as `GreedyCoresetSampler` does."""
     buffer = RowBuffer(matrix, rows.shape[1], torch.float32, torch.device("cpu"))
     buffer.reserve(len(rows))
     buffer.extend(rows)
@@ -56,7 +57,7 @@ def ours(rows: np.ndarray, matrix: np.ndarray | None, n_selected: int) -> None:
 
 
 def matrix_product(X: torch.Tensor, n_selected: int, matrix: torch.Tensor | None = None) -> None:
-    """Project, multiply all rows with all picks, in blocks that stay in the cache, and look at nothing."""
+    """Project, and multiply all rows with all selected rows in blocks that fit in the CPU cache."""
     X = X if matrix is None else X @ matrix
     for columns in X[:n_selected].split(512):
         right = columns.T.contiguous()
@@ -66,7 +67,7 @@ def matrix_product(X: torch.Tensor, n_selected: int, matrix: torch.Tensor | None
 
 
 def best_of(repetitions: int, function: Callable[[], object]) -> float:
-    """Return the shortest time in seconds."""
+    """Return the shortest time of several calls in seconds."""
     times = []
     for _ in range(repetitions):
         start = time.perf_counter()
@@ -76,7 +77,7 @@ def best_of(repetitions: int, function: Callable[[], object]) -> float:
 
 
 def compare(rows: np.ndarray, matrix: np.ndarray | None, ratio: float) -> dict[str, float]:
-    """Time all four at one ratio."""
+    """Time all four programs at one ratio; return seconds and the number of selected rows."""
     raw = torch.from_numpy(rows)
     P = None if matrix is None else torch.from_numpy(matrix).to(raw)
     X = raw if P is None else raw @ P
@@ -87,14 +88,17 @@ def compare(rows: np.ndarray, matrix: np.ndarray | None, ratio: float) -> dict[s
         for name, loop in (("textbook", textbook), ("anomalib", with_temporaries))
     }
     seconds, product = [], []
-    for _ in range(7 if ratio < 0.1 else 2):  # in turn, so that both see the same weather
+    for _ in range(7 if ratio < 0.1 else 2):  # alternate, so that the load of the machine affects both
         seconds.append(best_of(1, lambda: ours(rows, matrix, n_selected)))
         product.append(best_of(1, lambda: matrix_product(raw, n_selected, P)))
     return {"picks": n_selected, "ours": min(seconds), "product": min(product), **loops}
 
 
 def growth(rows: np.ndarray, matrix: np.ndarray) -> list[tuple[int, float, int, float, float]]:
-    """Time selection as rows and ratio grow: (rows, ratio, picks, seconds, seconds of the textbook loop)."""
+    """Time the selection for several numbers of rows and ratios.
+
+    Return tuples of number of rows, ratio, number of selected rows, seconds, and seconds of the textbook loop.
+    """
     found = []
     shuffled = rows[np.random.default_rng(0).permutation(len(rows))]
     for n in (len(rows) // 100, len(rows) // 10, len(rows)):
@@ -107,7 +111,7 @@ def growth(rows: np.ndarray, matrix: np.ndarray) -> list[tuple[int, float, int, 
 
 
 def plot(found: list[tuple[int, float, int, float, float]], path: Path) -> None:
-    """Draw seconds over rows, one line a ratio."""
+    """Draw seconds over the number of rows, with one line per ratio and program."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -121,14 +125,14 @@ def plot(found: list[tuple[int, float, int, float, float]], path: Path) -> None:
         axes.loglog(
             n, [row[4] for row in chosen], "o:", color=color, alpha=0.6, label=f"textbook loop, ratio {ratio:g}"
         )
-    axes.set(xlabel="patches to select from", ylabel="seconds")
+    axes.set(xlabel="number of patches", ylabel="seconds")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Extract features, time, and write the tables."""
+    """Extract features, time the selections, and write the tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "selection.md")
@@ -144,12 +148,13 @@ def main() -> None:
     lines = [
         "# Greedy coreset selection",
         "",
-        f"Patch features of {len(chosen)} images of Magnetic Tile Defects at 224×224, backbone {options.backbone}; "
-        f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, float32, skpatchcore "
-        f"{skpatchcore.__version__}. Loops are scaled from their first {LOOP_PICKS} picks.",
+        f"The rows are float32 patch features of {len(chosen)} images of Magnetic Tile Defects at 224×224 pixels. The "
+        f"backbone is {options.backbone}. {os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, "
+        f"skpatchcore {skpatchcore.__version__}. The times of the loops are scaled from their first {LOOP_PICKS} "
+        "selected rows. The last three columns are the time of skpatchcore relative to the other programs.",
         "",
-        "| rows × columns | ratio | picks | skpatchcore s | bare matrix products s | textbook loop s "
-        "| loop with temporaries s | against the products | against the textbook | against temporaries |",
+        "| rows × columns | ratio | selected rows | skpatchcore, s | matrix products only, s | textbook loop, s "
+        "| loop with temporaries, s | relative to products | relative to textbook | relative to temporaries |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for projection in (matrix, None):
@@ -162,13 +167,13 @@ def main() -> None:
                 f"| 1/{t['textbook'] / t['ours']:.0f} | 1/{t['anomalib'] / t['ours']:.0f} |"
             )
             print(lines[-1], flush=True)
-    lines += ["", f"As rows and ratio grow ({rows.shape[1]} → {matrix.shape[1]} columns):", ""]
-    lines += ["| rows | ratio | picks | skpatchcore s | textbook loop s |", "|---|---|---|---|---|"]
+    lines += ["", f"For several numbers of rows and ratios ({rows.shape[1]} → {matrix.shape[1]} columns):", ""]
+    lines += ["| rows | ratio | selected rows | skpatchcore, s | textbook loop, s |", "|---|---|---|---|---|"]
     found = growth(rows, matrix)
     lines += [f"| {n} | {ratio:g} | {k} | {own:.3f} | {loop:.3f} |" for n, ratio, k, own, loop in found]
     picture = options.output.with_suffix(".png")
     plot(found, picture)
-    lines += ["", f"![seconds over patches]({picture.name})"]
+    lines += ["", f"![Seconds over the number of patches]({picture.name})"]
     lines += ["", "Made by `python benchmarks/selection.py PATH/TO/mtd`.", ""]
     options.output.write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))

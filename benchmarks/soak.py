@@ -1,8 +1,9 @@
-"""A detector under load: sixteen threads judge by it without pause while it is pickled; scores, memory and threads.
+"""Test a detector under load: sixteen threads score images with one detector while other calls pickle the detector.
 
     python benchmarks/soak.py --minutes 10 -o benchmarks/results/soak.md
 
-Bricks of scikit-image seen by EfficientNet-Lite 0. Every score is compared with what one thread found before.
+The images are scikit-image's brick texture, and the backbone is EfficientNet-Lite 0. Every score is compared with the
+score that one thread computed before. Resident memory, threads and open files are recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ N_THREADS, N_EACH = 16, 200
 
 
 def main() -> None:
-    """Run and write the table."""
+    """Fit a detector, run the threads in rounds, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "soak.md")
     parser.add_argument("--minutes", type=float, default=10)
@@ -68,19 +69,20 @@ def main() -> None:
         print(f"{n_done} predictions, {seconds:.0f} s, {rss:.0f} MB, {deviation}", flush=True)
     shown = [lines[i] for i in sorted({0, 1, len(lines) // 4, len(lines) // 2, 3 * len(lines) // 4, len(lines) - 1})]
     text = [
-        "# Soak",
+        "# A detector under load",
         "",
-        f"{N_THREADS} threads judge by one detector (efficientnet_lite0, {len(images)} textures of "
-        f"{images[0].shape[0]}×{images[0].shape[1]}), one image a call with its map; each fiftieth call pickles the "
-        "detector and judges by the copy. After each round of "
-        f"{N_THREADS} × {N_EACH} predictions:",
+        f"{N_THREADS} threads use one detector (efficientnet_lite0). The data are {len(images)} textures of "
+        f"{images[0].shape[0]}×{images[0].shape[1]} pixels. Each call computes score and map of one image. Every "
+        "fiftieth call of a thread pickles the detector and scores the image with the copy. The table shows the state "
+        f"after some of the rounds of {N_THREADS} × {N_EACH} predictions.",
         "",
         "| predictions | seconds | resident memory, MB | threads | open files |",
         "|---|---|---|---|---|",
         *(f"| {n} | {s:.0f} | {r:.0f} | {t} | {f} |" for n, s, r, t, f in shown),
         "",
-        f"Largest deviation from what one thread found before: {deviation[0]:.1e} of a score, {deviation[1]:.1e} in a "
-        f"map's values (up to {np.max(maps):.0f}). No call raised.",
+        f"The largest deviation from the results of a single thread is {deviation[0]:.1e} for scores (relative) and "
+        f"{deviation[1]:.1e} for map values (absolute; the largest value is {np.max(maps):.0f}). No call raised an "
+        "error.",
         "",
         f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}.",
         "",

@@ -1,8 +1,8 @@
-"""Two checkouts of this package side by side: the same work in alternating processes, ratios of the fastest rounds.
+"""Compare time and results of two checkouts of this package, which run the same tasks in alternating processes.
 
 python benchmarks/versions.py OTHER_CHECKOUT [--rounds 7]
 
-Uses only public names that both checkouts have. WideResNet-50 has random weights from a fixed seed.
+The tasks use only public names that both checkouts have. WideResNet-50 has random weights from a fixed seed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pandas as pd
 
 RESULTS = Path(__file__).parent / "results" / "versions.md"
 
-# What a process runs: prints a dictionary of seconds, and of figures that must be equal.
+# The program of one process. It prints, as JSON, the seconds of each task, and figures that must be equal.
 WORK = """
 import json, sys, time, warnings
 sys.path.insert(0, sys.argv[1])
@@ -74,7 +74,7 @@ print(json.dumps({"seconds": seconds, "figures": figures}))
 
 
 def run(checkout: Path) -> dict[str, dict[str, float]]:
-    """Return what a process says that imports the package from a checkout."""
+    """Run the tasks in a process that imports the package from the checkout; return seconds and figures."""
     with tempfile.TemporaryDirectory() as elsewhere:
         text = subprocess.run(
             [sys.executable, "-c", WORK, str(checkout)],
@@ -89,7 +89,7 @@ def run(checkout: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Run both, one after the other, several times."""
+    """Run both checkouts alternately in several rounds, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("other", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
@@ -104,11 +104,11 @@ def main() -> None:
         before, after = (np.array([r[which]["seconds"][name] for r in rounds]) for which in ("before", "after"))
         lines.append(
             {
-                "work": name,
+                "task": name,
                 "before, s": f"{before.min():.4g}",
                 "after, s": f"{after.min():.4g}",
                 "after / before": f"{after.min() / before.min():.3f}",
-                "median of pairs": f"{np.median(after / before):.3f}",
+                "median of ratios": f"{np.median(after / before):.3f}",
             }
         )
     same = all(r["before"]["figures"] == r["after"]["figures"] for r in rounds)
@@ -116,13 +116,14 @@ def main() -> None:
     text = [
         "# Two versions side by side",
         "",
-        f"`python benchmarks/versions.py OTHER_CHECKOUT`: {options.rounds} rounds of one process each, in turn; the "
-        "fastest round of each, and the median of the ratios of pairs. Backbones: WideResNet-50 with random weights, "
-        "efficientnet_lite2 with its own.",
+        f"This page is made by `python benchmarks/versions.py OTHER_CHECKOUT` with {options.rounds} rounds. Each round "
+        "runs one process per version, in alternating order. Seconds are those of the fastest round. The last column "
+        "is the median over the rounds of the ratio after / before. The backbones are WideResNet-50 with random "
+        "weights and efficientnet_lite2 with pretrained weights.",
         "",
         _table(pd.DataFrame(lines)),
         "",
-        f"Figures of both are {'equal to the bit' if same else '**not equal**'}:",
+        f"The following figures of both versions are {'bit-identical' if same else '**not equal**'}:",
         "",
         _table(pd.DataFrame({"figure": list(figures), "value": [f"{v:.6g}" for v in figures.values()]})),
         "",
@@ -132,6 +133,7 @@ def main() -> None:
 
 
 def _table(frame: pd.DataFrame) -> str:
+    """Return the table in Markdown."""
     head = ["| " + " | ".join(frame.columns) + " |", "|---" * len(frame.columns) + "|"]
     return "\n".join(head + ["| " + " | ".join(map(str, row)) + " |" for row in frame.to_numpy()])
 
