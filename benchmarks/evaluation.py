@@ -172,8 +172,8 @@ def main() -> None:
         "## Few training images (the paper's section 4.5)",
         "",
         "The detector is PatchCore with 10 % of the patches. Values are means over "
-        f"{options.repeats} random draws of the training images. A fit on one image has no calibration score, so "
-        "`good_flagged` and `defects_found` are empty.",
+        f"{options.repeats} random draws of the training images. With one training image, the calibration score "
+        "is NaN, so `good_flagged` and `defects_found` are empty.",
         "",
         *as_lines(means, ["data", "shots", "sd of image_auroc, aupro"]),
         "![Metrics over the number of training images](low_shot.png)",
