@@ -49,6 +49,7 @@ def same(first, second):
 
 
 def check_image_clone(estimator, X):
+    """A clone has the same parameters and no fitted attributes."""
     copy = clone(estimator.fit(X))
     assert repr(copy) == repr(estimator)
     assert set(copy.get_params()) == set(estimator.get_params())
@@ -56,27 +57,32 @@ def check_image_clone(estimator, X):
 
 
 def check_image_parameters_are_kept_by_fit(estimator, X):
+    """`fit` does not change parameters."""
     before = {name: repr(value) for name, value in estimator.get_params().items()}
     estimator.fit(X)
     assert {name: repr(value) for name, value in estimator.get_params().items()} == before
 
 
 def check_image_fit_returns_itself(estimator, X):
+    """`fit` returns the estimator."""
     assert estimator.fit(X) is estimator
 
 
 def check_image_fitted_attributes_end_in_an_underscore(estimator, X):
+    """All attributes that `fit` sets end in an underscore."""
     before = set(vars(estimator))
     estimator.fit(X)
     assert all(name.endswith("_") for name in set(vars(estimator)) - before)
 
 
 def check_image_pickle(estimator, X):
+    """A pickled and unpickled estimator gives the same results."""
     estimator.fit(X)
     same((estimator, X), (pickle.loads(pickle.dumps(estimator)), X))
 
 
 def check_image_dict_unchanged_by_predict(estimator, X):
+    """No method except `fit` changes an attribute."""
     estimator.fit(X)
     before = {name: joblib.hash(value) for name, value in vars(estimator).items()}
     for method in methods_of(estimator):
@@ -85,18 +91,21 @@ def check_image_dict_unchanged_by_predict(estimator, X):
 
 
 def check_image_fit_is_idempotent(estimator, X):
+    """A second fit on the same images gives the same results."""
     if "random_state" in estimator.get_params(deep=False):
         estimator.set_params(random_state=0)
     same((clone(estimator).fit(X), X), (estimator.fit(X).fit(X), X))
 
 
 def check_image_fit_twice_forgets_the_first(estimator, X):
+    """A fit on other images leaves no trace of the first fit."""
     if "random_state" in estimator.get_params(deep=False):
         estimator.set_params(random_state=0)
     same((clone(estimator).fit(X), X), (estimator.fit(X[:5] * 0.5).fit(X), X))
 
 
 def check_image_subsets_give_the_same(estimator, X):
+    """Results of an image do not depend on the number of images in the call."""
     estimator.fit(X)
     X = X * 0.97  # other images than in fit: scores of calibration images tie with the calibration scores
     for method in methods_of(estimator):
@@ -108,6 +117,7 @@ def check_image_subsets_give_the_same(estimator, X):
 
 
 def check_image_order_does_not_matter(estimator, X):
+    """Results of an image do not depend on the order of the images."""
     order = np.random.default_rng(0).permutation(len(X))
     estimator.fit(X)
     X = X * 0.97
@@ -116,6 +126,7 @@ def check_image_order_does_not_matter(estimator, X):
 
 
 def check_image_input_is_not_written_to(estimator, X):
+    """No method changes its input."""
     before = X.copy()
     for method in methods_of(estimator.fit(X)):
         method(X)
@@ -123,6 +134,7 @@ def check_image_input_is_not_written_to(estimator, X):
 
 
 def check_image_readonly_memmap(estimator, X, folder):
+    """A read-only memory map gives the same results as an array in memory."""
     np.save(folder / "X.npy", X)
     mapped = np.load(folder / "X.npy", mmap_mode="r")
     if "random_state" in estimator.get_params(deep=False):
@@ -131,6 +143,7 @@ def check_image_readonly_memmap(estimator, X, folder):
 
 
 def check_image_containers(estimator, X, folder):
+    """Paths, arrays and PIL images give the same results in every container."""
     pixels = (X * 255).astype(np.uint8)
     paths = [str(folder / f"{i}.png") for i in range(len(X))]
     for path, image in zip(paths, pixels, strict=True):
@@ -149,6 +162,7 @@ def map_to_pil(pixels):
 
 
 def check_image_unfitted_says_so(estimator, X):
+    """Methods of an unfitted estimator raise a NotFittedError."""
     if not get_tags(estimator).requires_fit:
         return
     for method in methods_of(estimator):
@@ -157,6 +171,7 @@ def check_image_unfitted_says_so(estimator, X):
 
 
 def check_image_wrong_parameters_are_named(estimator, X):
+    """Invalid and unknown parameters raise an error with the parameter's name."""
     for name, value in WRONG.items():
         if name in estimator.get_params(deep=False):
             with pytest.raises(ValueError, match=f"The '{name}' parameter of {type(estimator).__name__} must be"):
@@ -166,6 +181,7 @@ def check_image_wrong_parameters_are_named(estimator, X):
 
 
 def check_image_nothing_and_nonsense_are_refused(estimator, X):
+    """Empty and invalid inputs are refused, and images with NaN are refused with their index."""
     fitted = clone(estimator).fit(X)
     for method in methods_of(fitted):
         for wrong in ([], np.zeros((0, 8, 8, 3)), X[0], "part.png", None, pd.DataFrame({"path": ["a.png"], "id": 1})):
@@ -176,6 +192,7 @@ def check_image_nothing_and_nonsense_are_refused(estimator, X):
 
 
 def check_image_processes_give_the_same(estimator, X):
+    """Worker processes give the same results."""
     estimator.fit(X)
     method = methods_of(estimator)[0]
     for found in joblib.Parallel(2)(joblib.delayed(method)(X) for _ in range(2)):
@@ -183,6 +200,7 @@ def check_image_processes_give_the_same(estimator, X):
 
 
 def check_image_representations_compute_nothing(estimator, X):
+    """`repr` and the HTML representation work before `fit` and with weights that do not exist."""
     for shown in (estimator, clone(estimator).fit(X)):
         assert type(shown).__name__ in repr(shown)
         html = shown._repr_html_()
@@ -200,7 +218,7 @@ CHECKS = [check for name, check in sorted(globals().items()) if name.startswith(
 
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_image_checks(estimator, check, parts, tmp_path):
+def test_estimator_passes_image_check(estimator, check, parts, tmp_path):
     X = np.concatenate(parts[:2]).astype(np.float32)
     given = (tmp_path,) if "folder" in check.__code__.co_varnames[: check.__code__.co_argcount] else ()
     check(clone(estimator), X.copy(), *given)
