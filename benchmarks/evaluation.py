@@ -141,10 +141,10 @@ def main() -> None:
     lines = [
         "# Evaluation",
         "",
-        "The settings are those of the preset `offline`: backbone efficientnet_lite2 (ImageNet weights from the "
-        "package index), images of 224×224 pixels without a crop unless stated otherwise, patch size 3 and b = 9. The "
-        f"seed is {options.seed}. Calibration is leave-one-out with contamination 'auto', which flags no calibration "
-        "image.\n"
+        "All detectors use the settings of the preset `offline`: backbone efficientnet_lite2 (ImageNet weights from "
+        "the package index), images of 224×224 pixels without a crop unless stated otherwise, patch size 3 and b = 9. "
+        f"The seed is {options.seed}. Calibration is leave-one-out with contamination 'auto', which flags no "
+        "calibration image.\n"
         "\n"
         "Pixel metrics are computed at each image's own size. Defective images with an empty mask (four of mtd) are "
         "excluded from pixel metrics. `aupro` is integrated up to a false-positive rate of 0.3, and `aupro_05` up to "

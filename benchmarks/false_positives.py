@@ -4,7 +4,7 @@
 
 The folder is Magnetic Tile Defects in MVTec AD layout, with the file ``by_tile_split.csv`` (columns ``file``, ``tile``)
 beside ``train`` and ``test``. All good images are pooled. Each repetition splits them again, at random or by tile. In a
-split by tile, no tile is in both parts. The textures are those of the demonstration, and each repetition draws new
+split by tile, no tile is in both parts. The textures are the same as in the demonstration. Each repetition draws new
 views. Fresh images are either other views of the training pieces or views of other pieces. For comparison, thresholds
 from in-sample scores are measured, too. Patch features are extracted once and passed to the detectors as precomputed.
 """

@@ -3,9 +3,9 @@
     python benchmarks/latency.py PATH/TO/mtd -o benchmarks/results/latency.md
 
 The backbone is WideResNet-50 with random weights at 224×224 pixels. The memory bank holds 10 % of the patches, about
-16 thousand rows. The images are real, so that distances have structure, but the features are not those of a trained
-network. anomalib's model, with its own random weights, gets the same image as a tensor and the same memory bank.
-anomalib is left out if it is not installed.
+16 thousand rows. The images are real, so that distances have structure, but the network is not trained. anomalib's
+model, with its own random weights, gets the same image as a tensor and the same memory bank. anomalib is left out if
+it is not installed.
 """
 
 from __future__ import annotations

@@ -117,10 +117,10 @@ def main() -> None:
         "",
         "The backbone is ResNet-50 with random weights, layers 2 and 3 (1,536 channels), on images of 224×224 pixels. "
         f"The coreset ratio is {options.ratio:g}. {os.cpu_count()} CPU cores, torch "
-        f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. The peak is the resident memory "
-        "above that of the interpreter at its start. It includes the libraries. The estimates are those of "
-        "`estimate_memory`, for a fit that holds all patches at once and for a fit in two passes. Equal digests mean "
-        "equal rows in the bank.",
+        f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. The peak is the highest "
+        "resident memory, including libraries, minus the memory of the interpreter at its start. `estimate_memory` "
+        "gives the two estimates: for a fit that holds all patches at once, and for a fit in two passes. Equal digests "
+        "mean equal rows in the bank.",
         "",
         "| images | max_memory | calibration | estimates: at once, two passes | **peak** | seconds: network, "
         "selection, calibration | rows of the bank | selected rows (digest) | bank (digest) | covering radius |",

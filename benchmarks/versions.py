@@ -117,7 +117,7 @@ def main() -> None:
         "# Two versions side by side",
         "",
         f"This page is made by `python benchmarks/versions.py OTHER_CHECKOUT` with {options.rounds} rounds. Each round "
-        "runs one process per version, in alternating order. Seconds are those of the fastest round. The last column "
+        "runs one process per version, in alternating order. Seconds are from the fastest round. The last column "
         "is the median over the rounds of the ratio after / before. The backbones are WideResNet-50 with random "
         "weights and efficientnet_lite2 with pretrained weights.",
         "",
