@@ -254,8 +254,8 @@ def scores_in_a_worker(detector, X, path):
     return detector.score_samples(X), detector
 
 
-@pytest.mark.filterwarnings("ignore:.*load will ask for trusted")
-def test_workers_take_detectors_and_give_them_back(data, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*To load the file, pass trusted")
+def test_worker_processes_receive_save_and_return_detectors(data, tmp_path):
     detector = PatchCoreDetector("precomputed", random_state=0).fit(Blocks().transform(data.train_paths))
     X = Blocks().transform(data.test_paths)
     work = joblib.delayed(scores_in_a_worker)
