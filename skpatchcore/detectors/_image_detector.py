@@ -157,15 +157,13 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images,), float64
-            ``score_samples(X) - offset_``. A detector that was fitted with ``calibration=None`` has no threshold. It
-            returns ``score_samples(X)``, which ranks images for ``scoring="roc_auc"``; the value 0 has no meaning then.
+            ``score_samples(X) - offset_``. After a fit with ``calibration=None``, there is no threshold, and the method
+            returns ``score_samples(X)``. These values rank images, e.g. for ``scoring="roc_auc"``. 0 has no meaning.
 
         Raises
         ------
-        ImageError
-            If an image cannot be scored, as in `score_samples`.
-        ValueError
-            If the detector has no threshold, e.g. after a fit with ``calibration=None`` or on one image.
+        ImageError, ValueError
+            As in `score_samples`. Also if there were too few training images for the requested `calibration`.
         """
         check_is_fitted(self, "offset_")
         if self._only_ranks():
@@ -191,15 +189,14 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As in `decision_function`.
+            As in `score_samples`. Also if there is no threshold: ``calibration=None`` or too few training images.
         """
+        self._require_threshold()
         # NaN >= 0 is False: an image with score NaN is labelled -1.
         return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)
 
     def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
-        """Return conformal p-values of shape (n_images,), **small = anomalous**.
-
-        The p-value of an image estimates the probability that a good image has an equal or lower score.
+        """Return conformal p-values, **small = anomalous**: estimated fractions of good images with scores as low.
 
         Parameters
         ----------
@@ -220,7 +217,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As in `decision_function`.
+            As in `predict`.
 
         Notes
         -----
@@ -356,7 +353,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As in `decision_function`.
+            As in `predict`.
         """
         self._require_threshold()
         return as_stack(self._scored(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
@@ -383,7 +380,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As in `decision_function`. Also if `min_area` is less than 1.
+            As in `predict`. Also if `min_area` is less than 1.
         """
         if min_area < 1:
             raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
@@ -399,9 +396,8 @@ class ImageDetector(OutlierMixin):
         Parameters
         ----------
         X : as for `fit`, or None, default=None
-            Good images on which the detector was not fitted, e.g. images of the last day. The bound on the
-            false-positive rate is exact if new good images are exchangeable with `X`. None uses the existing
-            calibration scores.
+            Good images on which the detector was not fitted. The bound on the false-positive rate is exact if new good
+            images are exchangeable with `X`. None uses the existing calibration scores.
         contamination : float in (0, 0.5], "auto" or None, default=None
             Accepted false-positive rate: fraction of good images that may be flagged. None uses the detector's own
             `contamination`. This parameter of the detector does not change, and a new `fit` uses it again.
@@ -415,10 +411,9 @@ class ImageDetector(OutlierMixin):
 
         Raises
         ------
-        ImageError
-            If an image cannot be scored, as in `score_samples`.
-        ValueError
-            If `contamination` is out of its range, or if neither `X` nor calibration scores are available.
+        ImageError, ValueError
+            As in `score_samples`. Also if `contamination` is out of its range, or if neither `X` nor calibration scores
+            are available.
 
         Warns
         -----
@@ -485,7 +480,7 @@ class ImageDetector(OutlierMixin):
             )
 
     def _only_ranks(self) -> bool:
-        """Return whether there is no threshold because the user asked for none: ``calibration=None``."""
+        """Return whether the detector has no threshold because of ``calibration=None``."""
         return math.isnan(self.offset_) and getattr(self, "calibration", "leave-one-out") is None
 
     def _require_threshold(self) -> None:
@@ -493,8 +488,8 @@ class ImageDetector(OutlierMixin):
         if math.isnan(self.offset_):
             raise ValueError(
                 "this detector has no threshold: it was fitted with calibration=None or on too few images for "
-                "leave-one-out. Set calibration and fit on more images, or pass other good images to recalibrate. "
-                "score_samples and segment work without a threshold."
+                "leave-one-out. score_samples and segment work without a threshold. For predict, fit with calibration "
+                "and on more images, or pass other good images to recalibrate."
             )
 
 

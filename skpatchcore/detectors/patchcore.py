@@ -63,7 +63,8 @@ class PatchCoreDetector(PatchDetector):
           built from all images. This method costs one selection and one search per fold. The bank of a fold contains
           fewer images than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The
           difference becomes smaller with more folds.
-        - None: no threshold is set. `predict` and `decision_function` raise a ValueError.
+        - None: no threshold is set. `predict` raises a ValueError, and `decision_function` returns the values of
+          `score_samples`.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input. The default is the
         value in the paper. The standard deviation is scaled with the map to the image's own size.

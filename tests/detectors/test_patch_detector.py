@@ -35,7 +35,7 @@ def test_parameters_of_default_stages_can_be_set(kind):
 
 @pytest.mark.parametrize("scoring", ["roc_auc", "average_precision", image_roc_auc_scorer])
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_grid_search_over_patch_sizes_works(kind, parts):
+def test_search_without_calibration_ranks_patch_sizes(kind, scoring, parts):
     X = np.concatenate([parts[0][:6], parts[2], parts[2]])
     y = np.array([1] * 6 + [-1] * 2)
     search = GridSearchCV(

@@ -125,7 +125,7 @@ def test_contamination_sets_the_thresholds(parts):
         PatchCoreDetector("precomputed", contamination=0.01).fit(features)
 
 
-def test_detector_without_calibration_scores_but_refuses_to_predict(parts):
+def test_detector_without_calibration_ranks_images_but_refuses_to_predict(parts):
     model = detector(calibration=None).fit(parts[0])
     scores = model.score_samples(parts[1])
     assert np.isfinite(scores).all()
