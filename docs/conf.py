@@ -14,6 +14,10 @@ import matplotlib as mpl
 from sphinx_gallery.sorting import ExplicitOrder
 
 import skpatchcore
+from skpatchcore._utils import diagrams
+
+# The HTML representations of estimators in the gallery link to the pages of this site.
+diagrams.documentation_site = lambda: ".."
 
 mpl.use("Agg")
 warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")

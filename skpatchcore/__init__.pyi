@@ -21,6 +21,7 @@ from .images.errors import ImageWarning as ImageWarning
 from .index.exact import ExactIndex as ExactIndex
 from .index.pynndescent import PyNNDescentIndex as PyNNDescentIndex
 from .model_selection import OneClassSplit as OneClassSplit
+from .persistence import TRUSTED_TYPES as TRUSTED_TYPES
 from .persistence import ModelFileError as ModelFileError
 from .persistence import load as load
 from .persistence import save as save

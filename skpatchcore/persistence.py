@@ -54,6 +54,9 @@ _TRUSTED = (
     "sklearn.metrics._dist_metrics.MinkowskiDistance64",
     *(f"sklearn.model_selection._split.{name}" for name in _SPLITTERS),
 )
+#: Names of the types that a file of a detector may contain, in addition to the types that skops trusts. Pass the list
+#: to programs that load skops files themselves, e.g. as ``skops_trusted_types`` to ``mlflow.sklearn.log_model``.
+TRUSTED_TYPES = list(_TRUSTED)
 _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
 
 

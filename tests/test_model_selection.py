@@ -169,7 +169,7 @@ def test_pixel_scorer_refuses_missing_and_misshapen_masks(tmp_path):
     first_bad = int(np.flatnonzero(y == -1)[0])
     with pytest.raises(ValueError, match=rf"masks\[{first_bad}\] is missing although image {first_bad} is anomalous"):
         scorer(model, X, y, masks=[None] * len(X))
-    with pytest.raises(ValueError, match=r"mask has shape \(16, 32\), the image \(32, 32\)"):
+    with pytest.raises(ValueError, match=r"mask has shape \(16, 32\), but the image has shape \(32, 32\)"):
         scorer(model, X, y, masks=masks[:, :16])
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         scorer(model, X, masks=[str(tmp_path / "gone.png")] * len(X))

@@ -1,4 +1,4 @@
-"""`visual_block` and `DocumentationLinkMixin`: the HTML representation of estimators in notebooks."""
+"""`diagram_of` and `DocumentationLinkMixin`: the HTML representation of estimators in notebooks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
+
+from skpatchcore._utils.sklearn import visual_block
 
 _PACKAGE = "skpatchcore"
 
@@ -42,7 +44,7 @@ class DocumentationLinkMixin:
         return f"{site}/generated/{_PACKAGE}.{type(self).__name__}.html" if site and is_own else ""
 
 
-def visual_block(kind: str, estimators: list[Any], names: list[str]) -> Any:
+def diagram_of(kind: str, estimators: list[Any], names: list[str]) -> Any:
     """Return the boxes of the nested estimators in an estimator's HTML representation.
 
     Parameters
@@ -54,17 +56,15 @@ def visual_block(kind: str, estimators: list[Any], names: list[str]) -> Any:
     names : list of str
         Titles of the boxes.
     """
-    from sklearn.utils._repr_html.estimator import _VisualBlock
-
     shown = [_WithoutColumns(one) if hasattr(one, "get_feature_names_out") else one for one in estimators]
-    return _VisualBlock(kind, shown, names=names, name_details=[str(estimator) for estimator in estimators])
+    return visual_block(kind, shown, names, [str(estimator) for estimator in estimators])
 
 
 class _WithoutColumns:
     """A nested estimator without the names of the columns of its ``transform``.
 
-    scikit-learn draws these names as a box "n features" below an estimator. The columns of a fitted sampler are the rows
-    of the memory bank, and the next stage does not receive them.
+    scikit-learn draws these names as a box "n features" below an estimator. The columns of a fitted sampler are the
+    rows of the memory bank, and the next stage does not receive them.
     """
 
     def __init__(self, estimator: Any):

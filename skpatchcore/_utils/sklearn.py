@@ -153,8 +153,8 @@ def root_context(estimator: Any) -> Any:
     return estimator._init_callback_context(max_subtasks=None)
 
 
-def visual_block(kind: str, estimators: list[Any], names: list[str]) -> Any:
-    """Return the boxes of the nested estimators in an estimator's HTML representation.
+def visual_block(kind: str, estimators: list[Any], names: list[str], details: list[str]) -> Any:
+    """Return scikit-learn's description of the boxes of nested estimators.
 
     Parameters
     ----------
@@ -162,12 +162,12 @@ def visual_block(kind: str, estimators: list[Any], names: list[str]) -> Any:
         Arrangement of the boxes.
     estimators : list of estimators
         The nested estimators, one per box.
-    names : list of str
-        Titles of the boxes.
+    names, details : list of str
+        Title and text of each box.
     """
     from sklearn.utils._repr_html.estimator import _VisualBlock
 
-    return _VisualBlock(kind, estimators, names=names, name_details=[str(estimator) for estimator in estimators])
+    return _VisualBlock(kind, estimators, names=names, name_details=details)
 
 
 __all__ = [

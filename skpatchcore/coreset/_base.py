@@ -12,11 +12,14 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.arrays import describe_beyond, first_beyond, largest_value
+from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import OlderStatesMixin
 
 
-class SubsetSampler(OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class SubsetSampler(
+    DocumentationLinkMixin, OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Base class of the samplers: ``fit`` sets ``components_``, and ``transform`` returns distances to them."""
 
     components_: np.ndarray

@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.bytes import parse_bytes
+from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
 from skpatchcore._utils.labels import group_codes, is_nominal
 from skpatchcore._utils.progress import phase, report_tasks
 from skpatchcore._utils.sklearn import (
@@ -25,7 +26,6 @@ from skpatchcore._utils.sklearn import (
     StrOptions,
     fit_context,
     safe_indexing,
-    visual_block,
     with_callbacks,
 )
 from skpatchcore._utils.warning import warn_user
@@ -45,7 +45,7 @@ from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids
 from skpatchcore.protocols import image_size_of, reports_views
 
 
-class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseEstimator):
+class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseEstimator):
     """Base class of the detectors that fit a model to patch features and score patches.
 
     A subclass must have the parameters in ``_parameter_constraints`` and implement `_learn`. It may have parameters of
@@ -369,7 +369,7 @@ class PatchDetector(OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseE
         stages = [getattr(self, f"{name}_", None) for name in names]
         given = [getattr(self, name) if s is None else s for name, s in zip(names, stages, strict=True)]
         stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(names, given, strict=True)]
-        return visual_block("serial", stages, list(names))
+        return diagram_of("serial", stages, list(names))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -11,14 +11,15 @@ from sklearn.base import BaseEstimator, clone
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context, visual_block
+from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
+from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context
 from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
 from skpatchcore.detectors._results import turned
 from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.patches.stream import n_images_of
 
 
-class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
+class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, BaseEstimator):
     """Average the standardised scores and maps of several detectors.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
@@ -204,7 +205,7 @@ class PatchCoreEnsemble(OlderStatesMixin, ImageDetector, BaseEstimator):
 
     def _sk_visual_block_(self) -> Any:
         names, detectors = zip(*self.estimators, strict=True)
-        return visual_block("parallel", list(detectors), list(names))
+        return diagram_of("parallel", list(detectors), list(names))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

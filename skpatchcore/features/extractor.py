@@ -14,6 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.device import available_device, require_device
+from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import in_default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, OlderStatesMixin, StrOptions
@@ -28,7 +29,7 @@ from skpatchcore.images.views import Size, View, placed
 from skpatchcore.protocols import pixel_format_of
 
 
-class TorchFeatureExtractor(OlderStatesMixin, TransformerMixin, BaseEstimator):
+class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, TransformerMixin, BaseEstimator):
     """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the paper).
 
     The extractor turns an image into a grid of feature vectors, one per position of the first layer's grid. Each vector

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, exceeds, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
 from skpatchcore._utils.device import available_device, require_device
+from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import OlderStatesMixin, StrOptions, fit_context
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
@@ -31,7 +32,7 @@ _N_BOUND = 32
 _OTHER_WORK = 20
 
 
-class ExactIndex(OlderStatesMixin, BaseEstimator):
+class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     """Exact nearest-neighbour search in the memory bank.
 
     On the CPU, lower bounds from a thin matrix product rule out most rows. Full distances are computed only for the

@@ -18,6 +18,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, largest_value
 from skpatchcore._utils.derived import DerivedCache
+from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, fit_context
 from skpatchcore.index._copies import Copies
@@ -52,7 +53,7 @@ class _Graph:
     lock: threading.Lock
 
 
-class PyNNDescentIndex(OlderStatesMixin, BaseEstimator):
+class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     """Approximate nearest-neighbour search in the memory bank by nearest-neighbour descent.
 
     The search misses some of the true nearest neighbours: 3-11 % on real patch features with the default parameters.

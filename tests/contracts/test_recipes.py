@@ -22,7 +22,7 @@ SMALLER = {
     "efficientnet_lite2": "efficientnet_lite0",
     "image_size=256, ": "image_size=64, ",
     "lite2\", crop": "lite2\", image_size=64, crop",
-    '{"extractor__patch_size": [1, 3, 5], "sampler__ratio": [0.01, 0.1], "n_neighbors": [1, 9]}': '{"n_neighbors": [1, 9]}',
+    '"extractor__patch_size": [1, 3, 5], "sampler__ratio": [0.01, 0.1], ': "",
     "OneClassSplit(5)": "OneClassSplit(2)",
     "test_size=0.2": "test_size=0.4",
     "contamination=0.05": "contamination=0.5",

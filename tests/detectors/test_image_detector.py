@@ -125,7 +125,7 @@ def test_fit_refuses_splitters_that_divide_groups(parts):
 
 def test_fit_warns_of_too_few_groups_for_the_contamination(parts):
     for calibration in ("leave-one-out", 5):
-        with pytest.warns(UserWarning, match=r"come from 5 groups only: .* about 1/6 = 0.167 may be flagged"):
+        with pytest.warns(UserWarning, match=r"come from 5 groups only: about 1/6 = 0.167 may be flagged"):
             detector(calibration=calibration, contamination=0.1).fit(parts[0], groups=np.arange(10) // 2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -162,7 +162,7 @@ def test_a_mask_of_another_size_is_refused(root, tmp_path, resolution):
     masks = folder.test_masks.copy()
     masks[-1] = str(tmp_path / "mask.png")
     Image.fromarray(np.full((64, 48), 255, np.uint8)).save(masks[-1])
-    with pytest.raises(ValueError, match=r"mask\.png' has shape \(64, 48\), the image \(48, 64\)"):
+    with pytest.raises(ValueError, match=r"mask\.png' has shape \(64, 48\), but the image has shape \(48, 64\)"):
         evaluate(detector(), replace(folder, test_masks=masks), resolution=resolution)
 
 
