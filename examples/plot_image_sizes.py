@@ -2,9 +2,10 @@
 Images of different sizes
 =========================
 
-Photographs of parts may have different sizes. A detector compares patches with patches, independently of their
-positions. Therefore, the images may have different sizes, both in ``fit`` and in ``predict``. Each anomaly map has the
-height and width of its image.
+Photographs of parts may have different sizes. ``PatchCoreDetector`` compares each patch (a small square of the image)
+with all stored patches, independently of the positions of the patches in their images. Therefore, images may have
+different sizes, both in ``fit`` and in ``predict``. ``SPADEDetector`` accepts different sizes too. ``PaDiMDetector``
+does not. The anomaly map of an image, which contains one value per pixel, has the height and width of this image.
 """
 
 # %%
@@ -38,9 +39,9 @@ for image in new[3:]:
 print([image.shape for image in new])
 
 # %%
-# ``image_size=None`` does not resize the images, so that structures have the same size in all of them.
-# ``image_size=256`` would resize the shorter side of each image to 256 pixels and enlarge the structures in small
-# images.
+# With ``image_size=None``, images are not resized. In this example, all images come from one photograph, so that bricks
+# have the same size in pixels in all images. ``image_size=256`` would resize the shorter side of each image to 256
+# pixels. Bricks in small images would then be larger than bricks in large images, and their patches would differ.
 
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, random_state=0).fit(good)
@@ -51,7 +52,9 @@ AnomalyMapDisplay.from_estimator(detector, new, n_columns=3)
 plt.show()
 
 # %%
-# Images of very high resolution have many patches. ``detector.estimate_memory(n_images, image)`` returns the memory
-# that a fit needs, and ``max_memory=`` limits this memory.
+# Images of very high resolution have many patches. ``detector.estimate_memory(n_images, image)`` estimates the memory
+# (RAM) that ``fit`` needs for ``n_images`` images like ``image``. The parameter ``max_memory`` of the detector, e.g.
+# ``PatchCoreDetector(max_memory="4GB")``, limits this memory. If not all patch features fit within the limit, ``fit``
+# uses a slower way that needs less memory. If the limit is too small for every way, ``fit`` raises an error.
 
 print(detector.estimate_memory(1000, np.zeros((2000, 3000), np.uint8)))

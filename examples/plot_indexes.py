@@ -2,12 +2,16 @@
 Exact and approximate search
 ============================
 
-For every patch of a new image, the index searches the nearest row of the memory bank. ``ExactIndex`` always finds this
-row. ``PyNNDescentIndex`` finds it for most patches. Any other estimator with ``kneighbors`` can be the index too.
+The memory bank of a detector is a matrix. Each row is the feature of one patch of a good image. The index is the stage
+of the detector that finds, for each patch of a new image, the nearest row of the memory bank. ``ExactIndex`` always
+finds the nearest row. ``PyNNDescentIndex`` is approximate: for a few patches, it returns a row that is not the nearest
+one. Any other estimator with the methods ``fit`` and ``kneighbors`` can be used as the index, e.g. ``NearestNeighbors``
+of scikit-learn. ``ExactIndex`` is the default. Its search usually takes less time than the network.
 """
 
 # %%
-# The three indexes are compared on the same patch features.
+# The three indexes are compared on the same memory bank, with the same queries. A query is the feature of one patch of
+# a test image.
 
 import time
 
@@ -26,9 +30,10 @@ queries = extractor.transform(task.test_images).reshape(-1, features.shape[-1])
 print(f"{len(bank)} rows of {bank.shape[1]} channels, {len(queries)} queries")
 
 # %%
-# The times are for this small memory bank, on the machine that built this page. Before its first search, the
-# approximate index compiles code (half a minute) and builds a graph. These times are not included. Therefore, the
-# approximate index is only worthwhile for many images.
+# The times are for this small memory bank, on the machine that built this page. Before its first search in each
+# process, the approximate index compiles code (half a minute) and builds a graph. The times below do not include this
+# preparation. An approximate index therefore saves time only if a process scores so many images that the faster
+# searches save more than the preparation costs.
 
 indexes = {
     "ExactIndex": ExactIndex(),
@@ -45,8 +50,10 @@ for name, index in indexes.items():
     print(f"{name:<26}{1000 * seconds[name] / len(task.test_images):7.2f} ms per image")
 
 # %%
-# Each point compares the approximate distance of a patch with its exact distance. If the nearest row is missed, the
-# approximate distance is higher, and the patch looks more anomalous. It never looks less anomalous.
+# Each point is one patch of a test image. The exact distance is the distance of the patch from the nearest row. The
+# approximate distance is the distance of the patch from the row that ``PyNNDescentIndex`` returns. If this is not the
+# nearest row, the approximate distance is larger, and the patch looks more anomalous. A patch never looks less
+# anomalous with the approximate index.
 
 exact, approximate = found["ExactIndex"][0][:, 0], found["PyNNDescentIndex"][0][:, 0]
 same = found["ExactIndex"][1][:, 0] == found["PyNNDescentIndex"][1][:, 0]

@@ -1,9 +1,10 @@
 """
-Why is it anomalous? The nearest nominal patch
-==============================================
+Why is an image anomalous? The nearest nominal patch
+====================================================
 
-The score of an image is based on the distance between two patches: the most anomalous patch of the image, and the most
-similar patch of the memory bank. This example shows both patches. A viewer can then decide whether the difference is a
+A fitted detector stores patches of good images in its memory bank. They are called nominal patches. The score of a new
+image is based on the distance between two patches: the most anomalous patch of the image, and the nominal patch that is
+most similar to this patch. This example shows both patches, so that a person can decide whether the difference is a
 defect.
 """
 
@@ -25,14 +26,17 @@ scores = detector.score_samples(X)
 
 # %%
 # ``nearest_patches`` returns a table with one row per image. The row contains the position of the most anomalous
-# patch, the index of the training image with the nearest nominal patch, and the position of that patch.
+# patch, the index of the training image from which the nearest nominal patch comes, and the position of the nominal
+# patch in this training image.
 
 table = detector.nearest_patches(X)
 print(table.head(3).round(1).T.to_string())
 
 # %%
-# The left half shows the test image, and the right half shows the training image with the nearest nominal patch. The
-# box is the cell of the patch. The patch feature also depends on the surroundings of the cell.
+# Each row of the figure has four pictures: the test image, a close-up of its most anomalous patch, a close-up of the
+# nearest nominal patch, and the training image from which the nominal patch comes. The box in each picture is the
+# patch, i.e. the square of pixels that belongs to one position of the patch grid. The patch feature, the vector with
+# which patches are compared, is also computed from pixels around this square.
 
 kinds = ("good", "scratch", "blob", "foreign")
 chosen = [min(np.flatnonzero(task.test_defects == kind), key=lambda i: scores[i]) for kind in kinds]
@@ -56,5 +60,5 @@ for row, i in zip(rows, chosen, strict=True):
 plt.show()
 
 # %%
-# In the good image, even the most anomalous patch is similar to a nominal patch. In the defective images, the most
-# anomalous patch is far from every nominal patch.
+# In the good image (first row), even the most anomalous patch is similar to its nearest nominal patch. In the defective
+# images, the most anomalous patch has a large distance from every nominal patch.
