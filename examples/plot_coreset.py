@@ -9,8 +9,8 @@ selections in two dimensions, as in Figure 3 of the paper.
 """
 
 # %%
-# Two thirds of the patches are similar to each other, like those of a background. The others are spread out, and some
-# of them are rare.
+# Two thirds of the patches are similar to each other, like the patches of a background. The remaining patches are
+# spread out, and some of them are rare.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,7 +48,8 @@ plt.show()
 
 # %%
 # Rare nominal patches have high scores with the random subset, which leads to false alarms. ``selection_distances_``
-# contains the largest distance of a patch after each selected row. A smaller coreset is the beginning of a larger one.
+# contains, after each selected row, the largest distance of a patch from the selected rows. A smaller coreset is the
+# beginning of a larger coreset.
 
 sampler = GreedyCoresetSampler(500, random_state=0).fit(patches)
 figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")

@@ -33,8 +33,9 @@ for name, row in tables.items():
     print(f"{name:<6} image AUROC {row['image_auroc']:.3f}, AUPRO {row['aupro']:.3f}")
 
 # %%
-# The scores of both members for the same images, in standard deviations of the member's calibration scores. The
-# average is reliable for images on which the members agree, and less reliable for the others.
+# The figure compares the scores of both detectors for the same images. The unit is the standard deviation of the
+# detector's calibration scores. The average is reliable for images with similar scores from both detectors, and less
+# reliable for the other images.
 
 ensemble.fit(task.train_images, groups=task.train_groups)
 standard = []

@@ -9,8 +9,8 @@ only once in the whole search, and the selection of a larger coreset continues f
 
 # %%
 # The images show good bricks, and bricks with scratches, blobs, stains and foreign texture. The detector is fitted on
-# good images only. For this purpose, the training parts of ``OneClassSplit`` contain good images only, and its test
-# parts contain both kinds.
+# good images only. For this purpose, the training sets of ``OneClassSplit`` contain good images only. The test sets
+# contain good and defective images.
 
 import tempfile
 
@@ -52,8 +52,8 @@ search.fit(X, y)
 print(search.best_params_)
 
 # %%
-# The results as heat maps, one for each metric. Each cell shows the better result of the two values of
-# ``n_neighbors``.
+# The figure shows one coloured table for each metric. Each field of a table shows the better of the results with the
+# two values of ``n_neighbors``.
 
 results = pd.DataFrame(search.cv_results_)
 results = results.rename(columns={"param_extractor__patch_size": "patch size", "param_sampler__ratio": "ratio"})

@@ -3,8 +3,8 @@ How many good images are needed?
 ================================
 
 Section 4.5 of the paper examines how few images of good parts are sufficient. You can do the same with your own data.
-The function ``low_shot_curve`` evaluates a detector for several numbers of training images, which are drawn several
-times.
+The function ``low_shot_curve`` evaluates a detector for several numbers of training images. For each number, it draws
+training images at random several times.
 """
 
 # %%

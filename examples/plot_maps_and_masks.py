@@ -23,9 +23,9 @@ detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 
 # %%
-# ``segment`` returns anomaly maps with each image's own size, **bigger = more anomalous**. ``predict_mask`` returns
-# the pixels above the pixel threshold, ``pixel_offset_``. At most a fraction ``contamination`` of the good images
-# should have any pixel above this threshold.
+# ``segment`` returns anomaly maps with each image's own size, **bigger = more anomalous**. ``predict_mask`` returns the
+# pixels above the pixel threshold, ``pixel_offset_``. At most a fraction ``contamination`` of the good images should
+# have one or more pixels above this threshold.
 
 defective = np.flatnonzero(task.test_labels == -1)
 X, truth = task.test_images[defective], task.test_masks[defective]
@@ -47,8 +47,9 @@ for row, i in zip(rows, shown, strict=True):
 plt.show()
 
 # %%
-# ``regions`` returns a table with the box of each region, its highest value (the peak), and a p-value: the fraction of
-# good images whose anomaly map has a maximum at least as high as this peak.
+# ``regions`` returns a table with the box of each region, the highest value of the map in the region (the peak), and a
+# p-value. The p-value estimates the fraction of good images with an anomaly map that has a maximum at least as high as
+# this peak.
 
 print(detector.regions(X[shown], min_area=20).round(3).to_string())
 

