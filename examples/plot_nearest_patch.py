@@ -2,10 +2,10 @@
 Why is an image anomalous? The nearest nominal patch
 ====================================================
 
-A fitted detector stores patches of good images in its memory bank. They are called nominal patches. The score of a new
-image is based on the distance between two patches: the most anomalous patch of the image, and the nominal patch that is
-most similar to this patch. This example shows both patches, so that a person can decide whether the difference is a
-defect.
+A fitted detector stores patches of good images in its memory bank. These patches are called nominal patches. The score
+of a new image is based on the distance between two patches: the most anomalous patch of the image, and the nominal
+patch that is most similar to this patch. This example shows both patches, so that a person can decide whether the
+difference is a defect.
 """
 
 # %%

@@ -45,7 +45,8 @@ print(f"defects found:       {(labels[~good] == -1).sum()} of {(~good).sum()}")
 
 # %%
 # Anomaly maps show where the defects are. The left half of each picture is the image with the outline of the synthetic
-# defect. The right half is the map. Its colours are in units of the pixel threshold, and good images stay below 1.
+# defect. The right half is the map. The colours show map values divided by the pixel threshold, and good images stay
+# below 1.
 
 shown = [int(np.flatnonzero(task.test_defects == kind)[1]) for kind in ("good", "scratch", "blob", "stain", "foreign")]
 AnomalyMapDisplay.from_estimator(detector, task.test_images[shown], masks=task.test_masks[shown], n_columns=2)

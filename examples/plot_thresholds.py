@@ -3,7 +3,7 @@ Thresholds: what goes wrong in-sample
 =====================================
 
 An in-sample score is the score of a training image with a memory bank that contains patches of the same image. A
-threshold must not be computed from in-sample scores, because the nearest rows are often patches of the image itself. The
+threshold must not be computed from in-sample scores, because the nearest rows are often patches of the same image. The
 training image then looks much more normal than a new image.
 """
 

@@ -4,7 +4,8 @@ Serve a detector over HTTP
 
 A service in thirty lines, with `FastAPI <https://fastapi.tiangolo.com>`__. The client sends the content of an image
 file, and receives the label, the score, the p-value and the anomalous regions. The service needs
-``pip install fastapi uvicorn``. It is not executed when this page is built; a test of the package runs it.
+``pip install fastapi uvicorn``. The service is not executed when this page is built. A test of the package runs the
+service.
 
 Start it with the path of a model file, and send an image:
 
