@@ -1,9 +1,10 @@
 """Protocols of the stages of a detector: `Extractor`, `Sampler` and `Index`.
 
-Any estimator that implements one of these protocols can be used as a stage. This includes estimators of scikit-learn
-and your own classes. Your classes must derive from ``sklearn.base.BaseEstimator``, because detectors clone their
-stages. Each protocol defines the required members, and its docstring lists the optional members. Only the functions in
-this module check whether a stage has an optional member.
+Any estimator with the members of one of these protocols can be used as a stage. This includes estimators of
+scikit-learn and your own classes. Your classes need not inherit from a protocol, but must inherit from
+``sklearn.base.BaseEstimator``, because detectors clone their stages. Each protocol defines the required members. The
+docstring of the protocol lists the optional members. Only the functions in this module check whether a stage has an
+optional member.
 """
 
 from __future__ import annotations
@@ -23,95 +24,146 @@ if TYPE_CHECKING:
 
 
 class Extractor(Protocol):
-    """Protocol of feature extractors, which turn images into grids of patch features.
+    """Protocol of feature extractors: an extractor turns each image into a grid of patch features.
 
-    An extractor is stateless: `fit` does not estimate anything from images.
+    A patch feature is a vector of numbers that describes a small area of the image, the patch. An extractor is an
+    estimator with the methods `fit` and `transform`. The images that are passed to `fit` must not change the results of
+    `transform`.
 
     Notes
     -----
-    Optional members:
+    An extractor can have more members. All of them are optional:
 
-    - ``iter_transform(X)`` yields one pair ``(features, views)`` per batch. ``features`` is an array of shape (n_batch,
-      grid_height, grid_width, n_channels), and ``views`` holds one ``skpatchcore.images.View`` per image. If this
-      method is missing, `transform` is called on a few images at a time, and each grid is assumed to cover its
-      complete image.
-    - ``input_sizes(X)`` returns the height and width of the network's input for each image, as an array of shape
-      (n_images, 2). It returns None if all sizes are equal. With this method, memory estimates are exact for images of
-      different sizes.
-    - ``batch_size`` is the number of images per batch. If it is missing, 16 is assumed.
-    - ``channel_order`` and ``value_range`` define the interpretation of the values of images, as in
-      :class:`~skpatchcore.TorchFeatureExtractor`. They are used to draw images as the network sees them.
-    - ``image_size`` and ``crop_size`` define how images are resized and cropped, as in
-      :class:`~skpatchcore.TorchFeatureExtractor`. They are used to compare pixels at the size of the network's input.
-    - Parameters ``random_state`` and ``device``: the detector sets ``random_state`` if it is None, and ``device`` if it
-      is ``"auto"``.
+    - ``iter_transform(X)``: generator that yields one pair ``(features, views)`` per batch of images. ``features`` is
+      an array of shape (n_batch, grid_height, grid_width, n_channels). ``views`` is a list with one
+      ``skpatchcore.images.View(image_size, box, input_size)`` per image. A view states which part of the original image
+      the grid covers. Its ``box`` is the top, left, height and width of this part in pixels of the original image, i.e.
+      before resizing and cropping. If an extractor has no ``iter_transform``, the detector calls `transform` with
+      ``batch_size`` images at a time, and assumes that each grid covers the complete original image.
+    - ``input_sizes(X)``: method that returns the height and width of the network's input for each image, as an array of
+      shape (n_images, 2). The method returns None if the size is the same for all images. The detector uses these sizes
+      to estimate how much RAM a fit on images of different sizes needs. If an extractor has no ``input_sizes``, the
+      detector assumes that all grids are as large as those of the first batch.
+    - ``batch_size``: number of images per batch. If an extractor has no ``batch_size``, the detector uses 16.
+    - ``channel_order`` and ``value_range``: meaning of the stored values of images, as in
+      :class:`~skpatchcore.TorchFeatureExtractor`. Figures and reports use these values to draw the images.
+    - ``image_size`` and ``crop_size``: size to which images are resized and cropped, as in
+      :class:`~skpatchcore.TorchFeatureExtractor`. :func:`~skpatchcore.evaluate` with ``resolution="seen"`` uses these
+      sizes to resize and crop anomaly maps and masks in the same way. Reports use these sizes to state which part of an
+      image is not inspected.
+    - ``random_state`` and ``device``: parameters. If ``random_state`` is None and the ``random_state`` of the detector
+      is not None, the detector draws a seed and sets it here. If ``device`` is ``"auto"``, the detector sets this
+      parameter to its own ``device``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
-        """Check the parameters and load the required resources, such as weights; return the estimator."""
+        """Check the parameters, load the required files such as the weights of a network, and return the estimator."""
 
     def transform(self, X: Any) -> Any:
-        """Return an array of shape (n_images, grid_height, grid_width, n_channels), or a list of grids."""
+        """Return the patch features of images.
+
+        Returns
+        -------
+        array of shape (n_images, grid_height, grid_width, n_channels), or list of arrays
+            A list if the grids have different sizes. The list has one array of shape (grid_height, grid_width,
+            n_channels) per image.
+        """
 
 
 class Sampler(Protocol):
-    """Protocol of samplers, which select the coreset from the rows of a matrix.
+    """Protocol of samplers: a sampler selects the rows of the memory bank from all patch features.
+
+    `X` is a matrix with one row per patch of all training images. The selected rows are called the coreset. The
+    detector stores the coreset as its memory bank, and compares the patches of new images with the bank.
 
     Attributes
     ----------
     component_indices_ : array of shape (n_selected,)
-        Indices of the selected rows, in order of selection. Set by `fit`.
+        Indices of the selected rows of `X`, in order of selection. `fit` and ``fit_batches`` must set this attribute.
+        The detector uses these indices to find the training image and the position of each row of the memory bank.
 
     Notes
     -----
-    Optional members:
+    A sampler can have more members. All of them are optional:
 
-    - ``components_`` holds the rows of the memory bank, of shape (n_selected, n_features). `fit` sets this attribute.
-      A sampler that computes prototypes stores them here. If it is missing, the rows at ``component_indices_`` are the
-      memory bank.
-    - ``fit_batches(batches, n_samples, max_memory)`` selects rows that arrive in batches and are read only once. It
-      must be accompanied by ``estimate_memory(n_samples, n_features)``. Both are required if not all patch features
-      fit in memory.
-    - ``ratio`` is the fraction or the number of rows that are selected. If it is missing, all rows are assumed.
-    - Parameters ``random_state``, ``device`` and ``verbose``: the detector sets ``random_state`` if it is None,
-      ``device`` if it is ``"auto"``, and ``verbose`` if it is 0.
+    - ``components_``: array of shape (n_selected, n_features), set by `fit`. If `fit` sets this array, its rows become
+      the memory bank. These rows need not be rows of `X`: they can be computed, such as cluster centres. Then
+      ``component_indices_`` holds the index of a similar row of `X` for each of them. If `fit` does not set
+      ``components_``, the rows ``X[component_indices_]`` become the memory bank.
+    - ``fit_batches(batches, n_samples, max_memory)``: method that selects rows without holding all of them in memory.
+      ``batches`` is an iterable of matrices. The method can iterate over it only once. ``n_samples`` is the expected
+      total number of rows, and ``max_memory`` is the maximum number of bytes (None: no limit). The method sets
+      ``component_indices_``, counted over all batches. The detector then sets ``components_`` to these rows.
+    - ``estimate_memory(n_samples, n_features)``: method that returns the number of bytes that ``fit_batches`` needs.
+      The detector can fit on more patch features than fit into RAM only if the sampler has both ``fit_batches`` and
+      ``estimate_memory``.
+    - ``ratio``: how many rows the sampler selects, to estimate the size of the memory bank before the fit. A float in
+      (0, 1] is a fraction of the rows. An int is a number of rows. If a sampler has no ``ratio``, the estimate assumes
+      that all rows are selected.
+    - ``random_state``, ``device`` and ``verbose``: parameters. If ``random_state`` is None and the ``random_state`` of
+      the detector is not None, the detector draws a seed and sets it here. If ``device`` is ``"auto"``, the detector
+      sets this parameter to its own ``device``. If ``verbose`` is 0, the detector sets this parameter to its own
+      ``verbose``.
 
-    The detector also sets ``components_`` after ``fit_batches``, and if the index stores the rows in another dtype.
+    If the index stores the memory bank with another dtype, e.g. float16, the detector replaces ``components_`` by the
+    rows that the index stores. Therefore, the bank is in memory only once.
     """
 
     component_indices_: Any
 
     def fit(self, X: Any, y: Any = None) -> Any:
-        """Select rows of `X`; return the estimator."""
+        """Select rows of `X` and return the estimator."""
 
 
 class Index(Protocol):
-    """Protocol of indexes, which find the nearest rows of the memory bank for given patch features.
+    """Protocol of indexes: an index finds the nearest rows of the memory bank for given patch features.
 
-    ``sklearn.neighbors.NearestNeighbors`` implements this protocol.
+    An index is an estimator with the methods `fit` and `kneighbors`, e.g. ``sklearn.neighbors.NearestNeighbors``. The
+    memory bank is the matrix that is passed to `fit`. A query is a patch feature for which `kneighbors` finds the
+    nearest rows of this matrix.
 
     Notes
     -----
-    The results of an index are checked in ``skpatchcore.bank.answers``. Row indices outside the bank, wrong shapes and
-    wrong types raise a ValueError. A row index of -1 means that a neighbour was not found. If the index returns too few
-    distinct rows for a query, this query is searched exactly, with a warning. The distances that your own index classes
-    return are not used. Euclidean distances are computed from the rows instead. A warning is issued if most of the
-    returned distances are not Euclidean.
+    The detector checks the results of an index. A row index outside the bank, a wrong shape or a wrong type raises a
+    ValueError. A row index of -1 means that the index did not find a neighbour. If an index returns too few distinct
+    rows for a query, the detector searches the nearest rows of this query exactly, and warns. If an index is not a
+    class of this package, the detector does not use the returned distances. The detector computes the Euclidean
+    distances to the returned rows instead, and warns if most of the returned distances are not Euclidean.
 
-    Optional members:
+    An index can have more members. All of them are optional:
 
-    - ``kneighbors(..., exclude=rows)`` searches as if these rows of the bank were absent. If this parameter is missing,
-      the number of requested neighbours is increased by the number of excluded rows.
-    - ``stored_rows`` is the bank as the index stores it. The detector uses this array if its dtype differs.
-    - Parameters ``random_state`` and ``device``: the detector sets ``random_state`` if it is None, and ``device`` if it
-      is ``"auto"``.
+    - ``kneighbors(..., exclude=rows)``: parameter of `kneighbors` with row indices of the bank. The result of
+      `kneighbors` must contain none of these rows. If `kneighbors` has no parameter ``exclude``, the detector requests as many additional
+      neighbours as rows are to be excluded, and drops the excluded rows from the result.
+    - ``stored_rows``: array with the bank as the index stores it, e.g. rounded to float16. If the dtype of this array
+      differs from the dtype of the matrix in `fit`, the detector uses this array as its memory bank.
+    - ``random_state`` and ``device``: parameters. If ``random_state`` is None and the ``random_state`` of the detector
+      is not None, the detector draws a seed and sets it here. If ``device`` is ``"auto"``, the detector sets this
+      parameter to its own ``device``.
     """
 
     def fit(self, X: Any, y: Any = None) -> Any:
-        """Store the rows of `X`, of shape (n_rows, n_features); return the estimator."""
+        """Store the rows of `X`, of shape (n_rows, n_features), and return the estimator."""
 
     def kneighbors(self, X: Any, n_neighbors: int, return_distance: bool = True) -> Any:
-        """Return Euclidean distances, ascending, and row indices, each of shape (n_queries, n_neighbors)."""
+        """Return the Euclidean distances to the nearest rows, and the indices of these rows.
+
+        Parameters
+        ----------
+        X : array of shape (n_queries, n_features)
+            The queries.
+        n_neighbors : int
+            Number of nearest rows per query.
+        return_distance : bool, default=True
+            If False, only the indices are returned.
+
+        Returns
+        -------
+        distances : array of shape (n_queries, n_neighbors)
+            Euclidean distances, ascending in each row.
+        indices : array of shape (n_queries, n_neighbors), int
+            Indices of the rows. -1 means that no row was found.
+        """
 
 
 class ViewExtractor(Extractor, Protocol):
@@ -122,10 +174,10 @@ class ViewExtractor(Extractor, Protocol):
 
 
 class BatchSampler(Sampler, Protocol):
-    """Protocol of samplers that can select from batches of rows that are read only once."""
+    """Protocol of samplers that can select rows in a single pass over batches of rows."""
 
     def fit_batches(self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None) -> Any:
-        """Select from `n_samples` rows in batches, using at most `max_memory` bytes; return the estimator."""
+        """Select from `n_samples` rows in batches with at most `max_memory` bytes, and return the estimator."""
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the number of bytes that `fit_batches` needs without a memory limit."""
@@ -143,7 +195,7 @@ def batch_size_of(extractor: Extractor, default: int) -> int:
 
 
 def input_sizes_of(extractor: Extractor | None, X: Any) -> np.ndarray | None:
-    """Return the sizes of the network's input for images; None if all sizes are equal or unknown."""
+    """Return the size of the network's input for each image; None if all sizes are equal or unknown."""
     sizes_of = getattr(extractor, "input_sizes", None)
     return None if sizes_of is None else sizes_of(X)
 
@@ -208,6 +260,6 @@ def can_exclude(index: Index) -> bool:
 
 
 def stored_rows_of(index: Index, rows: np.ndarray) -> np.ndarray:
-    """Return the bank as a fitted index stores it; `rows`, on which the index was fitted, if this is unknown."""
+    """Return the bank as a fitted index stores it; `rows`, the fitted matrix, if the index has no ``stored_rows``."""
     stored: np.ndarray = getattr(index, "stored_rows", rows)
     return stored
