@@ -133,8 +133,8 @@ class Index(Protocol):
     An index can have more members. All of them are optional:
 
     - ``kneighbors(..., exclude=rows)``: parameter of `kneighbors` with row indices of the bank. The result of
-      `kneighbors` must contain none of these rows. If `kneighbors` has no parameter ``exclude``, the detector requests as many additional
-      neighbours as rows are to be excluded, and drops the excluded rows from the result.
+      `kneighbors` must contain none of these rows. If `kneighbors` has no parameter ``exclude``, the detector requests
+      as many additional neighbours as rows are to be excluded, and drops the excluded rows from the result.
     - ``stored_rows``: array with the bank as the index stores it, e.g. rounded to float16. If the dtype of this array
       differs from the dtype of the matrix in `fit`, the detector uses this array as its memory bank.
     - ``random_state`` and ``device``: parameters. If ``random_state`` is None and the ``random_state`` of the detector

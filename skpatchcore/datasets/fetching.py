@@ -55,35 +55,39 @@ _VISA = _Archive(
 def fetch_mvtec_ad(
     data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
-    """Download MVTec AD (15 categories, 5 GB) and return the folder of its categories.
+    """Download the data set MVTec AD (15 categories, 5 GB) and return the path of its folder.
+
+    A category is one kind of product, such as bottles. The folder has one subfolder per category.
 
     Parameters
     ----------
     data_home : path or None, default=None
         Folder in which data sets are stored. None uses the operating system's folder for caches. A data set that is
-        already in the folder is not downloaded again. Unpacking needs twice the disk space of the data set.
+        already in the folder is not downloaded again. During the download, the archive and the unpacked files are on
+        the disk, together about twice the size of the data set. The archive is deleted afterwards.
     accept_license : bool, default=False
-        True confirms that you have read the licence of the data set and accept it. If False, nothing is downloaded.
+        True confirms that you have read the licence of the data set and accept it. False raises an error.
     url : str or None, default=None
-        Another address of the same file, e.g., if the owner has moved it. The file must have the same checksum. None
-        uses the known address.
+        Address of the archive. None uses the address that this package contains. Pass another address if the owner of
+        the data set has moved the archive. The archive must be the same: its checksum is verified.
 
     Returns
     -------
     Path
-        Folder of the categories, for :func:`~skpatchcore.datasets.load_categories`.
+        Folder with one subfolder per category, for :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
     ValueError
-        If the licence is not accepted (the error names the address of the licence), or if the checksum of the file is
-        wrong.
+        If `accept_license` is False, even if the data set is already in the folder. The error names the address of the
+        licence. The error is also raised if the checksum of the downloaded archive is wrong.
     ImportError
-        If pooch is not installed. Install it with ``pip install "skpatchcore[fetch]"``.
+        If the package pooch is not installed. Install pooch with ``pip install "skpatchcore[fetch]"``.
 
     References
     ----------
-    Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021.
+    Bergmann et al., "MVTec AD -- A Comprehensive Real-World Dataset for Unsupervised Anomaly Detection", CVPR 2019.
+    Extended version: "The MVTec Anomaly Detection Dataset", IJCV 2021.
 
     Examples
     --------
@@ -98,22 +102,28 @@ def fetch_mvtec_ad(
 def fetch_btad(
     data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
-    """Download BTAD, the beanTech anomaly detection data set (3 categories), and return the folder of its categories.
+    """Download BTAD, the beanTech anomaly detection data set (3 categories), and return the path of its folder.
 
     Parameters
     ----------
-    data_home, accept_license, url
-        As for :func:`fetch_mvtec_ad`.
+    data_home : path or None, default=None
+        Folder in which data sets are stored, as for :func:`fetch_mvtec_ad`. None uses the folder for caches.
+    accept_license : bool, default=False
+        True confirms that you have read the licence of the data set and accept it. False raises an error.
+    url : str or None, default=None
+        Address of the archive, as for :func:`fetch_mvtec_ad`. None uses the address that this package contains.
 
     Returns
     -------
     Path
-        Folder of the categories, for :func:`~skpatchcore.datasets.load_categories`.
+        Folder with one subfolder per category, for :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
-    ValueError, ImportError
-        As for :func:`fetch_mvtec_ad`.
+    ValueError
+        If `accept_license` is False, or if the checksum of the downloaded archive is wrong.
+    ImportError
+        If the package pooch is not installed. Install pooch with ``pip install "skpatchcore[fetch]"``.
 
     References
     ----------
@@ -125,22 +135,31 @@ def fetch_btad(
 def fetch_visa(
     data_home: str | os.PathLike[str] | None = None, *, accept_license: bool = False, url: str | None = None
 ) -> Path:
-    """Download VisA (12 categories), arrange it by its one-class split, and return the folder of its categories.
+    """Download the data set VisA (12 categories), arrange its images and return the path of the new folder.
+
+    The images are divided into training and test images by the one-class split that the authors publish. They are
+    arranged in the layout of MVTec AD, as :func:`~skpatchcore.load_image_folder` describes it.
 
     Parameters
     ----------
-    data_home, accept_license, url
-        As for :func:`fetch_mvtec_ad`.
+    data_home : path or None, default=None
+        Folder in which data sets are stored, as for :func:`fetch_mvtec_ad`. None uses the folder for caches.
+    accept_license : bool, default=False
+        True confirms that you have read the licence of the data set and accept it. False raises an error.
+    url : str or None, default=None
+        Address of the archive, as for :func:`fetch_mvtec_ad`. None uses the address that this package contains.
 
     Returns
     -------
     Path
-        Folder of the categories, for :func:`~skpatchcore.datasets.load_categories`.
+        Folder with one subfolder per category, for :func:`~skpatchcore.datasets.load_categories`.
 
     Raises
     ------
-    ValueError, ImportError
-        As for :func:`fetch_mvtec_ad`.
+    ValueError
+        If `accept_license` is False, or if the checksum of the downloaded archive is wrong.
+    ImportError
+        If the package pooch is not installed. Install pooch with ``pip install "skpatchcore[fetch]"``.
 
     References
     ----------
@@ -165,7 +184,7 @@ def fetch_visa(
 def arrange_visa(table: Path, target: Path) -> None:
     """Arrange the images of VisA in the layout of MVTec AD, by the table of its one-class split.
 
-    The images are hard links to the files of the data set. They are copies if the file system does not support links.
+    The arranged images are hard links to the files of the data set, or copies if hard links are not possible.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Data sets of images on disk, in the layout of MVTec AD and in similar layouts.
 
-:func:`load_image_folder` lists the images of one category. :func:`load_categories` lists the images of all categories.
+:func:`load_image_folder` lists the images of one category (kind of product). :func:`load_categories` lists the images
+of all categories of a data set.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ class ImageFolder:
     Attributes
     ----------
     train_paths : array of shape (n_train,), str
-        Paths of the training images, which show good parts.
+        Paths of the training images. All of them show good parts.
     test_paths : array of shape (n_test,), str
         Paths of the test images.
     test_labels : array of shape (n_test,), int
         +1 for good and -1 for defective images, as returned by `predict`.
     test_defects : array of shape (n_test,), str
-        Kind of defect of each test image; ``"good"`` for good images.
+        Kind of defect of each test image: the name of its folder, e.g. ``"scratch"``. ``"good"`` for good images.
     test_masks : array of shape (n_test,), str or None
-        Path of the mask of defective pixels of each test image. None for good images, and if there are no masks.
+        Path of the mask of each test image. A mask is an image that marks the defective pixels. None for good images,
+        and for all images of a data set without masks.
     train_groups : array of shape (n_train,) or None
-        Part that each training image shows, if several images show the same part; pass it as `groups` to
-        `PatchCoreDetector.fit`. None if the parts are unknown. :func:`~skpatchcore.load_image_folder` always sets None.
+        Name or number of the part that each training image shows. Images with the same value show the same part. Pass
+        this array as `groups` to ``fit``, e.g. of :class:`~skpatchcore.PatchCoreDetector`. None if the parts are
+        unknown. :func:`~skpatchcore.load_image_folder` always sets None.
     """
 
     train_paths: np.ndarray
@@ -80,7 +83,9 @@ class ImageFolder:
 
 
 def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
-    """List the images of a data set in the layout of MVTec AD, without reading them.
+    """List the paths of all images and masks of a data set in the folder layout of MVTec AD.
+
+    The function only lists the files. The detector reads an image when it is fitted on the image or scores the image.
 
     Parameters
     ----------
@@ -90,32 +95,54 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
     Returns
     -------
     ImageFolder
-        Paths, labels, kinds of defects and masks.
+        Paths of the training images, and paths, labels, kinds of defects and paths of masks of the test images.
 
     Raises
     ------
     FileNotFoundError
-        If a part of the layout or the mask of a defective image is missing. The error names the missing part.
+        If the folder of training images or the folder of test images is missing, or if one of them contains no image.
+        The error is also raised if the data set has masks, but a defective image has none. The error names the missing
+        folder or file.
     ValueError
-        If several masks match one image, or if one mask matches several images.
+        If several masks match one image, if one mask matches several images, or if the mask of an image consists of
+        several files.
 
     Warns
     -----
     UserWarning
-        If masks belong to no image, if files do not have the ending of an image, or if images are not in a folder of a
-        kind of defect.
+        If a mask matches no image.
+    UserWarning
+        If a folder of images also contains files with an ending that is not supported. These files are left out.
+    UserWarning
+        If images are directly in ``test`` and not in a subfolder. These images are left out, because only the name of
+        a subfolder states whether an image is good.
+    UserWarning
+        In the other cases in which :func:`~skpatchcore.list_images` warns.
 
     Notes
     -----
-    The layout is that of Bergmann et al., "MVTec AD", CVPR 2019. The folder holds ``train/good``, ``test/good`` and
-    ``test/<defect>``. If there are masks, the mask of an image is ``ground_truth/<defect>/<stem>_mask.png`` or
-    ``ground_truth/<defect>/<stem>.png``. Other image formats are supported too. Folders below ``<defect>`` must be the
-    same for images and masks. Names are compared case-insensitively. Variants of other data sets are recognised:
+    MVTec AD is a public data set with photographs of industrial products (Bergmann et al., CVPR 2019). The layout is:
 
-    - BTAD and others: good images may be in ``ok`` or ``normal`` instead of ``good``.
-    - MVTec AD 2: ``test_public`` may replace ``test``, and may contain ``ground_truth``. ``validation`` is ignored.
-    - MVTec 3D-AD: each of these folders may hold its images in ``rgb`` and its masks in ``gt``.
-    - VisA: the data set has this layout after its authors' script has split it.
+    - ``train/good``: good images, for ``fit``.
+    - ``test/good``: good images, for the test.
+    - ``test/<defect>``: images with one kind of defect, e.g. ``test/scratch``. There can be several such folders.
+    - ``ground_truth/<defect>`` (optional): masks, i.e. images that mark the defective pixels. The mask of
+      ``test/scratch/01.png`` is ``ground_truth/scratch/01_mask.png`` or ``ground_truth/scratch/01.png``. If there is no
+      folder ``ground_truth``, all masks are None. If there is such a folder, every defective image must have a mask.
+
+    Images and masks can have any supported format, e.g. PNG, JPEG or TIFF. If an image is in a subfolder of
+    ``test/<defect>``, its mask must be in the subfolder of the same name in ``ground_truth/<defect>``. Upper and lower
+    case are not distinguished in the names of folders and files.
+
+    These variants of other data sets are recognised:
+
+    - BTAD and others: the folder ``good`` can have the name ``ok`` or ``normal``.
+    - MVTec AD 2: the folder ``test`` can have the name ``test_public``. The folder ``ground_truth`` can be in this
+      folder. The folder ``validation`` is ignored.
+    - MVTec 3D-AD: the images can be in a subfolder ``rgb`` of ``train/good``, ``test/good`` and each ``test/<defect>``.
+      The masks are then in the subfolder ``gt`` of each ``test/<defect>``.
+    - VisA: the authors of VisA publish a script that arranges their data set in the layout of MVTec AD.
+      :func:`~skpatchcore.datasets.fetch_visa` downloads and arranges the data set without this script.
 
     Examples
     --------
@@ -160,26 +187,28 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | None = None) -> dict[str, ImageFolder]:
-    """List the images of all categories of a data set, without reading them.
+    """List the paths of all images and masks of a data set with several categories, i.e. kinds of product.
 
     Parameters
     ----------
     root : path
-        Folder with one subfolder for each category, e.g., the 15 categories of MVTec AD. Each subfolder has the layout
-        that :func:`~skpatchcore.load_image_folder` expects. A folder that itself has this layout is one category.
+        Folder with one subfolder per category, e.g., the 15 categories of MVTec AD. Each subfolder has the layout that
+        :func:`~skpatchcore.load_image_folder` describes. If `root` itself has this layout, `root` is the only category.
     categories : sequence of str or None, default=None
         Names of the categories to list. None lists all categories in alphabetical order.
 
     Returns
     -------
     dict of str to ImageFolder
-        Data set of each category; the keys are the names of the folders.
+        Paths and labels of each category. The keys are the names of the subfolders.
 
     Raises
     ------
     FileNotFoundError
-        If the directory or a category does not exist, or if the layout of a category is incomplete. The error names the
-        missing part.
+        If `root` does not exist, if `root` has no folder with one of the names in `categories`, or if a folder or mask
+        of a category is missing. The error names the missing folder or file.
+    ValueError
+        In the cases in which :func:`~skpatchcore.load_image_folder` raises a ValueError.
     """
     top = Path(root)
     if not top.is_dir():
@@ -201,7 +230,7 @@ def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | No
 
 
 def _truth_of(layout: Layout, folder: Path) -> Path | None:
-    """Return the folder of masks for a folder of test images; None if the data set has no masks."""
+    """Return the folder of the masks for a folder of test images; None if there are no masks."""
     if layout.inner is not None:  # MVTec 3D-AD: the masks are in the folder 'gt' next to the images
         return folder / "gt" if (folder / "gt").is_dir() else None
     if layout.truth is None:

@@ -1,7 +1,8 @@
 """Folder layouts of data sets, shared by the commands `fit`, `predict` and `evaluate`.
 
 :func:`find_layout` recognises a data set. :func:`list_training_images` and :func:`list_test_images` list the images of
-a data set or of a plain folder, and refuse folders with other images.
+a data set or of a plain folder. They raise a :class:`LayoutError` if the folder contains images that
+must not be listed, such as masks.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ _TRUTH_FOLDERS = frozenset({"ground_truth", "groundtruth", "ground-truth", "gt"}
 
 
 class LayoutError(ValueError):
-    """Error for a folder that holds other images than requested; the message names the folder to pass instead."""
+    """Raised if a folder contains images that must not be listed, such as masks or defective training images.
+
+    :func:`~skpatchcore.datasets.list_training_images` raises this error if a folder does not contain only good images.
+    :func:`~skpatchcore.datasets.list_test_images` raises this error if a folder contains masks or several data sets.
+    The message states which images are in the folder, and which folder to pass instead.
+    """
 
 
 @dataclass(frozen=True)
@@ -43,10 +49,10 @@ class Layout:
     test : path
         Folder of the test images. It has one subfolder of good images, and one subfolder for each kind of defect.
     truth : path or None
-        Folder of the masks, with one subfolder for each kind of defect. None if there is no such folder.
+        Folder of the masks, with one subfolder for each kind of defect. None if the data set has no folder of masks.
     inner : str or None
-        Name of the subfolder that holds the images in each folder of images. None if the images are directly in the
-        folder. MVTec 3D-AD has ``rgb``, next to point clouds.
+        Name of the subfolder that contains the images in each folder of images, e.g. ``rgb`` in MVTec 3D-AD, which also
+        has point clouds. None if the images are directly in the folders.
     """
 
     train: Path
@@ -55,11 +61,11 @@ class Layout:
     inner: str | None = None
 
     def kinds(self) -> dict[str, Path]:
-        """Return the subfolders of test images, sorted by name; the keys are their names."""
+        """Return the folder of each kind of test images. The keys are the names of the folders, in sorted order."""
         return {folder.name: folder for folder in shown_folders(self.test) if folder.name.lower() not in MASK_FOLDERS}
 
     def loose_images(self) -> list[str]:
-        """Return the images directly in the folder of test images, which have no label."""
+        """Return the images that are directly in the folder of test images. These images have no label."""
         return sorted(str(path) for path in self.test.iterdir() if path.is_file() and has_image_suffix(path))
 
 
@@ -69,8 +75,8 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
     Parameters
     ----------
     root : path
-        Folder with ``train/good`` and ``test``. Names are compared case-insensitively. Names of other data sets are
-        recognised too, e.g., ``ok`` and ``normal`` for ``good``, or ``test_public`` for ``test``.
+        Folder with ``train/good`` and ``test``. Upper and lower case are not distinguished. Folder names of other data
+        sets are recognised too, e.g., ``ok`` and ``normal`` for ``good``, or ``test_public`` for ``test``.
 
     Returns
     -------
@@ -80,7 +86,7 @@ def find_layout(root: str | os.PathLike[str]) -> Layout:
     Raises
     ------
     FileNotFoundError
-        If a part of the layout is missing. The error names the missing part.
+        If the folder ``train``, ``train/good`` or ``test`` is missing. The error names the missing folder.
     """
     top = Path(root)
     train = _child(_child(top, _TRAIN_FOLDERS), tuple(sorted(GOOD_FOLDERS)))
@@ -107,10 +113,14 @@ def has_train(root: Path) -> bool:
 def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
     """Return the paths of the training images of a data set, or of all images in a folder of good images.
 
+    A directory is a data set if it contains ``train/good`` and ``test``, or the folders of a variant that
+    :func:`~skpatchcore.load_image_folder` recognises. Then the images in ``train/good`` are listed. Any other directory
+    is a folder of good images. Then all images in the directory and in its subfolders are listed.
+
     Parameters
     ----------
     directory : path
-        Data set in a known layout, e.g., that of MVTec AD, or a folder of good images.
+        Folder of a data set, or folder of good images.
 
     Returns
     -------
@@ -120,12 +130,14 @@ def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
     Raises
     ------
     LayoutError
-        If the folder also holds other images: test images, masks, defective images, several categories, or images
-        outside of a subfolder ``good``. The error names the folder to pass instead.
+        If the directory is not a data set, and seems to contain images that are not good. This is the case if one of
+        its subfolders has a name such as ``test``, ``ground_truth`` or ``defect``, if there are images outside of a
+        subfolder ``good``, if files have names of masks (see :func:`~skpatchcore.list_images`), or if several
+        subfolders are data sets. The error states which folder to pass instead.
     NotADirectoryError
         If the directory does not exist.
     FileNotFoundError
-        If the directory holds no image.
+        If the directory contains no image.
     """
     top = Path(directory)
     if has_layout(top):
@@ -163,10 +175,14 @@ def list_training_images(directory: str | os.PathLike[str]) -> list[str]:
 def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None) -> list[str]:
     """Return the paths of the test images of a data set, or of all images in a folder.
 
+    A directory is a data set if it contains ``train/good`` and ``test``, or the folders of a variant that
+    :func:`~skpatchcore.load_image_folder` recognises. Then only the images in ``test`` are listed, without masks. From
+    any other directory, all images in the directory and in its subfolders are listed.
+
     Parameters
     ----------
     directory : path
-        Data set in a known layout, e.g., that of MVTec AD, or a folder of images.
+        Folder of a data set, or folder of images.
     exclude : path or None, default=None
         Folder that is not searched, e.g., the folder of results. None searches all folders.
 
@@ -178,16 +194,18 @@ def list_test_images(directory: str | os.PathLike[str], *, exclude: str | os.Pat
     Raises
     ------
     LayoutError
-        If the folder holds masks or several categories. The error names the folder to pass instead.
+        If the directory is not a data set, and contains masks or is itself a folder of masks, e.g. ``ground_truth``.
+        Masks are recognised by their names, see :func:`~skpatchcore.list_images`. The error is also raised if
+        subfolders of the directory are data sets. The error states which folder to pass instead.
     NotADirectoryError
         If the directory does not exist.
     FileNotFoundError
-        If the directory holds no image.
+        If the directory contains no image.
 
     Warns
     -----
     UserWarning
-        If the folder is a data set: only its test images are listed.
+        If the directory is a data set. The warning states that only the test images are listed, and their number.
     """
     top = Path(directory)
     if has_layout(top):
@@ -217,7 +235,7 @@ def shown_folders(parent: Path) -> list[Path]:
 
 
 def _holds_images(folder: Path) -> bool:
-    """Return True if a folder or one of its subfolders holds a file with the ending of an image."""
+    """Return True if a folder or one of its subfolders contains a file with the file ending of an image format."""
     return any(has_image_suffix(name) for place in folders_below(folder) for name in os.listdir(place))
 
 

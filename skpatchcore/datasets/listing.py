@@ -25,41 +25,49 @@ _N_KINDS_SHOWN = 5
 def list_images(
     directory: str | os.PathLike[str], *, exclude: str | os.PathLike[str] | None = None, warn_of_masks: bool = True
 ) -> list[str]:
-    """Return the paths of all images below a directory, sorted.
+    """Return the sorted paths of all images in a directory and in its subfolders.
+
+    A file is an image if its name ends in a supported file ending, e.g. ``.png``, ``.jpg`` or ``.tif``. The files are
+    not read.
 
     Parameters
     ----------
     directory : path
-        Directory to search, including all subfolders and folders behind links. Each folder is searched once. Hidden
-        files and folders (their names begin with a dot) are ignored.
+        Directory to search. All subfolders are searched too. Symbolic links to folders are followed, but each folder is
+        searched only once. Hidden files and folders (their names begin with a dot) are ignored.
     exclude : path or None, default=None
         Folder that is not searched, e.g., the folder of results. None searches all folders.
     warn_of_masks : bool, default=True
-        If True, warn if masks of defects are among the images. If False, masks are listed without a warning.
+        If True, warn if the names of some images look like names of masks. A mask is an image that marks the defective
+        pixels of another image. In both cases, these images are listed.
 
     Returns
     -------
     list of str
-        Paths, which begin with `directory`. A broken link with the ending of an image is listed too: reading the image
-        then raises an error, so the image is not silently skipped.
+        Paths. Each path begins with `directory` as it was passed: a relative `directory` gives relative paths. The list
+        also contains symbolic links to missing files, if the name of the link has a supported file ending. `fit` and
+        `predict` raise an error when they read such a path. Therefore, a missing image is noticed.
 
     Raises
     ------
     NotADirectoryError
         If the directory does not exist.
     FileNotFoundError
-        If the directory holds no image.
+        If the directory contains no image.
     OSError
         If a folder cannot be read.
 
     Warns
     -----
     UserWarning
-        If files were left out because they do not have the ending of an image. The warning states their number.
+        If files are left out because their file ending is not supported. The warning states the number of these files.
     UserWarning
-        If masks of defects are among the images.
+        If `warn_of_masks` is True and the names of some images look like names of masks. This is the case in a folder
+        with a name such as ``ground_truth`` or ``masks``, for a name such as ``01_mask.png``, and for a PNG or BMP
+        file that has the same name as a JPEG file beside it.
     UserWarning
-        If heat maps of earlier predictions were left out.
+        If anomaly maps that ``skpatchcore predict`` has drawn are left out. These heat maps are recognised by the file
+        ``scores.csv`` in their folder, which names them.
 
     Examples
     --------
@@ -93,9 +101,12 @@ def list_images(
 def masks_among(paths: Sequence[str], top: Path) -> list[str]:
     """Return the files that are masks of defects according to their names.
 
-    A file is a mask if it is in a folder of masks, if its name is the name of an image followed by an ending such as
-    ``_mask``, or if it is a PNG or BMP file next to a JPEG file of the same name. If most names end like masks, all
-    files with such names are masks.
+    A file is a mask if one of these conditions holds:
+
+    - The file is in a folder with a name such as ``masks``.
+    - The name of the file is the name of another image, followed by an ending such as ``_mask``.
+    - The file is a PNG or BMP file next to a JPEG file of the same name.
+    - The name of the file has an ending such as ``_mask``, and more than half of all names have such endings.
 
     Parameters
     ----------
@@ -128,7 +139,7 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
 
 
 def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] | None = None) -> Iterator[str]:
-    """Yield a folder and all its subfolders, including folders behind links.
+    """Yield a folder and all its subfolders. Symbolic links to folders are followed.
 
     Each folder is yielded once. Hidden folders and the folder `exclude` are skipped.
 
@@ -154,7 +165,7 @@ def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] |
 
 
 def _files_below(top: str, exclude: str | os.PathLike[str] | None) -> Iterator[str]:
-    """Yield the files in a folder and its subfolders, without hidden files, system files and earlier heat maps."""
+    """Yield the files in a folder and its subfolders, except hidden files, system files and heat maps of `predict`."""
     for folder in folders_below(top, exclude):
         results = _results_in(folder)
         if results:

@@ -25,45 +25,57 @@ _MAX_LEVELS = 32
 
 
 def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a mask and return the defective pixels of an image.
+    """Read a mask and return a boolean array that is True for defective pixels.
+
+    A mask is an image that marks the defective pixels of another image.
 
     Parameters
     ----------
     mask : path, PIL image, array of shape (height, width) or (height, width, n_channels), or None
-        The mask. None, NaN or an empty string means that the image is good.
+        The mask. None, NaN or an empty string means that there is no mask, because the image is good. Then all values
+        of the result are False.
     size : (int, int) or None, default=None
-        Height and width of the image in pixels. None uses the size of the mask. Required if there is no mask.
+        Height and width in pixels of the image to which the mask belongs, after the image has been turned upright. None
+        returns the mask at its own size. If there is no mask, `size` is required.
 
     Returns
     -------
     array of shape (height, width), bool
-        True for defective pixels.
+        True for defective pixels, False for background.
 
     Raises
     ------
     ValueError
-        If the mask has another size, cannot be read, or holds NaN, or if there is neither a mask nor a size.
+        If `size` is given and the mask has another height or width. If the mask is not a readable image, or is an array
+        of another type than numbers or bool. If the mask contains a pixel with the value NaN. If there is no mask and
+        `size` is None.
     FileNotFoundError
-        If the file of the mask does not exist.
+        If `mask` is a path and the file does not exist.
 
     Warns
     -----
     UserWarning
-        If a file or PIL image marks no pixel or every pixel, or if the marked pixels are ambiguous.
+        If the mask is a file or a PIL image, and seems to be wrong: if no pixel or every pixel is defective, or if more
+        than half of all pixels and all four corners are defective. Also in the cases that are marked "with a warning"
+        in the Notes. Arrays cause no warnings.
 
     Notes
     -----
-    A pixel is defective if it is not background. The background depends on the kind of mask:
+    Every pixel that is not background is defective. The first of these rules that applies to a mask defines its
+    background:
 
-    - Grey values, colours and label numbers: 0 (black) is background, and every other value is defective.
-    - Palettes: index 0 or black is background. If the mask contains both and they differ, the more frequent of the two
-      is background, with a warning.
-    - Varying transparency: transparent pixels are background. Visible pixels are defective, regardless of their colour.
-      If some visible pixels are black and others are not, black pixels are background, with a warning.
-    - Lossy files, e.g., JPEG: values up to 1/8 of white are background, because black is not exact in such files. Lossy
-      files always cause a warning.
+    1. Mask with an alpha channel that is not constant: fully transparent pixels are background, all other pixels are
+       defective. The colour is not used, with one exception: if some of the other pixels are black and some are not,
+       the black pixels are background too, with a warning.
+    2. Mask with a palette: pixels with the palette index 0 are background. If the colour of index 0 is not black, the
+       mask can contain both pixels with index 0 and black pixels. Then the more frequent of the two is background and
+       the other is defective, with a warning. If the mask contains black pixels but no index 0, black is background.
+    3. File in a lossy format, e.g., JPEG: values of at most 1/8 of white are background, because black is not stored
+       exactly in such files. These masks are always read with a warning.
+    4. Any other mask (grey values, colours, label numbers, bool): 0 (black) is background. If a file or PIL image has
+       more than 32 different values, the mask is read with a warning, because its edges are probably blurred.
 
-    The EXIF orientation of files and PIL images is applied.
+    Files and PIL images are first turned upright by their EXIF orientation.
     """
     if is_missing(mask):
         if size is None:
@@ -97,7 +109,7 @@ def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
     marked : array of shape (height, width), bool
         True for defective pixels, by the rules of :func:`read_mask`.
     problem : str or None
-        Text of the warning, without its subject "the mask". None if there is nothing to warn of.
+        Text of the warning, without its subject "the mask". None if there is no reason for a warning.
     """
     marked, doubt = _marked(raster)
     problems = []
@@ -115,7 +127,7 @@ def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
 
 
 def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
-    """Return the mask of each image of one kind of defect. Images and masks are matched by their paths.
+    """Return the path of the mask of each image of one kind of defect. The paths of image and mask must match.
 
     Parameters
     ----------
@@ -136,13 +148,13 @@ def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
     FileNotFoundError
         If an image has no mask.
     ValueError
-        If several masks match one image, if one mask matches several images, or if the masks of an image are several
-        files in a folder.
+        If several masks match one image, if one mask matches several images, or if an image has a folder with several
+        mask files.
 
     Warns
     -----
     UserWarning
-        If masks belong to no image.
+        If a mask in `truth` matches no image.
     """
     candidates = _masks_by_place(truth)
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Synthetic inspection tasks: :func:`make_textures` adds synthetic defects to real textures, without a download."""
+"""Small data sets for examples and tests: :func:`make_textures` draws defects on photographs of textures."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from scipy.ndimage import gaussian_filter
 
 @dataclass(frozen=True)
 class TextureTask:
-    """Small inspection task, created by :func:`make_textures`.
+    """Small data set for examples and tests, created by :func:`make_textures`.
 
     Attributes
     ----------
     train_images : array of shape (n_train, 128, 128, 1), uint8
-        Images of good surface.
+        Training images. All of them show a good surface.
     train_groups : array of shape (n_train,), int
-        Index of the piece of surface that each training image shows.
+        Group of each training image. Images with the same number show the same piece of the surface. Pass this array as
+        `groups` to ``fit``: calibration then never compares an image with other images of the same piece.
     test_images : array of shape (n_test, 128, 128, 1), uint8
-        Images of good and defective surface. They show other pieces than the training images.
+        Test images of good and defective surfaces. The test images show other pieces than the training images.
     test_labels : array of shape (n_test,), int
-        +1 good, -1 defective.
+        +1 for good images, -1 for defective images.
     test_defects : array of shape (n_test,), str
-        Kind of defect: ``"good"``, ``"scratch"``, ``"blob"``, ``"stain"`` or ``"foreign"``.
+        ``"good"`` for good images. For defective images, the kind of defect: ``"scratch"``, ``"blob"`` (small opaque
+        spot), ``"stain"`` (large dark spot) or ``"foreign"`` (spot with another texture).
     test_masks : array of shape (n_test, 128, 128), bool
-        True for defective pixels.
+        Mask of each test image: True for defective pixels, False for all other pixels.
     """
 
     train_images: np.ndarray
@@ -43,30 +45,33 @@ _DEFECTS = ("scratch", "blob", "stain", "foreign")
 
 
 def make_textures(texture: str = "brick", *, n_views: int = 8, random_state: int = 0) -> TextureTask:
-    """Make an inspection task from a real texture of scikit-image with synthetic defects, without a download.
+    """Make a small data set for examples and tests: photographs of a texture, some of them with drawn defects.
 
-    The photograph of the texture is cut into 16 pieces without overlap: 12 for training and 4 for testing. The test
-    pieces are spread over the photograph. Each image of a piece is mirrored or rotated, and has its own illumination
-    and sensor noise. Each test piece has four good images, and two images with each kind of defect.
+    The photograph is part of the package scikit-image, which must be installed. Nothing is downloaded.
+
+    The photograph is cut into 16 pieces without overlap: 12 for training and 4 for testing. The test pieces are spread
+    over the photograph. Several images are made from each piece. Each image shows the piece in one of several
+    orientations (as it is, mirrored or turned), and has its own illumination and sensor noise. Each test piece has four
+    good images, and two images with each of the four kinds of defect. The defects are drawn on the test images.
 
     Parameters
     ----------
     texture : {"brick", "grass", "gravel"}, default="brick"
         Name of the texture.
     n_views : int, default=8
-        Number of training images per piece.
+        Number of training images that are made from each training piece.
     random_state : int, default=0
         Seed for the orientations, illuminations, noise and defects.
 
     Returns
     -------
     TextureTask
-        Images, labels, masks, and the piece that each training image shows.
+        The training images with their groups, and the test images with their labels, kinds of defects and masks.
 
     Raises
     ------
     ValueError
-        If the name of the texture is unknown.
+        If `texture` is not one of the three names.
 
     Examples
     --------
