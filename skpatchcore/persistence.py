@@ -1,4 +1,4 @@
-"""The functions save and load, which write fitted detectors to files without code and read them with checks."""
+"""The functions save and load, which write fitted detectors to files that contain no code, and read these files."""
 
 from __future__ import annotations
 
@@ -61,44 +61,52 @@ _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
 
 
 class ModelFileError(ValueError):
-    """Error for a file that cannot be read as a model. The message names the file and the reason."""
+    """Raised by :func:`load` if a file is not a readable model file; the message states the file and the reason."""
 
 
 def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None = None) -> None:
-    """Write a fitted detector to a file without code, which :func:`load` can read.
+    """Write a fitted detector to a file that :func:`load` can read.
 
-    The write is atomic: an existing file is replaced only after the new file has been read back and verified. If an
-    error, a kill or a loss of power interrupts the write, the existing file stays unchanged.
+    The file contains only data, no code, unlike a pickle. The write is atomic: an existing file is replaced only after
+    the new file has been read back and verified. If the write is interrupted, e.g. by an error, the end of the process
+    or a power failure, the existing file stays unchanged.
 
     Parameters
     ----------
     detector : estimator
         The fitted detector.
     path : path
-        Path of the file to write. The recommended ending is ``.skops``, because the file is in the skops format with an
-        additional manifest. The format does not depend on the ending, and the file is never a pickle.
+        Path of the file to write. The recommended file ending is ``.skops``: the file has the format of the package
+        skops, with one additional member, the manifest. The manifest holds checksums and the versions of packages. The
+        format is the same for all file endings, and the file is never a pickle.
     bank_dtype : {"float16"} or None, default=None
-        Data type of the memory bank in the file. ``"float16"`` halves the size of the bank in the file. Distances then
-        change by about one part in ten thousand, and thresholds do not change. None keeps the data type of the bank.
+        Data type of the memory bank in the file. The memory bank is the largest part of the file: the stored patch
+        features of the training images. ``"float16"`` halves the size of a float32 bank in the file, by rounding its
+        values. :func:`load` converts the bank back to its original data type. The rounding changes distances, and
+        therefore scores, by about one part in ten thousand. The thresholds are saved unchanged. Therefore, an image
+        with a score very close to a threshold can get another label after loading. None saves the bank unchanged.
 
     Raises
     ------
     NotFittedError
         If the detector is not fitted.
     ValueError
-        If the detector contains an object that cannot be saved, e.g. a lambda as backbone. Also if `bank_dtype` has
-        another value or cannot be used: the detector has no memory bank, the bank has values beyond 65504, or the index
-        keeps its own copy of the bank.
+        If the detector contains an object that cannot be saved, e.g. a lambda function as `backbone` of the extractor.
+        The error is also raised if `bank_dtype` is neither None nor ``"float16"``. If `bank_dtype` is ``"float16"``,
+        the error is also raised in three cases: the detector has no memory bank, the bank contains values beyond
+        ±65504 (the largest float16), or the index contains a second copy of the bank, which would not be rounded, e.g.
+        ``sklearn.neighbors.NearestNeighbors`` with a tree.
     OSError
-        If the file cannot be written, e.g. because the disk is full. Also if `path` is a directory, a device, or a file
-        without write permission.
+        If the file cannot be written, e.g. because the disk is full, or because `path` is a directory, a device, or an
+        existing file without write permission.
 
     Warns
     -----
     UserWarning
         If the detector contains types that are neither from this package nor from scikit-learn. :func:`load` reads the
-        file only if these types are passed as `trusted`. Also if `path` ends in ``.pkl``, ``.pickle`` or ``.joblib``,
-        which are the usual endings of pickles.
+        file only if the names of these types are passed as `trusted`.
+    UserWarning
+        If `path` ends in ``.pkl``, ``.pickle`` or ``.joblib``. Files with these endings are usually pickles.
 
     See Also
     --------
@@ -106,11 +114,15 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
 
     Notes
     -----
-    The file contains the name of the network and the SHA-256 digest of its weights, but not the network itself. The
-    `memory` parameters are not saved, because the folders of caches belong to one machine.
+    The file does not contain the neural network of the extractor. It contains the name of the network and the SHA-256
+    digest (checksum) of the network's weights. The machine that loads the file needs the same weights, see `weights` of
+    :class:`~skpatchcore.TorchFeatureExtractor`. The loaded detector verifies the digest when it first scores an image.
 
-    If `path` is a symbolic link, the target of the link is replaced and the link stays. The new file has the
-    permissions of the old file. Other hard links to the old file keep the old content.
+    Parameters with the name `memory`, e.g. of the extractor and of the sampler, are folders of caches on disk. They are
+    saved as None, because another machine may not have these folders.
+
+    If `path` is a symbolic link, the file to which the link points is replaced, and the link stays. The new file has
+    the permissions of the old file. Other hard links to the old file keep the old content.
 
     Examples
     --------
@@ -164,34 +176,36 @@ def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None 
 
 
 def _unknown_types(found: Iterable[str], trusted: Sequence[str] = ()) -> list[str]:
-    """Return the sorted names of the types that are neither known to this package nor trusted."""
+    """Return the sorted names of the types that neither this package nor `trusted` allows."""
     return sorted(set(found) - {*_TRUSTED, *trusted})
 
 
 def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
-    """Read a detector from a file that :func:`save` wrote, without running code from the file.
+    """Read a fitted detector from a file that :func:`save` wrote, without running code from the file.
 
     Parameters
     ----------
     path : path
         Path of the file.
     trusted : sequence of str, default=()
-        Full names of your own types and functions that the file may contain, e.g. ``"factory.networks.small_net"`` for
-        a `backbone`. The modules of these types are imported. If a type is missing in this list, the error names it.
+        Full names of your own classes and functions that the file may contain, e.g. ``"factory.networks.small_net"``
+        for a function that is the `backbone` of the extractor. The modules of these classes and functions are imported.
+        If the file contains a name that is missing in this list, the error states the name.
 
     Returns
     -------
     estimator
-        The fitted detector, as it was saved. The network is loaded at its first use. If its weights differ from the
-        weights that the detector was fitted with, a WeightsError with both digests is raised.
+        The fitted detector. The detector loads its neural network when it first scores an image. If the weights of this
+        network differ from the weights with which the detector was fitted, a :class:`~skpatchcore.WeightsError` with
+        both digests (checksums) is raised.
 
     Raises
     ------
     FileNotFoundError
         If the file does not exist.
     ModelFileError
-        If the file was not written by :func:`save`, is damaged, has the format of a later version, or contains types
-        that are neither known to this package nor in `trusted`.
+        If the file was not written by :func:`save`, is damaged, was written by a later version with another format, or
+        contains classes or functions that are neither from this package or scikit-learn nor listed in `trusted`.
 
     Warns
     -----

@@ -16,8 +16,9 @@ from skpatchcore._utils.warning import warn_user
 def conformal_rank(n: int, contamination: float) -> int:
     """Return the rank of the calibration score that is the conformal threshold.
 
-    The rank is ``ceil((n + 1)(1 - contamination))``. A good image that is exchangeable with the calibration images
-    scores above the score of this rank with a probability of at most `contamination`.
+    The rank is ``ceil((n + 1)(1 - contamination))``. The anomaly score of a new good image is above the calibration
+    score of this rank with a probability of at most `contamination`. This bound requires that the new image is
+    exchangeable with the calibration images, i.e., that all orders of these images are equally probable.
 
     Parameters
     ----------
@@ -38,27 +39,29 @@ def conformal_rank(n: int, contamination: float) -> int:
 
 
 def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) -> float:
-    """Return the threshold that flags at most the fraction `contamination` of good images; bigger = more anomalous.
+    """Return the threshold that at most the fraction `contamination` of good images exceeds; bigger = more anomalous.
 
     Parameters
     ----------
     anomaly_scores : array of shape (n_images,)
-        Anomaly scores of good images. Each image must be scored by a model that was not fitted on the image. NaN is
-        ignored.
+        Anomaly scores of good images, the calibration images. The model that scores an image must not have been fitted
+        on this image. Scores that are NaN are left out.
     contamination : float in (0, 0.5] or "auto"
-        Accepted fraction of good images that are flagged. ``"auto"`` returns the largest score: no calibration image is
-        flagged.
+        Accepted fraction of good images that are flagged, i.e., labelled anomalous. ``"auto"`` returns the largest
+        calibration score. No calibration image is then flagged.
 
     Returns
     -------
     float
-        Threshold: an image is flagged if its anomaly score is *above* the threshold. The threshold is the conformal
-        quantile, i.e., the ``ceil((n + 1)(1 - contamination))``-th smallest score. NaN if there are no scores.
+        Threshold: an image is flagged if its anomaly score is *above* the threshold. If the ``n`` calibration scores
+        are sorted in ascending order, the threshold is the score at position ``ceil((n + 1)(1 - contamination))``,
+        counted from 1. NaN if there are no calibration scores.
 
     Warns
     -----
     UserWarning
-        If there are too few images to promise the fraction `contamination`. The largest score is then returned.
+        If there are too few calibration images to guarantee that at most the fraction `contamination` of new good
+        images is flagged. The largest calibration score is then returned.
     """
     scores = np.sort(anomaly_scores[~np.isnan(anomaly_scores)])
     n = len(scores)
@@ -78,29 +81,37 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
 
 
 def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
-    """Return conformal p-values of images from their scores, **small = anomalous**.
+    """Return the p-value of each new image, by comparing its score with scores of good images; **small = anomalous**.
 
-    Both arrays of scores have the sign of `score_samples`: bigger = more normal.
+    The p-value of an image is, approximately, the fraction of good images with a score that is at most as high. To flag
+    at most about 5 % of the good images, flag the images with a p-value of at most 0.05.
 
     Parameters
     ----------
     calibration_scores : array of shape (n_calibration,)
-        Scores of good images, bigger = more normal. Each image must be scored by a model that was not fitted on the
-        image, as in a detector's ``calibration_scores_``. NaN is ignored.
+        Scores of good images, the calibration images, **bigger = more normal** as in `score_samples`. The model that
+        scores an image must not have been fitted on this image. The ``calibration_scores_`` of a detector fulfil this
+        condition. Calibration scores that are NaN are left out, and do not count in ``n_calibration``.
     scores : array of shape (n_images,)
-        Scores of new images, bigger = more normal, e.g., ``detector.score_samples(X)``.
+        Scores of new images, **bigger = more normal**, e.g., ``detector.score_samples(X)``. NaN raises an error.
 
     Returns
     -------
     array of shape (n_images,), float64
-        ``(1 + number of calibration scores that are at most the score) / (n_calibration + 1)``. A p-value is never 0.
-        If a good image is exchangeable with the calibration images, its p-value is at most `p` with a probability of at
-        most `p`.
+        ``(1 + number of calibration scores that are at most the score) / (n_calibration + 1)`` per new image. The
+        smallest possible p-value is ``1 / (n_calibration + 1)``, and the largest is 1.
 
     Raises
     ------
     ValueError
-        If there are no calibration scores, or if a score is NaN.
+        If there are no calibration scores other than NaN, or if a value in `scores` is NaN.
+
+    Notes
+    -----
+    For each limit between 0 and 1, e.g. 0.05, the following holds: a new good image has a p-value of at most this limit
+    with a probability of at most this limit. This guarantee requires that the new good image and the calibration images
+    are exchangeable, i.e., that all orders of these images are equally probable. Good images of the same product,
+    camera, light and material are approximately exchangeable. P-values with such a guarantee are called conformal.
 
     References
     ----------
@@ -118,12 +129,14 @@ def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
 
 
 def upper_tail_p_values(calibration_scores: np.ndarray, anomaly_scores: np.ndarray) -> np.ndarray:
-    """Return the p-values of :func:`conformal_p_values` for anomaly scores, where bigger scores = more anomalous.
+    """Return the p-values of :func:`conformal_p_values` for anomaly scores, which have the opposite sign.
+
+    In both arrays, bigger = more anomalous.
 
     Parameters
     ----------
     calibration_scores : array of shape (n_calibration,), float64
-        Anomaly scores of good images, or peaks of their anomaly maps. NaN is ignored.
+        Anomaly scores of good images, or peaks of their anomaly maps. Values that are NaN are left out.
     anomaly_scores : array of shape (n_images,), float64
         Anomaly scores, or peaks of anomaly maps, of new images.
 
@@ -135,7 +148,7 @@ def upper_tail_p_values(calibration_scores: np.ndarray, anomaly_scores: np.ndarr
     Raises
     ------
     ValueError
-        If there are no calibration scores, or if a score is NaN.
+        If there are no calibration scores other than NaN, or if a value in `anomaly_scores` is NaN.
     """
     calibration = np.sort(calibration_scores[~np.isnan(calibration_scores)])
     n = len(calibration)

@@ -1,8 +1,8 @@
 """Calibration plans: which good images are scored, and against which model; see :func:`plan_calibration`.
 
-The patches of a training image are in the memory bank, so the anomaly score of the image against the whole bank is far
-too low. A threshold from such scores flags most new good images. A calibration plan therefore scores each image against
-a model that was fitted without the image.
+Patches of a training image can be in the memory bank. The anomaly score of the image against the whole bank is then far
+too low, and a threshold from such scores flags most new good images. A calibration plan therefore scores each image
+against a model without the patches of the image.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CalibrationScores:
     images : array of shape (n,), int
         Indices of the calibration images in the stream.
     scores : array of shape (n,), float64
-        Image scores. NaN if no model can be fitted without the image's group.
+        Image scores. NaN for an image that cannot be scored, because all rows of the model come from its group.
     peaks : array of shape (n,), float64
         Maximum of each image's anomaly map. NaN where `scores` is NaN.
     """
@@ -115,9 +115,10 @@ class LeaveOneOut(NoCalibration):
     def calibrate(
         self, stream: PatchStream, patches: PatchSource, model: PatchModel, learn: Learn, peak_of: PeakOf
     ) -> CalibrationScores:
-        """Score all images in one pass over the patches; warn if images cannot be scored, and set their scores to NaN.
+        """Score all images in one pass over the patches.
 
-        An image cannot be scored if no part of the model comes from other groups.
+        An image cannot be scored if the model consists only of patches of the image's own group. Such an image gets the
+        score NaN, with a warning.
         """
         scores, peaks = np.full((2, len(self.groups)), np.nan)
         with progress_bar(len(self.groups), "calibrating", "image", self.verbose) as bar:
@@ -184,9 +185,9 @@ class HeldOut(NoCalibration):
 
 
 class CrossFitted(NoCalibration):
-    """Cross-fitting plan: each image is scored by a model that is fitted on the training images of its fold.
+    """Cross-fitting plan: the images are divided into folds, and each fold is scored by a model of the other folds.
 
-    The detector's own model is fitted on all images.
+    The model that the detector uses for new images is fitted on all images.
 
     Parameters
     ----------
@@ -216,7 +217,7 @@ class CrossFitted(NoCalibration):
     ) -> CalibrationScores:
         """Fit one model per fold and score the fold's test images.
 
-        The patches come from memory if they are held, otherwise from new passes over the stream.
+        If `patches` are held in memory, no image is read again. Otherwise, each fold extracts patches again.
         """
         parts = []
         with progress_bar(len(self.images()), "calibrating", "image", self.verbose) as bar:
@@ -284,13 +285,15 @@ def plan_calibration(
     Raises
     ------
     ValueError
-        If all images share one group, if there are too few images for the folds or the held-out fraction, or if a
-        splitter scores an image twice, scores no image, or fits on images or groups that it scores.
+        If all images have the same group, or if there are too few images for the number of folds or for the held-out
+        fraction. A splitter raises the error if an image is in two test sets, if all test sets are empty, or if the
+        training and the test set of a fold share an image or a group.
 
     Warns
     -----
     UserWarning
-        If the calibration images come from too few groups to promise `contamination` for images of new groups.
+        If the calibration images come from so few groups that more than the fraction `contamination` of good images of
+        new groups may be flagged.
     """
     kind = kind_of(calibration)
     if kind is NoCalibration:
@@ -338,12 +341,12 @@ def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tu
     Returns
     -------
     learnt, held : arrays of int
-        Indices of the images on which the model is fitted and of the held-out images, each in ascending order.
+        Indices of the images on which the model is fitted, and indices of the held-out images, each in ascending order.
 
     Raises
     ------
     ValueError
-        If no group would be left to fit the model on.
+        If all groups would be held out, so that the model could not be fitted.
     """
     splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=rng)
     learnt, held = next(splitter.split(groups, groups=groups))
@@ -362,7 +365,8 @@ def make_folds(
     groups : array of shape (n_images,) or None
         Group of each image. None makes each image its own group.
     cv : int or splitter
-        Number of folds, which keep groups together; or a splitter with scikit-learn's method ``split(X, y, groups)``.
+        Number of folds, or a splitter with scikit-learn's method ``split(X, y, groups)``. If `cv` is a number, all
+        images of a group are in the same fold.
     rng : RandomState
         Random number generator that shuffles the folds if `cv` is a number.
 
@@ -374,7 +378,8 @@ def make_folds(
     Raises
     ------
     ValueError
-        If a splitter scores an image twice, scores no image, or fits on an image or a group that it scores.
+        If an image is in two test sets of a splitter, if all its test sets are empty, or if the training and the test
+        set of a fold share an image or a group.
     """
     if not _is_splitter(cv):
         fold = KFold if groups is None else GroupKFold

@@ -1,4 +1,4 @@
-"""Reading of images in all supported forms, and the position of the network's view in the image.
+"""Reading of images in all supported forms, and :class:`View`, the region of an image that the network sees.
 
 Names are imported on first use. Therefore files and masks can be decoded without importing torch.
 """

@@ -64,7 +64,7 @@ def decode_with_pillow(content: bytes, check_size: CheckSize) -> Raster:
     Raises
     ------
     DecodingError
-        If the file holds several pages, or holds more than 8 bits per channel, which Pillow would drop.
+        If the file contains several pages, or has more than 8 bits per channel and Pillow would drop the lowest bits.
     Exception
         Any exception of Pillow, if the file is damaged or not an image.
     """

@@ -39,7 +39,7 @@ def is_lossy(file: BinaryIO) -> bool:
 
 
 def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster | None:
-    """Return the pixels of a TIFF file; None if its colours must be converted, which requires Pillow.
+    """Return the pixels of a TIFF file; None if the colours must be converted, which requires Pillow.
 
     Parameters
     ----------
@@ -57,8 +57,8 @@ def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster |
     Raises
     ------
     DecodingError
-        If the file holds several pages, is truncated, or stores values that are not grey values or colours. Also if
-        imagecodecs is required but not installed.
+        If the file contains several pages, is truncated, or stores values that are not grey values or colours. The
+        error is also raised if the file can only be decoded with imagecodecs, and imagecodecs is not installed.
     Exception
         Any exception of tifffile, if the file is damaged.
     """
@@ -127,7 +127,7 @@ def _orientation_of(page: Any) -> int:
 
 
 def _channels_of(page: Any) -> tuple[int, int | None, bool]:
-    """Return the number of grey or colour channels, the position of alpha, and whether it is premultiplied."""
+    """Return the number of grey or colour channels, the position of alpha, and whether colours are premultiplied."""
     if page.sampleformat not in (_UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED):
         raise DecodingError("the TIFF file stores complex numbers, expected grey values or colours.")
     if isinstance(page.bitspersample, tuple) or page.dtype is None:

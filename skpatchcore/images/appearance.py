@@ -1,7 +1,8 @@
 """Check whether new images differ from the training images in brightness, colour or contrast.
 
-Another camera setting, channel order or value range changes all images in the same way. The detector then flags all of
-them, which looks like a fault of the detector. A comparison of the :class:`Appearance` of the images finds this cause.
+Another camera setting, channel order or value range changes all images in the same way. The detector then flags all
+images, which looks like a fault of the detector. A comparison of the :class:`Appearance` of the new images with that of
+the training images finds this cause.
 """
 
 from __future__ import annotations
@@ -119,10 +120,11 @@ def describe_difference(known: np.ndarray, appearances: np.ndarray) -> str | Non
 
     Notes
     -----
-    A new image differs in a median or in the contrast if one of two conditions holds. (1) The value lies outside the
-    range of the training images, by more than 0.15 and by more than the width of this range. (2) The value is less
-    than half of the minimum or more than twice the maximum of the training images, and the difference is more than
-    0.02. All new images must differ in the same value and in the same direction.
+    Four values of an image are compared: the medians of red, green and blue, and the contrast. A value of a new image
+    differs from the training images if one of two conditions holds. (1) The value lies outside the range of the
+    training images, by more than 0.15 and by more than the width of this range. (2) The value is less than half of the
+    minimum of the training images or more than twice their maximum, and the difference from this minimum or maximum is
+    more than 0.02. A warning is only returned if the same value of all new images differs in the same direction.
     """
     if len(appearances) < MIN_IMAGES:
         return None
@@ -159,7 +161,7 @@ class AppearanceLog:
         views : iterable of (View or None)
             One view per image.
         numbers : array of int
-            Index of each image. Another appearance of the same image replaces the earlier one.
+            Index of each image. If an image is recorded twice, the second appearance replaces the first.
         """
         for number, view in zip(numbers.tolist(), views, strict=True):
             self._rows[number] = None if view is None else view.appearance

@@ -86,8 +86,8 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
     Raises
     ------
     ValueError
-        If `X` is empty, a single image or path, a table with several columns, an array that is not 4-D, or an object
-        of another type.
+        If `X` is empty, is a single image or a single path, is a table with several columns, is an array of numbers
+        that is not 4-D, or is not a collection of images.
     """
     X = _column_of(X)
     if isinstance(X, str | os.PathLike):

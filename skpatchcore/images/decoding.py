@@ -49,8 +49,8 @@ def decode_file(content: bytes, index: int, path: str | None, max_pixels: int | 
     Raises
     ------
     ImageError
-        If the file cannot be decoded exactly: it is damaged, holds several pages, has too many pixels, or uses a
-        feature that the installed libraries do not support.
+        If the file is damaged, contains several pages, has more pixels than allowed, or uses a feature that the
+        installed libraries do not support.
     """
     return _explained(lambda: _decoder_of(content)(content, _size_check(max_pixels)), index, path)
 

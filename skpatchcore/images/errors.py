@@ -7,25 +7,25 @@ from typing import Any
 
 
 class ImageError(ValueError):
-    """Raised if an image cannot be read, or if an object is not an image.
+    """Raised if an image cannot be read or used, or if an object is not an image.
 
     Parameters
     ----------
     message : str
-        Description of the error, without index and path.
+        Reason of the error, without the index and the path of the image.
     index : int
         Position of the image in `X`.
     path : str or None
-        Path of the image's file. None if the image is not given by its path.
+        Path of the image's file. None if the image was not given by its path.
 
     Attributes
     ----------
     message : str
-        The error without index and path.
+        Reason of the error, without the index and the path of the image.
     index : int
         Position of the image in `X`.
     path : str or None
-        Path of the image's file, if known.
+        Path of the image's file. None if the image was not given by its path.
     """
 
     def __init__(self, message: str, index: int, path: str | None = None):
@@ -37,21 +37,38 @@ class ImageError(ValueError):
 
 
 class AppearanceWarning(UserWarning):
-    """Issued if all new images look unlike the training images, or if all training images are nearly black."""
+    """Issued if all images of one call look unlike the training images, or if all training images are nearly black.
+
+    The methods that score images compare them with the training images. They issue this warning if the call has at
+    least four images, and all of them are much brighter, darker, more colourful or less colourful, or have much more or
+    much less contrast than every training image. If one image is similar to the training images, there is no warning.
+    The usual cause is a change of all images: another lighting, another camera setting, swapped colour channels
+    (`channel_order` of the extractor) or other values of black and white (`value_range` of the extractor). Find the
+    cause before you use the predictions. After an intended change, call ``recalibrate`` or fit again.
+
+    `fit` issues this warning if no value in any training image is above 1/8 of white. The usual cause is that the
+    images do not use all bits of their dtype, e.g. 12 bits in uint16. Set `value_range` of the extractor for such
+    images.
+    """
 
 
 class ImageWarning(UserWarning):
-    """Issued if images that cannot be scored are flagged as anomalous, with a score of NaN.
+    """Issued if some images could not be scored, and the method was called with ``on_error="flag"``.
+
+    An image cannot be scored if, for example, its file is missing or damaged. By default, a detector then raises an
+    ImageError. With ``on_error="flag"``, the detector scores all other images and issues this warning once. The images
+    that could not be scored have the score NaN, and `predict` returns -1 (anomalous) for them, so that such images are
+    not taken as good.
 
     Parameters
     ----------
     failures : list of ImageError
-        One error per image that cannot be scored. Each error holds the image's index, its path and the reason.
+        One error per image that could not be scored. Each error has the attributes ``index``, ``path`` and ``message``.
 
     Attributes
     ----------
     failures : list of ImageError
-        The errors, one per image that cannot be scored.
+        One error per image that could not be scored. Each error has the attributes ``index``, ``path`` and ``message``.
     """
 
     def __init__(self, failures: Sequence[ImageError]):

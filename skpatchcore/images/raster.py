@@ -24,8 +24,8 @@ class Raster:
     pixels : array of shape (height, width, 1 or 3), int or float
         Grey values, or red, green and blue.
     white : float or None
-        The stored value of full intensity. The stored value of black is 0. None if the format does not define white.
-        This is the case for signed integers and for integers of more than 16 bits.
+        The stored value of white (full intensity). The stored value of black is 0. None if the dtype does not define
+        white: signed integers, and integers of more than 16 bits.
     alpha : array of shape (height, width) or None
         Opacity, in the units of the file. 0 is transparent. None if the image has no alpha channel.
     labels : array of shape (height, width) or None

@@ -35,8 +35,8 @@ class PixelFormat:
     channel_order : {"rgb", "bgr"}
         Order of the channels in arrays and tensors. Files and PIL images define their own order.
     value_range : (float, float) or None
-        Stored values of black and of full intensity, such as (0, 4095) for 12 bits in uint16. If None, the dtype or
-        the file defines these values.
+        Stored values of black and of white (full intensity), such as (0, 4095) for 12 bits in uint16. None uses the
+        values that the dtype or the file defines.
     """
 
     channel_order: str = "rgb"
@@ -59,9 +59,9 @@ def load_image(
     ----------
     image : path, bytes, binary file, PIL image, array or tensor
         The image: grey, RGB or RGBA. Alpha is ignored. Arrays have the shape (height, width) or (height, width,
-        n_channels). Tensors may also have the shape (n_channels, height, width). The dtype is bool, uint8, uint16
-        (65535 is white) or float in [0, 1]. Bytes are the content of a file. The EXIF orientation of files and PIL
-        images is applied.
+        n_channels). Tensors can also have the shape (n_channels, height, width). The dtype of arrays and tensors is
+        bool, uint8, uint16 (65535 is white) or float in [0, 1]. Bytes are the content of a file. Files and PIL images
+        are turned upright by their EXIF orientation.
     index : int
         Position of the image in `X`, for error messages.
     max_pixels : int or None, default=None
@@ -80,8 +80,9 @@ def load_image(
     Raises
     ------
     ImageError
-        If the file cannot be read completely, or holds several pages or too many pixels. Also if the shape, the dtype
-        or the range of the values is not supported, or a value is NaN or infinite.
+        If the file cannot be read completely, contains several pages, or has more pixels than allowed. The error is
+        also raised if the shape, the dtype or the range of the values is not supported, or if a value is NaN or
+        infinite.
     """
     path = path_of(image)
     if path is None and content is None:

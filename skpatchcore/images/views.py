@@ -18,7 +18,9 @@ Size = int | tuple[int, int] | None
 
 @dataclass(frozen=True)
 class View:
-    """Region of an image that the network sees. It maps the patch grid back to the pixels of the image.
+    """Region of an image that the network sees, which is also the region that the patch grid covers.
+
+    The detector uses the view to draw patch scores at their places in the image.
 
     Attributes
     ----------
@@ -29,9 +31,9 @@ class View:
     input_size : (int, int)
         Height and width in pixels of the network's input, after resizing and cropping.
     scale : (float, float)
-        Number of image pixels per input pixel, vertically and horizontally.
+        Number of pixels of the original image per pixel of the network's input, vertically and horizontally.
     appearance : Appearance or None
-        Brightness and contrast of the network's input. None if they are unknown.
+        Brightness, colour and contrast of the network's input. None if these values are unknown.
     """
 
     image_size: tuple[int, int]
@@ -53,7 +55,7 @@ class View:
         Returns
         -------
         View
-            View with another `box`. The kept patches stay at their positions in the image.
+            View with a `box` in which the kept patches stay at their positions in the image.
         """
         count = [(n - 1) // stride + 1 for n in grid]
         top, left, height, width = self.box
@@ -117,8 +119,8 @@ def resize_and_crop(
     Raises
     ------
     ImageError
-        If the crop is larger than the resized image, because the border is never padded. Also if the resized image has
-        more than `max_pixels` pixels.
+        If the crop is larger than the resized image, because images are never padded. The error is also raised if the
+        resized image has more than `max_pixels` pixels.
     """
     resized, (top, left), view = placed((pixels.shape[0], pixels.shape[1]), size, crop, index, path, max_pixels)
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
