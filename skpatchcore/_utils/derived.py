@@ -1,4 +1,4 @@
-"""`DerivedCache`: objects that are expensive to build from fitted arrays. They are kept in RAM and never pickled."""
+"""`DerivedCache`: keep objects that are expensive to build from fitted arrays in RAM, without pickling them."""
 
 from __future__ import annotations
 
@@ -56,13 +56,14 @@ class DerivedCache:
         Parameters
         ----------
         owner : object
-            The estimator that holds the array. Its entries are dropped when the estimator is deleted.
+            The estimator that holds the array. The objects of an estimator are dropped when the estimator is deleted.
         array : array
-            The fitted array. Arrays are compared by identity. Another array drops the owner's earlier entries.
+            The fitted array. Arrays are compared by identity. If the owner had another array before, the objects that
+            were built from that array are dropped.
         key : hashable
-            Names the derived object.
+            Name of the derived object.
         build : callable
-            Builds the derived object from the array.
+            Function that builds the derived object from the array.
 
         Returns
         -------

@@ -14,7 +14,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def require_device(device: str) -> torch.device:
-    """Return the torch device named `device`, or raise if the device is absent. Used by ``fit``.
+    """Return the torch device named `device`; raise a ValueError if this machine has no such device. Used by `fit`.
 
     Parameters
     ----------

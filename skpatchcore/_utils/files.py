@@ -92,7 +92,8 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
     Raises
     ------
     OSError
-        Raised before the block runs, if `path` is a directory, a device, a pipe, or a file that the user may not write.
+        If `path` is a directory, a device, a pipe, or a file that the user may not write. The error is raised before
+        the block runs.
     """
     target = Path(os.path.realpath(path))  # also resolves a link to a missing file
     before = _replaceable(target)

@@ -38,8 +38,8 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
     ValueError
         If the number of labels is not `n_images`.
     LabelError
-        If `y` has several columns or holds other labels: bools, texts or other numbers. Also if `y` holds 0 and 1 but
-        no -1, because these labels probably follow another convention.
+        If `y` has several columns, or contains bools, texts, or numbers other than +1, -1 and 0. The error is also
+        raised if `y` contains 0 and 1 but no -1, because these labels probably follow another convention.
     """
     if y is None:
         return np.ones(n_images, np.int64)
@@ -77,8 +77,8 @@ def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = Tr
     n_images : int
         Expected number of labels.
     is_table : bool, default=False
-        Whether `X` is a 2-D table of features. If True, labels of another convention are ignored with a warning
-        instead of refused. scikit-learn's outlier detectors ignore any `y`, and its estimator checks rely on this.
+        Whether `X` is a 2-D table of features. If True, labels of another convention do not raise an error: they are
+        ignored with a warning. scikit-learn's outlier detectors ignore any `y`, and its estimator checks rely on this.
     warn : bool, default=True
         Whether to warn about unknown labels and about ignored labels.
 
@@ -90,14 +90,16 @@ def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = Tr
     Raises
     ------
     ValueError
-        If the number of labels is not `n_images`, or no image is good.
+        If the number of labels is not `n_images`, or if no image has the label +1.
     LabelError
-        If labels do not follow the convention, as for :func:`image_labels`. Not raised if `is_table` is True.
+        If `is_table` is False and the labels do not follow the convention of :func:`image_labels`.
 
     Warns
     -----
     UserWarning
-        If some labels are unknown, because these images are left out. Also if the labels of a table are ignored.
+        If `warn` is True and some labels are unknown: the images with unknown labels are left out.
+    UserWarning
+        If `warn` is True and the labels of a table are ignored.
     """
     try:
         labels = image_labels(y, n_images)
@@ -137,7 +139,7 @@ def group_codes(groups: Any, nominal: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `groups` and `nominal` differ in length, or a nominal image has no group.
+        If `groups` and `nominal` differ in length, or if the group of a nominal image is NaN or None.
     """
     check_consistent_length(nominal, groups)
     codes, _ = pd.factorize(pd.Series(groups))  # not an array of strings, where NaN would become the text "nan"

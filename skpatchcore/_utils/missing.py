@@ -21,8 +21,8 @@ def is_missing(value: Any) -> bool:
     Returns
     -------
     bool
-        True for None, NaN, ``pandas.NA``, ``pandas.NaT`` and the empty text. pandas and CSV files represent missing
-        values in all of these ways. False for arrays and all other values.
+        True for None, NaN, ``pandas.NA``, ``pandas.NaT`` and the empty text, because pandas and CSV files represent
+        missing values in all of these ways. False for arrays, even if they contain NaN, and for all other values.
     """
     if value is None or value is pd.NA or value is pd.NaT:
         return True

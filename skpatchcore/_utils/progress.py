@@ -40,8 +40,8 @@ _seconds: ContextVar[dict[str, float] | None] = ContextVar("skpatchcore_seconds"
 class Progress:
     """Context manager that reports the progress of a computation.
 
-    Progress is shown as a bar on standard error if `verbose` is not 0. It is also reported as a task to the callbacks
-    of the estimator that is being fitted, if this estimator has callbacks.
+    Progress is shown as a bar on standard error if `verbose` is not 0. If the estimator that is being fitted has
+    callbacks, progress is also reported to these callbacks as a task.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def report_tasks(estimator: Any, X: Any, y: Any) -> Iterator[None]:
     estimator : estimator
         The estimator that is being fitted.
     X, y
-        The data that the estimator is fitted on. Callbacks receive them.
+        The data on which the estimator is fitted. Callbacks receive the data.
     """
     context = root_context(estimator)
     if context is None:

@@ -20,7 +20,7 @@ from skpatchcore._utils.sklearn import OlderStatesMixin
 class SubsetSampler(
     DocumentationLinkMixin, OlderStatesMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Base class of the samplers: ``fit`` sets ``components_``, and ``transform`` returns distances to them."""
+    """Base class of samplers: `fit` sets the rows ``components_``, and `transform` returns distances to these rows."""
 
     components_: np.ndarray
 
@@ -33,17 +33,17 @@ class SubsetSampler(
 
     @default_modes()
     def transform(self, X: Any) -> np.ndarray:
-        """Return the distances from each row of `X` to the rows of ``components_``, as KMeans does for its centres.
+        """Return the distance from each row of `X` to each row of ``components_``.
 
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Rows with the same features as in `fit`. They need not be rows of the fitted data.
+            Rows with as many columns as the rows in `fit`.
 
         Returns
         -------
         array of shape (n_samples, n_selected)
-            Euclidean distances in the original feature space, not in the projected space.
+            Euclidean distances between the original rows, even if `fit` used projected rows.
         """
         check_is_fitted(self, "components_")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
@@ -86,7 +86,7 @@ def count_of(ratio: float, n_samples: int) -> int:
     Raises
     ------
     ValueError
-        If an int `ratio` is larger than `n_samples`.
+        If `ratio` is an int and larger than `n_samples`.
     """
     if isinstance(ratio, Integral):
         if int(ratio) > n_samples:

@@ -70,8 +70,7 @@ def k_center_greedy(
     order : array of shape (n_selected,), int64
         Indices of the picked rows in order of selection, all distinct.
     radii : array of shape (n_selected,), float64
-        Covering radius after each pick: distance from the farthest row to its nearest pick, among the picks up to and
-        including this one.
+        Covering radius after each pick: the largest distance from a row to the nearest of the picks made so far.
 
     Raises
     ------
@@ -173,7 +172,7 @@ def _pick_among(
     Returns
     -------
     picks : tensor of shape (n_picks,), int64
-        The picked rows, in order of selection. There is at least one.
+        Indices of the picked rows, in order of selection. At least one row is picked.
     squares : tensor of shape (n_picks,)
         Squared distance of each pick from its nearest earlier pick.
     """
@@ -234,7 +233,7 @@ class _Bounds:
         self.n_seen[members] = len(picks)
 
     def _lower(self, members: torch.Tensor, picks: torch.Tensor) -> None:
-        """Lower the bounds of the rows `members` to their squared distances from `picks`, where these are smaller."""
+        """Lower the bound of each row in `members` to its squared distance from `picks`, if this is smaller."""
         # |x - p|² = |x|² + [x, 1]·[-2p, |p|²]. The norm |x|² does not depend on the pick. Therefore the minimum over
         # the picks is taken from the products alone, and |x|² is added once at the end.
         rows = self.rows

@@ -1,4 +1,4 @@
-"""OrderCache: selection orders on disk, reused for smaller selections and continued for larger ones."""
+"""OrderCache: orders of selection on disk, which smaller selections reuse and larger selections continue."""
 
 from __future__ import annotations
 

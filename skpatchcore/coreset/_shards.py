@@ -26,7 +26,7 @@ Select = Callable[[Rows, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 @dataclass
 class Summary:
-    """Picks that represent the rows they were selected from.
+    """Picked rows of a shard, which represent all rows of the shard.
 
     Attributes
     ----------
@@ -35,8 +35,8 @@ class Summary:
     numbers : array of shape (n_picks,), int64
         Index of each pick among all rows.
     radii : array of shape (n_picks,), float64
-        Upper bound of the covering radius after each pick: no represented row is farther from its nearest pick, among
-        the picks up to and including this one.
+        Upper bound of the covering radius after each pick: the largest distance from a represented row to the nearest
+        of the picks made so far is at most this value.
     """
 
     left: torch.Tensor
@@ -76,7 +76,8 @@ def select_at_once(batches: Iterable[np.ndarray], n_samples: int, buffer: RowBuf
     buffer : RowBuffer
         Empty buffer that collects the rows.
     select : callable
-        Greedy selection. It takes `Rows` and their indices, and returns the order of selection and the radii.
+        Greedy selection. The function takes `Rows` and the indices of these rows, and returns the order of selection
+        and the radii.
 
     Returns
     -------

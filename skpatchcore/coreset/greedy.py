@@ -27,13 +27,13 @@ _PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
 
 
 class GreedyCoresetSampler(SubsetSampler):
-    """Coreset: a subset of the rows that covers all rows, selected by the k-center greedy algorithm.
+    """Select a coreset: a subset of the rows such that every row is near a selected row (k-center greedy algorithm).
 
-    The selection follows Equation 5 and Algorithm 1 of Roth et al. (2022). By default, the first row is chosen at
-    random. Each further row is the row farthest from all rows selected so far. The covering radius is the largest
-    distance from any row to its nearest selected row. It is at most twice the smallest possible covering radius
-    (Gonzalez, 1985). The order of selection is nested: a smaller `ratio` selects a prefix of the rows that a larger
-    `ratio` selects.
+    The selection follows Equation 5 and Algorithm 1 of the PatchCore paper (Roth et al., 2022). By default, the first
+    row is chosen at random. Then the row that is farthest from its nearest selected row is selected, until enough rows
+    are selected. The covering radius is the largest distance from any row to its nearest selected row. The covering
+    radius of the selected rows is at most twice the smallest possible covering radius of as many rows (Gonzalez, 1985).
+    The rows that are selected with a smaller `ratio` are the first of the rows that are selected with a larger `ratio`.
 
     Parameters
     ----------
@@ -41,9 +41,11 @@ class GreedyCoresetSampler(SubsetSampler):
         Size of the coreset. A float in (0, 1] is a fraction of the rows: ``max(1, ceil(ratio * n_samples))`` rows are
         selected. An int is the number of rows.
     n_projections : int, "auto" or None, default=128
-        Number of columns of the random projection (Johnson-Lindenstrauss) in which distances are computed during the
-        selection. Data with at most that many columns are not projected. ``"auto"`` takes the number that the lemma
-        requires at eps = 0.9. None disables the projection. The selected rows always have their original features.
+        Number of columns to which the rows are reduced by a random projection. The selection then computes distances
+        between projected rows, which is faster. The projection nearly keeps the distances (lemma of Johnson and
+        Lindenstrauss). Rows with at most `n_projections` columns are not projected. ``"auto"`` takes the number of
+        columns that the lemma requires for a relative error of 0.9 of the squared distances. None disables the
+        projection. The selected rows always keep their original columns.
     projection : {"gaussian", "sparse"}, default="gaussian"
         Kind of random matrix: ``"gaussian"`` has normal entries, ``"sparse"`` has mostly zero entries (Li et al. 2006).
     start : "random" or int, default="random"
@@ -51,15 +53,16 @@ class GreedyCoresetSampler(SubsetSampler):
         random direction. This row depends on the values of the rows and on `random_state`, but not on the order of
         the rows.
     device : str, default="auto"
-        Device of the selection. ``"auto"`` uses CUDA if it is available, otherwise the CPU.
+        Device on which the selection runs. ``"auto"`` uses CUDA if CUDA is available, otherwise the CPU.
     memory : str, joblib.Memory or None, default=None
-        Location of a cache of the selection order. For the same rows, seed and start, a smaller `ratio` is read from
-        the cache, and a larger `ratio` continues from the cached order. Therefore a search over `ratio` costs as much
-        as its largest value. Random draws need an int as `random_state` (of the sampler or of the detector). Otherwise
-        the draws differ from fit to fit, and the order is not cached. None disables the cache.
+        Folder of a cache on disk for the order of selection. For the same rows, seed and start, the selection for a
+        smaller `ratio` is read from the cache, and the selection for a larger `ratio` continues from the cached order.
+        Therefore, a search over several values of `ratio` takes as long as the selection for the largest value. If the
+        projection or the start is random, the order is only cached if `random_state` of the sampler or of the detector
+        is an int, because otherwise each fit draws other random numbers. None disables the cache.
     random_state : int, RandomState instance or None, default=None
-        Random numbers for the projection and the start. They are drawn in numpy, so they are the same on all devices.
-        Pass an int to select the same subset in each call of `fit`.
+        Source of the random numbers for the projection and the start. The numbers are the same on all devices. Pass an
+        int to select the same rows in each call of `fit`.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -70,8 +73,8 @@ class GreedyCoresetSampler(SubsetSampler):
     component_indices_ : array of shape (n_selected,), int64
         Indices of the selected rows in `X`, in order of selection.
     selection_distances_ : array of shape (n_selected,), float64
-        Covering radius in the projected space after each selected row. It never increases. The first ``k`` selected
-        rows cover the data within ``selection_distances_[k - 1]``.
+        Covering radius after each selected row, measured between projected rows. The values never increase. Every row
+        is at most ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows.
     n_features_in_ : int
         Number of columns of `X`.
     feature_names_in_ : array of str
@@ -79,12 +82,12 @@ class GreedyCoresetSampler(SubsetSampler):
 
     Notes
     -----
-    The textbook loop compares every row with each pick, and its speed is limited by memory bandwidth. This
-    implementation finds the same picks by matrix products over blocks of picks. It skips rows that cannot be the
-    farthest row at the moment. Therefore the selection costs about as much as *one* matrix product of all rows with the
-    picks, or less. The saving is largest if many rows lie near a few picks, as for patch features of images. For
-    unstructured data in many dimensions, few rows are skipped, and the cost is that of the full product. For a few
-    hundred rows, any loop is fast.
+    The simple algorithm compares every row with each newly selected row, and its speed is limited by memory bandwidth.
+    This implementation selects the same rows, but compares many rows at once by matrix products. Rows that cannot be
+    the farthest row at the moment are skipped. Therefore, the selection takes about as long as *one* matrix product of
+    all rows with the selected rows, or less. The saving is largest if many rows lie near a few selected rows, as for
+    patch features of images. For unstructured data with many columns, few rows are skipped, and the selection takes as
+    long as the whole matrix product.
 
     References
     ----------
@@ -142,8 +145,8 @@ class GreedyCoresetSampler(SubsetSampler):
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Rows to select from. float32 and float64 are kept, float16 becomes float32, and any other type becomes
-            float64.
+            Rows to select from. The selection computes in the dtype of `X` if this dtype is float32 or float64. Rows of
+            dtype float16 are converted to float32, and rows of any other dtype are converted to float64.
         y : ignored
             Present for API consistency.
 
@@ -155,10 +158,10 @@ class GreedyCoresetSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` contains NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64). The squares of such
-            values could overflow. The error names the row and the column. The error is also raised if an int `ratio`
-            is larger than the number of rows, if there is no row with the index `start`, or if the device is not
-            available.
+            If `X` contains NaN, infinity, or a value beyond ±1e15 (float32) or ±1e150 (float64), because the squares of
+            such values could overflow. The error names the row and the column. The error is also raised if `ratio` is
+            an int and larger than the number of rows, if there is no row with the index `start`, or if the device is
+            not available.
         """
         X = self._validated_rows(X)
         self._fit([X], len(X), None)
@@ -170,27 +173,28 @@ class GreedyCoresetSampler(SubsetSampler):
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None = None
     ) -> GreedyCoresetSampler:
-        """Select rows from batches that are read once. Only the projections of the rows are kept in memory.
+        """Select rows from batches in a single pass. Only the projected rows are kept in memory.
 
-        If all projections fit in `max_memory`, the same rows are selected as in `fit`, for any sizes of the batches.
-        Otherwise, the rows are divided into shards that fit (merge and reduce): rows are selected from each shard, and
-        the final rows are selected from the picks of all shards. Every row then lies within 4 times the smallest
-        possible covering radius, whereas `fit` guarantees 2 times. If the picks of all shards do not fit in memory,
-        they are merged several times, and each additional merge adds 2 to the factor. With shards,
-        ``selection_distances_`` are upper bounds, and a smaller `ratio` may not select a prefix.
+        If all projected rows fit in `max_memory`, the same rows are selected as in `fit`, for any sizes of the batches.
+        Otherwise, the rows are divided into parts that fit, the shards. Rows are selected from each shard. The final
+        rows are then selected from the rows that were selected from all shards. The covering radius is at most 4 times
+        the smallest possible covering radius, instead of 2 times as for `fit`. If the selected rows of all shards do
+        not fit in memory together, the selected rows are merged several times, and each additional merge adds 2 to the
+        factor 4. With shards, the values of ``selection_distances_`` are upper bounds of the covering radii, and a
+        smaller `ratio` can select rows that a larger `ratio` does not select.
 
-        This method sets the same attributes as `fit`, except ``components_``. The caller can take the selected rows
-        from the data with ``component_indices_``.
+        This method sets the same attributes as `fit`, except ``components_``. The selected rows are the rows at
+        ``component_indices_``, counted over all batches.
 
         Parameters
         ----------
         batches : iterable of arrays of shape (n_rows, n_features)
             The rows, in order, as float32 or float64.
         n_samples : int
-            Expected total number of rows. If the actual number differs, the selection is still correct, but it may
-            need more memory.
+            Expected total number of rows. If the actual number differs, the selection is still correct, but may need
+            more memory.
         max_memory : int or None, default=None
-            Maximum memory of the selection in bytes. None means no limit, so no shards are used.
+            Maximum memory of the selection in bytes. None sets no limit: all projected rows are kept in memory.
 
         Returns
         -------
@@ -200,8 +204,8 @@ class GreedyCoresetSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            In the same cases as in `fit`, if there are no batches, or if `max_memory` holds fewer than 6 times the
-            selected rows.
+            In the same cases as in `fit`. The error is also raised if there are no batches, or if the projected rows do
+            not fit in `max_memory` and `max_memory` is too small for 6 times as many rows as are to be selected.
         """
         self._fit(_checked(batches), n_samples, max_memory)
         if hasattr(self, "components_"):  # set by an earlier fit
@@ -209,7 +213,7 @@ class GreedyCoresetSampler(SubsetSampler):
         return self
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
-        """Return the memory that `fit_batches` needs to select without shards.
+        """Return the memory that `fit_batches` needs if all projected rows are kept in memory.
 
         Parameters
         ----------

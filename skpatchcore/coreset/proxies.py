@@ -48,10 +48,11 @@ def reconstruction_loss(X: torch.Tensor, proxies: torch.Tensor) -> torch.Tensor:
 
 
 class LearnedProxySampler(SubsetSampler):
-    """Learned proxies of the rows, trained to reconstruct each row as a weighted average of proxies (Equation 8).
+    """Train new rows (proxies) to reproduce each row of the data as a weighted average of proxies (Equation 8).
 
-    In the paper's Figure 5, learned proxies lie between random subsets and greedy coresets. Training the proxies is
-    slow, and the proxies average out rare features. Use this sampler as a baseline for comparisons only.
+    Equation 8 is that of the PatchCore paper. In Figure 5 of the paper, the results with learned proxies lie between
+    those with random rows and those with a greedy coreset. The training is slow. Rare patch features have little
+    influence on the proxies, because the proxies reproduce averages. Use this sampler only for comparisons.
 
     Parameters
     ----------
@@ -65,9 +66,9 @@ class LearnedProxySampler(SubsetSampler):
     learning_rate : float, default=0.01
         Learning rate of the Adam optimizer, in units of the standard deviation of the rows.
     device : str, default="auto"
-        Device of the training. ``"auto"`` uses CUDA if it is available, otherwise the CPU.
+        Device on which the training runs. ``"auto"`` uses CUDA if CUDA is available, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Random numbers for the choice of the initial proxies and for the order of the rows in each epoch.
+        Source of the random numbers that choose the initial proxies and the order of the rows in each epoch.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -141,7 +142,8 @@ class LearnedProxySampler(SubsetSampler):
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Rows to train on. float32 and float64 are kept, float16 becomes float32, and any other type becomes float64.
+            Rows on which the proxies are trained. The training computes in the dtype of `X` if this dtype is float32 or
+            float64. Rows of dtype float16 are converted to float32, and rows of any other dtype to float64.
         y : ignored
             Present for API consistency.
 
@@ -153,9 +155,9 @@ class LearnedProxySampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` contains NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64). The squares of such
-            values could overflow. The error names the row and the column. The error is also raised if an int `ratio`
-            is larger than the number of rows, if the device is not available, or if the training diverges.
+            If `X` contains NaN, infinity, or a value beyond ±1e15 (float32) or ±1e150 (float64), because the squares of
+            such values could overflow. The error names the row and the column. The error is also raised if `ratio` is
+            an int and larger than the number of rows, if the device is not available, or if the training diverges.
         """
         device = require_device(self.device)
         X = self._validated_rows(X)

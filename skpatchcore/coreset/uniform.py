@@ -15,10 +15,10 @@ from skpatchcore.coreset._base import SubsetSampler, count_of
 
 
 class RandomSampler(SubsetSampler):
-    """Uniform random subset of the rows: the baseline for comparisons with a coreset.
+    """Select rows at random, all with the same probability, as a baseline for comparisons with a coreset.
 
-    This sampler is fast. It selects many rows in dense regions of the data and few in sparse regions. Therefore rare
-    kinds of good patches may be missing from the memory bank.
+    This sampler is fast. Patches that look alike are common in the training images, and this sampler selects many of
+    them. Rare kinds of good patches are often not selected, and are then missing from the memory bank.
 
     Parameters
     ----------
@@ -26,8 +26,8 @@ class RandomSampler(SubsetSampler):
         Size of the subset. A float in (0, 1] is a fraction of the rows: ``max(1, ceil(ratio * n_samples))`` rows are
         selected. An int is the number of rows.
     random_state : int, RandomState instance or None, default=None
-        Random numbers for the choice of the rows. With the same int, a smaller `ratio` selects a prefix of the rows
-        that a larger `ratio` selects.
+        Source of the random numbers that choose the rows. With the same int, the rows for a smaller `ratio` are the
+        first of the rows for a larger `ratio`.
 
     Attributes
     ----------
@@ -69,8 +69,8 @@ class RandomSampler(SubsetSampler):
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Rows to select from. float32 and float64 are kept, float16 becomes float32, and any other type becomes
-            float64.
+            Rows to select from. The selection computes in the dtype of `X` if this dtype is float32 or float64. Rows of
+            dtype float16 are converted to float32, and rows of any other dtype are converted to float64.
         y : ignored
             Present for API consistency.
 
@@ -82,8 +82,8 @@ class RandomSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `X` contains NaN, infinity or values beyond ±1e15 (float32) or ±1e150 (float64), or if an int `ratio` is
-            larger than the number of rows.
+            If `X` contains NaN, infinity, or a value beyond ±1e15 (float32) or ±1e150 (float64). The error is also
+            raised if `ratio` is an int and larger than the number of rows.
         """
         X = self._validated_rows(X)
         self.component_indices_ = self._draw(len(X))
@@ -95,12 +95,15 @@ class RandomSampler(SubsetSampler):
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int | None = None, max_memory: int | None = None
     ) -> RandomSampler:
-        """Select the same random rows as `fit`, from batches. The attribute ``components_`` is not set.
+        """Select the same random rows as `fit` from rows that arrive in batches.
+
+        This method does not set ``components_``. The selected rows are the rows at ``component_indices_``, counted over
+        all batches.
 
         Parameters
         ----------
         batches : iterable of arrays of shape (n_rows, n_features)
-            Batches of rows. The rows are only counted.
+            The rows, in order. Only the number of rows is used.
         n_samples, max_memory : ignored
             Present for API consistency.
 
@@ -112,7 +115,7 @@ class RandomSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If an int `ratio` is larger than the number of rows.
+            If `ratio` is an int and larger than the number of rows.
         """
         n_samples = 0
         for batch in batches:

@@ -69,7 +69,14 @@ _cache_lock = ForkSafeLock()
 
 
 class WeightsError(RuntimeError):
-    """Raised if pretrained weights are not available or do not fit the network; the message says what to do."""
+    """Raised if the weights of a neural network are missing, are unreadable or belong to another network.
+
+    The weights are the numbers that a network has learned. Usually, they come from torchvision, from a package of this
+    project's extra ``offline``, or from a file. The error is raised in these cases: the weights are not on this machine
+    and cannot be downloaded, a required package is not installed, a weights file is missing or damaged, the weights
+    belong to another architecture, or the weights differ from those with which the detector was fitted. The message
+    states the case and what to do.
+    """
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,8 @@ class Network:
     digest : str
         SHA-256 of the weights up to the last layer.
     architecture : str or None
-        Identifies the computation: the name of the backbone, or for a callable a hash of the modules and their source
-        code. None if the source code of a module is not available.
+        Text that identifies the computation of the network. This is the name of the backbone, or for a callable a hash
+        of the modules and of their source code. None if the source code of a module is not available.
     channels_last : frozenset of str
         Layers with outputs that have the channels as last axis instead of the second, such as those of Swin
         transformers.
@@ -115,10 +122,10 @@ def load_network(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> Network:
-    """Return the network, from the process-wide cache if it is there.
+    """Return the network, from the process-wide cache if the cache contains the network.
 
     The cache identifies networks by content: a weights file by its bytes, a network from a callable by its modules and
-    weights. A callable is therefore called each time. The network is prepared again only if its content has changed.
+    weights. A callable is therefore called each time. The network is prepared again only if the content has changed.
 
     Parameters
     ----------
@@ -144,7 +151,7 @@ def load_network(
     ValueError
         If the name of the backbone, of a layer or of the weights is unknown.
     WeightsError
-        If the weights are not available or do not fit the network.
+        If the weights are missing, are unreadable or belong to another network.
     """
     file = _weights_file(weights)
     chosen = default_layers(backbone) if layers is None else tuple(layers)
@@ -162,7 +169,7 @@ def load_network(
 
 
 def default_layers(backbone: str | Callable[[], nn.Module]) -> tuple[str, ...]:
-    """Return the names of the default layers of a backbone: those at stride 8 and 16, as in the paper.
+    """Return the names of the default layers of a backbone: the layers at stride 8 and 16, as in the paper.
 
     A callable is assumed to return a network with the layer names of a ResNet.
 

