@@ -173,7 +173,7 @@ class GreedyCoresetSampler(SubsetSampler):
     def fit_batches(
         self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None = None
     ) -> GreedyCoresetSampler:
-        """Select rows from batches in a single pass. Only the projected rows are kept in memory.
+        """Select rows from batches in a single pass, with only the projected rows in memory.
 
         If all projected rows fit in `max_memory`, the same rows are selected as in `fit`, for any sizes of the batches.
         Otherwise, the rows are divided into parts that fit, the shards. Rows are selected from each shard. The final

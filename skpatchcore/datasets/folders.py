@@ -187,7 +187,7 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
 
 
 def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | None = None) -> dict[str, ImageFolder]:
-    """List the paths of all images and masks of a data set with several categories, i.e. kinds of product.
+    """List the paths of all images and masks of a data set with several categories (kinds of product).
 
     Parameters
     ----------

@@ -61,11 +61,11 @@ class Layout:
     inner: str | None = None
 
     def kinds(self) -> dict[str, Path]:
-        """Return the folder of each kind of test images. The keys are the names of the folders, in sorted order."""
+        """Return the folder of each kind of test images; the keys are the names of the folders, in sorted order."""
         return {folder.name: folder for folder in shown_folders(self.test) if folder.name.lower() not in MASK_FOLDERS}
 
     def loose_images(self) -> list[str]:
-        """Return the images that are directly in the folder of test images. These images have no label."""
+        """Return the images that are directly in the folder of test images and therefore have no label."""
         return sorted(str(path) for path in self.test.iterdir() if path.is_file() and has_image_suffix(path))
 
 

@@ -139,7 +139,7 @@ def masks_among(paths: Sequence[str], top: Path) -> list[str]:
 
 
 def folders_below(top: str | os.PathLike[str], exclude: str | os.PathLike[str] | None = None) -> Iterator[str]:
-    """Yield a folder and all its subfolders. Symbolic links to folders are followed.
+    """Yield a folder and all its subfolders, and the folders to which symbolic links point.
 
     Each folder is yielded once. Hidden folders and the folder `exclude` are skipped.
 

@@ -46,9 +46,9 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `size` is given and the mask has another height or width. If the mask is not a readable image, or is an array
-        of another type than numbers or bool. If the mask contains a pixel with the value NaN. If there is no mask and
-        `size` is None.
+        If one of these conditions holds: `size` is given and the mask has another height or width; the mask is not a
+        readable image; the mask is an array of another type than numbers or bool; a pixel of the mask is NaN (in files
+        also infinity); there is no mask and `size` is None.
     FileNotFoundError
         If `mask` is a path and the file does not exist.
 
@@ -56,8 +56,8 @@ def read_mask(mask: Any, size: tuple[int, int] | None = None) -> np.ndarray:
     -----
     UserWarning
         If the mask is a file or a PIL image, and seems to be wrong: if no pixel or every pixel is defective, or if more
-        than half of all pixels and all four corners are defective. Also in the cases that are marked "with a warning"
-        in the Notes. Arrays cause no warnings.
+        than half of all pixels and all four corners are defective. The cases in which the Notes mention a warning cause
+        a warning too. Arrays cause no warnings.
 
     Notes
     -----
@@ -127,7 +127,7 @@ def marked_pixels(raster: Raster) -> tuple[np.ndarray, str | None]:
 
 
 def match_masks(images: Sequence[str], folder: Path, truth: Path) -> list[str]:
-    """Return the path of the mask of each image of one kind of defect. The paths of image and mask must match.
+    """Return the path of the mask of each image of one kind of defect, by matching the paths of images and masks.
 
     Parameters
     ----------

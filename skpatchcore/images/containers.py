@@ -46,7 +46,7 @@ class DatasetImages(Sequence[Any]):
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes of these images, as in torchvision's ImageFolder. Empty if the classes are unknown."""
+        """Names of the classes of these images, as in torchvision's ImageFolder; empty if the classes are unknown."""
         dataset, indices = self.dataset, list(self.indices)
         while hasattr(dataset, "dataset") and hasattr(dataset, "indices"):  # e.g. torch.utils.data.Subset
             indices = [dataset.indices[i] for i in indices]

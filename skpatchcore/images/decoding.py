@@ -56,14 +56,16 @@ def decode_file(content: bytes, index: int, path: str | None, max_pixels: int | 
 
 
 def decode_image(image: Image.Image, index: int, max_pixels: int | None) -> Raster:
-    """Return the values of a Pillow image. An image that is not loaded yet is decoded from its file.
+    """Return the values of a Pillow image, decoded from the image's file if the image is not loaded yet.
 
     Parameters
     ----------
     image : PIL image
         The image.
-    index, max_pixels
-        As for :func:`decode_file`.
+    index : int
+        Position of the image in `X`, for error messages.
+    max_pixels : int or None
+        Maximum number of pixels, as for :func:`decode_file`.
 
     Returns
     -------
@@ -72,7 +74,7 @@ def decode_image(image: Image.Image, index: int, max_pixels: int | None) -> Rast
     Raises
     ------
     ImageError
-        As for :func:`decode_file`.
+        If the image cannot be decoded exactly, for the reasons that :func:`decode_file` lists.
     """
     content = content_behind(image)
     if content is not None:
@@ -87,8 +89,10 @@ def size_of_file(path: str, index: int, max_pixels: int | None) -> tuple[int, in
     ----------
     path : str
         Path of the file.
-    index, max_pixels
-        As for :func:`decode_file`.
+    index : int
+        Position of the image in `X`, for error messages.
+    max_pixels : int or None
+        Maximum number of pixels, as for :func:`decode_file`.
 
     Returns
     -------
@@ -127,8 +131,10 @@ def size_of_image(image: Image.Image, index: int, max_pixels: int | None) -> tup
     ----------
     image : PIL image
         The image.
-    index, max_pixels
-        As for :func:`decode_file`.
+    index : int
+        Position of the image in `X`, for error messages.
+    max_pixels : int or None
+        Maximum number of pixels, as for :func:`decode_file`.
 
     Returns
     -------

@@ -12,7 +12,7 @@ CheckSize = Callable[[int, int], None]
 
 
 class DecodingError(ValueError):
-    """Raised if a file cannot be decoded exactly. The message states the reason, without index and path."""
+    """Raised if a file cannot be decoded exactly; the message states the reason, without index and path."""
 
 
 @dataclass(frozen=True)
