@@ -171,7 +171,8 @@ def load_network(
 def default_layers(backbone: str | Callable[[], nn.Module]) -> tuple[str, ...]:
     """Return the names of the default layers of a backbone: the layers at stride 8 and 16, as in the paper.
 
-    A callable is assumed to return a network with the layer names of a ResNet.
+    All layers of a vision transformer (``vit_...``) have the same stride: two intermediate layers are the default. A
+    callable is assumed to return a network with the layer names of a ResNet.
 
     Raises
     ------

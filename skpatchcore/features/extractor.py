@@ -60,10 +60,11 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
     layers : sequence of str or None, default=None
         Dotted names of the modules in the network that compute the features. The grid of the first layer in this
         sequence is the grid of the patch features. None uses the layers in which one position stands for 8 × 8 and for
-        16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. For a callable, None uses
-        ``("layer2", "layer3")``. The network is not run beyond the last of these layers, unless torch.fx cannot trace
-        the network. If a layer returns tokens, as in vision transformers, the patch tokens are arranged as a grid, and
-        the class and register tokens are dropped.
+        16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. For a vision transformer such as
+        ``"vit_b_16"``, in which all layers have the same stride, None uses two intermediate layers. For a callable,
+        None uses ``("layer2", "layer3")``. The network is not run beyond the last of these layers, unless torch.fx
+        cannot trace the network. If a layer returns tokens, as in vision transformers, the patch tokens are arranged as
+        a grid, and the class and register tokens are dropped.
     patch_size : int, default=3
         Side of the neighbourhood that is averaged, in positions of each layer's grid. The number must be odd.
     stride : int, default=1
