@@ -43,8 +43,8 @@ def restored_on_failure(estimator: Any) -> Iterator[None]:
 class ImageDetector(OutlierMixin):
     """Base class of all detectors, which turns anomaly scores and maps into decisions.
 
-    A subclass must have the parameter ``contamination`` and the methods ``fit`` and ``_iter_scores``. Its ``fit`` must
-    end with a call of ``_set_thresholds``.
+    A subclass must have the parameter ``contamination`` and the methods ``_iter_scores`` and ``fit``, which must call
+    ``_set_thresholds`` at its end.
     """
 
     # Searches and pipelines do not route on_error as metadata.
@@ -61,45 +61,38 @@ class ImageDetector(OutlierMixin):
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        """Yield the anomaly scores of one batch after another, **bigger = more anomalous**.
+        """Yield the anomaly scores of one batch after another, **bigger = more anomalous**, with values of the maps.
 
-        Parameters
-        ----------
-        X : sequence of images
-            The images.
-        of_map : callable or None
-            Reduces each anomaly map to the value ``of_map(anomaly_map)`` that is kept. If None, no maps are computed.
-        adapt : bool, default=False
-            If True, the images are known to be good: `appearance_range_` is extended to them, without a warning.
-
-        Yields
-        ------
-        scores : array of shape (n_batch,), float64
-        kept : list
-            The values of `of_map`, one per image. Empty if `of_map` is None.
+        Each pair holds the scores, of shape (n_batch,), and the list of ``of_map(anomaly_map)``, one value per image.
+        If `of_map` is None, no maps are computed, and the list is empty. If `adapt` is True, the images are known to be
+        good: `appearance_range_` is extended to include the images, without a warning.
         """
 
     def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
         """Fit on images and return the labels of *these* images: +1 for normal and -1 for anomalous ones.
 
-        The score of a nominal image is its calibration score, which excludes its own patches. ``fit(X).predict(X)``
-        would compare each image with its own patches and flag almost no image. ``contamination="auto"`` flags no
-        training image. To find anomalous images among the training images, set `contamination` to a fraction.
+        The detector is fitted on the images with the label +1 in `y`. The score of such an image is its calibration
+        score, which is computed by a model that was not fitted on the image. In contrast, ``fit(X).predict(X)`` would
+        compare each image with its own patches and return -1 for almost no image. With ``contamination="auto"``, the
+        threshold is the lowest calibration score. Therefore no calibration score is below the threshold. To find
+        anomalous images among the images with the label +1, set `contamination` to a fraction.
 
         Parameters
         ----------
         X, y, groups : as for `fit`
-            Images without the label +1 in `y` are scored by the detector that is fitted on the other images.
+            Images without the label +1 in `y` are scored by the fitted detector, as new images.
 
         Returns
         -------
         array of shape (n_images,), int
-            -1 if the score is below the threshold, or if the image cannot be scored without its own patches.
+            +1 if the image's score is at least the threshold, otherwise -1. An image without a score is labelled -1. An
+            image has no score if all patches in the model come from this image or from its group.
 
         Raises
         ------
         ImageError, ValueError
-            As in `fit` and `predict`. Also if `calibration` scores only a part of the training images.
+            As in `fit` and `predict`. In addition, a ValueError if the images with the label +1 do not all get a
+            calibration score, e.g. with ``calibration=0.2``.
         """
         self._require_scores_of_training_images()
         X = listed(X)
@@ -124,23 +117,27 @@ class ImageDetector(OutlierMixin):
             The images.
         on_error : {"raise", "flag"}, default="raise"
             Action for an image that cannot be scored. ``"raise"`` raises an ImageError. ``"flag"`` returns NaN as the
-            score of this image, scores the other images, and warns with an :class:`~skpatchcore.ImageWarning`.
+            score of this image, scores all other images, and issues an :class:`~skpatchcore.ImageWarning`.
 
         Returns
         -------
         array of shape (n_images,), float64
-            At most 0, in units of feature distance. For PatchCore (Equations 6 and 7), the score is 0 if all patches of
-            the image are in the memory bank. The scores of an ensemble are standardised and can be positive.
+            At most 0, except for PatchCoreEnsemble: its scores are averages of standardised scores and can be positive.
+            PatchCoreDetector uses Equations 6 and 7 of the PatchCore paper: the score is 0 if all patches of the image
+            are in the memory bank. Scores are in units of feature distance. Those of PaDiMDetector have no unit.
 
         Raises
         ------
         ImageError
-            If an image cannot be read or is not an image. The error names the image's index and path.
+            If an image cannot be read or is not an image, and ``on_error="raise"``. The error names the image's index
+            and path.
+        ValueError
+            If the patch features of `X` and of the training images differ in their number of channels.
 
         Warns
         -----
         ImageWarning
-            If images are flagged. The warning's ``failures`` are the errors of these images.
+            If images cannot be scored, and ``on_error="flag"``. The warning's ``failures`` are their errors.
         """
         return np.asarray(turned(self._scored(X, None, on_error)[0]))
 
@@ -157,13 +154,13 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images,), float64
-            ``score_samples(X) - offset_``. After a fit with ``calibration=None``, there is no threshold, and the method
-            returns ``score_samples(X)``. These values rank images, e.g. for ``scoring="roc_auc"``. 0 has no meaning.
+            ``score_samples(X) - offset_``. After a fit with ``calibration=None``, there is no threshold: the method
+            returns ``score_samples(X)``, which ranks images, e.g. for ``scoring="roc_auc"``. 0 then has no meaning.
 
         Raises
         ------
         ImageError, ValueError
-            As in `score_samples`. Also if there were too few training images for the requested `calibration`.
+            As in `score_samples`. In addition, a ValueError if there were too few training images for a threshold.
         """
         check_is_fitted(self, "offset_")
         if self._only_ranks():
@@ -189,44 +186,47 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError, ValueError
-            As in `score_samples`. Also if there is no threshold: ``calibration=None`` or too few training images.
+            As in `score_samples`. In addition, a ValueError if the detector has no threshold, because it was fitted
+            with ``calibration=None`` or on too few images.
         """
         self._require_threshold()
-        # NaN >= 0 is False: an image with score NaN is labelled -1.
-        return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)
+        return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)  # NaN >= 0 is False: -1
 
     def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
-        """Return conformal p-values, **small = anomalous**: estimated fractions of good images with scores as low.
+        """Return conformal p-values, **small = anomalous**: estimated fractions of good images that score no higher.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
         adjust : {"bh", "by"} or None, default=None
-            Adjustment for the selection of anomalous images from a batch. Among the images with adjusted p-values of at
-            most `q`, the expected fraction of good images is at most `q`. ``"bh"`` is the method of Benjamini and
-            Hochberg. ``"by"`` is the method of Benjamini and Yekutieli, which allows any dependence of the p-values.
+            Adjustment for the number of images in `X`. Select all images with adjusted p-values of at most `q`, where
+            you choose `q`: the expected fraction of good images among the selected images is then at most `q`. ``"bh"``
+            is the method of Benjamini and Hochberg. ``"by"`` is the method of Benjamini and Yekutieli, which is valid
+            for any statistical dependence between the p-values.
 
         Returns
         -------
         array of shape (n_images,), float64
-            ``(1 + number of calibration scores that are at most the image's score) / (n_calibration + 1)``. Without
-            `adjust`, ``predict`` returns -1 exactly for the images with a p-value of at most `contamination`, if
-            `contamination` is a fraction of at least ``1 / (n_calibration + 1)``.
+            ``(1 + number of calibration scores that are at most the image's score) / (n_calibration + 1)``, before the
+            adjustment. If `contamination` is a fraction of at least ``1 / (n_calibration + 1)``, then `predict` returns
+            -1 for an image if and only if this p-value is at most `contamination`.
 
         Raises
         ------
         ImageError, ValueError
-            As in `predict`.
+            As in `predict`. In addition, a ValueError if `adjust` has an invalid value.
 
         Notes
         -----
-        If a good image is exchangeable with the calibration images, its p-value is at most `p` with a probability of at
-        most `p`. This bound is exact for held-out images (``calibration=0.2``, or `recalibrate`). The bound is
-        approximate with ``"leave-one-out"`` and folds, because their scores do not come from the final bank. The bound
-        is also approximate with groups, because images of a new group are not exchangeable with the calibration images.
-        With groups, the effective number of calibration images is close to the number of groups. The smallest possible
-        p-value is ``1 / (n_calibration + 1)``. Adjusted p-values of a large batch are therefore rarely small.
+        For every number `a`, a good image has a p-value of at most `a` with a probability of at most `a`, if the image
+        and the calibration images are exchangeable (their order carries no information). This guarantee is exact for
+        calibration images on which no model was fitted (``calibration=0.2``, or `recalibrate`). The guarantee is
+        approximate with ``"leave-one-out"`` and with folds (``calibration=5``), because the final model does not score
+        the calibration images. The guarantee is also approximate with groups, because images of a new group are not
+        exchangeable with the calibration images: it is about as good as with one calibration image per group. The
+        smallest possible p-value is ``1 / (n_calibration + 1)``. `adjust` multiplies this p-value by up to the number
+        of images in `X`. Therefore adjusted p-values of a large batch are rarely small.
 
         References
         ----------
@@ -250,15 +250,15 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images, height, width), float32
-            Upsampled and smoothed patch scores, in units of feature distance. A list of arrays of shape (height, width)
-            if the images differ in size. Pixels outside the extractor's crop repeat the value of the nearest pixel
-            inside, because the network does not see them. With precomputed features, the maps are the patch scores, of
-            shape (grid_height, grid_width).
+            Upsampled and smoothed patch scores, in the unit of `score_samples`. A list of arrays of shape (height,
+            width) if the images differ in size. Pixels outside the extractor's crop have the value of the nearest pixel
+            inside the crop, because the network does not see the pixels outside. With precomputed features, the maps
+            are the patch scores, of shape (grid_height, grid_width).
 
         Raises
         ------
         ImageError
-            If an image cannot be scored, as in `score_samples`.
+            If an image cannot be read or is not an image.
         """
         return self.score_and_segment(X)[1]
 
@@ -282,7 +282,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError
-            If an image cannot be scored, as in `score_samples`.
+            If an image cannot be read or is not an image, and ``on_error="raise"``.
         """
         scores, maps = self._scored(X, np.asarray, on_error)
         return turned(scores), as_stack(maps)
@@ -299,7 +299,8 @@ class ImageDetector(OutlierMixin):
         with_maps : bool, default=True
             If False, no anomaly maps are computed, which can be faster.
         on_error : {"raise", "flag"}, default="raise"
-            As in `score_samples`. The result of a flagged image contains the ``error``, and there is no warning.
+            Action for an image that cannot be scored. ``"raise"`` raises an ImageError. ``"flag"`` yields a result with
+            the ``error``, the score NaN and the label -1. There is no warning.
         chunk_size : int, default=64
             Number of images that are read from a generator before the first of them is scored. Use 1 for a camera.
 
@@ -311,7 +312,7 @@ class ImageDetector(OutlierMixin):
         Raises
         ------
         ImageError
-            As in `score_samples`, after the results of all previous images.
+            If an image cannot be scored, and ``on_error="raise"``. The results of all previous images come first.
 
         Examples
         --------
@@ -346,9 +347,9 @@ class ImageDetector(OutlierMixin):
         Returns
         -------
         array of shape (n_images, height, width), bool
-            True if the anomaly map is above ``pixel_offset_``. At most a fraction `contamination` of good images has
-            any such pixel, if there are enough calibration images for this bound. A list of arrays of shape (height,
-            width) if the images differ in size.
+            True if the anomaly map is above ``pixel_offset_``. A list of arrays of shape (height, width) if the images
+            differ in size. At most a fraction `contamination` of good images is expected to have True pixels, if there
+            are at least ``1 / contamination - 1`` calibration images (``"auto"``: ``1 / (n_calibration + 1)``).
 
         Raises
         ------
@@ -374,13 +375,14 @@ class ImageDetector(OutlierMixin):
             One row per region, in the order of the images. The regions of an image are sorted by peak, highest first.
             Columns: ``image`` (index in `X`), ``top``, ``left``, ``bottom``, ``right`` (bounding box in pixels; bottom
             and right are exclusive, as in slices), ``area`` (pixels), ``peak`` (largest value of the anomaly map in the
-            region, bigger = more anomalous), ``peak_row``, ``peak_column``, and ``p_value`` (conformal p-value of the
-            peak among the map maxima of good images, small = anomalous). The table is empty if no pixel is anomalous.
+            region, bigger = more anomalous), ``peak_row``, ``peak_column``, and ``p_value`` (small = anomalous:
+            ``(1 + number of calibration_peaks_ that are at least the peak) / (n_calibration + 1)``). The table is empty
+            if no pixel is anomalous.
 
         Raises
         ------
         ImageError, ValueError
-            As in `predict`. Also if `min_area` is less than 1.
+            As in `predict`. In addition, a ValueError if `min_area` is less than 1.
         """
         if min_area < 1:
             raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
@@ -396,24 +398,24 @@ class ImageDetector(OutlierMixin):
         Parameters
         ----------
         X : as for `fit`, or None, default=None
-            Good images on which the detector was not fitted. The bound on the false-positive rate is exact if new good
-            images are exchangeable with `X`. None uses the existing calibration scores.
+            Good images on which the detector was not fitted. The bound on the false-positive rate then holds for new
+            good images that are exchangeable with `X`. None uses the existing calibration scores.
         contamination : float in (0, 0.5], "auto" or None, default=None
-            Accepted false-positive rate: fraction of good images that may be flagged. None uses the detector's own
-            `contamination`. This parameter of the detector does not change, and a new `fit` uses it again.
+            Accepted false-positive rate: fraction of good images for which `predict` may return -1. None uses the
+            detector's parameter `contamination`. `recalibrate` never changes this parameter, and `fit` uses it again.
 
         Returns
         -------
         detector
             The detector itself, with new ``offset_`` and ``pixel_offset_``. If `X` is given, ``calibration_scores_``,
-            ``calibration_peaks_`` and ``calibration_image_indices_`` are replaced by those of `X`, and
-            ``appearance_range_`` is extended to `X`.
+            ``calibration_peaks_`` and ``calibration_image_indices_`` are those of `X`. The brightness, colours and
+            contrast of `X` are then included in ``appearance_range_``, and cause no warning in new images.
 
         Raises
         ------
         ImageError, ValueError
-            As in `score_samples`. Also if `contamination` is out of its range, or if neither `X` nor calibration scores
-            are available.
+            As in `score_samples`. In addition, a ValueError if `contamination` is out of its range, or if `X` is None
+            and the detector has no threshold.
 
         Warns
         -----
@@ -440,7 +442,7 @@ class ImageDetector(OutlierMixin):
     def _scored(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str = "raise"
     ) -> tuple[np.ndarray, list[Any]]:
-        """Return the anomaly scores of all images and the values of `of_map`. Warn if images are flagged."""
+        """Return the anomaly scores of all images and the values of `of_map`. Warn if images cannot be scored."""
         _check_on_error(on_error)
         parts = list(self._iter_or_flag(X, of_map, on_error))
         if failures := [part.error for part in parts if part.error is not None]:

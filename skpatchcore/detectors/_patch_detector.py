@@ -48,9 +48,9 @@ from skpatchcore.protocols import image_size_of, reports_views
 class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseEstimator):
     """Base class of the detectors that fit a model to patch features and score patches.
 
-    A subclass must have the parameters in ``_parameter_constraints`` and implement `_learn`. It may have parameters of
-    its own. It may override `_memory_needs` (the memory that `_learn` needs), `_stage_names` (the names of its stages),
-    and `_keep` and `_model` (the conversion between the model and the fitted attributes).
+    A subclass must have the parameters in ``_parameter_constraints`` and implement `_learn`. A subclass may have
+    additional parameters. It may override `_memory_needs` (the memory that `_learn` needs), `_stage_names` (the names
+    of its stages), and `_keep` and `_model` (the conversion between the model and the fitted attributes).
     """
 
     _parameter_constraints: dict[str, Any] = {
@@ -92,17 +92,20 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         Parameters
         ----------
         patches : Patches or PatchStream
-            Patch features of the training images. They are held in memory, or extracted again in each pass.
+            Patch features of the training images: held in memory, or extracted again in each pass.
         stages : dict of str to estimator
             The stages by name. They are not changed.
         budget : Budget
             Memory that this method may use if the patch features are not held in memory.
         seed : int
-            Seed for the random draws of the detector itself. It is the same in each call of one fit.
+            Seed for the random draws of the detector itself. All calls during one `fit` get the same seed.
         """
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
-        """Return the memory that `_learn` needs in addition to the patch features, which it must hold by default."""
+        """Return the memory that `_learn` needs in addition to the patch features.
+
+        The default states that `_learn` needs all patch features in memory.
+        """
         return MemoryNeeds(learning=None, model=0)
 
     def _keep(self, model: Any, numbers: np.ndarray) -> None:
@@ -122,8 +125,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def set_params(self, **params: Any) -> Any:
         """Set parameters of the detector and of its stages.
 
-        A parameter of a stage is set by the stage's name and two underscores, e.g. ``extractor__patch_size=1``. The
-        stage may be None.
+        The stages are the estimators inside the detector, such as ``extractor``. ``extractor__patch_size=1`` sets the
+        parameter ``patch_size`` of the extractor. If the stage is None or the name of an index, the default estimator
+        or the named index replaces this value first.
 
         Parameters
         ----------
@@ -156,11 +160,13 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             ``extractor="precomputed"``, `X` contains patch features.
         y : array of shape (n_images,) or None, default=None
             Labels: +1 for good images, -1 for anomalous images, and 0, NaN or None for images without a label. The
-            detector is fitted only on the images with the label +1. None means that all images are good.
+            detector is fitted only on the images with the label +1. ``y=None`` means that all images are good.
         groups : array of shape (n_images,) or None, default=None
-            Group of each image. Images of the same part must have the same group. Calibration leaves out whole groups.
-            None means that each image is a group of its own. For metadata routing, call
-            ``detector.set_fit_request(groups=True)``.
+            Group of each image, a number or a text. Give all images of the same workpiece the same group. The
+            calibration scores an image with a model that was fitted without all images of its group. This is not
+            checked: images of one workpiece in different groups make the thresholds too tight. None means that each
+            image is a group of its own. A search or a pipeline with scikit-learn's metadata routing passes `groups`
+            only after ``detector.set_fit_request(groups=True)``.
 
         Returns
         -------
@@ -172,17 +178,19 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         ImageError
             If an image cannot be read or is not an image. The error names the image's index and path.
         ValueError
-            If a parameter is out of its range, the lengths of the arguments differ, `y` contains other labels, no good
-            image is left, all images are in one group, or features contain NaN. Also if `max_memory` is too small: the
-            error names the memory that is needed.
+            If a parameter is out of its range; if `X`, `y` and `groups` differ in length; if `y` contains values other
+            than +1, -1, 0, NaN and None; if no image has the label +1; if all images with the label +1 are in one group
+            and `calibration` is not None; if `X` is a dataset with several classes and `y` is None; if patch features
+            contain NaN or infinity; or if `max_memory` is too small for the fit. The error then names the memory that
+            is needed.
         WeightsError
             If the network's weights cannot be found.
 
         Warns
         -----
         UserWarning
-            If images have no label, if there are too few images or groups for the calibration, or if the images are
-            nearly black.
+            If `y` contains images without a label, if there are too few calibration images or groups for the value of
+            `contamination`, if the calibration cannot score some images, or if all images are nearly black.
         """
         X = listed(X)
         with report_tasks(self, X, y), restored_on_failure(self):
@@ -235,14 +243,16 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         n_images : int
             Number of training images.
         image : image, grid of patch features, or None, default=None
-            Example of a training image. None uses a square grey image, which suffices if the extractor has an
-            `image_size`.
+            Example of a training image. None uses a square grey image. Pass an example if the extractor's `image_size`
+            is None, or if the extractor resizes without cropping and the images are not square.
 
         Returns
         -------
         MemoryEstimate
-            Estimate in bytes. ``str(estimate)`` lists the memory that each way to fit needs. ``estimate.way(n_bytes)``
-            returns the way that `fit` takes with ``max_memory=n_bytes``.
+            Estimate in bytes. `fit` chooses the fastest of up to three methods that fit into `max_memory`: ``"at
+            once"`` holds all patch features in memory, ``"two passes"`` runs the network again on some images, and
+            ``"shards"`` selects from a part of the patch features at a time. ``str(estimate)`` lists the memory that
+            each method needs. ``estimate.way(n_bytes)`` returns the method that is used with ``max_memory=n_bytes``.
 
         Raises
         ------
