@@ -164,9 +164,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         groups : array of shape (n_images,) or None, default=None
             Group of each image, a number or a text. Give all images of the same workpiece the same group. The
             calibration scores an image with a model that was fitted without all images of its group. This is not
-            checked: images of one workpiece in different groups make the thresholds too tight. None means that each
-            image is a group of its own. A search or a pipeline with scikit-learn's metadata routing passes `groups`
-            only after ``detector.set_fit_request(groups=True)``.
+            checked. If images of one workpiece are in different groups, too many new good images are labelled -1. None
+            means that each image is a group of its own. A search or a pipeline with scikit-learn's metadata routing
+            passes `groups` only after ``detector.set_fit_request(groups=True)``.
 
         Returns
         -------
@@ -181,7 +181,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             If a parameter is out of its range; if `X`, `y` and `groups` differ in length; if `y` contains values other
             than +1, -1, 0, NaN and None; if no image has the label +1; if all images with the label +1 are in one group
             and `calibration` is not None; if `X` is a dataset with several classes and `y` is None; if patch features
-            contain NaN or infinity; or if `max_memory` is too small for the fit. The error then names the memory that
+            contain NaN or infinity; or if `max_memory` is too small for the fit. The last error names the memory that
             is needed.
         WeightsError
             If the network's weights cannot be found.
@@ -189,8 +189,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         Warns
         -----
         UserWarning
-            If `y` contains images without a label, if there are too few calibration images or groups for the value of
-            `contamination`, if the calibration cannot score some images, or if all images are nearly black.
+            If `y` contains images without a label, if `y` is None and `X` is a dataset with targets (which are then
+            ignored), if there are too few calibration images or groups for the value of `contamination`, if the
+            calibration cannot score some images, or if all images are nearly black.
         """
         X = listed(X)
         with report_tasks(self, X, y), restored_on_failure(self):
@@ -250,9 +251,10 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         -------
         MemoryEstimate
             Estimate in bytes. `fit` chooses the fastest of up to three methods that fit into `max_memory`: ``"at
-            once"`` holds all patch features in memory, ``"two passes"`` runs the network again on some images, and
-            ``"shards"`` selects from a part of the patch features at a time. ``str(estimate)`` lists the memory that
-            each method needs. ``estimate.way(n_bytes)`` returns the method that is used with ``max_memory=n_bytes``.
+            once"`` holds all patch features in memory, ``"two passes"`` runs the network again where patch features are
+            needed later, and ``"shards"`` selects from a part of the patch features at a time. ``str(estimate)`` lists
+            the memory that each method needs. ``estimate.way(n_bytes)`` returns the name of the method that `fit` uses
+            with ``max_memory=n_bytes``.
 
         Raises
         ------

@@ -91,36 +91,74 @@ class Training:
 
 
 class PaDiMDetector(PatchDetector):
-    """Detect anomalous images and pixels with PaDiM, a baseline of the PatchCore paper.
+    """Detect anomalous images and pixels with PaDiM, an earlier method with which the PatchCore paper compares.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
     and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    PaDiM fits a Gaussian to the patch features of the good images at each position of the patch grid. The patch score
-    is the Mahalanobis distance to the Gaussian at the same position. The image score is the largest patch score.
+    PaDiM (Patch Distribution Modeling) fits a Gaussian to the patch features of the good images at each position of the
+    patch grid. The patch score is the Mahalanobis distance to the Gaussian at the same position: the distance to the
+    mean, in units of the standard deviation in this direction. The image score is the largest patch score.
 
     Parameters
     ----------
     extractor : estimator, "precomputed" or None, default=None
-        As in :class:`~skpatchcore.PatchCoreDetector`. To compare the detectors on the same features, pass the same
-        extractor to both. The PaDiM paper uses the features of ``TorchFeatureExtractor(layers=("layer1", "layer2",
-        "layer3"), patch_size=1)``.
+        The extractor turns images into grids of patch features. None uses ``TorchFeatureExtractor()``. With
+        ``"precomputed"``, `X` contains patch features. For a fair comparison of several detectors, pass the same
+        extractor to all of them. For the layers and the patch size of the PaDiM paper, pass
+        ``TorchFeatureExtractor(layers=("layer1", "layer2", "layer3"), patch_size=1)``.
     n_channels : int, default=100
         Number of randomly selected channels that are kept. If the features have at most `n_channels` channels, all of
         them are kept.
     regularization : float, default=0.01
-        Value that is added to the diagonal of the covariances, in squared units of the features.
-    contamination, calibration, smoothing, max_memory, device, random_state, verbose
-        As in :class:`~skpatchcore.PatchCoreDetector`. ``random_state`` also selects the channels.
+        Value that is added to the diagonal of each covariance matrix. The sum is invertible even if there are fewer
+        images than channels. A larger value makes all distances smaller. The unit is that of a variance: the square of
+        the unit of the features.
+    contamination : float in (0, 0.5] or "auto", default="auto"
+        Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
+        ``"auto"`` uses the most anomalous calibration score as the image threshold.
+    calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
+        Method that scores good images in order to set the thresholds. No image is scored by Gaussians that were fitted
+        on the image or its group. ``"leave-one-out"`` scores each training image by the Gaussians of all other groups.
+        A float is the fraction of the images (or groups) that are scored, but not used for the Gaussians. An int is a
+        number of folds. None sets no threshold. For details, see :class:`~skpatchcore.PatchCoreDetector`.
+    smoothing : float, default=4.0
+        Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
+    max_memory : int, str or None, default="auto"
+        Maximum memory (RAM) that `fit` may use, in bytes or as a string, e.g. ``"4GB"``. ``"auto"`` uses a fraction of
+        the free memory, or more if the kept channels need more. None means no limit. `fit` raises an error if a number
+        or a string is too small for the kept channels of all patch features.
+    device : str, default="auto"
+        Device of an extractor with ``device="auto"``. ``"auto"`` uses CUDA if available, otherwise the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Seed for the selection of the channels, for the draws of held-out images and folds, and for an extractor with
+        ``random_state=None``. Pass an int for reproducible results.
+    verbose : int, default=0
+        If 1, progress bars are shown for extraction, calibration and scoring.
 
     Attributes
     ----------
     extractor_ : estimator
         The fitted extractor. None with precomputed features.
     model_ : Gaussians
-        Means, inverse Cholesky factors of the covariances, and indices of the kept channels.
-    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
-        As in :class:`~skpatchcore.PatchCoreDetector`.
+        The Gaussian of each position of the patch grid (mean, and inverse of the Cholesky factor of the covariance
+        matrix), and the indices of the kept channels.
+    calibration_scores_ : array of shape (n_calibration,), float64
+        Scores of the calibration images, bigger = more normal. NaN for an image that leave-one-out cannot score,
+        because there is no other training image.
+    calibration_peaks_ : array of shape (n_calibration,), float64
+        Maximum of the anomaly map of each calibration image, bigger = more anomalous.
+    calibration_image_indices_ : array of shape (n_calibration,), int64
+        Index in `X` of each calibration image.
+    appearance_range_ : array of shape (2, 5) or None
+        Lowest and highest brightness, colour and contrast values of the training images, as in
+        :class:`~skpatchcore.PatchCoreDetector`. Scoring methods warn if all new images lie far outside this range.
+    offset_ : float
+        Image threshold: ``predict`` returns -1 if the image score is below `offset_`. NaN if there is no calibration
+        score.
+    pixel_offset_ : float
+        Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous. NaN if there is no
+        calibration score.
     n_features_in_, feature_names_in_
         Number and names of the columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
 
@@ -131,10 +169,11 @@ class PaDiMDetector(PatchDetector):
     patches at any position. All images must also show the part at the same position and in the same orientation:
     PaDiM flags parts that are moved or rotated.
 
-    During the fit, the kept channels of all patch features are held in memory, and they are held in float64 while the
-    moments are computed. All channels are also held in memory if `max_memory` allows this. Otherwise, the calibration
-    extracts them again. To leave out an image in the calibration, the contribution of the image is subtracted from the
-    means and the covariances.
+    During the fit, the kept channels of all patch features are held in memory. Two copies of them in float64 are held
+    while the means and covariances are computed. If `max_memory` is large enough, the patch features with all channels
+    are held in memory too. Otherwise, the extractor computes the patch features a second time for the calibration.
+    Leave-one-out is fast: `fit` subtracts the contribution of an image from the means and covariances instead of
+    fitting them again.
 
     References
     ----------
@@ -220,7 +259,7 @@ class PaDiMDetector(PatchDetector):
 
 
 class _OneGrid:
-    """Check that raises a ValueError if a grid differs in size from the first grid, or from the training images."""
+    """Check that raises a ValueError if a grid differs in size from the given grid, or from the first grid if None."""
 
     def __init__(self, grid: tuple[int, int] | None):
         self.grid = grid
@@ -242,7 +281,7 @@ class _OneGrid:
 class Moments:
     """First and second moments of the patch features at each position of the grid.
 
-    The moments without a few images can be computed from them without a pass over the other images.
+    The moments without a few images can be computed from these moments without a pass over the remaining images.
 
     Attributes
     ----------
@@ -267,11 +306,11 @@ class Moments:
         return cls(len(features), means, centred @ centred.mT)
 
     def without(self, features: np.ndarray) -> Moments:
-        """Return the moments of the other images, where `features` are the features of the images to leave out."""
+        """Return the moments without some images, where `features` are the features of the images to leave out."""
         # Let m and S be the mean and the scatter of all images, and d the deviations from m of the images to leave out.
-        # The deviations of all images sum to 0, so the mean of the n other images is m + s with s = -sum(d) / n.
-        # The scatter of the other images around m is S - d d^T.
-        # Their scatter around their own mean m + s is smaller by n s s^T.
+        # The deviations of all images sum to 0, so the mean of the n remaining images is m + s with s = -sum(d) / n.
+        # The scatter of the remaining images around m is S - d d^T.
+        # The scatter of the remaining images around their own mean m + s is smaller by n s s^T.
         centred = _by_place(features) - self.means
         n = self.n - len(features)
         shift = -centred.sum(2, keepdim=True) / n

@@ -45,11 +45,12 @@ class PatchCoreDetector(PatchDetector):
         The index searches the bank for nearest rows with ``kneighbors``. ``sklearn.neighbors.NearestNeighbors`` can be
         used too. None uses ``"exact"``.
     n_neighbors : int, default=9
-        *b* of Equation 7 of the paper: number of bank rows in the neighbourhood of the nearest bank row. The distances
-        to these rows re-weight the image score. 1 turns the re-weighting off.
+        *b* of Equation 7 of the PatchCore paper: number of bank rows in the neighbourhood of the nearest bank row. The
+        distances to these rows re-weight the image score. 1 turns the re-weighting off.
     contamination : float in (0, 0.5] or "auto", default="auto"
-        Accepted false-positive rate: the fraction of *good* images that `predict` may flag. ``"auto"`` uses the most
-        anomalous calibration score as the image threshold, and flags no calibration image.
+        Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
+        ``"auto"`` uses the most anomalous calibration score as the image threshold. No calibration score is then beyond
+        the threshold.
     calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
@@ -67,7 +68,8 @@ class PatchCoreDetector(PatchDetector):
           `score_samples`.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input. The default is the
-        value in the paper. The standard deviation is scaled with the map to the image's own size.
+        value in the paper. If an image is larger than the network's input, the standard deviation in pixels of the
+        image is larger by the same factor.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
@@ -79,11 +81,11 @@ class PatchCoreDetector(PatchDetector):
         - shards: the coreset is selected shard by shard. This coreset covers the patch features slightly less well,
           and the selected rows depend on `max_memory`.
     device : str, default="auto"
-        Device for the stages whose own ``device`` is ``"auto"``. ``"auto"`` uses CUDA if a CUDA device is available,
-        otherwise the CPU.
+        Device for the stages (extractor, sampler, index) with ``device="auto"``. ``"auto"`` uses CUDA if a CUDA device
+        is available, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
-        Seed for the draws of held-out images and folds, and for the stages whose own ``random_state`` is None. Pass an
-        int for reproducible results.
+        Seed for the draws of held-out images and folds, and for the stages (extractor, sampler, index) with
+        ``random_state=None``. Pass an int for reproducible results.
     verbose : int, default=0
         If 1, progress bars are shown for extraction, selection, calibration and scoring.
 
@@ -101,10 +103,10 @@ class PatchCoreDetector(PatchDetector):
         Top, left, height and width of each bank row's patch in its image, in the image's own pixels. NaN with
         precomputed features.
     calibration_scores_ : array of shape (n_calibration,), float64
-        Scores of the calibration images, bigger = more normal. The array is empty with ``calibration=None``. The score
-        is NaN if the image cannot be scored because all rows of the bank came from its group.
+        Scores of the calibration images, bigger = more normal. The array is empty with ``calibration=None``. With
+        ``"leave-one-out"``, the score of an image is NaN if all rows of the bank come from this image or its group.
     calibration_peaks_ : array of shape (n_calibration,), float64
-        Maximum of the anomaly map of each calibration image, bigger = more anomalous.
+        Maximum of the anomaly map of each calibration image, bigger = more anomalous. NaN where the score is NaN.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     appearance_range_ : array of shape (2, 5) or None
@@ -115,9 +117,10 @@ class PatchCoreDetector(PatchDetector):
     offset_ : float
         Image threshold: ``decision_function = score_samples - offset_``. NaN if there is no calibration score.
     pixel_offset_ : float
-        Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. It is computed from
-        `calibration_peaks_`. At most a fraction `contamination` of good images has any such pixel. NaN if there is no
-        calibration score.
+        Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. The pixel threshold is
+        computed from `calibration_peaks_`, as `offset_` is computed from `calibration_scores_`. Therefore at most a
+        fraction `contamination` of good images is expected to have anomalous pixels. NaN if there is no calibration
+        score.
     n_features_in_ : int
         Number of columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
     feature_names_in_ : array of str
@@ -180,10 +183,10 @@ class PatchCoreDetector(PatchDetector):
         self.verbose = verbose
 
     def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:
-        """Return the most anomalous patches of each image and the nearest nominal patch of each, **bigger = farther**.
+        """Return the most anomalous patches of images, with the most similar bank row of each, **bigger = farther**.
 
-        The table explains image scores: it shows which patch is anomalous, and which patch of a good image is the most
-        similar one.
+        The table explains image scores. For each of the most anomalous patches of an image, the table contains the
+        nearest row of the memory bank and the training image from which this row was computed.
 
         Parameters
         ----------
@@ -191,7 +194,7 @@ class PatchCoreDetector(PatchDetector):
             The images.
         n_patches : int, default=1
             Number of patches to return per image. The patches with the largest distances from the bank are returned,
-            the largest first. They are often neighbours in the patch grid.
+            the largest first. The returned patches are often neighbours in the patch grid.
 
         Returns
         -------
@@ -200,20 +203,21 @@ class PatchCoreDetector(PatchDetector):
 
             - ``image``: index of the image in `X`.
             - ``rank``: 0 for the patch that determines the image score, then 1, 2 and so on.
-            - ``top``, ``left``, ``height``, ``width``: the cell of the patch, in the image's own pixels.
+            - ``top``, ``left``, ``height``, ``width``: the cell of the patch (its rectangle of the patch grid), in the
+              image's own pixels.
             - ``distance``: distance to the nearest row of the bank, bigger = more anomalous. For rank 0, this is the
-              distance of Equation 6 of the paper.
+              distance of Equation 6 of the PatchCore paper.
             - ``bank_row``: index of the nearest row in ``memory_bank_``.
             - ``nominal_image``: index in the `X` of `fit` of the image from which this bank row was computed.
             - ``nominal_top``, ``nominal_left``, ``nominal_height``, ``nominal_width``: the cell of the bank row's
               patch in that image, in the image's own pixels.
 
-            Cells are NaN with precomputed features.
+            With precomputed features, the columns of cells contain NaN.
 
         Raises
         ------
         ImageError
-            If an image cannot be read, as in `score_samples`.
+            If an image cannot be read or is not an image.
         ValueError
             If `n_patches` is less than 1.
         """

@@ -46,8 +46,8 @@ class Gallery:
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return image scores and grids of patch scores, **bigger = more anomalous**.
 
-        The image score is the mean distance to the nearest images. The patch score is the distance to the nearest
-        patch in these images.
+        The image score is the mean distance to the `n_neighbors` nearest images of the gallery. The patch score is the
+        distance to the nearest patch in these nearest images.
         """
         check_channels(patches, self.rows.shape[1])
         to_images = pairwise_distances(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
@@ -69,45 +69,79 @@ class Gallery:
 
 
 class SPADEDetector(PatchDetector):
-    """Detect anomalous images and pixels with SPADE, a baseline of the PatchCore paper.
+    """Detect anomalous images and pixels with SPADE, an earlier method with which the PatchCore paper compares.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
     and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    SPADE compares an image with its nearest good images. The distance between two images is the distance between the
-    means of their patch features. The image score is the mean distance to the nearest good images. The patch score is
-    the distance to the nearest patch in these good images, at any position in the grid.
+    SPADE (Semantic Pyramid Anomaly Detection) compares a new image with the *K* most similar training images. The
+    distance between two images is the distance between the means of their patch features. The image score is the mean
+    distance to the *K* nearest training images. The score of a patch is the distance to the most similar patch in these
+    *K* images, wherever that patch lies in its image.
 
     Parameters
     ----------
     extractor : estimator, "precomputed" or None, default=None
-        As in :class:`~skpatchcore.PatchCoreDetector`. To compare the detectors on the same features, pass the same
-        extractor to both.
+        The extractor turns images into grids of patch features. None uses ``TorchFeatureExtractor()``. With
+        ``"precomputed"``, `X` contains patch features. For a fair comparison of several detectors, pass the same
+        extractor to all of them.
     n_neighbors : int, default=50
-        Number *K* of nearest good images with which a new image is compared. If there are fewer good images, all of
-        them are used.
-    contamination, calibration, smoothing, max_memory, device, random_state, verbose
-        As in :class:`~skpatchcore.PatchCoreDetector`.
+        Number *K* of nearest training images with which a new image is compared. If there are fewer training images,
+        all of them are used.
+    contamination : float in (0, 0.5] or "auto", default="auto"
+        Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
+        ``"auto"`` uses the most anomalous calibration score as the image threshold.
+    calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
+        Method that scores good images in order to set the thresholds. No image is compared with itself or its group.
+        ``"leave-one-out"`` compares each training image with the training images of all other groups. A float is the
+        fraction of the images (or groups) that are scored, but not stored in the model. An int is a number of folds.
+        None sets no threshold. For details, see :class:`~skpatchcore.PatchCoreDetector`.
+    smoothing : float, default=4.0
+        Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
+    max_memory : int, str or None, default="auto"
+        Maximum memory (RAM) that `fit` may use, in bytes or as a string, e.g. ``"4GB"``. ``"auto"`` uses a fraction of
+        the free memory, or more if all patch features need more. None means no limit. `fit` raises an error if a number
+        or a string is too small for all patch features.
+    device : str, default="auto"
+        Device of an extractor with ``device="auto"``. ``"auto"`` uses CUDA if available, otherwise the CPU.
+    random_state : int, RandomState instance or None, default=None
+        Seed for the draws of held-out images and folds, and for an extractor with ``random_state=None``.
+    verbose : int, default=0
+        If 1, progress bars are shown for extraction, calibration and scoring.
 
     Attributes
     ----------
     extractor_ : estimator
         The fitted extractor. None with precomputed features.
     model_ : Gallery
-        All patch features of the good images.
-    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
-        As in :class:`~skpatchcore.PatchCoreDetector`.
+        All patch features of the training images, and the mean patch feature of each image.
+    calibration_scores_ : array of shape (n_calibration,), float64
+        Scores of the calibration images, bigger = more normal. NaN for an image that leave-one-out cannot score,
+        because there is no other training image.
+    calibration_peaks_ : array of shape (n_calibration,), float64
+        Maximum of the anomaly map of each calibration image, bigger = more anomalous.
+    calibration_image_indices_ : array of shape (n_calibration,), int64
+        Index in `X` of each calibration image.
+    appearance_range_ : array of shape (2, 5) or None
+        Lowest and highest brightness, colour and contrast values of the training images, as in
+        :class:`~skpatchcore.PatchCoreDetector`. Scoring methods warn if all new images lie far outside this range.
+    offset_ : float
+        Image threshold: ``predict`` returns -1 if the image score is below `offset_`. NaN if there is no calibration
+        score.
+    pixel_offset_ : float
+        Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous. NaN if there is no
+        calibration score.
     n_features_in_, feature_names_in_
         Number and names of the columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
 
     Notes
     -----
-    The detector keeps all patch features of all training images, and compares each patch with the patches of *K*
-    images. Therefore its files are large and its predictions are slow.
+    The detector stores all patch features of all training images, and compares each patch of a new image with all
+    patches of *K* training images. Therefore a saved detector is a large file, and predictions are slow.
 
-    This implementation differs from the SPADE paper in two points. First, it compares images by the mean of their patch
-    features, because an extractor of patch features does not return the network's last pooling layer, which the paper
-    uses. Second, distances are not squared.
+    This implementation differs from the SPADE paper in two points. First, the SPADE paper compares images by the output
+    of the network's last pooling layer. Extractors of patch features do not return this output. Therefore the mean of
+    the patch features is used instead. Second, distances are not squared.
 
     References
     ----------
