@@ -44,8 +44,8 @@ class ImageResult:
         Value of ``decision_function``, negative = anomalous. NaN if the detector has no threshold, or if the image
         could not be scored.
     label : int or None
-        +1 for normal, -1 for anomalous. -1 if the image could not be scored. Otherwise None if the detector has no
-        threshold.
+        +1 for a normal image. -1 for an anomalous image, and for an image that could not be scored. None for an image
+        with a score if the detector has no threshold.
     p_value : float
         P-value of ``p_values``, small = anomalous. NaN if the detector has no threshold, or if the image could not be
         scored.
@@ -96,7 +96,7 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
     Returns
     -------
     iterator of Scored
-        The results in the order of `X`. An image is scored at most twice: again if another image of its batch fails.
+        The results in the order of `X`. Images before a failed image of the same batch are scored a second time.
     """
     # If an image fails, its whole batch is lost. Then:
     # 1. score the images of the batch before the failed image again,
@@ -122,7 +122,7 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
                 failed = begin + error.index
                 if not done <= failed < stop:  # a user's own extractor raised an error with a wrong index
                     raise
-                if done < failed:  # the images of its batch before the failed image
+                if done < failed:  # images of the same batch before the failed image
                     yield from flagged(done, failed)
                 done = failed + 1
                 flag = ImageError(error.message, failed, error.path)

@@ -25,9 +25,10 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
     and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
-    The scores of each detector are standardised with the mean and the standard deviation of its calibration scores.
-    The maps of each detector are standardised with the mean and the standard deviation of its calibration peaks. Both
-    are computed from good images only, never from the images that are scored.
+    The scores of each detector are standardised with the mean and the standard deviation of the detector's calibration
+    scores. The maps of each detector are standardised with the mean and the standard deviation of the detector's
+    calibration peaks. All means and standard deviations are computed from good images only, never from the images that
+    are scored. A standardised score has no unit. Scores can be positive.
 
     Parameters
     ----------
@@ -36,8 +37,9 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         same images. Therefore pass the same `calibration` to all of them. Instead of a float, pass a splitter with a
         fixed seed, e.g. ``ShuffleSplit(1, test_size=0.2, random_state=0)``.
     contamination : float in (0, 0.5] or "auto", default="auto"
-        Accepted false-positive rate: fraction of good images that `predict` may flag. ``"auto"`` flags no calibration
-        image. The `contamination` of the single detectors is not used.
+        Accepted false-positive rate: fraction of good images for which `predict` may return -1 (anomalous). ``"auto"``
+        uses the most anomalous calibration score as the image threshold. The `contamination` of the single detectors is
+        not used.
 
     Attributes
     ----------
@@ -47,12 +49,14 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         Averaged standardised scores of the calibration images, bigger = more normal.
     calibration_peaks_ : array of shape (n_calibration,), float64
         Averaged standardised maxima of the maps of the calibration images, bigger = more anomalous. The maximum of an
-        averaged map is at most this average. Therefore the pixel threshold is conservative: it flags at most the
-        accepted fraction of good images, and usually fewer.
+        averaged map is at most the average of the maxima. Therefore the pixel threshold is conservative: at most the
+        accepted fraction of good images, and usually fewer, is expected to have anomalous pixels.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
-    offset_, pixel_offset_ : float
-        Image threshold and pixel threshold, as in :class:`PatchCoreDetector`.
+    offset_ : float
+        Image threshold: ``predict`` returns -1 if the score is below `offset_`.
+    pixel_offset_ : float
+        Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous.
 
     References
     ----------
@@ -143,8 +147,9 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         Raises
         ------
         ImageError, ValueError, WeightsError
-            As in the `fit` of the detectors. Also if there are no detectors, if names are not unique, if detectors are
-            calibrated on different images, or if a detector has fewer than two calibration scores.
+            As in the `fit` of the detectors. In addition, a ValueError if there are no detectors, if names are not
+            valid or not unique, if two detectors are calibrated on different images, or if a detector has fewer than
+            two calibration scores.
         """
         with restored_on_failure(self):
             return self._fit(listed(X), y, groups)

@@ -97,8 +97,8 @@ class PaDiMDetector(PatchDetector):
     and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
 
     PaDiM (Patch Distribution Modeling) fits a Gaussian to the patch features of the good images at each position of the
-    patch grid. The patch score is the Mahalanobis distance to the Gaussian at the same position: the distance to the
-    mean, in units of the standard deviation in this direction. The image score is the largest patch score.
+    patch grid. The patch score is the Mahalanobis distance to the Gaussian at the same position: a distance to the mean
+    that is scaled by the variances and correlations of the good images. The image score is the largest patch score.
 
     Parameters
     ----------

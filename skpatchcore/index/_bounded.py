@@ -1,10 +1,11 @@
-"""BoundedBank: exact nearest neighbours on the CPU. Lower bounds rule out most pairs before their distance is computed.
+"""BoundedBank: exact nearest neighbours on the CPU. Lower bounds exclude most pairs before the distances are computed.
 
-A thin matrix product yields a lower bound of the squared distance of every pair of a query and a row (see `Bounds`).
-The row with the lowest bound is usually near. Its squared distance, plus a bound of the rounding error, is an upper
-bound for the nearest row. All rows with a lower bound above this upper bound are ruled out. The squared distances of
-the few remaining pairs are computed from inner products over all features. Pairs that may still be nearest, given the
-rounding errors of these products, are measured once more, from differences.
+A thin matrix product (few columns) yields a lower bound of the squared distance of each pair of a query and a row (see
+`Bounds`). The row with the lowest bound is usually near the query. The squared distance of this row, plus a bound of
+the rounding error, is an upper bound for the nearest row. All rows with a lower bound above the upper bound are
+excluded. The squared distances of the few remaining pairs are computed from inner products over all features. Pairs
+that may still be nearest, given the rounding errors of these products, are measured once more: as the length of the
+difference between the query and the row.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class BoundedBank:
 
     Notes
     -----
-    Only the first of several equal rows is searched. If a thousand equal rows are nearest, bounds rule out none of
-    them.
+    Only the first of several equal rows is searched. If a thousand equal rows are nearest to a query, bounds exclude
+    none of these rows.
     """
 
     def __init__(self, rows: torch.Tensor):
@@ -107,8 +108,8 @@ class BoundedBank:
         distances : array of shape (n_queries, n_neighbors), float64
             Euclidean distances, ascending.
         indices : array of shape (n_queries, n_neighbors), int64
-            Indices of the nearest rows. Of equal distances, the lower index comes first. The copies of a row follow the
-            row.
+            Indices of the nearest rows, at equal distances sorted by index. Rows with equal values come directly after
+            the first of them.
         """
         dead = self._dead(excluded)
         n_wanted = min(n_neighbors, len(self._rows) - (0 if dead is None else len(dead)))
@@ -121,36 +122,37 @@ class BoundedBank:
     def farthest(
         self, queries: torch.Tensor, starts: np.ndarray, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the query of each group with the farthest nearest row.
+        """Return, for each group of queries, the query that has the largest distance to its nearest row.
 
         Parameters
         ----------
         queries : tensor of shape (n_queries, n_features)
             The queries, with the dtype of the bank, group after group.
         starts : array of shape (n_groups + 1,), int64
-            First query of each group, followed by the number of queries. No group may be empty.
+            First query of each group, then the total number of queries as the last item. No group may be empty.
         excluded : array of int or None, default=None
             Indices of rows that are not searched.
 
         Returns
         -------
         tops : array of shape (n_groups,), int64
-            Index of the query of each group with the farthest nearest row. Of equal distances, the first query counts.
+            Index of the query with the largest distance, for each group. If there are several, the first of them.
         distances : array of shape (n_groups,), float64
-            Euclidean distance from this query to its nearest row.
+            Euclidean distance from the returned query to its nearest row.
         indices : array of shape (n_groups,), int64
-            Index of this nearest row.
+            Index of the row that is nearest to the returned query.
 
         Notes
         -----
-        Each query has an upper bound of the distance to its nearest row: the distance to any one row. Some queries of
-        each group are searched exactly. Queries with an upper bound below the largest of these exact distances cannot
-        be the farthest ones, so they are not searched. Usually, these are almost all queries.
+        The distance from a query to any row is an upper bound of the distance from the query to its nearest row. Some
+        queries of each group are searched exactly. A query with an upper bound below the largest of these exact
+        distances cannot have the largest distance of the group. Such queries are not searched. Usually, almost all
+        queries are such queries.
         """
         # 1. Find an upper bound for each query: the distance to the row with the lowest coarse bound.
         # 2. Search exactly for the _N_FIRST queries of each group with the highest upper bounds. The largest distance
         #    that is found is the floor of the group.
-        # 3. Search exactly for all queries with an upper bound at or above the floor, and take the farthest one.
+        # 3. Search exactly for all queries with an upper bound at or above the floor, and return the farthest query.
         candidates = np.arange(len(queries))
         groups = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
         if self._coarse is not None:
@@ -405,7 +407,7 @@ class BoundedBank:
         distances : array of shape (n_queries, n_neighbors), float64
             Euclidean distances, ascending.
         indices : array of shape (n_queries, n_neighbors), int64
-            Indices of the distinct rows. Of equal distances, the lower index comes first.
+            Indices of the distinct rows, at equal distances sorted by index.
         """
         squares = torch.empty(len(q), dtype=torch.float64)
         for i in range(0, len(q), _N_PAIRS):

@@ -35,10 +35,18 @@ _OTHER_WORK = 20
 class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     """Exact nearest-neighbour search in the memory bank.
 
-    On the CPU, lower bounds from a thin matrix product rule out most rows. Full distances are computed only for the
-    remaining rows. The bounds are derived from the bank at the first search in each process. This takes about a second
-    for 16,000 rows of 1,536 columns. On CUDA, the full matrix product is fast. Blocks of the product choose a few
-    candidate rows per query, and the distances of the candidates are computed from differences.
+    The rows of the memory bank are stored patch features. A query is a patch feature for which the index finds the
+    nearest row. The results are the same as if the distances from each query to all rows were computed.
+
+    On the CPU, a small matrix product computes a lower bound for the distance of each query from each row. A row is
+    skipped if its lower bound is larger than the distance of another row, because it cannot be the nearest row. Most
+    rows are skipped. The true distances are computed only for the remaining rows. The data for the lower bounds are
+    computed from the bank at the first search in each operating system process. This takes about a second for 16,000
+    rows of 1,536 columns.
+
+    On CUDA, a matrix product computes all distances, with rounding errors. The rows with the smallest values are the
+    candidates for each query. The distances of the candidates are then computed precisely: as the length of the
+    difference between the query and the row.
 
     Parameters
     ----------
@@ -46,9 +54,10 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
         Device of the searches. ``"auto"`` uses CUDA if it is available, otherwise the CPU. If the index was fitted on
         CUDA and CUDA is not available, searches run on the CPU and warn.
     storage : {"float16"} or None, default=None
-        Data type in which the bank is stored. ``"float16"`` rounds the bank. It halves the size of a float32 bank in
-        memory between searches and in files, and changes distances by about one part in ten thousand. None keeps the
-        data type. Searches compute in at least float32 in both cases.
+        Data type in which the bank is stored. ``"float16"`` rounds the values of the bank to float16. This rounding
+        halves the size of a float32 bank in files, and in memory (RAM) until the first search. It changes distances by
+        about one part in ten thousand. The first search makes a float32 copy of a float16 bank, which stays in memory.
+        None stores float32 and float64 arrays unchanged. Searches compute in at least float32 in both cases.
 
     Attributes
     ----------
@@ -86,8 +95,8 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Rows of the bank. A C-contiguous float32 or float64 array is stored without a copy. Any other type becomes
-            float64.
+            Rows of the bank. A C-contiguous float32 or float64 array is stored without a copy. Values of other types,
+            e.g. integers, are converted to float64.
         y : ignored
             Present for API consistency.
 
@@ -99,8 +108,8 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` contains NaN, infinity or values beyond ±1e150, if ``storage="float16"`` and `X` contains values too
-            large for float16, or if the device is not available.
+            If `X` contains NaN, infinity or values beyond ±1e150; if ``storage="float16"`` and `X` contains values
+            beyond ±65504, the largest float16 value; or if the device is not available.
         """
         require_device(self.device)
         with np.errstate(over="ignore", invalid="ignore"):  # sums of huge values may overflow during validation
@@ -135,22 +144,23 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
         return_distance : bool, default=True
             Whether to return the distances. If False, only the indices are returned.
         exclude : array of int or None, default=None
-            Indices of rows of the bank that are not searched, for all queries. Leave-one-out calibration uses this
-            parameter. None searches all rows.
+            Indices of rows of the bank that are not searched, for all queries. Leave-one-out calibration excludes the
+            rows that come from the calibration image. None searches all rows.
 
         Returns
         -------
         distances : array of shape (n_queries, n_neighbors), float64
             Euclidean distances, ascending. Returned only if `return_distance` is True.
         indices : array of shape (n_queries, n_neighbors), int64
-            Indices of the nearest rows of the bank. Of equal distances, the lower index comes first. The copies of a
-            row follow the row.
+            Indices of the nearest rows of the bank. Rows at the same distance are sorted by index, lowest first. On the
+            CPU, there is one exception: rows with equal values come directly after the first of them, even if a row
+            with other values has the same distance and an index between the indices of the equal rows.
 
         Raises
         ------
         ValueError
-            If fewer than `n_neighbors` rows of the bank are not excluded, or if `X` has another number of features than
-            the bank, NaN or infinity.
+            If `n_neighbors` is less than 1 or larger than the number of rows that are not excluded, if `X` and the bank
+            differ in their number of columns, or if `X` contains NaN or infinity.
         """
         if not isinstance(n_neighbors, Integral) or n_neighbors < 1:
             raise ValueError(f"n_neighbors={n_neighbors!r}: expected an int of at least 1.")
@@ -162,7 +172,7 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     def _nearest(
         self, searcher: BoundedBank | DeviceBank, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distances and indices of the nearest rows. Huge queries are searched separately."""
+        """Return the distances and indices of the nearest rows. Queries with huge values are searched separately."""
         far = self._far(searcher, queries)
         if not len(far):
             return searcher.kneighbors(queries, n_neighbors, excluded)
@@ -177,34 +187,37 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
 
     @default_modes()
     def farthest(self, X: Any, starts: np.ndarray, *, exclude: Any = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the query of each group with the farthest nearest row of the bank (Equation 6).
+        """Return, for each group of queries, the query that has the largest distance to its nearest row.
 
-        The result equals the query with the largest distance that `kneighbors` returns for the group. This method is
-        faster, because it rules out most queries without an exact search.
+        In PatchCore, a group contains the patch features of one image. The returned query of a group is then the most
+        anomalous patch of the image (Equation 6 of the PatchCore paper). `kneighbors` would return the nearest row of
+        every query. This method is faster, because it excludes most queries without an exact search.
 
         Parameters
         ----------
         X : array of shape (n_queries, n_features)
-            The queries, group after group. In PatchCore, a group contains the patch features of one image.
+            The queries, group after group.
         starts : array of shape (n_groups + 1,), int64
-            Index of the first query of each group, followed by the number of queries. No group may be empty.
+            Index in `X` of the first query of each group. The last item of `starts` is the total number of queries. No
+            group may be empty.
         exclude : array of int or None, default=None
             Indices of rows of the bank that are not searched. None searches all rows.
 
         Returns
         -------
         queries : array of shape (n_groups,), int64
-            Index of the query of each group with the farthest nearest row. Of equal distances, the first query counts.
+            Index in `X` of the query with the largest distance, for each group. If several queries of a group have the
+            largest distance, the index of the first of these queries is returned.
         distances : array of shape (n_groups,), float64
-            Euclidean distance from this query to its nearest row of the bank.
+            Euclidean distance from the returned query to its nearest row of the bank.
         indices : array of shape (n_groups,), int64
-            Index of this nearest row.
+            Index of the row of the bank that is nearest to the returned query.
 
         Raises
         ------
         ValueError
-            If all rows of the bank are excluded, or if `X` has another number of features than the bank, NaN or
-            infinity.
+            If all rows of the bank are excluded, if `X` and the bank differ in their number of columns, or if `X`
+            contains NaN or infinity.
         """
         starts = np.asarray(starts)
         searcher, queries, excluded = self._prepared(X, 1, exclude)
@@ -235,7 +248,7 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     def _is_small(self, n_queries: int) -> bool:
         """Return whether a search of `n_queries` queries is so small that it should run on one thread."""
         n_features = self._fit_X.shape[1]
-        if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and rule out most pairs
+        if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and exclude most pairs
             n_features = min(n_features, _N_BOUND)
             return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT / _OTHER_WORK)
         return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT)

@@ -37,8 +37,8 @@ class _Graph:
     Attributes
     ----------
     rows : array of shape (n_distinct, n_features), float32
-        Distinct rows of the bank. The graph contains only these, because the edges of many equal rows would lead only
-        to their copies.
+        Distinct rows of the bank. The graph contains only distinct rows, because the edges of many equal rows would
+        lead only to rows with equal values.
     copies : Copies or None
         Map between the distinct rows and all rows of the bank. None if all rows of the bank are distinct.
     searcher : NNDescent or None
@@ -56,18 +56,19 @@ class _Graph:
 class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     """Approximate nearest-neighbour search in the memory bank by nearest-neighbour descent.
 
-    The search misses some of the true nearest neighbours: 3-11 % on real patch features with the default parameters.
-    It then returns a slightly farther neighbour instead. The returned distances are exact. Building the graph takes
-    time, and compiling its code takes seconds once per process. Prefer :class:`ExactIndex` unless the bank is very
-    large.
+    The rows of the memory bank are the nodes of a graph, and each row is linked to rows near it. A search for the rows
+    nearest to a query (a patch feature) follows these links. The search misses the true nearest row for some queries:
+    3-11 % on real patch features with the default parameters. It then returns a slightly farther row. The returned
+    distances are the exact distances to the returned rows. Building the graph takes time, and compiling the search code
+    takes seconds once per process. Prefer :class:`ExactIndex` unless the bank is very large.
 
     Parameters
     ----------
     n_neighbors : int, default=30
         Number of edges of the graph per row. More edges give a higher recall and a slower construction.
     epsilon : float, default=0.1
-        Relative distance beyond the best candidates within which the search continues. A larger value gives a higher
-        recall and a slower search.
+        The search also continues at rows that are up to ``1 + epsilon`` times as far from the query as the farthest of
+        the best rows found so far. A larger value gives a higher recall and a slower search.
     n_jobs : int or None, default=None
         Number of threads that build the graph. None means 1, and -1 means all cores.
     random_state : int, RandomState instance or None, default=None
@@ -78,8 +79,8 @@ class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     n_samples_fit_ : int
         Number of rows of the bank.
     n_distinct_ : int
-        Number of distinct rows of the bank. Equal rows are one node of the graph. Otherwise, they would fill each
-        other's lists of neighbours.
+        Number of distinct rows of the bank. Rows with equal values are one node of the graph. Otherwise, such rows
+        would be linked only to each other.
     seed_ : int
         Seed of the graph. A loaded index builds the same graph again.
     n_features_in_ : int
@@ -93,9 +94,9 @@ class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
 
     Notes
     -----
-    The graph is built from the distinct rows of the bank. The search finds one of several equal rows, and the copies of
-    this row follow it in the result. If there are at most ``2 * n_neighbors`` distinct rows, no graph is built, and
-    each query is compared with all rows.
+    The graph is built from the distinct rows of the bank. If the search finds one of several rows with equal values,
+    the result contains these rows one after another, sorted by index. If there are at most ``2 * n_neighbors`` distinct
+    rows, no graph is built, and each query is compared with all rows.
 
     References
     ----------
@@ -145,7 +146,7 @@ class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `X` contains NaN, infinity or values beyond ±1e15. The squares of such values could overflow.
+            If `X` contains NaN, infinity or values beyond ±1e15. The squares of larger values could overflow.
         """
         self._fit_X = _validated(self, X, reset=True)
         self.n_samples_fit_ = len(self._fit_X)
@@ -178,8 +179,8 @@ class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the bank has fewer than `n_neighbors` rows, or if `X` has another number of features than the bank, NaN,
-            infinity or values beyond ±1e15.
+            If `n_neighbors` is less than 1 or larger than the number of rows of the bank, if `X` and the bank differ in
+            their number of columns, or if `X` contains NaN, infinity or values beyond ±1e15.
         """
         check_is_fitted(self)
         X = _validated(self, X, reset=False)
