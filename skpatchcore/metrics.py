@@ -1,8 +1,7 @@
 """Metrics of image scores and anomaly maps: AUPRO, AUPIMO, ROC AUC, average precision and maximum F1 score.
 
-All metrics are exact: every distinct score is a threshold, and there is no grid of thresholds. The metrics need the
-number of good pixels that score above each defective pixel. This number is the position of the defective pixel among
-the sorted scores of the good pixels. One sort therefore suffices for any number of thresholds, images and defects.
+All metrics are exact: every distinct score is a threshold. One sort of the scores suffices, because the position of a
+defective pixel among the sorted good pixels is the number of good pixels that score higher.
 """
 
 from __future__ import annotations
@@ -78,7 +77,8 @@ def pro_curve(
     Raises
     ------
     ValueError
-        If the lengths or sizes differ, a map holds NaN or infinity, or there is no defective or no good pixel.
+        If `masks` and `maps` differ in length, a mask and its map differ in size, a map holds NaN or infinity, or there
+        is no defective or no good pixel.
 
     References
     ----------
@@ -98,31 +98,33 @@ def pro_curve(
 
 
 def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0.3, resize: bool = False) -> float:
-    """Return the area under the per-region-overlap curve up to a false-positive rate, **bigger = better**.
+    """Return the area under the per-region-overlap (PRO) curve up to a false-positive rate, **bigger = better**.
+
+    At each threshold, PRO is the fraction of a defect's pixels that score at least the threshold, averaged over all
+    defects. The false-positive rate is the fraction of the good pixels that score at least the threshold. Each distinct
+    score is a threshold. The area is computed by the trapezoidal rule, with linear interpolation at `max_fpr`. For
+    speed, the scores of good pixels beyond this rate are not sorted.
 
     Parameters
     ----------
-    masks, maps
-        As for :func:`pro_curve`.
+    masks : sequence of arrays of shape (height, width)
+        One mask per image: True or non-zero for defective pixels. All pixels of good images are False.
+    maps : sequence of arrays of shape (height, width)
+        One anomaly map per image, bigger = more anomalous. Each map has the size of its mask.
     max_fpr : float in (0, 1], default=0.3
         False-positive rate at which the integration ends. The area is divided by `max_fpr`. MVTec AD 2 uses 0.05.
     resize : bool, default=False
-        As for :func:`pro_curve`.
+        If True, masks are resized to the sizes of their maps. If False, different sizes raise an error.
 
     Returns
     -------
     float
-        Normalised area in [0, 1]. 1 is perfect, and ``max_fpr / 2`` is chance.
+        Normalised area in [0, 1]. 1 is perfect. The expected value for random maps is ``max_fpr / 2``.
 
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`, and if `max_fpr` is not in (0, 1].
-
-    Notes
-    -----
-    The area is the trapezoidal integral of the exact curve, with linear interpolation at `max_fpr`. Only the highest
-    scores of good pixels are sorted, up to this rate.
+        If :func:`pro_curve` raises a ValueError for the same arguments, or if `max_fpr` is not in (0, 1].
 
     Examples
     --------
@@ -149,7 +151,7 @@ def pixel_roc_auc_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bo
     Returns
     -------
     float
-        1 is perfect, 0.5 is chance.
+        1 is perfect. The expected value for random maps is 0.5.
 
     Raises
     ------
@@ -179,8 +181,8 @@ def pixel_average_precision_score(masks: Sequence[Any], maps: Sequence[Any], *, 
     Returns
     -------
     float
-        1 is perfect. Chance is the fraction of pixels that are defective. The definition is that of scikit-learn's
-        ``average_precision_score``: the sum of the precisions at all thresholds, weighted by the increases in recall.
+        1 is perfect. Random maps have about the fraction of defective pixels. As in ``average_precision_score`` of
+        scikit-learn, the value is the sum of the precisions at all thresholds, weighted by the increases in recall.
 
     Raises
     ------
@@ -302,7 +304,7 @@ def aupimo_scores(
 ) -> np.ndarray:
     """Return the per-image overlap (AUPIMO) of each anomalous image, **bigger = better**.
 
-    The score is the mean pixel recall of the image at thresholds that flag nearly no pixel of good images.
+    The score is the mean pixel recall of the image at thresholds that nearly no pixel of good images reaches.
 
     Parameters
     ----------
@@ -310,7 +312,7 @@ def aupimo_scores(
         As for :func:`pro_curve`. Images with an empty mask are good images.
     fpr_bounds : (float, float), default=(1e-5, 1e-4)
         Lower and upper false-positive rate between which the recall is averaged, on a logarithmic scale. The rate is
-        the fraction of flagged pixels in a good image, averaged over the good images.
+        the fraction of the pixels of a good image that score at least the threshold, averaged over the good images.
     resize : bool, default=False
         As for :func:`pro_curve`.
 
@@ -322,7 +324,7 @@ def aupimo_scores(
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`, if there is no good or no anomalous image, or if `fpr_bounds` do not ascend in (0, 1].
+        As for :func:`pro_curve`. Also if no image is good, no image is anomalous, or `fpr_bounds` is invalid.
 
     Notes
     -----
@@ -441,9 +443,9 @@ def _region_weights(pixels: _Pixels) -> np.ndarray:
 def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
     """Return the area under the curve of cumulative `weights` against the false-positive rate, divided by `max_fpr`.
 
-    The curve itself is not computed. The horizontal axis is the number of flagged good pixels, up to `limit`. A
-    defective pixel raises the curve by its weight at `above`, the number of good pixels that score higher. It therefore
-    adds ``weight * (limit - above)`` to the area. If good pixels have the same score, the curve rises linearly from
+    The curve itself is not computed. The horizontal axis is the number of good pixels above the threshold, up to
+    `limit`. A defective pixel raises the curve by its weight at `above`, the number of good pixels that score higher,
+    and adds ``weight * (limit - above)`` to the area. If good pixels have the same score, the curve rises linearly from
     `above` to `at_least`, the number of good pixels that score at least as high.
     """
     n_good = len(pixels.good)
@@ -458,8 +460,7 @@ def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
         at_least = at_least + np.where(at_lowest & (pixels.defective == top[0]), ties, 0)
     ties = np.maximum(at_least - above, 1)
     rise = np.where(at_least > limit, (limit - above) ** 2 / (2 * ties), limit - above - (at_least - above) / 2)
-    # rounding can increase the area of a perfect ranking to slightly more than 1
-    return min(float(np.sum(weights * np.where(above < limit, rise, 0.0)) / limit), 1.0)
+    return min(float(np.sum(weights * np.where(above < limit, rise, 0.0)) / limit), 1.0)  # rounding can exceed 1
 
 
 def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,13 +22,17 @@ from skpatchcore.metrics import pixel_roc_auc_score
 class OneClassSplit:
     """Cross-validator whose training sets hold good images only, and whose test sets hold good and anomalous images.
 
-    Pass it to a search: ``GridSearchCV(..., cv=OneClassSplit(5))``. Labels are +1 (good) and -1 (anomalous).
+    Pass an instance to a parameter search: ``GridSearchCV(..., cv=OneClassSplit(5))``. Labels are +1 (good) and -1
+    (anomalous).
 
     Parameters
     ----------
     cv : int or splitter, default=5
-        Number of folds. Every fold has about the same fraction of anomalous images, and no group is divided between
-        folds. Alternatively, a scikit-learn splitter: stratified, grouped or plain.
+        Number of folds. The images are divided into folds, and each fold is the test set once. The training set then
+        contains the good images of the remaining folds. Every fold has about the same fraction of anomalous images. If
+        groups are given, all images of a group are in the same fold. Instead of a number, a scikit-learn splitter
+        (stratified, grouped or plain) can be given: OneClassSplit uses its test sets unchanged, and removes the
+        anomalous images from its training sets.
 
     Examples
     --------
@@ -55,24 +59,28 @@ class OneClassSplit:
         X : sequence of images, or array of shape (n_images, ...)
             Only its length is used.
         y : array of shape (n_images,) or None, default=None
-            +1 good, -1 anomalous. If None, all images are good. Images labelled 0, NaN or None are in no fold.
+            +1 good, -1 anomalous. Images labelled 0, NaN or None are in no fold. ``y=None`` means that all images are
+            good: the test sets then contain no anomalous images, and scorers that need both classes raise an error.
         groups : array of shape (n_images,) or None, default=None
-            Group of each image, for splitters that use groups.
+            Group of each image, e.g. the number of the workpiece. If `cv` is an int, images of the same group are
+            always in the same fold. If `cv` is a splitter, `groups` is passed to the splitter.
 
         Yields
         ------
         train, test : arrays of int
-            Indices into `X`. `train` holds good images only; `test` holds good and anomalous images.
+            Indices in `X`. `train` holds good images only. `test` holds all labelled images of the fold, good and
+            anomalous.
 
         Raises
         ------
         ValueError
-            If lengths differ, `y` holds other labels, no image is good, or a fold has no good image to fit on.
+            If `X`, `y` and `groups` differ in length, `y` holds values other than +1, -1, 0, NaN and None, no image is
+            good, or the training set of a fold has no good image.
 
         Warns
         -----
         UserWarning
-            If labels are unknown.
+            If some images are labelled 0, NaN or None.
         """
         n_images = X.shape[0] if hasattr(X, "shape") else len(X)
         is_nominal(y, n_images)  # validates the labels and warns of unknown ones
@@ -90,7 +98,7 @@ class OneClassSplit:
         Parameters
         ----------
         X, y, groups : as for `split`
-            Used by splitters whose number of folds depends on the data.
+            Needed only if `cv` is a splitter whose number of folds depends on the data, e.g. ``LeaveOneGroupOut``.
 
         Returns
         -------
@@ -110,7 +118,7 @@ class OneClassSplit:
         Returns
         -------
         MetadataRequest
-            `groups`, if the inner splitter accepts them.
+            `groups`, if the splitter accepts `groups`.
         """
         return get_routing_for_object(self._splitter(groups=()))
 
@@ -123,9 +131,9 @@ class OneClassSplit:
 def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
     """Return the area under the ROC curve of a detector's image scores; **bigger = better**.
 
-    Pass it to a search: ``GridSearchCV(..., scoring=image_roc_auc_scorer)``. It returns the same number as
-    ``scoring="roc_auc"``, ignores images with unknown labels, and raises an error that names the missing class. Both
-    work with ``calibration=None``, because a ranking needs no threshold.
+    Pass this function to a parameter search: ``GridSearchCV(..., scoring=image_roc_auc_scorer)``. The result equals
+    that of ``scoring="roc_auc"``. In addition, this function ignores images without a label, and its error names the
+    missing class. Both scorers work with ``calibration=None``, because a ranking needs no threshold.
 
     Parameters
     ----------
@@ -134,26 +142,27 @@ def image_roc_auc_scorer(estimator: Any, X: Any, y: Any) -> float:
     X : as for the estimator
         Images.
     y : array of shape (n_images,)
-        +1 good, -1 anomalous.
+        +1 good, -1 anomalous. Images labelled 0, NaN or None are ignored.
 
     Returns
     -------
     float
-        In [0, 1]: 1 is perfect, 0.5 is chance.
+        In [0, 1]: 1 is perfect. The expected value for random scores is 0.5.
 
     Raises
     ------
     ValueError
-        If there is no good or no anomalous image.
+        If `y` contains no good image (+1) or no anomalous image (-1).
     """
     return float(roc_auc_score(*_labelled(y, estimator.score_samples(X))))
 
 
 def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
-    """Return the average precision with which a detector finds anomalous images; **bigger = better**.
+    """Return the average precision (AP) of a detector's image scores; **bigger = better**.
 
-    Pass it to a search: ``GridSearchCV(..., scoring=image_average_precision_scorer)``. Anomalous images are the
-    positive class. (``scoring="average_precision"`` takes the good images as the positive class.)
+    Average precision is scikit-learn's ``average_precision_score``, with the anomalous images as the positive class.
+    (``scoring="average_precision"`` takes the good images as the positive class.) Pass this function to a parameter
+    search: ``GridSearchCV(..., scoring=image_average_precision_scorer)``.
 
     Parameters
     ----------
@@ -162,17 +171,17 @@ def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
     X : as for the estimator
         Images.
     y : array of shape (n_images,)
-        +1 good, -1 anomalous.
+        +1 good, -1 anomalous. Images labelled 0, NaN or None are ignored.
 
     Returns
     -------
     float
-        In [0, 1]: 1 is perfect; chance is the fraction of anomalous images.
+        In [0, 1]: 1 is perfect. The expected value for random scores is about the fraction of anomalous images.
 
     Raises
     ------
     ValueError
-        If there is no good or no anomalous image.
+        If `y` contains no good image (+1) or no anomalous image (-1).
     """
     return float(average_precision_score(*_labelled(y, estimator.score_samples(X))))
 
@@ -180,7 +189,7 @@ def image_average_precision_scorer(estimator: Any, X: Any, y: Any) -> float:
 class PixelScorer:
     """Scorer that compares a detector's anomaly maps with masks of the defects; **bigger = better**.
 
-    scikit-learn's metadata routing passes the masks to the scorer. Call
+    A parameter search passes the masks to the scorer if scikit-learn's metadata routing is enabled: call
     ``sklearn.set_config(enable_metadata_routing=True)`` first, then
     ``GridSearchCV(..., scoring=PixelScorer()).fit(X, y, masks=masks)``.
 
@@ -219,8 +228,8 @@ class PixelScorer:
         y : array of shape (n_images,) or None, default=None
             +1 good, -1 anomalous. An anomalous image must have a mask. Images labelled 0, NaN or None are ignored.
         masks : sequence of (array of shape (height, width), path or None)
-            One mask per image, at the image's own height and width: True or bright where a pixel is defective. None or
-            NaN for a good image.
+            One mask per image, of the height and width of the image: True or bright where a pixel is defective. None
+            or NaN for a good image.
 
         Returns
         -------
@@ -230,8 +239,8 @@ class PixelScorer:
         Raises
         ------
         ValueError
-            If `masks` is None, lengths differ, an anomalous image has no mask, or the size of a mask differs from its
-            image's.
+            If `masks` is None, `masks` and `X` differ in length, an anomalous image has no mask, or a mask and its
+            image differ in size.
         """
         if masks is None:
             raise ValueError(

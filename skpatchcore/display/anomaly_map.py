@@ -35,8 +35,8 @@ class AnomalyMapDisplay:
     """Figure of images beside their anomaly maps, **bigger = more anomalous**, with known masks and found regions.
 
     Use :meth:`from_estimator` or :meth:`from_predictions` to create a display. The colour of a pixel depends only on
-    the ratio of its map value to the detector's ``pixel_offset_``. Therefore colours of different images can be
-    compared. In most good images, the ratio is at most 1 at all pixels.
+    the ratio of its map value to the detector's pixel threshold ``pixel_offset_``. Therefore colours of different
+    images can be compared. In most good images, the ratio is at most 1 at all pixels.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ class AnomalyMapDisplay:
     anomaly_maps : list of arrays of shape (height, width)
         One anomaly map per image, bigger = more anomalous.
     threshold : float
-        The detector's ``pixel_offset_``. NaN uses the middle between the smallest and the largest value of all maps.
-        With NaN, the colours do not show whether a pixel is normal.
+        The pixel threshold: the detector's ``pixel_offset_``. If NaN, the colour scale uses the middle between the
+        smallest and the largest value of all maps instead, and colours do not show whether a pixel is normal.
     masks : list of (array of shape (height, width) or None) or None, default=None
         One mask per image: True (or non-zero) for pixels that are known to be defective. None for an image without a
         mask.
@@ -115,7 +115,7 @@ class AnomalyMapDisplay:
         Raises
         ------
         ImageError
-            If an image cannot be read.
+            If an image cannot be read or is not an image.
         """
         X = listed(X)
         scores, maps = estimator.score_and_segment(X)
@@ -152,8 +152,8 @@ class AnomalyMapDisplay:
         anomaly_maps, threshold, titles
             Parameters of the class.
         masks : list of (array of shape (height, width), path or None) or None, default=None
-            One mask per image, as in the class, or the path of a mask that :func:`~skpatchcore.datasets.read_mask` can
-            read. None or NaN for an image without a mask.
+            One mask per image: an array that is True (or non-zero) for defective pixels, or the path of a mask that
+            :func:`~skpatchcore.datasets.read_mask` can read. None or NaN for an image without a mask.
         **options : dict
             Arguments of :meth:`plot`.
 
@@ -168,7 +168,7 @@ class AnomalyMapDisplay:
             If there are no images, if the lengths of the arguments differ, if a mask cannot be read, or if a mask and
             its image differ in size.
         ImageError
-            If an image cannot be read.
+            If an image cannot be read or is not an image.
         """
         for name, given in (("anomaly_maps", anomaly_maps), ("masks", masks), ("titles", titles)):
             if given is not None and len(given) != len(images):
@@ -189,11 +189,11 @@ class AnomalyMapDisplay:
         Parameters
         ----------
         n_columns : int or None, default=None
-            Number of pairs (image and overlay) per row. None uses one column for up to 2 images, two columns for up to
-            6 images, and otherwise three columns.
+            Number of pairs (image and overlay) per row. None uses one pair per row for up to 2 images, two pairs for up
+            to 6 images, and otherwise three pairs.
         regions : bool, default=True
-            If True, a line is drawn around each region above the threshold. A tag shows the highest map value of a
-            region as a multiple of the threshold, for the three regions with the highest values per image.
+            If True, a line is drawn around each region above the threshold. In each image, the three regions with the
+            highest map values get a tag: the highest map value of the region as a multiple of the threshold.
         figure : matplotlib Figure or None, default=None
             Figure to plot on. None creates a new figure.
 
@@ -264,7 +264,7 @@ class AnomalyMapDisplay:
 
 
 def tag_places(boxes: np.ndarray, shape: tuple[int, ...], n_tags: int) -> list[tuple[float, float]]:
-    """Return positions for the tags of the first regions, at which tags hide neither regions nor other tags.
+    """Return positions for the tags of the first regions; if possible, a tag hides no region and no previous tag.
 
     Parameters
     ----------

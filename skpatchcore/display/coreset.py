@@ -15,7 +15,9 @@ _N_DRAWN = 20_000
 
 
 class CoresetDisplay:
-    """Scatter plot of patch features and their coreset in two dimensions (Figure 3 of the paper).
+    """Scatter plot of patch features and their coreset in two dimensions (Figure 3 of the PatchCore paper).
+
+    The coreset is the subset of the patch features that the detector stores as the memory bank.
 
     Use :meth:`from_estimator` or :meth:`from_predictions` to create a display.
 
@@ -26,7 +28,8 @@ class CoresetDisplay:
     components : array of shape (n_components, 2)
         Coordinates of the rows of the memory bank in the plot, in order of selection.
     explained : float or None, default=None
-        Fraction of the variance of the patch features that the two dimensions explain. None if it is unknown.
+        Fraction of the variance of the patch features that the two dimensions explain. None if this fraction is
+        unknown.
 
     Attributes
     ----------
@@ -75,7 +78,7 @@ class CoresetDisplay:
         Raises
         ------
         ImageError
-            If an image cannot be read.
+            If an image cannot be read or is not an image.
         """
         check_is_fitted(estimator, "memory_bank_")
         features = X if estimator.extractor_ is None else estimator.extractor_.transform(X)
@@ -88,10 +91,10 @@ class CoresetDisplay:
         Parameters
         ----------
         patches : array of shape (n_patches, n_channels)
-            Patch features. Features with two channels are plotted without a projection. At most 20,000 patches are
-            used, at equal intervals.
+            Patch features. Features with two channels are plotted without a projection. If there are more than 20,000
+            patches, only every second, third, ... patch is used.
         components : array of shape (n_components, n_channels)
-            Patch features of the coreset.
+            Patch features of the coreset. All of them are plotted.
         **options : dict
             Arguments of :meth:`plot`.
 

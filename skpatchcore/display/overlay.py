@@ -19,8 +19,10 @@ HEAT_RANGE = (0.75, 1.75)
 def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour: bool = True) -> np.ndarray:
     """Return the image with its anomaly map drawn over it in colours.
 
-    The colour of a pixel depends only on the ratio of its map value to the threshold. Therefore colours of different
-    images can be compared.
+    The overlay colour of a pixel depends only on the ratio of its map value to the threshold. Therefore colours of
+    different images can be compared. A pixel with a ratio of at most 0.75 keeps its own colour. From the ratio 0.75 to
+    1.75, the overlay changes from dark violet to pale yellow and becomes less transparent. Pixels with ratios between
+    0.75 and 1 are coloured too, although they are below the threshold. The cyan line shows the threshold itself.
 
     Parameters
     ----------
@@ -29,8 +31,7 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     anomaly_map : array of shape (height, width)
         The anomaly map of the image, bigger = more anomalous.
     threshold : float
-        The detector's ``pixel_offset_``. Pixels with map values up to 0.75 times the threshold are not coloured. The
-        colour scale starts there and ends at 1.75 times the threshold.
+        The pixel threshold: the detector's ``pixel_offset_``. Pixels with larger map values are anomalous.
     contour : bool, default=True
         If True, a cyan line is drawn around the pixels above the threshold.
 

@@ -12,23 +12,28 @@ _GOOD, _DEFECTIVE, _CALIBRATION = "#0072B2", "#D55E00", "#555555"
 
 
 class ScoreHistogramDisplay:
-    """Histogram of anomaly scores, **bigger = more anomalous**, which are minus the values of `score_samples`.
+    """Histogram of the anomaly scores of images, **bigger = more anomalous**, with the image threshold.
 
-    Use :meth:`from_estimator` or :meth:`from_predictions` to create a display.
+    The anomaly score of an image is the result of `score_samples` with the opposite sign. Scores are passed with the
+    sign of `score_samples`, and the display changes the sign. Use :meth:`from_estimator` or :meth:`from_predictions` to
+    create a display.
 
     Parameters
     ----------
     scores : array of shape (n_images,)
-        Scores of `score_samples`, **bigger = more normal**. The histogram shows them with the opposite sign.
+        Scores of `score_samples`, **bigger = more normal**.
     y : array of shape (n_images,) or None, default=None
         Labels: +1 for good and -1 for defective images. None if the labels are unknown.
     offset : float, default=nan
-        The detector's ``offset_``. NaN draws no threshold.
+        The image threshold: the detector's ``offset_``. If NaN, no threshold is drawn.
     calibration_scores : array of shape (n_calibration,) or None, default=None
-        The detector's ``calibration_scores_``. None draws no calibration scores.
+        The detector's ``calibration_scores_``. If None, no calibration scores are drawn.
     promise : float or None, default=None
-        Upper bound on the fraction of good images flagged, if they are exchangeable with the calibration images. The
-        legend shows the bound. The bound does not hold for images of new groups.
+        Upper bound on the fraction of good images that are labelled -1, which the legend shows. `from_estimator` uses
+        the detector's `contamination`, or ``1 / (n_calibration + 1)`` if this is larger or if `contamination` is
+        ``"auto"``. The bound assumes that new good images are exchangeable with the calibration images (their order
+        carries no information). If the detector was fitted with `groups`, e.g. one group per workpiece, the bound does
+        not hold for images of new groups. If None, no bound is shown.
 
     Attributes
     ----------
@@ -81,7 +86,7 @@ class ScoreHistogramDisplay:
         Raises
         ------
         ImageError
-            If an image cannot be read.
+            If an image cannot be read or is not an image.
         """
         known = estimator.calibration_scores_[~np.isnan(estimator.calibration_scores_)]
         least = 1 / (len(known) + 1)
