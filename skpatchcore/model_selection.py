@@ -31,8 +31,8 @@ class OneClassSplit:
         Number of folds. The images are divided into folds, and each fold is the test set once. The training set then
         contains the good images of the remaining folds. Every fold has about the same fraction of anomalous images. If
         groups are given, all images of a group are in the same fold. Instead of a number, a scikit-learn splitter
-        (stratified, grouped or plain) can be given: OneClassSplit uses its test sets unchanged, and removes the
-        anomalous images from its training sets.
+        (stratified, grouped or plain) can be given: OneClassSplit then removes the anomalous images from the
+        training sets of the splitter. The test sets stay unchanged.
 
     Examples
     --------

@@ -100,32 +100,34 @@ def neighbors_of(
 def farthest_of(
     index: ExactIndex, bank: np.ndarray, X: np.ndarray, starts: np.ndarray, exclude: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the query with the most distant nearest row in each group; see :meth:`ExactIndex.farthest`.
+    """Return, for each group of queries, the query that has the largest distance to its nearest row.
+
+    The result is that of :meth:`ExactIndex.farthest`. The result of a subclass is checked.
 
     Parameters
     ----------
     index : ExactIndex
-        Fitted on `bank`. Other classes are not supported, because their choice of the query cannot be checked without
-        a search for all queries.
+        Fitted on `bank`. Custom classes with a method `farthest` are not supported, because the returned query cannot
+        be checked without a search for all queries.
     bank, X, exclude
         As for :func:`neighbors_of`.
     starts : array of shape (n_groups + 1,)
-        Index of the first query of each group, followed by the number of queries.
+        Index of the first query of each group, then the total number of queries as the last item.
 
     Returns
     -------
     queries : array of shape (n_groups,), int
-        Index of the query of each group.
+        Index of the returned query of each group.
     distances : array of shape (n_groups,)
-        Euclidean distance of that query from its nearest row.
+        Euclidean distance of the returned query from its nearest row.
     indices : array of shape (n_groups,), int
-        Nearest row of that query.
+        Row of the bank that is nearest to the returned query.
 
     Raises
     ------
     ValueError
-        If a subclass of :class:`ExactIndex` returns a query of another group, a row that does not exist, or an
-        excluded row.
+        If a subclass of :class:`ExactIndex` returns, for a group, a query that is not in this group, a row that does
+        not exist, or an excluded row.
     """
     queries, distances, indices = index.farthest(X, starts, exclude=exclude)
     if type(index) in _OWN:
@@ -177,8 +179,8 @@ def kneighbors_without(
     if not trimmed:
         return found
     distances, indices = found
-    # At most len(exclude) neighbours of a query are excluded, so n_neighbors others remain. The stable sort moves them
-    # to the front in their original order.
+    # At most len(exclude) neighbours of a query are excluded, so at least n_neighbors neighbours remain. The stable
+    # sort moves the remaining neighbours to the front in their original order.
     order = np.isin(indices, exclude).argsort(axis=1, kind="stable")[:, :n_neighbors]
     return np.take_along_axis(distances, order, axis=1), np.take_along_axis(indices, order, axis=1)
 

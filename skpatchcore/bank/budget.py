@@ -77,7 +77,8 @@ class MemoryEstimate:
     least_learning : int, default=0
         Bytes needed to fit in the smallest possible shards.
     at_once, two_passes, least : int or None
-        Total bytes of each way to fit, see `way`. None for a way that the detector does not support.
+        Total bytes for fitting ``"at once"``, in ``"two passes"`` and in ``"shards"`` (see `way`). None for a way that
+        the detector does not support.
     """
 
     n_patches: int
@@ -96,7 +97,7 @@ class MemoryEstimate:
 
     @property
     def two_passes(self) -> int | None:
-        """Total bytes if the patch features are not held in memory; None if they must be held."""
+        """Total bytes if the patch features are not held in memory; None if the detector needs them in memory."""
         if self.learning is None:
             return None
         return self.overhead + max(self.learning, _MODEL_AND_DERIVED * self.model)
@@ -119,9 +120,11 @@ class MemoryEstimate:
         Returns
         -------
         {"at once", "two passes", "shards"}
-            ``"at once"`` holds all patch features in memory. ``"two passes"`` does not hold them, and runs the network
-            again where features are needed later; the model is the same. ``"shards"`` selects the memory bank shard by
-            shard. Its covering radius is at most 4 times the smallest possible radius, instead of 2 times.
+            ``"at once"`` holds all patch features in memory. ``"two passes"`` does not hold the patch features, and
+            runs the network again on images whose patch features are needed later. The model is the same. ``"shards"``
+            divides the patch features into shards (parts), and selects the memory bank shard by shard. The covering
+            radius of the bank (the largest distance of a patch feature from the bank) is then at most 4 times the
+            smallest possible radius, instead of 2 times.
 
         Raises
         ------
@@ -215,7 +218,7 @@ def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: i
 def within_memory(
     stream: PatchStream, max_memory: int | str | None, extra_copies: int, needs: Needs
 ) -> tuple[PatchSource, Budget]:
-    """Return the patches in memory if they fit into the limit, otherwise the stream; also return the budget.
+    """Return the patches in memory if the memory limit allows it, otherwise the stream; also return the budget.
 
     Parameters
     ----------
@@ -223,7 +226,7 @@ def within_memory(
         Patches of the training images.
     max_memory : int, "auto" or None
         Limit in bytes in addition to the memory of the interpreter at its start. ``"auto"`` allows 60 percent of the
-        free memory, or the least amount that suffices if this amount is larger. None sets no limit.
+        free memory, or the smallest amount with which the fit is possible if that amount is larger. None sets no limit.
     extra_copies : int
         Number of copies of the patch features that calibration makes if the features are held in memory.
     needs : callable
@@ -232,7 +235,7 @@ def within_memory(
     Returns
     -------
     patches : Patches or PatchStream
-        Patches held in memory, or `stream` if they do not fit.
+        Patches held in memory, or `stream` if the patches are too large for the limit.
     budget : Budget
         Expected number of patches, and the bytes left for the fit and the model.
 
@@ -241,8 +244,8 @@ def within_memory(
     ImageError
         If an image cannot be read.
     ValueError
-        If the features are not valid, if they hold values beyond ±1e15 (their squares could overflow), or if
-        `max_memory` is too small.
+        If the features are not valid, if the features hold values beyond ±1e15 (the squares of larger values could
+        overflow), or if `max_memory` is too small.
     """
     stream.limit = largest_value(np.float32)  # detectors compute some results in float32, also for float64 features
     first = stream.peek()

@@ -62,7 +62,7 @@ def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: B
     budget : Budget
         Memory limit of the selection if `patches` is a stream.
     n_neighbors : int
-        *b* of Eq. 7: number of neighbours in the re-weighting of image scores.
+        *b* of Equation 7 of the PatchCore paper: number of neighbours in the re-weighting of image scores.
 
     Returns
     -------

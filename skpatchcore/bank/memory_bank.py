@@ -37,7 +37,7 @@ class MemoryBank:
     index : Index
         Index that searches the rows.
     n_neighbors : int
-        *b* of Eq. 7: number of neighbours in the re-weighting of image scores.
+        *b* of Equation 7 of the PatchCore paper: number of neighbours in the re-weighting of image scores.
     excluded : array of int or None, default=None
         Rows that are ignored when images are scored. None ignores no row.
     """
@@ -52,7 +52,7 @@ class MemoryBank:
     excluded: np.ndarray | None = None
 
     def build_index(self) -> None:
-        """Fit the index. If the index stores the rows in another dtype, the bank and the sampler share its array."""
+        """Fit the index. If the index stores the rows in another dtype, the bank and the sampler use these rows."""
         self.index.fit(self.rows)
         stored = stored_rows_of(self.index, self.rows)
         if stored.dtype != self.rows.dtype:
@@ -61,15 +61,14 @@ class MemoryBank:
             self.rows = stored
 
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return image scores (Eq. 6-7) and patch scores, **bigger = more anomalous**.
+        """Return image scores (Equations 6 and 7) and patch scores, **bigger = more anomalous**.
 
         Parameters
         ----------
         patches : Patches
             Patches of the images.
         with_patch_scores : bool, default=True
-            If False, the list of patch scores is empty. The search is then faster with
-            :class:`~skpatchcore.ExactIndex`.
+            If False, the list of patch scores is empty, and an :class:`~skpatchcore.ExactIndex` searches faster.
 
         Returns
         -------
@@ -149,8 +148,8 @@ def as_half(bank: np.ndarray | None, dtype: str, detector: Any) -> np.ndarray:
     Raises
     ------
     ValueError
-        If `dtype` is not valid, the detector has no memory bank, its index keeps an additional copy of the bank (the
-        file would not become smaller), or a value of the bank is beyond ±65504.
+        If `dtype` is not valid, if the detector has no memory bank, if the detector's index keeps an additional copy of
+        the bank (the file would not become smaller), or if a value of the bank is beyond ±65504.
     """
     if dtype != "float16":
         raise ValueError(f"bank_dtype={dtype!r}: expected 'float16' or None.")

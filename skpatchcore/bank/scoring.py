@@ -1,4 +1,4 @@
-"""Image scores and patch scores from a memory bank (Equations 6 and 7); bigger = more anomalous.
+"""Image scores and patch scores from a memory bank (Equations 6 and 7 of the PatchCore paper); bigger = more anomalous.
 
 :func:`score_patches` scores images. :func:`nearest_patches` explains scores by the most anomalous patches.
 """
@@ -43,13 +43,13 @@ def score_patches(
     patches : Patches
         Patches of the images.
     n_neighbors : int
-        *b* of Eq. 7: number of neighbours in the re-weighting of image scores. At most the number of rows that are not
-        excluded is used. 1 turns the re-weighting off.
+        *b* of Equation 7 of the PatchCore paper: number of neighbours in the re-weighting of image scores. If fewer
+        than b rows remain after the exclusion, all remaining rows are used. 1 turns the re-weighting off.
     exclude : array of int or None, default=None
         Rows of the bank that are ignored. None ignores no row.
     with_patch_scores : bool, default=True
-        If False, the list of patch scores is empty. :class:`~skpatchcore.ExactIndex` is then much faster. The image
-        scores are the same.
+        If False, the list of patch scores is empty, and an :class:`~skpatchcore.ExactIndex` searches much faster. The
+        image scores are the same.
 
     Returns
     -------
@@ -90,21 +90,22 @@ def score_patches(
 def reweighted_score(distances: np.ndarray, score: float) -> float:
     """Return the re-weighted image score of Equation 7; bigger = more anomalous.
 
-    The weight is smaller if the nearest nominal patch is close to the other nominal patches of its neighbourhood.
+    The equations are those of the PatchCore paper. Let m* be the row of the bank that is nearest to the image's most
+    anomalous patch. The weight is smaller if the rows in the neighbourhood of m* are about as close to this patch as m*
+    itself. The weight is larger if these rows are farther away, because m* is then a rare nominal patch.
 
     Parameters
     ----------
     distances : array of shape (b,)
-        Distances of the image's most anomalous patch from the b rows of the neighbourhood of m*. m* is the row of the
-        bank that is nearest to the patch. The distance from m* itself comes first.
+        Distances of the image's most anomalous patch from m* (first) and from the b - 1 rows that are nearest to m*.
     score : float
-        Distance of the patch from m* (Eq. 6).
+        Distance of the image's most anomalous patch from m* (Equation 6).
 
     Returns
     -------
     float
-        ``(1 - softmax(distances)[0]) * score``. If b is 1 or `score` is infinite, `score` itself: for b = 1, Eq. 7
-        would always return 0.
+        ``(1 - softmax(distances)[0]) * score``. If b is 1 or `score` is infinite, `score` itself: for b = 1,
+        Equation 7 would always return 0.
 
     Notes
     -----

@@ -60,8 +60,9 @@ class PatchCoreDetector(PatchDetector):
           the false-positive rate is controlled only approximately.
         - a float in (0, 1): this fraction of the images (or of the groups) is kept out of the bank and scored. The
           bound on the false-positive rate is exact without groups, but the bank is built from fewer images.
-        - an int, or a scikit-learn splitter: each fold is scored against a bank of the other folds. The final bank is
-          built from all images. This method costs one selection and one search per fold. The bank of a fold contains
+        - an int (number of folds), or a scikit-learn splitter: the training images are divided into folds, and the
+          images of each fold are scored against a bank that is selected from all other folds. The final bank is
+          selected from all images. This method costs one selection and one search per fold. The bank of a fold contains
           fewer images than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The
           difference becomes smaller with more folds.
         - None: no threshold is set. `predict` raises a ValueError, and `decision_function` returns the values of

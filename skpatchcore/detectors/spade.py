@@ -28,7 +28,7 @@ class Gallery:
     rows : array of shape (n_patches, n_channels)
         Patch features, image after image.
     starts : array of shape (n_images + 1,)
-        Index in `rows` of the first patch of each image, followed by the number of patches.
+        Index in `rows` of the first patch of each image. The last item is the total number of patches.
     images : array of int
         Indices of the images that are used. `without` removes images from this array only.
     descriptors : array of shape (n_images, n_channels)
@@ -208,6 +208,6 @@ def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
     rows : array of shape (n_patches, n_channels)
         Patch features, image after image.
     starts : array of shape (n_images + 1,)
-        Index in `rows` of the first patch of each image, followed by the number of patches.
+        Index in `rows` of the first patch of each image. The last item is the total number of patches.
     """
     return np.stack([rows[start:stop].mean(axis=0, dtype=np.float64) for start, stop in pairwise(starts)])

@@ -92,7 +92,7 @@ class CoresetDisplay:
         ----------
         patches : array of shape (n_patches, n_channels)
             Patch features. Features with two channels are plotted without a projection. If there are more than 20,000
-            patches, only every second, third, ... patch is used.
+            patches, only every k-th patch is used, with the smallest k that leaves at most 20,000.
         components : array of shape (n_components, n_channels)
             Patch features of the coreset. All of them are plotted.
         **options : dict

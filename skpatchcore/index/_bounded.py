@@ -1,9 +1,9 @@
-"""BoundedBank: exact nearest neighbours on the CPU. Lower bounds exclude most pairs before the distances are computed.
+"""BoundedBank: exact nearest neighbours on the CPU. Lower bounds show that most rows are not the nearest.
 
 A thin matrix product (few columns) yields a lower bound of the squared distance of each pair of a query and a row (see
 `Bounds`). The row with the lowest bound is usually near the query. The squared distance of this row, plus a bound of
 the rounding error, is an upper bound for the nearest row. All rows with a lower bound above the upper bound are
-excluded. The squared distances of the few remaining pairs are computed from inner products over all features. Pairs
+skipped. The squared distances of the few remaining pairs are computed from inner products over all features. Pairs
 that may still be nearest, given the rounding errors of these products, are measured once more: as the length of the
 difference between the query and the row.
 """
@@ -59,8 +59,8 @@ class BoundedBank:
 
     Notes
     -----
-    Only the first of several equal rows is searched. If a thousand equal rows are nearest to a query, bounds exclude
-    none of these rows.
+    Only the first of several equal rows is searched. If a thousand equal rows are nearest to a query, no bound is high
+    enough to skip one of these rows.
     """
 
     def __init__(self, rows: torch.Tensor):
@@ -256,7 +256,7 @@ class BoundedBank:
         for start in range(0, len(bounds), _N_ROWS):
             stop = min(start + _N_ROWS, len(bounds))
             product = bounds.product(left, start, stop)
-            if dead is not None:  # an infinite bound rules out an excluded row
+            if dead is not None:  # a row with an infinite bound is never searched
                 product.index_fill_(1, _within(dead, start, stop), torch.inf)
             yield start, product, product.view(len(left), GROUP, -1).amin(1)
 
@@ -288,7 +288,7 @@ class BoundedBank:
         #   3. Keep the pairs with a lower bound up to the maximum of `best`, and compute their squared distances. If
         #      many pairs are left, one product that computes the whole block is faster.
         # After the last block, `best` has its final values. Pairs are dropped if their squared distance minus its
-        # rounding error exceeds the maximum of `best`. The other pairs are measured by differences and sorted.
+        # rounding error exceeds the maximum of `best`. The remaining pairs are measured by differences, and sorted.
         seen = self._seen(queries)
         norms = seen.square().sum(1)
         best = torch.full((len(queries), n_neighbors), torch.inf, dtype=queries.dtype)

@@ -7,7 +7,7 @@ inequality, the rests of a query ``q`` and of a row ``b`` are at least ``|r_q - 
     |q - b|² >= |q_h - b_h|² + (r_q - r_b)².
 
 The right side is a squared distance in ``h + 1`` dimensions. One thin matrix product computes it for all pairs. The
-limits below allow for all rounding errors, so no nearer row is ruled out in any precision. Therefore the product may
+limits below allow for all rounding errors, so no nearer row is skipped in any precision. Therefore the product may
 use bfloat16 on machines that multiply bfloat16 fast.
 """
 
@@ -100,12 +100,12 @@ class Bounds:
         return torch.cat([rounded, ones], dim=1), added
 
     def limits(self, squares: torch.Tensor, norms: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
-        """Return the limit of the product for each query: rows with a product above the limit can be ruled out.
+        """Return the limit of the product for each query: rows with a product above the limit can be skipped.
 
         Parameters
         ----------
         squares : tensor of shape (n_queries,)
-            Squared distances. A row may be ruled out only if its squared distance from the query is larger.
+            Squared distances. A row may be skipped only if its squared distance from the query is larger.
         norms : tensor of shape (n_queries,)
             Squared lengths of the centred queries.
         added : tensor of shape (n_queries,)

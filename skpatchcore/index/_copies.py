@@ -1,6 +1,6 @@
 """Copies: groups of equal rows in a bank.
 
-A search needs only the first row of each group. The other rows of the group have the same distances.
+A search needs only the first row of each group. The remaining rows of the group have the same distances.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Copies:
         if len(later) == differs.sum():
             return None
         # Label each row with the first row of its group. A row that differs from the first row gets its own group, even
-        # if such rows are equal to each other. Missed copies make the search slower, but its distances stay correct.
+        # if such rows are equal to each other. Missed copies make the search slower, but the distances stay correct.
         kinds = firsts[kinds]
         apart = later[differs]
         kinds[apart] = apart
@@ -73,7 +73,7 @@ class Copies:
         distances : array of shape (n_queries, n_neighbors), float64
             Distances to the nearest rows, ascending.
         indices : array of shape (n_queries, n_neighbors), int64
-            Indices of the nearest rows. The copies of a row follow each other in ascending order.
+            Indices of the nearest rows. Rows with equal values follow each other in ascending order.
         """
         # Sort the rows that are not excluded by kind. The rows of a kind k are then rows[starts[k] : starts[k + 1]].
         counts = np.ones(len(self._kinds), bool)

@@ -37,8 +37,8 @@ class DeviceBank:
     copy of the bank.
 
     The sum loses digits by cancellation if the distance is small. The remaining rounding error depends on the shape of
-    the batch. Therefore the product only chooses the candidates: a few more rows than needed. Their distances are then
-    computed from differences.
+    the batch. Therefore the product only chooses the candidates: a few more rows than needed. The distances of the
+    candidates are then computed from the differences between the query and the rows.
     """
 
     def __init__(self, rows: torch.Tensor):
@@ -50,7 +50,10 @@ class DeviceBank:
     def kneighbors(
         self, queries: torch.Tensor, n_neighbors: int, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ascending distances and the indices of the nearest rows; see ``BoundedBank.kneighbors``."""
+        """Return the distances and the indices of the nearest rows, as ``BoundedBank.kneighbors``.
+
+        Rows at equal distances are sorted by index, also rows with equal values.
+        """
         norms, n_counting = self._norms, len(self._rows)
         if excluded is not None:  # an infinite squared length keeps a row from being a candidate
             norms = norms.index_fill(0, torch.from_numpy(excluded).to(norms.device), torch.inf)
@@ -61,7 +64,7 @@ class DeviceBank:
         distances, indices = [], []
         for part in torch.split(queries, max(1, _CHUNK_BYTES // row_bytes)):
             # Step 1: choose the rows with the smallest values of |b|² - 2 q·b as candidates. Sort the candidates by
-            # index: of equal distances, the lower index then comes first.
+            # index: rows at equal distances are then sorted by index.
             squares = torch.addmm(norms, part - self._center, self._rows.T, alpha=-2)
             nominated = squares.topk(n_candidates, largest=False).indices.sort(dim=1).values
             # Step 2: compute the squared distances of the candidates from differences, summed in float64.
@@ -74,7 +77,7 @@ class DeviceBank:
     def farthest(
         self, queries: torch.Tensor, starts: np.ndarray, excluded: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the query of each group with the farthest nearest row; see ``BoundedBank.farthest``."""
+        """Return the query with the largest distance to its nearest row for each group, as ``BoundedBank.farthest``."""
         distances, indices = (found[:, 0] for found in self.kneighbors(queries, 1, excluded))
         tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(starts)])
         return tops, distances[tops], indices[tops]

@@ -29,7 +29,7 @@ def nearest_of_far(
     distances : array of shape (n_queries, n_neighbors), float64
         Euclidean distances, ascending. A distance beyond the range of float64 is infinite.
     indices : array of shape (n_queries, n_neighbors), int64
-        Indices of the nearest rows. Of equal distances, the lower index comes first.
+        Indices of the nearest rows. Rows at equal distances are sorted by index, lowest first.
     """
     counting = np.arange(len(bank)) if excluded is None else np.delete(np.arange(len(bank)), excluded)
     distances, indices = np.empty((len(queries), n_neighbors)), np.empty((len(queries), n_neighbors), np.int64)

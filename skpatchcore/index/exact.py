@@ -191,7 +191,7 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
 
         In PatchCore, a group contains the patch features of one image. The returned query of a group is then the most
         anomalous patch of the image (Equation 6 of the PatchCore paper). `kneighbors` would return the nearest row of
-        every query. This method is faster, because it excludes most queries without an exact search.
+        every query. This method is faster, because it skips most queries after a cheap test.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     def _is_small(self, n_queries: int) -> bool:
         """Return whether a search of `n_queries` queries is so small that it should run on one thread."""
         n_features = self._fit_X.shape[1]
-        if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and exclude most pairs
+        if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and skip most pairs
             n_features = min(n_features, _N_BOUND)
             return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT / _OTHER_WORK)
         return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT)
