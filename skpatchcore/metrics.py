@@ -102,8 +102,7 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
 
     At each threshold, PRO is the fraction of a defect's pixels that score at least the threshold, averaged over all
     defects. The false-positive rate is the fraction of the good pixels that score at least the threshold. Each distinct
-    score is a threshold. The area is computed by the trapezoidal rule, with linear interpolation at `max_fpr`. For
-    speed, the scores of good pixels beyond this rate are not sorted.
+    score is a threshold. The area is computed by the trapezoidal rule, with linear interpolation at `max_fpr`.
 
     Parameters
     ----------
@@ -124,7 +123,8 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
     Raises
     ------
     ValueError
-        If :func:`pro_curve` raises a ValueError for the same arguments, or if `max_fpr` is not in (0, 1].
+        If masks and maps do not match, a map holds NaN or infinity, no pixel is defective, no pixel is good, or
+        `max_fpr` is not in (0, 1].
 
     Examples
     --------
@@ -146,7 +146,7 @@ def pixel_roc_auc_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bo
     Parameters
     ----------
     masks, maps, resize
-        As for :func:`pro_curve`.
+        One mask and one anomaly map per image, and whether masks are resized: as for :func:`pro_curve`.
 
     Returns
     -------
@@ -156,7 +156,7 @@ def pixel_roc_auc_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bo
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`.
+        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def pixel_average_precision_score(masks: Sequence[Any], maps: Sequence[Any], *, 
     Parameters
     ----------
     masks, maps, resize
-        As for :func:`pro_curve`.
+        One mask and one anomaly map per image, and whether masks are resized: as for :func:`pro_curve`.
 
     Returns
     -------
@@ -187,7 +187,7 @@ def pixel_average_precision_score(masks: Sequence[Any], maps: Sequence[Any], *, 
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`.
+        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
     """
     return _average_precision(*_pixels(masks, maps, resize)[:2])
 
@@ -198,7 +198,7 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
     Parameters
     ----------
     masks, maps, resize
-        As for :func:`pro_curve`.
+        One mask and one anomaly map per image, and whether masks are resized: as for :func:`pro_curve`.
 
     Returns
     -------
@@ -209,7 +209,7 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`.
+        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
     """
     return _f1_max(*_pixels(masks, maps, resize)[:2])
 
@@ -224,7 +224,7 @@ def pixel_metrics(
     Parameters
     ----------
     masks, maps, n_points, resize
-        As for :func:`pro_curve`.
+        One mask and one map per image, the number of points, and whether masks are resized: as for :func:`pro_curve`.
 
     Returns
     -------
@@ -237,7 +237,7 @@ def pixel_metrics(
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`.
+        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
     """
     pixels = _pixels(masks, maps, resize, with_regions=True)
     weights = _region_weights(pixels)
@@ -309,12 +309,12 @@ def aupimo_scores(
     Parameters
     ----------
     masks, maps
-        As for :func:`pro_curve`. Images with an empty mask are good images.
+        One mask and one anomaly map per image, as for :func:`pro_curve`. Images with an empty mask are good images.
     fpr_bounds : (float, float), default=(1e-5, 1e-4)
         Lower and upper false-positive rate between which the recall is averaged, on a logarithmic scale. The rate is
         the fraction of the pixels of a good image that score at least the threshold, averaged over the good images.
     resize : bool, default=False
-        As for :func:`pro_curve`.
+        If True, masks are resized to the sizes of their maps. If False, different sizes raise an error.
 
     Returns
     -------
@@ -324,7 +324,8 @@ def aupimo_scores(
     Raises
     ------
     ValueError
-        As for :func:`pro_curve`. Also if no image is good, no image is anomalous, or `fpr_bounds` is invalid.
+        If masks and maps do not match, a map holds NaN or infinity, there is no good image, there is no anomalous
+        image, or `fpr_bounds` do not ascend in (0, 1].
 
     Notes
     -----
@@ -347,8 +348,7 @@ def aupimo_scores(
         )
     tops, weights = [], []
     for scored in (scored.ravel() for (_, scored), good in zip(pairs, is_good, strict=True) if good):
-        # At the score of rank n_kept, this image alone raises the mean rate above the upper bound. Lower scores are not
-        # needed, but all pixels with this score are kept.
+        # At the score of rank n_kept, this image alone raises the mean rate above the upper bound. Drop lower scores.
         n_kept = min(scored.size, math.ceil(high * is_good.sum() * scored.size) + 1)
         top = scored[scored >= np.partition(scored, scored.size - n_kept)[scored.size - n_kept]]
         tops.append(top)
