@@ -225,8 +225,8 @@ class ImageDetector(OutlierMixin):
         approximate with ``"leave-one-out"`` and with folds (``calibration=5``), because the final model does not score
         the calibration images. The guarantee is also approximate with groups, because images of a new group are not
         exchangeable with the calibration images: it is about as good as with one calibration image per group. The
-        smallest possible p-value is ``1 / (n_calibration + 1)``. `adjust` multiplies this p-value by up to the number
-        of images in `X`. Therefore adjusted p-values of a large batch are rarely small.
+        smallest possible p-value is ``1 / (n_calibration + 1)``. ``"bh"`` multiplies p-values by up to the number of
+        images in `X`, and ``"by"`` by even more. Therefore adjusted p-values of a large batch are rarely small.
 
         References
         ----------
