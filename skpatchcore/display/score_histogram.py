@@ -89,14 +89,14 @@ class ScoreHistogramDisplay:
             If an image cannot be read or is not an image.
         """
         known = estimator.calibration_scores_[~np.isnan(estimator.calibration_scores_)]
-        least = 1 / (len(known) + 1)
-        share = estimator.contamination
+        # from the threshold itself, because `recalibrate` may have set it for another rate than `contamination`
+        promise = (1 + np.count_nonzero(known < estimator.offset_)) / (len(known) + 1)
         return cls.from_predictions(
             estimator.score_samples(X),
             y,
             offset=estimator.offset_,
             calibration_scores=known,
-            promise=least if share == "auto" else max(share, least),
+            promise=promise,
             **options,
         )
 

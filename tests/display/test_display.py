@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
@@ -113,6 +115,15 @@ def test_score_histogram_counts_all_images_and_shows_the_bound(fitted, parts):
         ScoreHistogramDisplay.from_predictions([1.0, 2.0], [0, 1])
     with pytest.raises(ValueError, match="no scores"):
         ScoreHistogramDisplay.from_predictions([])
+
+
+def test_score_histogram_shows_the_bound_of_a_recalibrated_threshold(fitted, parts):
+    recalibrated = deepcopy(fitted).recalibrate(contamination=0.5)
+    n = len(fitted.calibration_scores_)
+    assert ScoreHistogramDisplay.from_estimator(fitted, parts[1]).promise == 1 / (n + 1)
+    n_above = (fitted.calibration_scores_ < recalibrated.offset_).sum()
+    assert ScoreHistogramDisplay.from_estimator(recalibrated, parts[1]).promise == (1 + n_above) / (n + 1)
+    assert 0.3 < (1 + n_above) / (n + 1) <= 0.5
 
 
 def test_coreset_display_draws_bank_and_patches(fitted, parts):
