@@ -6,6 +6,7 @@ from skpatchcore.datasets.layouts import LayoutError, list_test_images, list_tra
 from skpatchcore.datasets.listing import list_images
 from skpatchcore.datasets.masks import read_mask
 from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
+from skpatchcore.datasets.two_folders import load_two_folders
 
 __all__ = [
     "TEXTURES",
@@ -20,6 +21,7 @@ __all__ = [
     "list_training_images",
     "load_categories",
     "load_image_folder",
+    "load_two_folders",
     "make_textures",
     "read_mask",
 ]

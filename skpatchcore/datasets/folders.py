@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,9 +39,11 @@ class ImageFolder:
         Path of the mask of each test image. A mask is an image that marks the defective pixels. None for good images,
         and for all images of a data set without masks.
     train_groups : array of shape (n_train,) or None
-        Name or number of the part that each training image shows. Images with the same value show the same part. Pass
-        this array as `groups` to ``fit``, e.g. of :class:`~skpatchcore.PatchCoreDetector`. None if the parts are
-        unknown. :func:`~skpatchcore.load_image_folder` always sets None.
+        Which part each training image shows, where several show the same; a folder does not tell. For
+        `PatchCoreDetector.fit`.
+    split : dict or None
+        How :func:`~skpatchcore.datasets.load_two_folders` divided the good images: its `test_size` and `random_state`.
+        None if the data set is divided by its folders.
     """
 
     train_paths: np.ndarray
@@ -49,6 +52,7 @@ class ImageFolder:
     test_defects: np.ndarray
     test_masks: np.ndarray
     train_groups: np.ndarray | None = None
+    split: dict[str, Any] | None = None
 
     @property
     def train_images(self) -> np.ndarray:
