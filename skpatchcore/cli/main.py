@@ -1,4 +1,4 @@
-"""The command line: ``skpatchcore fit``, ``predict``, ``evaluate`` and ``demo``."""
+"""main: the program ``skpatchcore`` with the commands ``fit``, ``predict``, ``evaluate`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str or None, default=None
-        The words after the command; None takes those of the process.
+        Arguments of the program. If None, the arguments of the process are used.
 
     Returns
     -------
     int
-        0 if all went well, 1 after an error, 3 if ``predict --fail-on-anomalies`` found anomalous images, 130 after
-        Ctrl-C. Wrong usage exits with 2, as argparse does.
+        0 after success, 1 after an error, 3 if ``predict --fail-on-anomalies`` found anomalous images, and 130 after
+        Ctrl-C. Wrong usage exits with 2.
     """
     with tolerant_output():
         try:
-            # what takes long to import is imported here, so that Ctrl-C ends it like the rest
+            # modules that take long to import are imported here, where Ctrl-C is handled
             from skpatchcore.cli.commands import run
 
             return run(arguments)

@@ -1,4 +1,4 @@
-"""What the commands share: how words become values, and errors that the user can mend."""
+"""Parsers of option values, and checks that all commands make before the work."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from skpatchcore._utils.files import require_writable_folder
 
 
 class CommandError(Exception):
-    """Something the user can mend: shown as one line."""
+    """An error that the user can correct. The command line prints it as one line."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with defaults, where they tell anything."""
+    """Formatter of help texts that shows the default of an option, unless it is None or False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # "(default: None)" and "(default: False)" tell nobody anything
+        # "(default: None)" and "(default: False)" contain no information
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes options by their full names only: an abbreviation may mean another option one day."""
+    """Parser that accepts only full names of options: an abbreviation may become ambiguous in a later version."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
 def require_folder(text: str) -> Path:
-    """Return the folder for a command's files; raise a CommandError if they can't be written: before the work."""
+    """Return the output folder of a command. Raise a CommandError before the work if it is not writable."""
     try:
         require_writable_folder(Path(text))
     except OSError as error:
-        raise CommandError(f"can't write into the folder {text!r}: {error.strerror}.") from error
+        raise CommandError(f"cannot write into the folder {text!r}: {error.strerror}.") from error
     return Path(text)
 
 
@@ -45,13 +45,15 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def require_matplotlib() -> None:
-    """Raise a CommandError where reports can't be drawn: before the work, not after it."""
+    """Raise a CommandError before the work if matplotlib, which draws the reports, is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError('reports need matplotlib: pip install "skpatchcore[plot]"')
+        raise CommandError(
+            'reports need matplotlib. In the folder of the source code, run: python -m pip install ".[plot]"'
+        )
 
 
 def size(text: str) -> int | tuple[int, int] | None:
-    """Return a side, height and width, or None for what is as it comes."""
+    """Return a side, a pair of height and width, or None for ``own`` and ``none``."""
     if text in ("own", "none"):
         return None
     sides = [int(side) for side in text.lower().split("x")]
@@ -61,19 +63,27 @@ def size(text: str) -> int | tuple[int, int] | None:
 
 
 def contamination(text: str) -> float | str:
-    """Return a share, or ``"auto"``."""
+    """Return a fraction, or ``"auto"``."""
     return text if text == "auto" else float(text)
 
 
-def calibration(text: str) -> float | int | str | None:
-    """Return what the detectors' parameter takes."""
-    if text in ("none", "leave-one-out"):
-        return None if text == "none" else text
+def fraction_or_count(text: str) -> float | int:
+    """Return a fraction if the text contains a decimal point, otherwise a number of images."""
     return float(text) if "." in text else int(text)
 
 
+def calibration(text: str) -> float | int | str | None:
+    """Return a value of the parameter `calibration` of the detectors."""
+    if text in ("none", "leave-one-out"):
+        return None if text == "none" else text
+    return fraction_or_count(text)
+
+
 def weights(text: str) -> str | None:
-    """Return the extractor's parameter. Paths become absolute, because the model may be used from another folder."""
+    """Return a value of the parameter `weights` of the extractor.
+
+    A path becomes absolute, because the model may be used from another folder.
+    """
     if text == "none":
         return None
     return os.path.abspath(text) if text.endswith((".pth", ".pt", ".safetensors")) else text

@@ -1,4 +1,4 @@
-"""``skpatchcore predict``: judge images by a model file; a table, and a heat map of each."""
+"""``skpatchcore predict``: score images with a model file, and write a table and a heat map of each image."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder, require_matplotlib
 from skpatchcore.datasets import list_test_images
 
-# Exit code of --fail-on-anomalies. 1 and 2 are failures.
+# Exit code of --fail-on-anomalies. The codes 1 and 2 are failures.
 ANOMALIES_FOUND = 3
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to argparse's."""
-    predict = commands.add_parser("predict", help="judge images by a fitted model", formatter_class=Formatter)
+    """Add the command to the parser."""
+    predict = commands.add_parser("predict", help="score images with a fitted model", formatter_class=Formatter)
     predict.add_argument(
         "model",
         metavar="MODEL",
-        help="what 'fit' wrote. A .joblib file is a pickle: open only one that you trust",
+        help="model file of 'fit'. A .joblib file is a pickle, which may run code: use only files that you trust",
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     predict.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="folder for scores.csv and a heat map of each image"
     )
@@ -39,22 +39,22 @@ def add_parser(commands: Any) -> None:
     predict.add_argument(
         "--fail-on-anomalies",
         action="store_true",
-        help=f"exit with {ANOMALIES_FOUND} if an image is anomalous; with 1 if one could not be judged",
+        help=f"exit with {ANOMALIES_FOUND} if an image is anomalous, and with 1 if an image could not be scored",
     )
     predict.add_argument(
         "--trust",
         action="append",
         default=None,
         metavar="NAME",
-        help="a type or function of yours that MODEL may hold, such as factory.networks.small_net; may be repeated",
+        help="a type or function of yours that MODEL may contain, such as factory.networks.small_net; can be repeated",
     )
-    predict.add_argument("--quiet", action="store_true", help="no progress bar, no summary; warnings are shown")
+    predict.add_argument("--quiet", action="store_true", help="print no progress and no summary; warnings are printed")
     add_debug(predict)
     predict.set_defaults(run=_predict)
 
 
 def _load(path: str, trusted: Sequence[str] = ()) -> Any:
-    """Return a fitted detector of images, or a pipeline that ends in one."""
+    """Return the fitted detector of a model file, or a pipeline whose last step is a detector."""
     from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted
 
@@ -64,22 +64,22 @@ def _load(path: str, trusted: Sequence[str] = ()) -> Any:
     if not Path(path).is_file():
         raise CommandError(f"there is no model file {path!r}.")
     try:
-        is_pickle = path.endswith(".joblib") and not zipfile.is_zipfile(path)  # save takes any name
+        is_pickle = path.endswith(".joblib") and not zipfile.is_zipfile(path)  # save accepts any name
         model = joblib.load(path) if is_pickle else skpatchcore.load(path, trusted=trusted)
     except skpatchcore.ModelFileError:
         raise
-    except Exception as error:  # unpickling foreign or damaged bytes raises anything
-        raise CommandError(f"{path!r} can't be read as a model: {error}") from error
+    except Exception as error:  # unpickling unknown or damaged bytes can raise any exception
+        raise CommandError(f"{path!r} cannot be read as a model file: {error}") from error
     detector = detector_of(model)
     if not isinstance(detector, ImageDetector):
         kind = f"a Pipeline that ends in a {type(detector).__name__}" if isinstance(model, Pipeline) else None
-        raise CommandError(f"{path!r} holds no detector of this package, but {kind or f'a {type(model).__name__}'}.")
+        raise CommandError(f"{path!r} contains no detector of this package, but {kind or f'a {type(model).__name__}'}.")
     check_is_fitted(detector, "offset_")
     for part in (detector, *getattr(detector, "estimators_", ())):
         params = part.get_params(deep=False)
         if isinstance(params.get("extractor"), str) and (model is detector or len(model) == 1):
-            raise CommandError(f"{path!r} holds a detector of precomputed patch features, which can't read images.")
-        if "verbose" in params:  # progress is shown once, for all images
+            raise CommandError(f"{path!r} contains a detector of precomputed patch features, which cannot read images.")
+        if "verbose" in params:  # one progress bar is shown for all images
             part.set_params(verbose=0)
     return model
 
@@ -110,7 +110,7 @@ def _predict(options: argparse.Namespace) -> int:
     n_flagged = sum(prediction.label == -1 for prediction in scored)
     if not options.quiet:
         where = f"{folder / 'scores.csv'}{' and report.html' if options.report and problem is None else ''}"
-        print(f"{len(scored)} images judged, {n_flagged} of them anomalous: {shown_name(where)}")
+        print(f"{len(scored)} images scored, {n_flagged} of them anomalous: {shown_name(where)}")
     if uninspected := describe_inspection(detector, {p.path: p.image_size for p in scored if p.image_size}):
         if not options.quiet:
             print(uninspected)
@@ -119,20 +119,20 @@ def _predict(options: argparse.Namespace) -> int:
     problems = []
     if n_failures := len(paths) - len(scored):
         problems.append(
-            f"{n_failures} of {len(paths)} images could not be judged; they are in scores.csv with score nan and "
+            f"{n_failures} of {len(paths)} images could not be scored. They are in scores.csv with score nan and "
             "label -1."
         )
     if n_missing := sum(prediction.picture is None for prediction in scored):
-        problems.append(f"{n_missing} heat maps could not be written; scores.csv says why, and has all scores.")
+        problems.append(f"{n_missing} heat maps could not be written. scores.csv contains the reasons, and all scores.")
     if problem is not None:
-        problems.append(f"the report could not be written: {problem}; scores.csv is complete.")
+        problems.append(f"the report could not be written: {problem}. scores.csv is complete.")
     if problems:
         raise CommandError(" ".join(problems))
     return ANOMALIES_FOUND if options.fail_on_anomalies and n_flagged else 0
 
 
 def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, folder: Path) -> str | None:
-    """Write the report, and return why it could not be written; the scores are on disk by now."""
+    """Write the report. Return the reason if it could not be written, because the scores are complete then."""
     from skpatchcore.reports import write_prediction_report
 
     try:
@@ -145,13 +145,13 @@ def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, 
 
 
 def _images_of(given: list[str], output: Path) -> list[str]:
-    """Return the files that are named, and those in the folders that are named; each once."""
+    """Return the given files and the images in the given folders, each path once."""
     missing = [name for name in given if not os.path.lexists(name)]
-    if missing:  # a mistyped name is not a defective part
+    if missing:  # a mistyped name must not be flagged as a defective part
         raise CommandError(f"there is no file or folder {', '.join(map(repr, missing))}.")
     if any(output.resolve() in (place := Path(name).resolve(), *place.parents) for name in given):
-        raise CommandError(f"the images lie in the output folder {str(output)!r}: choose another one.")
-    # heat maps of an earlier run, in a folder below the images, are not images to predict
+        raise CommandError(f"the images lie in the output folder {str(output)!r}. Choose another one.")
+    # the output folder may lie below the images: its heat maps of an earlier run are not scored
     paths = [
         path for name in given for path in (list_test_images(name, exclude=output) if Path(name).is_dir() else [name])
     ]

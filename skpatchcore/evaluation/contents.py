@@ -17,6 +17,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skpatchcore._utils.missing import is_missing
+from skpatchcore.datasets import ImageFolder
 from skpatchcore.evaluation.sources import imported_in, is_installed, source_digests
 
 # Levels of containers and attributes that are followed. Functions and classes are followed without a limit, each once.
@@ -45,6 +46,8 @@ def dataset_digest(dataset: Any, known: dict[str, str] | None = None) -> str:
     digest, known = hashlib.sha256(), {} if known is None else known
     if dataclasses.is_dataclass(dataset):
         values = {field.name: getattr(dataset, field.name) for field in dataclasses.fields(dataset)}
+        if isinstance(dataset, ImageFolder):
+            del values["split"]  # the settings contain it
     else:
         values = dict(vars(dataset))
     for name, column in values.items():

