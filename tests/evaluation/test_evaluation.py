@@ -302,7 +302,8 @@ def test_dataset_digest_depends_on_files_and_arrays(root, tmp_path):
 def test_evaluate_command_writes_tables_provenance_and_report(root, tmp_path, capsys, monkeypatch):
     out = tmp_path / "results"
     words = ["evaluate", str(root), "-o", str(out), "--ratio", "0.05", "--preset", "offline",
-             "--shots", "2", "5", "--repeats", "2", "--ablate", "patch_size", "--cache", str(tmp_path / "cache")]  # fmt: skip
+             "--shots", "2", "5", "--repeats", "2", "--ablate", "patch_size",
+             "--cache", str(tmp_path / "cache")]  # fmt: skip
     assert main([*words, "--categories", "bright", "--quiet"]) == 0
     first = json.loads((out / "results.json").read_text())
     assert [run["category"] for run in first["runs"]] == ["bright"]
