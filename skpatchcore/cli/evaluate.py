@@ -227,5 +227,6 @@ def _print_results(evaluation: Any) -> None:
     tables |= {name: means_of(name, study) for name, study in evaluation.studies.items()}
     for title, table in tables.items():
         table = table.rename(index=lambda name: shown_name(name) if isinstance(name, str) else name)
+        table = table.T if not title and len(table) == 1 else table  # one category fits into 80 columns
         text = table.to_string(float_format=format_number, na_rep="-")
         print(f"\n{title}\n{text}" if title else text)

@@ -19,8 +19,8 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Formatter of help texts that shows the default of an option, unless it is None or False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        # "(default: None)" and "(default: False)" contain no information
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        # "(default: None)", "(default: False)" and "(default: [])" contain no information
+        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

