@@ -1,4 +1,4 @@
-"""Detectors on whole data sets: metrics, studies and stored results."""
+"""Evaluation of detectors on whole data sets: metrics, studies and stored results."""
 
 from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_category, with_mean
 from skpatchcore.evaluation.presets import make_detector

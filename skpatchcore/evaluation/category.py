@@ -1,4 +1,4 @@
-"""A detector on one category, or on all: every metric the field reports, and where the time goes."""
+"""evaluate and evaluate_category: metrics of a detector on one category or on several, and the time per phase."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from skpatchcore.protocols import resizing_of
 
 _PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")
 _DECISIONS = ("good_flagged", "defects_found")
-# Points of a curve that are kept, for pictures.
+# Points of a curve that are kept for plots.
 _N_POINTS = 500
 
 
 @dataclass
 class CategoryResult:
-    """What a detector makes of one category.
+    """Result of a detector on one category.
 
     Attributes
     ----------
     category : str
-        Its name.
+        Name of the category.
     row : dict
         One row of the table that :func:`evaluate` returns.
     scores : array of shape (n_test,)
-        As `score_samples` has them, bigger = more normal.
+        Image scores as returned by `score_samples`, bigger = more normal.
     labels, defects, paths : arrays of shape (n_test,)
-        +1 or -1, the kind of defect, and the file or number of each image.
+        +1 or -1, the kind of defect, and the file or number of each test image.
     offset, pixel_offset : float
-        The detector's thresholds.
+        Image threshold and pixel threshold of the detector.
     calibration_scores : array of shape (n_calibration,)
-        Of good images, bigger = more normal.
+        Calibration scores, bigger = more normal.
     roc, pro : arrays of shape (2, n_points)
-        False-positive rate and recall of images; false-positive rate of pixels and overlap of regions. Thinned out, for
-        pictures. `pro` is empty without masks.
+        Points of curves for plots: the false-positive rate and the recall of images in `roc`, the false-positive rate
+        of pixels and the overlap of regions in `pro`. `pro` is empty without masks.
     """
 
     category: str
@@ -68,50 +68,53 @@ class CategoryResult:
 
 
 def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: int = 0) -> pd.DataFrame:
-    """Fit a detector on the good images of each category, judge the others, and return a table of every metric.
+    """Fit a detector on the training images of each category, and return a table of metrics on its test images.
 
     Parameters
     ----------
     detector : estimator
-        A :class:`~skpatchcore.PatchCoreDetector`, an ensemble of them, or another detector of this package. Each
-        category gets a clone; the detector itself stays as it is.
+        A :class:`~skpatchcore.PatchCoreDetector`, an ensemble, or another detector of this package. A clone of the
+        detector is fitted for each category. The detector itself does not change.
     dataset : path, ImageFolder, TextureTask or dict of str to one of these
-        A folder of categories in the layout of MVTec AD, or of one; or what
-        :func:`~skpatchcore.datasets.load_categories` or :func:`~skpatchcore.datasets.make_textures` returns.
+        A folder of one or several categories in the layout of MVTec AD; or the result of
+        :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders` or
+        :func:`~skpatchcore.datasets.make_textures`.
     resolution : {"own", "seen"}, default="own"
-        Where pixels are compared: ``"own"`` at each image's own size, all of it; ``"seen"`` at the size and in the crop
-        that the network sees, as the paper does (224 × 224 there).
+        Resolution of the pixel metrics. ``"own"``: the own size of each image, and all its pixels. ``"seen"``: the size
+        and the crop of the network's input, as in the paper (224 × 224).
     verbose : int, default=0
-        1 shows progress.
+        1 shows a progress bar.
 
     Returns
     -------
     DataFrame
-        One row a category, indexed by its name. Shares, in [0, 1], **bigger = better** where not said otherwise:
+        One row per category, indexed by its name. Metrics are in [0, 1], and higher is better unless stated otherwise.
 
-        - ``image_auroc``, ``image_ap``, ``image_f1_max``; ``misclassified``, images on the wrong side of the best
-          threshold there is for F1, which knows the labels (as the paper counts them);
+        - ``image_auroc``, ``image_ap``, ``image_f1_max``: metrics of the image scores, over all thresholds.
+          ``misclassified``: number of wrong images at the threshold with the highest F1 score, as counted in the paper.
+          The labels of the test images set this threshold.
         - ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3), ``aupro_05``
-          (0.05, as MVTec AD 2), ``aupimo`` (mean over the defective images). NaN without masks;
-        - at the detector's own threshold, which does not know them: ``good_flagged`` (smaller = better) and
-          ``defects_found``; NaN without calibration;
-        - ``n_train``, ``n_good``, ``n_defective``, ``n_masks`` (defective images that count for pixels); ``bank_rows``;
-          ``bytes``, of the fitted detector pickled;
-        - seconds: ``fit_seconds`` and ``test_seconds`` in all, and of each phase, such as ``fit_network``.
+          (up to 0.05, as in MVTec AD 2), ``aupimo`` (mean over the defective images): metrics of the anomaly maps. NaN
+          without masks.
+        - ``good_flagged`` (lower is better) and ``defects_found``: fractions of good and of defective images that the
+          detector flags at its own threshold. NaN without calibration.
+        - ``n_train``, ``n_good``, ``n_defective``: numbers of images. ``n_masks``: number of defective images in the
+          pixel metrics. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled detector.
+        - ``fit_seconds`` and ``test_seconds``: time in seconds, and the time of each phase, such as ``fit_network``.
 
     Raises
     ------
     ValueError
-        If a category has no good or no defective test images, a mask is not of its image's size, or `resolution` can't
-        be had.
+        If a category has no good or no defective test images, if a mask and its image differ in size, or if the
+        detector does not support `resolution`.
     TypeError
-        If `dataset` is something else.
+        If `dataset` has another type.
     ImageError, WeightsError, FileNotFoundError
-        As `fit`, and as :func:`~skpatchcore.datasets.load_categories`.
+        As raised by `fit` and by :func:`~skpatchcore.datasets.load_categories`.
 
     Notes
     -----
-    Defective images whose mask is empty, or that have none, count for images and are left out of pixels.
+    Defective images with an empty mask or without a mask are included in image metrics and excluded from pixel metrics.
 
     Examples
     --------
@@ -134,23 +137,23 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
 
 
 def table_of(results: Any) -> pd.DataFrame:
-    """Return the rows of :class:`CategoryResult` objects as a table."""
+    """Return the table of :func:`evaluate` for :class:`CategoryResult` objects."""
     rows = [{"category": escape_name(result.category), **result.row} for result in results]
     return pd.DataFrame(rows).set_index("category")
 
 
 def with_mean(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with a last row, the plain mean over several categories; the sum of what is counted.
+    """Return the table with a last row of means over the categories. Counts are summed.
 
     Parameters
     ----------
     table : DataFrame
-        As :func:`~skpatchcore.evaluate` returns it.
+        Table of :func:`~skpatchcore.evaluate`.
 
     Returns
     -------
     DataFrame
-        The table, with a row ``"mean"`` if it has more than one.
+        The table with a row ``"mean"``. A table of one row is returned unchanged.
     """
     if len(table) < 2:
         return table
@@ -161,7 +164,7 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_categories(dataset: Any) -> dict[str, Any]:
-    """Return data sets by name, from whatever :func:`evaluate` takes."""
+    """Return a dict of data sets by name for any `dataset` that :func:`evaluate` accepts."""
     if isinstance(dataset, str | os.PathLike):
         return dict(load_categories(dataset))
     given = dict(dataset) if isinstance(dataset, Mapping) else {"all": dataset}
@@ -176,7 +179,7 @@ def as_categories(dataset: Any) -> dict[str, Any]:
 
 
 def check_before(detector: Any, categories: Mapping[str, Any], resolution: str) -> None:
-    """Raise the errors of :func:`evaluate` that are known before the work."""
+    """Raise those errors of :func:`evaluate` that can be detected before the fit."""
     if resolution not in ("own", "seen"):
         raise ValueError(f"resolution={resolution!r}: expected 'own' or 'seen'.")
     if resolution == "seen":
@@ -184,38 +187,40 @@ def check_before(detector: Any, categories: Mapping[str, Any], resolution: str) 
     for name, dataset in categories.items():
         for label, kind in ((1, "good (+1)"), (-1, "defective (-1)")):
             if label not in dataset.test_labels:
-                raise ValueError(f"category {name!r} has no {kind} test images: nothing tells how well they part.")
+                raise ValueError(
+                    f"category {name!r} has no {kind} test images: metrics need good and defective test images."
+                )
 
 
 def evaluate_category(
     detector: Any, name: str, dataset: Any, resolution: str = "own", with_bytes: bool = True
 ) -> tuple[CategoryResult, Any]:
-    """Fit a clone of the detector on one category and judge its test images.
+    """Fit a clone of the detector on one category, and compute metrics on its test images.
 
     Parameters
     ----------
     detector : estimator
         As for :func:`evaluate`.
     name : str
-        The category's.
+        Name of the category.
     dataset : ImageFolder or TextureTask
-        Its images.
+        Images of the category.
     resolution : {"own", "seen"}, default="own"
         As for :func:`evaluate`.
     with_bytes : bool, default=True
-        Measure the size of the fitted detector too.
+        Whether to measure the size of the fitted detector.
 
     Returns
     -------
     result : CategoryResult
-        Metrics and what pictures are made of.
+        Metrics, scores and curves.
     fitted : estimator
-        The clone.
+        The fitted clone.
 
     Raises
     ------
     ValueError
-        As :func:`evaluate`.
+        As raised by :func:`evaluate`.
     """
     check_before(detector, {name: dataset}, resolution)
     labels, fitted = np.asarray(dataset.test_labels), clone(detector)
@@ -227,7 +232,7 @@ def evaluate_category(
         _as_seen(read_mask(mask, size), fitted, resolution, order=0)
         for mask, size in zip(dataset.test_masks, sizes, strict=True)
     ]
-    # A defective image of which nobody drew where the defect is says nothing of pixels.
+    # Defective images without a mask are excluded from pixel metrics.
     counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or mask.any()]
     pixels, pro = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
     found = f1_max_score(labels, scores)
@@ -259,7 +264,7 @@ def evaluate_category(
 
 
 def pickled_bytes(detector: Any) -> float:
-    """Return how many bytes a fitted detector takes as a joblib file; NaN if it can't be pickled."""
+    """Return the size of a fitted detector as a joblib file in bytes; NaN if it cannot be pickled."""
 
     class Counter(io.RawIOBase):
         n = 0
@@ -275,7 +280,7 @@ def pickled_bytes(detector: Any) -> float:
     counter = Counter()
     try:
         joblib.dump(detector, counter)
-    except (pickle.PicklingError, AttributeError, TypeError):  # a backbone that is a lambda, for one
+    except (pickle.PicklingError, AttributeError, TypeError):  # e.g. a lambda as backbone
         return math.nan
     return counter.n
 
@@ -283,7 +288,7 @@ def pickled_bytes(detector: Any) -> float:
 def _predicted(
     fitted: Any, images: Sequence[Any], resolution: str
 ) -> tuple[np.ndarray, list[np.ndarray], list[tuple[int, int]]]:
-    """Return scores, maps at the size at which they are compared, and the images' own sizes."""
+    """Return the image scores, the anomaly maps at the given resolution, and the own sizes of the images."""
     scores, maps, sizes = [], [], []
     for result in fitted.iter_results(images):
         scores.append(result.score)
@@ -293,29 +298,31 @@ def _predicted(
 
 
 def extractors_of(detector: Any) -> list[Any]:
-    """Return a detector's extractor, or those of an ensemble's members, with the default in the place of None."""
+    """Return the extractors of a detector or of the members of an ensemble. None becomes the default extractor."""
     members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
     return [getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members]
 
 
 def _sizes_seen(detector: Any) -> tuple[Any, Any]:
-    """Return `image_size` and `crop_size` of a detector's extractor, or of those of an ensemble's members."""
+    """Return `image_size` and `crop_size` of a detector's extractors, which must be equal."""
     extractors = extractors_of(detector)
     sizes = [size for extractor in extractors if (size := resizing_of(extractor)) is not None]
     if len(sizes) < len(extractors):
-        raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor: choose 'own'.")
+        raise ValueError("resolution='seen' needs a detector with a TorchFeatureExtractor. Choose 'own'.")
     if any(size != sizes[0] for size in sizes):
-        raise ValueError("resolution='seen': the members of the ensemble see different parts of images; choose 'own'.")
+        raise ValueError(
+            "resolution='seen': the members of the ensemble see different parts of an image. Choose 'own'."
+        )
     return sizes[0]
 
 
 def _as_seen(pixels: np.ndarray, detector: Any, resolution: str, order: int) -> np.ndarray:
-    """Return a map (order 1: bilinear) or a mask (order 0: nearest) as the network sees its image."""
+    """Return a map (order 1: bilinear) or a mask (order 0: nearest) at the size and in the crop of the network."""
     if resolution == "own":
         return pixels
     _, _, view = placed((pixels.shape[0], pixels.shape[1]), *_sizes_seen(detector), 0)
     corners, sides = np.array(view.box[:2]), np.array(view.box[2:])
-    # centres of the network's pixels, in those of the image
+    # centres of the network's input pixels in pixel coordinates of the image
     y, x = (
         corner + (np.arange(n) + 0.5) / n * side - 0.5
         for corner, side, n in zip(corners, sides, view.input_size, strict=True)
@@ -346,7 +353,7 @@ def _decisions(offset: float, scores: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return no more points of an ascending curve than a picture shows: evenly along it, its ends among them."""
+    """Return at most 500 points of an ascending curve, at even distances along the curve, including its ends."""
     if len(x) > _N_POINTS:
         length = np.append(0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
         picked = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _N_POINTS)))

@@ -1,4 +1,4 @@
-"""Digests of what a result depends on: of content, not of names, times or addresses."""
+"""dataset_digest and content_digest: digests of data sets and of parameters by content."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from skpatchcore._utils.missing import is_missing
 from skpatchcore.datasets import ImageFolder
 from skpatchcore.evaluation.sources import imported_in, is_installed, source_digests
 
-# Levels of containers and attributes that are followed. Functions and classes are followed without a limit, each once.
+# Maximum depth of nested containers and attributes. Functions and classes are followed without a limit, each once.
 _DEPTH = 12
-# Entries of a class that are no part of what it does, or differ between processes.
+# Entries of a class that do not affect its behaviour, or that differ between processes.
 _NO_CONTENT = ("__dict__", "__weakref__", "__doc__", "__module__", "__firstlineno__", "__static_attributes__",
                "__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "_abc_impl",
                "__abstractmethods__")  # fmt: skip
 
 
 def dataset_digest(dataset: Any, known: dict[str, str] | None = None) -> str:
-    """Return a hash of a data set: of the content of its images and masks, of its labels and groups.
+    """Return a digest of the content of the images and masks of a data set, and of its labels and groups.
 
     Parameters
     ----------
     dataset : ImageFolder or TextureTask
-        Files count with the last three parts of their paths and with their bytes.
+        Data set. Files are hashed by the last three parts of their paths and by their content.
     known : dict or None, default=None
-        Digests of files by their paths: those in it are not read again, others are added.
+        Digests of files by path. These files are not read again. Digests of other files are added.
 
     Returns
     -------
@@ -68,13 +68,13 @@ def _file(path: str, known: dict[str, str]) -> str:
         try:
             with open(path, "rb") as content:
                 known[path] = hashlib.file_digest(content, "sha256").hexdigest()
-        except (OSError, ValueError) as error:  # reading the image says what is wrong with it
+        except (OSError, ValueError) as error:  # reading the image raises an error with the reason
             known[path] = type(error).__name__
     return f"{'/'.join(Path(path).parts[-3:])} {known[path]}"
 
 
 def content_digest(value: Any) -> str:
-    """Return a hash of what a value is: the code of a function and what it refers to, the weights of a network.
+    """Return a digest of the content of a value, e.g. of the code of a function or the weights of a network.
 
     Parameters
     ----------
@@ -84,8 +84,8 @@ def content_digest(value: Any) -> str:
     Returns
     -------
     str
-        Hexadecimal SHA-256. The same in another process, if the value can be pickled or is made of functions, classes
-        and arrays.
+        Hexadecimal SHA-256. It is equal in another process if the value can be pickled or consists of functions,
+        classes and arrays.
     """
     state = _State()
     _feed(state, value, (), _DEPTH)
@@ -95,7 +95,7 @@ def content_digest(value: Any) -> str:
 
 
 class _State:
-    """A digest in the making, and the functions, classes and modules that are still to be added to it."""
+    """Digest that is being computed, and the functions, classes and modules that must still be added."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -111,14 +111,14 @@ class _State:
 
 
 class _Named:
-    """A function, a class or a module whose content is to be added, not a reference to it."""
+    """Marker of a function, class or module: add its content, not only a reference."""
 
     def __init__(self, value: Any):
         self.value = value
 
 
 def has_hidden_content(value: Any) -> bool:
-    """Return whether the JSON form of a value is only a name, so that its content must be hashed."""
+    """Return whether the JSON form of a value is only a name. Its content must be hashed then."""
     if isinstance(value, list | tuple):
         return any(has_hidden_content(item) for item in value)
     if isinstance(value, Mapping):
@@ -128,7 +128,7 @@ def has_hidden_content(value: Any) -> bool:
 
 
 def _feed(state: _State, value: Any, above: tuple[int, ...], depth: int) -> None:
-    """Add a value to a digest; `above` has the ids of what it is part of, so that circles end."""
+    """Add a value to a digest. `above` contains the ids of the containers of the value, which ends cycles."""
     if id(value) in above or depth == 0:
         state.digest.update(b"again")
         return
@@ -146,7 +146,7 @@ def _feed(state: _State, value: Any, above: tuple[int, ...], depth: int) -> None
 
 
 def _parts_of(value: Any) -> bytes | list[Any]:
-    """Return the bytes of a simple value, or the values that another one is made of."""
+    """Return the bytes of a simple value, or the parts of another value."""
     if value is None or isinstance(value, str | bytes | int | float | complex | bool | np.generic):
         return repr(value).encode("utf-8", "surrogatepass")
     if isinstance(value, np.ndarray):
@@ -181,20 +181,20 @@ def _parts_of(value: Any) -> bytes | list[Any]:
         return [value.fget, value.fset, value.fdel]
     if isinstance(value, functools.cached_property):
         return [value.func]
-    if "__wrapped__" in getattr(value, "__dict__", {}):  # what functools.lru_cache returns is pickled by its name
+    if "__wrapped__" in getattr(value, "__dict__", {}):  # functions of functools.lru_cache are pickled by name
         return [type(value), dict(value.__dict__)]
     if isinstance(value, BaseEstimator):
-        return [type(value)]  # its parameters are settings of their own
+        return [type(value)]  # its parameters are separate settings
     own = [type(value), {} if is_installed(type(value).__module__) else dict(getattr(value, "__dict__", {}))]
     try:
         return [*own, str(joblib.hash(value))]
-    except Exception:  # what can't be pickled is known by its attributes
+    except Exception:  # a value that cannot be pickled is hashed by its attributes
         return [type(value), dict(getattr(value, "__dict__", {}))]
 
 
 def _parts_of_module(part: torch.nn.Module) -> list[Any]:
-    """Return what a module of a network does, beside its tensors: its class, its own attributes, its hooks."""
-    if isinstance(part, torch.fx.GraphModule):  # its class is made for it alone
+    """Return the parts of a network module other than tensors: its class, its own attributes and its hooks."""
+    if isinstance(part, torch.fx.GraphModule):  # each GraphModule has a class of its own
         return [part.code]
     of_torch = vars(torch.nn.Module())
     own = {name: value for name, value in vars(part).items() if name not in of_torch}
@@ -217,10 +217,10 @@ def _parts_of_function(function: types.FunctionType) -> list[Any]:
     names = {name for code in codes for name in code.co_names}
     used = {name: function.__globals__[name] for name in names if name in function.__globals__}
     for module in [value for value in used.values() if isinstance(value, types.ModuleType)]:
-        if not is_installed(module.__name__):  # as it was imported: its file may have been written to since
+        if not is_installed(module.__name__):  # as imported, because the file may have changed since
             used |= {f"{module.__name__}.{name}": vars(module)[name] for name in names if name in vars(module)}
     imported = set().union(*(imported_in(code) for code in codes))
-    # the function's own module too, for relative imports
+    # the module of the function is included because of relative imports
     sources = source_digests({*imported, str(function.__module__)}) if imported else []
     closure = [_cell(cell) for cell in function.__closure__ or ()]
     return [function.__code__, function.__defaults__, function.__kwdefaults__, closure, used, sources]
@@ -239,5 +239,5 @@ def _codes_in(code: types.CodeType) -> list[types.CodeType]:
 def _cell(cell: Any) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not set yet
+    except ValueError:  # the cell is empty
         return None

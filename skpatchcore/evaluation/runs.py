@@ -1,4 +1,4 @@
-"""run_evaluation: a whole evaluation in a folder, which continues where an earlier one stopped."""
+"""run_evaluation: evaluate all categories, store the results in a folder, and resume an interrupted evaluation."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from skpatchcore.evaluation.studies import (
     run_quietly,
 )
 
-# ``draw(result, fitted, dataset, folder)`` writes pictures of a category and returns what they are.
+# ``draw(result, fitted, dataset, folder)`` writes pictures of a category, and returns their descriptions.
 Draw = Callable[[CategoryResult, Any, Any, Path], list[dict[str, Any]]]
 
 
 class FinishedRun(NamedTuple):
-    """A run and its result, computed now or earlier.
+    """Run with its result, which was computed now or read from the folder.
 
     Attributes
     ----------
     run : Run
-        What was evaluated.
+        Category, detector and data set.
     result : CategoryResult
-        Its metrics.
+        Metrics of the run.
     settings : dict
         Everything that the metrics depend on.
     provenance : dict
-        Weights, versions and machine; with pictures, also their files and captions.
+        Weights, versions and machine, the division of the images, and the descriptions of the pictures.
     """
 
     run: Run
@@ -55,18 +55,18 @@ class FinishedRun(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of :func:`run_evaluation`.
+    """Results of :func:`run_evaluation`.
 
     Attributes
     ----------
     folder : Path
-        Where they are stored.
+        Folder of the results.
     runs : list of FinishedRun
         One per category.
     table : DataFrame
-        One row per category, as of :func:`~skpatchcore.evaluate`, and a last row ``"mean"`` if there are several.
+        Table of :func:`~skpatchcore.evaluate`, with a last row ``"mean"`` if there are several categories.
     studies : dict of str to DataFrame
-        One table per study, as of :func:`~skpatchcore.evaluation.low_shot_curve` and
+        One table per study, as returned by :func:`~skpatchcore.evaluation.low_shot_curve` and
         :func:`~skpatchcore.evaluation.ablation`.
     """
 
@@ -90,13 +90,13 @@ def run_evaluation(
     draw: Draw | None = None,
     verbose: int = 0,
 ) -> Evaluation:
-    """Evaluate a detector, and store each result as soon as it is there. A second call computes only what is missing.
+    """Evaluate a detector and store each result. A second call computes only the missing results.
 
-    A stored result is used if the settings are the same, and the content of all images, masks, labels, groups, weights
-    and functions is. If the content has changed, the result is computed again, with a warning.
+    A stored result is used if its settings are equal and if the content of all images, masks, labels, groups, weights
+    and functions is unchanged. If the content has changed, the result is computed again, with a warning.
 
-    The tables are those of the categories and studies of this call: earlier tables in the folder are replaced, while
-    the stored results remain.
+    The tables contain the categories and studies of this call. Tables of earlier calls in the folder are replaced, but
+    all stored results are kept.
 
     Parameters
     ----------
@@ -105,25 +105,27 @@ def run_evaluation(
     dataset : path, ImageFolder, TextureTask or dict of str to one of these
         As for :func:`~skpatchcore.evaluate`.
     folder : path
-        Where ``results.csv``, ``results.json``, a table per study and the folder ``runs`` are written.
+        Folder for ``results.csv``, ``results.json``, one table per study, and the folder ``runs``. For images on disk,
+        ``images.csv`` lists which images were used for the fit and for the test, with the scores of the test images.
     resolution : {"own", "seen"}, default="own"
         As for :func:`~skpatchcore.evaluate`.
     shots : sequence of int, default=()
         Numbers of training images for a low-shot study.
     n_repeats : int, default=3
-        Draws of each number.
+        Number of draws per number of training images.
     ablations : sequence of str, default=()
-        Names for :func:`~skpatchcore.evaluation.named_grid`.
+        Names of studies for :func:`~skpatchcore.evaluation.named_grid`.
     random_state : int, default=0
         Seed of the draws.
     overwrite : bool, default=False
-        Whether results of other settings are replaced. If False, they are an error: a table never mixes settings.
+        Whether stored results with other settings are replaced. If False, such a result raises an error, because a
+        table must not mix settings.
     draw : callable or None, default=None
-        ``draw(result, fitted, dataset, folder)`` writes pictures of a category that is computed, and returns a list of
-        dicts that is stored as ``provenance["pictures"]``; :func:`skpatchcore.reports.write_worst` is one. Nothing is
-        drawn for results that are read from the folder.
+        ``draw(result, fitted, dataset, folder)`` writes pictures of a category, and returns a list of dicts that is
+        stored as ``provenance["pictures"]``. :func:`skpatchcore.reports.write_worst` is such a function. It is not
+        called for results that are read from the folder.
     verbose : int, default=0
-        1 shows progress.
+        1 shows a progress bar.
 
     Returns
     -------
@@ -133,10 +135,10 @@ def run_evaluation(
     Raises
     ------
     ValueError
-        If a result was stored with other settings and `overwrite` is False; if the data or the parameters are not
-        valid, which is found before the work.
+        If a result was stored with other settings and `overwrite` is False. If the data or the parameters are not
+        valid, which is checked before the fit.
     ImageError, WeightsError, FileNotFoundError
-        As :func:`~skpatchcore.evaluate`.
+        As raised by :func:`~skpatchcore.evaluate`.
 
     Warns
     -----
@@ -173,7 +175,7 @@ def run_evaluation(
         planned[name] = list(ablation_runs(detector, categories, named_grid(name, detector)))
     runs = _finished(list(plain_runs(detector, categories)), results, resolution, verbose, known, draw)
     table = with_mean(table_of([one.result for one in runs]))
-    table.to_csv(folder / "results.csv", index_label="category")  # before the studies, which may take long
+    table.to_csv(folder / "results.csv", index_label="category")  # written before the studies, which may take long
     studies = {name: _study(_finished(some, results, resolution, verbose, known)) for name, some in planned.items()}
     evaluation = Evaluation(folder, runs, table, studies)
     _write(evaluation)
@@ -181,19 +183,19 @@ def run_evaluation(
 
 
 def means_of(name: str, study: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of a study's metrics for each setting.
+    """Return the means of the metrics of a study per setting.
 
     Parameters
     ----------
     name : str
         Name of the study, such as ``"low-shot"``.
     study : DataFrame
-        Its table.
+        Table of the study.
 
     Returns
     -------
     DataFrame
-        One row per setting: metrics as of :func:`~skpatchcore.evaluate`.
+        One row per setting, with metrics of :func:`~skpatchcore.evaluate`.
     """
     by = "shots" if name == "low-shot" else study.columns[1]
     columns = ["image_auroc", "pixel_auroc", "aupro", "good_flagged", "defects_found", "fit_seconds", "test_seconds"]
@@ -208,7 +210,7 @@ def _finished(
     known: dict[str, str],
     draw: Draw | None = None,
 ) -> list[FinishedRun]:
-    """Return each run with its result, read from the folder or computed now."""
+    """Return each run with its result. Results that are not in the folder are computed."""
     done = []
     with progress_bar(len(runs), "evaluating", "run", verbose) as bar:
         for run in runs:
@@ -236,7 +238,7 @@ def _study(runs: list[FinishedRun]) -> pd.DataFrame:
 
 
 def _write(evaluation: Evaluation) -> None:
-    """Write the tables. Studies of an earlier run are removed, because they would look like those of this one."""
+    """Write the tables. Tables of studies of an earlier call are removed, because they belong to other results."""
     folder = evaluation.folder
     for name in ("low-shot", *ABLATIONS):
         (folder / f"{name}.csv").unlink(missing_ok=True)
@@ -261,7 +263,7 @@ def _write(evaluation: Evaluation) -> None:
 
 
 def _write_images(evaluation: Evaluation) -> None:
-    """Write which images were used for what, and the scores of the test images; remove such a table of another run."""
+    """Write the table of the images and of the scores of the test images, or remove the table of an earlier call."""
     tables = []
     for one in evaluation.runs:
         if isinstance(one.run.dataset, ImageFolder):

@@ -1,4 +1,4 @@
-"""Source files of the user's modules: what a function calls through a module counts by content, not by its name."""
+"""source_digests: digests of the source files of the user's modules, which functions may call."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import types
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 
-# Where packages are installed: what is in them is known by its name, their versions stand in the settings.
+# Folders of installed packages. Their modules are identified by name, because the settings contain versions.
 _INSTALLED = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
-_OF_PACKAGES = ("site-packages", "dist-packages")  # also those of the user and of the system
+_OF_PACKAGES = ("site-packages", "dist-packages")  # including the folders of the user and of the system
 
 
 def is_installed(module: str | None) -> bool:
-    """Return whether a module is of the standard library, of this package or of an installed one.
+    """Return whether a module belongs to the standard library, to this package or to an installed package.
 
     Parameters
     ----------
     module : str or None
-        Its full name. None counts as built in.
+        Full name of the module. None means built-in.
     """
     if module is None or module == "builtins":
         return True
@@ -36,17 +36,17 @@ def is_installed(module: str | None) -> bool:
 
 
 def source_digests(modules: set[str]) -> list[tuple[str, str]]:
-    """Return digests of the source files of modules, and of those that they import, at the top or in functions.
+    """Return digests of the source files of modules and of the modules that they import.
 
     Parameters
     ----------
     modules : set of str
-        Full names. Those that are installed or can't be found are left out.
+        Full names. Installed modules and modules that cannot be found are left out.
 
     Returns
     -------
     list of (str, str)
-        Name and SHA-256 of each file, sorted by name.
+        Name and SHA-256 of each module, sorted by name.
     """
     waiting, found, seen = sorted(modules), {}, set()
     while waiting:
@@ -67,15 +67,15 @@ def source_digests(modules: set[str]) -> list[tuple[str, str]]:
 
 
 def imported_in(code: types.CodeType) -> set[str]:
-    """Return the names of modules that a function imports when it runs, without those of inner functions."""
+    """Return the names of the modules that a function imports when it runs, without its inner functions."""
     return {str(line.argval) for line in dis.get_instructions(code) if line.opname == "IMPORT_NAME"}
 
 
 def _imported(content: bytes, name: str, file: Path) -> set[str]:
-    """Return what a module may import: names of modules, and names in them that may be modules."""
+    """Return the names that a module imports. Some of the names may be functions or classes."""
     try:
         tree = ast.parse(content)
-    except (SyntaxError, ValueError):  # a compiled module
+    except (SyntaxError, ValueError):  # e.g. a compiled module
         return set()
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     names = set()
@@ -100,9 +100,9 @@ def _file_of(module: str) -> Path | None:
         return None if origin is None else Path(origin)
     parent = module.rpartition(".")[0]
     if not module or (parent and not hasattr(sys.modules.get(parent), "__path__")):
-        return None  # a class or a function in a module, or in a package that has not been imported
+        return None  # a class, a function, or a module of a package that has not been imported
     try:
         spec = find_spec(module)
-    except Exception:  # a user's finder or path raises anything
+    except Exception:  # finders of the user can raise any exception
         return None
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None

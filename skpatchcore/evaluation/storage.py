@@ -1,4 +1,4 @@
-"""Results on disk, each with all that it depends on: an interrupted evaluation goes on where it stopped."""
+"""Results: the results of an evaluation on disk, each with the settings that it depends on."""
 
 from __future__ import annotations
 
@@ -31,23 +31,25 @@ from skpatchcore.evaluation.contents import content_digest, dataset_digest, has_
 from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
-# Settings that are digests of content: what it is called stands in the others.
+# Settings that are digests of content, and their names in messages.
 _CONTENTS = {"data": "the data", "weights_digests": "the network", "contents": "a function or a class"}
-# What moves seconds, not results: another run may have another.
+# Parameters that change the time but not the results.
 _NO_SETTINGS = ("device", "batch_size", "memory", "cache_limit", "verbose", "n_jobs")
 
 
 def settings_of(run: Run, resolution: str, known: dict[str, str] | None = None) -> dict[str, Any]:
-    """Return all that a run's metrics depend on, as JSON has it: parameters, weights, data, resolution, versions.
+    """Return everything that the metrics of a run depend on, as values of JSON.
+
+    The settings are the parameters, digests of weights, data and functions, the resolution, and versions of packages.
 
     Parameters
     ----------
     run : Run
-        What is evaluated.
+        Category, detector and data set.
     resolution : str
         As for :func:`~skpatchcore.evaluate`.
     known : dict or None, default=None
-        Digests of files, as of :func:`~skpatchcore.evaluation.contents.dataset_digest`.
+        Known digests of files, as for :func:`~skpatchcore.evaluation.contents.dataset_digest`.
     """
     given = {
         name: value
@@ -105,36 +107,36 @@ def provenance_of(fitted: Any, dataset: Any) -> dict[str, Any]:
 
 
 class Results:
-    """A folder of results, one of each run.
+    """Folder of results, one per run.
 
     Parameters
     ----------
     folder : path
-        Made if need be.
+        The folder. It is created with the first result.
     overwrite : bool, default=False
-        Make anew what was made with other settings. Else it is an error: tables don't mix settings. What was made with
-        the same settings, of other content, is made anew in any case.
+        Whether results with other settings are replaced. If False, such a result raises an error, because tables must
+        not mix settings. Results with equal settings but other content are always replaced.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False):
         self.folder, self.overwrite = folder, overwrite
 
     def place_of(self, run: Run) -> Path:
-        """Return the folder of a run's result and pictures."""
+        """Return the folder of the result and the pictures of a run."""
         return self.folder / file_name(run.category) / file_name(run.name)
 
     def load(self, run: Run, settings: Mapping[str, Any]) -> tuple[CategoryResult, dict[str, Any]] | None:
-        """Return a run's result and provenance; None if it is not there, not whole, or of other content.
+        """Return the result and the provenance of a run; None if it is missing, damaged, or has other content.
 
         Raises
         ------
         ValueError
-            If it was made with other settings.
+            If the result was stored with other settings, and `overwrite` is False.
 
         Warns
         -----
         UserWarning
-            If the settings are the same, and the content of the data, of the weights or of a function is another one.
+            If the settings are equal, but the content of the data, of the weights or of a function has changed.
         """
         file = self.place_of(run) / "result.json"
         try:
@@ -159,13 +161,13 @@ class Results:
         )
 
     def forget(self, run: Run) -> None:
-        """Remove a run's result, before anything that belongs to it changes."""
+        """Remove the result of a run, before its pictures change."""
         (self.place_of(run) / "result.json").unlink(missing_ok=True)
 
     def keep(
         self, run: Run, settings: Mapping[str, Any], result: CategoryResult, provenance: Mapping[str, Any]
     ) -> None:
-        """Write a result in one step: a reader finds all of it or none."""
+        """Write the result of a run. The write is atomic."""
         place = self.place_of(run)
         place.mkdir(parents=True, exist_ok=True)
         values = {name: as_json(value) for name, value in asdict(result).items()}
@@ -175,19 +177,19 @@ class Results:
 
 
 def _digests(detector: Any) -> list[list[str]]:
-    """Return what tells the networks apart of all extractors that a detector holds: their weights and modules."""
+    """Return digests of the weights and of the modules of the network of each extractor of a detector."""
     found = []
     for extractor in extractors_of(detector):
         if isinstance(extractor, TorchFeatureExtractor):
             weights, architecture = clone(extractor).network_digests()
-            # a network whose code can't be read is never known to be the same
+            # if the code of a network cannot be read, the network is never treated as unchanged
             found.append([weights, architecture or f"unknown {uuid.uuid4()}"])
     return found
 
 
 def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     flat = [{**s, **s.get("parameters", {}), **s.get("split", {}), "parameters": None} for s in (stored, settings)]
-    # another division of the images changes the digest of the data, which explains nothing
+    # the digest of the data is left out, because the division of the images explains its change
     keys = [key for key in flat[1] if flat[0].get(key) != flat[1][key] and key not in ("data", "split")]
     values = (f"{key}: {str(flat[0].get(key))[:40]} instead of {str(flat[1][key])[:40]}" for key in keys)
     return ", ".join(values) or "fewer parameters"
@@ -202,7 +204,7 @@ def _result_from(values: dict[str, Any]) -> CategoryResult:
 
 
 def as_json(value: Any) -> Any:
-    """Return what JSON can hold: estimators by class (their parameters stand beside them), functions by name."""
+    """Return a value of JSON: estimators become the name of their class, and functions their name."""
     if isinstance(value, np.ndarray | tuple | list):
         return [as_json(item) for item in value]
     if isinstance(value, dict):
@@ -210,7 +212,7 @@ def as_json(value: Any) -> Any:
     if isinstance(value, np.generic):
         return as_json(value.item())
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no such numbers
+        return None  # JSON has no NaN and no infinity
     if isinstance(value, BaseEstimator):
         return type(value).__name__
     if value is None or isinstance(value, str | int | float | bool):

@@ -1,4 +1,4 @@
-"""Many evaluations that belong together: few training images (section 4.5), and the choices of Figures 4 and 5."""
+"""low_shot_curve and ablation: evaluations with few training images, and with other values of a parameter."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Run:
     Attributes
     ----------
     category : str
-        Its name.
+        Name of the category.
     name : str
-        Of what is tried, fit for a folder.
+        Name of the setting, which is also the name of a folder.
     settings : dict
-        The same, one column of a table each.
+        Values of the setting, one per column of a table.
     detector : estimator
-        Not fitted.
+        Detector that is not fitted.
     dataset : ImageFolder or TextureTask
-        What it learns from and judges.
+        Training images and test images.
     """
 
     category: str
@@ -54,7 +54,7 @@ class Run:
 
 
 def plain_runs(detector: Any, categories: Mapping[str, Any]) -> Iterator[Run]:
-    """Yield one run a category, on all its images."""
+    """Yield one run per category, with all its images."""
     for category, dataset in categories.items():
         yield Run(category, "all", {}, detector, dataset)
 
@@ -62,17 +62,19 @@ def plain_runs(detector: Any, categories: Mapping[str, Any]) -> Iterator[Run]:
 def low_shot_runs(
     detector: Any, categories: Mapping[str, Any], shots: Sequence[int], n_repeats: int, random_state: int
 ) -> Iterator[Run]:
-    """Yield runs on a few training images of each category, drawn anew for each repetition.
+    """Yield runs on a few training images per category, which are drawn for each repetition.
 
-    The draws of one repetition are nested: five images are two of before and three more.
+    The draws of one repetition are nested: the five images of a run include the two images of another run.
     """
     most = max((len(dataset.train_images) for dataset in categories.values()), default=0)
     if not shots or min(shots) < 1 or min(shots) > most:
-        raise ValueError(f"shots={list(shots)}: expected numbers from 1 to {most}, the most images of a category.")
+        raise ValueError(
+            f"shots={list(shots)}: expected numbers from 1 to {most}, the largest number of training images of a "
+            "category."
+        )
     for category, dataset in categories.items():
-        number = zlib.crc32(
-            category.encode("utf-8", "surrogateescape")
-        )  # the draws are the same whatever other categories there are
+        # a seed from the name: the draws of a category do not depend on the other categories
+        number = zlib.crc32(category.encode("utf-8", "surrogateescape"))
         for repeat in range(n_repeats):
             order = np.random.default_rng([random_state, number, repeat]).permutation(len(dataset.train_images))
             for n in shots:
@@ -83,7 +85,7 @@ def low_shot_runs(
 
 
 def ablation_runs(detector: Any, categories: Mapping[str, Any], grid: Any) -> Iterator[Run]:
-    """Yield a run for each setting of a grid, as :class:`~sklearn.model_selection.ParameterGrid` takes it."""
+    """Yield one run per category and setting of a :class:`~sklearn.model_selection.ParameterGrid`."""
     for category, dataset in categories.items():
         names: set[str] = set()
         for parameters in ParameterGrid(grid):
@@ -97,24 +99,25 @@ def ablation_runs(detector: Any, categories: Mapping[str, Any], grid: Any) -> It
 
 
 def named_grid(name: str, detector: Any) -> dict[str, list[Any]]:
-    """Return what is tried under one of the names of `ABLATIONS`.
+    """Return the grid of one of the studies of the paper.
 
     Parameters
     ----------
     name : {"patch_size", "layers", "stride", "sampler"}
-        Of the paper's Figure 4 (patch size, layers), section 4.4.3 (stride) and Figure 5 (sampler and ratio).
+        Name of the study: Figure 4 of the paper (patch size, layers), section 4.4.3 (stride), or Figure 5 (sampler and
+        ratio).
     detector : estimator
-        Whose backbone's layers are tried.
+        Detector of the study. Its backbone determines the layers.
 
     Returns
     -------
     dict
-        For :func:`ablation`.
+        Grid for :func:`ablation`.
 
     Raises
     ------
     ValueError
-        If there is no such name.
+        If there is no study of this name.
     """
     if name == "patch_size":
         return {"extractor__patch_size": [1, 3, 5, 7, 9]}
@@ -139,39 +142,40 @@ def low_shot_curve(
     random_state: int = 0,
     verbose: int = 0,
 ) -> pd.DataFrame:
-    """Evaluate a detector that learns from a few images only (section 4.5 of the paper).
+    """Evaluate a detector that is fitted on few images (section 4.5 of the paper).
 
     Parameters
     ----------
     detector, dataset
-        As for :func:`~skpatchcore.evaluate`. With ``TorchFeatureExtractor(memory=...)`` the network sees each image
-        once.
+        As for :func:`~skpatchcore.evaluate`. With ``TorchFeatureExtractor(memory=...)``, the network processes each
+        image once.
     shots : sequence of int, default=(1, 2, 5, 10, 20, 50)
-        Numbers of training images; those that a category does not have are left out.
+        Numbers of training images. Numbers above the number of training images of a category are skipped for this
+        category.
     n_repeats : int, default=3
-        Draws of the images.
+        Number of draws of the training images.
     resolution : {"own", "seen"}, default="own"
         As for :func:`~skpatchcore.evaluate`.
     random_state : int, default=0
-        Seeds the draws.
+        Seed of the draws.
     verbose : int, default=0
-        1 shows progress.
+        1 shows a progress bar.
 
     Returns
     -------
     DataFrame
-        One row a category, number and draw: ``category``, ``shots``, ``repeat``, and the columns of
-        :func:`~skpatchcore.evaluate`.
+        One row per category, number of images and draw, with the columns ``category``, ``shots``, ``repeat``, and the
+        columns of :func:`~skpatchcore.evaluate`.
 
     Raises
     ------
     ValueError, ImageError, WeightsError, FileNotFoundError
-        As :func:`~skpatchcore.evaluate`.
+        As raised by :func:`~skpatchcore.evaluate`.
 
     Notes
     -----
-    Where the images are too few for the detector's calibration, as one always is, there is no threshold, and the
-    columns of decisions are NaN. An ensemble can't do without: it needs three images at least.
+    If there are too few images for the calibration of the detector, there is no threshold, and the columns of decisions
+    are NaN. This is always so with one image. An ensemble needs calibration, and therefore at least three images.
 
     Examples
     --------
@@ -191,36 +195,36 @@ def ablation(
     detector: Any, dataset: Any, grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]], *,
     resolution: str = "own", verbose: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
-    """Evaluate a detector with one setting after another: the paper's Figures 4 and 5 for one's own data.
+    """Evaluate a detector with each setting of a grid, as in Figures 4 and 5 of the paper.
 
     Parameters
     ----------
     detector, dataset
-        As for :func:`~skpatchcore.evaluate`. With ``TorchFeatureExtractor(memory=...)`` the network sees each image
-        once for each choice of layers.
+        As for :func:`~skpatchcore.evaluate`. With ``TorchFeatureExtractor(memory=...)``, the network processes each
+        image once per choice of layers.
     grid : dict or list of dict
-        Parameters and what is tried, as :class:`~sklearn.model_selection.ParameterGrid` takes it.
-        :func:`named_grid` has those of the paper.
+        Parameters and their values, as for :class:`~sklearn.model_selection.ParameterGrid`. :func:`named_grid` returns
+        the grids of the paper.
     resolution : {"own", "seen"}, default="own"
         As for :func:`~skpatchcore.evaluate`.
     verbose : int, default=0
-        1 shows progress.
+        1 shows a progress bar.
 
     Returns
     -------
     DataFrame
-        One row a category and setting: ``category``, a column for each parameter (as text where it is an estimator or
-        a sequence), and the columns of :func:`~skpatchcore.evaluate`.
+        One row per category and setting, with the columns ``category``, one column per parameter (estimators and
+        sequences as text), and the columns of :func:`~skpatchcore.evaluate`.
 
     Raises
     ------
     ValueError, ImageError, WeightsError, FileNotFoundError
-        As :func:`~skpatchcore.evaluate`.
+        As raised by :func:`~skpatchcore.evaluate`.
 
     Notes
     -----
-    It compares settings by test images and their labels, as the paper does. To choose one for use, search with
-    :class:`~skpatchcore.OneClassSplit` on images that are not those you report.
+    The function compares settings by the labels of the test images, as the paper does. To choose a setting for use,
+    search with :class:`~skpatchcore.OneClassSplit` on other images than the images of the final evaluation.
 
     Examples
     --------
@@ -237,9 +241,9 @@ def ablation(
 
 
 def run_quietly(run: Run, resolution: str) -> tuple[Any, Any]:
-    """Return what :func:`~skpatchcore.evaluation.evaluate_category` does, without warnings of few images."""
+    """Evaluate a run, without warnings of few training images in a low-shot study."""
     with warnings.catch_warnings():
-        if "shots" in run.settings:  # that they are few is what is studied
+        if "shots" in run.settings:  # the study is about few images
             warnings.simplefilter("ignore", UserWarning)
         return evaluate_category(run.detector, run.category, run.dataset, resolution)
 
@@ -257,14 +261,14 @@ def _table(runs: list[Run], resolution: str, verbose: int) -> pd.DataFrame:
 
 
 def _with_train(dataset: Any, images: np.ndarray) -> Any:
-    """Return the data set with some of its training images."""
+    """Return the data set with a selection of its training images."""
     name = "train_paths" if hasattr(dataset, "train_paths") else "train_images"
     groups = None if dataset.train_groups is None else dataset.train_groups[images]
     return replace(dataset, **{name: getattr(dataset, name)[images], "train_groups": groups})
 
 
 def _for_few(detector: Any, dataset: Any) -> Any:
-    """Return the detector, without calibration where there are too few images, or parts, to calibrate by."""
+    """Return the detector, without calibration if the data set has too few training images or groups for it."""
     if "calibration" not in detector.get_params(deep=False):
         return detector
     calibration = detector.calibration
@@ -288,7 +292,7 @@ def _layer_choices(backbone: Any) -> list[tuple[str, ...]]:
 
 
 def _text(value: Any) -> Any:
-    """Return what a table shows of a parameter's value."""
+    """Return the value of a parameter as text or number for a table."""
     if isinstance(value, BaseEstimator):
         ratio = getattr(value, "ratio", None)
         says_all = ratio is not None and repr(type(value)(ratio)) == repr(value)
