@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -82,6 +83,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     verbose: int
     model_: Any
     appearance_range_: np.ndarray | None
+    training_paths_: list[str] | None
 
     @abstractmethod
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
@@ -339,6 +341,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
         """Return the good images, their indices in `X`, and their groups as integers."""
         X = self._validated(X, extractor, reset=True)
+        self.training_paths_ = None if extractor is None else _paths_of(X)
         if y is None and len(classes := getattr(X, "classes", ())) > 1:
             raise ValueError(
                 f"X is a dataset with the classes {', '.join(classes)}: pass a dataset of good images only, or y with "
@@ -383,6 +386,11 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(names, given, strict=True)]
         return diagram_of("serial", stages, list(names))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "offset_" in state:  # a fitted detector of an older version has no names of training images
+            state = {"training_paths_": None, **state}
+        super().__setstate__(state)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         if self.extractor != "precomputed":
@@ -400,3 +408,13 @@ def _recording(log: AppearanceLog, check: Check | None) -> Check:
             check(patches, numbers)
 
     return record
+
+
+def _paths_of(images: Any) -> list[str] | None:
+    """Return the absolute paths of images; None if they are not all given as paths."""
+    if getattr(images, "ndim", None) == 1:  # a column, for an extractor of the user's
+        images = images.tolist()
+    # Other sequences read an image when an item is asked for.
+    if not isinstance(images, list | tuple) or not all(isinstance(image, str | os.PathLike) for image in images):
+        return None
+    return [os.path.abspath(os.fsdecode(image)) for image in images]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +13,15 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 
-from skpatchcore import OneClassSplit, PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector
+from skpatchcore import (
+    OneClassSplit,
+    PaDiMDetector,
+    PatchCoreDetector,
+    PatchCoreEnsemble,
+    SPADEDetector,
+    load,
+    save,
+)
 from skpatchcore.bank import MemoryEstimate
 from skpatchcore.detectors._stages import make_stage
 from skpatchcore.model_selection import image_roc_auc_scorer
@@ -228,3 +240,64 @@ def test_iter_results_without_threshold_labels_only_failed_images(parts):
     assert (good.label, gone.label) == (None, -1)
     assert np.isnan([good.decision, good.p_value]).all()
     assert good.score < 0
+
+
+@pytest.fixture
+def training_files(tmp_path, parts):
+    """Paths of six good images, one of which has a name that is not valid UTF-8."""
+    names = [f"{i}.png" for i in range(5)] + [os.fsdecode(b"ros\xe9.png")]
+    try:
+        for name, image in zip(names, parts[0], strict=False):
+            with open(tmp_path / name, "wb") as file:
+                Image.fromarray((image * 255).astype(np.uint8)).save(file, "PNG")
+    except OSError:
+        pytest.skip("the file system refuses such names")
+    return [str(tmp_path / name) for name in names]
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
+def test_training_paths_survive_save_and_joblib(kind, training_files, tmp_path):
+    detector = kind(extractor(), calibration=None).fit(training_files)
+    assert detector.training_paths_ == training_files
+    save(detector, tmp_path / "model.skops")
+    joblib.dump(detector, tmp_path / "model.joblib")
+    for read in (load(tmp_path / "model.skops"), joblib.load(tmp_path / "model.joblib")):
+        assert read.training_paths_ == training_files
+
+
+def test_training_paths_are_absolute_and_aligned_with_nominal_image(training_files, monkeypatch):
+    monkeypatch.chdir(Path(training_files[0]).parent)
+    X = [Path(path).name for path in training_files]
+    y = [1, -1, 1, 1, 1, 1]
+    detector = PatchCoreDetector(extractor(), calibration=None, sampler=None).fit(pd.Series(X), y)
+    assert detector.training_paths_ == [os.path.abspath(name) for name in X]
+    nearest = detector.nearest_patches([training_files[4]])
+    assert detector.training_paths_[nearest["nominal_image"][0]] == training_files[4]
+
+
+def test_training_paths_are_none_without_paths(parts, training_files):
+    assert PatchCoreDetector(extractor(), calibration=None).fit(parts[0][:3]).training_paths_ is None
+    mixed = [training_files[0], parts[0][1]]
+    assert PatchCoreDetector(extractor(), calibration=None).fit(mixed).training_paths_ is None
+    features = np.random.default_rng(0).random((4, 2, 2, 3))
+    assert PatchCoreDetector("precomputed", calibration=None).fit(features).training_paths_ is None
+
+
+def test_a_refit_on_arrays_forgets_training_paths(parts, training_files):
+    detector = PatchCoreDetector(extractor(), calibration=None).fit(training_files)
+    assert detector.fit(parts[0][:3]).training_paths_ is None
+
+
+def test_training_paths_are_taken_from_any_collection_of_paths(training_files):
+    for X in (training_files, np.array(training_files, object), pd.Series(training_files), tuple(training_files)):
+        assert PatchCoreDetector(extractor(), calibration=None).fit(X).training_paths_ == training_files
+
+
+def test_a_model_of_an_older_version_has_no_training_paths(parts, training_files):
+    detector = PatchCoreDetector(extractor(), calibration=None).fit(training_files)
+    state = detector.__getstate__()
+    del state["training_paths_"]
+    older = PatchCoreDetector.__new__(PatchCoreDetector)
+    older.__setstate__(state)
+    assert older.training_paths_ is None
+    assert not hasattr(clone(older), "training_paths_")
