@@ -269,7 +269,7 @@ def test_training_paths_are_absolute_and_aligned_with_nominal_image(training_fil
     monkeypatch.chdir(Path(training_files[0]).parent)
     X = [Path(path).name for path in training_files]
     y = [1, -1, 1, 1, 1, 1]
-    detector = PatchCoreDetector(extractor(), calibration=None, sampler=None).fit(pd.Series(X), y)
+    detector = PatchCoreDetector(extractor(), calibration=None, sampler=None).fit(pd.Series(X, dtype=object), y)
     assert detector.training_paths_ == [os.path.abspath(name) for name in X]
     nearest = detector.nearest_patches([training_files[4]])
     assert detector.training_paths_[nearest["nominal_image"][0]] == training_files[4]
@@ -289,7 +289,12 @@ def test_a_refit_on_arrays_forgets_training_paths(parts, training_files):
 
 
 def test_training_paths_are_taken_from_any_collection_of_paths(training_files):
-    for X in (training_files, np.array(training_files, object), pd.Series(training_files), tuple(training_files)):
+    for X in (
+        training_files,
+        np.array(training_files, object),
+        pd.Series(training_files, dtype=object),
+        tuple(training_files),
+    ):
         assert PatchCoreDetector(extractor(), calibration=None).fit(X).training_paths_ == training_files
 
 
