@@ -18,6 +18,7 @@ from skpatchcore import (
     PaDiMDetector,
     PatchCoreDetector,
     PatchCoreEnsemble,
+    RandomSampler,
     SPADEDetector,
     load,
     save,
@@ -269,7 +270,8 @@ def test_training_paths_are_absolute_and_aligned_with_nominal_image(training_fil
     monkeypatch.chdir(Path(training_files[0]).parent)
     X = [Path(path).name for path in training_files]
     y = [1, -1, 1, 1, 1, 1]
-    detector = PatchCoreDetector(extractor(), calibration=None, sampler=None).fit(pd.Series(X, dtype=object), y)
+    whole = RandomSampler(ratio=1.0)  # the nearest patch of a training image is in that image
+    detector = PatchCoreDetector(extractor(), calibration=None, sampler=whole).fit(pd.Series(X, dtype=object), y)
     assert detector.training_paths_ == [os.path.abspath(name) for name in X]
     nearest = detector.nearest_patches([training_files[4]])
     assert detector.training_paths_[nearest["nominal_image"][0]] == training_files[4]
