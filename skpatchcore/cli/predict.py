@@ -7,6 +7,7 @@ import math
 import os
 import zipfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import skpatchcore
 from skpatchcore._utils.names import shown_name
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.advice import in_options
-from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder, require_matplotlib
+from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder
 from skpatchcore.datasets import list_test_images
 
 # Exit code of --fail-on-anomalies. The codes 1 and 2 are failures.
@@ -35,7 +36,7 @@ def add_parser(commands: Any) -> None:
     predict.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="folder for scores.csv and a heat map of each image"
     )
-    predict.add_argument("--report", action="store_true", help="also write report.html, with pictures inside")
+    predict.add_argument("--report", action="store_true", help="also write report.html to look through the images")
     predict.add_argument(
         "--fail-on-anomalies",
         action="store_true",
@@ -90,8 +91,6 @@ def _predict(options: argparse.Namespace) -> int:
     from skpatchcore.reports.inspection import describe_inspection
     from skpatchcore.reports.pipelines import as_image_detector
 
-    if options.report:
-        require_matplotlib()
     detector = as_image_detector(_load(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
@@ -104,7 +103,7 @@ def _predict(options: argparse.Namespace) -> int:
                 bar.write(f"skpatchcore: {shown_name(text)}")
             bar.update(1)
 
-        predictions = write_predictions(detector, paths, folder, on_prediction=show)
+        predictions = write_predictions(detector, paths, folder, on_prediction=show, layers=options.report)
     problem = _write_report(options, detector, predictions, folder) if options.report else None
     scored = [prediction for prediction in predictions if prediction.is_scored]
     n_flagged = sum(prediction.label == -1 for prediction in scored)
@@ -132,11 +131,21 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, folder: Path) -> str | None:
-    """Write the report. Return the reason if it could not be written, because the scores are complete then."""
+    """Write the report, and return why it could not be written; the scores are on disk by now."""
+    from skpatchcore._utils.progress import progress_bar
     from skpatchcore.reports import write_prediction_report
 
     try:
-        write_prediction_report(predictions, detector, folder, model=options.model)
+        with ExitStack() as stack:
+            bars: list[Any] = []  # the bar, once the number of images is known
+
+            def show(n_done: int, n_images: int) -> None:
+                if not bars:
+                    bar = progress_bar(n_images, "searching the nearest good patches", "image", not options.quiet)
+                    bars.append(stack.enter_context(bar))
+                bars[0].update(n_done - bars[0].n)
+
+            write_prediction_report(predictions, detector, folder, model=options.model, on_explained=show)
     except Exception as error:
         if options.debug:
             raise

@@ -1,12 +1,22 @@
-"""Self-contained HTML pages of predictions and evaluations."""
+"""HTML pages of predictions and evaluations."""
 
+from skpatchcore.reports.card_page import write_card_page
+from skpatchcore.reports.cards import Card, CardGroup, Nearest
 from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
-from skpatchcore.reports.prediction_page import write_prediction_report
+from skpatchcore.reports.layers import Layers, Region
+from skpatchcore.reports.prediction_page import make_cards, write_prediction_report
 from skpatchcore.reports.predictions import Prediction, read_predictions, write_predictions
 
 __all__ = [
+    "Card",
+    "CardGroup",
+    "Layers",
+    "Nearest",
     "Prediction",
+    "Region",
+    "make_cards",
     "read_predictions",
+    "write_card_page",
     "write_evaluation_report",
     "write_prediction_report",
     "write_predictions",

@@ -1,11 +1,11 @@
-"""Which share of an image a detector inspects, and where the rest lies."""
+"""describe_inspection: the fraction of an image that a detector inspects, and the margins that it leaves out."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skpatchcore._utils.names import shown_name
@@ -22,7 +22,7 @@ _MAY_TURN = (b"Raw profile type ", b"XML:com.adobe.xmp")
 
 
 def inspected_share(view: View) -> float:
-    """Return which share of an image's pixels the network sees, from 0 to 1."""
+    """Return the fraction of an image's pixels that the network sees, from 0 to 1."""
     (height, width), (up, left, down, right) = view.image_size, uninspected_margins(view)
     return (height - up - down) * (width - left - right) / (height * width)
 
@@ -35,28 +35,21 @@ def uninspected_margins(view: View) -> tuple[float, float, float, float]:
 
 
 def smallest_inspection(detector: Any, sizes: Mapping[str, tuple[int, int]]) -> tuple[str, View] | None:
-    """Return the image of which the smallest share is inspected, and its view.
+    """Return the image with the smallest inspected fraction, and its view.
 
     Parameters
     ----------
     detector : detector or Pipeline
-        Fitted or not. An ensemble inspects what at least one of its members sees.
+        Fitted or not. The inspected area of an ensemble is the largest one of its members.
     sizes : mapping of str to (int, int)
         Height and width in pixels of each image, by its path.
 
     Returns
     -------
     (str, View) or None
-        None if the extractor does not say what it sees, or there are no images.
+        None if the extractor does not report its view, or there are no images.
     """
-    resizings = [resizing_of(extractor) for extractor in _extractors_of(detector_of(detector))]
-    if None in resizings:
-        return None
-    views: dict[tuple[int, int], View] = {}
-    for size in set(sizes.values()):
-        seen = [view for resizing in resizings if (view := _view(size, resizing)) is not None]
-        if seen:
-            views[size] = max(seen, key=inspected_share)  # crops are central: the largest holds the others
+    views = _views_of(detector, set(sizes.values()))
     if not views:
         return None
     path = min((path for path in sizes if sizes[path] in views), key=lambda path: inspected_share(views[sizes[path]]))
@@ -64,7 +57,7 @@ def smallest_inspection(detector: Any, sizes: Mapping[str, tuple[int, int]]) -> 
 
 
 def describe_inspection(detector: Any, sizes: Mapping[str, tuple[int, int]]) -> str | None:
-    """Return a sentence on what is not inspected of images; None if that is nothing, or not known.
+    """Return a sentence about the part of the images that is not inspected; None if there is none, or it is unknown.
 
     Parameters
     ----------
@@ -80,19 +73,57 @@ def describe_inspection(detector: Any, sizes: Mapping[str, tuple[int, int]]) -> 
         return None
     top, left, bottom, right = uninspected_margins(view)
     return (
-        f"{100 * (1 - share):.1f} % of the image {shown_name(path)} is not inspected, which is the largest share: the "
-        f"crop leaves out {top:.0f} pixels at the top, {bottom:.0f} at the bottom, {left:.0f} at the left and "
-        f"{right:.0f} at the right. Defects there are not found."
+        f"{100 * (1 - share):.1f} % of the image {shown_name(path)} is not inspected, the largest fraction of all "
+        f"images. The crop leaves out {top:.0f} pixels at the top, {bottom:.0f} at the bottom, {left:.0f} at the left "
+        f"and {right:.0f} at the right. Defects there are not found."
     )
 
 
+def inspected_boxes(
+    detector: Any, sizes: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], tuple[float, float, float, float]]:
+    """Return the inspected area of images, by image size; without the sizes at which the whole image is inspected.
+
+    Parameters
+    ----------
+    detector : detector or Pipeline
+        As for :func:`smallest_inspection`.
+    sizes : iterable of (int, int)
+        Heights and widths in pixels.
+
+    Returns
+    -------
+    dict of (int, int) to (float, float, float, float)
+        Top, left, bottom and right in pixels. Empty if the extractor does not report its view.
+    """
+    boxes = {}
+    for size, view in _views_of(detector, set(sizes)).items():
+        top, left, bottom, right = uninspected_margins(view)
+        if inspected_share(view) <= 1 - 1e-9:
+            boxes[size] = top, left, size[0] - bottom, size[1] - right
+    return boxes
+
+
+def _views_of(detector: Any, sizes: set[tuple[int, int]]) -> dict[tuple[int, int], View]:
+    """Return the view of images by their size; empty if an extractor does not report its view."""
+    resizings = [resizing_of(extractor) for extractor in _extractors_of(detector_of(detector))]
+    views: dict[tuple[int, int], View] = {}
+    if None in resizings:
+        return views
+    for size in sizes:
+        seen = [view for resizing in resizings if (view := _view(size, resizing)) is not None]
+        if seen:
+            views[size] = max(seen, key=inspected_share)  # crops are central: the largest holds the others
+    return views
+
+
 def sizes_of(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return heights and widths in pixels of image files by their paths; without those that can't be read.
+    """Return heights and widths in pixels of image files, by path; files that cannot be read are left out.
 
     Parameters
     ----------
     paths : sequence of str
-        Files. Only their headers are read, except where an orientation is stated that the header does not have.
+        Files. Only their headers are read, unless the orientation is stated outside the header.
     """
     sizes = {}
     for i, path in enumerate(paths):
@@ -102,9 +133,9 @@ def sizes_of(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
 
 
 def _size_in_png(path: str) -> tuple[int, int] | None:
-    """Return height and width that a PNG file states; None for other files, and for those that may be turned.
+    """Return the height and width of a PNG file; None for other files, and for files that may state an orientation.
 
-    Pillow decodes the pixels of a PNG file before it says that there is no orientation, which may be stated at the end.
+    Pillow decodes all pixels of a PNG file to look for an orientation, because it may be stated at the end of the file.
     """
     size = None
     with open(path, "rb") as file:
@@ -133,5 +164,5 @@ def _view(size: tuple[int, int], resizing: Any) -> View | None:
     shorter_side, crop = resizing
     try:
         return placed(size, shorter_side, crop, 0)[2]
-    except ImageError:  # it is smaller than the crop: such an image is not scored
+    except ImageError:  # the image is smaller than the crop, and is not scored
         return None

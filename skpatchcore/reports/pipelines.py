@@ -1,4 +1,4 @@
-"""Pipelines that end in a detector, where a detector of image files is expected."""
+"""as_image_detector: a pipeline that ends in a detector, as a detector of image files."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from sklearn.pipeline import Pipeline
 from skpatchcore.detectors import ImageDetector, ImageResult
 from skpatchcore.images.errors import ImageError
 
-# Images that the first steps are given at once.
+# Images that the first steps get at once.
 _CHUNK = 8
 
 
 def as_image_detector(estimator: Any) -> Any:
-    """Return a detector as it is, and a pipeline that ends in one as a detector of image files."""
+    """Return a detector unchanged; return a pipeline that ends in a detector as a detector of image files."""
     return PreprocessingDetector(estimator) if isinstance(estimator, Pipeline) else estimator
 
 
 def detector_of(estimator: Any) -> Any:
-    """Return the detector itself: the last step of a pipeline, else the estimator."""
+    """Return the last step of a pipeline; return any other estimator unchanged."""
     if isinstance(estimator, PreprocessingDetector):
         estimator = estimator.pipeline
     return estimator[-1] if isinstance(estimator, Pipeline) else estimator
+
+
+def image_detector_of(estimator: Any) -> Any:
+    """Return the detector if it reads image files itself; None for a pipeline whose first steps change images."""
+    if isinstance(estimator, PreprocessingDetector):
+        estimator = estimator.pipeline
+    if isinstance(estimator, Pipeline):
+        return estimator[-1] if len(estimator) == 1 else None
+    return estimator
 
 
 class PreprocessingDetector:
@@ -35,7 +44,7 @@ class PreprocessingDetector:
     Parameters
     ----------
     pipeline : Pipeline
-        Its first steps are given lists of paths.
+        Its first steps get lists of paths.
     """
 
     def __init__(self, pipeline: Pipeline):
@@ -48,12 +57,12 @@ class PreprocessingDetector:
 
     @property
     def offset_(self) -> float:
-        """Threshold of the scores."""
+        """Image threshold, bigger = more normal."""
         return float(self._last.offset_)
 
     @property
     def pixel_offset_(self) -> float:
-        """Threshold of the anomaly maps."""
+        """Pixel threshold, bigger = more anomalous."""
         return float(self._last.pixel_offset_)
 
     @property
@@ -62,14 +71,15 @@ class PreprocessingDetector:
         return self._last.calibration_scores_
 
     def iter_results(self, X: Sequence[str], *, on_error: str = "flag") -> Iterator[ImageResult]:
-        """Yield what the detector says of each image; `image` is what the steps before it returned.
+        """Yield the detector's result of each image. Its `image` is the output of the first steps.
 
         Parameters
         ----------
         X : sequence of str
             Paths of images.
         on_error : {"raise", "flag"}, default="flag"
-            Whether an image that can't be scored, or that the first steps fail on, raises an ImageError.
+            If "raise", an image that cannot be scored, or on which the first steps fail, raises an ImageError. If
+            "flag", its result has the error.
 
         Yields
         ------
@@ -80,7 +90,7 @@ class PreprocessingDetector:
             chunk = list(X[start : start + _CHUNK])
             try:
                 parts = [(start, chunk, self._prepared(chunk))]
-            except Exception:  # one of them: which one is found below
+            except Exception:  # of one image; the images are tried one by one below
                 parts = [(start + i, [path], None) for i, path in enumerate(chunk)]
             for first, paths, images in parts:
                 yield from self._scored(first, paths, images, on_error)
@@ -100,5 +110,5 @@ class PreprocessingDetector:
     def _prepared(self, paths: list[str]) -> Any:
         images = self.pipeline[:-1].transform(paths) if len(self.pipeline) > 1 else paths
         if len(images) != len(paths):
-            raise ValueError(f"{len(images)} images were made of {len(paths)}.")
+            raise ValueError(f"the steps returned {len(images)} images for {len(paths)} images.")
         return images

@@ -1,26 +1,29 @@
-"""write_prediction_report: predictions as one HTML page to look through."""
+"""write_prediction_report: predictions as one page to look through; make_cards: predictions as cards."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from PIL import Image
 
-from skpatchcore._version import __version__
-from skpatchcore.display import ScoreHistogramDisplay
-from skpatchcore.display.overlay import as_bytes
-from skpatchcore.images.reading import PixelFormat, load_image
+from skpatchcore.detectors import ImageResult
+from skpatchcore.images.reading import PixelFormat
 from skpatchcore.protocols import pixel_format_of
-from skpatchcore.reports import page
-from skpatchcore.reports.inspection import describe_inspection
+from skpatchcore.reports.card_page import write_card_page
+from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, headline
+from skpatchcore.reports.explanations import explain
+from skpatchcore.reports.groups import group_of
+from skpatchcore.reports.inspection import describe_inspection, inspected_boxes
+from skpatchcore.reports.layers import Layers, write_layers
+from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
-from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction
+from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction, background_of, prediction_of
+
+# Images that are explained in any case: those with the highest scores.
+_N_EXPLAINED = 50
 
 
 def write_prediction_report(
@@ -29,127 +32,173 @@ def write_prediction_report(
     folder: str | os.PathLike[str],
     *,
     model: str = "",
-    n_pictures: int = 50,
+    embed: int | str | None = "10MB",
+    on_explained: Callable[[int, int], Any] | None = None,
 ) -> Path:
-    """Write ``report.html``, with the heat maps of the most anomalous images inside.
+    """Write ``report.html``: one card per image, the most anomalous first, and a viewer of the picture layers.
 
     Parameters
     ----------
     predictions : sequence of Prediction
         As :func:`write_predictions` returns them.
     detector : detector or Pipeline
-        That made them.
+        The detector that scored the images.
     folder : path
-        Where the heat maps are, and the report is written.
+        Folder of the report. The pictures are written to its folder ``report_files``.
     model : str, default=""
         Name of the detector's file.
-    n_pictures : int, default=50
-        How many images are shown.
+    embed : int, str or None, default="10MB"
+        Largest size of a page with all pictures inside, in bytes or as a text. If the page would be larger, all
+        pictures stay in ``report_files`` beside the page. None never embeds pictures.
+    on_explained : callable or None, default=None
+        Called with the number of images whose nearest nominal patch has been searched, and the number of all images to
+        search, e.g. to show progress.
 
     Returns
     -------
     Path
-        Of the report.
+        File of the report.
 
     Raises
     ------
     ValueError
-        If there are no predictions.
+        If there are no predictions, or `embed` is not an amount of memory.
     OSError
-        If the page can't be written.
+        If the page cannot be written.
+
+    See Also
+    --------
+    write_predictions : With ``layers=True``, it also writes the pictures of the report.
+    write_card_page : Writes a page of cards, also of several detectors.
 
     Notes
     -----
-    An image or a heat map that can't be read any more is left out, and the page says so in its place.
+    Images without layers are scored once more. An image that cannot be shown any more has a card that says why.
+
+    The page shows anomaly scores, **bigger = more anomalous**: minus the scores of the table.
     """
     if not predictions:
         raise ValueError("there are no predictions to report.")
     detector = as_image_detector(detector)
-    read = [image for image in predictions if image.is_scored]
-    unread = [image for image in predictions if not image.is_scored]
-    inspected = describe_inspection(detector, {image.path: image.image_size for image in read if image.image_size})
-    has_threshold = not math.isnan(detector.offset_)
-    n_flagged = sum(image.label == -1 for image in read)
-    parts = [
-        page.definitions(
-            {
-                "model": model,
-                "images": f"{len(predictions)}"
-                + (f", {n_flagged} anomalous" if has_threshold else ", no threshold")
-                + (f", {len(unread)} not readable" if unread else ""),
-                "threshold": f"score {detector.offset_:.4g}: lower ones are anomalous" if has_threshold else "none",
-                "calibrated on": f"{len(detector.calibration_scores_)} good images",
-                **({"inspected": inspected} if inspected else {}),
-                "skpatchcore": __version__,
-            }
-        )
-    ]
-    if read:
-        parts += [
-            page.drawing(
-                _histogram(read, detector),
-                "Minus the scores, so that the anomalous ones are at the right; dashed: the threshold",
-            ),
-            page.heading("Images"),
-        ]
-    rows = [
-        {
-            "image": image.path,
-            "score": image.score,
-            "decision": image.decision,
-            "label": {1: "normal", -1: "anomalous", None: ""}[image.label],
-            "p value": image.p_value,
-            "problem": image.problem,
-        }
-        for image in sorted(predictions, key=_order)
-    ]
-    # as objects: pandas' texts can't hold file names that are not UTF-8
-    table = pd.DataFrame(rows, dtype=object).set_index("image")
-    parts.append(page.table(table if table["problem"].any() else table.drop(columns="problem")))
-    shown = sorted(read, key=_order)[:n_pictures]
-    if shown:
-        parts.append(page.heading("The most anomalous first"))
-        if len(shown) < len(read):
-            parts.append(page.paragraph(f"{len(shown)} of {len(read)}; the others' heat maps lie beside this page."))
-    for image in shown:
-        label = {1: "normal", -1: "anomalous", None: "no threshold"}[image.label]
-        caption = f"{image.path}: {label}, score {image.score:.4g}"
-        try:
-            pair = _pair(image, Path(folder), pixel_format_of(detector_of(detector)))
-            parts.append(page.picture(page.side_by_side(pair), caption))
-        except Exception as error:  # an image that is gone by now leaves the others their place
-            parts.append(page.paragraph(f"{caption}; it can't be shown: {error}"))
-    parts.append(
-        page.paragraph(
-            "Left the image, right with its anomaly map: colour sets in at three quarters of the threshold; cyan "
-            "encloses what is beyond it. Score: bigger = more normal. p value: how usual so low a score is among good "
-            "images."
-        )
+    cards = make_cards(predictions, detector, folder, on_explained=on_explained)
+    sizes = {card.path: card.layers.size for card in cards if card.layers.size is not None}
+    return write_card_page(
+        cards,
+        Path(folder) / REPORT,
+        title=f"{REPORT_TITLE} {headline(cards)}",
+        about={"Model": model} if model else {},
+        inspected=describe_inspection(detector, sizes) or "",
+        embed=embed,
     )
-    target = Path(folder) / REPORT
-    page.write_page(target, f"{REPORT_TITLE} {len(predictions)} images", parts)
-    return target
 
 
-def _pair(image: Prediction, folder: Path, pixel_format: PixelFormat) -> list[np.ndarray]:
-    """Return an image beside its heat map; the heat map alone if that is not of the image's size."""
-    if image.picture is None:
-        raise ValueError(image.problem or "it has no heat map.")
-    with Image.open(folder / image.picture) as overlay:
-        heat = np.asarray(overlay.convert("RGB"))
-    pixels = as_bytes(load_image(image.path, 0, pixel_format=pixel_format))
-    return [np.broadcast_to(pixels, heat.shape), heat] if pixels.shape[:2] == heat.shape[:2] else [heat]
+def make_cards(
+    images: Sequence[Prediction | str | os.PathLike[str]],
+    detector: Any,
+    folder: str | os.PathLike[str],
+    *,
+    group: str = "",
+    truths: Sequence[Any] | None = None,
+    notes: Sequence[str] | None = None,
+    on_explained: Callable[[int, int], Any] | None = None,
+) -> list[Card]:
+    """Make the cards of images that one detector scored, and write their pictures.
+
+    Parameters
+    ----------
+    images : sequence of Prediction or of paths
+        Predictions, or images to score.
+    detector : detector or Pipeline
+        A fitted detector.
+    folder : path
+        Folder of the page. The pictures are written to its folder ``report_files``.
+    group : str, default=""
+        Name of the images of this detector, for a page with the images of several detectors.
+    truths : sequence of (array of shape (height, width) or None) or None, default=None
+        Masks, one per image: True (or non-zero) where the image is known to be defective.
+    notes : sequence of str or None, default=None
+        Further texts, one per image, e.g. the true label.
+    on_explained : callable or None, default=None
+        As for :func:`write_prediction_report`.
+
+    Returns
+    -------
+    list of Card
+        In the order of `images`. All images that are flagged, and the 50 images with the highest scores, have their
+        nearest nominal patch, if the detector has ``nearest_patches``.
+    """
+    detector, pictures = as_image_detector(detector), PictureFolder(folder)
+    made = group_of(detector, group)
+    predictions = _with_layers(images, detector, pictures, truths)
+    worst = sorted((p for p in predictions if p.is_scored), key=lambda prediction: prediction.score)
+    explained = [p.path for i, p in enumerate(worst) if i < _N_EXPLAINED or p.label == -1]
+    nearest = explain(detector, list(dict.fromkeys(explained)), pictures, on_explained=on_explained)
+    boxes = inspected_boxes(detector, {p.layers.size for p in predictions if p.layers and p.layers.size})
+    return [
+        Card(
+            path=prediction.path,
+            verdict=_verdict(prediction),
+            score=-prediction.score,
+            group=made,
+            layers=prediction.layers or Layers(),
+            problem=_problem_of(prediction),
+            inspected=boxes.get(prediction.layers.size) if prediction.layers and prediction.layers.size else None,
+            nearest=nearest.get(prediction.path),
+            note="" if notes is None else notes[i],
+        )
+        for i, prediction in enumerate(predictions)
+    ]
 
 
-def _order(image: Prediction) -> float:
-    return -math.inf if math.isnan(image.score) else image.score
+def _verdict(prediction: Prediction) -> str:
+    if not prediction.is_scored:
+        return UNREADABLE
+    return {1: NORMAL, -1: ANOMALOUS, None: UNDECIDED}[prediction.label]
 
 
-def _histogram(read: Sequence[Prediction], detector: Any) -> Any:
-    from matplotlib.figure import Figure
+def _problem_of(prediction: Prediction) -> str:
+    """Return all problems of an image, each once."""
+    layers = prediction.layers.problem if prediction.layers and prediction.is_scored else ""
+    return "; ".join(dict.fromkeys(text for text in (prediction.problem, layers) if text))
 
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    ScoreHistogramDisplay(
-        [image.score for image in read], offset=detector.offset_, calibration_scores=detector.calibration_scores_
-    ).plot(ax=figure.subplots())
-    return figure
+
+def _with_layers(
+    images: Sequence[Prediction | str | os.PathLike[str]],
+    detector: Any,
+    pictures: PictureFolder,
+    truths: Sequence[Any] | None,
+) -> list[Prediction]:
+    """Return the predictions of images with layers. Images without layers are scored, one anomaly map at a time."""
+    found: list[Any] = [image if isinstance(image, Prediction) else None for image in images]
+    paths = [image.path if isinstance(image, Prediction) else os.fspath(image) for image in images]
+    missing = [i for i, known in enumerate(found) if known is None or not _is_complete(known, pictures, truths)]
+    if not missing:
+        return found
+    pixel_format = pixel_format_of(detector_of(detector))
+    for result in detector.iter_results([paths[i] for i in missing], on_error="flag"):
+        i = missing[result.index]
+        truth = None if truths is None else truths[i]
+        known = prediction_of(result, paths[i]) if found[i] is None else found[i]
+        found[i] = known._replace(layers=_layers_of(result, detector, pictures, pixel_format, truth))
+    return found
+
+
+def _is_complete(known: Prediction, pictures: PictureFolder, truths: Sequence[Any] | None) -> bool:
+    """Return whether the pictures of a prediction exist, or there can be none."""
+    if not known.is_scored:
+        return True
+    if known.layers is None or truths is not None:
+        return False
+    return all((pictures.page_folder / file).is_file() for file in known.layers.files())
+
+
+def _layers_of(
+    result: ImageResult, detector: Any, pictures: PictureFolder, pixel_format: PixelFormat, truth: Any
+) -> Layers:
+    if result.error is not None:  # the image was readable when it was scored before
+        return Layers(problem=f"the image cannot be shown: {result.error.message}")
+    try:
+        pixels = background_of(result, pixel_format)
+    except Exception as error:  # one image that cannot be shown leaves the other cards
+        return Layers(problem=f"the image cannot be shown: {error}")
+    return write_layers(pixels, np.asarray(result.anomaly_map), detector.pixel_offset_, pictures, truth)

@@ -1,4 +1,4 @@
-"""write_predictions and read_predictions: scores of images as a table on disk, with a heat map of each image."""
+"""write_predictions and read_predictions: the scores of images as a table on disk, with a heat map of each image."""
 
 from __future__ import annotations
 
@@ -22,32 +22,37 @@ from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import PixelFormat, load_image
 from skpatchcore.protocols import pixel_format_of
+from skpatchcore.reports.layers import Layers, write_layers
+from skpatchcore.reports.pictures import PictureFolder, remove_pictures
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
 
 TABLE, REPORT = "scores.csv", "report.html"
-# What a page of predictions starts with, so that it is known again.
+# Start of the title of a page of predictions. A later run recognises the page by it.
 REPORT_TITLE = "skpatchcore predict:"
 _COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
 
 
 class Prediction(NamedTuple):
-    """One line of the table.
+    """One row of the table.
 
     Attributes
     ----------
     path : str
         File of the image.
     score, decision, p_value : float
-        As of the detector's methods; NaN if the image could not be scored. Without a threshold, `decision` and
-        `p_value` are NaN.
+        Values of the detector's methods, with scikit-learn's sign: bigger = more normal. NaN if the image could not be
+        scored. Without a threshold, `decision` and `p_value` are NaN.
     label : int or None
         +1 normal, -1 anomalous; None without a threshold.
     picture : str or None
-        File name of its heat map; None if the image could not be scored, or the heat map could not be written.
+        File name of the heat map; None if the image could not be scored or the heat map could not be written.
     problem : str
-        Why it could not be scored, or why it has no heat map.
+        Why the image could not be scored, or why it has no heat map.
     image_size : (int, int) or None
-        Height and width of its anomaly map in pixels; None if it is not known.
+        Height and width of the anomaly map in pixels; None if they are unknown.
+    layers : Layers or None
+        Pictures for the report page, and regions of the anomaly map; None if they were not written. The table does
+        not hold them.
     """
 
     path: str
@@ -58,6 +63,7 @@ class Prediction(NamedTuple):
     picture: str | None
     problem: str = ""
     image_size: tuple[int, int] | None = None
+    layers: Layers | None = None
 
     @property
     def is_scored(self) -> bool:
@@ -71,23 +77,27 @@ def write_predictions(
     folder: str | os.PathLike[str],
     *,
     on_prediction: Callable[[Prediction], Any] | None = None,
+    layers: bool = False,
 ) -> list[Prediction]:
-    r"""Score images, and write ``scores.csv`` and a heat map of each.
+    r"""Score images, and write ``scores.csv`` and a heat map of each image.
 
-    Each line is written as soon as its image is scored: an interruption loses none of them. An image that can't be
-    scored gets the score NaN and the label -1, and its problem is in the table. If only its heat map can't be drawn or
-    written, it keeps its score, and the problem is in the table too.
+    Each row is written as soon as its image is scored: an interruption loses no row. An image that cannot be scored
+    gets the score NaN and the label -1, and the table states the problem. An image without a heat map, because it could
+    not be drawn or written, keeps its score, and the table states the problem.
 
     Parameters
     ----------
     detector : detector or Pipeline
-        Fitted on images. The steps of a pipeline before the detector are given lists of paths.
+        Fitted on images. The first steps of a pipeline get lists of paths.
     paths : sequence of paths
         The images, at least one.
     folder : path
-        Where the files are written; created if it does not exist.
+        Folder of the files. It is created if it does not exist.
     on_prediction : callable or None, default=None
         Called with each prediction, e.g. to show progress.
+    layers : bool, default=False
+        Also write the pictures that :func:`write_prediction_report` shows, in the folder ``report_files``. If False,
+        the report scores the images a second time to make these pictures.
 
     Returns
     -------
@@ -104,18 +114,20 @@ def write_predictions(
     See Also
     --------
     read_predictions : Reads the table.
+    write_prediction_report : Writes a page of the predictions.
 
     Notes
     -----
     The table is UTF-8. In its texts, bytes of names that are not valid in the file system's encoding are written as
     ``\xe9``; :func:`read_predictions` returns the names as they were.
 
-    Heat maps are named after their images, with as many of their folders as tell the images of this call apart.
-    Characters that a file system may refuse are written as ``%`` and two hexadecimal digits per byte; names of more
-    than 140 bytes are cut, and end in ``~`` and a hash. The columns ``path`` and ``map`` say which map is of which
-    image.
+    Heat maps are named after their images, with as many folder names as are needed to distinguish the images of this
+    call. Characters that a file system may refuse are written as ``%`` and two hexadecimal digits per byte. Names of
+    more than 140 bytes are cut, and end in ``~`` and a hash. The columns ``path`` and ``map`` assign the maps to the
+    images.
 
-    Heat maps that an earlier table in the folder lists are removed first, and so is a report of predictions.
+    Files of an earlier call in the folder are removed first: the heat maps that its table lists, the report, and the
+    pictures of the report. Other files are not removed.
 
     Examples
     --------
@@ -142,20 +154,18 @@ def write_predictions(
     inputs = _files_in(folder, files)
     pictures = picture_names(files, taken=inputs)
     remove_earlier(folder, keep=inputs)
+    layer_folder = PictureFolder(folder) if layers else None
     predictions = []
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(_COLUMNS)
         for result in detector.iter_results(files, on_error="flag"):
             path = files[result.index]
-            prediction = _prediction_of(result, path)
+            prediction = prediction_of(result, path)
             if result.anomaly_map is not None:
-                try:
-                    _write_overlay(folder / pictures[path], result, detector.pixel_offset_, pixel_format)
-                    prediction = prediction._replace(picture=pictures[path])
-                except Exception as error:  # whatever one heat map meets, the others and all scores are written
-                    problem = f"the heat map {pictures[path]!r} could not be written: {_reason(error)}"
-                    prediction = prediction._replace(problem=problem)
+                prediction = _with_heat_map(
+                    prediction, result, folder / pictures[path], detector.pixel_offset_, pixel_format, layer_folder
+                )
             table.writerow(_cells(prediction))
             file.flush()
             predictions.append(prediction)
@@ -164,25 +174,54 @@ def write_predictions(
     return predictions
 
 
+def _with_heat_map(
+    prediction: Prediction,
+    result: ImageResult,
+    target: Path,
+    threshold: float,
+    pixel_format: PixelFormat,
+    layer_folder: PictureFolder | None,
+) -> Prediction:
+    """Write the heat map of an image, and its layers if asked for; return the prediction with them or with a problem.
+
+    Whatever fails here, the other heat maps and all scores are written.
+    """
+    try:
+        background = background_of(result, pixel_format)
+    except Exception as error:
+        problem = f"the heat map {target.name!r} could not be written: {_reason(error)}"
+        layers = None if layer_folder is None else Layers(problem=f"the image cannot be shown: {_reason(error)}")
+        return prediction._replace(problem=problem, layers=layers)
+    try:
+        _write_overlay(target, background, np.asarray(result.anomaly_map), threshold)
+        prediction = prediction._replace(picture=target.name)
+    except Exception as error:
+        prediction = prediction._replace(problem=f"the heat map {target.name!r} could not be written: {_reason(error)}")
+    if layer_folder is not None:
+        layers = write_layers(background, np.asarray(result.anomaly_map), threshold, layer_folder)
+        prediction = prediction._replace(layers=layers)
+    return prediction
+
+
 def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
     """Read the table that :func:`write_predictions` wrote.
 
     Parameters
     ----------
     folder : path
-        Where ``scores.csv`` is.
+        Folder of ``scores.csv``.
 
     Returns
     -------
     list of Prediction
-        Paths as they were given; `image_size` is None.
+        In the order of the table, with the paths as they were given. `image_size` and `layers` are None.
 
     Raises
     ------
     FileNotFoundError
         If there is no table.
     ValueError
-        If it is not one of :func:`write_predictions`, or is damaged.
+        If the table was not written by :func:`write_predictions`, or is damaged.
     """
     file = Path(folder) / TABLE
     try:
@@ -200,18 +239,18 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
                 for row in csv.DictReader(content)
             ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{str(file)!r} is no table of predictions, or a damaged one: {_reason(error)}") from error
+        raise ValueError(f"{str(file)!r} is no table of predictions, or is damaged: {_reason(error)}") from error
 
 
 def remove_earlier(folder: Path, keep: Iterable[str] = ()) -> None:
-    """Remove what an earlier run wrote beside its table: heat maps that the table lists, and the report.
+    """Remove the files of an earlier run: the heat maps that its table lists, the report and the report's pictures.
 
     Parameters
     ----------
     folder : path
-        Where the table is. Other files in it are left alone.
+        Folder of the table. Other files in the folder are not removed.
     keep : iterable of str
-        Names in the folder that are not removed.
+        File names in the folder that are not removed.
     """
     report = folder / REPORT
     with suppress(OSError):
@@ -219,15 +258,16 @@ def remove_earlier(folder: Path, keep: Iterable[str] = ()) -> None:
             is_ours = f"<title>{REPORT_TITLE}" in content.read(500)
         if is_ours:
             report.unlink()
+    remove_pictures(folder)
     kept = {_key(name) for name in keep}
     for name in _listed_maps(folder / TABLE):
         if name == os.path.basename(name) and name.endswith(".png") and _key(name) not in kept:
-            with suppress(OSError):  # what can't be removed is replaced, or that fails with a reason
+            with suppress(OSError):  # otherwise the file is replaced, or its replacement fails with a reason
                 (folder / name).unlink()
 
 
 def _listed_maps(table: Path) -> list[str]:
-    """Return the heat maps in a table, up to where it is damaged; none if it is not one of ours."""
+    """Return the heat maps that a table lists, up to a damaged row; none if the table has other columns."""
     names: list[str] = []
     with suppress(OSError, csv.Error), table.open(newline="", encoding="utf-8", errors="replace") as content:
         rows = csv.reader(content)
@@ -240,14 +280,14 @@ def _listed_maps(table: Path) -> list[str]:
 
 
 def _files_in(folder: Path, files: Sequence[str]) -> list[str]:
-    """Return the names of those files that lie in a folder, with and without following links."""
+    """Return the names of the files that are in a folder, with and without following links."""
     here = {os.path.abspath(folder), os.path.realpath(folder)}
     places = {where(file) for file in files for where in (os.path.abspath, os.path.realpath)}
     return sorted(os.path.basename(place) for place in places if os.path.dirname(place) in here)
 
 
-def _prediction_of(result: ImageResult, path: str) -> Prediction:
-    """Return the line of an image; one that could not be scored is anomalous, even without a threshold."""
+def prediction_of(result: ImageResult, path: str) -> Prediction:
+    """Return the prediction of an image. An image that could not be scored is anomalous, even without a threshold."""
     if result.error is not None:
         return Prediction(path, math.nan, math.nan, -1, math.nan, None, result.error.message)
     size = None if result.anomaly_map is None else (result.anomaly_map.shape[0], result.anomaly_map.shape[1])
@@ -275,16 +315,17 @@ def picture_names(paths: Sequence[str], taken: Iterable[str] = ()) -> dict[str, 
     paths : sequence of str
         The images.
     taken : iterable of str
-        Names that no heat map may have.
+        Names that are not given to a heat map.
 
     Returns
     -------
     dict of str to str
-        The stem of the image after the folders in which it lies, below the folder that all share; numbered where two
-        would be the same on a file system that ignores case. As :func:`~skpatchcore._utils.names.file_name` writes it.
+        The folders below the folder that all images share, and the stem of the image, as
+        :func:`~skpatchcore._utils.names.file_name` writes them. Names that a file system that ignores case would
+        confuse are numbered.
     """
-    places = {path: _place_of(path) for path in paths}
-    n_shared = len(_common_start([place[:-1] for place in places.values()]))
+    places = {path: place_of(path) for path in paths}
+    n_shared = len(common_start([place[:-1] for place in places.values()]))
     names: dict[str, str] = {}
     used = {_key(name) for name in taken}
     for path, place in places.items():
@@ -298,8 +339,8 @@ def picture_names(paths: Sequence[str], taken: Iterable[str] = ()) -> dict[str, 
     return names
 
 
-def _place_of(path: str) -> list[str]:
-    """Return the folders of a path, drive or share first, and its stem."""
+def place_of(path: str) -> list[str]:
+    """Return the folders of a path, starting with the drive or network share, and the stem."""
     try:
         place = Path(path).resolve()
     except (OSError, RuntimeError, ValueError):  # links in a circle; a zero byte in the path
@@ -309,23 +350,21 @@ def _place_of(path: str) -> list[str]:
     return [*anchor, *folders, Path(name).stem]
 
 
-def _common_start(rows: Sequence[list[str]]) -> list[str]:
-    """Return the items with which all rows start."""
+def common_start(rows: Sequence[list[str]]) -> list[str]:
+    """Return the first items that all rows have in common."""
     columns = zip(*rows, strict=False)
     return [items[0] for items in takewhile(lambda items: len(set(items)) == 1, columns)]
 
 
 def _key(name: str) -> str:
-    """Return what file systems compare that ignore case or the form of accents."""
+    """Return a name in the form in which file systems that ignore case and forms of accents compare it."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _write_overlay(target: Path, result: ImageResult, threshold: float, pixel_format: PixelFormat) -> None:
-    """Write a heat map in one step; what lay at its place is replaced, and a link there is not followed."""
-    anomaly_map = np.asarray(result.anomaly_map)
-    if math.isnan(threshold):  # no calibration: the map's own range is all there is
+def _write_overlay(target: Path, background: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> None:
+    """Write a heat map in one step. An existing file is replaced; a link at its place is not followed."""
+    if math.isnan(threshold):  # without calibration, there is only the map's own range
         threshold = float(anomaly_map.max()) / 2
-    background = _background(result.image, anomaly_map, pixel_format)
     picture = Image.fromarray(overlay_anomaly_map(background, anomaly_map, threshold))
     partial = target.with_name(f".{target.stem}.partial")
     try:
@@ -336,12 +375,13 @@ def _write_overlay(target: Path, result: ImageResult, threshold: float, pixel_fo
             partial.unlink(missing_ok=True)
 
 
-def _background(image: Any, anomaly_map: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
-    """Return the image under a map; grey where a pipeline made something else of it, such as patch features."""
-    if isinstance(image, str | os.PathLike):
-        return load_image(image, 0, pixel_format=pixel_format)
+def background_of(result: ImageResult, pixel_format: PixelFormat) -> np.ndarray:
+    """Return the image of a result; a grey area if a pipeline turned the image into something else, e.g. features."""
+    anomaly_map = np.asarray(result.anomaly_map)
+    if isinstance(result.image, str | os.PathLike):
+        return load_image(result.image, 0, pixel_format=pixel_format)
     with suppress(ImageError):
-        pixels = load_image(image, 0, pixel_format=pixel_format)
+        pixels = load_image(result.image, 0, pixel_format=pixel_format)
         if pixels.shape[:2] == anomaly_map.shape:
             return pixels
     return np.full((*anomaly_map.shape, 1), 0.5, np.float32)

@@ -1,0 +1,312 @@
+"""write_card_page: cards as one HTML page, with the pictures inside or in a folder beside the page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+import numpy as np
+
+from skpatchcore._utils.bytes import parse_bytes
+from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.names import shown_name
+from skpatchcore._version import __version__
+from skpatchcore.display.overlay import HEAT_RANGE, heat_colors
+from skpatchcore.reports.cards import VERDICTS, Card, CardGroup, headline, relative_score, worst_first
+from skpatchcore.reports.pictures import remove_pictures
+from skpatchcore.reports.predictions import common_start, place_of
+
+_MIME = {"jpg": "image/jpeg", "png": "image/png"}
+_SIGN = (
+    "Anomaly score: higher = more anomalous. The file scores.csv has the same numbers with the opposite sign, as "
+    "scikit-learn's score_samples."
+)
+
+
+def write_card_page(
+    cards: Sequence[Card],
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    about: Mapping[str, str] | None = None,
+    inspected: str = "",
+    noun: str = "part",
+    embed: int | str | None = "10MB",
+) -> Path:
+    """Write cards as one HTML page; cards of several detectors may be mixed.
+
+    Parameters
+    ----------
+    cards : sequence of Card
+        The cards, e.g. of :func:`make_cards`. Their pictures are in the folder of the page.
+    path : path
+        File of the page.
+    title : str
+        Title of the browser's tab.
+    about : mapping of str to str or None, default=None
+        Further names and values for the head of the page, e.g. the model's file.
+    inspected : str, default=""
+        Sentence about the part of the images that is not inspected.
+    noun : str, default="part"
+        Word for one image, in the singular.
+    embed : int, str or None, default="10MB"
+        Largest size of a page with all pictures inside, in bytes or as a text such as ``"25MB"``. A smaller page is one
+        self-contained file, and the pictures in ``report_files`` are removed. If the page would be larger, all pictures
+        stay in ``report_files``. None never embeds pictures.
+
+    Returns
+    -------
+    Path
+        File of the page.
+
+    Raises
+    ------
+    ValueError
+        If `embed` is not an amount of memory.
+    OSError
+        If the page cannot be written. An earlier page and its pictures stay in that case.
+    """
+    limit = 0 if embed is None else parse_bytes(embed)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    ordered = sorted(cards, key=worst_first)
+    used = [file for card in ordered for file in _pictures_of(card)]
+    text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, {})
+    is_embedded = False
+    if _size_inside(target.parent, used) + len(text) <= limit:
+        inside = {file: _data_of(target.parent / file) for file in used}
+        text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, inside)
+        is_embedded = True
+    write_html(target, text)
+    remove_pictures(target.parent, keep=() if is_embedded else used)
+    return target
+
+
+def write_html(path: Path, text: str) -> None:
+    """Write a page in one step: an earlier page is replaced only after the new one is complete."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """Return a template in which each ``{{name}}`` is replaced by its value; values are not searched again."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template)
+
+
+def asset(name: str) -> str:
+    """Return a file of the package's folder of page parts."""
+    return files("skpatchcore.reports").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def as_json(value: Any) -> str:
+    """Return a value as JSON that can stand in a script element: no text in it can end the element."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _text(value: Any) -> str:
+    """Return a text for HTML, on one line."""
+    return html.escape(shown_name(str(value)))
+
+
+def _page(
+    cards: list[Card],
+    folder: Path,
+    title: str,
+    about: dict[str, str],
+    inspected: str,
+    noun: str,
+    inside: Mapping[str, str],
+) -> str:
+    groups = list({id(card.group): card.group for card in cards}.values())
+    names, root = _short_names([card.path for card in cards])
+    facts = [*about.items(), ("Made on", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))]
+    more = [("Images in", root), ("Made by", f"skpatchcore {__version__}")]
+    data = {
+        "noun": noun,
+        "verdicts": VERDICTS,
+        "groups": [_group_data(group) for group in groups],
+        "cards": [
+            _card_data(card, name, groups.index(card.group), folder, inside)
+            for card, name in zip(cards, names, strict=True)
+        ],
+    }
+    return filled(
+        asset("report.html"),
+        {
+            "title": _text(title),
+            "headline": _text(headline(cards, noun)),
+            "facts": _definitions(facts),
+            "promises": "".join(f"<p>{_text(text)}</p>" for text in _promises(groups, inspected)),
+            "settings": "".join(_settings(group, len(groups) > 1) for group in groups)
+            + f"<dl>{_definitions(more)}</dl><p>{_text(_SIGN)}</p>",
+            "legend": _legend(),
+            "rows": "\n".join(_rows(cards, names)),
+            "style": asset("report.css"),
+            "data": as_json(data),
+            "script": asset("report.js"),
+        },
+    )
+
+
+def _promises(groups: list[CardGroup], inspected: str) -> Iterator[str]:
+    """Yield sentences about false positives and about the inspected area."""
+    for group in groups:
+        if group.promise:
+            yield f"{group.name}: {group.promise}" if len(groups) > 1 and group.name else group.promise
+    if inspected:
+        yield inspected
+
+
+def _definitions(facts: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts if value)
+
+
+def _settings(group: CardGroup, is_named: bool) -> str:
+    facts = {
+        **group.settings,
+        "image threshold": _number(group.threshold),
+        "pixel threshold": _number(group.pixel_threshold),
+    }
+    head = f"<h3>{_text(group.name)}</h3>" if is_named else ""
+    return f"{head}<dl>{_definitions([(name.capitalize(), value) for name, value in facts.items()])}</dl>"
+
+
+def _number(value: float) -> str:
+    return "none" if math.isnan(value) else f"{value:.4g}"
+
+
+def _legend() -> str:
+    colors = heat_colors(np.array([0, 0.35, 0.7, 1]))
+    stops = ",".join("#" + bytes(np.uint8(255 * color)).hex() for color in colors)
+    low, high = HEAT_RANGE
+    return (
+        '<li><span class="swatch line"></span>line around the pixels above the pixel threshold</li>'
+        f'<li><span class="swatch heat" style="background:linear-gradient(90deg,{stops})"></span>'
+        f"anomaly map from {low:g} to {high:g} times the pixel threshold</li>"
+    )
+
+
+def _rows(cards: list[Card], names: list[str]) -> Iterator[str]:
+    """Yield the rows of the plain table, which is shown where scripts do not run."""
+    for card, name in zip(cards, names, strict=True):
+        cells = (name, VERDICTS[card.verdict], _number(card.score), card.rarity, card.extent, card.problem)
+        yield f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
+
+
+def _group_data(group: CardGroup) -> dict[str, Any]:
+    return {
+        "name": shown_name(group.name),
+        "threshold": _finite(group.threshold),
+        "good": [round(float(score), 6) for score in group.calibration_scores],
+    }
+
+
+def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[str, str]) -> dict[str, Any]:
+    """Return a card for the page's script. Empty values are left out."""
+    layers, nearest = card.layers, card.nearest
+    directory, _, short = name.rpartition("/")
+
+    def source(file: str | None) -> str | None:
+        return None if file is None else inside.get(file, file)
+
+    values: dict[str, Any] = {
+        "name": short,
+        "folder": directory,
+        "path": shown_name(card.path),
+        "link": _link(card.path, folder),
+        "verdict": card.verdict,
+        "score": _finite(card.score),
+        "relative": _finite(relative_score(card)),
+        "group": group,
+        "asBad": card.n_as_bad,
+        "rarity": card.rarity,
+        "decision": card.decision,
+        "disagrees": card.disagrees,
+        "extent": card.extent,
+        "largest": layers.largest,
+        "regions": [[r.top, r.left, r.bottom, r.right, r.area] for r in layers.regions],
+        "n": layers.n_regions,
+        "size": layers.size,
+        "thumb": source(layers.thumb),
+        "image": source(layers.image),
+        "map": source(layers.heat),
+        "outline": source(layers.outline),
+        "truth": source(layers.truth),
+        "inspected": None if card.inspected is None else [round(side, 1) for side in card.inspected],
+        "problem": shown_name(card.problem),
+        "note": shown_name(card.note),
+    }
+    if nearest is not None:
+        values["nearest"] = {
+            "name": shown_name(nearest.name),
+            "short": shown_name("/".join(Path(nearest.name).parts[-2:])),
+            "patch": source(nearest.patch),
+            "nominal": source(nearest.nominal),
+            "problem": shown_name(nearest.problem),
+        }
+    return {key: value for key, value in values.items() if value not in (None, "", []) and value is not False}
+
+
+def _finite(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None
+
+
+def _short_names(paths: list[str]) -> tuple[list[str], str]:
+    """Return names of images below the folder that all share, and that folder, both as they can be shown."""
+    folders = [place_of(path)[:-1] for path in paths]
+    n_shared = len(common_start(folders))
+    names = ["/".join([*place[n_shared:], os.path.basename(path)]) for place, path in zip(folders, paths, strict=True)]
+    root = os.path.dirname(os.path.abspath(paths[0])) if paths else ""
+    for _ in folders[0][n_shared:] if paths else []:
+        root = os.path.dirname(root)
+    return [shown_name(name) for name in names], shown_name(root)
+
+
+def _link(path: str, folder: Path) -> str | None:
+    """Return the address of an image relative to the page; absolute if they are on different drives."""
+    try:
+        relative = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+        return quote_from_bytes(os.fsencode(relative.replace(os.sep, "/")), safe="/")
+    except ValueError:
+        pass
+    try:
+        return Path(path).absolute().as_uri()
+    except ValueError:  # e.g. a zero byte in the path
+        return None
+
+
+def _pictures_of(card: Card) -> list[str]:
+    """Return the picture files of a card."""
+    crops = () if card.nearest is None else (card.nearest.patch, card.nearest.nominal)
+    return [*card.layers.files(), *(file for file in crops if file is not None)]
+
+
+def _size_inside(folder: Path, used: Sequence[str]) -> int:
+    """Return the number of bytes that pictures take inside a page; files that cannot be read take none."""
+    total = 0
+    for file in used:
+        try:
+            total += 4 * (os.path.getsize(folder / file) + 2) // 3 + 30
+        except OSError:
+            continue
+    return total
+
+
+def _data_of(file: Path) -> str:
+    """Return a picture as an address that holds its content; the address of nothing if it cannot be read."""
+    try:
+        content = base64.b64encode(file.read_bytes()).decode()
+    except OSError:
+        return "data:,"
+    return f"data:{_MIME[file.suffix[1:]]};base64,{content}"

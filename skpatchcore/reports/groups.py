@@ -1,0 +1,114 @@
+"""group_of: the thresholds, the calibration and the settings of a detector, as a report page shows them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from skpatchcore.calibration.conformal import conformal_rank, conformal_threshold
+from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.reports.cards import CardGroup, anomaly_scores
+from skpatchcore.reports.pipelines import detector_of
+
+
+def group_of(detector: Any, name: str = "") -> CardGroup:
+    """Return the group of the images that a detector scores.
+
+    Parameters
+    ----------
+    detector : detector or Pipeline
+        A fitted detector.
+    name : str, default=""
+        Name of the group, e.g. of a surface.
+    """
+    detector = detector_of(detector)
+    return CardGroup(
+        name=name,
+        threshold=-float(detector.offset_),
+        pixel_threshold=float(detector.pixel_offset_),
+        calibration_scores=anomaly_scores(detector.calibration_scores_),
+        promise=promise_of(detector),
+        settings=settings_of(detector),
+    )
+
+
+def promise_of(detector: Any) -> str:
+    """Return what a detector's threshold promises about false positives, in one or two sentences.
+
+    Parameters
+    ----------
+    detector : detector
+        Fitted. The promise of `contamination` is given only if the threshold is the one of this `contamination` and of
+        the calibration scores; ``recalibrate`` may have set another one.
+    """
+    detector = detector_of(detector)
+    scores = anomaly_scores(detector.calibration_scores_)
+    scores, threshold = scores[~np.isnan(scores)], -float(detector.offset_)
+    if math.isnan(threshold):
+        return "The model has no threshold: it was not calibrated."
+    n, n_flagged = len(scores), int((scores > threshold).sum())
+    images = "calibration image" if n == 1 else "calibration images"
+    counted = f"{n_flagged or 'None'} of {n:,} {images} would be flagged."
+    contamination = getattr(detector, "contamination", "auto")
+    if not isinstance(contamination, int | float) or conformal_rank(n, contamination) > n:
+        return counted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if conformal_threshold(scores, contamination) != threshold:
+            return counted
+    share = f"{100 * contamination:g} %"
+    return f"At most {share} of good parts are flagged, if they are like the calibration images. {counted}"
+
+
+def settings_of(detector: Any) -> dict[str, str]:
+    """Return the settings of a detector by their names. What a detector does not report is left out.
+
+    Parameters
+    ----------
+    detector : detector or Pipeline
+        Fitted.
+    """
+    detector = detector_of(detector)
+    members = list(getattr(detector, "estimators_", ()))
+    first = members[0] if members else detector
+    settings = {"detector": type(detector).__name__ + (f" of {len(members)} members" if members else "")}
+    extractor = getattr(first, "extractor_", None) or getattr(first, "extractor", None)
+    if extractor is None:
+        extractor = TorchFeatureExtractor()
+    backbone = getattr(extractor, "backbone", None)
+    if backbone is not None:
+        settings["backbone"] = backbone if isinstance(backbone, str) else getattr(backbone, "__name__", repr(backbone))
+    if hasattr(extractor, "image_size"):
+        settings["image size"] = _sides(extractor.image_size, "each image's own size")
+    if hasattr(extractor, "crop_size"):
+        settings["crop"] = _sides(extractor.crop_size, "none: the whole image is inspected")
+    bank, sampler = getattr(first, "memory_bank_", None), getattr(first, "sampler_", None)
+    if bank is not None:
+        ratio = getattr(sampler, "ratio", None)
+        kept = f", {100 * ratio:g} % of all" if isinstance(ratio, float) else ""
+        settings["memory bank"] = f"{len(bank):,} patches{kept}"
+    n = len(detector.calibration_scores_)
+    if n:
+        settings["calibration"] = f"{n:,} good images{_way(getattr(first, 'calibration', None))}"
+    contamination = getattr(detector, "contamination", None)
+    if contamination is not None:
+        settings["contamination"] = contamination if isinstance(contamination, str) else f"{contamination:g}"
+    return settings
+
+
+def _way(calibration: Any) -> str:
+    """Return how calibration images were chosen, in brackets."""
+    if calibration is None:
+        return ""
+    if isinstance(calibration, float):
+        return f" ({100 * calibration:g} % of the training images, held out)"
+    return f" ({calibration} folds)" if isinstance(calibration, int) else f" ({calibration})"
+
+
+def _sides(size: Any, without: str) -> str:
+    if size is None:
+        return without
+    return "×".join(map(str, size)) if isinstance(size, list | tuple) else str(size)
