@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ class _Fit:
 
 
 _reported: ContextVar[_Fit | None] = ContextVar("skpatchcore_reported", default=None)
+_follower: ContextVar[Callable[[str, int], Any] | None] = ContextVar("skpatchcore_follower", default=None)
 _seconds: ContextVar[dict[str, float] | None] = ContextVar("skpatchcore_seconds", default=None)
 
 
@@ -61,6 +62,7 @@ class Progress:
             total=total, desc=description, unit=unit, disable=not verbose, dynamic_ncols=True, file=self._stream
         )
         self.n, self._total, self._n_told = 0, total or 0, 0
+        self._description, self._follower = description, _follower.get()
         self._n_steps = min(self._total, _N_STEPS)
         self._fit = _reported.get()
         self._task = None
@@ -73,11 +75,17 @@ class Progress:
         """Report that `n` more units are done."""
         self.n += n
         self._bar.update(n)
+        if self._follower is not None:
+            self._follower(self._description, n)
         n_steps = self._n_steps * min(self.n, self._total) // max(self._total, 1)
         while self._fit is not None and self._task is not None and self._n_told < n_steps:
             step = self._task.subcontext(task_name="step").call_on_fit_task_begin(estimator=self._fit.estimator)
             step.call_on_fit_task_end(estimator=self._fit.estimator)
             self._n_told += 1
+
+    def describe(self, description: str) -> None:
+        """Change the title of the bar."""
+        self._bar.set_description(description)
 
     def write(self, text: str) -> None:
         """Write a line to standard error without disturbing the bar."""
@@ -121,6 +129,22 @@ def report_tasks(estimator: Any, X: Any, y: Any) -> Iterator[None]:
     finally:
         _reported.reset(token)
     context.call_on_fit_task_end(estimator=estimator, X=X, y=y)
+
+
+@contextmanager
+def follow_progress(follower: Callable[[str, int], Any]) -> Iterator[None]:
+    """Report the progress of all work in the block to a function, e.g. to show one bar for several fits.
+
+    Parameters
+    ----------
+    follower : callable
+        Called with the description of the work and the number of units that were done since its last call.
+    """
+    token = _follower.set(follower)
+    try:
+        yield
+    finally:
+        _follower.reset(token)
 
 
 @contextmanager

@@ -1,114 +1,309 @@
-"""``skpatchcore demo``: an inspection task that needs no data and no download, from images to figures and pictures."""
+"""``skpatchcore demo``: inspect three surfaces with synthetic defects, without data or downloads."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.progress import Progress, follow_progress, progress_bar, record_seconds
 from skpatchcore.cli.options import Formatter, add_debug, require_folder
 
-# Phases whose seconds are shown.
-_PHASES = ("network", "selection", "calibration", "search", "maps")
+if TYPE_CHECKING:
+    from skpatchcore.datasets import TextureTask
+    from skpatchcore.reports import Card
+
+# Phases with a column of seconds, and their explanations.
+_PHASES = {
+    "network": "the network computes patch features",
+    "selection": "the coreset is selected for the memory bank",
+    "calibration": "good images set the threshold",
+    "search": "the nearest patches in the memory bank are searched",
+}
+_IMAGES, _PAGE = "images", "report.html"
+# Names of the image files of the demonstration.
+_OWN_NAME = re.compile(r"(piece-\d\d-view-\d|(good|scratch|blob|stain|foreign)-\d\d)\.png")
+# AUROC above which a threshold can separate good from defective images, and fraction of defects that is good enough.
+_SEPARABLE, _FOUND = 0.85, 0.9
+
+
+@dataclass
+class _Surface:
+    """Results of one surface.
+
+    Attributes
+    ----------
+    name : str
+        Name of the texture.
+    image_auroc, pixel_auroc : float
+        Area under the ROC curve of the image scores and of the anomaly maps.
+    good_flagged, defects_found, n_good, n_defective : int
+        Numbers of flagged images, and of images.
+    seconds : dict of str to float
+        Seconds by phase.
+    cards : list of Card
+        Cards of the test images.
+    """
+
+    name: str
+    image_auroc: float
+    pixel_auroc: float
+    good_flagged: int
+    defects_found: int
+    n_good: int
+    n_defective: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    cards: list[Card] = field(default_factory=list)
 
 
 def add_parser(commands: Any) -> None:
-    """Add the command to argparse's."""
-    demo = commands.add_parser("demo", help="show what it does, without data or download", formatter_class=Formatter)
-    demo.add_argument("-o", "--output", metavar="OUT", default="skpatchcore-demo", help="folder for heat maps")
-    demo.add_argument("--backbone", default="efficientnet_lite2", help="any that 'fit' takes")
-    demo.add_argument("--seed", type=int, default=0, help="of defects and detector")
-    demo.add_argument("--quiet", action="store_true", help="pictures only, no table")
+    """Add the command to the parser."""
+    demo = commands.add_parser(
+        "demo",
+        help="inspect synthetic defects, without data or downloads",
+        description="Fit a detector on good pieces of three real surfaces, find synthetic defects on other pieces, and "
+        "write one page with all images: OUT/report.html. Takes one to two minutes.",
+        formatter_class=Formatter,
+    )
+    demo.add_argument("-o", "--output", metavar="OUT", default="skpatchcore-demo", help="folder for page and images")
+    demo.add_argument("--backbone", default="efficientnet_lite2", help="network, as for 'fit'")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the defects and of the detectors")
+    demo.add_argument("--quiet", action="store_true", help="write the page, and print nothing")
     add_debug(demo)
     demo.set_defaults(run=_demo)
 
 
 def _demo(options: argparse.Namespace) -> int:
     tell = (lambda text: None) if options.quiet else print
-    run_demo(require_folder(options.output), options.backbone, options.seed, tell)
+    stream = sys.stderr
+    is_terminal = stream is not None and stream.isatty()
+    run_demo(
+        require_folder(options.output),
+        options.backbone,
+        options.seed,
+        tell,
+        show_progress=is_terminal and not options.quiet,
+    )
     return 0
 
 
 def run_demo(
-    folder: Path, backbone: str = "efficientnet_lite2", random_state: int = 0, tell: Callable[[str], None] = print
-) -> None:
-    """Fit a detector to each texture, say how well it does, and write pictures.
+    folder: Path,
+    backbone: str = "efficientnet_lite2",
+    random_state: int = 0,
+    tell: Callable[[str], None] = print,
+    show_progress: bool = False,
+) -> Path:
+    """Fit a detector per surface, explain its results, and write the page of all test images.
 
     Parameters
     ----------
     folder : path
-        Where the pictures go; made if need be.
+        Folder for ``report.html``, its pictures, and the folder ``images``. It is created if it does not exist.
     backbone : str, default="efficientnet_lite2"
-        As in :class:`~skpatchcore.TorchFeatureExtractor`.
+        As for :class:`~skpatchcore.TorchFeatureExtractor`.
     random_state : int, default=0
-        Seed of the task and of the detector.
-    tell : callable
-        Takes a line of text.
-    """
-    from sklearn.metrics import roc_auc_score
+        Seed of the defects and of the detectors.
+    tell : callable, default=print
+        Called with each text.
+    show_progress : bool, default=False
+        Whether to show a progress bar on standard error.
 
-    from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
-    from skpatchcore._utils.progress import record_seconds
+    Returns
+    -------
+    Path
+        File of the page.
+    """
     from skpatchcore.datasets import TEXTURES, make_textures
-    from skpatchcore.metrics import pixel_roc_auc_score
+    from skpatchcore.reports import write_card_page
 
     begin = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
+    tasks = {name: make_textures(name, random_state=random_state) for name in TEXTURES}
+    n_images = sum(len(task.train_images) + 2 * len(task.test_images) for task in tasks.values())
+    first = next(iter(tasks.values()))
     tell(
-        f"Three real surfaces with synthetic defects, seen by {backbone}.\n"
-        "A detector learns from 12 small pieces of good surface and judges 4 others.\n"
-        "Bricks repeat themselves; no two spots of grass or gravel are alike: the hard case.\n"
+        f"Three real surfaces with synthetic defects ({', '.join(tasks)}). Per surface, a detector is fitted on "
+        f"{len(first.train_images)} photographs\nof {len(np.unique(first.train_groups))} good pieces, and tested on "
+        f"{len(first.test_images)} photographs of {_N_TEST_PIECES} other pieces. Network: {backbone}.\n"
     )
-    titles = ("image AUROC", "pixel AUROC", "good flagged", "defects found", *(f"{name} s" for name in _PHASES))
-    tell("  ".join(["surface", *titles]))
-    for texture in TEXTURES:
-        task = make_textures(texture, random_state=random_state)
-        detector = PatchCoreDetector(
-            TorchFeatureExtractor(backbone, image_size=None, crop_size=None), random_state=random_state
-        )
-        with record_seconds() as seconds:
-            detector.fit(task.train_images, groups=task.train_groups)
-            scores, maps = detector.score_and_segment(task.test_images)
-        good = task.test_labels == 1
-        flagged = scores < detector.offset_
-        cells = (
-            f"{roc_auc_score(good, scores):.3f}",
-            f"{pixel_roc_auc_score(list(task.test_masks), list(maps)):.3f}",
-            f"{flagged[good].sum()} of {good.sum()}",
-            f"{flagged[~good].sum()} of {(~good).sum()}",
-            *(f"{seconds[name]:.1f}" for name in _PHASES),
-        )
-        tell("  ".join([f"{texture:<7}", *(f"{c:>{len(title)}}" for c, title in zip(cells, titles, strict=True))]))
-        _write_pictures(folder, texture, task.test_images, task.test_defects, maps, detector.pixel_offset_)
-    tell(f"\n{time.perf_counter() - begin:.0f} s in all. Heat maps: {shown_name(str(folder.resolve()))}")
-    tell(
-        "In each picture: the surface as it is, and with its anomaly map; cyan lines enclose what is beyond the "
-        "threshold."
+    remove_images(folder / _IMAGES)
+    with (
+        progress_bar(n_images, "demo", "image", show_progress) as bar,
+        tempfile.TemporaryDirectory() as cache,  # the network processes each image once
+    ):
+        surfaces = [_inspect(name, task, folder, backbone, random_state, cache, bar) for name, task in tasks.items()]
+    page = write_card_page(
+        [card for surface in surfaces for card in surface.cards],
+        folder / _PAGE,
+        title="skpatchcore demo",
+        about={"Task": "three real surfaces with synthetic defects; one detector per surface"},
+        noun="image",
+    )
+    for text in (_table(surfaces), _LEGEND, _conclusions(surfaces)):
+        tell(text + "\n")
+    tell(f"{time.perf_counter() - begin:.0f} s in total. Open this page in a web browser, e.g. with a double click:")
+    tell(shown_name(str(page.resolve())))
+    return page
+
+
+def _inspect(
+    name: str, task: TextureTask, folder: Path, backbone: str, random_state: int, cache: str, bar: Progress
+) -> _Surface:
+    """Fit a detector on one surface, and score its test images."""
+    from sklearn.metrics import roc_auc_score
+
+    from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore.metrics import pixel_roc_auc_score
+    from skpatchcore.reports import make_cards
+    from skpatchcore.reports.layers import write_layers
+    from skpatchcore.reports.pictures import PictureFolder
+    from skpatchcore.reports.predictions import prediction_of
+
+    train, test = _write_images(folder / _IMAGES / name, task)
+    extractor = TorchFeatureExtractor(backbone, image_size=None, crop_size=None, memory=cache)
+    detector = PatchCoreDetector(extractor, random_state=random_state)
+    pictures, predictions, maps = PictureFolder(folder), [], []
+    with record_seconds() as seconds:
+        with _shown(bar, name, len(train)):
+            detector.fit(train, groups=task.train_groups)
+        bar.describe(f"{name}: scoring images")
+        for result in detector.iter_results(test):
+            anomaly_map = np.asarray(result.anomaly_map)
+            i = result.index
+            pixels = task.test_images[i] / 255.0
+            layers = write_layers(pixels, anomaly_map, detector.pixel_offset_, pictures, task.test_masks[i])
+            predictions.append(prediction_of(result, test[i])._replace(layers=layers))
+            maps.append(anomaly_map)
+            bar.update(1)
+    bar.describe(f"{name}: searching the nearest good patches")
+    done = [0]
+
+    def explained(n: int, total: int) -> None:
+        bar.update(n - done[0])
+        done[0] = n
+
+    notes = ["Known: good" if kind == "good" else f"Known: defective ({kind})" for kind in task.test_defects]
+    cards = make_cards(predictions, detector, folder, group=name, notes=notes, on_explained=explained)
+    scores = np.array([prediction.score for prediction in predictions])
+    good, flagged = task.test_labels == 1, scores < detector.offset_
+    return _Surface(
+        name,
+        float(roc_auc_score(good, scores)),
+        float(pixel_roc_auc_score(list(task.test_masks), maps)),
+        int(flagged[good].sum()),
+        int(flagged[~good].sum()),
+        int(good.sum()),
+        int((~good).sum()),
+        seconds,
+        cards,
     )
 
 
-def _write_pictures(
-    folder: Path,
-    texture: str,
-    images: np.ndarray,
-    defects: np.ndarray,
-    maps: np.ndarray | list[np.ndarray],
-    threshold: float,
-) -> None:
-    """Write one PNG for each test image: the image beside its overlay, at twice its size."""
+@contextmanager
+def _shown(bar: Progress, name: str, n_images: int) -> Iterator[None]:
+    """Show a fit on a bar: its images as units, and its other work as titles."""
+    start = bar.n
+
+    def follow(description: str, n: int) -> None:
+        bar.describe(f"{name}: {description}")
+        if description == "extracting features":
+            bar.update(min(n, start + n_images - bar.n))
+
+    with follow_progress(follow):
+        yield
+    bar.update(start + n_images - bar.n)
+
+
+def _write_images(folder: Path, task: TextureTask) -> tuple[list[str], list[str]]:
+    """Write the training images and the test images of a surface as PNG files, and return their paths."""
     from PIL import Image
 
-    from skpatchcore.display import overlay_anomaly_map
-
+    views: dict[int, int] = {}
+    names = []
+    for piece in task.train_groups.tolist():
+        views[piece] = views.get(piece, 0) + 1
+        names.append(f"train/piece-{piece:02d}-view-{views[piece]}.png")
     counts: dict[str, int] = {}
-    for image, defect, anomaly_map in zip(images, defects, maps, strict=True):
-        counts[defect] = counts.get(defect, 0) + 1
-        overlay = overlay_anomaly_map(image / 255.0, anomaly_map, threshold)
-        pair = np.concatenate([np.broadcast_to(image, overlay.shape), overlay], axis=1)
-        picture = Image.fromarray(pair).resize((2 * pair.shape[1], 2 * pair.shape[0]), Image.Resampling.BICUBIC)
-        picture.save(folder / f"{texture}-{defect}-{counts[defect]:02d}.png")
+    for kind in task.test_defects:
+        counts[kind] = counts.get(kind, 0) + 1
+        names.append(f"test/{kind}-{counts[kind]:02d}.png")
+    paths = [folder / name for name in names]
+    for path, image in zip(paths, [*task.train_images, *task.test_images], strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    texts, n_train = [str(path) for path in paths], len(task.train_images)
+    return texts[:n_train], texts[n_train:]
+
+
+def remove_images(folder: Path) -> None:
+    """Remove the image files of an earlier demonstration. Other files stay.
+
+    Parameters
+    ----------
+    folder : path
+        The folder ``images``. It may not exist.
+    """
+    for path in sorted(folder.glob("*/t*/*.png")):
+        if path.parent.name in ("train", "test") and _OWN_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _table(surfaces: list[_Surface]) -> str:
+    titles = ("defects found", "good flagged", "image AUROC", "pixel AUROC", *(f"{name} s" for name in _PHASES))
+    lines = ["  ".join(["surface", *titles])]
+    for surface in surfaces:
+        cells = (
+            f"{surface.defects_found} of {surface.n_defective}",
+            f"{surface.good_flagged} of {surface.n_good}",
+            f"{surface.image_auroc:.3f}",
+            f"{surface.pixel_auroc:.3f}",
+            *(f"{surface.seconds.get(name, 0.0):.1f}" for name in _PHASES),
+        )
+        row = [f"{cell:>{len(title)}}" for cell, title in zip(cells, titles, strict=True)]
+        lines.append("  ".join([f"{surface.name:<7}", *row]))
+    return "\n".join(lines)
+
+
+_N_TEST_PIECES = 4
+_LEGEND = "\n".join(
+    [
+        "defects found  defective images that are flagged, because their score is beyond the threshold: more is better",
+        "good flagged   good images that are flagged by mistake (false alarms): fewer is better",
+        "image AUROC    how well the scores separate good from defective images, whatever the threshold:",
+        "               1 is perfect, 0.5 is chance",
+        "pixel AUROC    the same for pixels: how well the anomaly maps mark the defects",
+        *(f"{f'{name} s':<14} seconds in which {text}" for name, text in _PHASES.items()),
+    ]
+)
+
+
+def _conclusions(surfaces: list[_Surface]) -> str:
+    """Return what the results of each surface mean, and what could improve them."""
+    lines = ["What this means:"]
+    for surface in surfaces:
+        if surface.image_auroc < _SEPARABLE:
+            text = (
+                "the scores do not separate good from defective images well, and no threshold can. No two spots of "
+                "this surface\n  are alike. More good images, larger images or another network may help."
+            )
+        elif surface.defects_found < _FOUND * surface.n_defective:
+            text = (
+                "the scores separate the images better than the threshold does. The threshold is cautious: it flags "
+                "no calibration\n  image. With 'fit --contamination 0.05', one in twenty good images may be flagged, "
+                "and more defects are found."
+            )
+        else:
+            text = "an easy surface: new good pieces look like the training images, and defects do not."
+        lines.append(f"- {surface.name}: {text}")
+    return "\n".join(lines)
