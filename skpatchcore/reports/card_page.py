@@ -56,7 +56,8 @@ def write_card_page(
     about : mapping of str to str or None, default=None
         Further names and values for the head of the page, e.g. the model's file.
     inspected : str, default=""
-        Sentence about the part of the images that is not inspected.
+        Sentence about the part of the images that is not inspected. Names in it are escaped already, as in the result
+        of :func:`~skpatchcore.reports.inspection.describe_inspection`.
     noun : str, default="part"
         Word for one image, in the singular.
     embed : int, str or None, default="10MB"
@@ -147,7 +148,8 @@ def _page(
             "title": _text(title),
             "headline": _text(headline(cards, noun)),
             "facts": _definitions(facts),
-            "promises": "".join(f"<p>{_text(text)}</p>" for text in _promises(groups, inspected)),
+            "promises": "".join(f"<p>{_text(text)}</p>" for text in _promises(groups))
+            + (f"<p>{html.escape(inspected)}</p>" if inspected else ""),
             "settings": "".join(_settings(group, len(groups) > 1) for group in groups)
             + f"<dl>{_definitions(more)}</dl><p>{_text(_SIGN)}</p>",
             "legend": _legend(),
@@ -159,13 +161,11 @@ def _page(
     )
 
 
-def _promises(groups: list[CardGroup], inspected: str) -> Iterator[str]:
-    """Yield sentences about false positives and about the inspected area."""
+def _promises(groups: list[CardGroup]) -> Iterator[str]:
+    """Yield a sentence about false positives for each group."""
     for group in groups:
         if group.promise:
             yield f"{group.name}: {group.promise}" if len(groups) > 1 and group.name else group.promise
-    if inspected:
-        yield inspected
 
 
 def _definitions(facts: Sequence[tuple[str, str]]) -> str:
@@ -221,8 +221,8 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
         return None if file is None else inside.get(file, file)
 
     values: dict[str, Any] = {
-        "name": short,
-        "folder": directory,
+        "name": shown_name(short),
+        "folder": shown_name(directory),
         "path": shown_name(card.path),
         "link": _link(card.path, folder),
         "verdict": card.verdict,
@@ -263,14 +263,14 @@ def _finite(value: float) -> float | None:
 
 
 def _short_names(paths: list[str]) -> tuple[list[str], str]:
-    """Return names of images below the folder that all share, and that folder, both as they can be shown."""
+    """Return the names of images below the folder that they all share, and that folder."""
     folders = [place_of(path)[:-1] for path in paths]
     n_shared = len(common_start(folders))
     names = ["/".join([*place[n_shared:], os.path.basename(path)]) for place, path in zip(folders, paths, strict=True)]
     root = os.path.dirname(os.path.abspath(paths[0])) if paths else ""
     for _ in folders[0][n_shared:] if paths else []:
         root = os.path.dirname(root)
-    return [shown_name(name) for name in names], shown_name(root)
+    return names, root
 
 
 def _link(path: str, folder: Path) -> str | None:

@@ -26,6 +26,7 @@ from skpatchcore.cli.main import main
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import load_image
 from tests import factories
+from tests.reports.pages import cards_of
 
 # The models of this module crop, and commands warn of a crop even with --quiet.
 pytestmark = pytest.mark.filterwarnings("default:.*is not inspected")
@@ -94,7 +95,7 @@ def test_predict_writes_all_scores_if_the_report_fails(model, images, tmp_path, 
     def fail(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("skpatchcore.reports.page.write_page", fail)
+    monkeypatch.setattr("skpatchcore.reports.card_page.write_html", fail)
     out = tmp_path / "out"
     assert main(["predict", model, str(images), "-o", str(out), "--report", "--fail-on-anomalies"]) == 1
     assert len(rows(out)) == 5
@@ -346,7 +347,7 @@ def test_predict_accepts_pipelines_that_end_in_a_detector(images, parts, tmp_pat
     shape = pipeline[-1].segment(pipeline[:-1].transform(paths[:1]))[0].shape
     with Image.open(out / table["0.png"]["map"]) as picture:
         assert picture.size == shape[::-1]
-    assert (out / "report.html").read_text(encoding="utf-8").count("data:image/jpeg") == 5
+    assert sum(card.get("image", "").startswith("data:image/jpeg") for card in cards_of(out / "report.html")) == 5
 
 
 def test_predict_accepts_a_pipeline_in_a_file_without_code(images, tmp_path, capsys):

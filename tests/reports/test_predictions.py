@@ -1,50 +1,28 @@
-"""The table of predictions and its heat maps: complete, whatever single images or files meet."""
+"""The table of predictions and its heat maps: complete, even if single images or files fail."""
 
 from __future__ import annotations
 
 import csv
-import math
 import ntpath
 import os
 from pathlib import Path, PureWindowsPath
 from unittest import mock
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from skpatchcore.detectors import ImageResult
-from skpatchcore.images.reading import ImageError, load_image
+from skpatchcore._utils.names import shown_name
+from skpatchcore.images.reading import load_image
 from skpatchcore.reports import predictions as module
 from skpatchcore.reports import read_predictions, write_prediction_report, write_predictions
 from skpatchcore.reports.predictions import picture_names
+from tests.reports.pages import Darkness, cards_of, photo
 
 
-class Darkness:
-    """Stands for a detector: the score is the mean of the pixels."""
-
-    offset_, pixel_offset_ = 0.4, 0.6
-    calibration_scores_ = np.full(9, 0.5)
-    extractor = "precomputed"
-
-    def iter_results(self, X, on_error="flag"):
-        for i, path in enumerate(X):
-            try:
-                pixels = load_image(path, i)
-            except ImageError as error:
-                yield ImageResult(i, path, math.nan, math.nan, -1, math.nan, None, error)
-                continue
-            score = float(pixels.mean())
-            label = 1 if score >= self.offset_ else -1
-            yield ImageResult(i, path, score, score - self.offset_, label, 0.5, 1 - pixels[..., 0], None)
-
-
-def photo(path, value=128, size=(6, 8)):
-    with open(path, "wb") as file:
-        Image.fromarray(np.full((*size, 3), value, np.uint8)).save(file, "PNG")
-    return os.fspath(path)
+def write_report(written, folder, **options):
+    return write_prediction_report(written, Darkness(), folder, **options)
 
 
 def rows(folder):
@@ -70,7 +48,7 @@ def hard(tmp_path):
         pytest.skip("the file system refuses such names")
 
 
-def test_every_name_gets_its_row_its_map_and_its_place_in_the_report(hard, tmp_path):
+def test_write_predictions_hard_names_have_a_row_a_map_and_a_card(hard, tmp_path):
     folder = tmp_path / "out"
     written = write_predictions(Darkness(), hard, folder)
     assert [p.path for p in written] == hard
@@ -83,14 +61,16 @@ def test_every_name_gets_its_row_its_map_and_its_place_in_the_report(hard, tmp_p
         with Image.open(folder / prediction.picture) as picture:
             assert picture.getpixel((0, 0))[0] == pytest.approx(value, abs=40)
             assert picture.size == (8, 6)
-    page = write_prediction_report(read, Darkness(), folder).read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg") == len(hard)
+    target = write_prediction_report(read, Darkness(), folder)
+    assert sum(card["image"].startswith("data:image/jpeg") for card in cards_of(target)) == len(hard)
+    assert sorted(card["path"] for card in cards_of(target)) == sorted(map(shown_name, hard))
+    page = target.read_text(encoding="utf-8")
     assert "<b>" not in page
-    assert "ros\\xe9.png" in page
+    assert "<td>ros\\xe9.png</td>" in page  # the plain table
     assert "\\x5cx5c" not in page
 
 
-def test_tables_without_such_names_are_as_they_were(tmp_path):
+def test_table_writes_ordinary_names_unescaped(tmp_path):
     path = photo(tmp_path / "Größe.png")
     write_predictions(Darkness(), [path], tmp_path / "out")
     (row,) = rows(tmp_path / "out")
@@ -98,7 +78,7 @@ def test_tables_without_such_names_are_as_they_were(tmp_path):
 
 
 @pytest.mark.parametrize("fault", ["full disk", "folder in the way", "image gone"])
-def test_a_heat_map_that_can_not_be_written_leaves_the_scores(tmp_path, monkeypatch, fault):
+def test_a_heat_map_that_cannot_be_written_leaves_all_scores(tmp_path, monkeypatch, fault):
     paths = [photo(tmp_path / f"{i}.png", 40 * i) for i in range(4)]
     folder = tmp_path / "out"
     if fault == "folder in the way":
@@ -121,30 +101,33 @@ def test_a_heat_map_that_can_not_be_written_leaves_the_scores(tmp_path, monkeypa
     assert [float(row["score"]) for row in table] == [p.score for p in written]
     assert "'1.png' could not be written" in table[1]["problem"]
     assert not list(folder.glob(".*"))
-    page = write_prediction_report(written, Darkness(), folder).read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg") == 3
-    assert "can&#x27;t be shown" in page
+    monkeypatch.undo()
+    cards = {os.path.basename(card["path"]): card for card in cards_of(write_report(written, folder))}
+    assert "'1.png' could not be written" in cards["1.png"]["problem"]
+    assert all("image" in card for card in cards.values())  # the page has pictures of its own
 
 
-def test_the_report_goes_on_without_an_image_that_is_gone(tmp_path):
+def test_report_says_why_a_deleted_image_is_not_shown(tmp_path):
     paths = [photo(tmp_path / f"{i}.png") for i in range(3)]
     written = write_predictions(Darkness(), paths, tmp_path / "out")
     os.remove(paths[0])
     (tmp_path / "out" / "1.png").unlink()
-    page = write_prediction_report(written, Darkness(), tmp_path / "out").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg") == 1
-    assert page.count("it can&#x27;t be shown") == 2
+    cards = {os.path.basename(card["path"]): card for card in cards_of(write_report(written, tmp_path / "out"))}
+    assert ["image" in cards[name] for name in ("0.png", "1.png", "2.png")] == [False, True, True]
+    assert "the image cannot be shown: no such file" in cards["0.png"]["problem"]
+    assert cards["0.png"]["verdict"] == "normal"  # as it was scored
 
 
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1), (3000, 2000)])
-def test_images_of_any_shape_are_shown(tmp_path, size):
+def test_report_shows_images_of_any_shape(tmp_path, size):
     path = photo(tmp_path / "a.png", size=size)
     written = write_predictions(Darkness(), [path], tmp_path / "out")
-    page = write_prediction_report(written, Darkness(), tmp_path / "out").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg") == 1
+    (card,) = cards_of(write_report(written, tmp_path / "out"))
+    assert card["size"] == list(size)
+    assert all(card[kind].startswith("data:image/") for kind in ("thumb", "image", "map"))
 
 
-def test_an_earlier_runs_maps_and_report_are_removed_and_nothing_else(tmp_path):
+def test_write_predictions_removes_only_files_of_an_earlier_run(tmp_path):
     old, new, folder = photo(tmp_path / "old.png"), photo(tmp_path / "new.png"), tmp_path / "out"
     write_prediction_report(write_predictions(Darkness(), [old], folder), Darkness(), folder)
     photo(folder / "foreign.png")
@@ -157,14 +140,14 @@ def test_an_earlier_runs_maps_and_report_are_removed_and_nothing_else(tmp_path):
     assert os.path.exists(outside)
 
 
-def test_a_foreign_report_is_left_alone(tmp_path):
+def test_write_predictions_keeps_a_foreign_report(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "report.html").write_text("<title>skpatchcore evaluate: parts</title>")
     write_predictions(Darkness(), [photo(tmp_path / "a.png")], tmp_path / "out")
     assert (tmp_path / "out" / "report.html").exists()
 
 
-def test_an_image_in_the_output_folder_is_not_overwritten(tmp_path):
+def test_write_predictions_keeps_an_image_in_the_output_folder(tmp_path):
     path = photo(tmp_path / "a.png", 7)
     with open(path, "rb") as file:
         before = file.read()
@@ -176,7 +159,7 @@ def test_an_image_in_the_output_folder_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege there")
-def test_a_link_at_the_place_of_a_map_is_replaced_not_followed(tmp_path):
+def test_write_predictions_replaces_a_link_at_the_place_of_a_map(tmp_path):
     other = photo(tmp_path / "other.png", 7)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.png").symlink_to(other)
@@ -201,7 +184,7 @@ class WindowsPath(PureWindowsPath):
         ([r"C:\CON.png"], ["%43ON.png"]),
     ],
 )
-def test_images_on_several_windows_drives_get_names(paths, names):
+def test_picture_names_distinguish_windows_drives(paths, names):
     with mock.patch.object(module, "Path", WindowsPath), mock.patch.object(module.os, "path", ntpath):
         assert list(picture_names(paths).values()) == names
 
@@ -215,14 +198,14 @@ def test_images_on_several_windows_drives_get_names(paths, names):
         max_size=6,
     )
 )
-def test_names_of_maps_are_unique_and_short_for_any_paths(paths):
+def test_picture_names_are_unique_and_short_for_any_paths(paths):
     names = picture_names(paths, taken=["a.png"])
     assert set(names) == set(paths)
     assert len({name.casefold() for name in names.values()} | {"a.png"}) == len(set(paths)) + 1
     assert all(len(os.fsencode(name)) <= 140 and name == os.path.basename(name) for name in names.values())
 
 
-def test_a_damaged_table_is_refused(tmp_path):
+def test_read_predictions_refuses_a_damaged_table(tmp_path):
     (tmp_path / "scores.csv").write_text("path,score\nx,1\n")
     with pytest.raises(ValueError, match="no table of predictions"):
         read_predictions(tmp_path)

@@ -7,7 +7,6 @@
   const SVG = "http://www.w3.org/2000/svg", STEP = { grid: 48, table: 120 }, N_BARS = 28;
   const $ = (selector, parent = document) => parent.querySelector(selector);
   const $$ = (selector, parent = document) => [...parent.querySelectorAll(selector)];
-  cards.forEach((card, i) => { card.index = i; card.words = `${card.path} ${card.note || ""}`.toLowerCase(); });
 
   /** Return an element with attributes and children; children that are strings become text. */
   function make(tag, attributes = {}, ...children) {
@@ -30,6 +29,7 @@
   // Scores of several groups are compared as multiples of their thresholds.
   const scale = card => several ? card.relative : card.score;
   const fullName = card => card.folder ? `${card.folder}/${card.name}` : card.name;
+  cards.forEach((card, i) => { card.index = i; card.words = `${fullName(card)} ${card.note || ""}`.toLowerCase(); });
 
   // ---- Images that could not be read -----------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@
   /** Mark the bars in the chosen range. */
   function markBars(low, high) {
     const hasRange = low > -Infinity || high < Infinity;
-    for (const { bar, from, to } of bars) bar.setAttribute("aria-pressed", String(hasRange && from < high && to > low));
+    for (const { bar, from, to } of bars) bar.setAttribute("aria-pressed", String(hasRange && (from + to) / 2 < high && (from + to) / 2 > low));
   }
 
   function chooseBars(first, last) {
