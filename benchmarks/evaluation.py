@@ -26,12 +26,45 @@ from skpatchcore.datasets import ImageFolder
 from skpatchcore.evaluation.presets import METHODS, make_detector
 from skpatchcore.evaluation.storage import Results, provenance_of, settings_of
 from skpatchcore.evaluation.studies import ablation_runs, low_shot_runs, named_grid, plain_runs, run_quietly
-from skpatchcore.reports.evaluation import draw_low_shot
 
 COLUMNS = (
     "image_auroc", "image_ap", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupro_05", "aupimo",
     "good_flagged", "defects_found", "bank_rows", "bytes", "fit_seconds", "test_seconds",
 )  # fmt: skip
+
+
+# Colours of Okabe and Ito's palette, which colour-blind people distinguish.
+_GREY = "#777777"
+_LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+def draw_low_shot(table: pd.DataFrame) -> object:
+    """Return a figure of metrics over the number of training images: one line per category, and their mean.
+
+    The mean is drawn where all categories have as many images. Bands are one standard deviation over draws.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
+    names = list(table["category"].unique())
+    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+        for name, color in zip(names, _LINES if len(names) <= len(_LINES) else [_GREY] * len(names), strict=False):
+            draws = table[table["category"] == name].groupby("shots")[metric]
+            mean, spread = draws.mean(), draws.std().fillna(0)
+            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=str(name) if color != _GREY else None)
+            axes.fill_between(mean.index, mean - spread, mean + spread, alpha=0.15, color=color, linewidth=0)
+        if len(names) > 1:
+            means = table.groupby(["shots", "category"])[metric].mean().unstack("category").dropna().mean(axis=1)
+            axes.plot(means, marker="o", color="black", linewidth=2, label="mean")
+        ticks = sorted(table["shots"].unique())
+        axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.minorticks_off()
+    legend = figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    for text in legend.get_texts():
+        text.set(parse_math=False, usetex=False)
+    return figure
 
 
 def read_data(mtd: Path, hazelnut: Path) -> dict[str, ImageFolder]:

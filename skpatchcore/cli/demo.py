@@ -181,8 +181,8 @@ def _inspect(
         for result in detector.iter_results(test):
             anomaly_map = np.asarray(result.anomaly_map)
             i = result.index
-            pixels = task.test_images[i] / 255.0
-            layers = write_layers(pixels, anomaly_map, detector.pixel_offset_, pictures, task.test_masks[i])
+            truth = task.test_masks[i] if task.test_masks[i].any() else None
+            layers = write_layers(task.test_images[i] / 255.0, anomaly_map, detector.pixel_offset_, pictures, truth)
             predictions.append(prediction_of(result, test[i])._replace(layers=layers))
             maps.append(anomaly_map)
             bar.update(1)

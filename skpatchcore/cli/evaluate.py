@@ -16,7 +16,6 @@ from skpatchcore.cli.options import (
     contamination,
     fraction_or_count,
     require_folder,
-    require_matplotlib,
     weights,
 )
 
@@ -124,7 +123,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     _check_usage(options)
     if min([options.repeats, *(options.shots or [1])]) < 1:
         raise CommandError("--shots and --repeats must be at least 1.")
-    require_matplotlib()
     require_folder(options.output)
     begin = time.perf_counter()
     name, categories = _data_of(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,6 @@ def require_folder(text: str) -> Path:
 def add_debug(parser: argparse.ArgumentParser) -> None:
     """Add ``--debug``."""
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-
-def require_matplotlib() -> None:
-    """Raise a CommandError before the work if matplotlib, which draws the reports, is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise CommandError(
-            'reports need matplotlib. In the folder of the source code, run: python -m pip install ".[plot]"'
-        )
 
 
 def size(text: str) -> int | tuple[int, int] | None:

@@ -52,6 +52,9 @@ class CategoryResult:
     roc, pro : arrays of shape (2, n_points)
         Points of curves for plots: the false-positive rate and the recall of images in `roc`, the false-positive rate
         of pixels and the overlap of regions in `pro`. `pro` is empty without masks.
+    aupimo : array of shape (n_test,)
+        Fraction of the defect that is found in each image, as of :func:`~skpatchcore.metrics.aupimo_scores`. NaN for
+        good images and for images without a mask; empty if there are no masks.
     """
 
     category: str
@@ -65,6 +68,7 @@ class CategoryResult:
     calibration_scores: np.ndarray
     roc: np.ndarray
     pro: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
+    aupimo: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
 def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: int = 0) -> pd.DataFrame:
@@ -234,7 +238,9 @@ def evaluate_category(
     ]
     # Defective images without a mask are excluded from pixel metrics.
     counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or mask.any()]
-    pixels, pro = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
+    pixels, pro, overlaps = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
+    aupimo = np.full(len(labels) if len(overlaps) else 0, np.nan)
+    aupimo[counted if len(overlaps) else []] = overlaps
     found = f1_max_score(labels, scores)
     fpr, recall, _ = roc_curve(labels == -1, -scores)
     row = {
@@ -258,7 +264,7 @@ def evaluate_category(
     names = dataset.test_images if isinstance(dataset.test_images[0], str) else np.arange(len(labels))
     result = CategoryResult(
         name, row, scores, labels, np.asarray(dataset.test_defects), names, fitted.offset_, fitted.pixel_offset_,
-        fitted.calibration_scores_, _thinned(fpr, recall), pro,
+        fitted.calibration_scores_, _thinned(fpr, recall), pro, aupimo,
     )  # fmt: skip
     return result, fitted
 
@@ -338,11 +344,13 @@ def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
     return np.floor(positions + 0.5).astype(int).clip(0, n - 1)
 
 
-def _pixel_metrics(masks: list[np.ndarray], maps: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray]:
+def _pixel_metrics(masks: list[np.ndarray], maps: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Return the pixel metrics, the curve of region overlap, and the AUPIMO of each image."""
     if not any(mask.any() for mask in masks):
-        return dict.fromkeys(_PIXEL_METRICS, np.nan), np.zeros((2, 0))
+        return dict.fromkeys(_PIXEL_METRICS, np.nan), np.zeros((2, 0)), np.zeros(0)
     values, curve = pixel_metrics(masks, maps, n_points=_N_POINTS)
-    return {**values, "aupimo": float(np.nanmean(aupimo_scores(masks, maps)))}, curve
+    overlaps = aupimo_scores(masks, maps)
+    return {**values, "aupimo": float(np.nanmean(overlaps))}, curve, overlaps
 
 
 def _decisions(offset: float, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:

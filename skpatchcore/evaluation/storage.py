@@ -196,7 +196,7 @@ def _differences(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
 
 
 def _result_from(values: dict[str, Any]) -> CategoryResult:
-    numbers = {name: np.array(values[name], float) for name in ("scores", "calibration_scores", "roc", "pro")}
+    numbers = {name: np.array(values[name], float) for name in ("scores", "calibration_scores", "roc", "pro", "aupimo")}
     texts = {name: np.array(values[name]) for name in ("labels", "defects", "paths")}
     offsets = {name: np.nan if values[name] is None else values[name] for name in ("offset", "pixel_offset")}
     row = {name: np.nan if value is None else value for name, value in values["row"].items()}

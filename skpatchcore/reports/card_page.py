@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -24,13 +25,35 @@ from skpatchcore._version import __version__
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors
 from skpatchcore.reports.cards import VERDICTS, Card, CardGroup, headline, relative_score, worst_first
 from skpatchcore.reports.pictures import remove_pictures
-from skpatchcore.reports.predictions import common_start, place_of
+from skpatchcore.reports.predictions import TABLE, common_start, place_of
 
 _MIME = {"jpg": "image/jpeg", "png": "image/png"}
-_SIGN = (
-    "Anomaly score: higher = more anomalous. The file scores.csv has the same numbers with the opposite sign, as "
-    "scikit-learn's score_samples."
-)
+_SIGN = "Anomaly score: higher = more anomalous."
+_TABLE_SIGN = " The file scores.csv has the same numbers with the opposite sign, as scikit-learn's score_samples."
+
+
+@dataclass(frozen=True)
+class Frame:
+    """HTML around the cards of a page, e.g. of the report of an evaluation. Its parts are not escaped.
+
+    Attributes
+    ----------
+    headline : str
+        Plain text of the first line of the page. It is escaped.
+    before, after : str
+        HTML between the head of the page and the cards, and below the cards.
+    style, script : str
+        Further style and script.
+    order : str
+        Plain text for the order of the cards as given. If it is empty, cards are sorted by score.
+    """
+
+    headline: str
+    before: str = ""
+    after: str = ""
+    style: str = ""
+    script: str = ""
+    order: str = ""
 
 
 def write_card_page(
@@ -42,6 +65,7 @@ def write_card_page(
     inspected: str = "",
     noun: str = "part",
     embed: int | str | None = "10MB",
+    frame: Frame | None = None,
 ) -> Path:
     """Write cards as one HTML page; cards of several detectors may be mixed.
 
@@ -64,6 +88,8 @@ def write_card_page(
         Largest size of a page with all pictures inside, in bytes or as a text such as ``"25MB"``. A smaller page is one
         self-contained file, and the pictures in ``report_files`` are removed. If the page would be larger, all pictures
         stay in ``report_files``. None never embeds pictures.
+    frame : Frame or None, default=None
+        Further parts of the page.
 
     Returns
     -------
@@ -80,13 +106,14 @@ def write_card_page(
     limit = 0 if embed is None else parse_bytes(embed)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(cards, key=worst_first)
+    is_ordered = frame is not None and bool(frame.order)
+    ordered = list(cards) if is_ordered else sorted(cards, key=worst_first)
     used = [file for card in ordered for file in _pictures_of(card)]
-    text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, {})
+    text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, {}, frame)
     is_embedded = False
     if _size_inside(target.parent, used) + len(text) <= limit:
         inside = {file: _data_of(target.parent / file) for file in used}
-        text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, inside)
+        text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, inside, frame)
         is_embedded = True
     write_html(target, text)
     remove_pictures(target.parent, keep=() if is_embedded else used)
@@ -128,13 +155,17 @@ def _page(
     inspected: str,
     noun: str,
     inside: Mapping[str, str],
+    frame: Frame | None,
 ) -> str:
+    frame = frame or Frame(headline(cards, noun))
     groups = list({id(card.group): card.group for card in cards}.values())
     names, root = _short_names([card.path for card in cards])
     facts = [*about.items(), ("Made on", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))]
+    sign = _SIGN + (_TABLE_SIGN if (folder / TABLE).is_file() and not frame.order else "")
     more = [("Images in", root), ("Made by", f"skpatchcore {__version__}")]
     data = {
         "noun": noun,
+        "order": frame.order,
         "verdicts": VERDICTS,
         "groups": [_group_data(group) for group in groups],
         "cards": [
@@ -146,17 +177,19 @@ def _page(
         asset("report.html"),
         {
             "title": _text(title),
-            "headline": _text(headline(cards, noun)),
+            "headline": _text(frame.headline),
+            "before": frame.before,
+            "after": frame.after,
             "facts": _definitions(facts),
             "promises": "".join(f"<p>{_text(text)}</p>" for text in _promises(groups))
             + (f"<p>{html.escape(inspected)}</p>" if inspected else ""),
             "settings": "".join(_settings(group, len(groups) > 1) for group in groups)
-            + f"<dl>{_definitions(more)}</dl><p>{_text(_SIGN)}</p>",
+            + f"<dl>{_definitions(more)}</dl><p>{_text(sign)}</p>",
             "legend": _legend(),
             "rows": "\n".join(_rows(cards, names)),
-            "style": asset("report.css"),
+            "style": asset("report.css") + frame.style,
             "data": as_json(data),
-            "script": asset("report.js"),
+            "script": asset("report.js") + frame.script,
         },
     )
 
@@ -224,7 +257,7 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
         "name": shown_name(short),
         "folder": shown_name(directory),
         "path": shown_name(card.path),
-        "link": _link(card.path, folder),
+        "link": _link(card.path, folder) if card.is_file else None,
         "verdict": card.verdict,
         "score": _finite(card.score),
         "relative": _finite(relative_score(card)),

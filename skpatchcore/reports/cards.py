@@ -100,6 +100,8 @@ class Card:
         The nearest nominal patch; None if it was not searched.
     note : str
         Further text, e.g. the true label.
+    is_file : bool
+        Whether `path` is the path of a file, which the page links to. Otherwise `path` is only a name.
     """
 
     path: str
@@ -111,6 +113,7 @@ class Card:
     inspected: tuple[float, float, float, float] | None = None
     nearest: Nearest | None = None
     note: str = ""
+    is_file: bool = True
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:

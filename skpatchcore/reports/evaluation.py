@@ -1,255 +1,338 @@
-"""The report of an evaluation: tables, curves, score histograms, the worst mistakes."""
+"""write_evaluation_report: the results of an evaluation as one page of tables, charts and the worst mistakes."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from PIL import Image
 
 from skpatchcore._utils.names import shown_name
-from skpatchcore._utils.warning import warn_user
-from skpatchcore.datasets import read_mask
-from skpatchcore.display import ScoreHistogramDisplay, outline_mask, overlay_anomaly_map
 from skpatchcore.evaluation.category import CategoryResult
-from skpatchcore.evaluation.runs import Evaluation, means_of
+from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of
 from skpatchcore.evaluation.storage import Results
-from skpatchcore.images.reading import load_image
-from skpatchcore.protocols import pixel_format_of
-from skpatchcore.reports import page
-from skpatchcore.reports.page import side_by_side
+from skpatchcore.evaluation.summary import counted, describe_images, describe_result
+from skpatchcore.images.errors import ImageError
+from skpatchcore.reports.card_page import Frame, asset, write_card_page
+from skpatchcore.reports.charts import Line, line_chart, score_chart
+from skpatchcore.reports.inspection import describe_inspection, sizes_of
+from skpatchcore.reports.page import Cell, definitions, details, escaped, frame_table, paragraph, table
+from skpatchcore.reports.pictures import PictureFolder
+from skpatchcore.reports.study_charts import ablation_charts, low_shot_charts
+from skpatchcore.reports.worst import FALSE_ALARM, MISSED, worst_cards, write_worst
 
-# Of Okabe and Ito's palette, which the colour-blind tell apart.
-_BLUE, _GREY = "#0072B2", "#777777"
-_LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-# Columns of the table on the screen and on top of the report; the files have all.
+__all__ = ["SHOWN", "write_evaluation_report", "write_worst"]
+
+# Columns of the table of the command line and of the table of all metrics. The files contain all columns.
 SHOWN = (
     "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
     "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
 )  # fmt: skip
-
-
-def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
-    """Write pictures of the good images that look worst and of the defective ones that look best.
-
-    Parameters
-    ----------
-    result : CategoryResult
-        Whose scores tell which they are.
-    fitted : estimator
-        Draws their maps.
-    dataset : ImageFolder or TextureTask
-        Where the images are.
-    folder : path
-        Where the pictures go.
-    n : int, default=3
-        Of each kind.
-
-    Returns
-    -------
-    list of dict
-        ``file``, ``kind``, ``caption`` of each.
-
-    Warns
-    -----
-    UserWarning
-        If a picture can't be drawn or written: it is left out.
-    """
-    order = result.scores.argsort(kind="stable")
-    good = [i for i in order if result.labels[i] == 1][:n]
-    missed = [i for i in order[::-1] if result.labels[i] == -1][:n]
-    found = []
-    for kind, images in (("false positive", good), ("miss", missed)):
-        for rank, i in enumerate(images, start=1):
-            # where nothing is wrong, it is the nearest thing to a mistake
-            decided = not math.isnan(result.offset)
-            is_wrong = decided and (result.scores[i] < result.offset) == (result.labels[i] == 1)
-            file = f"{kind.replace(' ', '-')}-{rank}.png"
-            try:
-                image = load_image(dataset.test_images[i], int(i), pixel_format=pixel_format_of(fitted))
-                anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
-                mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
-                _pair(image, anomaly_map, mask, result.pixel_offset).save(folder / file)
-            except (OSError, ValueError) as error:  # the metrics are there, and other pictures may be
-                warn_user(f"category {shown_name(result.category)!r}: no picture of test image {i}: {error}")
-                continue
-            where = "" if math.isnan(result.offset) else f", threshold {result.offset:.4g}"
-            name = "/".join(Path(str(result.paths[i])).parts[-2:])
-            text = f"{kind if is_wrong else f'nearest to a {kind}'}: {name}, score {result.scores[i]:.4g}{where}"
-            found.append({"file": file, "kind": kind, "caption": text})
-    return found
-
-
-def _pair(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray, threshold: float) -> Image.Image:
-    """Return the image, with the outline of its mask, beside its overlay."""
-    if math.isnan(threshold):
-        threshold = float(anomaly_map.max()) / 2
-    return side_by_side([outline_mask(image, mask), overlay_anomaly_map(image, anomaly_map, threshold)])
-
-
-def draw_category(result: CategoryResult) -> Any:
-    """Return a figure of a category: ROC curve of images, overlap of regions, histogram of scores."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
-    images, regions, scores = figure.subplots(1, 3)
-    images.plot(*result.roc, color=_BLUE)
-    images.set(
-        title=f"Images: AUROC {result.row['image_auroc']:.3f}", xlabel="false-positive rate", ylabel="defects found",
-        xlim=(0, 1), ylim=(0, 1.02),
-    )  # fmt: skip
-    if result.pro.size:
-        regions.plot(*result.pro, color=_BLUE)
-        regions.set_title(f"Regions: AUPRO {result.row['aupro']:.3f}")
-    else:
-        regions.set_title("Regions: no masks")
-    regions.set(xlabel="false-positive rate of pixels", ylabel="overlap", xlim=(0, 0.3), ylim=(0, 1.02))
-    ScoreHistogramDisplay(result.scores, result.labels, offset=result.offset).plot(ax=scores)
-    return figure
-
-
-def draw_low_shot(table: pd.DataFrame) -> Any:
-    """Return a figure of metrics over the number of training images, one line a category, and their mean.
-
-    The mean is drawn where all categories have as many images. Bands are one standard deviation over draws.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
-    names = list(table["category"].unique())
-    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
-        for name, color in zip(names, _LINES if len(names) <= len(_LINES) else [_GREY] * len(names), strict=False):
-            draws = table[table["category"] == name].groupby("shots")[metric]
-            mean, spread = draws.mean(), draws.std().fillna(0)
-            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=_label(name) if color != _GREY else None)
-            axes.fill_between(mean.index, mean - spread, mean + spread, alpha=0.15, color=color, linewidth=0)
-        if len(names) > 1:
-            means = table.groupby(["shots", "category"])[metric].mean().unstack("category").dropna().mean(axis=1)
-            axes.plot(means, marker="o", color="black", linewidth=2, label="mean")
-        ticks = sorted(table["shots"].unique())
-        axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
-    legend = figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
-    for text in legend.get_texts():
-        text.set(parse_math=False, usetex=False)
-    return figure
-
-
-def _label(name: str) -> str:
-    """Return the entry of a legend; matplotlib leaves out those that start with an underscore."""
-    return f" {shown_name(name)}" if name.startswith("_") else shown_name(name)
-
-
-def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
-    """Return a figure of metrics for each value that a parameter was given, mean over the categories."""
-    from matplotlib.figure import Figure
-
-    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
-    means = table.groupby(parameter, sort=False)[metrics].mean()
-    figure = Figure(figsize=(11, 1.2 + 0.32 * len(means)), layout="constrained")
-    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics), sharey=True)), metrics, strict=True):
-        places = np.arange(len(means))[::-1]
-        axes.plot(means[metric], places, "o", color=_BLUE)
-        axes.hlines(places, means[metric].min(), means[metric], color=_GREY, linewidth=1)
-        axes.set_yticks(places, [shown_name(str(value)) for value in means.index], parse_math=False, usetex=False)
-        axes.set(title=metric.replace("_", " "))
-        axes.margins(x=0.08)
-    return figure
+# Up to this number of categories, all sections are unfolded.
+_N_UNFOLDED = 3
+# The AUPRO ends at this false-positive rate of pixels.
+_LAST_FPR = 0.3
+_MEANINGS = {
+    "Defects found, good flagged": "Defective and good images that the detector flags at its own image threshold, "
+    "which is set from good images only. These are the numbers to expect on an inspection line.",
+    "Image AUROC": "How well the image scores separate defective from good images, whatever the threshold: 1 if every "
+    "defective image has a higher anomaly score than every good image, 0.5 by chance.",
+    "Pixel AUROC": "The same for pixels. Nearly all pixels are good, so a value near 1 is easily reached.",
+    "AUPRO": "How much of a defective region is marked, on average, while at most 30 % of the good pixels are marked "
+    "too. Each region has the same weight, whatever its size.",
+    "AUPIMO": "How much of a defect is marked while nearly no pixel of good images is marked, at most 1 in 10,000.",
+    "Score relative to the threshold": "The anomaly score divided by the image threshold. Above 1, the image is "
+    "flagged.",
+    "Anomaly score": "Higher = more anomalous. The column score of images.csv has the same numbers with the opposite "
+    "sign, as scikit-learn's score_samples.",
+    "Misclassified, F1": "Wrong images, and the F1 score, at the threshold that suits the labels of the test images "
+    "best. The paper counts in this way, but an inspection line does not know the labels.",
+    "Mean": "The plain mean over the categories. Numbers of images are summed.",
+    "Seconds": "The time of the fit and of the test when a result was computed.",
+}
 
 
 def write_evaluation_report(
     evaluation: Evaluation, name: str, *, method: str | None = None, path: str | os.PathLike[str] | None = None
 ) -> Path:
-    """Write the results of an evaluation as one HTML page: tables, curves, and the worst mistakes.
-
-    The worst mistakes are shown if they were drawn: ``run_evaluation(..., draw=write_worst)``.
+    """Write the results of an evaluation as one page: tables, charts, and the worst mistakes.
 
     Parameters
     ----------
     evaluation : Evaluation
-        As :func:`~skpatchcore.evaluation.run_evaluation` returns it.
+        Result of :func:`~skpatchcore.evaluation.run_evaluation`. The page shows the worst mistakes if their pictures
+        were written by ``run_evaluation(..., draw=write_worst)``.
     name : str
         Name of the data set.
     method : str or None, default=None
-        Description of the detector; None is its class.
+        Description of the detector. If None, the name of its class.
     path : path or None, default=None
-        The file; None is ``report.html`` in the evaluation's folder.
+        File of the page. If None, ``report.html`` in the folder of the evaluation. Pictures that do not fit into the
+        page are written to the folder ``report_files`` beside it.
 
     Returns
     -------
     Path
-        Of the page.
+        File of the page.
+
+    Raises
+    ------
+    OSError
+        If the page cannot be written.
     """
-    runs, table, stored = evaluation.runs, evaluation.table, Results(evaluation.folder / "runs")
-    provenance, settings = runs[0].provenance, runs[0].settings
-    parameters = settings["parameters"]
-    parts = [
-        page.definitions(
-            {
-                "data": f"{name}, {len(runs)} categor{'y' if len(runs) == 1 else 'ies'}",
-                "method": settings["detector"] if method is None else method,
-                "backbone": provenance["backbone"],
-                "weights": parameters.get("extractor__weights", "default") or "random",
-                "weights' SHA-256": provenance["weights_digest"],
-                "image size": _sides(parameters.get("extractor__image_size", "default"), "own"),
-                "crop": _sides(parameters.get("extractor__crop_size", "default"), "none"),
-                "contamination": parameters["contamination"],
-                "calibration": parameters.get("calibration"),
-                "pixels compared": "at the images' own sizes" if settings["resolution"] == "own" else "as seen",
-                "seed": parameters.get("random_state"),
-                **_common({"versions", "device", "date"}, [one.provenance for one in runs]),
-            }
+    target = Path(path or evaluation.folder / "report.html")
+    pictures, stored = PictureFolder(target.parent), Results(evaluation.folder / "runs")
+    cards = [
+        card
+        for one in evaluation.runs
+        for card in worst_cards(one.result, one.provenance.get("pictures", []), stored.place_of(one.run), pictures)
+    ]
+    frame = Frame(
+        headline=_headline(evaluation.runs),
+        before="".join(_before(evaluation, has_cards=bool(cards))),
+        after="".join(_after(evaluation)),
+        style=asset("evaluation.css"),
+        script=asset("evaluation.js"),
+        order="mistakes first",
+    )
+    return write_card_page(
+        sorted(cards, key=lambda card: (not card.note.startswith(MISSED), not card.note.startswith(FALSE_ALARM))),
+        target,
+        title=f"skpatchcore evaluate: {name}",
+        about=_facts(evaluation, name, method),
+        inspected=" ".join(_uninspected(evaluation.runs)),
+        noun="image",
+        frame=frame,
+    )
+
+
+def _headline(runs: Sequence[FinishedRun]) -> str:
+    """Return the result of all categories in one sentence."""
+    results = [one.result for one in runs]
+    if any(math.isnan(result.offset) for result in results):
+        mean = np.mean([result.row["image_auroc"] for result in results])
+        return f"Image AUROC {mean:.3f}; no threshold, because there was no calibration"
+    flagged = [result.scores < result.offset for result in results]
+    counts = [
+        (int((f & (r.labels == label)).sum()), int((r.labels == label).sum()))
+        for label in (-1, 1)
+        for f, r in zip(flagged, results, strict=True)
+    ]
+    bad, good = counts[: len(runs)], counts[len(runs) :]
+    where = f" in {len(runs)} categories" if len(runs) > 1 else ""
+    return (
+        f"Finds {sum(n for n, _ in bad):,} of {sum(n for _, n in bad):,} defective images and flags "
+        f"{sum(n for n, _ in good):,} of {sum(n for _, n in good):,} good images{where}"
+    )
+
+
+def _facts(evaluation: Evaluation, name: str, method: str | None) -> dict[str, str]:
+    settings = evaluation.runs[0].settings
+    return {
+        "Data": f"{name}, {len(evaluation.runs)} categor{'y' if len(evaluation.runs) == 1 else 'ies'}",
+        "Method": str(settings["detector"] if method is None else method),
+    }
+
+
+def _uninspected(runs: Iterable[FinishedRun]) -> list[str]:
+    """Return the sentences about image areas outside the crop of the detector, each once."""
+    sentences = []
+    for one in runs:
+        paths = [path for path in one.run.dataset.test_images if isinstance(path, str)]
+        try:
+            sentences.append(describe_inspection(one.run.detector, sizes_of(paths)) or "")
+        except (ImageError, OSError, ValueError):  # the images have been moved since the evaluation
+            continue
+    return [text for text in dict.fromkeys(sentences) if text][:1]
+
+
+def _before(evaluation: Evaluation, has_cards: bool) -> Iterable[str]:
+    runs = evaluation.runs
+    yield '<div class="part" id="results"><h2>Results</h2>'
+    yield _category_table(evaluation)
+    yield details("What the numbers mean", definitions(_MEANINGS))
+    shown = evaluation.table[[column for column in SHOWN if column in evaluation.table]]
+    yield details("All metrics, with the names of results.csv", frame_table("All metrics per category", shown))
+    yield "</div>"
+    for number, one in enumerate(runs):
+        yield _category_section(one, number, len(runs) <= _N_UNFOLDED)
+    if has_cards:
+        yield '<div class="part" id="mistakes"><h2>The worst mistakes</h2>'
+        yield paragraph(
+            "The defective images with the lowest anomaly scores, and the good images with the highest, per category. "
+            "Choose an image to see its anomaly map, the known defect, and the nearest good patch."
+        )
+        yield "</div>"
+
+
+def _category_table(evaluation: Evaluation) -> str:
+    titles = ("Category", "Defects found", "Good flagged", "Image AUROC", "Pixel AUROC", "AUPRO", "AUPIMO",
+              "Images of the fit", "Seconds: fit", "Seconds: test")  # fmt: skip
+    rows = []
+    for number, one in enumerate(evaluation.runs):
+        row = one.result.row
+        rows.append([
+            Cell(one.run.category, one.run.category, f"#category-{number}"),
+            _share(row["defects_found"], row["n_defective"]),
+            _share(row["good_flagged"], row["n_good"]),
+            *_measures(row),
+        ])  # fmt: skip
+    last = None
+    if len(rows) > 1:
+        mean = evaluation.table.loc["mean"].to_dict()
+        shares = [float(mean[key]) for key in ("defects_found", "good_flagged")]
+        flags = [Cell("" if math.isnan(share) else f"{share:.1%}", share) for share in shares]
+        last = ["mean", *flags, *_measures(mean)]
+    return table("Results per category, at the threshold of the detector", titles, rows, last)
+
+
+def _measures(row: Any) -> list[Any]:
+    names = ("image_auroc", "pixel_auroc", "aupro", "aupimo", "n_train", "fit_seconds", "test_seconds")
+    cells: list[Any] = [row[name] for name in names]
+    return [*cells[:-2], *(Cell(f"{seconds:,.1f}", float(seconds)) for seconds in cells[-2:])]
+
+
+def _share(share: float, n: int) -> Cell:
+    return Cell("", math.nan) if math.isnan(share) else Cell(f"{round(share * n):,} of {n:,}", float(share))
+
+
+def _category_section(one: FinishedRun, number: int, is_open: bool) -> str:
+    result = one.result
+    sentence = describe_result(result)
+    calibration = result.calibration_scores[np.isfinite(result.calibration_scores)]
+    n_flagged = int((calibration < result.offset).sum())
+    threshold = (
+        ""
+        if math.isnan(result.offset)
+        else f" The threshold was set from {counted(len(calibration), 'calibration image')}; it flags "
+        f"{n_flagged or 'none'} of them."
+    )
+    content = (
+        paragraph(f"{describe_images(one.run.dataset)}{threshold}")
+        + f'<div class="charts">{"".join(category_charts(result))}</div>'
+        + _defect_table(result)
+    )
+    head = f"{shown_name(one.run.category)}: {sentence}"
+    folded = details(head, content, is_open).replace("<details", '<details class="headed"', 1)
+    return f'<section class="part" id="category-{number}" aria-label="{escaped(one.run.category)}">{folded}</section>'
+
+
+def _defect_table(result: CategoryResult) -> str:
+    """Return a table with one row per kind of defect, and a first row of good images."""
+    has_threshold, scale = not math.isnan(result.offset), -result.offset
+    is_relative = has_threshold and scale > 0
+    name = "score relative to the threshold" if is_relative else "anomaly score"
+    titles = ["Kind", "Images", "Flagged", f"Median {name}", "Lowest", "Highest", "Defect marked (AUPIMO)"]
+    scores = -result.scores / (scale if is_relative else 1)
+    rows = []
+    kinds = sorted(set(result.defects[result.labels == -1].tolist()), key=str)
+    for kind, chosen in [
+        ("good", result.labels == 1),
+        *((kind, (result.defects == kind) & (result.labels == -1)) for kind in kinds),
+    ]:
+        own, n = scores[chosen], int(chosen.sum())
+        flagged = float((result.scores[chosen] < result.offset).mean()) if has_threshold else math.nan
+        overlap = result.aupimo[chosen] if len(result.aupimo) else np.zeros(0)
+        overlap = overlap[np.isfinite(overlap)]
+        rows.append([
+            str(kind), n, _share(flagged, n), float(np.median(own)), float(own.min()), float(own.max()),
+            float(overlap.mean()) if len(overlap) else math.nan,
+        ])  # fmt: skip
+    return table(f"Test images of {result.category} by kind of defect", titles, rows)
+
+
+def category_charts(result: CategoryResult) -> list[str]:
+    """Return the charts of a category: histogram of scores, ROC curve of images, overlap of regions.
+
+    Parameters
+    ----------
+    result : CategoryResult
+        The result of the category.
+
+    Returns
+    -------
+    list of str
+        SVG figures. Without masks, there is no overlap of regions.
+    """
+    good = result.labels == 1
+    charts = [
+        score_chart(
+            -result.scores[good],
+            -result.scores[~good],
+            -result.calibration_scores,
+            -result.offset,
+            title="Anomaly scores of the test images",
         ),
-        page.heading("All categories"),
-        page.table(table[[name for name in SHOWN if name in table]]),
-        page.paragraph(
-            "Shares from 0 to 1, bigger = better, but for good_flagged. misclassified, F1 at the threshold that suits "
-            "the labels best; good_flagged and defects_found at the detector's own threshold, set from good images "
-            "alone. The mean is the plain mean of the categories; misclassified is summed. Seconds are of when each "
-            "was computed, without the network where its outputs came from a cache."
+        line_chart(
+            [Line(*result.roc)],
+            title=f"Images: AUROC {result.row['image_auroc']:.3f}",
+            x_title="fraction of good images flagged",
+            y_title="fraction of defects found",
         ),
     ]
-    for study_name, study in evaluation.studies.items():
-        draw = draw_low_shot(study) if study_name == "low-shot" else draw_ablation(study, study.columns[1])
-        parts += [
-            page.heading(study_name),
-            page.drawing(
-                draw, f"{study_name}: means{', one standard deviation over draws' * (study_name == 'low-shot')}"
-            ),
-            page.table(means_of(study_name, study)),
-        ]
-    for run, result, _, details in runs:
-        title = f"{run.category}: image AUROC {result.row['image_auroc']:.3f}"
-        parts += [page.heading(run.category), page.drawing(draw_category(result), title)]
-        for shown in details.get("pictures", []):
-            try:
-                with Image.open(stored.place_of(run) / shown["file"]) as picture:
-                    parts.append(page.picture(picture, shown["caption"]))
-            except OSError as error:
-                parts.append(page.paragraph(f"{shown['caption']}; it can't be shown: {error}"))
-    parts.append(
-        page.paragraph(
-            "Pictures: the image with the outline of its mask, and with its anomaly map; cyan encloses what is beyond "
-            "the threshold. Good images that look worst, and defective ones that look best."
+    if result.pro.size:
+        regions = line_chart(
+            [Line(*result.pro[:, result.pro[0] <= _LAST_FPR])],
+            title=f"Regions: AUPRO {result.row['aupro']:.3f}",
+            x_title="fraction of good pixels marked",
+            y_title="fraction of a defect marked",
+            x_range=(0, _LAST_FPR),
         )
-    )
-    target = Path(path or evaluation.folder / "report.html")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    page.write_page(target, f"skpatchcore evaluate: {name}", parts)
-    return target
+        charts.append(regions)
+    return charts
+
+
+def _after(evaluation: Evaluation) -> Iterable[str]:
+    for study_name, study in evaluation.studies.items():
+        is_low_shot = study_name == "low-shot"
+        title = "Fewer training images" if is_low_shot else f"Other values: {study_name}"
+        charts = low_shot_charts(study) if is_low_shot else ablation_charts(study, study.columns[1])
+        note = (
+            "Means over the draws of the training images. Bands are one standard deviation over the draws."
+            if is_low_shot
+            else "Means over the categories. The labels of the test images were used, as in the paper."
+        )
+        yield f'<section class="part"><h2>{escaped(title)}</h2>{paragraph(note)}<div class="charts">{"".join(charts)}'
+        yield f"</div>{frame_table(f'Means of the study {study_name}', means_of(study_name, study))}</section>"
+    yield f'<section class="part">{details("How these results were made", definitions(_provenance(evaluation)))}'
+    yield "</section>"
+
+
+def _provenance(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the settings of all results."""
+    runs = evaluation.runs
+    provenance, settings = runs[0].provenance, runs[0].settings
+    parameters = settings["parameters"]
+    split = provenance.get("split")
+    return {
+        "Backbone": provenance["backbone"],
+        "Weights": parameters.get("extractor__weights", "default") or "random",
+        "SHA-256 of the weights": provenance["weights_digest"],
+        "Image size": _sides(parameters.get("extractor__image_size", "default"), "own size of each image"),
+        "Crop": _sides(parameters.get("extractor__crop_size", "default"), "none: the whole image is inspected"),
+        "Contamination": parameters["contamination"],
+        "Calibration": parameters.get("calibration"),
+        "Pixels compared": {"own": "at the own size of each image", "seen": "at the size of the network's input"}[
+            settings["resolution"]
+        ],
+        "Seed": parameters.get("random_state"),
+        **({} if split is None else {
+            "Division of the good images": f"at random, test size {split['test_size']}, seed {split['random_state']}, "
+            f"{split['n_good']} images; images.csv lists them",
+        }),
+        **_common({"versions", "device", "date"}, [one.provenance for one in runs]),
+    }  # fmt: skip
 
 
 def _common(names: set[str], made: list[dict[str, Any]]) -> dict[str, str]:
-    """Return what all results were made with, or that they differ."""
+    """Return values that all results have in common, or a note that they differ."""
     texts = {name: [_flat(provenance[name]) for provenance in made] for name in sorted(names)}
-    texts["date"] = [f"{min(texts['date'])} to {max(texts['date'])}"]
-    return {n: t[0] if len(set(t)) == 1 else "differ: see results.json" for n, t in texts.items()}
+    dates = texts["date"]
+    texts["date"] = [min(dates) if min(dates) == max(dates) else f"{min(dates)} to {max(dates)}"]
+    return {n.capitalize(): t[0] if len(set(t)) == 1 else "different: see results.json" for n, t in texts.items()}
 
 
 def _flat(value: Any) -> str:

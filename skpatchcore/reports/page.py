@@ -1,181 +1,131 @@
-"""Reports as one HTML file that needs nothing else: tables that sort, curves, pictures."""
+"""Tables and texts of a report as HTML. All texts are escaped."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.names import shown_name
 
-# Longer side in pixels of an image in a report.
-_SIDE = 310
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c1c28; max-width: 1340px; margin: 2em auto; padding: 0 1em; }
-h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2em; border-bottom: 1px solid #ccc; padding-bottom: .2em; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25em .7em; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4ea; }
-th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 12em; }
-td:last-child { white-space: normal; }
-tr.mean td { font-weight: 600; border-top: 2px solid #888; }
-th { cursor: pointer; background: #f4f4f8; } th::after { content: " \\2195"; color: #999; }
-th[aria-sort=ascending]::after { content: " \\2191"; } th[aria-sort=descending]::after { content: " \\2193"; }
-figure { display: inline-block; margin: .6em 1em .6em 0; vertical-align: top; max-width: 100%; }
-figcaption { font-size: 12.5px; color: #555; max-width: 620px; overflow-wrap: anywhere; }
-figure svg, figure img { max-width: 100%; height: auto; } code, .mono { font: 12.5px ui-monospace, monospace; }
-.note { color: #555; } dl { display: grid; grid-template-columns: max-content auto; gap: .1em 1em; font-size: 13px; }
-dd { margin: 0; overflow-wrap: anywhere; }
-"""
+@dataclass(frozen=True)
+class Cell:
+    """Cell of a table.
 
-# Rows follow a click on a column's title; empty cells come last, and after them the row of means.
-_SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable"))
-  table.tHead.rows[0].childNodes.forEach((title, column) => title.addEventListener("click", () => {
-    const down = title.getAttribute("aria-sort") !== "descending";
-    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-    title.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const body = table.tBodies[0], value = row => row.cells[column].dataset.value;
-    const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, undefined, {numeric: true}) : a - b;
-    const last = row => row.classList.contains("mean") ? 2 : value(row) === "" ? 1 : 0;
-    [...body.rows].sort((a, b) => last(a) - last(b) || (down ? -1 : 1) * compare(value(a), value(b)))
-      .forEach(row => body.append(row));
-  }));
-"""
-
-
-def page(title: str, parts: Iterable[str]) -> str:
-    """Return a whole page, self-contained.
-
-    Parameters
+    Attributes
     ----------
-    title : str
-        Its title.
-    parts : iterable of str
-        HTML, as the other functions here return it.
+    text : str
+        Text of the cell.
+    value : str or float
+        Value by which rows are sorted; NaN sorts last.
+    link : str
+        Address on the page, e.g. ``"#category-1"``; empty for no link.
     """
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>\n'
-        f"<body><h1>{_text(title)}</h1>\n" + "\n".join(parts) + f"\n<script>{_SCRIPT}</script></body></html>\n"
-    )
+
+    text: str
+    value: str | float
+    link: str = ""
 
 
-def heading(text: str, level: int = 2) -> str:
-    """Return a heading."""
-    return f"<h{level}>{_text(text)}</h{level}>"
+def escaped(value: Any) -> str:
+    """Return a text for HTML, on one line; see :func:`~skpatchcore._utils.names.shown_name`."""
+    return html.escape(shown_name(str(value)))
 
 
 def paragraph(text: str) -> str:
     """Return a paragraph of plain text."""
-    return f'<p class="note">{_text(text)}</p>'
+    return f"<p>{escaped(text)}</p>"
 
 
-def definitions(values: dict[str, Any]) -> str:
+def definitions(values: Mapping[str, Any]) -> str:
     """Return names and values as a list."""
-    items = (f"<dt>{_text(k)}</dt><dd><code>{_text(v)}</code></dd>" for k, v in values.items())
+    items = (f"<div><dt>{escaped(name)}</dt><dd>{escaped(value)}</dd></div>" for name, value in values.items())
     return f"<dl>{''.join(items)}</dl>"
 
 
-def table(frame: pd.DataFrame) -> str:
-    """Return a table whose columns sort by a click; its index is the first column.
+def details(summary: str, content: str, is_open: bool = False) -> str:
+    """Return HTML that is folded behind a summary."""
+    return f"<details{' open' if is_open else ''}><summary>{escaped(summary)}</summary>{content}</details>"
+
+
+def table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[Any]], last: Sequence[Any] | None = None) -> str:
+    """Return a table with columns that sort by a click on their titles.
 
     Parameters
     ----------
-    frame : DataFrame
-        A row called ``"mean"`` stays last. Columns of texts are texts; NaN is an empty cell.
-    """
-    titles = [frame.index.name or "", *frame.columns]
-    head = "".join(f"<th>{_text(str(title).replace('_', ' '))}</th>" for title in titles)
-    rows = []
-    for name, values in zip(frame.index, frame.to_numpy(dtype=object), strict=True):
-        cells = "".join(_cell(value) for value in [name, *values])
-        rows.append(f"<tr{' class=mean' if name == 'mean' else ''}>{cells}</tr>")
-    body = "\n".join(rows)
-    content = f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
-    return f'<div class="scroll"><table class="sortable">{content}</table></div>'
-
-
-def picture(image: Image.Image, caption: str) -> str:
-    """Return an image with its caption, inside the page."""
-    stream = io.BytesIO()
-    image.convert("RGB").save(stream, format="JPEG", quality=85)
-    data = base64.b64encode(stream.getvalue()).decode()
-    text = _text(caption)
-    return f'<figure><img alt="{text}" src="data:image/jpeg;base64,{data}"><figcaption>{text}</figcaption></figure>'
-
-
-def drawing(figure: Any, caption: str) -> str:
-    """Return a matplotlib figure as a drawing that stays sharp.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        Any.
     caption : str
-        What it shows.
+        Caption, also for screen readers.
+    titles : sequence of str
+        Titles of the columns.
+    rows : sequence of sequences of Cell, str, number or None
+        The rows. The first cell is the title of its row. None and NaN are empty cells.
+    last : sequence or None, default=None
+        Row that stays at the end, e.g. of means.
     """
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
-    text = stream.getvalue()
-    svg = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{_text(caption)}"', 1)
-    return f"<figure>{svg}<figcaption>{_text(caption)}</figcaption></figure>"
+    head = "".join(
+        f'<th scope="col"{"" if i == 0 else " class=number"}><button type="button">{escaped(title)}</button></th>'
+        for i, title in enumerate(titles)
+    )
+    body = "\n".join(_row(row) for row in rows)
+    foot = "" if last is None else f"<tfoot>{_row(last)}</tfoot>"
+    # the caption stands outside the part that scrolls sideways
+    return (
+        f'<p class="caption" aria-hidden="true">{escaped(caption)}</p><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{escaped(caption)}"><table class="sortable"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody>{foot}</table></div>"
+    )
 
 
-def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
-    """Write a page.
+def frame_table(caption: str, frame: pd.DataFrame) -> str:
+    """Return a table of a DataFrame. Its index is the first column, and a row ``"mean"`` stays at the end.
 
     Parameters
     ----------
-    path : path
-        Of the file.
-    title, parts
-        As for :func:`page`.
+    caption : str
+        Caption of the table.
+    frame : DataFrame
+        The table. Columns of texts are shown as texts.
     """
-    with written_whole(Path(path)) as partial:
-        partial.write_text(page(title, parts), encoding="utf-8")
+    titles = [str(title) for title in (frame.index.name or "", *frame.columns)]
+    rows = [
+        [str(name) if isinstance(name, str) else name, *values]
+        for name, values in zip(frame.index, frame.to_numpy(dtype=object), strict=True)
+    ]
+    has_mean = bool(rows) and frame.index[-1] == "mean"
+    return table(caption, titles, rows[:-1] if has_mean else rows, rows[-1] if has_mean else None)
 
 
-def _text(value: Any) -> str:
-    """Return text as HTML has it, on one line; see :func:`~skpatchcore._utils.names.shown_name`."""
-    return html.escape(shown_name(str(value)))
+def _row(cells: Sequence[Any]) -> str:
+    first, *others = (cell if isinstance(cell, Cell) else _cell_of(cell) for cell in cells)
+    return (
+        f"<tr>{_cell(first, 'th', ' scope=row')}{''.join(_cell(cell, 'td', ' class=number') for cell in others)}</tr>"
+    )
 
 
-def side_by_side(images: Sequence[np.ndarray]) -> Image.Image:
-    """Return images of one size beside each other, as large as a report shows them.
-
-    Parameters
-    ----------
-    images : sequence of arrays of shape (height, width, 3), uint8
-        At least one.
-    """
-    scale = min(1.0, _SIDE / max(images[0].shape[:2]))
-    height, width = (max(1, round(scale * side)) for side in images[0].shape[:2])
-    resized = [np.asarray(Image.fromarray(i).resize((width, height), Image.Resampling.LANCZOS)) for i in images]
-    gap = np.full((height, 6, 3), 255, np.uint8)
-    parts = [part for image in resized for part in (image, gap)][:-1]
-    return Image.fromarray(np.concatenate(parts, axis=1))
+def _cell(cell: Cell, tag: str, attributes: str) -> str:
+    value = "" if isinstance(cell.value, float) and math.isnan(cell.value) else escaped(cell.value)
+    text = escaped(cell.text)
+    if cell.link:
+        text = f'<a href="{escaped(cell.link)}">{text}</a>'
+    return f'<{tag}{attributes} data-value="{value}">{text}</{tag}>'
 
 
-def _cell(value: Any) -> str:
+def _cell_of(value: Any) -> Cell:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return '<td data-value=""></td>'
+        return Cell("", math.nan)
     if isinstance(value, str):
-        return f'<td data-value="{_text(value)}">{_text(value)}</td>'
-    return f'<td data-value="{value}">{format_number(value)}</td>'
+        return Cell(value, value)
+    return Cell(format_number(value), value)
 
 
 def format_number(value: float) -> str:
-    """Return a number as tables show it: whole ones as they are, shares with three digits, others with four figures."""
+    """Return a number for a table: integers as they are, fractions with three digits, others with four figures."""
     if float(value).is_integer() and (isinstance(value, int | np.integer) or abs(value) > 1):
         return f"{int(value):,}"
     if abs(value) <= 1:

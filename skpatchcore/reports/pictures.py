@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,40 @@ class PictureFolder:
         OSError
             If the file cannot be written.
         """
+        settings = {**_FORMATS[name.rsplit(".")[-1]], **options}
+        return self._place(name, lambda partial: picture.save(partial, **settings))
+
+    def copy(self, source: str | os.PathLike[str], name: str) -> str:
+        """Copy a picture file into the folder in one step.
+
+        Parameters
+        ----------
+        source : path
+            The picture file.
+        name : str
+            As for :meth:`write`.
+
+        Returns
+        -------
+        str
+            Path of the copy relative to the page, with ``/``.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read or written.
+        """
+        return self._place(name, lambda partial: shutil.copyfile(source, partial))
+
+    def _place(self, name: str, fill: Callable[[Path], Any]) -> str:
+        """Let a function write a file, and give the file its name. Return its path relative to the page."""
         assert _OWN_NAME.fullmatch(name), name
         folder = self.page_folder / PICTURES
         folder.mkdir(parents=True, exist_ok=True)
         _enter(folder / _LIST, name)
         partial = folder / _partial(name)
         try:
-            picture.save(partial, **{**_FORMATS[name.rsplit(".")[-1]], **options})
+            fill(partial)
             os.replace(partial, folder / name)  # a link at this place is replaced, not followed
         finally:
             with suppress(OSError):

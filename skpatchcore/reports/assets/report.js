@@ -43,6 +43,13 @@
     });
   }
 
+  // Cards of an evaluation keep their order: the scores of a few images have neither a histogram nor an order.
+  if (data.order) {
+    const { sort } = document.getElementById("filters").elements;
+    sort.options[0].text = data.order;
+    sort.options[1].remove();
+  }
+
   // ---- State: filters, order, mode -------------------------------------------------------------------------------
 
   const form = $("#filters"), fields = form.elements;
@@ -107,7 +114,8 @@
         photo,
         make("span", { class: "text" },
           several ? fact(groups[card.group].name) : null,
-          fact(card.rarity), fact(scoreText(card)), fact(card.extent), fact(card.note),
+          fact(card.rarity), fact(scoreText(card)), fact(card.extent),
+          card.note ? make("span", { class: "fact note" }, card.note) : null,
           card.disagrees ? make("span", { class: "why" }, card.decision) : null,
           card.problem && card.thumb ? make("span", { class: "why" }, card.problem) : null,
           card.verdict === "unreadable" ? make("span", { class: "why" }, card.problem || "") : null)));
@@ -165,7 +173,7 @@
     const scored = cards.filter(card => scale(card) != null);
     const figure = $("#histogram"), svg = $("svg", figure);
     const thresholds = several ? (groups.some(group => group.threshold != null) ? [1] : []) : groups.map(group => group.threshold).filter(t => t != null);
-    figure.hidden = scored.length < 2;
+    figure.hidden = scored.length < 2 || data.order !== "";
     if (figure.hidden) return;
     const values = [...scored.map(scale), ...thresholds, ...(several ? [] : known)];
     let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
@@ -421,7 +429,7 @@
   form.addEventListener("input", update);
   form.addEventListener("reset", () => setTimeout(update));
   if (window.matchMedia("(max-width: 860px)").matches) $("#controls").open = false;
-  $("main").hidden = false;
+  $("main").hidden = cards.length === 0;
   drawHistogram();
   update();
 })();

@@ -1,0 +1,246 @@
+"""Charts of a report as SVG: curves, score histograms, and values per setting. Colours come from the page's style."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skpatchcore._utils.names import shown_name
+
+# Size of a chart in its own units, and its margins: left, top, right, bottom.
+_WIDTH, _HEIGHT = 400, 260
+_LEFT, _TOP, _RIGHT, _BOTTOM = 52, 12, 14, 46
+_N_BINS = 30
+# Classes of lines in the style, in order. Further lines are grey.
+_N_COLORS = 5
+_LABEL_CHARACTERS = 26
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """Line of a chart.
+
+    Attributes
+    ----------
+    x, y : array of shape (n_points,)
+        Points of the line. Points that are not finite are left out.
+    name : str
+        Name in the legend; empty for no entry.
+    spread : array of shape (n_points,) or None
+        Half height of the band around the line.
+    is_main : bool
+        Whether the line is drawn bold, e.g. the mean over categories.
+    has_dots : bool
+        Whether the points are marked.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    name: str = ""
+    spread: np.ndarray | None = None
+    is_main: bool = False
+    has_dots: bool = False
+
+
+def line_chart(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_title: str,
+    y_title: str,
+    x_range: tuple[float, float] = (0, 1),
+    y_range: tuple[float, float] = (0, 1),
+    x_ticks: Sequence[float] | None = None,
+    is_log: bool = False,
+) -> str:
+    """Return a chart of lines.
+
+    Parameters
+    ----------
+    lines : sequence of Line
+        The lines. The first five have colours, unless there are more.
+    title : str
+        Title above the chart, and its text for screen readers.
+    x_title, y_title : str
+        Titles of the axes.
+    x_range, y_range : (float, float), default=(0, 1)
+        Ranges of the axes.
+    x_ticks : sequence of float or None, default=None
+        Labelled values of the horizontal axis. If None, five values at even distances.
+    is_log : bool, default=False
+        Whether the horizontal axis is logarithmic.
+    """
+    axes = _Axes(x_range, y_range, is_log)
+    parts = [axes.frame(x_title, y_title, x_ticks)]
+    named = [line for line in lines if not line.is_main]
+    keys = []
+    for line in lines:
+        number = "main" if line.is_main else named.index(line) if len(named) <= _N_COLORS else "other"
+        finite = np.isfinite(line.x) & np.isfinite(line.y)
+        x, y = np.asarray(line.x)[finite], np.asarray(line.y)[finite]
+        if line.spread is not None and len(x) > 1:
+            spread = np.asarray(line.spread)[finite]
+            band = [*zip(x, y + spread, strict=True), *zip(x[::-1], (y - spread)[::-1], strict=True)]
+            parts.append(f'<polygon class="band c{number}" points="{axes.points(band)}"/>')
+        pairs = list(zip(x, y, strict=True))
+        parts.append(f'<polyline class="line c{number}" points="{axes.points(pairs)}"/>')
+        if line.has_dots:
+            parts += [f'<circle class="dot c{number}" cx="{axes.x(a)}" cy="{axes.y(b)}" r="3.5"/>' for a, b in pairs]
+        if line.name:
+            keys.append((f"c{number}", line.name))
+    return _figure(title, parts, keys)
+
+
+def score_chart(
+    good: np.ndarray, defective: np.ndarray, calibration: np.ndarray, threshold: float, *, title: str
+) -> str:
+    """Return a histogram of anomaly scores, higher = more anomalous: good and defective images, and the threshold.
+
+    Parameters
+    ----------
+    good, defective, calibration : arrays
+        Anomaly scores. Calibration images are drawn below the axis. NaN is left out.
+    threshold : float
+        Image threshold; NaN draws no line.
+    title : str
+        Title above the chart, and its text for screen readers.
+    """
+    kinds = [np.asarray(scores, float) for scores in (good, defective, calibration)]
+    kinds = [scores[np.isfinite(scores)] for scores in kinds]
+    known = np.concatenate([*kinds, [] if math.isnan(threshold) else [threshold]])
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    if low == high:
+        low, high = low - 1, high + 1
+    edges = np.linspace(low, high, _N_BINS + 1)
+    counts = [np.histogram(scores, edges)[0] for scores in kinds]
+    # square roots keep single images visible beside hundreds
+    tallest, deepest = max(1, (counts[0] + counts[1]).max()), max(1, counts[2].max())
+    base, depth = 168.0, 38.0
+    axes = _Axes((low, high), (0, 1))
+    parts = []
+    for i in range(_N_BINS):
+        left, width = axes.x(edges[i]) + 0.5, axes.x(edges[i + 1]) - axes.x(edges[i]) - 1
+        n_good, n_bad, n_known = (int(count[i]) for count in counts)
+        height = math.sqrt((n_good + n_bad) / tallest) * (base - _TOP - 6)
+        fine = height * n_good / max(1, n_good + n_bad)
+        rectangles = (
+            ("fine", base - fine, fine),
+            ("bad", base - height, height - fine),
+            ("known", base + 3, math.sqrt(n_known / deepest) * depth),
+        )
+        parts += [
+            f'<rect class="{kind}" x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{h:.1f}"/>'
+            for kind, y, h in rectangles
+            if h
+        ]
+    parts.append(_straight("axis", _LEFT, base + 1.5, _WIDTH - _RIGHT, base + 1.5))
+    at = _HEIGHT - 22
+    parts += [_label(axes.x(low), at, _number(low), "start"), _label(axes.x(high), at, _number(high), "end")]
+    if not math.isnan(threshold):
+        place = axes.x(threshold)
+        parts.append(_straight("threshold", place, _TOP, place, base + depth + 6))
+        parts.append(
+            _label(min(max(place, _LEFT + 55), _WIDTH - 75), at - 14, f"threshold {_number(threshold)}", "middle")
+        )
+    parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, "anomaly score, higher = more anomalous", "middle"))
+    keys = [("fine", "good"), ("bad", "defective")] + (
+        [("known", "calibration images (below)")] if len(kinds[2]) else []
+    )
+    return _figure(title, parts, keys)
+
+
+def value_chart(values: Mapping[str, float], *, title: str) -> str:
+    """Return a chart of one value per setting, as dots beside the names of the settings.
+
+    Parameters
+    ----------
+    values : mapping of str to float
+        Values by setting. Values that are not finite have no dot.
+    title : str
+        Title above the chart, and its text for screen readers.
+    """
+    finite = [value for value in values.values() if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
+    margin = 0.08 * (high - low) or 0.05
+    left, step = 175, 24
+    height = _TOP + step * len(values) + 34
+
+    def place(value: float) -> float:
+        return left + (value - low + margin) / (high - low + 2 * margin) * (_WIDTH - _RIGHT - left)
+
+    parts = []
+    for row, (name, value) in enumerate(values.items()):
+        y = _TOP + step * (row + 0.5)
+        text = shown_name(name)
+        shown = text if len(text) <= _LABEL_CHARACTERS else f"{text[: _LABEL_CHARACTERS - 1]}…"
+        parts.append(_label(left - 8, y + 4, shown, "end"))
+        if math.isfinite(value):
+            parts.append(_straight("rule", left, y, place(value), y))
+            parts.append(f'<circle class="dot c0" cx="{place(value):.1f}" cy="{y:.1f}" r="4.5"/>')
+    bottom = height - 30
+    parts.append(_straight("axis", left, bottom, _WIDTH - _RIGHT, bottom))
+    for value in dict.fromkeys((low, high)):
+        parts.append(_label(place(value), bottom + 16, f"{value:.3f}", "middle"))
+    return _figure(title, parts, [], height)
+
+
+class _Axes:
+    """Horizontal and vertical axis of a chart: from values to places."""
+
+    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], is_log: bool = False):
+        self._x, self._y, self._is_log = x_range, y_range, is_log
+
+    def x(self, value: float) -> float:
+        low, high = self._x
+        if self._is_log:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        share = (min(max(value, low), high) - low) / ((high - low) or 1)
+        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        low, high = self._y
+        share = (min(max(value, low), high) - low) / ((high - low) or 1)
+        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP), 1)
+
+    def points(self, pairs: Sequence[tuple[float, float]]) -> str:
+        return " ".join(f"{self.x(a)},{self.y(b)}" for a, b in pairs)
+
+    def frame(self, x_title: str, y_title: str, x_ticks: Sequence[float] | None) -> str:
+        """Return axes with labels and lines at the labelled heights."""
+        bottom, middle = _HEIGHT - _BOTTOM, (_HEIGHT - _BOTTOM + _TOP) / 2
+        parts = []
+        for value in np.linspace(*self._y, 5):
+            parts.append(_straight("rule", _LEFT, self.y(value), _WIDTH - _RIGHT, self.y(value)))
+            parts.append(_label(_LEFT - 6, self.y(value) + 4, _number(float(value)), "end"))
+        for value in np.linspace(*self._x, 5) if x_ticks is None else x_ticks:
+            parts.append(_label(self.x(value), bottom + 16, _number(float(value)), "middle"))
+        parts.append(_straight("axis", _LEFT, bottom, _WIDTH - _RIGHT, bottom))
+        parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_title, "middle"))
+        parts.append(f'<text transform="rotate(-90 13 {middle})" x="13" y="{middle}" text-anchor="middle">')
+        parts.append(f"{html.escape(y_title)}</text>")
+        return "".join(parts)
+
+
+def _figure(title: str, parts: Sequence[str], keys: Sequence[tuple[str, str]], height: float = _HEIGHT) -> str:
+    text = html.escape(shown_name(title))
+    legend = "".join(f'<span><i class="{kind}"></i>{html.escape(shown_name(name))}</span>' for kind, name in keys)
+    return (
+        f'<figure class="chart"><figcaption>{text}</figcaption><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" '
+        f'aria-label="{text}">{"".join(parts)}</svg>{f"<p class=keys>{legend}</p>" if legend else ""}</figure>'
+    )
+
+
+def _straight(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
