@@ -81,12 +81,24 @@ class Layers:
     problem: str = ""
 
     def files(self) -> list[str]:
-        """Return the files of the pictures that exist."""
+        """Return the files of the pictures that exist.
+
+        Returns
+        -------
+        list of str
+            Relative to the page.
+        """
         return [file for file in (self.thumb, self.image, self.heat, self.outline, self.truth) if file is not None]
 
 
 def write_layers(
-    pixels: np.ndarray, anomaly_map: np.ndarray, threshold: float, pictures: PictureFolder, truth: Any = None
+    pixels: np.ndarray,
+    anomaly_map: np.ndarray,
+    threshold: float,
+    pictures: PictureFolder,
+    *,
+    inspected: tuple[float, float, float, float] | None = None,
+    truth: Any = None,
 ) -> Layers:
     """Write the pictures of one image for a report page.
 
@@ -103,6 +115,9 @@ def write_layers(
         own range.
     pictures : PictureFolder
         The folder of the pictures.
+    inspected : (float, float, float, float) or None, default=None
+        Top, left, bottom and right of the inspected area in pixels; None if it is the whole image. Outside it, an
+        anomaly map repeats the values at the border. The pictures and the regions leave them out.
     truth : array of shape (height, width) or None, default=None
         True (or non-zero) where the image is known to be defective.
 
@@ -110,6 +125,8 @@ def write_layers(
     -------
     Layers
     """
+    if inspected is not None:
+        anomaly_map = _within_box(anomaly_map, inspected)
     size = (anomaly_map.shape[0], anomaly_map.shape[1])
     mask = None if math.isnan(threshold) else anomaly_map > threshold
     table = regions_of_map(anomaly_map, threshold) if mask is not None and mask.any() else None
@@ -137,6 +154,14 @@ def write_layers(
         largest=0 if table is None else int(table["area"].max()),
         problem=f"a picture could not be written: {problems[0]}" if problems else "",
     )
+
+
+def _within_box(anomaly_map: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Return a map with its lowest value outside a box."""
+    top, left, bottom, right = (round(side) for side in box)
+    clipped = np.full_like(anomaly_map, min(float(anomaly_map.min()), 0.0))
+    clipped[top:bottom, left:right] = anomaly_map[top:bottom, left:right]
+    return clipped
 
 
 def as_picture(pixels: np.ndarray) -> Image.Image:

@@ -201,4 +201,7 @@ def _layers_of(
         pixels = background_of(result, pixel_format)
     except Exception as error:  # one image that cannot be shown leaves the other cards
         return Layers(problem=f"the image cannot be shown: {error}")
-    return write_layers(pixels, np.asarray(result.anomaly_map), detector.pixel_offset_, pictures, truth)
+    anomaly_map = np.asarray(result.anomaly_map)
+    size = (anomaly_map.shape[0], anomaly_map.shape[1])
+    inspected = inspected_boxes(detector, [size]).get(size)
+    return write_layers(pixels, anomaly_map, detector.pixel_offset_, pictures, inspected=inspected, truth=truth)

@@ -22,6 +22,7 @@ from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import PixelFormat, load_image
 from skpatchcore.protocols import pixel_format_of
+from skpatchcore.reports.inspection import inspected_boxes
 from skpatchcore.reports.layers import Layers, write_layers
 from skpatchcore.reports.pictures import PictureFolder, remove_pictures
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
@@ -154,7 +155,7 @@ def write_predictions(
     inputs = _files_in(folder, files)
     pictures = picture_names(files, taken=inputs)
     remove_earlier(folder, keep=inputs)
-    layer_folder = PictureFolder(folder) if layers else None
+    layer_folder, threshold = PictureFolder(folder) if layers else None, detector.pixel_offset_
     predictions = []
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -163,8 +164,10 @@ def write_predictions(
             path = files[result.index]
             prediction = prediction_of(result, path)
             if result.anomaly_map is not None:
+                size = (result.anomaly_map.shape[0], result.anomaly_map.shape[1])
+                inspected = inspected_boxes(detector, [size]).get(size) if layers else None
                 prediction = _with_heat_map(
-                    prediction, result, folder / pictures[path], detector.pixel_offset_, pixel_format, layer_folder
+                    prediction, result, folder / pictures[path], threshold, pixel_format, layer_folder, inspected
                 )
             table.writerow(_cells(prediction))
             file.flush()
@@ -181,6 +184,7 @@ def _with_heat_map(
     threshold: float,
     pixel_format: PixelFormat,
     layer_folder: PictureFolder | None,
+    inspected: tuple[float, float, float, float] | None,
 ) -> Prediction:
     """Write the heat map of an image, and its layers if asked for; return the prediction with them or with a problem.
 
@@ -198,7 +202,7 @@ def _with_heat_map(
     except Exception as error:
         prediction = prediction._replace(problem=f"the heat map {target.name!r} could not be written: {_reason(error)}")
     if layer_folder is not None:
-        layers = write_layers(background, np.asarray(result.anomaly_map), threshold, layer_folder)
+        layers = write_layers(background, np.asarray(result.anomaly_map), threshold, layer_folder, inspected=inspected)
         prediction = prediction._replace(layers=layers)
     return prediction
 

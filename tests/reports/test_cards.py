@@ -155,6 +155,13 @@ def test_layers_are_small_and_have_all_regions(tmp_path):
     assert alpha.max() == 255
 
 
+def test_layers_leave_out_the_uninspected_margin(tmp_path):
+    heat = np.zeros((20, 40))
+    heat[8:12, 15:] = 2  # repeated up to the border
+    layers = write_layers(np.zeros((20, 40, 1)), heat, 1.0, PictureFolder(tmp_path), inspected=(0, 10, 20, 30))
+    assert [(r.left, r.right, r.area) for r in layers.regions] == [(15, 30, 60)]
+
+
 def test_layers_without_threshold_have_no_outline(tmp_path):
     layers = write_layers(np.zeros((8, 8, 1)), np.ones((8, 8)), math.nan, PictureFolder(tmp_path))
     assert (layers.n_regions, layers.outline) == (0, None)

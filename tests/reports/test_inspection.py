@@ -1,4 +1,4 @@
-"""Sizes of images for what is said of the uninspected part: from headers, and without those that can't be read."""
+"""Sizes of images for the sentence about the uninspected margin: from headers, without unreadable files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TEXT.add_text("Software", "a camera")
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
 @pytest.mark.parametrize("more", [{}, {"exif": TURNED}, {"pnginfo": TEXT}], ids=["plain", "turned", "text"])
-def test_sizes_of_are_those_of_images_as_they_are_seen(tmp_path, ending, more):
+def test_sizes_of_equals_image_size(tmp_path, ending, more):
     path = str(tmp_path / f"a.{ending}")
     Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(path, **more)
     assert sizes_of([path]) == {path: image_size(path, 0)}
 
 
-def test_sizes_of_leaves_out_what_can_not_be_read(tmp_path):
+def test_sizes_of_leaves_out_unreadable_files(tmp_path):
     paths = [str(tmp_path / name) for name in ("a.png", "gone.png", "text.png", "cut.png", "folder.png")]
     Image.fromarray(np.zeros((12, 20), np.uint8)).save(paths[0])
     (tmp_path / "text.png").write_text("no image")
@@ -33,7 +33,7 @@ def test_sizes_of_leaves_out_what_can_not_be_read(tmp_path):
     assert sizes_of(paths) == {paths[0]: (12, 20)}
 
 
-def test_sizes_of_decodes_no_png_without_orientation(tmp_path, monkeypatch):
+def test_sizes_of_does_not_decode_a_png_without_orientation(tmp_path, monkeypatch):
     path = str(tmp_path / "a.png")
     Image.fromarray(np.zeros((12, 20), np.uint8)).save(path)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *given: pytest.fail("was decoded"))
