@@ -268,7 +268,7 @@ def _write_images(evaluation: Evaluation) -> None:
     for one in evaluation.runs:
         if isinstance(one.run.dataset, ImageFolder):
             table = one.run.dataset.to_frame()
-            table.insert(0, "category", one.run.category)
+            table.insert(0, "category", escape_name(one.run.category))
             table["score"] = [np.nan] * len(one.run.dataset.train_paths) + list(one.result.scores)
             tables.append(table)
     file = evaluation.folder / "images.csv"
@@ -276,6 +276,6 @@ def _write_images(evaluation: Evaluation) -> None:
         file.unlink(missing_ok=True)
         return
     table = pd.concat(tables)
-    for name in ("category", "path", "defect", "mask"):
+    for name in ("path", "defect", "mask"):
         table[name] = [None if is_missing(text) else escape_name(text) for text in table[name]]
     table.to_csv(file, index=False)
