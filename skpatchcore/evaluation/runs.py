@@ -13,8 +13,8 @@ import pandas as pd
 
 from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.missing import is_missing
-from skpatchcore._utils.names import escape_name
-from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.names import escape_name, shown_name
+from skpatchcore._utils.progress import Progress, follow_progress, progress_bar
 from skpatchcore.datasets import ImageFolder
 from skpatchcore.evaluation.category import CategoryResult, as_categories, check_before, table_of, with_mean
 from skpatchcore.evaluation.storage import Results, as_json, provenance_of, settings_of
@@ -218,7 +218,8 @@ def _finished(
             stored = results.load(run, settings)
             if stored is None:
                 results.forget(run)
-                result, fitted = run_quietly(run, resolution)
+                with follow_progress(_describer(bar, run)):
+                    result, fitted = run_quietly(run, resolution)
                 provenance = provenance_of(fitted, run.dataset)
                 if draw is not None:
                     place = results.place_of(run)
@@ -229,6 +230,18 @@ def _finished(
             done.append(FinishedRun(run, stored[0], settings, stored[1]))
             bar.update(1)
     return done
+
+
+def _describer(bar: Progress, run: Run) -> Callable[[str, int], None]:
+    """Return a function that shows on a bar which work of a run is being done."""
+    shown = [""]
+
+    def describe(description: str, n: int) -> None:
+        if description != shown[0]:
+            shown[0] = description
+            bar.describe(f"{shown_name(run.category)}, {shown_name(run.name)}: {description}")
+
+    return describe
 
 
 def _study(runs: list[FinishedRun]) -> pd.DataFrame:

@@ -1,3 +1,5 @@
+"""The commands fit and predict: files, messages, exit codes, and reports."""
+
 from __future__ import annotations
 
 import csv
@@ -226,7 +228,7 @@ def test_overlay_shows_the_image_below_and_heat_above_the_threshold():
     assert picture.dtype == np.uint8
     np.testing.assert_array_equal(picture[:8], (image[:8] * 255).round())
     assert np.abs(picture[12:18, 12:18] / 255 - image[12:18, 12:18]).mean() > 0.2
-    assert (picture[9, 9:21] == picture[9, 9]).all()  # the contour
+    assert (picture[9, 9:21] == picture[9, 9]).all()  # the outline
     grey = overlay_anomaly_map(image[:, :, :1], scores * 0, threshold=1.0)
     assert (grey[..., 0] == grey[..., 2]).all()
     with pytest.raises(ValueError, match="differ in size"):
@@ -279,7 +281,7 @@ def test_predict_accepts_every_detector_that_save_accepts(folder, parts, kind, c
 
 
 class Brightness(TransformerMixin, BaseEstimator):
-    """An extractor that reads files by itself: the mean of blocks of 8×8 pixels."""
+    """Extractor that reads files itself, with the mean of blocks of 8 × 8 pixels as features."""
 
     def fit(self, X, y=None):
         return self

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("default:.*is not inspected")
 
 @pytest.fixture(scope="module")
 def model(parts, tmp_path_factory):
-    """A model file whose extractor crops: 32 × 32 of 48 × 64 pixels."""
+    """Model file of an extractor with a crop: 32 × 32 of 48 × 64 pixels."""
     path = tmp_path_factory.mktemp("model") / "m.skops"
     detector = PatchCoreDetector(factories.extractor(image_size=48, crop_size=32), random_state=0)
     save(detector.fit(parts[0]), path)
@@ -179,7 +179,7 @@ def test_fit_succeeds_if_images_are_moved_after_the_model_was_saved(images, tmp_
 def test_commands_and_report_name_the_pixels_outside_the_crop(model, images, tmp_path, parts, capsys):
     Image.fromarray(np.zeros((96, 192, 3), np.uint8)).save(images / "wide.png")
     assert main(["predict", model, str(images), "-o", str(tmp_path / "out"), "--report"]) == 0
-    # 48 × 96 after resizing, of which 32 × 32 are seen; twice as large in the image itself
+    # the resized image has 48 × 96 pixels, and the crop 32 × 32; the image itself is twice as large
     expected = f"{100 * (1 - 32 * 32 / (48 * 96)):.1f} % of the image {images / 'wide.png'} is not inspected"
     where = "16 pixels at the top, 16 at the bottom, 64 at the left and 64 at the right"
     said = capsys.readouterr().out
@@ -315,7 +315,7 @@ def test_in_options_translates_the_advice_on_an_unknown_value_range(tmp_path):
 
 
 class Cropped(TransformerMixin, BaseEstimator):
-    """Reads images and cuts their borders off."""
+    """Transformer that reads images and removes their borders."""
 
     def fit(self, X, y=None):
         return self

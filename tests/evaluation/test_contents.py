@@ -1,4 +1,4 @@
-"""Stored results are known by content: data, masks, labels, groups, weights, functions."""
+"""Stored results depend on content: data, masks, labels, groups, weights, functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.factories import detector, extractor
 
 @pytest.fixture
 def root(tmp_path):
-    """Bitmaps: files of one size have the same number of bytes."""
+    """A data set of bitmaps: files of images of equal size have the same number of bytes."""
     rng = np.random.default_rng(0)
     for i in range(4):
         for part in ("train/good", "test/good", "test/dark"):
@@ -84,7 +84,7 @@ def test_run_evaluation_recomputes_if_the_data_have_changed(root, tmp_path, chan
     same = [name for name in fresh.table if not name.endswith(("seconds", "bytes")) and "_seconds" not in name
             and not name.startswith(("fit_", "test_"))]  # fmt: skip
     pd.testing.assert_frame_equal(again.table[same], fresh.table[same])
-    with warnings.catch_warnings():  # and now it is kept
+    with warnings.catch_warnings():  # the new result is stored
         warnings.simplefilter("error")
         run_evaluation(quick, load_image_folder(root), tmp_path / "out")
 
@@ -121,8 +121,8 @@ def test_settings_differ_for_functions_with_the_same_name(root):
     networks[1].load_state_dict(networks[0].state_dict())
     first, second = (settings(detector(lambda network=network: network), data) for network in networks)
     assert first["parameters"] == second["parameters"]
-    assert first["weights_digests"][0][0] == second["weights_digests"][0][0]  # the same weights
-    assert first["weights_digests"] != second["weights_digests"]  # of another network
+    assert first["weights_digests"][0][0] == second["weights_digests"][0][0]  # the weights are equal
+    assert first["weights_digests"] != second["weights_digests"]  # the networks differ
     assert settings(detector(functools.partial(resnet18)), data) == settings(
         detector(functools.partial(resnet18)), data
     )
@@ -205,7 +205,7 @@ def test_dataset_digest_is_equal_for_all_forms_of_a_missing_mask(root, missing):
 
 @pytest.fixture
 def modules(tmp_path, monkeypatch):
-    """A function that writes modules of a user, and imports the last one anew."""
+    """Return a function that writes modules, and imports the last one again."""
     monkeypatch.syspath_prepend(str(tmp_path / "src"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
@@ -275,7 +275,7 @@ def test_content_digest_uses_a_module_as_it_was_imported(modules, tmp_path):
     texts = [f"def crop(x):\n    return x[{n}:]\n" for n in (1, 2)]
     subject = modules(own_helpers=texts[0], own_subject=CALLS["through a module"]).subject
     (tmp_path / "src" / "own_helpers.py").write_text(texts[1])
-    stale = content_digest(subject)  # computes by the first, beside the file of the second
+    stale = content_digest(subject)  # the imported code is the first, the file contains the second
     assert stale != content_digest(modules(own_helpers=texts[1], own_subject=CALLS["through a module"]).subject)
 
 
