@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import numpy as np
 
 from skpatchcore._utils.names import shown_name
 from skpatchcore._utils.progress import Progress, follow_progress, progress_bar, record_seconds
+from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import Formatter, add_debug, require_folder
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ _PHASES = {
     "calibration": "good images set the threshold",
     "search": "the nearest patches in the memory bank are searched",
 }
+# Pieces of each surface in the test images.
+_N_TEST_PIECES = 4
 _IMAGES, _PAGE = "images", "report.html"
 # Names of the image files of the demonstration.
 _OWN_NAME = re.compile(r"(piece-\d\d-view-\d|(good|scratch|blob|stain|foreign)-\d\d)\.png")
-# AUROC above which a threshold can separate good from defective images, and fraction of defects that is good enough.
-_SEPARABLE, _FOUND = 0.85, 0.9
 
 
 @dataclass
@@ -132,11 +134,13 @@ def run_demo(
     tasks = {name: make_textures(name, random_state=random_state) for name in TEXTURES}
     n_images = sum(len(task.train_images) + 2 * len(task.test_images) for task in tasks.values())
     first = next(iter(tasks.values()))
-    tell(
-        f"Three real surfaces with synthetic defects ({', '.join(tasks)}). Per surface, a detector is fitted on "
-        f"{len(first.train_images)} photographs\nof {len(np.unique(first.train_groups))} good pieces, and tested on "
-        f"{len(first.test_images)} photographs of {_N_TEST_PIECES} other pieces. Network: {backbone}.\n"
+    text = (
+        f"Three real surfaces with synthetic defects: {', '.join(tasks)}. Per surface, a detector is fitted on "
+        f"{len(first.train_images)} photographs of {len(np.unique(first.train_groups))} good pieces, and tested on "
+        f"{len(first.test_images)} photographs of {_N_TEST_PIECES} other pieces. No two spots of grass or gravel are "
+        f"alike, so that these surfaces are harder than brick. Network: {backbone}."
     )
+    tell(f"{textwrap.fill(text, 100)}\n")
     remove_images(folder / _IMAGES)
     with (
         progress_bar(n_images, "demo", "image", show_progress) as bar,
@@ -275,7 +279,6 @@ def _table(surfaces: list[_Surface]) -> str:
     return "\n".join(lines)
 
 
-_N_TEST_PIECES = 4
 _LEGEND = "\n".join(
     [
         "defects found  defective images that are flagged, because their score is beyond the threshold: more is better",
@@ -290,20 +293,11 @@ _LEGEND = "\n".join(
 
 def _conclusions(surfaces: list[_Surface]) -> str:
     """Return what the results of each surface mean, and what could improve them."""
+    from skpatchcore.evaluation.summary import advice
+
     lines = ["What this means:"]
-    for surface in surfaces:
-        if surface.image_auroc < _SEPARABLE:
-            text = (
-                "the scores do not separate good from defective images well, and no threshold can. No two spots of "
-                "this surface\n  are alike. More good images, larger images or another network may help."
-            )
-        elif surface.defects_found < _FOUND * surface.n_defective:
-            text = (
-                "the scores separate the images better than the threshold does. The threshold is cautious: it flags "
-                "no calibration\n  image. With 'fit --contamination 0.05', one in twenty good images may be flagged, "
-                "and more defects are found."
-            )
-        else:
-            text = "an easy surface: new good pieces look like the training images, and defects do not."
-        lines.append(f"- {surface.name}: {text}")
+    for one in surfaces:
+        text = advice(one.image_auroc, one.defects_found / one.n_defective, one.good_flagged / one.n_good)
+        text = in_options(text, "fit") or "An easy surface: new good pieces look like the images of the fit."
+        lines.append(textwrap.fill(f"{one.name}: {text}", 100, initial_indent="- ", subsequent_indent="  "))
     return "\n".join(lines)

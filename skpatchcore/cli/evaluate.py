@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
 
 from skpatchcore._utils.names import shown_name
+from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import (
     CommandError,
     Formatter,
@@ -213,13 +215,18 @@ def _data_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def _print_results(evaluation: Any) -> None:
     """Print the images, the results in sentences, and the tables."""
     from skpatchcore.evaluation.runs import means_of
-    from skpatchcore.evaluation.summary import describe_images, describe_result
+    from skpatchcore.evaluation.summary import advice, describe_images, describe_result
     from skpatchcore.reports.evaluation import SHOWN
     from skpatchcore.reports.page import format_number
 
     for one in evaluation.runs:
         name = shown_name(one.run.category)
-        print(f"{name}: {describe_result(one.result)}.\n  {describe_images(one.run.dataset)}")
+        row = one.result.row
+        text = advice(row["image_auroc"], row["defects_found"], row["good_flagged"])
+        print(f"{name}: {describe_result(one.result)}.")
+        for line in (describe_images(one.run.dataset), in_options(text, "evaluate")):
+            if line:
+                print(textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     print("AUROC is 1 if every defective image has a worse score than every good image, and 0.5 by chance.\n")
     tables = {"": evaluation.table[[column for column in SHOWN if column in evaluation.table]]}
     tables |= {name: means_of(name, study) for name, study in evaluation.studies.items()}

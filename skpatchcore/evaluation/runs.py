@@ -28,6 +28,8 @@ from skpatchcore.evaluation.studies import (
     run_quietly,
 )
 
+# Description of the work of the detectors after the fit.
+_SCORING = "scoring"
 # ``draw(result, fitted, dataset, folder)`` writes pictures of a category, and returns their descriptions.
 Draw = Callable[[CategoryResult, Any, Any, Path], list[dict[str, Any]]]
 
@@ -234,12 +236,14 @@ def _finished(
 
 def _describer(bar: Progress, run: Run) -> Callable[[str, int], None]:
     """Return a function that shows on a bar which work of a run is being done."""
+    name = shown_name(run.category) if run.name == "all" else f"{shown_name(run.category)}, {shown_name(run.name)}"
     shown = [""]
 
     def describe(description: str, n: int) -> None:
-        if description != shown[0]:
+        # test images are scored one after the other, with several descriptions per image
+        if description != shown[0] and shown[0] != _SCORING:
             shown[0] = description
-            bar.describe(f"{shown_name(run.category)}, {shown_name(run.name)}: {description}")
+            bar.describe(f"{name}: {'scoring test images' if description == _SCORING else description}")
 
     return describe
 

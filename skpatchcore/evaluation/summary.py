@@ -1,4 +1,4 @@
-"""describe_images and describe_result: which images an evaluation used, and what came out, in plain words."""
+"""describe_images, describe_result and advice: the images and the results of an evaluation in plain words."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from skpatchcore.evaluation.category import CategoryResult
 
 # Kinds of defects that are named.
 _N_KINDS = 8
+# AUROC above which a threshold can separate good from defective images, and fractions of a good result.
+_SEPARABLE, _FOUND, _FLAGGED = 0.85, 0.9, 0.2
 
 
 def counted(n: int, noun: str) -> str:
@@ -66,3 +68,36 @@ def describe_result(result: CategoryResult) -> str:
         f"finds {int(flagged[~is_good].sum())} of {counted(n_defective, 'defective image')} and flags "
         f"{int(flagged[is_good].sum())} of {counted(n_good, 'good image')}; {auroc}"
     )
+
+
+def advice(auroc: float, defects_found: float, good_flagged: float) -> str:
+    """Return what can improve a result, and why.
+
+    Parameters
+    ----------
+    auroc : float
+        Area under the ROC curve of the image scores.
+    defects_found, good_flagged : float
+        Fractions of the defective and of the good images that are flagged. NaN without a threshold.
+
+    Returns
+    -------
+    str
+        Sentences, or an empty text if most defects are found and few good images are flagged.
+    """
+    if auroc < _SEPARABLE:
+        return (
+            "The scores do not separate good from defective images well, and no threshold can. More good images, "
+            "larger images or another network may help."
+        )
+    if good_flagged > _FLAGGED:
+        return (
+            "Many good images are flagged: they look unlike the images of the fit. More good images, taken on several "
+            "days, may help."
+        )
+    if defects_found < _FOUND:
+        return (
+            "The scores separate the images better than the threshold does, because the threshold is cautious. More "
+            "defects are found if some false alarms are accepted, e.g. with contamination=0.05."
+        )
+    return ""

@@ -14,7 +14,7 @@ from skpatchcore._utils.names import shown_name
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of
 from skpatchcore.evaluation.storage import Results
-from skpatchcore.evaluation.summary import counted, describe_images, describe_result
+from skpatchcore.evaluation.summary import advice, counted, describe_images, describe_result
 from skpatchcore.images.errors import ImageError
 from skpatchcore.reports.card_page import Frame, asset, write_card_page
 from skpatchcore.reports.charts import Line, line_chart, score_chart
@@ -32,136 +32,30 @@ SHOWN = (
     "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
     "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
 )  # fmt: skip
-
-
-def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 3) -> list[dict[str, Any]]:
-    """Write pictures of the good images with the lowest scores and of the defective images with the highest scores.
-
-    Parameters
-    ----------
-    result : CategoryResult
-        Result with the scores of all test images, bigger = more normal.
-    fitted : estimator
-        Fitted detector that makes the anomaly maps.
-    dataset : ImageFolder or TextureTask
-        Data set with the test images and their masks.
-    folder : path
-        Folder of the pictures.
-    n : int, default=3
-        Number of pictures of each kind.
-
-    Returns
-    -------
-    list of dict
-        ``file``, ``kind`` and ``caption`` of each picture.
-
-    Warns
-    -----
-    UserWarning
-        If a picture cannot be drawn or written. It is left out.
-    """
-    order = result.scores.argsort(kind="stable")
-    good = [i for i in order if result.labels[i] == 1][:n]
-    missed = [i for i in order[::-1] if result.labels[i] == -1][:n]
-    found = []
-    for kind, images in (("false positive", good), ("miss", missed)):
-        for rank, i in enumerate(images, start=1):
-            # without a mistake, the picture shows the image that is nearest to one
-            decided = not math.isnan(result.offset)
-            is_wrong = decided and (result.scores[i] < result.offset) == (result.labels[i] == 1)
-            file = f"{kind.replace(' ', '-')}-{rank}.png"
-            try:
-                image = load_image(dataset.test_images[i], int(i), pixel_format=pixel_format_of(fitted))
-                anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
-                mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
-                _pair(image, anomaly_map, mask, result.pixel_offset).save(folder / file)
-            except (OSError, ValueError) as error:  # the metrics and the other pictures are written anyway
-                warn_user(f"category {shown_name(result.category)!r}: no picture of test image {i}: {error}")
-                continue
-            where = "" if math.isnan(result.offset) else f", threshold {result.offset:.4g}"
-            name = "/".join(Path(str(result.paths[i])).parts[-2:])
-            text = f"{kind if is_wrong else f'nearest to a {kind}'}: {name}, score {result.scores[i]:.4g}{where}"
-            found.append({"file": file, "kind": kind, "caption": text})
-    return found
-
-
-def _pair(image: np.ndarray, anomaly_map: np.ndarray, mask: np.ndarray, threshold: float) -> Image.Image:
-    """Return a picture of the image with the outline of its mask, beside the image with its anomaly map."""
-    if math.isnan(threshold):
-        threshold = float(anomaly_map.max()) / 2
-    return side_by_side([outline_mask(image, mask), overlay_anomaly_map(image, anomaly_map, threshold)])
-
-
-def draw_category(result: CategoryResult) -> Any:
-    """Return a figure of a category: ROC curve of images, overlap of regions, and histogram of scores."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.1), layout="constrained")
-    images, regions, scores = figure.subplots(1, 3)
-    images.plot(*result.roc, color=_BLUE)
-    images.set(
-        title=f"Images: AUROC {result.row['image_auroc']:.3f}", xlabel="false-positive rate", ylabel="defects found",
-        xlim=(0, 1), ylim=(0, 1.02),
-    )  # fmt: skip
-    if result.pro.size:
-        regions.plot(*result.pro, color=_BLUE)
-        regions.set_title(f"Regions: AUPRO {result.row['aupro']:.3f}")
-    else:
-        regions.set_title("Regions: no masks")
-    regions.set(xlabel="false-positive rate of pixels", ylabel="overlap", xlim=(0, 0.3), ylim=(0, 1.02))
-    ScoreHistogramDisplay(result.scores, result.labels, offset=result.offset).plot(ax=scores)
-    return figure
-
-
-def draw_low_shot(table: pd.DataFrame) -> Any:
-    """Return a figure of metrics over the number of training images, with one line per category and their mean.
-
-    The mean is drawn for numbers of images that all categories have. Bands are one standard deviation over draws.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
-    names = list(table["category"].unique())
-    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
-        for name, color in zip(names, _LINES if len(names) <= len(_LINES) else [_GREY] * len(names), strict=False):
-            draws = table[table["category"] == name].groupby("shots")[metric]
-            mean, spread = draws.mean(), draws.std().fillna(0)
-            axes.plot(mean, marker="o", color=color, linewidth=1.5, label=_label(name) if color != _GREY else None)
-            axes.fill_between(mean.index, mean - spread, mean + spread, alpha=0.15, color=color, linewidth=0)
-        if len(names) > 1:
-            means = table.groupby(["shots", "category"])[metric].mean().unstack("category").dropna().mean(axis=1)
-            axes.plot(means, marker="o", color="black", linewidth=2, label="mean")
-        ticks = sorted(table["shots"].unique())
-        axes.set(xscale="log", title=metric.replace("_", " "), xlabel="training images")
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
-    legend = figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
-    for text in legend.get_texts():
-        text.set(parse_math=False, usetex=False)
-    return figure
-
-
-def _label(name: str) -> str:
-    """Return the legend entry of a name; matplotlib leaves out entries that start with an underscore."""
-    return f" {shown_name(name)}" if name.startswith("_") else shown_name(name)
-
-
-def draw_ablation(table: pd.DataFrame, parameter: str) -> Any:
-    """Return a figure of metrics for each value of a parameter, as means over the categories."""
-    from matplotlib.figure import Figure
-
-    metrics = [name for name in ("image_auroc", "pixel_auroc", "aupro") if table[name].notna().any()]
-    means = table.groupby(parameter, sort=False)[metrics].mean()
-    figure = Figure(figsize=(11, 1.2 + 0.32 * len(means)), layout="constrained")
-    for axes, metric in zip(np.atleast_1d(figure.subplots(1, len(metrics), sharey=True)), metrics, strict=True):
-        places = np.arange(len(means))[::-1]
-        axes.plot(means[metric], places, "o", color=_BLUE)
-        axes.hlines(places, means[metric].min(), means[metric], color=_GREY, linewidth=1)
-        axes.set_yticks(places, [shown_name(str(value)) for value in means.index], parse_math=False, usetex=False)
-        axes.set(title=metric.replace("_", " "))
-        axes.margins(x=0.08)
-    return figure
+# Metrics on which the advice depends.
+_ADVISED = ("image_auroc", "defects_found", "good_flagged")
+# Up to this number of categories, all sections are unfolded.
+_N_UNFOLDED = 3
+# The AUPRO ends at this false-positive rate of pixels.
+_LAST_FPR = 0.3
+_MEANINGS = {
+    "Defects found, good flagged": "Defective and good images that the detector flags at its own image threshold, "
+    "which is set from good images only. These are the numbers to expect on an inspection line.",
+    "Image AUROC": "How well the image scores separate defective from good images, whatever the threshold: 1 if every "
+    "defective image has a higher anomaly score than every good image, 0.5 by chance.",
+    "Pixel AUROC": "The same for pixels. Nearly all pixels are good, so a value near 1 is easily reached.",
+    "AUPRO": "How much of a defective region is marked, on average, while at most 30 % of the good pixels are marked "
+    "too. Each region has the same weight, whatever its size.",
+    "AUPIMO": "How much of a defect is marked while nearly no pixel of good images is marked, at most 1 in 10,000.",
+    "Score relative to the threshold": "The anomaly score divided by the image threshold. Above 1, the image is "
+    "flagged.",
+    "Anomaly score": "Higher = more anomalous. The column score of images.csv has the same numbers with the opposite "
+    "sign, as scikit-learn's score_samples.",
+    "Misclassified, F1": "Wrong images, and the F1 score, at the threshold that suits the labels of the test images "
+    "best. The paper counts in this way, but an inspection line does not know the labels.",
+    "Mean": "The plain mean over the categories. Numbers of images are summed.",
+    "Seconds": "The time of the fit and of the test when a result was computed.",
+}
 
 
 def write_evaluation_report(
@@ -321,6 +215,7 @@ def _category_section(one: FinishedRun, number: int, is_open: bool) -> str:
     )
     content = (
         paragraph(f"{describe_images(one.run.dataset)}{threshold}")
+        + (paragraph(text) if (text := advice(*(result.row[name] for name in _ADVISED))) else "")
         + f'<div class="charts">{"".join(category_charts(result))}</div>'
         + _defect_table(result)
     )
