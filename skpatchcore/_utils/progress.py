@@ -62,6 +62,7 @@ class Progress:
             total=total, desc=description, unit=unit, disable=not verbose, dynamic_ncols=True, file=self._stream
         )
         self.n, self._total, self._n_told = 0, total or 0, 0
+        self._title = description
         self._description, self._follower = description, _follower.get()
         self._n_steps = min(self._total, _N_STEPS)
         self._fit = _reported.get()
@@ -85,7 +86,9 @@ class Progress:
 
     def describe(self, description: str) -> None:
         """Change the title of the bar."""
-        self._bar.set_description(description)
+        if description != self._title:  # each change is written at once
+            self._title = description
+            self._bar.set_description(description)
 
     def write(self, text: str) -> None:
         """Write a line to standard error without disturbing the bar."""

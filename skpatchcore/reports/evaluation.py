@@ -40,7 +40,7 @@ _N_UNFOLDED = 3
 _LAST_FPR = 0.3
 _MEANINGS = {
     "Defects found, good flagged": "Defective and good images that the detector flags at its own image threshold, "
-    "which is set from good images only. These are the numbers to expect on an inspection line.",
+    "which is set from good images only. New images like the test images will have about the same fractions.",
     "Image AUROC": "How well the image scores separate defective from good images, whatever the threshold: 1 if every "
     "defective image has a higher anomaly score than every good image, 0.5 by chance.",
     "Pixel AUROC": "The same for pixels. Nearly all pixels are good, so a value near 1 is easily reached.",
@@ -213,8 +213,10 @@ def _category_section(one: FinishedRun, number: int, is_open: bool) -> str:
         else f" The threshold was set from {counted(len(calibration), 'calibration image')}; it flags "
         f"{n_flagged or 'none'} of them."
     )
+    is_random = getattr(one.run.dataset, "split", None) is not None
+    drawn = " If several photographs show the same part, this random division makes the results too good." * is_random
     content = (
-        paragraph(f"{describe_images(one.run.dataset)}{threshold}")
+        paragraph(f"{describe_images(one.run.dataset)}{threshold}{drawn}")
         + (paragraph(text) if (text := advice(*(result.row[name] for name in _ADVISED))) else "")
         + f'<div class="charts">{"".join(category_charts(result))}</div>'
         + _defect_table(result)
