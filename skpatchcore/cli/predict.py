@@ -14,6 +14,7 @@ from typing import Any
 import joblib
 
 import skpatchcore
+from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.names import shown_name
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.advice import in_options
@@ -37,6 +38,12 @@ def add_parser(commands: Any) -> None:
         "-o", "--output", metavar="OUT", required=True, help="folder for scores.csv and a heat map of each image"
     )
     predict.add_argument("--report", action="store_true", help="also write report.html to look through the images")
+    predict.add_argument(
+        "--embed",
+        metavar="SIZE",
+        default="10MB",
+        help="largest report that holds its pictures; those of a larger one are in the folder report_files",
+    )
     predict.add_argument(
         "--fail-on-anomalies",
         action="store_true",
@@ -91,6 +98,10 @@ def _predict(options: argparse.Namespace) -> int:
     from skpatchcore.reports.inspection import describe_inspection
     from skpatchcore.reports.pipelines import as_image_detector
 
+    try:
+        parse_bytes(options.embed)
+    except ValueError as error:
+        raise CommandError(f"--embed: {error}") from None
     detector = as_image_detector(_load(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
@@ -145,7 +156,9 @@ def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, 
                     bars.append(stack.enter_context(bar))
                 bars[0].update(n_done - bars[0].n)
 
-            write_prediction_report(predictions, detector, folder, model=options.model, on_explained=show)
+            write_prediction_report(
+                predictions, detector, folder, model=options.model, embed=options.embed, on_explained=show
+            )
     except Exception as error:
         if options.debug:
             raise

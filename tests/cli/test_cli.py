@@ -250,6 +250,12 @@ def test_predict_report_contains_every_image(folder, model, capsys):
     assert "<b>" not in report
     assert [card["verdict"] for card in cards] == ["unreadable", "anomalous", "normal", "normal", "normal", "normal"]
     assert "/bad/" in cards[1]["path"]
+    assert not (out / "report_files").exists()
+    assert main(["predict", model, str(folder / "new"), "-o", str(out), "--report", "--embed", "1kB"]) == 1
+    assert all((out / card["image"]).is_file() for card in cards_of(out / "report.html") if "image" in card)
+    capsys.readouterr()
+    assert main(["predict", model, str(folder / "new"), "-o", str(out), "--report", "--embed", "much"]) == 1
+    assert "--embed: 'much' is not an amount of memory" in capsys.readouterr().err
 
 
 def test_predict_writes_its_report_without_matplotlib(folder, model, monkeypatch):
