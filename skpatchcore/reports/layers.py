@@ -22,6 +22,8 @@ _THUMB_SIDE, _IMAGE_SIDE, _MAP_SIDE = 320, 1200, 400
 N_REGIONS = 20
 # Colour levels of a map. The first one is transparent.
 _N_LEVELS = 48
+# Brightness of the margin that is not inspected, in the picture of a card.
+_MARGIN = 0.4
 _CYAN, _DARK = (0, 229, 255), (12, 20, 40)
 
 
@@ -144,7 +146,7 @@ def write_layers(
     outline = None if table is None or mask is None else mask
     return Layers(
         size=size,
-        thumb=written("thumb.jpg", lambda: _thumb(photo, outline)),
+        thumb=written("thumb.jpg", lambda: _thumb(photo, outline, inspected)),
         image=written("image.jpg", lambda: photo.resize(_within(photo.size, _IMAGE_SIDE), Image.Resampling.LANCZOS)),
         heat=written("map.png", lambda: _heat(anomaly_map, threshold)),
         outline=None if outline is None else written("outline.png", lambda: _outline(outline, _CYAN)),
@@ -217,9 +219,17 @@ def _outline(mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
     return picture
 
 
-def _thumb(photo: Image.Image, mask: np.ndarray | None) -> Image.Image:
-    """Return a small picture with the line around a mask."""
+def _thumb(
+    photo: Image.Image, mask: np.ndarray | None, inspected: tuple[float, float, float, float] | None
+) -> Image.Image:
+    """Return a small picture with the line around a mask. The margin that is not inspected is dark."""
     small = photo.resize(_within(photo.size, _THUMB_SIDE, enlarge=True), Image.Resampling.LANCZOS)
+    if inspected is not None:
+        scale = small.height / photo.height
+        top, left, bottom, right = (round(side * scale) for side in inspected)
+        dark = Image.eval(small, lambda value: int(_MARGIN * value))
+        dark.paste(small.crop((left, top, right, bottom)), (left, top))
+        small = dark
     if mask is None:
         return small
     picture = np.array(small.convert("RGB"))

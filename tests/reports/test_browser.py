@@ -125,6 +125,9 @@ def test_cards_say_which_threshold_decided(made, opened):
     assert "Anomalous by its image score; no pixel exceeds the pixel threshold." in card
     card = page.locator("#grid .card", has_text="part 0#").text_content()
     assert "4 of 8 good images score as badly" in card
+    assert "inspected" not in card
+    card = page.locator("#grid .card", has_text="part 12#").text_content()
+    assert "Only 63 % of the image is inspected" in card
 
 
 def test_filters_by_verdict_folder_text_and_range(made, opened):

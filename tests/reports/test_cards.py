@@ -160,6 +160,9 @@ def test_layers_leave_out_the_uninspected_margin(tmp_path):
     heat[8:12, 15:] = 2  # repeated up to the border
     layers = write_layers(np.zeros((20, 40, 1)), heat, 1.0, PictureFolder(tmp_path), inspected=(0, 10, 20, 30))
     assert [(r.left, r.right, r.area) for r in layers.regions] == [(15, 30, 60)]
+    bright = write_layers(np.ones((20, 40, 1)), 0 * heat, 1.0, PictureFolder(tmp_path), inspected=(0, 10, 20, 30))
+    with Image.open(tmp_path / bright.thumb) as picture:
+        assert picture.getpixel((20, 80)) < 120 < 200 < picture.getpixel((160, 80))
 
 
 def test_layers_without_threshold_have_no_outline(tmp_path):
@@ -169,9 +172,9 @@ def test_layers_without_threshold_have_no_outline(tmp_path):
 
 
 def test_a_small_region_of_a_large_image_stays_visible(tmp_path):
-    heat = np.zeros((4000, 4000), np.float32)
-    heat[2000, 2000] = 2
-    layers = write_layers(np.full((4000, 4000, 1), 0.5, np.float32), heat, 1.0, PictureFolder(tmp_path))
+    heat = np.zeros((2400, 2400), np.float32)
+    heat[1200, 1200] = 2
+    layers = write_layers(np.full((2400, 2400, 1), 0.5, np.float32), heat, 1.0, PictureFolder(tmp_path))
     with Image.open(tmp_path / layers.outline) as picture:
         assert (np.asarray(picture) == 1).sum() > 4
 

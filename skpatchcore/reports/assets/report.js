@@ -98,6 +98,13 @@
 
   const tag = card => make("span", { class: "tag" }, verdicts[card.verdict]);
 
+  /** Return a sentence if a crop leaves out a part of the image. */
+  function coverage(card) {
+    if (!card.inspected) return "";
+    const [top, left, bottom, right] = card.inspected;
+    return `Only ${Math.round(100 * (bottom - top) * (right - left) / (card.size[0] * card.size[1]))} % of the image is inspected`;
+  }
+
   function scoreText(card) {
     const threshold = groups[card.group].threshold;
     return card.score == null ? "" : `Score ${number(card.score)}${threshold == null ? "" : `, threshold ${number(threshold)}`}`;
@@ -114,8 +121,7 @@
         photo,
         make("span", { class: "text" },
           several ? fact(groups[card.group].name) : null,
-          fact(card.rarity), fact(scoreText(card)), fact(card.extent),
-          card.note ? make("span", { class: "fact note" }, card.note) : null,
+          fact(card.rarity), fact(scoreText(card)), fact(card.extent), fact(coverage(card)), fact(card.note),
           card.disagrees ? make("span", { class: "why" }, card.decision) : null,
           card.problem && card.thumb ? make("span", { class: "why" }, card.problem) : null,
           card.verdict === "unreadable" ? make("span", { class: "why" }, card.problem || "") : null)));
