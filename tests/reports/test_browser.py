@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,19 +235,41 @@ def test_table_shows_all_numbers_and_opens_the_viewer(made, opened):
     assert page.locator("#viewer-title").text_content().startswith("2 of 14")
 
 
+def printed(page, start):
+    """Return the sheets of a printed page. `start` starts the page's own print function."""
+    page.evaluate("window.wasPrinted = false; window.print = () => { window.wasPrinted = true; }")
+    start()
+    wait_until(page, "window.wasPrinted")
+    return pytest.importorskip("pypdf").PdfReader(io.BytesIO(page.pdf(prefer_css_page_size=True))).pages
+
+
 @pytest.mark.parametrize("mode", ["Grid", "Table"])
 def test_print_puts_six_parts_on_a_page(made, opened, mode):
-    pypdf = pytest.importorskip("pypdf")
     page = opened(made["beside"])
     page.get_by_role("button", name=mode).click()
-    printed = pypdf.PdfReader(io.BytesIO(page.pdf(prefer_css_page_size=True)))
-    counts = [text.count("part ") for text in (sheet.extract_text() for sheet in printed.pages)]
-    assert counts == [5, 6, 2]  # the first sheet also has the image that could not be read
-    assert printed.pages[0].mediabox.height == pytest.approx(842, abs=1)
-    assert [len(sheet.images) for sheet in printed.pages] == [5, 6, 2]
+    sheets = printed(page, page.get_by_role("button", name="Print").click)
+    # the first sheet also has the image that could not be read
+    assert [sheet.extract_text().count("part ") for sheet in sheets] == [5, 6, 2]
+    assert [len(sheet.images) for sheet in sheets] == [5, 6, 2]
+    assert sheets[0].mediabox.height == pytest.approx(842, abs=1)
     page.get_by_label("Search names").fill("part 1")
-    printed = pypdf.PdfReader(io.BytesIO(page.pdf(prefer_css_page_size=True)))
-    assert [sheet.extract_text().count("part ") for sheet in printed.pages] == [4]
+    sheets = printed(page, lambda: page.keyboard.press("Control+p"))
+    assert [sheet.extract_text().count("part ") for sheet in sheets] == [4]
+
+
+def test_print_waits_for_pictures_far_below_the_window(tmp_path, opened):
+    pictures = PictureFolder(tmp_path)
+    cards = [replace(card_of(12, tmp_path / "new", pictures), score=20.0 + i) for i in range(100)]
+    page = opened(write_card_page(cards, tmp_path / "report.html", title="Many", embed=None))
+    sheets = printed(page, page.get_by_role("button", name="Print").click)
+    assert [len(sheet.images) for sheet in sheets] == [6] * 16 + [4]
+
+
+def test_all_filtered_cards_are_in_the_page_after_a_while(tmp_path, opened):
+    """The browser's own print command prints the cards that the page holds."""
+    cards = [Card(f"/new/{i}.png", "anomalous", 20.0 + i, GROUP) for i in range(700)]
+    page = opened(write_card_page(cards, tmp_path / "report.html", title="Many"))
+    wait_until(page, "document.querySelectorAll('#grid .card').length === 700")
 
 
 def test_phone_shows_the_verdict_at_once_without_overflow(made, opened):
@@ -311,12 +334,14 @@ def test_page_of_several_groups_compares_multiples_of_the_thresholds(tmp_path, o
     assert "multiples" in page.locator("#histogram figcaption").text_content()
 
 
-def test_thousands_of_cards_are_added_as_the_reader_scrolls(tmp_path, opened):
+def test_thousands_of_cards_are_added_step_by_step(tmp_path, opened):
     cards = [Card(f"/new/{i}.png", "anomalous" if i > 900 else "normal", float(i), GROUP) for i in range(1500)]
     page = opened(write_card_page(cards, tmp_path / "report.html", title="Many"))
-    first = page.locator("#grid .card").count()
-    assert 0 < first < 200
+    page.get_by_role("button", name="Table").click()
+    first = page.locator("#table tbody tr").count()
+    assert 0 < first < 400
     page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
-    wait_until(page, f"document.querySelectorAll('#grid .card').length > {first}")
+    wait_until(page, f"document.querySelectorAll('#table tbody tr').length > {first}")
+    page.get_by_role("button", name="Grid").click()
     page.get_by_label("Search names").fill("1499.png")
     assert names(page) == ["1499.png"]

@@ -4,7 +4,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const { cards, groups, verdicts } = data;
-  const SVG = "http://www.w3.org/2000/svg", STEP = { grid: 48, table: 120 }, N_BARS = 28;
+  const SVG = "http://www.w3.org/2000/svg", STEP = { grid: 240, table: 120 }, N_BARS = 28;
   const $ = (selector, parent = document) => parent.querySelector(selector);
   const $$ = (selector, parent = document) => [...parent.querySelectorAll(selector)];
 
@@ -91,6 +91,7 @@
     rows.replaceChildren();
     nRendered = 0;
     render();
+    renderWhenIdle();
     markBars(low, high);
   }
 
@@ -144,6 +145,15 @@
     const [parent, draw] = mode === "grid" ? [grid, cardOf] : [rows, rowOf];
     parent.append(...shown.slice(nRendered, nRendered + n).map(draw));
     nRendered = Math.min(shown.length, nRendered + n);
+  }
+
+  /** Append the remaining cards while nothing else happens: the browser's own print command prints what it finds. */
+  let waiting = 0;
+  const whenIdle = window.requestIdleCallback || (work => setTimeout(work, 200)), dropIdle = window.cancelIdleCallback || clearTimeout;
+  function renderWhenIdle() {
+    dropIdle(waiting);
+    if (mode !== "grid" || nRendered >= shown.length) return;
+    waiting = whenIdle(() => { render(); renderWhenIdle(); });
   }
 
   // Append more while the end of the list is near the window.
@@ -415,18 +425,27 @@
 
   // ---- Print -----------------------------------------------------------------------------------------------------
 
-  /** Put all filtered cards in the grid, with their pictures, in the order of the screen. */
+  /** Put all filtered cards in the grid. */
   function renderAll() {
     if (mode === "grid") render(shown.length);
-    else grid.replaceChildren(...shown.map(cardOf));
-    for (const picture of $$("img", grid)) { picture.loading = "eager"; picture.decoding = "sync"; }
+    else if (!grid.childElementCount) grid.append(...shown.map(cardOf));
+  }
+  /** Print when all pictures are there. Browsers load pictures below the window by themselves only in part. */
+  async function print() {
+    renderAll();
+    const pictures = $$("img", grid);
+    for (const picture of pictures) { picture.loading = "eager"; picture.decoding = "sync"; }
+    await Promise.allSettled(pictures.map(picture => picture.decode()));
+    window.print();
   }
   window.addEventListener("beforeprint", renderAll);
   window.addEventListener("afterprint", () => { if (mode === "table") grid.replaceChildren(); });
-  $("#print").addEventListener("click", async () => {
-    renderAll();
-    await Promise.allSettled($$("img", grid).map(picture => picture.decode()));
-    window.print();
+  $("#print").addEventListener("click", print);
+  document.addEventListener("keydown", event => {
+    if ((event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey && event.key.toLowerCase() === "p" && !viewer.open) {
+      event.preventDefault();
+      print();
+    }
   });
 
   // ---- Start -----------------------------------------------------------------------------------------------------
