@@ -12,6 +12,12 @@ from skpatchcore._utils.warning import warn_user
 
 _CONVENTION = "the convention is +1 for good and -1 for anomalous images, and 0, NaN or None for unlabelled images"
 
+# Words for good and for anomalous images in other conventions, in lower case.
+_GOOD = frozenset({"good", "ok", "normal", "nominal", "pass", "inlier"})
+_BAD = frozenset({"bad", "ng", "nok", "ko", "defect", "defective", "anomaly", "anomalous", "abnormal", "fail", "-1"})
+# With more different labels than these, they are probably scores, and there is no advice.
+_N_VALUES = 20
+
 
 class LabelError(ValueError):
     """Raised if labels do not follow the convention of scikit-learn's outlier detectors (+1 good, -1 anomalous)."""
@@ -53,18 +59,59 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
     for index, value in known.items():
         is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
         if not is_number or value not in (-1, 0, 1):
-            hint = (
-                f" If {value!r} is good, pass np.where(y == {value!r}, 1, -1)." if isinstance(value, bool | str) else ""
-            )
-            raise LabelError(f"y[{index}] is {value!r}: {_CONVENTION}.{hint}")
+            raise LabelError(f"y[{index}] is {value!r}: {_CONVENTION}.{_advice(known, value, is_missing.any())}")
     labels = np.zeros(n_images, np.int64)
     labels[~is_missing] = known.to_numpy(np.int64)
     if set(known) == {0, 1}:
-        raise LabelError(
-            f"y holds 0 and 1, and no -1: {_CONVENTION}. If 1 stands for anomalous, pass np.where(y == 1, -1, 1). If 0 "
-            "stands for anomalous, pass np.where(y == 0, -1, 1)."
-        )
+        raise LabelError(f"y holds 0 and 1, and no -1: {_CONVENTION}.{_advice(known, 0, is_missing.any())}")
     return labels
+
+
+def _advice(known: pd.Series, odd: Any, has_missing: Any) -> str:
+    """Return code of one line that maps labels of another convention to +1 and -1.
+
+    Parameters
+    ----------
+    known : Series
+        The labels that are not missing.
+    odd : object
+        A label that does not follow the convention.
+    has_missing : bool
+        Whether there are missing labels. The code then maps them to None.
+
+    Returns
+    -------
+    str
+        Sentences with a space in front, or an empty text. If one of two labels may stand for good images, the code is
+        given for both.
+    """
+    values: list[Any] = []
+    for value in known:
+        plain = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(plain, int | str | float):  # bool is an int
+            return ""
+        if plain not in values:
+            values.append(plain)
+        if len(values) > _N_VALUES:
+            return ""
+    if -1 in values:  # the convention is known, and one label is wrong
+        return f" Replace {odd!r} with one of these labels."
+    if any(isinstance(value, bool) for value in values):
+        values = [True, False]
+    good = [value for value in values if isinstance(value, str) and value.casefold() in _GOOD]
+    bad = [value for value in values if isinstance(value, str) and value.casefold() in _BAD]
+    if len(good) != 1 and len(values) == 2 and len(bad) == 1:
+        good = [value for value in values if value not in bad]
+    if len(good) != 1:
+        good = sorted(values, key=repr) if len(values) == 2 else values[:1]
+    return "".join(f" If {value!r} stands for good images, pass {_mapping(value, has_missing)}." for value in good)
+
+
+def _mapping(good: Any, has_missing: Any) -> str:
+    """Return the code that maps one label to +1 and all others to -1, also if `y` is a list."""
+    if has_missing:
+        return f"[None if pd.isna(label) else 1 if label == {good!r} else -1 for label in y]"
+    return f"np.where(np.asarray(y) == {good!r}, 1, -1)"
 
 
 def is_nominal(y: Any, n_images: int, *, is_table: bool = False, warn: bool = True) -> np.ndarray:

@@ -186,7 +186,9 @@ def _inspect(
             anomaly_map = np.asarray(result.anomaly_map)
             i = result.index
             truth = task.test_masks[i] if task.test_masks[i].any() else None
-            layers = write_layers(task.test_images[i] / 255.0, anomaly_map, detector.pixel_offset_, pictures, truth)
+            layers = write_layers(
+                task.test_images[i] / 255.0, anomaly_map, detector.pixel_offset_, pictures, truth=truth
+            )
             predictions.append(prediction_of(result, test[i])._replace(layers=layers))
             maps.append(anomaly_map)
             bar.update(1)

@@ -142,7 +142,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, folder: Path) -> str | None:
-    """Write the report, and return why it could not be written; the scores are on disk by now."""
+    """Write the report. Return the reason if it could not be written, because the scores are complete then."""
     from skpatchcore._utils.progress import progress_bar
     from skpatchcore.reports import write_prediction_report
 

@@ -82,7 +82,7 @@ def fetch_mvtec_ad(
         If `accept_license` is False, even if the data set is already in the folder. The error names the address of the
         licence. The error is also raised if the checksum of the downloaded archive is wrong.
     ImportError
-        If pooch is not installed. Install it with ``pip install pooch``.
+        If the package pooch is not installed. Install pooch with ``pip install pooch``.
 
     References
     ----------
@@ -123,7 +123,7 @@ def fetch_btad(
     ValueError
         If `accept_license` is False, or if the checksum of the downloaded archive is wrong.
     ImportError
-        If the package pooch is not installed. Install pooch with ``pip install "skpatchcore[fetch]"``.
+        If the package pooch is not installed. Install pooch with ``pip install pooch``.
 
     References
     ----------
@@ -159,7 +159,7 @@ def fetch_visa(
     ValueError
         If `accept_license` is False, or if the checksum of the downloaded archive is wrong.
     ImportError
-        If the package pooch is not installed. Install pooch with ``pip install "skpatchcore[fetch]"``.
+        If the package pooch is not installed. Install pooch with ``pip install pooch``.
 
     References
     ----------

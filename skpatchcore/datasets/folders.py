@@ -39,8 +39,9 @@ class ImageFolder:
         Path of the mask of each test image. A mask is an image that marks the defective pixels. None for good images,
         and for all images of a data set without masks.
     train_groups : array of shape (n_train,) or None
-        Which part each training image shows, where several show the same; a folder does not tell. For
-        `PatchCoreDetector.fit`.
+        Name or number of the part that each training image shows. Images with the same value show the same part. Pass
+        this array as `groups` to ``fit``, e.g. of :class:`~skpatchcore.PatchCoreDetector`. None if the parts are
+        unknown. :func:`~skpatchcore.load_image_folder` always sets None.
     split : dict or None
         How :func:`~skpatchcore.datasets.load_two_folders` divided the good images: its `test_size` and `random_state`.
         None if the data set is divided by its folders.

@@ -141,11 +141,27 @@ class PaDiMDetector(PatchDetector):
     extractor_ : estimator
         The fitted extractor. None with precomputed features.
     model_ : Gaussians
-        Means, covariances' factors and channels.
-    calibration_scores_, calibration_peaks_, calibration_image_indices_, offset_, pixel_offset_, appearance_range_
-        As of :class:`~skpatchcore.PatchCoreDetector`.
+        The Gaussian of each position of the patch grid (mean, and inverse of the Cholesky factor of the covariance
+        matrix), and the indices of the kept channels.
+    calibration_scores_ : array of shape (n_calibration,), float64
+        Scores of the calibration images, bigger = more normal. NaN for an image that leave-one-out cannot score,
+        because there is no other training image.
+    calibration_peaks_ : array of shape (n_calibration,), float64
+        Maximum of the anomaly map of each calibration image, bigger = more anomalous.
+    calibration_image_indices_ : array of shape (n_calibration,), int64
+        Index in `X` of each calibration image.
+    appearance_range_ : array of shape (2, 5) or None
+        Lowest and highest brightness, colour and contrast values of the training images, as in
+        :class:`~skpatchcore.PatchCoreDetector`. Scoring methods warn if all new images lie far outside this range.
+    offset_ : float
+        Image threshold: ``predict`` returns -1 if the image score is below `offset_`. NaN if there is no calibration
+        score.
+    pixel_offset_ : float
+        Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous. NaN if there is no
+        calibration score.
     training_paths_ : list of str or None
-        As of :class:`~skpatchcore.PatchCoreDetector`.
+        Absolute paths of the training images, as in :class:`~skpatchcore.PatchCoreDetector`. None if the images are not
+        paths.
     n_features_in_, feature_names_in_
         Number and names of the columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
 

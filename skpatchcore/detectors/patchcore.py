@@ -111,9 +111,10 @@ class PatchCoreDetector(PatchDetector):
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     appearance_range_ : array of shape (2, 5) or None
-        Lowest and highest values over the training images, as the network sees them: median of red, green and blue,
-        contrast (interquartile range of grey) and brightest value, in [0, 1]. `predict` and its companions warn if all
-        of four or more new images lie far outside. None if the extractor does not report what it sees.
+        Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
+        green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
+        scoring methods warn if at least four images are given and all of them lie far outside this range. None if the
+        extractor does not report views.
     training_paths_ : list of str or None
         Absolute paths of the images in the `X` of `fit`, in the same order, including images that `y` leaves out.
         ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if `X` did not consist of paths.

@@ -165,6 +165,7 @@ def _page(
     more = [("Images in", root), ("Made by", f"skpatchcore {__version__}")]
     data = {
         "noun": noun,
+        "order": frame.order,
         "verdicts": {verdict: text for verdict, text in VERDICTS.items() if any(c.verdict == verdict for c in cards)},
         "groups": [_group_data(group) for group in groups],
         "cards": [

@@ -1,4 +1,4 @@
-"""write_evaluation_report: tables, curves, score histograms and the worst mistakes of an evaluation as one page."""
+"""write_evaluation_report: the results of an evaluation as one page of tables, charts and the worst mistakes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.study_charts import ablation_charts, low_shot_charts
 from skpatchcore.reports.worst import FALSE_ALARM, MISSED, worst_cards, write_worst
 
-# Colours of Okabe and Ito's palette, which colour-blind people can distinguish.
-_BLUE, _GREY = "#0072B2", "#777777"
-_LINES = (_BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-# Columns of the table on the screen and at the top of the report. The files have all columns.
+__all__ = ["SHOWN", "write_evaluation_report", "write_worst"]
+
+# Columns of the table of the command line and of the table of all metrics. The files contain all columns.
 SHOWN = (
     "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
     "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
@@ -334,7 +333,7 @@ def _provenance(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _common(names: set[str], made: list[dict[str, Any]]) -> dict[str, str]:
-    """Return the provenance that all results share; a note for entries that differ."""
+    """Return values that all results have in common, or a note that they differ."""
     texts = {name: [_flat(provenance[name]) for provenance in made] for name in sorted(names)}
     dates = texts["date"]
     texts["date"] = [min(dates) if min(dates) == max(dates) else f"{min(dates)} to {max(dates)}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -52,6 +54,65 @@ def test_image_labels_refuses_several_columns():
 def test_image_labels_refuses_an_invalid_label_and_names_its_index(bad):
     with pytest.raises(ValueError, match=r"y\[2\] is .*convention is \+1 for good and -1 for anomalous"):
         image_labels([1, -1, bad, 1], 4)
+
+
+CONVENTIONS = {
+    "good and bad": ["good", "bad", "good", "bad"],
+    "OK and NG": ["NG", "OK", "OK", "NG"],
+    "kinds of defects": ["scratch", "good", "dent", "good"],
+    "normal and anomaly": ["anomaly", "normal", "normal", "normal"],
+    "texts of numbers": ["1", "-1", "1", "1"],
+    "unknown words": ["a", "b", "a", "a"],
+    "bool": [True, False, True, True],
+    "all True": [True] * 4,
+    "0 and 1": [0, 1, 1, 0],
+    "1 and 2": [1, 2, 2, 1],
+    "one other number": [2, 2, 2, 2],
+}
+FORMS = {
+    "list": list,
+    "tuple": tuple,
+    "array": np.array,
+    "object array": lambda y: np.array(y, object),
+    "Series": pd.Series,
+    "category": lambda y: pd.Series(y, dtype="category"),
+    "column": lambda y: np.array(y, object)[:, None],
+}
+
+
+@pytest.mark.parametrize("has_missing", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("convention", CONVENTIONS)
+def test_code_in_the_error_of_image_labels_maps_the_labels(convention, form, has_missing):
+    given = [*CONVENTIONS[convention], *([None] if has_missing else [])]
+    y = FORMS[form](given)
+    if form in ("list", "tuple") and not has_missing:
+        y = type(y)(np.array(given).tolist())
+    with pytest.raises(ValueError, match="the convention is") as caught:
+        image_labels(y, len(given))
+    advice = re.findall(r"If (\S+) stands for good images, pass (.+?)\.(?= If|$)", str(caught.value))
+    assert 1 <= len(advice) <= 2
+    for good, code in advice:
+        expected = [0 if label is None else 1 if label == eval(good) else -1 for label in given]
+        mapped = eval(code, {"np": np, "pd": pd, "y": y})
+        assert image_labels(mapped, len(given)).tolist() == expected
+    known = {good for good, _ in advice}
+    unambiguous = {
+        "good and bad": "'good'",
+        "OK and NG": "'OK'",
+        "kinds of defects": "'good'",
+        "texts of numbers": "'1'",
+    }
+    assert known == {unambiguous[convention]} if convention in unambiguous else len(known) >= 1
+    if convention in ("bool", "0 and 1", "1 and 2", "unknown words"):
+        assert len(known) == 2
+
+
+def test_error_of_image_labels_gives_no_code_for_one_wrong_label_or_for_scores():
+    with pytest.raises(ValueError, match=r"Replace 2 with one of these labels\.$"):
+        image_labels([1, -1, 2, 1], 4)
+    with pytest.raises(ValueError, match=r"unlabelled images\.$"):
+        image_labels(np.linspace(0.1, 0.9, 50), 50)
 
 
 def test_is_nominal_warns_of_unknown_labels_at_the_line_of_the_caller():

@@ -156,7 +156,7 @@ def fit_uncalibrated(folder, parts):
         (["predict", "gone.joblib", "good", "-o", "out"], "no model file"),
         (["predict", "model.skops", "good", "god", "-o", "out"], "no file or folder 'god'"),
         (["predict", "text.joblib", "good", "-o", "out"], "cannot be read as a model file"),
-        (["predict", "text.skops", "good", "-o", "out"], "no model file of skpatchcore"),
+        (["predict", "text.skops", "good", "-o", "out"], "not a model file of skpatchcore"),
         (["predict", "list.joblib", "good", "-o", "out"], "contains no detector of this package, but a list"),
         (["predict", "model.skops", "empty", "-o", "out"], "holds no image"),
     ],

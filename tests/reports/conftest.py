@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def browser():
     """Return a headless Chromium, one per module; skip where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'skpatchcore[test]'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no chromium on this machine to open reports in")

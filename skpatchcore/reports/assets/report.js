@@ -122,7 +122,8 @@
         photo,
         make("span", { class: "text" },
           several ? fact(groups[card.group].name) : null,
-          fact(card.rarity), fact(scoreText(card)), fact(card.extent), fact(coverage(card)), fact(card.note),
+          fact(card.rarity), fact(scoreText(card)), fact(card.extent), fact(coverage(card)),
+          card.note ? make("span", { class: "fact note" }, card.note) : null,
           card.disagrees ? make("span", { class: "why" }, card.decision) : null,
           card.problem && card.thumb ? make("span", { class: "why" }, card.problem) : null,
           card.verdict === "unreadable" ? make("span", { class: "why" }, card.problem || "") : null)));
