@@ -300,6 +300,6 @@ def _conclusions(surfaces: list[_Surface]) -> str:
     lines = ["What this means:"]
     for one in surfaces:
         text = advice(one.image_auroc, one.defects_found / one.n_defective, one.good_flagged / one.n_good)
-        text = in_options(text, "fit") or "An easy surface: new good pieces look like the images of the fit."
+        text = in_options(text, "predict") or "An easy surface: new good pieces look like the images of the fit."
         lines.append(textwrap.fill(f"{one.name}: {text}", 100, initial_indent="- ", subsequent_indent="  "))
     return "\n".join(lines)
