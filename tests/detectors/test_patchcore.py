@@ -329,8 +329,10 @@ def test_refit_can_switch_between_table_and_grids(parts):
     model.fit(table).score_samples(table)
 
 
-@pytest.mark.parametrize("X", [None, 5, "part.png", Image.new("L", (64, 64)), {"a.png": 1}], ids=str)
-def test_methods_refuse_input_that_is_no_sequence_of_images(fitted, X):
+@pytest.mark.parametrize(
+    "X", [None, 5, "part.png", Image.new("L", (64, 64)), {"a.png": 1}], ids=["None", "int", "str", "PIL image", "dict"]
+)
+def test_methods_refuse_input_that_is_not_a_sequence_of_images(fitted, X):
     for method in (detector().fit, fitted.score_samples, fitted.segment):
         with pytest.raises(ValueError, match="X is"):
             method(X)
