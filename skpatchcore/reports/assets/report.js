@@ -431,11 +431,20 @@
     if (mode === "grid") render(shown.length);
     else if (!grid.childElementCount) grid.append(...shown.map(cardOf));
   }
+  /** Wait until a picture is loaded, or cannot be loaded. `decode` alone may end before that on a busy machine. */
+  function loaded(picture) {
+    return new Promise(done => {
+      picture.addEventListener("load", done, { once: true });
+      picture.addEventListener("error", done, { once: true });
+      if (picture.complete) done();
+    });
+  }
   /** Print when all pictures are there. Browsers load pictures below the window by themselves only in part. */
   async function print() {
     renderAll();
     const pictures = $$("img", grid);
     for (const picture of pictures) { picture.loading = "eager"; picture.decoding = "sync"; }
+    await Promise.all(pictures.map(loaded));
     await Promise.allSettled(pictures.map(picture => picture.decode()));
     window.print();
   }
