@@ -53,8 +53,10 @@ class CategoryResult:
         Points of curves for plots: the false-positive rate and the recall of images in `roc`, the false-positive rate
         of pixels and the overlap of regions in `pro`. `pro` is empty without masks.
     aupimo : array of shape (n_test,)
-        Fraction of the defect that is found in each image, as of :func:`~skpatchcore.metrics.aupimo_scores`. NaN for
-        good images and for images without a mask; empty if there are no masks.
+        AUPIMO of each test image, bigger = better: the fraction of the image's defective pixels with map
+        values of at least a threshold, averaged over thresholds that nearly no pixel of good images reaches. The
+        thresholds are those of :func:`~skpatchcore.metrics.aupimo_scores`. `pixel_offset` is not used. NaN for good images and for defective images
+        without a mask. The array is empty if there are no masks.
     """
 
     category: str

