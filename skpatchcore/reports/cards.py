@@ -22,22 +22,29 @@ VERDICTS = {
 
 @dataclass(frozen=True, eq=False)
 class CardGroup:
-    """Images that one detector scored: the thresholds and the calibration that their cards refer to.
+    """Thresholds, calibration scores and settings of one detector, which all cards of its images share.
+
+    A card is the part of a report page that shows one image (:class:`Card`). The attribute ``group`` of a card is the
+    CardGroup of the detector that scored the image. A page with images of several detectors has several groups.
 
     Attributes
     ----------
     name : str
-        Name of the group, e.g. of a surface. It is shown if a page has several groups.
+        Name of the group, e.g. the name of a surface. The page shows the names if it has several groups.
     threshold : float
-        Image threshold, bigger = more anomalous: minus ``offset_``. NaN without calibration.
+        Image threshold for anomaly scores, bigger = more anomalous: minus ``offset_`` of the detector. NaN if the
+        detector has no threshold.
     pixel_threshold : float
-        Pixel threshold, bigger = more anomalous. NaN without calibration.
+        Pixel threshold, bigger = more anomalous: ``pixel_offset_`` of the detector. NaN if the detector has no
+        threshold.
     calibration_scores : array of shape (n_calibration,)
-        Anomaly scores of the calibration images, bigger = more anomalous. NaN is left out.
+        Anomaly scores of the calibration images, bigger = more anomalous, in ascending order. Scores that are
+        NaN are left out.
     promise : str
-        Sentence about false positives.
+        Text about the false positives of the detector: a bound on their rate, if there is one, and the number of
+        calibration images that would be flagged.
     settings : dict of str to str
-        Settings of the detector.
+        Names and values of the detector's settings, as shown on the page.
     """
 
     name: str = ""

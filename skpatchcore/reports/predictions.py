@@ -34,17 +34,20 @@ _COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
 
 
 class Prediction(NamedTuple):
-    """One row of the table.
+    """Score, label and pictures of one image, as returned by `write_predictions` and `read_predictions`.
+
+    All values except `image_size` and `layers` are also in the table ``scores.csv``, which has one row per image.
 
     Attributes
     ----------
     path : str
         File of the image.
     score, decision, p_value : float
-        Values of the detector's methods, with scikit-learn's sign: bigger = more normal. NaN if the image could not be
-        scored. Without a threshold, `decision` and `p_value` are NaN.
+        Results of the detector's methods `score_samples`, `decision_function` and `p_values`, bigger = more normal. NaN
+        if the image could not be scored. If the detector has no threshold, `decision` and `p_value` are NaN.
     label : int or None
-        +1 normal, -1 anomalous; None without a threshold.
+        +1 if the image is normal, -1 if the image is anomalous or could not be scored. None if the image was scored by
+        a detector without a threshold.
     picture : str or None
         File name of the heat map; None if the image could not be scored or the heat map could not be written.
     problem : str
@@ -52,8 +55,8 @@ class Prediction(NamedTuple):
     image_size : (int, int) or None
         Height and width of the anomaly map in pixels; None if they are unknown.
     layers : Layers or None
-        Pictures for the report page, and regions of the anomaly map; None if they were not written. The table does
-        not hold them.
+        Pictures for the report page, and regions of the anomaly map. None if the pictures were not written, or if the
+        prediction was read from ``scores.csv``.
     """
 
     path: str

@@ -31,7 +31,10 @@ _CROPS = ("patch", "nominal")
 
 
 def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path, n: int = 6) -> list[dict[str, Any]]:
-    """Write pictures of the good images with the worst scores and of the defective images with the best scores.
+    """Write pictures of the most anomalous good images and of the most normal defective images of a category.
+
+    These test images are the worst mistakes of the detector. If the detector makes fewer than `n` mistakes of a kind,
+    the images with the scores nearest to a mistake follow.
 
     Parameters
     ----------
@@ -42,21 +45,30 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
     dataset : ImageFolder or TextureTask
         The images of the category.
     folder : path
-        Folder of the pictures. They are written to its folder ``report_files``. Pictures of an earlier call are
-        removed.
+        Folder in which the folder ``report_files`` is created. The pictures are written to ``report_files``. Pictures
+        of an earlier call are removed.
     n : int, default=6
-        Number of images of each kind.
+        Maximum number of good images, and maximum number of defective images.
 
     Returns
     -------
     list of dict
-        One dict per image, misses first: ``kind`` ("miss" or "false positive"), ``is_mistake`` (False if the image is
-        on the right side of the threshold), ``caption``, ``index`` in the test images, and the pictures.
+        One dict per image, first the defective images, then the good images. The keys are:
+
+        - ``kind``: ``"miss"`` for every defective image, and ``"false positive"`` for every good image.
+        - ``is_mistake``: whether the detector classifies the image wrongly. If False, the image is only near to a
+          mistake, or the detector has no threshold.
+        - ``caption``: a text about the image.
+        - ``index``: the index of the image in the test images.
+        - ``inspected``: the box of the inspected area, or None.
+        - ``layers``: the pictures and the regions, as a dict with the attributes of ``Layers``.
+        - ``nearest``: the most anomalous patch and the nearest good patch, or None.
 
     Warns
     -----
     UserWarning
-        If a picture cannot be drawn or written. Its image is left out.
+        If a picture of an image cannot be drawn or written. If the image cannot be read or scored, the image is left
+        out of the list.
     """
     remove_pictures(folder)
     pictures, found = PictureFolder(folder), []
