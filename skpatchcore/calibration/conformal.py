@@ -83,8 +83,8 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
 def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
     """Return the p-value of each new image, by comparing its score with scores of good images; **small = anomalous**.
 
-    The p-value of an image is, approximately, the fraction of good images with a score that is at most as high. To flag
-    at most about 5 % of the good images, flag the images with a p-value of at most 0.05.
+    The p-value of an image with the score ``s`` is, approximately, the fraction of good images with a score of at most
+    ``s``. To flag at most about 5 % of the good images, flag the images with a p-value of at most 0.05.
 
     Parameters
     ----------
@@ -98,8 +98,8 @@ def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
     Returns
     -------
     array of shape (n_images,), float64
-        ``(1 + number of calibration scores that are at most the score) / (n_calibration + 1)`` per new image. The
-        smallest possible p-value is ``1 / (n_calibration + 1)``, and the largest is 1.
+        ``(1 + number of calibration scores that are at most s) / (n_calibration + 1)`` per new image, where ``s`` is
+        the score of the new image. The smallest possible p-value is ``1 / (n_calibration + 1)``, and the largest is 1.
 
     Raises
     ------
@@ -108,8 +108,8 @@ def conformal_p_values(calibration_scores: Any, scores: Any) -> np.ndarray:
 
     Notes
     -----
-    For each limit between 0 and 1, e.g. 0.05, the following holds: a new good image has a p-value of at most this limit
-    with a probability of at most this limit. This guarantee requires that the new good image and the calibration images
+    The p-value of a new good image is 0.05 or smaller with a probability of at most 5 %. The same holds for every other
+    number between 0 and 1 in place of 0.05. This guarantee requires that the new good image and the calibration images
     are exchangeable, i.e., that all orders of these images are equally probable. Good images of the same product,
     camera, light and material are approximately exchangeable. P-values with such a guarantee are called conformal.
 
