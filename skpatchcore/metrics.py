@@ -264,8 +264,10 @@ def f1_max_score(y: Any, scores: Any) -> F1Max:
     Returns
     -------
     F1Max
-        The F1 score (bigger = better), the threshold, and the number of misclassified images, which the paper reports.
-        An image is classified as anomalous if its score is at most the threshold.
+        The maximum F1 score (bigger = better), the threshold at which the F1 score is maximal, and the number of images
+        that are misclassified at this threshold. The PatchCore paper reports this number of misclassified images. Here,
+        an image is classified as anomalous if its score is *at most* the threshold. In contrast, `predict` of a
+        detector returns -1 only for scores *below* ``offset_``.
 
     Raises
     ------
@@ -274,7 +276,8 @@ def f1_max_score(y: Any, scores: Any) -> F1Max:
 
     Notes
     -----
-    The labels select the threshold: the score measures how separable the images are, not how well a threshold was set.
+    The threshold is selected with the labels of the same images. Therefore the maximum F1 score measures how well the
+    image scores can separate good from anomalous images. It does not measure the threshold of a detector, ``offset_``.
 
     Examples
     --------
