@@ -29,8 +29,8 @@ def image_labels(y: Any, n_images: int) -> np.ndarray:
     Parameters
     ----------
     y : array of shape (n_images,) or None
-        Labels: +1 for good and -1 for anomalous images. 0, NaN, None and NA mean that the label is unknown. If `y` is
-        None, all images are good.
+        Labels: +1 for good and -1 for anomalous images. An item that is 0, NaN, None or NA means that the label of this
+        image is unknown. If `y` itself is None, all images are good, and the result is +1 for each image.
     n_images : int
         Expected number of labels.
 
