@@ -192,8 +192,9 @@ class AnomalyMapDisplay:
             Number of pairs (image and overlay) per row. None uses one pair per row for up to 2 images, two pairs for up
             to 6 images, and otherwise three pairs.
         regions : bool, default=True
-            If True, a line is drawn around each region above the threshold. In each image, the three regions with the
-            highest map values get a tag: the highest map value of the region as a multiple of the threshold.
+            If True, a line is drawn around each region above the threshold, and the three regions of an image with the
+            highest map values get a tag: the highest map value of the region as a multiple of the threshold. If False,
+            or if the threshold is NaN, neither lines nor tags are drawn.
         figure : matplotlib Figure or None, default=None
             Figure to plot on. None creates a new figure.
 
