@@ -55,8 +55,8 @@ class CategoryResult:
     aupimo : array of shape (n_test,)
         AUPIMO of each test image, bigger = better: the fraction of the image's defective pixels with map
         values of at least a threshold, averaged over thresholds that nearly no pixel of good images reaches. The
-        thresholds are those of :func:`~skpatchcore.metrics.aupimo_scores`. `pixel_offset` is not used. NaN for good images and for defective images
-        without a mask. The array is empty if there are no masks.
+        thresholds are those of :func:`~skpatchcore.metrics.aupimo_scores`. `pixel_offset` is not used. NaN for good
+        images and for defective images without a mask. The array is empty if there are no masks.
     """
 
     category: str
