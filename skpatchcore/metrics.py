@@ -203,8 +203,7 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
     Returns
     -------
     F1Max
-        The F1 score (bigger = better), the threshold in units of the maps (inclusive), and the number of misclassified
-        pixels.
+        F1 score (bigger = better), threshold in units of the maps (inclusive), and number of misclassified pixels.
 
     Raises
     ------
@@ -264,10 +263,9 @@ def f1_max_score(y: Any, scores: Any) -> F1Max:
     Returns
     -------
     F1Max
-        The maximum F1 score (bigger = better), the threshold at which the F1 score is maximal, and the number of images
-        that are misclassified at this threshold. The PatchCore paper reports this number of misclassified images. Here,
-        an image is classified as anomalous if its score is *at most* the threshold. In contrast, `predict` of a
-        detector returns -1 only for scores *below* ``offset_``.
+        The maximum F1 score (bigger = better), its threshold, and the number of images that are misclassified at this
+        threshold, which the PatchCore paper reports. Here, an image is classified as anomalous if its score is *at
+        most* the threshold. In contrast, `predict` of a detector returns -1 only for scores *below* ``offset_``.
 
     Raises
     ------
@@ -276,8 +274,7 @@ def f1_max_score(y: Any, scores: Any) -> F1Max:
 
     Notes
     -----
-    The threshold is selected with the labels of the same images. Therefore the maximum F1 score measures how well the
-    image scores can separate good from anomalous images. It does not measure the threshold of a detector, ``offset_``.
+    The labels select the threshold. The F1 score measures how separable the images are, not how good ``offset_`` is.
 
     Examples
     --------
