@@ -69,28 +69,49 @@ def add_parser(commands: Any) -> None:
         metavar=("BLACK", "WHITE"),
         help="stored values of black and white, such as 0 4095 for 12 bits in files of 16 bits",
     )
-    fit.add_argument("--patch-size", type=int, default=3, help="odd side of the neighbourhood of a patch")
+    fit.add_argument(
+        "--patch-size",
+        type=int,
+        default=3,
+        help="side of the square of grid positions over which the features of a patch are averaged; an odd number",
+    )
     fit.add_argument("--ratio", type=float, default=0.1, help="fraction of the patches in the memory bank")
     fit.add_argument(
-        "--n-neighbors", type=int, default=9, help="number b of neighbours in Equation 7 of the paper; 1 turns it off"
+        "--n-neighbors",
+        type=int,
+        default=9,
+        help="number b in Equation 7 of the PatchCore paper: the memory-bank rows that re-weight an image score, "
+        "including the nearest row itself; 1 turns the re-weighting off",
     )
-    fit.add_argument("--index", choices=["exact", "pynndescent"], default="exact", help="search in the memory bank")
+    fit.add_argument(
+        "--index",
+        choices=["exact", "pynndescent"],
+        default="exact",
+        help="search in the memory bank: exact, or approximate with the package pynndescent",
+    )
     fit.add_argument(
         "--contamination",
         type=contamination,
         default="auto",
-        help="accepted fraction of good images that are flagged; 'auto' flags no calibration image",
+        help="accepted false-positive rate: the fraction of new good images that may be flagged as anomalous, such as "
+        "0.05; 'auto' sets the threshold so that no calibration image is flagged",
     )
     fit.add_argument(
         "--calibration",
         type=calibration,
         default="leave-one-out",
-        help="how good images set the threshold: leave-one-out, a fraction that is held out such as 0.2, a number of "
-        "folds, or none",
+        help="how the thresholds are computed from good images: leave-one-out, a fraction of the images that is held "
+        "out such as 0.2, a number of folds such as 5, or none for no thresholds",
     )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     fit.add_argument("--batch-size", type=int, default=4, help="images per network pass")
-    fit.add_argument("--seed", type=int, default=0, help="the same seed gives the same model")
+    fit.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the random draws (default: 0). The same images, options and seed give the same model on one "
+        "machine",
+    )
     fit.add_argument("--quiet", action="store_true", help="print no progress and no summary; warnings are printed")
     add_debug(fit)
     fit.set_defaults(run=_fit)
