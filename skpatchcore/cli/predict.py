@@ -42,12 +42,14 @@ def add_parser(commands: Any) -> None:
         "--embed",
         metavar="SIZE",
         default="10MB",
-        help="largest report that holds its pictures; those of a larger one are in the folder report_files",
+        help="with --report: largest size of report.html with all pictures inside. If report.html would be larger, the "
+        "pictures are files in the folder report_files, which must stay beside report.html",
     )
     predict.add_argument(
         "--fail-on-anomalies",
         action="store_true",
-        help=f"exit with {ANOMALIES_FOUND} if an image is anomalous, and with 1 if an image could not be scored",
+        help=f"exit with {ANOMALIES_FOUND} if an image is anomalous and there is no error. An error, such as an image "
+        "that could not be scored, always exits with 1, even if other images are anomalous",
     )
     predict.add_argument(
         "--trust",
