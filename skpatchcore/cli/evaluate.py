@@ -63,19 +63,22 @@ def add_parser(commands: Any) -> None:
         help="weights of the network: those of the preset, a path, or 'none' for random weights",
     )
     parser.add_argument(
-        "--ratio", type=float, help="fraction of the patches in the memory bank, instead of the preset's"
+        "--ratio",
+        type=float,
+        help="fraction of the patches in the memory bank of PatchCore, instead of the fraction of the preset",
     )
     parser.add_argument(
         "--contamination",
         type=contamination,
         default="auto",
-        help="accepted fraction of good images that are flagged; 'auto' flags no calibration image",
+        help="accepted false-positive rate: the fraction of new good images that may be flagged as anomalous, such as "
+        "0.05; 'auto' sets the threshold so that no calibration image is flagged",
     )
     parser.add_argument(
         "--resolution",
         choices=["own", "seen"],
-        help="compare pixels at the own size of each image, or at the size and in the crop of the network's input. "
-        "'seen' is the default of the paper's presets, 'own' of the others",
+        help="pixel metrics at the own size of each image ('own'), or at the size and in the crop of the network's "
+        "input ('seen'). The default is 'seen' for the presets of the paper, and 'own' for the other presets",
     )
     parser.add_argument(
         "--shots", type=int, nargs="+", metavar="N", help="also evaluate with only N training images, for each N"
@@ -93,15 +96,28 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--batch-size", type=int, default=4, help="images per network pass")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same results")
-    parser.add_argument("--overwrite", action="store_true", help="replace results of other settings in OUT")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of the random draws (default: 0). The same images, options and seed give the same results on one "
+        "machine",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="if OUT contains results that were computed with other settings, compute these results again and replace "
+        "them. Without --overwrite, such results are an error",
+    )
     parser.add_argument("--quiet", action="store_true", help="print no progress and no results")
     add_debug(parser)
     parser.set_defaults(run=_evaluate, fail=parser.error)
 
 
 def _add_two_folders(group: Any) -> None:
-    group.add_argument("--good", metavar="DIR", help="folder of good images: some are used for the fit, others tested")
+    group.add_argument(
+        "--good", metavar="DIR", help="folder of good images: some are used for the fit, the others for the test"
+    )
     group.add_argument(
         "--defective", metavar="DIR", help="folder of defective images; each folder in it is one kind of defect"
     )
@@ -111,9 +127,11 @@ def _add_two_folders(group: Any) -> None:
     group.add_argument(
         "--test-size",
         type=fraction_or_count,
-        help=f"good images that are tested: a fraction or a number (default: {_TEST_SIZE}). They are drawn at random. "
-        "If several photographs show the same part, the part can be in the fit and in the test, and the results are "
-        "too good: use ROOT with train and test folders of different parts then",
+        help="good images that are used for the test, not for the fit: a fraction such as 0.25, or a number of images "
+        f"such as 30 (default: {_TEST_SIZE}). The images are drawn at random. If several photographs show the same "
+        "part, photographs of this part can be in the fit and in the test, and the results are then too good. In this "
+        "case, make train and test folders with different parts, and give their data set as ROOT instead of --good and "
+        "--defective",
     )
 
 
