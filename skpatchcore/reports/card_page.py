@@ -81,7 +81,7 @@ def write_card_page(
         Further names and values for the head of the page, e.g. the model's file.
     inspected : str, default=""
         Sentence about the part of the images that is not inspected. Names in it are escaped already, as in the result
-        of :func:`~skpatchcore.reports.inspection.describe_inspection`.
+        of ``describe_inspection`` in `skpatchcore.reports.inspection`.
     noun : str, default="part"
         Word for one image, in the singular.
     embed : int, str or None, default="10MB"
