@@ -133,9 +133,9 @@ def test_mlflow_loads_a_detector_with_the_published_trusted_types(in_parts, tmp_
     pyfunc = pytest.importorskip("mlflow.pyfunc")
     in_parts("good", 6)
     paths = skpatchcore.list_images("parts/good")
+    table = pd.DataFrame({"path": paths})
     for name, detector in {
         "patchcore": factories.detector(),
-        "padim": skpatchcore.PaDiMDetector(factories.extractor(), random_state=0),
         "spade": skpatchcore.SPADEDetector(factories.extractor(), random_state=0),
     }.items():
         detector.fit(paths)
@@ -144,5 +144,4 @@ def test_mlflow_loads_a_detector_with_the_published_trusted_types(in_parts, tmp_
         )
         same = mlflow_sklearn.load_model(str(tmp_path / name))
         np.testing.assert_array_equal(same.score_samples(paths), detector.score_samples(paths))
-        table = pd.DataFrame({"path": paths})
         np.testing.assert_array_equal(pyfunc.load_model(str(tmp_path / name)).predict(table), detector.predict(paths))
