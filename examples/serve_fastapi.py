@@ -7,7 +7,8 @@ file, and receives the label, the score, the p-value and the anomalous regions. 
 ``pip install fastapi uvicorn``. The service is not executed when this page is built. A test of the package runs the
 service.
 
-Start it with the path of a model file, and send an image:
+Start it in the folder of this file, with the path of a model file. Send the content of an image as the body of the
+request, not as a form:
 
 .. code-block:: bash
 

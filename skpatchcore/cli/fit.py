@@ -145,6 +145,7 @@ def _fit(options: argparse.Namespace) -> int:
     )
     begin = time.perf_counter()
     detector.fit(paths)
+    detector.set_params(verbose=0)  # the progress bars belong to this command, not to the model
     _save(detector, output)
     if not options.quiet:
         folders = Counter(str(Path(path).parent) for path in paths)

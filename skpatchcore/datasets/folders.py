@@ -225,7 +225,8 @@ def load_categories(root: str | os.PathLike[str], categories: Sequence[str] | No
     if not places:
         raise FileNotFoundError(
             f"{os.fspath(root)!r} has no folder 'train', and none of its folders has a folder 'train': expected the "
-            "layout of MVTec AD."
+            "layout of MVTec AD. For a folder of good images and a folder of defective images, use load_two_folders, "
+            "or 'skpatchcore evaluate --good DIR --defective DIR'."
         )
     if unknown := [name for name in categories or () if name not in places]:
         raise FileNotFoundError(

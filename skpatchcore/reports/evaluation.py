@@ -39,7 +39,7 @@ _N_UNFOLDED = 3
 _LAST_FPR = 0.3
 _MEANINGS = {
     "Defects found, good flagged": "Defective and good images that the detector flags at its own image threshold, "
-    "which is set from good images only. New images like the test images will have about the same fractions.",
+    "which is set from good images only. The more test images, the more exact these fractions are.",
     "Image AUROC": "How well the image scores separate defective from good images, whatever the threshold: 1 if every "
     "defective image has a higher anomaly score than every good image, 0.5 by chance.",
     "Pixel AUROC": "The same for pixels. Nearly all pixels are good, so a value near 1 is easily reached.",
@@ -162,7 +162,7 @@ def _before(evaluation: Evaluation, has_cards: bool) -> Iterable[str]:
     for number, one in enumerate(runs):
         yield _category_section(one, number, len(runs) <= _N_UNFOLDED)
     if has_cards:
-        yield '<div class="part" id="mistakes"><h2>The worst mistakes</h2>'
+        yield '<div class="part" id="mistakes"><h2>The worst images</h2>'
         yield paragraph(
             "The defective images with the lowest anomaly scores, and the good images with the highest, per category. "
             "Choose an image to see its anomaly map, the known defect, and the nearest good patch."

@@ -115,7 +115,7 @@ def test_quiet_demo_prints_nothing(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("auroc", "found", "expected"),
-    [(0.99, 32, "an easy surface"), (0.9, 9, "with --contamination 0.05"), (0.7, 12, "no threshold can")],
+    [(0.99, 32, "an easy surface"), (0.9, 9, "with --contamination 0.1"), (0.7, 12, "no threshold can")],
 )
 def test_conclusions_follow_from_the_numbers(auroc, found, expected):
     surface = demo._Surface("brick", auroc, 0.9, 0, found, 16, 32)

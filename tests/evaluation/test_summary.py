@@ -55,7 +55,7 @@ def test_describe_result_counts_flagged_images(offset, expected):
         ((0.99, 0.95, 0.0), ""),
         ((0.99, math.nan, math.nan), ""),
         ((0.7, 0.2, 0.0), "no threshold can"),
-        ((0.95, 0.5, 0.0), "contamination=0.05"),
+        ((0.95, 0.5, 0.0), "contamination=0.1"),
         ((0.95, 1.0, 0.5), "Many good images are flagged"),
     ],
 )

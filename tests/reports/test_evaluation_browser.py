@@ -181,7 +181,7 @@ def test_print_contains_all_sections_and_mistakes(opened):
     for expected in (
         "Results per category",
         "Test images of nut by kind",
-        "The worst mistakes",
+        "The worst images",
         "Fewer training images",
     ):
         assert expected in text, expected

@@ -224,6 +224,7 @@
       svg.append(shape("text", { x: x(value), y: H - 6, "text-anchor": anchor }, number(value)));
     for (const value of thresholds)
       svg.append(shape("text", { x: Math.max(90, Math.min(W - 90, x(value))), y: H - 6, "text-anchor": "middle" }, `threshold ${number(value)}`));
+    if (several) $("#range-title").textContent = "Anomaly score / threshold";
     $("figcaption", figure).textContent = several
       ? "Anomaly scores as multiples of the group's threshold. Choose bars to filter." : "Anomaly scores, higher = more anomalous. Choose bars to filter.";
     const key = (color, text) => { const mark = make("i"); mark.style.background = `var(${color})`; return make("span", {}, mark, text); };
