@@ -447,6 +447,7 @@
     for (const picture of pictures) { picture.loading = "eager"; picture.decoding = "sync"; }
     await Promise.all(pictures.map(loaded));
     await Promise.allSettled(pictures.map(picture => picture.decode()));
+    for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);  // they are drawn before they are printed
     window.print();
   }
   window.addEventListener("beforeprint", renderAll);
