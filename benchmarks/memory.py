@@ -23,7 +23,7 @@ CHILD = "--child"
 
 
 class MadeUpImages(Sequence):
-    """Sequence of synthetic images of 224×224 pixels, each of which is made when it is indexed."""
+    """Sequence of synthetic images of 224×224 pixels. An image is made when it is indexed."""
 
     def __init__(self, n_images: int):
         self.n_images = n_images

@@ -245,7 +245,7 @@ def test_iter_results_without_threshold_labels_only_failed_images(parts):
 
 @pytest.fixture
 def training_files(tmp_path, parts):
-    """Paths of six good images, one of which has a name that is not valid UTF-8."""
+    """Paths of six good images. One image has a name that is not valid UTF-8."""
     names = [f"{i}.png" for i in range(5)] + [os.fsdecode(b"ros\xe9.png")]
     try:
         for name, image in zip(names, parts[0], strict=False):
