@@ -1,4 +1,4 @@
-"""Measure which fraction of fresh good images is flagged, for each kind of calibration and each `contamination`.
+"""Measure the recall of defects at a promised false-positive rate, with the measured rate beside it.
 
     python benchmarks/false_positives.py PATH/TO/mtd -o benchmarks/results/false_positives.md
 
@@ -31,9 +31,16 @@ from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExt
 from skpatchcore.datasets import TEXTURES, make_textures
 
 SHARES = (0.01, 0.05, 0.1)
-CALIBRATIONS = {"leave-one-out": "leave-one-out", "held out, 20 %": 0.2, "5 folds": 5}
+DEFAULT = "auto (default)"
+CALIBRATIONS = {DEFAULT: "auto", "leave-one-out": "leave-one-out", "held out, 20 %": 0.2, "5 folds": 5}
 IN_SAMPLE = "in-sample (for the record)"
-COLORS = {IN_SAMPLE: "#b2182b", "leave-one-out": "#1b3a6b", "held out, 20 %": "#2a9d8f", "5 folds": "#e9a03b"}
+COLORS = {
+    DEFAULT: "#6a3d9a",
+    IN_SAMPLE: "#b2182b",
+    "leave-one-out": "#1b3a6b",
+    "held out, 20 %": "#2a9d8f",
+    "5 folds": "#e9a03b",
+}
 
 
 @dataclass
@@ -85,12 +92,14 @@ def measure(name: str, case: Case, calibrations: dict, ratio: float, seed: int) 
         scores, maps = detector.score_and_segment(case.fresh)
         bad_scores = detector.score_samples(case.bad)
         peaks = maps.max(axis=(1, 2))
-        for share in SHARES:
+        for share in (*SHARES, "auto"):
             detector.recalibrate(contamination=share)
             yield {
                 "data": name,
                 "calibration": label,
+                "plan": detector.calibration_plan_,
                 "nominal": share,
+                "promised": detector.promised_rate_,
                 "n": len(detector.calibration_scores_),
                 "flagged": int((scores < detector.offset_).sum()),
                 "fresh": len(scores),
@@ -100,18 +109,25 @@ def measure(name: str, case: Case, calibrations: dict, ratio: float, seed: int) 
         if calibration != "leave-one-out":
             continue
         detector.calibration_scores_ = detector.score_samples(case.train)  # in-sample: the bank holds their patches
-        for share in SHARES:
+        for share in (*SHARES, "auto"):
             detector.recalibrate(contamination=share)
             yield {
                 "data": name,
                 "calibration": IN_SAMPLE,
+                "plan": "",
                 "nominal": share,
+                "promised": detector.promised_rate_,
                 "n": len(case.train),
                 "flagged": int((scores < detector.offset_).sum()),
                 "fresh": len(scores),
                 "marked": 0,
                 "found": (bad_scores < detector.offset_).mean(),
             }
+
+
+def asked_of(part: pd.DataFrame, share: float | str) -> pd.Series | float:
+    """Return the requested rate of each repetition; "auto" requests the promised rate."""
+    return part["promised"] if share == "auto" else float(share)
 
 
 def summarise(found: pd.DataFrame) -> pd.DataFrame:
@@ -128,8 +144,10 @@ def summarise(found: pd.DataFrame) -> pd.DataFrame:
                 "data": data,
                 "calibration": calibration,
                 "nominal": share,
+                "plan": ", ".join(dict.fromkeys(part["plan"])),
                 "calibration images": round(size),
-                "promised": np.floor((part["n"] + 1) * share + 1e-9).div(part["n"] + 1).mean(),
+                "asked": part["promised"].mean() if share == "auto" else share,
+                "promised": np.floor((part["n"] + 1) * asked_of(part, share) + 1e-9).div(part["n"] + 1).mean(),
                 "flagged": flagged / n,
                 "low": binomial.low,
                 "high": binomial.high,
@@ -145,7 +163,29 @@ def summarise(found: pd.DataFrame) -> pd.DataFrame:
 def verdict(row: pd.Series) -> str:
     """Compare `contamination` with the lowest and the highest limit of both intervals."""
     low, high = min(row["low"], row["repetitions low"]), max(row["high"], row["repetitions high"])
-    return "within" if low <= row["nominal"] <= high else "fewer" if high < row["nominal"] else "**more**"
+    return "within" if low <= row["asked"] <= high else "fewer" if high < row["asked"] else "**more**"
+
+
+def head(table: pd.DataFrame) -> list[str]:
+    """Return the lines of the first table: recall at each promised rate, with the measured rate beside it."""
+    shares = (*SHARES, "auto")
+    titles = [f"found at {asked(share)} (flagged)" for share in shares]
+    lines = ["| data | calibration | " + " | ".join(titles) + " |", "|---" * (2 + len(shares)) + "|"]
+    for (data, calibration), part in table.groupby(["data", "calibration"], sort=False):
+        rows = part.set_index("nominal")
+        cells = []
+        for share in shares:
+            row = rows.loc[share]
+            mark = {"within": "", "fewer": " ↓", "**more**": " **↑**"}[verdict(row)]
+            cells.append(f"{row['found']:.1%} ({row['flagged']:.1%}{mark})")
+        plan = rows["plan"].iloc[0]
+        lines.append(f"| {data} | {calibration}{f': {plan}' if calibration == DEFAULT else ''} | {' | '.join(cells)} |")
+    return lines
+
+
+def asked(share: float | str) -> str:
+    """Return a requested rate as text."""
+    return '"auto"' if share == "auto" else f"{share:.0%}"
 
 
 def as_markdown(table: pd.DataFrame) -> list[str]:
@@ -161,7 +201,7 @@ def as_markdown(table: pd.DataFrame) -> list[str]:
             row["data"],
             row["calibration"],
             str(row["calibration images"]),
-            f"{row['nominal']:.0%}",
+            asked(row["nominal"]),
             "none" if too_few else f"{row['promised']:.2%}",
             f"{row['flagged']:.2%}",
             f"{row['low']:.2%} - {row['high']:.2%}",
@@ -181,8 +221,8 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     asked = np.geomspace(0.007, 0.14, 50)
     for panel, name in zip(panels.ravel(), names, strict=False):
         for number, (label, color) in enumerate(COLORS.items()):
-            part = table[(table["data"] == name) & (table["calibration"] == label)]
-            x = part["nominal"] * 1.07 ** (number - 1.5)
+            part = table[(table["data"] == name) & (table["calibration"] == label) & (table["nominal"] != "auto")]
+            x = part["asked"] * 1.07 ** (number - 2)
             low = (part["flagged"] - np.minimum(part["low"], part["repetitions low"])).clip(lower=0)
             high = (np.maximum(part["high"], part["repetitions high"]) - part["flagged"]).clip(lower=0)
             panel.errorbar(x, part["flagged"], [low, high], fmt="o", ms=4, color=color, label=label, capsize=2)
@@ -214,6 +254,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.01)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--train", type=int, default=499)
+    parser.add_argument("--save", type=Path, help="also write the counts of each repetition to this CSV file")
     parser.add_argument("--folds", type=int, help="measure only this number of folds, on random splits of the tiles")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="contamination=")  # the table states the guarantee
@@ -238,17 +279,25 @@ def main() -> None:
             if options.folds and name != "magnetic tiles, at random":
                 continue
             found += measure(name, case, calibrations, options.ratio, number)
+            if options.save:
+                pd.DataFrame(found).to_csv(options.save, index=False)
             print(f"{time.perf_counter() - begin:.0f} s: {name}", flush=True)
     table = summarise(pd.DataFrame(found))
     if not options.folds:
         draw(table, options.output.with_suffix(".png"))
     options_used = f" --folds {options.folds} --repeats {options.repeats}" if options.folds else ""
     lines = [
-        f"# False positives: {f'{options.folds} folds' if options.folds else 'requested and measured'}",
+        f"# Recall at the promised false-positive rate{f': {options.folds} folds' if options.folds else ''}",
         "",
         f"The backbone is {options.backbone} (ImageNet weights from the package index). Tiles are resized to "
         f"{options.size}×{options.size} pixels, and textures have 128×128 pixels. The coreset ratio is "
         f"{options.ratio}, and b = 9. There are {options.repeats} repetitions, each with its own split and seed.",
+        "",
+        "Each cell of the first table is the fraction of defective images that are found at a promised false-positive "
+        "rate. The measured false-positive rate of fresh good images is in brackets. An arrow marks a measured rate "
+        "whose 95 % interval does not contain the promised rate. The second table has the intervals.",
+        "",
+        *head(table),
         "",
         *([] if options.folds else [f"![Flagged over requested]({options.output.with_suffix('.png').name})", ""]),
         '- *Data*: with "groups told", `fit` gets the tiles or the pieces as `groups`. With "groups not told", '

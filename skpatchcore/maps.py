@@ -100,6 +100,28 @@ def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sig
     return torch.from_numpy(matrix)
 
 
+def without_small_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
+    """Return a mask without its connected regions of fewer than `min_area` pixels.
+
+    Parameters
+    ----------
+    mask : array of shape (height, width), bool
+        True for anomalous pixels. Pixels that touch by an edge or a corner are connected.
+    min_area : int
+        Minimum area in pixels.
+
+    Returns
+    -------
+    array of shape (height, width), bool
+    """
+    if min_area <= 1:
+        return mask
+    regions: np.ndarray = label(mask, connectivity=2)  # type: ignore[no-untyped-call]
+    is_large = np.bincount(regions.ravel()) >= min_area
+    is_large[0] = False  # the background
+    return np.asarray(is_large[regions])
+
+
 def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1) -> pd.DataFrame:
     """Return the connected regions of an anomaly map above a threshold, in descending order of their peaks.
 

@@ -97,6 +97,12 @@ class Sampler(Protocol):
     - ``estimate_memory(n_samples, n_features)``: method that returns the number of bytes that ``fit_batches`` needs.
       The detector can fit on more patch features than fit into RAM only if the sampler has both ``fit_batches`` and
       ``estimate_memory``.
+    - ``fit_folds(batches, n_samples, folds)``: method that fits as ``fit_batches`` without a memory limit, and returns
+      one array of row indices per item of ``folds``: the rows that the sampler would select if the rows of this item
+      were missing. ``folds`` is an iterable of arrays of row indices, to be read after the last batch. With this
+      method, ``calibration="auto"`` scores each training image against a bank that is selected without it. Without
+      this method, the rows of the image are removed from the final bank, and no other rows replace them.
+    - ``n_projections``: number of columns with which ``fit_folds`` computes. It is used to estimate the time.
     - ``ratio``: how many rows the sampler selects, to estimate the size of the memory bank before the fit. A float in
       (0, 1] is a fraction of the rows. An int is a number of rows. If a sampler has no ``ratio``, the estimate assumes
       that all rows are selected.
@@ -225,6 +231,17 @@ def image_size_of(extractor: Any) -> Any:
 def selects_from_batches(sampler: Any) -> TypeGuard[BatchSampler]:
     """Return whether a sampler has the methods ``fit_batches`` and ``estimate_memory``."""
     return hasattr(sampler, "fit_batches") and hasattr(sampler, "estimate_memory")
+
+
+def selects_folds(sampler: Any) -> bool:
+    """Return whether a sampler has the method ``fit_folds``."""
+    return hasattr(sampler, "fit_folds")
+
+
+def columns_of(sampler: Any, n_features: int) -> int:
+    """Return the number of columns with which a sampler computes; `n_features` if it has no ``n_projections``."""
+    n_projections = getattr(sampler, "n_projections", None)
+    return min(n_features, n_projections) if isinstance(n_projections, int) else n_features
 
 
 def ratio_of(sampler: Sampler) -> float:

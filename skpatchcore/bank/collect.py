@@ -1,8 +1,9 @@
-"""Selection of the memory bank: :func:`collect_bank` selects a coreset from patches in memory or from a stream."""
+"""Selection of memory banks: :func:`collect_banks` selects coresets from patches in memory or from a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.base import clone
 
 from skpatchcore._utils.progress import phase, progress_bar
 from skpatchcore.bank.budget import Budget, MemoryNeeds
+from skpatchcore.bank.folds import FoldBanks
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.coreset._base import count_of
 from skpatchcore.images.views import View
@@ -48,8 +50,15 @@ def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
     return MemoryNeeds(learning, model, in_shards=True, least_learning=min(least, learning))
 
 
-def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: Budget, n_neighbors: int) -> MemoryBank:
-    """Select the memory bank and fit its index.
+def collect_banks(
+    patches: PatchSource,
+    sampler: Sampler,
+    index: Index,
+    budget: Budget,
+    n_neighbors: int,
+    left_out: Sequence[np.ndarray] = (),
+) -> tuple[MemoryBank, Iterable[list[MemoryBank]]]:
+    """Select the memory bank and fit its index. Also select the banks of calibration folds.
 
     Parameters
     ----------
@@ -63,11 +72,16 @@ def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: B
         Memory limit of the selection if `patches` is a stream.
     n_neighbors : int
         *b* of Equation 7 of the PatchCore paper: number of neighbours in the re-weighting of image scores.
+    left_out : sequence of arrays of int, default=()
+        Images that each fold leaves out. Folds require a sampler with the method ``fit_folds``.
 
     Returns
     -------
-    MemoryBank
-        The bank with its fitted sampler and index.
+    bank : MemoryBank
+        The bank of all images, with its fitted sampler and index.
+    fold_banks : iterable of lists of MemoryBank
+        The bank of each fold, in lists of banks that fit in memory together. The banks of a list are built when the
+        iterator reaches it.
 
     Raises
     ------
@@ -78,32 +92,54 @@ def collect_bank(patches: PatchSource, sampler: Sampler, index: Index, budget: B
     """
     sampler, index = clone(sampler), clone(index)
     if isinstance(patches, Patches):
-        rows, picked = _select_held(patches, sampler)
-        layout: PatchLayout = patches
+        rows, picked, layout, picks = _select_held(patches, sampler, left_out)
+        fold_banks = FoldBanks(picks, layout, patches.rows.__getitem__, sampler, index, n_neighbors)
     else:
-        rows, picked, layout = _select_seen_once(patches, sampler, budget)
+        rows, picked, layout, picks, rows_of = _select_seen_once(patches, sampler, budget, left_out)
+        # Each row is read once, copied to its banks, and held again in the data that is derived for the search.
+        capacity = sum(map(len, picks)) if budget.n_bytes is None else budget.n_bytes // (4 * rows[:1].nbytes)
+        fold_banks = FoldBanks(picks, layout, rows_of, sampler, index, n_neighbors, capacity)
     bank = MemoryBank(
         rows, layout.image_of(picked), layout.positions_of(picked), layout.boxes_of(picked), sampler, index, n_neighbors
     )
     with phase("index"):
         bank.build_index()
-    return bank
+    return bank, fold_banks
 
 
-def _select_held(patches: Patches, sampler: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Select from patches in memory; return the rows of the bank and their indices among all patches."""
+def _select_held(
+    patches: Patches, sampler: Any, left_out: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, PatchLayout, list[np.ndarray]]:
+    """Select from patches in memory.
+
+    Return the rows of the bank, their row numbers among all patches, the layout, and the row numbers of each fold.
+    """
+    picks: list[np.ndarray] = []
     with phase("selection"):
-        sampler.fit(patches.rows)
+        if len(left_out):
+            picks = sampler.fit_folds([patches.rows], len(patches.rows), _rows_of_images(patches, left_out))
+            sampler.components_ = patches.rows[selected_by(sampler)]
+        else:
+            sampler.fit(patches.rows)
     picked = selected_by(sampler)
     rows = components_of(sampler)  # the bank and the sampler share this array
-    return patches.rows[picked] if rows is None else rows, picked
+    return patches.rows[picked] if rows is None else rows, picked, patches, picks
 
 
-def _select_seen_once(stream: PatchStream, sampler: Any, budget: Budget) -> tuple[np.ndarray, np.ndarray, PatchLayout]:
-    """Select from a stream in two passes; return the rows of the bank, their indices, and the layout of the patches.
+def _rows_of_images(layout: PatchLayout, folds: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the row numbers of the patches of each array of images."""
+    image_of = np.repeat(np.arange(len(layout)), np.diff(layout.starts))
+    for images in folds:
+        yield np.flatnonzero(np.isin(image_of, images))
+
+
+def _select_seen_once(
+    stream: PatchStream, sampler: Any, budget: Budget, left_out: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, PatchLayout, list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    """Select from a stream in two passes.
 
     The first pass gives each batch to the sampler once. The second pass extracts only the batches that contain
-    selected patches.
+    selected patches. Return the same values as `_select_held`, and a function that extracts rows again.
     """
     sizes: list[np.ndarray] = []
     views: list[View | None] = []
@@ -114,9 +150,28 @@ def _select_seen_once(stream: PatchStream, sampler: Any, budget: Budget) -> tupl
             views.extend(patches.views)
             yield patches.rows
 
+    def seen() -> PatchLayout:
+        return PatchLayout(np.concatenate(sizes), views)
+
+    def folds() -> Iterator[np.ndarray]:
+        yield from _rows_of_images(seen(), left_out)  # after the last batch, all sizes are known
+
+    picks: list[np.ndarray] = []
     with phase("selection"):
-        sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes)
-    picked, layout = selected_by(sampler), PatchLayout(np.concatenate(sizes), views)
+        if len(left_out):
+            picks = sampler.fit_folds(rows(), budget.n_patches, folds())
+        else:
+            sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes)
+    picked, layout = selected_by(sampler), seen()
+    rows_of = partial(_extracted_again, stream, sizes, layout)
+    sampler.components_ = rows_of(picked)
+    return sampler.components_, picked, layout, picks, rows_of
+
+
+def _extracted_again(
+    stream: PatchStream, sizes: Sequence[np.ndarray], layout: PatchLayout, picked: np.ndarray
+) -> np.ndarray:
+    """Return the patch features with the row numbers `picked`; `sizes` are the grid sizes of each batch of `stream`."""
     images, bank, start = layout.image_of(picked), None, 0
     with progress_bar(len(stream), "extracting the coreset", "image", stream.verbose) as bar:
         for size in sizes:
@@ -135,5 +190,4 @@ def _select_seen_once(stream: PatchStream, sampler: Any, budget: Budget) -> tupl
             bar.update(stop - start)
             start = stop
     assert bank is not None  # samplers select at least one row
-    sampler.components_ = bank
-    return bank, picked, layout
+    return bank

@@ -12,6 +12,9 @@ import numpy as np
 
 from skpatchcore._utils.warning import warn_user
 
+#: Accepted false-positive rate of ``contamination="auto"``.
+AUTO_CONTAMINATION = 0.01
+
 
 def conformal_rank(n: int, contamination: float) -> int:
     """Return the rank of the calibration score that is the conformal threshold.
@@ -38,6 +41,27 @@ def conformal_rank(n: int, contamination: float) -> int:
     return math.ceil(round((n + 1) * (1 - contamination), 9))
 
 
+def promised_rate(n: int, contamination: float | str) -> float:
+    """Return the false-positive rate that a threshold from `n` calibration scores promises.
+
+    Parameters
+    ----------
+    n : int
+        Number of calibration scores.
+    contamination : float in (0, 0.5] or "auto"
+        Accepted false-positive rate. ``"auto"`` accepts 1 %.
+
+    Returns
+    -------
+    float
+        `contamination`, or ``1 / (n + 1)`` if this is larger: no smaller rate can be promised with `n` scores. NaN if
+        `n` is 0.
+    """
+    if n == 0:
+        return math.nan
+    return max(AUTO_CONTAMINATION if contamination == "auto" else float(contamination), 1 / (n + 1))
+
+
 def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) -> float:
     """Return the threshold that at most the fraction `contamination` of good images exceeds; bigger = more anomalous.
 
@@ -47,8 +71,8 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
         Anomaly scores of good images, the calibration images. The model that scores an image must not have been fitted
         on this image. Scores that are NaN are left out.
     contamination : float in (0, 0.5] or "auto"
-        Accepted fraction of good images that are flagged, i.e., labelled anomalous. ``"auto"`` returns the largest
-        calibration score. No calibration image is then flagged.
+        Accepted fraction of good images that are flagged, i.e., labelled anomalous. ``"auto"`` accepts 1 %, or
+        ``1 / (n + 1)`` if there are fewer than 99 calibration scores. The latter returns the largest score.
 
     Returns
     -------
@@ -68,7 +92,7 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
     if n == 0:
         return math.nan
     if contamination == "auto":
-        return float(scores[-1])
+        contamination = promised_rate(n, contamination)
     rank = conformal_rank(n, float(contamination))
     if rank > n:
         warn_user(

@@ -48,6 +48,7 @@ def k_center_greedy(
     start: int,
     on_pick: Callable[[int], Any] | None = None,
     resume: tuple[np.ndarray, np.ndarray] | None = None,
+    left_out: torch.Tensor | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick rows in greedy order: each pick is the row farthest from all previous picks (Algorithm 1).
 
@@ -56,7 +57,7 @@ def k_center_greedy(
     rows : Rows
         Rows to pick from, on any device.
     n_selected : int
-        Number of rows to pick, at most the number of rows.
+        Number of rows to pick, at most the number of rows that are not left out.
     start : int
         Index of the first pick.
     on_pick : callable or None
@@ -64,6 +65,8 @@ def k_center_greedy(
     resume : (array, array) or None
         `order` and `radii` of an earlier, smaller selection from the same rows and the same start. The selection
         continues after these picks. None starts a new selection.
+    left_out : tensor of int64 or None
+        Indices of rows that are ignored: they are not picked, and they do not count in the radii. None ignores no row.
 
     Returns
     -------
@@ -92,8 +95,10 @@ def k_center_greedy(
         n_picked = len(resume[0])
         picks[:n_picked] = torch.from_numpy(resume[0]).to(picks)
         squares[:n_picked] = torch.from_numpy(resume[1] ** 2).to(squares)
-    # Picked rows have the bound -1, which is below every level. They are never picked again.
+    # Picked rows and rows that are left out have the bound -1, which is below every level. They are never picked.
     bounds.squares[picks[:n_picked]] = -1.0
+    if left_out is not None:
+        bounds.squares[left_out] = -1.0
     level, active, n_before = torch.inf, picks[:0], 0
     # The last round only measures the radius of the last pick.
     for _ in range(n_selected - n_picked + 1):

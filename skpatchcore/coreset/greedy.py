@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from skpatchcore._utils.arrays import largest_value
 from skpatchcore._utils.device import require_device
 from skpatchcore._utils.modes import default_modes
-from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.progress import phase, progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.coreset._base import SubsetSampler, count_of, refuse_beyond
@@ -212,6 +212,38 @@ class GreedyCoresetSampler(SubsetSampler):
             del self.components_
         return self
 
+    @fit_context(prefer_skip_nested_validation=True)
+    @default_modes()
+    def fit_folds(self, batches: Iterable[np.ndarray], n_samples: int, folds: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Fit as `fit_batches` without a memory limit, and also select from parts of the rows.
+
+        The rows are projected once for all selections. All selections use the same projection and, with
+        ``start="random"``, the same random direction.
+
+        Parameters
+        ----------
+        batches : iterable of arrays of shape (n_rows, n_features)
+            The rows, in order, as float32 or float64.
+        n_samples : int
+            Expected total number of rows, as in `fit_batches`.
+        folds : iterable of arrays of int
+            Indices of the rows that each additional selection leaves out, counted over all batches. The iterable is
+            read after the last batch.
+
+        Returns
+        -------
+        list of arrays of shape (n_selected,), int64
+            Per item of `folds`, the indices of the selected rows in order of selection: up to rounding, the rows that
+            `fit` would select from the rows that are not left out. `ratio` refers to these rows. If `ratio` is an int
+            and larger than their number, all of them are selected.
+
+        Raises
+        ------
+        ValueError
+            In the same cases as in `fit`, and if a fold leaves out all rows.
+        """
+        return self._fit(_checked(batches), n_samples, None, folds)
+
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the memory that `fit_batches` needs if all projected rows are kept in memory.
 
@@ -235,8 +267,17 @@ class GreedyCoresetSampler(SubsetSampler):
             return lemma_projections(n_samples, n_features)
         return n_features if self.n_projections is None else min(n_features, int(self.n_projections))
 
-    def _fit(self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None) -> None:
-        """Select rows from validated batches, and set the fitted attributes except ``components_``."""
+    def _fit(
+        self,
+        batches: Iterable[np.ndarray],
+        n_samples: int,
+        max_memory: int | None,
+        folds: Iterable[np.ndarray] = (),
+    ) -> list[np.ndarray]:
+        """Select rows from validated batches, and set the fitted attributes except ``components_``.
+
+        Return the selections of the folds, as in `fit_folds`. Folds require that all rows fit in memory.
+        """
         device = require_device(self.device)
         n_selected = count_of(self.ratio, n_samples)
         if self.start != "random" and int(self.start) >= n_samples:
@@ -259,16 +300,27 @@ class GreedyCoresetSampler(SubsetSampler):
         if max_memory is not None and max_memory < SCRATCH_BYTES + n_samples * row_bytes(n_columns, first.itemsize):
             capacity = max(0, max_memory - SCRATCH_BYTES) // row_bytes(n_columns, first.itemsize)
 
+        def start_of(rows: Rows, numbers: np.ndarray, left_out: torch.Tensor | None = None) -> int:
+            """Return the first pick. `numbers` are the indices of the rows among all rows."""
+            if direction is not None:
+                along = rows.left @ rows.left.new_tensor([*direction, 0.0])
+            else:  # the row `start` if it is there, otherwise the first row
+                along = torch.from_numpy((numbers == self.start).astype(np.float32)).to(rows.left.device)
+            if left_out is not None:
+                along[left_out] = -torch.inf
+            return int(along.argmax())
+
         def select(rows: Rows, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             """Return the order of selection from `rows` and the radii. `numbers` are the indices among all rows."""
             n_wanted = count_of(self.ratio, len(rows)) if capacity is None else min(n_selected, len(rows))
             with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
-                if direction is None:
-                    start = int((numbers == self.start).argmax())  # 0 if the shard does not contain the start row
-                else:
-                    start = int((rows.left @ rows.left.new_tensor([*direction, 0.0])).argmax())
-                return self._select(rows, n_wanted, start, memory if capacity is None else None)
+                start = start_of(rows, numbers)
+                order, radii = self._select(rows, n_wanted, start, memory if capacity is None else None)
+                with phase("calibration"):
+                    selected.extend(self._select_without(rows, some, start_of) for some in folds)
+            return order, radii
 
+        selected: list[np.ndarray] = []
         if capacity is None:
             summary = select_at_once(batches, n_samples, buffer, select)
         else:
@@ -276,6 +328,7 @@ class GreedyCoresetSampler(SubsetSampler):
         self.n_features_in_ = n_features
         self.component_indices_ = summary.numbers
         self.selection_distances_ = summary.radii
+        return selected
 
     def _select(self, rows: Rows, n_selected: int, start: int, memory: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return the order of selection and the radii, from the cache as far as possible."""
@@ -288,6 +341,16 @@ class GreedyCoresetSampler(SubsetSampler):
             bar.update(n_selected - bar.n)  # the first pick and picks from the cache
         cache.write(order, radii)
         return order, radii
+
+    def _select_without(self, rows: Rows, left_out: np.ndarray, start_of: Callable[..., int]) -> np.ndarray:
+        """Return the order of selection from all rows except `left_out`."""
+        n_left = len(rows) - len(left_out)
+        if n_left == 0:
+            raise ValueError("a fold leaves out all rows: pass folds that leave at least one row.")
+        n_wanted = n_left if isinstance(self.ratio, Integral) and self.ratio > n_left else count_of(self.ratio, n_left)
+        excluded = torch.from_numpy(np.asarray(left_out, np.int64)).to(rows.left.device)
+        start = start_of(rows, np.arange(len(rows)), excluded)
+        return k_center_greedy(rows, n_wanted, start, left_out=excluded)[0]
 
 
 def _checked(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

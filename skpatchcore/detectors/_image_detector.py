@@ -2,111 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
-from sklearn.base import OutlierMixin
 from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.labels import is_nominal
-from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore._utils.warning import warn_user
-from skpatchcore.calibration.conformal import conformal_threshold, upper_tail_p_values
+from skpatchcore.calibration.conformal import upper_tail_p_values
+from skpatchcore.calibration.sketches import smallest_area
 from skpatchcore.detectors._results import ImageResult, Scored, as_stack, results_of, score_or_flag, turned
-from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.detectors._thresholds import CalibratedDetector, check_pixel_contamination
+from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.errors import ImageWarning
-from skpatchcore.maps import regions_of_map
-from skpatchcore.patches.stream import n_images_of
+from skpatchcore.maps import regions_of_map, without_small_regions
 
 
-@contextmanager
-def restored_on_failure(estimator: Any) -> Iterator[None]:
-    """Restore the attributes of an estimator if the block raises."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise
-
-
-class ImageDetector(OutlierMixin):
+class ImageDetector(CalibratedDetector):
     """Base class of all detectors, which turns anomaly scores and maps into decisions.
 
-    A subclass must have the parameter ``contamination`` and the methods ``_iter_scores`` and ``fit``, which must call
-    ``_set_thresholds`` at its end.
+    A subclass must have the members that :class:`CalibratedDetector` requires.
     """
 
     # Searches and pipelines do not route on_error as metadata.
     __metadata_request__predict = {"on_error": UNUSED}
     __metadata_request__decision_function = {"on_error": UNUSED}
-
-    contamination: float | str
-    calibration_scores_: np.ndarray
-    calibration_peaks_: np.ndarray
-    offset_: float
-    pixel_offset_: float
-
-    @abstractmethod
-    def _iter_scores(
-        self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
-    ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        """Yield the anomaly scores of one batch after another, **bigger = more anomalous**, with values of the maps.
-
-        Each pair holds the scores, of shape (n_batch,), and the list of ``of_map(anomaly_map)``, one value per image.
-        If `of_map` is None, no maps are computed, and the list is empty. If `adapt` is True, the images are known to be
-        good: `appearance_range_` is extended to include the images, without a warning.
-        """
-
-    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
-        """Fit on images and return the labels of *these* images: +1 for normal and -1 for anomalous ones.
-
-        The detector is fitted on the images with the label +1 in `y`. The score of such an image is its calibration
-        score, which is computed by a model that was not fitted on the image. In contrast, ``fit(X).predict(X)`` would
-        compare each image with its own patches and return -1 for almost no image. With ``contamination="auto"``, the
-        threshold is the lowest calibration score. Therefore no calibration score is below the threshold. To find
-        anomalous images among the images with the label +1, set `contamination` to a fraction.
-
-        Parameters
-        ----------
-        X, y, groups : as for `fit`
-            Images without the label +1 in `y` are scored by the fitted detector, as new images.
-
-        Returns
-        -------
-        array of shape (n_images,), int
-            +1 if the image's score is at least the threshold, otherwise -1. An image without a score is labelled -1. An
-            image has no score if all patches in the model come from this image or from its group.
-
-        Raises
-        ------
-        ImageError, ValueError
-            As in `fit` and `predict`. In addition, a ValueError if the images with the label +1 do not all get a
-            calibration score, e.g. with ``calibration=0.2``.
-        """
-        self._require_scores_of_training_images()
-        X = listed(X)
-        self.fit(X, y, groups=groups)
-        self._require_threshold()
-        # warn=False: fit has already warned about labels.
-        nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"), warn=False)
-        if len(self.calibration_scores_) < nominal.sum():
-            raise ValueError("calibration scores only a part of the training images: use 'leave-one-out' or folds.")
-        scores = np.empty(len(nominal))
-        scores[nominal] = self.calibration_scores_
-        if not nominal.all():
-            scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
-        return np.where(scores >= self.offset_, 1, -1)
 
     def score_samples(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
         """Return image scores of shape (n_images,), **bigger = more normal**: minus the anomaly scores.
@@ -336,38 +260,55 @@ class ImageDetector(OutlierMixin):
 
         return results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
 
-    def predict_mask(self, X: Any) -> np.ndarray | list[np.ndarray]:
+    def predict_mask(
+        self, X: Any, *, pixel_contamination: float | None = None, min_area: int | str = 1
+    ) -> np.ndarray | list[np.ndarray]:
         """Return masks of the anomalous pixels, **True = anomalous**, at each image's own height and width.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        pixel_contamination : float in (0, 0.5] or None, default=None
+            Accepted fraction of the *pixels* of good images that are True. None uses ``pixel_offset_``.
+        min_area : int or "auto", default=1
+            Minimum area of a region in pixels. Pixels of smaller regions are False. ``"auto"`` uses the smallest area
+            with which at most the fraction ``promised_rate_`` of good images is expected to have True pixels.
 
         Returns
         -------
         array of shape (n_images, height, width), bool
-            True if the anomaly map is above ``pixel_offset_``. A list of arrays of shape (height, width) if the images
-            differ in size. At most a fraction `contamination` of good images is expected to have True pixels, if there
-            are at least ``1 / contamination - 1`` calibration images (``"auto"``: ``1 / (n_calibration + 1)``).
+            True if the anomaly map is above the pixel threshold. A list of arrays of shape (height, width) if the
+            images differ in size. With the detector's parameter ``pixel_contamination=None``, at most the fraction
+            ``promised_rate_`` of good *images* is expected to have True pixels.
 
         Raises
         ------
         ImageError, ValueError
-            As in `predict`.
+            As in `predict`. In addition, a ValueError if `pixel_contamination` or `min_area` is out of its range.
         """
         self._require_threshold()
-        return as_stack(self._scored(X, lambda anomaly_map: anomaly_map > self.pixel_offset_)[1])
+        check_pixel_contamination(pixel_contamination)
+        threshold, area = self.pixel_offset_, self.min_area_
+        if pixel_contamination is not None:
+            threshold = self._pixel_threshold(self.calibration_sketches_, pixel_contamination)
+            area = smallest_area(self.calibration_sketches_, threshold, self.promised_rate_)
+        least = _check_area(min_area, area)
 
-    def regions(self, X: Any, *, min_area: int = 1) -> pd.DataFrame:
+        def mask_of(anomaly_map: np.ndarray) -> np.ndarray:
+            return without_small_regions(anomaly_map > threshold, least(anomaly_map))
+
+        return as_stack(self._scored(X, mask_of)[1])
+
+    def regions(self, X: Any, *, min_area: int | str = 1) -> pd.DataFrame:
         """Return a table of the connected regions of anomalous pixels, with a p-value for each region.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
-        min_area : int, default=1
-            Minimum area of a region in pixels. Smaller regions are left out.
+        min_area : int or "auto", default=1
+            Minimum area of a region in pixels. Smaller regions are left out. ``"auto"`` as in `predict_mask`.
 
         Returns
         -------
@@ -384,60 +325,16 @@ class ImageDetector(OutlierMixin):
         ImageError, ValueError
             As in `predict`. In addition, a ValueError if `min_area` is less than 1.
         """
-        if min_area < 1:
-            raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
         self._require_threshold()
-        tables = self._scored(X, lambda anomaly_map: regions_of_map(anomaly_map, self.pixel_offset_, min_area))[1]
+        least = _check_area(min_area, self.min_area_)
+
+        def table_of(anomaly_map: np.ndarray) -> pd.DataFrame:
+            return regions_of_map(anomaly_map, self.pixel_offset_, least(anomaly_map))
+
+        tables = self._scored(X, table_of)[1]
         found: pd.DataFrame = pd.concat(tables, keys=range(len(tables)), names=["image", None])
         found = found.reset_index(level="image").reset_index(drop=True).astype({"image": np.int64})
         return found.assign(p_value=upper_tail_p_values(self.calibration_peaks_, found["peak"].to_numpy()))
-
-    def recalibrate(self, X: Any = None, *, contamination: float | str | None = None) -> Any:
-        """Set new thresholds without a new fit, from new good images or for another false-positive rate.
-
-        Parameters
-        ----------
-        X : as for `fit`, or None, default=None
-            Good images on which the detector was not fitted. The bound on the false-positive rate then holds for new
-            good images that are exchangeable with `X`. None uses the existing calibration scores.
-        contamination : float in (0, 0.5], "auto" or None, default=None
-            Accepted false-positive rate: fraction of good images for which `predict` may return -1. None uses the
-            detector's parameter `contamination`. `recalibrate` never changes this parameter, and `fit` uses it again.
-
-        Returns
-        -------
-        detector
-            The detector itself, with new ``offset_`` and ``pixel_offset_``. If `X` is given, ``calibration_scores_``,
-            ``calibration_peaks_`` and ``calibration_image_indices_`` are those of `X`. The brightness, colours and
-            contrast of `X` are then included in ``appearance_range_``, and cause no warning in new images.
-
-        Raises
-        ------
-        ImageError, ValueError
-            As in `score_samples`. In addition, a ValueError if `contamination` is out of its range, or if `X` is None
-            and the detector has no threshold.
-
-        Warns
-        -----
-        UserWarning
-            If there are too few calibration images for the requested `contamination`.
-        """
-        check_is_fitted(self, "offset_")
-        contamination = self.contamination if contamination is None else contamination
-        if contamination != "auto" and (isinstance(contamination, str) or not 0 < contamination <= 0.5):
-            raise ValueError(f"contamination={contamination!r}: expected a fraction in (0, 0.5] or 'auto'.")
-        if X is None:
-            self._require_threshold()
-            scores, peaks = turned(self.calibration_scores_), self.calibration_peaks_
-            images = self.calibration_image_indices_
-        else:
-            with restored_on_failure(self):
-                parts = list(self._iter_scores(X, np.max, adapt=True))
-            scores = np.concatenate([some for some, _ in parts])
-            peaks = np.array([peak for _, maxima in parts for peak in maxima], np.float64)
-            images = np.arange(len(scores))
-        self._set_thresholds(scores, peaks, images, contamination)
-        return self
 
     def _scored(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str = "raise"
@@ -458,43 +355,36 @@ class ImageDetector(OutlierMixin):
             X = as_image_sequence(X)
         return score_or_flag(X, lambda images: self._iter_scores(images, of_map))
 
-    def _set_thresholds(
-        self, scores: np.ndarray, peaks: np.ndarray, images: np.ndarray, contamination: float | str
-    ) -> None:
-        """Set both thresholds from scores and map maxima of the calibration images, bigger = more anomalous."""
-        threshold = conformal_threshold(scores, contamination)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # conformal_threshold(scores, ...) has already warned
-            pixel_offset = conformal_threshold(peaks, contamination)
-        self.calibration_scores_, self.calibration_peaks_ = turned(scores), peaks
-        self.calibration_image_indices_ = images
-        self.offset_, self.pixel_offset_ = turned(threshold), pixel_offset
-
-    def _require_scores_of_training_images(self) -> None:
-        """Raise a ValueError if the parameters exclude calibration scores of all training images."""
-
-    def _warn_of_thresholds(self, params: dict[str, Any]) -> None:
-        """Warn if `contamination`, which only `fit` reads, is changed on a fitted detector."""
-        if hasattr(self, "offset_") and params.get("contamination", self.contamination) != self.contamination:
-            warn_user(
-                "contamination has no effect on the thresholds of a fitted detector until the next fit. Call "
-                "recalibrate(contamination=...) to change the thresholds without a new fit."
-            )
-
-    def _only_ranks(self) -> bool:
-        """Return whether the detector has no threshold because of ``calibration=None``."""
-        return math.isnan(self.offset_) and getattr(self, "calibration", "leave-one-out") is None
-
-    def _require_threshold(self) -> None:
-        check_is_fitted(self, "offset_")
-        if math.isnan(self.offset_):
-            raise ValueError(
-                "this detector has no threshold: it was fitted with calibration=None or on too few images for "
-                "leave-one-out. score_samples and segment work without a threshold. For predict, fit with calibration "
-                "and on more images, or pass other good images to recalibrate."
-            )
-
 
 def _check_on_error(on_error: str) -> None:
     if on_error not in ("raise", "flag"):
         raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")
+
+
+def _check_area(min_area: int | str, auto: float) -> Callable[[np.ndarray], int]:
+    """Return a function that returns the minimum area of a region in pixels, for an anomaly map.
+
+    Parameters
+    ----------
+    min_area : int or "auto"
+        The given area.
+    auto : float
+        The largest area of a region that does not count, as a fraction of the image's pixels.
+
+    Raises
+    ------
+    ValueError
+        If `min_area` is invalid, or if it is "auto" and `auto` is NaN.
+    """
+    if isinstance(min_area, str):
+        if min_area != "auto":
+            raise ValueError(f"min_area={min_area!r}: expected a number of pixels or 'auto'.")
+        if np.isnan(auto):
+            raise ValueError(
+                "min_area='auto' needs sketches of the calibration images' anomaly maps, and this detector has none: "
+                "fit again, or pass good images to recalibrate."
+            )
+        return lambda anomaly_map: int(auto * anomaly_map.size) + 1
+    if min_area < 1:
+        raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
+    return lambda anomaly_map: min_area

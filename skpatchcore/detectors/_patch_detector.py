@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -31,9 +31,12 @@ from skpatchcore._utils.sklearn import (
 )
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory, within_memory
+from skpatchcore.calibration.folds import CrossFitted
 from skpatchcore.calibration.plan import kind_of, plan_calibration
-from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
+from skpatchcore.calibration.sketches import sketch_of_map
+from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
+from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.appearance import AppearanceLog, appearance_range, describe_darkness, describe_difference
 from skpatchcore.images.containers import DatasetImages, as_image_sequence, listed
@@ -57,8 +60,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     _parameter_constraints: dict[str, Any] = {
         "extractor": [HasMethods(["fit", "transform"]), StrOptions({"precomputed"}), None],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
+        "pixel_contamination": [Interval(Real, 0, 0.5, closed="right"), None],
         "calibration": [
-            StrOptions({"leave-one-out"}),
+            StrOptions({"auto", "leave-one-out"}),
             Interval(RealNotInt, 0, 1, closed="neither"),
             Interval(Integral, 2, None, closed="left"),
             HasMethods(["split", "get_n_splits"]),
@@ -102,6 +106,49 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         seed : int
             Seed for the random draws of the detector itself. All calls during one `fit` get the same seed.
         """
+
+    def _learn_folds(
+        self,
+        patches: PatchSource,
+        stages: dict[str, Any],
+        budget: Budget,
+        seed: int,
+        left_out: Sequence[np.ndarray],
+        held: Callable[[PatchSource], tuple[PatchSource, Budget]],
+    ) -> tuple[PatchModel, Iterable[Sequence[PatchModel]]]:
+        """Fit the model, and one model per item of `left_out` without the images of this item.
+
+        A detector may override this method if the models can share work.
+
+        Parameters
+        ----------
+        patches, stages, budget, seed
+            As for `_learn`.
+        left_out : sequence of arrays of int
+            Images that each additional model leaves out.
+        held : callable
+            ``held(patches)`` returns the patches, held in memory if possible, and the budget of `_learn`.
+
+        Returns
+        -------
+        model : PatchModel
+            Model of all images.
+        fold_models : iterable of lists of PatchModel
+            The additional models, in lists of models that are in memory at the same time. The models of a list are
+            fitted when the iterator reaches it.
+        """
+        everything = np.arange(len(patches))
+        parts = (held(patches.subset(np.setdiff1d(everything, images))) for images in left_out)
+        fold_models = ([self._learn(part, stages, part_budget, seed)] for part, part_budget in parts)
+        return self._learn(patches, stages, budget, seed), fold_models
+
+    def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
+        """Return the number of folds for ``calibration="auto"``. 0 means that the model leaves out images exactly."""
+        return 0
+
+    def _copies_for_folds(self, stages: dict[str, Any]) -> int:
+        """Return the number of copies of the patch features that `_learn_folds` makes."""
+        return 1
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
         """Return the memory that `_learn` needs in addition to the patch features.
@@ -220,14 +267,12 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
                 return some, Budget(len(some.rows), None)
             return within_memory(some, max_memory, extra_copies, needs)
 
-        def learn(some: PatchSource) -> PatchModel:
-            patches, budget = held(some)
-            return self._learn(patches, stages, budget, seed)
-
-        patches, budget = held(source, plan.extra_copies)
-        model = self._learn(patches, stages, budget, seed)
+        patches, budget = held(source, self._copies_for_folds(stages) if plan.left_out else 0)
+        plan = plan.resolved(lambda: self._n_folds(patches, budget, stages))
+        model, fold_models = self._learn_folds(patches, stages, budget, seed, plan.left_out, held)
         with phase("calibration"):
-            found = plan.calibrate(stream, patches, model, learn, self._peak_of)
+            found = plan.calibrate(stream, patches, model, fold_models, self._sketch_of)
+        self.calibration_plan_ = plan.description
 
         self.extractor_ = extractor
         appearances = log.as_array()
@@ -235,7 +280,10 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         if self.appearance_range_ is not None and (problem := describe_darkness(self.appearance_range_)):
             warn_user(problem, AppearanceWarning)
         self._keep(model, source.numbers)
-        self._set_thresholds(found.scores, found.peaks, kept[found.images], self.contamination)
+        self._set_thresholds(
+            found.scores, peaks_of(found.sketches), found.sketches, kept[found.images],
+            self.contamination, self.pixel_contamination,
+        )  # fmt: skip
         return self
 
     def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
@@ -284,7 +332,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None])
         first = next(iter(example))
         batch_size = min(n_images, example.batch_size())
-        n_copies = kind_of(self.calibration).extra_copies + (0 if extractor is None else 1)
+        n_copies = 0 if extractor is None else 1
+        if kind_of(self.calibration) is CrossFitted:
+            n_copies += self._copies_for_folds(stages)
         needs = partial(self._memory_needs, stages=stages)
         return estimate_memory(n_images * len(first.rows), first, batch_size, n_copies, needs)
 
@@ -326,9 +376,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             verbose=self.verbose,
         )
 
-    def _peak_of(self, patch_scores: np.ndarray, view: View | None) -> float:
-        """Return the maximum of the anomaly map that is computed from patch scores."""
-        return float(map_of(patch_scores, view, self.smoothing).max())
+    def _sketch_of(self, patch_scores: np.ndarray, view: View | None) -> np.ndarray:
+        """Return the sketch of the anomaly map that is computed from patch scores."""
+        return sketch_of_map(map_of(patch_scores, view, self.smoothing))
 
     def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
         """Return new, unfitted stages by name."""
@@ -375,7 +425,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         if self.calibration is None or isinstance(self.calibration, float):
             raise ValueError(
                 f"calibration={self.calibration} sets no threshold or does not score all training images, so "
-                "fit_predict has no scores for them: choose 'leave-one-out' or a number of folds."
+                "fit_predict has no scores for them: choose 'auto', 'leave-one-out' or a number of folds."
             )
 
     def _sk_visual_block_(self) -> Any:
@@ -387,8 +437,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         return diagram_of("serial", stages, list(names))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "offset_" in state:  # a fitted detector of an older version has no names of training images
-            state = {"training_paths_": None, **state}
+        if "offset_" in state:  # a fitted detector of an older version lacks some attributes
+            older = {"training_paths_": None, "calibration_plan_": "unknown", **older_thresholds(state)}
+            state = {**older, **state}
         super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:

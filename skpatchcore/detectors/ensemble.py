@@ -13,8 +13,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
 from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context
-from skpatchcore.detectors._image_detector import ImageDetector, restored_on_failure
+from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import turned
+from skpatchcore.detectors._thresholds import older_thresholds, restored_on_failure
 from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.patches.stream import n_images_of
 
@@ -38,8 +39,11 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         fixed seed, e.g. ``ShuffleSplit(1, test_size=0.2, random_state=0)``.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: fraction of good images for which `predict` may return -1 (anomalous). ``"auto"``
-        uses the most anomalous calibration score as the image threshold. The `contamination` of the single detectors is
+        accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger. The `contamination` of the single detectors is
         not used.
+    pixel_contamination : float in (0, 0.5] or None, default=None
+        Accepted fraction of the *pixels* of good images above the pixel threshold. None derives the pixel threshold
+        from `contamination` instead. The value of the single detectors is not used.
 
     Attributes
     ----------
@@ -51,12 +55,19 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         Averaged standardised maxima of the maps of the calibration images, bigger = more anomalous. The maximum of an
         averaged map is at most the average of the maxima. Therefore the pixel threshold is conservative: at most the
         accepted fraction of good images, and usually fewer, is expected to have anomalous pixels.
+    calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
+        Averages of the detectors' sketches. The values are standardised. The exact sketches of the averaged maps are
+        not known, because the maps are not stored.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
+    promised_rate_ : float
+        False-positive rate that the image threshold promises.
     offset_ : float
         Image threshold: ``predict`` returns -1 if the score is below `offset_`.
     pixel_offset_ : float
         Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous.
+    min_area_ : float
+        Area for ``min_area="auto"``, as a fraction of an image's pixels; see `predict_mask`.
 
     References
     ----------
@@ -81,11 +92,15 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
     _parameter_constraints: dict[str, Any] = {
         "estimators": [list],
         "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
+        "pixel_contamination": [Interval(Real, 0, 0.5, closed="right"), None],
     }
 
-    def __init__(self, estimators: Any, *, contamination: float | str = "auto"):
+    def __init__(
+        self, estimators: Any, *, contamination: float | str = "auto", pixel_contamination: float | None = None
+    ):
         self.estimators = estimators
         self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters of the ensemble and of its detectors.
@@ -156,11 +171,11 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
 
     def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreEnsemble:
         names = [name for name, _ in self._pairs()]
-        taken = {*names} & {"estimators", "contamination"}
+        taken = {*names} & {"estimators", "contamination", "pixel_contamination"}
         if not names or len(set(names)) < len(names) or taken or any("__" in name for name in names):
             raise ValueError(
                 f"estimators has invalid names {names}: give at least one (name, detector) pair. Names must be unique, "
-                "must not contain '__', and must not be 'estimators' or 'contamination'."
+                "must not contain '__', and must not be 'estimators', 'contamination' or 'pixel_contamination'."
             )
         fitted = [clone(detector).fit(X, y, groups=groups) for _, detector in self.estimators]
         images = fitted[0].calibration_image_indices_
@@ -183,8 +198,10 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
                 delattr(self, learnt)
         scores = np.mean([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
         peaks = np.mean([_standardised_map(d.calibration_peaks_, d) for d in fitted], axis=0)
+        sketches = np.mean([d.calibration_sketches_ for d in fitted], axis=0)
+        sketches[:, 0] = np.mean([_standardised_map(d.calibration_sketches_[:, 0], d) for d in fitted], axis=0)
         # The mean is NaN for a calibration image that any of the detectors could not score.
-        self._set_thresholds(scores, peaks, images, self.contamination)
+        self._set_thresholds(scores, peaks, sketches, images, self.contamination, self.pixel_contamination)
         return self
 
     def _iter_scores(
@@ -207,6 +224,9 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         """Return names and detectors, or an empty list if `estimators` is not valid, because only `fit` validates."""
         given = self.estimators if isinstance(self.estimators, list) else []
         return given if all(isinstance(pair, tuple) and len(pair) == 2 for pair in given) else []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**older_thresholds(state), **state} if "offset_" in state else state)
 
     def _sk_visual_block_(self) -> Any:
         names, detectors = zip(*self.estimators, strict=True)

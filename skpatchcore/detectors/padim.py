@@ -116,8 +116,13 @@ class PaDiMDetector(PatchDetector):
         the unit of the features.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
-        ``"auto"`` uses the most anomalous calibration score as the image threshold.
-    calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
+        ``"auto"`` accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger: this is the smallest rate that can be
+        promised with as many calibration images.
+    pixel_contamination : float in (0, 0.5] or None, default=None
+        Accepted fraction of the *pixels* of good images above the pixel threshold. None derives the pixel threshold
+        from `contamination` instead: about this fraction of good *images* may have a pixel above it. A fraction of
+        pixels, e.g. 0.001, gives larger masks, which cover more of each defect. See `predict_mask`.
+    calibration : "auto", "leave-one-out", float, int, splitter or None, default="auto"
         Method that scores good images in order to set the thresholds. No image is scored by Gaussians that were fitted
         on the image or its group. ``"leave-one-out"`` scores each training image by the Gaussians of all other groups.
         A float is the fraction of the images (or groups) that are scored, but not used for the Gaussians. An int is a
@@ -148,6 +153,10 @@ class PaDiMDetector(PatchDetector):
         because there is no other training image.
     calibration_peaks_ : array of shape (n_calibration,), float64
         Maximum of the anomaly map of each calibration image, bigger = more anomalous.
+    calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
+        Sketch of each calibration image's anomaly map, from which `recalibrate` and `predict_mask` compute pixel
+        thresholds: values that fixed fractions of the pixels exceed, and the area of the largest region above each of
+        these values.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     appearance_range_ : array of shape (2, 5) or None
@@ -159,6 +168,8 @@ class PaDiMDetector(PatchDetector):
     pixel_offset_ : float
         Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous. NaN if there is no
         calibration score.
+    min_area_, promised_rate_, calibration_plan_
+        As in :class:`~skpatchcore.PatchCoreDetector`.
     training_paths_ : list of str or None
         Absolute paths of the training images, as in :class:`~skpatchcore.PatchCoreDetector`. None if the images are not
         paths.
@@ -208,7 +219,8 @@ class PaDiMDetector(PatchDetector):
         n_channels: int = 100,
         regularization: float = 0.01,
         contamination: float | str = "auto",
-        calibration: Any = "leave-one-out",
+        pixel_contamination: float | None = None,
+        calibration: Any = "auto",
         smoothing: float = 4.0,
         max_memory: int | str | None = "auto",
         device: str = "auto",
@@ -219,6 +231,7 @@ class PaDiMDetector(PatchDetector):
         self.n_channels = n_channels
         self.regularization = regularization
         self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
         self.calibration = calibration
         self.smoothing = smoothing
         self.max_memory = max_memory

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -11,14 +12,17 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
 from skpatchcore.bank.budget import Budget, MemoryNeeds
-from skpatchcore.bank.collect import bank_needs, collect_bank
+from skpatchcore.bank.collect import bank_needs, collect_banks
+from skpatchcore.bank.folds import affordable_folds
 from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
 from skpatchcore.bank.scoring import nearest_patches
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._stages import INDEXES
 from skpatchcore.images.appearance import AppearanceLog
+from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource
+from skpatchcore.protocols import selects_folds
 
 
 class PatchCoreDetector(PatchDetector):
@@ -49,22 +53,32 @@ class PatchCoreDetector(PatchDetector):
         distances to these rows re-weight the image score. 1 turns the re-weighting off.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
-        ``"auto"`` uses the most anomalous calibration score as the image threshold. No calibration score is then beyond
-        the threshold.
-    calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
+        ``"auto"`` accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger: this is the smallest rate that can be
+        promised with as many calibration images.
+    pixel_contamination : float in (0, 0.5] or None, default=None
+        Accepted fraction of the *pixels* of good images above the pixel threshold. None derives the pixel threshold
+        from `contamination` instead: about this fraction of good *images* may have a pixel above it. A fraction of
+        pixels, e.g. 0.001, gives larger masks, which cover more of each defect. See `predict_mask`.
+    calibration : "auto", "leave-one-out", float, int, splitter or None, default="auto"
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
 
+        - ``"auto"``: 5 to 40 folds (see below), as many as take about as long as the network's pass over the images.
+          The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
+          for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
+          training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
+          folds, or selects shard by shard.
         - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
-          its group). This method costs one additional search. The bank was selected with the image present. Therefore
-          the false-positive rate is controlled only approximately.
+          its group). This method costs one additional search. The bank was selected with the image present, and no
+          other rows replace the rows of the image. Therefore fewer good images are flagged than `contamination`
+          accepts, and fewer defects are found.
         - a float in (0, 1): this fraction of the images (or of the groups) is kept out of the bank and scored. The
           bound on the false-positive rate is exact without groups, but the bank is built from fewer images.
         - an int (number of folds), or a scikit-learn splitter: the training images are divided into folds, and the
           images of each fold are scored against a bank that is selected from all other folds. The final bank is
-          selected from all images. This method costs one selection and one search per fold. The bank of a fold contains
-          fewer images than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The
-          difference becomes smaller with more folds.
+          selected from all images. This method costs one selection per fold. The bank of a fold contains fewer images
+          than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The difference
+          becomes smaller with more folds.
         - None: no threshold is set. `predict` raises a ValueError, and `decision_function` returns the values of
           `score_samples`.
     smoothing : float, default=4.0
@@ -108,6 +122,10 @@ class PatchCoreDetector(PatchDetector):
         ``"leave-one-out"``, the score of an image is NaN if all rows of the bank come from this image or its group.
     calibration_peaks_ : array of shape (n_calibration,), float64
         Maximum of the anomaly map of each calibration image, bigger = more anomalous. NaN where the score is NaN.
+    calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
+        Sketch of each calibration image's anomaly map, from which `recalibrate` and `predict_mask` compute pixel
+        thresholds: values that fixed fractions of the pixels exceed, and the area of the largest region above each of
+        these values.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     appearance_range_ : array of shape (2, 5) or None
@@ -123,10 +141,16 @@ class PatchCoreDetector(PatchDetector):
     offset_ : float
         Image threshold: ``decision_function = score_samples - offset_``. NaN if there is no calibration score.
     pixel_offset_ : float
-        Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. The pixel threshold is
-        computed from `calibration_peaks_`, as `offset_` is computed from `calibration_scores_`. Therefore at most a
-        fraction `contamination` of good images is expected to have anomalous pixels. NaN if there is no calibration
-        score.
+        Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. NaN if there is no
+        calibration score.
+    min_area_ : float
+        Area for ``min_area="auto"`` in `predict_mask` and `regions`, as a fraction of an image's pixels: at most the
+        fraction `promised_rate_` of good images is expected to have a larger region above `pixel_offset_`.
+    promised_rate_ : float
+        False-positive rate that the image threshold promises: `contamination`, or ``1 / (n_calibration + 1)`` if this
+        is larger. NaN if there is no calibration score.
+    calibration_plan_ : str
+        How the calibration images were scored, e.g. ``"40 folds"``.
     n_features_in_ : int
         Number of columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
     feature_names_in_ : array of str
@@ -169,7 +193,8 @@ class PatchCoreDetector(PatchDetector):
         index: Any = None,
         n_neighbors: int = 9,
         contamination: float | str = "auto",
-        calibration: Any = "leave-one-out",
+        pixel_contamination: float | None = None,
+        calibration: Any = "auto",
         smoothing: float = 4.0,
         max_memory: int | str | None = "auto",
         device: str = "auto",
@@ -181,6 +206,7 @@ class PatchCoreDetector(PatchDetector):
         self.index = index
         self.n_neighbors = n_neighbors
         self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
         self.calibration = calibration
         self.smoothing = smoothing
         self.max_memory = max_memory
@@ -246,7 +272,40 @@ class PatchCoreDetector(PatchDetector):
         )
 
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> MemoryBank:
-        return collect_bank(patches, stages["sampler"], stages["index"], budget, self.n_neighbors)
+        return collect_banks(patches, stages["sampler"], stages["index"], budget, self.n_neighbors)[0]
+
+    def _learn_folds(
+        self,
+        patches: PatchSource,
+        stages: dict[str, Any],
+        budget: Budget,
+        seed: int,
+        left_out: Sequence[np.ndarray],
+        held: Callable[[PatchSource], tuple[PatchSource, Budget]],
+    ) -> tuple[PatchModel, Iterable[Sequence[PatchModel]]]:
+        if not self._shares_folds(budget, patches, stages):
+            return super()._learn_folds(patches, stages, budget, seed, left_out, held)
+        return collect_banks(patches, stages["sampler"], stages["index"], budget, self.n_neighbors, left_out)
+
+    def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
+        if not self._shares_folds(budget, patches, stages):
+            return 0
+        n_channels = patches.rows.shape[1] if isinstance(patches, Patches) else patches.peek().rows.shape[1]
+        return affordable_folds(budget.n_patches, n_channels, stages["sampler"], stages["index"])
+
+    def _copies_for_folds(self, stages: dict[str, Any]) -> int:
+        return 0 if selects_folds(stages["sampler"]) else 1
+
+    def _shares_folds(self, budget: Budget, patches: PatchSource, stages: dict[str, Any]) -> bool:
+        """Return whether the banks of folds can be selected from one pass over the patches: they fit in memory."""
+        sampler = stages["sampler"]
+        if not selects_folds(sampler):
+            return False
+        if isinstance(patches, Patches) or budget.n_bytes is None:
+            return True
+        first = patches.peek().rows
+        needed = sampler.estimate_memory(budget.n_patches * first.itemsize // 4, first.shape[1])
+        return bool(needed <= budget.n_bytes)
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
         return bank_needs(n_patches, first, stages["sampler"])

@@ -90,12 +90,17 @@ class SPADEDetector(PatchDetector):
         all of them are used.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
-        ``"auto"`` uses the most anomalous calibration score as the image threshold.
-    calibration : "leave-one-out", float, int, splitter or None, default="leave-one-out"
+        ``"auto"`` accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger: this is the smallest rate that can be
+        promised with as many calibration images.
+    pixel_contamination : float in (0, 0.5] or None, default=None
+        Accepted fraction of the *pixels* of good images above the pixel threshold. None derives the pixel threshold
+        from `contamination` instead: about this fraction of good *images* may have a pixel above it. A fraction of
+        pixels, e.g. 0.001, gives larger masks, which cover more of each defect. See `predict_mask`.
+    calibration : "auto", "leave-one-out", float, int, splitter or None, default="auto"
         Method that scores good images in order to set the thresholds. No image is compared with itself or its group.
-        ``"leave-one-out"`` compares each training image with the training images of all other groups. A float is the
-        fraction of the images (or groups) that are scored, but not stored in the model. An int is a number of folds.
-        None sets no threshold. For details, see :class:`~skpatchcore.PatchCoreDetector`.
+        ``"auto"`` and ``"leave-one-out"`` compare each training image with the training images of all other groups. A
+        float is the fraction of the images (or groups) that are scored, but not stored in the model. An int is a number
+        of folds. None sets no threshold. For details, see :class:`~skpatchcore.PatchCoreDetector`.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
     max_memory : int, str or None, default="auto"
@@ -120,6 +125,10 @@ class SPADEDetector(PatchDetector):
         because there is no other training image.
     calibration_peaks_ : array of shape (n_calibration,), float64
         Maximum of the anomaly map of each calibration image, bigger = more anomalous.
+    calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
+        Sketch of each calibration image's anomaly map, from which `recalibrate` and `predict_mask` compute pixel
+        thresholds: values that fixed fractions of the pixels exceed, and the area of the largest region above each of
+        these values.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     appearance_range_ : array of shape (2, 5) or None
@@ -131,6 +140,8 @@ class SPADEDetector(PatchDetector):
     pixel_offset_ : float
         Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous. NaN if there is no
         calibration score.
+    min_area_, promised_rate_, calibration_plan_
+        As in :class:`~skpatchcore.PatchCoreDetector`.
     training_paths_ : list of str or None
         Absolute paths of the training images, as in :class:`~skpatchcore.PatchCoreDetector`. None if the images are not
         paths.
@@ -173,7 +184,8 @@ class SPADEDetector(PatchDetector):
         *,
         n_neighbors: int = 50,
         contamination: float | str = "auto",
-        calibration: Any = "leave-one-out",
+        pixel_contamination: float | None = None,
+        calibration: Any = "auto",
         smoothing: float = 4.0,
         max_memory: int | str | None = "auto",
         device: str = "auto",
@@ -183,6 +195,7 @@ class SPADEDetector(PatchDetector):
         self.extractor = extractor
         self.n_neighbors = n_neighbors
         self.contamination = contamination
+        self.pixel_contamination = pixel_contamination
         self.calibration = calibration
         self.smoothing = smoothing
         self.max_memory = max_memory

@@ -145,8 +145,8 @@ def test_calibration_scores_of_an_incomplete_index_equal_those_of_exact_search()
     good[7, :3] += 25
     few = lambda d, i: (np.where(np.arange(d.shape[1]) < 9, d, 0), np.where(np.arange(d.shape[1]) < 9, i, -1))  # noqa: E731
     with pytest.warns(UserWarning, match=COMPLETED):
-        model = PatchCoreDetector("precomputed", index=Told(few), random_state=0).fit(good)
-    expected = PatchCoreDetector("precomputed", random_state=0).fit(good)
+        model = PatchCoreDetector("precomputed", index=Told(few), random_state=0, calibration="leave-one-out").fit(good)
+    expected = PatchCoreDetector("precomputed", random_state=0, calibration="leave-one-out").fit(good)
     np.testing.assert_allclose(model.calibration_scores_, expected.calibration_scores_, rtol=1e-5)
     assert model.offset_ == pytest.approx(expected.offset_, rel=1e-5)
 

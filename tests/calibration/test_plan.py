@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import GroupKFold, KFold
 
-from skpatchcore.calibration.plan import LeaveOneOut, hold_out, make_folds, plan_calibration
+from skpatchcore.calibration.folds import extrapolation_factor, make_folds
+from skpatchcore.calibration.plan import plan_calibration
+from skpatchcore.calibration.plans import LeaveOneOut, hold_out
+from skpatchcore.calibration.sketches import sketch_of_map
 from skpatchcore.patches.stream import PatchStream
 
 
@@ -29,7 +32,7 @@ class Remembered:
         return Remembered(left) if left else None
 
 
-def calibrated(plan, n_images):
+def calibrated(plan, n_images, n_folds=5):
     """Return the calibration scores of a plan for images whose patch features are the index of the image."""
     numbers = np.repeat(np.arange(n_images), 4).astype(np.float32)
     features = np.stack([numbers, numbers], axis=1).reshape(n_images, 2, 2, 2)
@@ -39,7 +42,11 @@ def calibrated(plan, n_images):
     def learn(patches):
         return Remembered(int(row) for batch in patches for row in batch.rows[:, 0])
 
-    return plan.calibrate(stream, learnt, learn(learnt), learn, lambda grid, view: grid.max())
+    plan = plan.resolved(lambda: n_folds)
+    everything = np.arange(n_images)
+    fold_models = [learn(stream.subset(np.setdiff1d(everything, images))) for images in plan.left_out]
+    lists = [fold_models[i : i + 3] for i in range(0, len(fold_models), 3)]
+    return plan.calibrate(stream, learnt, learn(learnt), lists, lambda grid, view: sketch_of_map(grid))
 
 
 @given(groups=st.lists(st.integers(0, 6), min_size=2, max_size=40))
@@ -51,11 +58,11 @@ def test_leave_one_out_scores_each_image_without_its_group(groups):
         found = calibrated(LeaveOneOut(groups), len(groups))
     others = np.array([(groups != group).sum() for group in groups], float)
     np.testing.assert_array_equal(found.scores, np.where(others > 0, others, np.nan))
-    np.testing.assert_array_equal(found.peaks, np.where(others > 0, 7.0, np.nan))
+    np.testing.assert_array_equal(found.sketches[:, 0, 0], np.where(others > 0, 7.0, np.nan))
     assert found.images.tolist() == list(range(len(groups)))
 
 
-@pytest.mark.parametrize("calibration", [0.3, 4, KFold(3), "leave-one-out"])
+@pytest.mark.parametrize("calibration", [0.3, 4, KFold(3), "leave-one-out", "auto"])
 @pytest.mark.parametrize("groups", [None, np.arange(20) // 2])
 def test_plan_images_are_the_images_with_calibration_scores(calibration, groups):
     if isinstance(calibration, KFold) and groups is not None:
@@ -66,6 +73,49 @@ def test_plan_images_are_the_images_with_calibration_scores(calibration, groups)
     assert (np.diff(found.images) > 0).all()
     assert np.isfinite(found.scores).all()
     assert len(found.images) == (6 if calibration == 0.3 else 20)
+
+
+@pytest.mark.parametrize(("n_folds", "n_groups", "expected"), [(8, 20, 8), (40, 20, 20), (8, 3, 3), (0, 20, None)])
+def test_automatic_plan_has_at_most_as_many_folds_as_groups(n_folds, n_groups, expected):
+    groups = np.arange(20) % n_groups
+    plan = plan_calibration("auto", groups, 20, np.random.RandomState(0)).resolved(lambda: n_folds)
+    assert plan.description == ("leave-one-out" if expected is None else f"{expected} folds")
+    assert np.isfinite(calibrated(plan, 20).scores).all()
+    assert len(plan.left_out) == {None: 0, 3: 3}.get(expected, (expected or 0) + 3)
+    for images in plan.left_out:
+        assert not set(groups[images]) & set(np.delete(groups, images))
+
+
+@given(slope=st.floats(-1, 1), n_folds=st.integers(4, 40), seed=st.integers(0, 99))
+def test_extrapolation_factor_is_exact_if_log_scores_are_linear_in_the_inverse_number_of_images(slope, n_folds, seed):
+    final = np.random.default_rng(seed).uniform(1, 9, 30)
+    fine, coarse = n_folds / (n_folds - 1), 3 / 2
+    scores = [final * np.exp(slope * (size - 1)) for size in (fine, coarse)]
+    factor = extrapolation_factor(*scores, fine, coarse)
+    np.testing.assert_allclose(scores[0] * factor, final, rtol=1e-9)
+
+
+def test_extrapolation_factor_ignores_scores_that_have_no_logarithm():
+    fine, coarse = np.array([2.0, 0.0, np.nan, 3.0]), np.array([4.0, 5.0, 6.0, 0.0])
+    assert extrapolation_factor(fine, coarse, 1.25, 1.5) == pytest.approx(0.5)
+    assert extrapolation_factor(fine[1:2], coarse[1:2], 1.25, 1.5) == 1
+
+
+def test_automatic_plan_extrapolates_scores_and_maps_to_all_images():
+    """The scores of `Remembered` are numbers of images, so the extrapolated scores are larger than those of folds."""
+    plan = plan_calibration("auto", None, 20, np.random.RandomState(0))
+    found = calibrated(plan, 20, n_folds=5)
+    sizes = np.array([16.0] * 20), np.array([13.0] * 13 + [14.0] * 7)
+    factor = extrapolation_factor(*sizes, 20 / 16, 20 / np.mean([13, 13, 14]))
+    np.testing.assert_allclose(found.scores, 16 * factor, rtol=0.01)
+    assert 1.05 < factor < 1.3
+    np.testing.assert_array_equal(found.sketches[:, 0], 7)  # the maps do not depend on the number of images
+
+
+def test_automatic_plan_of_one_image_scores_nothing():
+    plan = plan_calibration("auto", None, 1, np.random.RandomState(0)).resolved(lambda: 8)
+    with pytest.warns(UserWarning, match="1 of 1 training images could not be scored"):
+        assert np.isnan(calibrated(plan, 1).scores).all()
 
 
 @given(share=st.floats(0.05, 0.95), seed=st.integers(0, 99), n_groups=st.integers(2, 12))

@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
 from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor, load, save
-from skpatchcore.calibration.plan import LeaveOneOut
+from skpatchcore.calibration.plans import LeaveOneOut
 from skpatchcore.features._forward import ForwardPass
 from skpatchcore.model_selection import image_roc_auc_scorer
 from tests.factories import extractor

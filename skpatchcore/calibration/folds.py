@@ -1,0 +1,291 @@
+"""Calibration plans with folds: each image is scored by a model that was fitted without the image's fold.
+
+:class:`CrossFitted` is the plan of a given number of folds. :class:`Automatic` chooses the number of folds, and
+:class:`Extrapolated` corrects the scores for the images that the folds leave out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import GroupKFold, KFold
+
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore.calibration.plans import CalibrationScores, LeaveOneOut, NoCalibration, SketchOf, scores_of
+from skpatchcore.calibration.sketches import no_sketches
+from skpatchcore.patches.model import PatchModel
+from skpatchcore.patches.patches import N_IMAGES, Patches
+from skpatchcore.patches.stream import PatchSource, PatchStream
+
+# Number of coarse folds, whose scores show how scores depend on the number of training images.
+_N_COARSE = 3
+
+
+class CrossFitted(NoCalibration):
+    """Cross-fitting plan: the images are divided into folds, and each fold is scored by a model of the other folds.
+
+    The model that the detector uses for new images is fitted on all images.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images.
+    groups : array of shape (n_images,) or None
+        Group of each image. All images of a group are scored in the same fold. None makes each image its own group.
+    cv : int or splitter
+        Number of folds, or a splitter with the method ``split(X, y, groups)``.
+    rng : RandomState
+        Random number generator that shuffles the folds if `cv` is a number.
+    verbose : int
+        1 shows a progress bar, 0 does not.
+    """
+
+    def __init__(self, n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState, verbose: int = 0):
+        self.folds, self.verbose = make_folds(n_images, groups, cv, rng), verbose
+        everything = np.arange(n_images)
+        self.left_out = [np.setdiff1d(everything, learnt) for learnt, _ in self.folds]
+        self.description = f"{len(self.folds)} folds"
+
+    def images(self) -> np.ndarray:
+        """Return the indices of the images in the test folds, in ascending order."""
+        return np.sort(np.concatenate([scored for _, scored in self.folds]))
+
+    def calibrate(
+        self,
+        stream: PatchStream,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+    ) -> CalibrationScores:
+        """Score each fold's test images with the fold's model.
+
+        If `patches` are held in memory, no image is read again. Otherwise, all patches are extracted again for each
+        list of models.
+        """
+        scores, sketches = np.full(len(stream), np.nan), no_sketches(len(stream))
+        with progress_bar(len(self.images()), "calibrating", "image", self.verbose) as bar:
+            for images, _, *found in scored_by_folds(self.folds, patches, fold_models, sketch_of):
+                scores[images], sketches[images] = found
+                bar.update(len(images))
+        images = self.images()
+        return CalibrationScores(images, scores[images], sketches[images])
+
+
+def scored_by_folds(
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    patches: PatchSource,
+    fold_models: Iterable[Sequence[PatchModel]],
+    sketch_of: SketchOf,
+) -> Iterator[tuple[np.ndarray, int, np.ndarray, np.ndarray]]:
+    """Score the test images of each fold with the model of the fold.
+
+    Parameters
+    ----------
+    folds : sequence of (array of int, array of int)
+        Training images and test images of each fold.
+    patches, fold_models, sketch_of
+        As for :meth:`NoCalibration.calibrate`.
+
+    Yields
+    ------
+    images : array of int
+        Indices of some test images of one fold.
+    fold : int
+        Number of the fold.
+    scores, sketches : arrays of shape (n,) and (n, 2, n_levels)
+        Image scores, bigger = more anomalous, and sketches of the anomaly maps.
+    """
+    first = 0
+    for models in fold_models:
+        for images, fold, some in _parts(patches, [scored for _, scored in folds[first : first + len(models)]]):
+            yield images, first + fold, *scores_of([some], models[fold], sketch_of)
+        first += len(models)
+        del models  # free the models before the next ones are fitted
+
+
+def _parts(patches: PatchSource, tests: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int, Patches]]:
+    """Yield test images of one fold, the position of the fold in `tests`, and the patches of these images.
+
+    `tests` are the test images of each fold.
+    """
+    # A stream is read in its own batches: in other batches, the network's results may differ in the last bit.
+    batches, start = [patches] if isinstance(patches, Patches) else patches, 0
+    for batch in batches:
+        for fold, test in enumerate(tests):
+            here = test[(test >= start) & (test < start + len(batch))]
+            for i in range(0, len(here), N_IMAGES):
+                images = here[i : i + N_IMAGES]
+                yield images, fold, batch.subset(images - start)
+        start += len(batch)
+
+
+class Extrapolated(NoCalibration):
+    """Cross-fitting plan that corrects the scores for the images which the folds leave out.
+
+    The model of a fold is fitted on fewer images than the final model, so its scores of good images are a little
+    higher. A few coarse folds leave out more images. The change of the scores from the coarse folds to the fine folds
+    is extrapolated to the final model, which leaves out no image.
+
+    Parameters
+    ----------
+    fine, coarse : CrossFitted
+        Plans with many and with few folds of the same images.
+    """
+
+    def __init__(self, fine: CrossFitted, coarse: CrossFitted):
+        self.fine, self.coarse = fine, coarse
+        self.folds = [*fine.folds, *coarse.folds]
+        self.left_out = [*fine.left_out, *coarse.left_out]
+        self.description = fine.description
+
+    def images(self) -> np.ndarray:
+        """Return the indices of all images."""
+        return self.fine.images()
+
+    def calibrate(
+        self,
+        stream: PatchStream,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+    ) -> CalibrationScores:
+        """Score all images with the models of both plans, and extrapolate."""
+        n_images, n_fine = len(stream), len(self.fine.folds)
+        scores, sketches = np.full((2, n_images), np.nan), np.stack([no_sketches(n_images)] * 2)
+        with progress_bar(2 * n_images, "calibrating", "image", self.fine.verbose) as bar:
+            for images, fold, *found in scored_by_folds(self.folds, patches, fold_models, sketch_of):
+                scores[int(fold >= n_fine), images], sketches[int(fold >= n_fine), images] = found
+                bar.update(len(images))
+        sizes = [n_images / (n_images - np.mean([len(some) for some in p.left_out])) for p in (self.fine, self.coarse)]
+        factor = extrapolation_factor(*scores, *sizes)
+        peak_factor = extrapolation_factor(*sketches[:, :, 0, 0].astype(np.float64), *sizes)
+        sketches[0, :, 0] *= np.float32(peak_factor)
+        return CalibrationScores(self.images(), scores[0] * factor, sketches[0])
+
+
+def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float, coarse_size: float) -> float:
+    """Return the factor that extrapolates scores of models of fewer images to a model of all images.
+
+    Parameters
+    ----------
+    fine, coarse : arrays of shape (n_images,)
+        Anomaly scores of the same good images by models that leave out few and many images, bigger = more anomalous.
+        Only images with two positive scores count.
+    fine_size, coarse_size : float
+        Number of all images divided by the number of images that each model is fitted on; 1 is the model of all images.
+
+    Returns
+    -------
+    float
+        Factor for the scores in `fine`. 1 if no image has two positive scores.
+
+    Notes
+    -----
+    The mean logarithm of the scores is assumed to be a linear function of 1 / (number of images), as in the correction
+    of bias by the jackknife and in Richardson's extrapolation. The factor is the same for all images, so it does not
+    change their order. It is an average over all images, so its own error is small.
+
+    References
+    ----------
+    Quenouille, "Notes on bias in estimation", Biometrika 43, 1956.
+    """
+    counts = (fine > 0) & (coarse > 0) & np.isfinite(fine) & np.isfinite(coarse)
+    if not counts.any():
+        return 1.0
+    change = float(np.mean(np.log(coarse[counts]) - np.log(fine[counts])))
+    return float(np.exp(-change * (fine_size - 1) / (coarse_size - fine_size)))
+
+
+class Automatic(NoCalibration):
+    """Plan of ``calibration="auto"``: folds if the model needs them and they are affordable, otherwise leave-one-out.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images.
+    groups : array of shape (n_images,) or None
+        Group of each image. None makes each image its own group.
+    rng : RandomState
+        Random number generator that shuffles the folds.
+    verbose : int
+        1 shows a progress bar, 0 does not.
+    """
+
+    def __init__(self, n_images: int, groups: np.ndarray | None, rng: np.random.RandomState, verbose: int = 0):
+        self.n_images, self.groups, self.verbose = n_images, groups, verbose
+        self.seed = int(rng.randint(2**31 - 1))
+
+    def images(self) -> np.ndarray:
+        """Return the indices of all images."""
+        return np.arange(self.n_images)
+
+    def resolved(self, n_folds: Callable[[], int]) -> NoCalibration:
+        """Return the plan with at most as many folds as groups; leave-one-out if `n_folds` returns 0."""
+        own = np.arange(self.n_images) if self.groups is None else self.groups
+        n_groups = len(np.unique(own))
+        if n_groups < 2 or not (n_wanted := n_folds()):
+            return LeaveOneOut(own, self.verbose)
+        rng = np.random.RandomState(self.seed)
+        fine = CrossFitted(self.n_images, self.groups, min(n_wanted, n_groups), rng, self.verbose)
+        if len(fine.folds) <= _N_COARSE:
+            return fine
+        return Extrapolated(fine, CrossFitted(self.n_images, self.groups, _N_COARSE, rng, self.verbose))
+
+
+def is_splitter(calibration: Any) -> bool:
+    """Return True if an object has the method ``split`` of scikit-learn's splitters."""
+    return hasattr(calibration, "split")
+
+
+def make_folds(
+    n_images: int, groups: np.ndarray | None, cv: Any, rng: np.random.RandomState
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the training images and the scored images of each fold.
+
+    Parameters
+    ----------
+    n_images : int
+        Number of images.
+    groups : array of shape (n_images,) or None
+        Group of each image. None makes each image its own group.
+    cv : int or splitter
+        Number of folds, or a splitter with scikit-learn's method ``split(X, y, groups)``. If `cv` is a number, all
+        images of a group are in the same fold.
+    rng : RandomState
+        Random number generator that shuffles the folds if `cv` is a number.
+
+    Returns
+    -------
+    list of (array of int, array of int)
+        For each fold, the indices of the training images and of the scored images, each in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If an image is in two test sets of a splitter, if all its test sets are empty, or if the training and the test
+        set of a fold share an image or a group.
+    """
+    if not is_splitter(cv):
+        fold = KFold if groups is None else GroupKFold
+        cv = fold(cv, shuffle=True, random_state=rng)
+    nominal = np.ones(n_images, int)
+    folds = [(np.sort(learnt), np.sort(scored)) for learnt, scored in cv.split(nominal[:, None], nominal, groups)]
+    tested = [image for _, fold in folds for image in fold]
+    if len(set(tested)) < max(len(tested), 1):
+        raise ValueError(f"calibration={cv}: the test sets of a splitter must not overlap and must not all be empty.")
+    for learnt, scored in folds:
+        if len(np.intersect1d(learnt, scored)):
+            raise ValueError(
+                f"calibration={cv}: the training and test sets of a fold share images. Pass a splitter with disjoint "
+                "training and test sets."
+            )
+        if groups is not None and len(np.intersect1d(groups[learnt], groups[scored])):
+            raise ValueError(
+                f"calibration={cv}: the training and test sets of a fold share groups. Use a splitter such as "
+                "GroupKFold, which keeps the images of a group together."
+            )
+    return folds

@@ -1,0 +1,248 @@
+"""Calibration plans: which good images are scored, and against which model.
+
+Patches of a training image can be in the memory bank. The anomaly score of the image against the whole bank is then far
+too low, and a threshold from such scores flags most new good images. A calibration plan therefore scores each image
+against a model without the patches of the image. :class:`LeaveOneOut` and :class:`HeldOut` are two plans; the plans
+with folds are in :mod:`skpatchcore.calibration.folds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from sklearn.model_selection import GroupShuffleSplit
+
+from skpatchcore._utils.modes import default_modes
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore._utils.warning import warn_user
+from skpatchcore.calibration.sketches import no_sketches
+from skpatchcore.images.views import View
+from skpatchcore.patches.model import PatchModel, score_batches
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import PatchSource, PatchStream
+
+# Maximum number of leave-one-out models that are kept for later batches.
+_N_MODELS = 16
+# Callable that returns the sketch of an anomaly map (see `sketch_of_map`) from patch scores and a view.
+SketchOf = Callable[[np.ndarray, View | None], np.ndarray]
+
+
+@dataclass
+class CalibrationScores:
+    """Calibration scores of good images, **bigger = more anomalous**.
+
+    Attributes
+    ----------
+    images : array of shape (n,), int
+        Indices of the calibration images in the stream.
+    scores : array of shape (n,), float64
+        Image scores. NaN for an image that cannot be scored, because all rows of the model come from its group.
+    sketches : array of shape (n, 2, n_levels), float32
+        Sketch of each image's anomaly map; see :func:`~skpatchcore.calibration.sketches.sketch_of_map`. NaN where
+        `scores` is NaN.
+    """
+
+    images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    sketches: np.ndarray = field(default_factory=lambda: no_sketches(0))
+
+
+class NoCalibration:
+    """Plan without calibration: the model is fitted on all images, and no image is scored. Base class of the plans.
+
+    Attributes
+    ----------
+    learnt : array of int or None
+        Indices of the images on which the model is fitted. None fits on all images.
+    left_out : list of arrays of int
+        Images that each fold leaves out. A model without these images is fitted for each fold.
+    description : str
+        How the calibration images are scored, in words.
+    """
+
+    learnt: np.ndarray | None = None
+    left_out: Sequence[np.ndarray] = ()
+    description = "no calibration"
+
+    def images(self) -> np.ndarray:
+        """Return the indices of the calibration images, in ascending order."""
+        return np.zeros(0, np.int64)
+
+    def resolved(self, n_folds: Callable[[], int]) -> NoCalibration:
+        """Return the plan itself, or the plan that is chosen when the patches are known.
+
+        Parameters
+        ----------
+        n_folds : callable
+            ``n_folds()`` returns the number of folds that are affordable. 0 means that no folds are needed.
+        """
+        return self
+
+    def calibrate(
+        self,
+        stream: PatchStream,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+    ) -> CalibrationScores:
+        """Score the calibration images.
+
+        Parameters
+        ----------
+        stream : PatchStream
+            Patches of all images.
+        patches : Patches or PatchStream
+            Patches of the images on which the model is fitted.
+        model : PatchModel
+            Model that is fitted on `patches`.
+        fold_models : iterable of lists of PatchModel
+            Per item of `left_out`, the model that is fitted without these images. The models of one list are in memory
+            at the same time.
+        sketch_of : callable
+            ``sketch_of(patch_scores, view)`` returns the sketch of an anomaly map.
+
+        Returns
+        -------
+        CalibrationScores
+            Scores and sketches, bigger = more anomalous.
+        """
+        return CalibrationScores()
+
+
+class LeaveOneOut(NoCalibration):
+    """Leave-one-out plan: the model is fitted on all images, and each image is scored without its own group.
+
+    Parameters
+    ----------
+    groups : array of shape (n_images,)
+        Group of each image.
+    verbose : int
+        1 shows a progress bar, 0 does not.
+    """
+
+    description = "leave-one-out"
+
+    def __init__(self, groups: np.ndarray, verbose: int = 0):
+        self.groups, self.verbose = groups, verbose
+
+    def images(self) -> np.ndarray:
+        """Return the indices of all images."""
+        return np.arange(len(self.groups))
+
+    def calibrate(
+        self,
+        stream: PatchStream,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+    ) -> CalibrationScores:
+        """Score all images in one pass over the patches.
+
+        An image cannot be scored if the model consists only of patches of the image's own group. Such an image gets the
+        score NaN, with a warning.
+        """
+        scores, sketches = np.full(len(self.groups), np.nan), no_sketches(len(self.groups))
+        with progress_bar(len(self.groups), "calibrating", "image", self.verbose) as bar:
+            for images, some, own in self._left_out(patches, model):
+                if own is not None:
+                    with default_modes():
+                        scores[images], grids = own.score(some)
+                        sketches[images] = [sketch_of(*pair) for pair in zip(grids, some.views, strict=True)]
+                bar.update(len(images))
+        if n_missing := int(np.isnan(scores).sum()):
+            warn_user(
+                f"{n_missing} of {len(scores)} training images could not be scored without their own patches, because "
+                "the model consists of their patches only. These images are not used for the threshold. Fit on more "
+                "images, or with a larger ratio.",
+            )
+        return CalibrationScores(self.images(), scores, sketches)
+
+    def _left_out(
+        self, patches: PatchSource, model: PatchModel
+    ) -> Iterator[tuple[np.ndarray, Patches, PatchModel | None]]:
+        """Yield the images of one batch and one group, their patches, and the model without the group.
+
+        The images of a group may be spread over several batches. The models of the last groups are therefore kept.
+        """
+        start = 0
+        models: dict[int, PatchModel | None] = {}
+        for batch in patches:
+            groups = self.groups[start : start + len(batch)]
+            for group in np.unique(groups):
+                if group not in models:
+                    if len(models) >= _N_MODELS:
+                        del models[next(iter(models))]
+                    models[group] = model.without(np.flatnonzero(self.groups == group))
+                here = np.flatnonzero(groups == group)
+                yield start + here, batch.subset(here), models[group]
+            start += len(batch)
+
+
+class HeldOut(NoCalibration):
+    """Hold-out plan: the model is fitted on a fraction of the images, and the other images are scored.
+
+    Parameters
+    ----------
+    groups : array of shape (n_images,)
+        Group of each image. All images of a group are held out together.
+    share : float in (0, 1)
+        Fraction of the groups that are held out.
+    rng : RandomState
+        Random number generator that selects the groups.
+    """
+
+    def __init__(self, groups: np.ndarray, share: float, rng: np.random.RandomState):
+        self.learnt, self.held = hold_out(groups, share, rng)
+        self.description = f"{len(self.held)} held-out images"
+
+    def images(self) -> np.ndarray:
+        """Return the indices of the held-out images, in ascending order."""
+        return self.held
+
+    def calibrate(
+        self,
+        stream: PatchStream,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+    ) -> CalibrationScores:
+        """Extract the patches of the held-out images and score them with the model."""
+        return CalibrationScores(self.held, *scores_of(stream.subset(self.held), model, sketch_of))
+
+
+def scores_of(batches: Iterable[Patches], model: PatchModel, sketch_of: SketchOf) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores and sketches of images on which the model was not fitted."""
+    parts = list(score_batches(batches, model, sketch_of))
+    return np.concatenate([scores for scores, _ in parts]), np.array([sketch for _, some in parts for sketch in some])
+
+
+def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """Select the groups of images that are held out for calibration.
+
+    Parameters
+    ----------
+    groups : array of shape (n_images,)
+        Group of each image. Without groups, the index of each image.
+    share : float in (0, 1)
+        Fraction of the groups that are held out. The number of groups is rounded up.
+    rng : RandomState
+        Random number generator that selects the groups.
+
+    Returns
+    -------
+    learnt, held : arrays of int
+        Indices of the images on which the model is fitted, and indices of the held-out images, each in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If all groups would be held out, so that the model could not be fitted.
+    """
+    splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=rng)
+    learnt, held = next(splitter.split(groups, groups=groups))
+    return np.sort(learnt), np.sort(held)
