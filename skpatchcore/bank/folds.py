@@ -30,6 +30,8 @@ _NETWORK_PATCH, _NETWORK_CHANNEL = 2.0e6, 1.0e4
 # Work of a selection: per patch, and per selected row. About half of the distances between patches and selected rows
 # are computed; see `k_center_greedy`.
 _SELECTION_PATCH, _SELECTION_ROW, _COMPUTED = 1.0e5, 6.0e6, 0.5
+# Work that is always affordable: about half a second.
+_LITTLE = 5.0e10
 
 
 def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: Index) -> int:
@@ -65,7 +67,7 @@ def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: I
     network = n_patches * (_NETWORK_PATCH + _NETWORK_CHANNEL * n_channels)
     products = _COMPUTED * n_patches * n_selected * columns_of(sampler, n_channels)
     selection = products + _SELECTION_PATCH * n_patches + _SELECTION_ROW * n_selected
-    return int(np.clip(network / selection - _COARSE, _FEWEST, _MOST))
+    return int(np.clip(max(network, _LITTLE) / selection - _COARSE, _FEWEST, _MOST))
 
 
 @dataclass

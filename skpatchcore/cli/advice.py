@@ -16,6 +16,7 @@ _OPTIONS = {
     "n_neighbors": "--n-neighbors",
     "index": "--index",
     "contamination": "--contamination",
+    "pixel_contamination": "--pixel-contamination",
     "calibration": "--calibration",
     "device": "--device",
     "batch_size": "--batch-size",
@@ -30,7 +31,7 @@ _OPTIONS = {
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "value_range", "patch_size", "ratio", "n_neighbors", "index",
-    "contamination", "calibration", "device", "batch_size", "random_state",
+    "contamination", "pixel_contamination", "calibration", "device", "batch_size", "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",

@@ -72,7 +72,7 @@ def add_parser(commands: Any) -> None:
         type=contamination,
         default="auto",
         help="accepted false-positive rate: the fraction of new good images that may be flagged as anomalous, such as "
-        "0.05; 'auto' sets the threshold so that no calibration image is flagged",
+        "0.05; 'auto' accepts 1 %%, or more if there are fewer than 99 calibration images",
     )
     parser.add_argument(
         "--resolution",
@@ -232,6 +232,7 @@ def _data_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _print_results(evaluation: Any) -> None:
     """Print the images, the results in sentences, and the tables."""
+    from skpatchcore.evaluation.promises import describe_rates
     from skpatchcore.evaluation.runs import means_of
     from skpatchcore.evaluation.summary import advice, describe_images, describe_result
     from skpatchcore.reports.evaluation import SHOWN
@@ -242,7 +243,7 @@ def _print_results(evaluation: Any) -> None:
         row = one.result.row
         text = advice(row["image_auroc"], row["defects_found"], row["good_flagged"])
         print(f"{name}: {describe_result(one.result)}.")
-        for line in (describe_images(one.run.dataset), in_options(text, "evaluate")):
+        for line in (describe_rates(row), describe_images(one.run.dataset), in_options(text, "evaluate")):
             if line:
                 print(textwrap.fill(line, 100, initial_indent="  ", subsequent_indent="  ", break_long_words=False))
     print("AUROC is 1 if every defective image has a worse score than every good image, and 0.5 by chance.\n")

@@ -94,14 +94,20 @@ def add_parser(commands: Any) -> None:
         type=contamination,
         default="auto",
         help="accepted false-positive rate: the fraction of new good images that may be flagged as anomalous, such as "
-        "0.05; 'auto' sets the threshold so that no calibration image is flagged",
+        "0.05; 'auto' accepts 1 %%, or more if there are fewer than 99 calibration images",
+    )
+    fit.add_argument(
+        "--pixel-contamination",
+        type=float,
+        help="accepted fraction of the pixels of good images that are marked as anomalous, such as 0.001. The default "
+        "marks anomalous pixels in at most a fraction --contamination of good images, which gives smaller regions",
     )
     fit.add_argument(
         "--calibration",
         type=calibration,
-        default="leave-one-out",
-        help="how the thresholds are computed from good images: leave-one-out, a fraction of the images that is held "
-        "out such as 0.2, a number of folds such as 5, or none for no thresholds",
+        default="auto",
+        help="how the thresholds are computed from good images: auto, leave-one-out, a fraction of the images that is "
+        "held out such as 0.2, a number of folds such as 5, or none for no thresholds",
     )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     fit.add_argument("--batch-size", type=int, default=4, help="images per network pass")
@@ -119,6 +125,7 @@ def add_parser(commands: Any) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore.reports.groups import promise_of
     from skpatchcore.reports.inspection import describe_inspection, sizes_of
 
     directory, output = Path(options.directory), Path(options.output)
@@ -139,6 +146,7 @@ def _fit(options: argparse.Namespace) -> int:
         device=options.device,
         n_neighbors=options.n_neighbors,
         contamination=options.contamination,
+        pixel_contamination=options.pixel_contamination,
         calibration=options.calibration,
         random_state=options.seed,
         verbose=0 if options.quiet else 1,
@@ -158,6 +166,7 @@ def _fit(options: argparse.Namespace) -> int:
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
             f"image threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
         )
+        print(f"{promise_of(detector)} Calibration: {detector.calibration_plan_}.")
     if uninspected := describe_inspection(detector, sizes_of(paths)):
         if options.quiet:
             warn_user(uninspected)

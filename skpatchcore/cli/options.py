@@ -65,7 +65,7 @@ def fraction_or_count(text: str) -> float | int:
 
 def calibration(text: str) -> float | int | str | None:
     """Return a value of the parameter `calibration` of the detectors."""
-    if text in ("none", "leave-one-out"):
+    if text in ("none", "auto", "leave-one-out"):
         return None if text == "none" else text
     return fraction_or_count(text)
 

@@ -20,6 +20,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar, record_seconds
 from skpatchcore.datasets import load_categories, load_image_folder, read_mask
+from skpatchcore.evaluation.promises import decisions_at_rates
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.views import placed
 from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
@@ -96,6 +97,10 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     DataFrame
         One row per category, indexed by its name. Metrics are in [0, 1], and higher is better unless stated otherwise.
 
+        - ``found_at_01``, ``found_at_05``, ``found_at_10``: fractions of the defective images that are found at a
+          promised false-positive rate of 1, 5 and 10 %, which is set from good images only. ``flagged_at_01``,
+          ``flagged_at_05``, ``flagged_at_10`` (lower is better): fractions of the good test images that are flagged at
+          the same thresholds. NaN if there are too few calibration images to promise the rate.
         - ``image_auroc``, ``image_ap``, ``image_f1_max``: metrics of the image scores, over all thresholds.
           ``misclassified``: number of wrong images at the threshold with the highest F1 score, as counted in the paper.
           The labels of the test images set this threshold.
@@ -246,6 +251,7 @@ def evaluate_category(
     found = f1_max_score(labels, scores)
     fpr, recall, _ = roc_curve(labels == -1, -scores)
     row = {
+        **decisions_at_rates(fitted.calibration_scores_, scores, labels),
         "image_auroc": float(roc_auc_score(labels == -1, -scores)),
         "image_ap": float(average_precision_score(labels == -1, -scores)),
         "image_f1_max": found.f1,

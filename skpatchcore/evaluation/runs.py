@@ -203,7 +203,8 @@ def means_of(name: str, study: pd.DataFrame) -> pd.DataFrame:
         One row per setting, with metrics of :func:`~skpatchcore.evaluate`.
     """
     by = "shots" if name == "low-shot" else study.columns[1]
-    columns = ["image_auroc", "pixel_auroc", "aupro", "good_flagged", "defects_found", "fit_seconds", "test_seconds"]
+    columns = ["found_at_01", "found_at_05", "found_at_10", "image_auroc", "pixel_auroc", "aupro", "good_flagged",
+               "defects_found", "fit_seconds", "test_seconds"]  # fmt: skip
     return study.groupby(by, sort=False)[columns].mean()
 
 

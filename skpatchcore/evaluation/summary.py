@@ -99,6 +99,6 @@ def advice(auroc: float, defects_found: float, good_flagged: float) -> str:
         return (
             "The scores separate the images better than the threshold does, because the threshold is cautious. More "
             "defects are found if more false alarms are accepted, e.g. with contamination=0.1. With n calibration "
-            "images, only values of at least 2 / (n + 1) have an effect."
+            "images, only values of at least 2 / (n + 1) lower the threshold."
         )
     return ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from skpatchcore._utils.names import shown_name
 from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.evaluation.promises import RATES, describe_rates
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of
 from skpatchcore.evaluation.storage import Results
 from skpatchcore.evaluation.summary import advice, counted, describe_images, describe_result
@@ -28,8 +29,9 @@ __all__ = ["SHOWN", "write_evaluation_report", "write_worst"]
 
 # Columns of the table of the command line and of the table of all metrics. The files contain all columns.
 SHOWN = (
-    "image_auroc", "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo",
-    "good_flagged", "defects_found", "bank_rows", "fit_seconds", "test_seconds",
+    "found_at_01", "flagged_at_01", "found_at_05", "flagged_at_05", "found_at_10", "flagged_at_10", "image_auroc",
+    "image_ap", "image_f1_max", "misclassified", "pixel_auroc", "pixel_ap", "aupro", "aupimo", "good_flagged",
+    "defects_found", "bank_rows", "fit_seconds", "test_seconds",
 )  # fmt: skip
 # Metrics on which the advice depends.
 _ADVISED = ("image_auroc", "defects_found", "good_flagged")
@@ -38,6 +40,9 @@ _N_UNFOLDED = 3
 # The AUPRO ends at this false-positive rate of pixels.
 _LAST_FPR = 0.3
 _MEANINGS = {
+    "Found at 1 %, 5 %, 10 %": "The fraction of defective images that are found if the threshold promises to flag at "
+    "most this fraction of good images. The threshold is set from good images of the fit only. In brackets: the "
+    "fraction of good test images that the same threshold flags. It should be about the promised fraction.",
     "Defects found, good flagged": "Defective and good images that the detector flags at its own image threshold, "
     "which is set from good images only. The more test images, the more exact these fractions are.",
     "Image AUROC": "How well the image scores separate defective from good images, whatever the threshold: 1 if every "
@@ -171,13 +176,15 @@ def _before(evaluation: Evaluation, has_cards: bool) -> Iterable[str]:
 
 
 def _category_table(evaluation: Evaluation) -> str:
-    titles = ("Category", "Defects found", "Good flagged", "Image AUROC", "Pixel AUROC", "AUPRO", "AUPIMO",
+    at_rates = [f"Found at {100 * rate:g} % (good flagged)" for rate in RATES.values()]
+    titles = ("Category", *at_rates, "Defects found", "Good flagged", "Image AUROC", "Pixel AUROC", "AUPRO", "AUPIMO",
               "Images of the fit", "Seconds: fit", "Seconds: test")  # fmt: skip
     rows = []
     for number, one in enumerate(evaluation.runs):
         row = one.result.row
         rows.append([
             Cell(one.run.category, one.run.category, f"#category-{number}"),
+            *_at_rates(row),
             _share(row["defects_found"], row["n_defective"]),
             _share(row["good_flagged"], row["n_good"]),
             *_measures(row),
@@ -187,8 +194,18 @@ def _category_table(evaluation: Evaluation) -> str:
         mean = evaluation.table.loc["mean"].to_dict()
         shares = [float(mean[key]) for key in ("defects_found", "good_flagged")]
         flags = [Cell("" if math.isnan(share) else f"{share:.1%}", share) for share in shares]
-        last = ["mean", *flags, *_measures(mean)]
+        last = ["mean", *_at_rates(mean), *flags, *_measures(mean)]
     return table("Results per category, at the threshold of the detector", titles, rows, last)
+
+
+def _at_rates(row: Any) -> list[Cell]:
+    """Return the recall at each promised rate, with the measured rate in brackets."""
+    cells = []
+    for ending in RATES:
+        # Results of older versions lack these columns.
+        found, flagged = (float(row.get(f"{name}_at_{ending}", math.nan)) for name in ("found", "flagged"))
+        cells.append(Cell("" if math.isnan(found) else f"{100 * found:.0f} % ({100 * flagged:.1f} %)", found))
+    return cells
 
 
 def _measures(row: Any) -> list[Any]:
@@ -215,7 +232,8 @@ def _category_section(one: FinishedRun, number: int, is_open: bool) -> str:
     is_random = getattr(one.run.dataset, "split", None) is not None
     drawn = " If several photographs show the same part, this random division makes the results too good." * is_random
     content = (
-        paragraph(f"{describe_images(one.run.dataset)}{threshold}{drawn}")
+        (paragraph(text) if (text := describe_rates(result.row)) else "")
+        + paragraph(f"{describe_images(one.run.dataset)}{threshold}{drawn}")
         + (paragraph(text) if (text := advice(*(result.row[name] for name in _ADVISED))) else "")
         + f'<div class="charts">{"".join(category_charts(result))}</div>'
         + _defect_table(result)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skpatchcore.calibration.conformal import conformal_rank, conformal_threshold
+from skpatchcore.calibration.conformal import conformal_threshold
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.reports.cards import CardGroup, anomaly_scores
 from skpatchcore.reports.pipelines import detector_of
@@ -41,8 +41,7 @@ def promise_of(detector: Any) -> str:
     Parameters
     ----------
     detector : detector
-        Fitted. The promise of `contamination` is given only if the threshold is the one of this `contamination` and of
-        the calibration scores; ``recalibrate`` may have set another one.
+        Fitted. The promised rate is given only if the threshold is the one of this rate and of the calibration scores.
     """
     detector = detector_of(detector)
     scores = anomaly_scores(detector.calibration_scores_)
@@ -52,15 +51,14 @@ def promise_of(detector: Any) -> str:
     n, n_flagged = len(scores), int((scores > threshold).sum())
     images = "calibration image" if n == 1 else "calibration images"
     counted = f"{n_flagged or 'None'} of {n:,} {images} would be flagged."
-    contamination = getattr(detector, "contamination", "auto")
-    if not isinstance(contamination, int | float) or conformal_rank(n, contamination) > n:
+    rate = getattr(detector, "promised_rate_", math.nan)
+    if math.isnan(rate):
         return counted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if conformal_threshold(scores, contamination) != threshold:
+        if conformal_threshold(scores, min(rate, 0.5)) != threshold:  # another threshold was set by hand
             return counted
-    share = f"{100 * contamination:g} %"
-    return f"At most {share} of good parts are flagged, if they are like the calibration images. {counted}"
+    return f"At most {100 * rate:.3g} % of good parts are flagged, if they are like the calibration images. {counted}"
 
 
 def settings_of(detector: Any) -> dict[str, str]:
@@ -92,20 +90,17 @@ def settings_of(detector: Any) -> dict[str, str]:
         settings["memory bank"] = f"{len(bank):,} patches{kept}"
     n = len(detector.calibration_scores_)
     if n:
-        settings["calibration"] = f"{n:,} good images{_way(getattr(first, 'calibration', None))}"
+        settings["calibration"] = f"{n:,} good images{_way(first)}"
     contamination = getattr(detector, "contamination", None)
     if contamination is not None:
         settings["contamination"] = contamination if isinstance(contamination, str) else f"{contamination:g}"
     return settings
 
 
-def _way(calibration: Any) -> str:
-    """Return how calibration images were chosen, in brackets."""
-    if calibration is None:
-        return ""
-    if isinstance(calibration, float):
-        return f" ({100 * calibration:g} % of the training images, held out)"
-    return f" ({calibration} folds)" if isinstance(calibration, int) else f" ({calibration})"
+def _way(detector: Any) -> str:
+    """Return how the calibration images were scored, in brackets."""
+    plan = getattr(detector, "calibration_plan_", "unknown")
+    return "" if plan == "unknown" else f" ({plan})"
 
 
 def _sides(size: Any, without: str) -> str:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.distance import cdist
+from sklearn.base import clone
 
 from skpatchcore import GreedyCoresetSampler, LearnedProxySampler, RandomSampler
 from skpatchcore.coreset import _k_center as selection
@@ -374,6 +375,34 @@ def test_fit_batches_equals_fit_for_any_batch_sizes(n_columns, sizes, dtype):
             assert batched.component_indices_.tolist() == plain.component_indices_.tolist()
             assert batched.selection_distances_.tolist() == plain.selection_distances_.tolist()
             assert not hasattr(batched, "components_")
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 99), ratio=st.sampled_from([0.03, 0.3, 5]), start=st.sampled_from(["random", 3]))
+@pytest.mark.parametrize("n_columns", [5, 140])
+def test_fit_folds_selects_what_fit_selects_from_the_remaining_rows(n_columns, seed, ratio, start):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(120, n_columns))
+    folds = [rng.permutation(120)[: rng.integers(0, 100)] for _ in range(4)]
+    folds = [np.setdiff1d(fold, [3]) for fold in folds]
+    sampler = GreedyCoresetSampler(ratio, start=start, random_state=seed)
+    picks = clone(sampler).fit_folds(in_batches(X, [50, 70]), 120, iter(folds))
+    for fold, picked in zip(folds, picks, strict=True):
+        kept = np.setdiff1d(np.arange(120), fold)
+        first = {} if start == "random" else {"start": int(np.flatnonzero(kept == 3)[0])}
+        alone = clone(sampler).set_params(**first).fit(X[kept])
+        np.testing.assert_array_equal(picked, kept[alone.component_indices_])
+    whole = clone(sampler)
+    whole.fit_folds([X], 120, [])
+    np.testing.assert_array_equal(whole.component_indices_, clone(sampler).fit(X).component_indices_)
+
+
+def test_fit_folds_selects_all_remaining_rows_if_ratio_is_too_large_and_refuses_empty_folds():
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    (picked,) = GreedyCoresetSampler(15, random_state=0).fit_folds([X], 20, [np.arange(9)])
+    assert sorted(picked) == list(range(9, 20))
+    with pytest.raises(ValueError, match="leaves out all rows"):
+        GreedyCoresetSampler(2, random_state=0).fit_folds([X], 20, [np.arange(20)])
 
 
 @pytest.mark.parametrize("start", ["random", 777])

@@ -13,10 +13,12 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GroupKFold, KFold, LeaveOneGroupOut, ShuffleSplit, StratifiedKFold
 
-from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, conformal_p_values
+from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, RandomSampler, conformal_p_values
+from skpatchcore.bank.folds import FoldBanks
+from skpatchcore.calibration.sketches import fractions_above, largest_areas
 from tests.factories import detector, extractor
 
-WAYS = ["leave-one-out", 0.25, 5, KFold(4), StratifiedKFold(3)]
+WAYS = ["auto", "leave-one-out", 0.25, 5, KFold(4), StratifiedKFold(3)]
 
 
 def on_table(**parameters):
@@ -72,6 +74,60 @@ def test_folds_are_scored_against_banks_of_the_other_folds(parts, max_memory):
     np.testing.assert_array_equal(model.memory_bank_, whole.memory_bank_)
 
 
+@pytest.mark.parametrize("ratio", [0.1, 25])
+def test_automatic_folds_are_scored_against_banks_without_the_fold(parts, ratio):
+    """The corrected scores differ from those of refitted detectors by one common factor."""
+    features = extractor().transform(parts[0])
+    sampler = GreedyCoresetSampler(ratio)
+    model = PatchCoreDetector("precomputed", sampler=sampler, random_state=0).fit(features)
+    assert model.calibration_plan_ == "10 folds"  # as many as images
+    ratios = []
+    for i in range(10):
+        others = np.delete(np.arange(10), i)
+        own = PatchCoreDetector("precomputed", calibration=None, sampler=clone(model.sampler_)).fit(features[others])
+        ratios.append(model.calibration_scores_[i] / own.score_samples(features[i : i + 1])[0])
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
+    assert 0.9 < ratios[0] < 1.02
+    assert (
+        len(PatchCoreDetector("precomputed", sampler=sampler, random_state=0).fit(features[:3]).calibration_scores_)
+        == 3
+    )
+
+
+@pytest.mark.parametrize("sampler", [GreedyCoresetSampler(1.0), RandomSampler(0.5)])
+def test_automatic_calibration_leaves_one_out_where_this_needs_no_new_selection(parts, sampler):
+    features = extractor().transform(parts[0])
+    models = [
+        PatchCoreDetector("precomputed", sampler=sampler, calibration=calibration, random_state=0).fit(features)
+        for calibration in ("auto", "leave-one-out")
+    ]
+    assert models[0].calibration_plan_ == models[1].calibration_plan_ == "leave-one-out"
+    np.testing.assert_array_equal(models[0].calibration_scores_, models[1].calibration_scores_)
+
+
+def test_automatic_calibration_does_not_change_the_memory_bank(parts):
+    features = extractor().transform(parts[0])
+    models = [
+        PatchCoreDetector("precomputed", calibration=calibration, random_state=0).fit(features)
+        for calibration in ("auto", None, "leave-one-out", 0.2)
+    ]
+    for model in models[1:3]:
+        np.testing.assert_array_equal(model.memory_bank_, models[0].memory_bank_)
+        np.testing.assert_array_equal(model.bank_image_indices_, models[0].bank_image_indices_)
+
+
+@pytest.mark.parametrize("capacity", [0, 1000, 4000])
+def test_automatic_folds_in_two_passes_equal_folds_in_memory(parts, monkeypatch, capacity):
+    """Whatever the number of banks that fit in memory together."""
+    held = detector().fit(parts[0])
+    monkeypatch.setattr("skpatchcore.bank.budget.MemoryEstimate.way", lambda *args: "two passes")
+    monkeypatch.setattr("skpatchcore.bank.collect.FoldBanks", lambda *args: FoldBanks(*args[:-1], capacity=capacity))
+    streamed = detector().fit(parts[0])
+    assert streamed.calibration_plan_ == held.calibration_plan_ == "10 folds"
+    for name in ("memory_bank_", "calibration_scores_", "calibration_sketches_", "offset_", "pixel_offset_"):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(held, name))
+
+
 def test_folds_in_two_passes_equal_folds_in_memory(parts, monkeypatch):
     X = parts[0]
     held = detector(calibration=KFold(2)).fit(X)
@@ -83,7 +139,7 @@ def test_folds_in_two_passes_equal_folds_in_memory(parts, monkeypatch):
     np.testing.assert_allclose(streamed.calibration_peaks_, held.calibration_peaks_, rtol=1e-5)
 
 
-@pytest.mark.parametrize("calibration", ["leave-one-out", 0.3, 4, GroupKFold(4), LeaveOneGroupOut()], ids=str)
+@pytest.mark.parametrize("calibration", ["auto", "leave-one-out", 0.3, 4, GroupKFold(4), LeaveOneGroupOut()], ids=str)
 def test_calibration_scores_exclude_the_image_and_its_group(calibration):
     rng = np.random.default_rng(0)
     parts = rng.normal(size=(12, 5)) * 10
@@ -165,7 +221,7 @@ def test_fit_refuses_splitters_with_overlapping_sets(parts):
 def test_fit_predict_refuses_calibrations_of_a_part_of_the_images(parts):
     X = np.concatenate([parts[0], parts[2]])
     assert detector(calibration=5, contamination=0.2).fit_predict(X).tolist()[-1] == -1
-    with pytest.raises(ValueError, match="choose 'leave-one-out' or a number of folds"):
+    with pytest.raises(ValueError, match="choose 'auto', 'leave-one-out' or a number of folds"):
         detector(calibration=0.2).fit_predict(X)
     with pytest.raises(ValueError, match="a part of the training images"):
         detector(calibration=ShuffleSplit(1, test_size=3, random_state=0)).fit_predict(X)
@@ -177,6 +233,35 @@ def test_same_seed_holds_out_the_same_images():
         first, again, other = (on_table(calibration=calibration, random_state=s).fit(X) for s in (0, 0, 1))
         np.testing.assert_array_equal(first.calibration_scores_, again.calibration_scores_)
         assert not np.array_equal(first.calibration_scores_, other.calibration_scores_)
+
+
+@pytest.mark.parametrize(("n_train", "expected"), [(9, 0.1), (49, 0.02), (299, 0.01)])
+def test_auto_contamination_promises_one_percent_or_the_smallest_possible_rate(n_train, expected):
+    rng = np.random.default_rng(0)
+    rates = []
+    for seed in range(30):
+        model = on_table(random_state=seed).fit(rng.normal(size=(n_train, 4)))
+        assert model.promised_rate_ == pytest.approx(expected)
+        rates.append((model.predict(rng.normal(size=(300, 4))) == -1).mean())
+    assert expected / 2.5 < np.mean(rates) < expected * 1.4
+
+
+def test_false_positive_rate_of_a_coreset_matches_contamination_better_than_leave_one_out():
+    """Rows of an image that are removed without replacement make its score too high."""
+    rng = np.random.default_rng(0)
+    rates = {"auto": [], "leave-one-out": []}
+    for seed in range(8):
+        # few kinds of patches, of which an image has its own variant
+        styles = rng.normal(size=(360, 1, 1, 6))
+        X = (styles * 0.6 + rng.normal(size=(360, 5, 5, 6))).astype(np.float32)
+        for calibration, found in rates.items():
+            sampler = GreedyCoresetSampler(0.05)
+            model = PatchCoreDetector(
+                "precomputed", sampler=sampler, calibration=calibration, contamination=0.1, random_state=seed
+            ).fit(X[:90])
+            found.append((model.predict(X[90:]) == -1).mean())
+    assert 0.075 < np.mean(rates["auto"]) < 0.125
+    assert np.mean(rates["leave-one-out"]) < np.mean(rates["auto"]) - 0.01
 
 
 @pytest.mark.parametrize("calibration", ["leave-one-out", 0.5, 5])
@@ -302,6 +387,72 @@ def test_predict_mask_and_regions_locate_the_defect(fitted, parts):
     assert worst["area"] not in large["area"].to_numpy()
     with pytest.raises(ValueError, match="min_area=0"):
         fitted.regions(X, min_area=0)
+
+
+def test_pixel_contamination_bounds_the_fraction_of_pixels_of_good_images(parts):
+    train, good, bad = parts
+    model = detector(pixel_contamination=0.01).fit(train)
+    by_image = detector().fit(train)
+    assert model.offset_ == by_image.offset_
+    assert model.pixel_offset_ < by_image.pixel_offset_
+    assert fractions_above(model.calibration_sketches_, model.pixel_offset_).mean() <= 0.01
+    np.testing.assert_array_equal(model.predict_mask(bad), by_image.predict_mask(bad, pixel_contamination=0.01))
+    by_image.recalibrate(pixel_contamination=0.01)
+    assert by_image.pixel_offset_ == model.pixel_offset_
+    assert by_image.pixel_contamination is None
+    fractions = [model.predict_mask(good, pixel_contamination=share).mean() for share in (0.001, 0.01, 0.1, 0.5)]
+    assert fractions == sorted(fractions)
+    for wrong in (0, 0.7, "auto"):
+        with pytest.raises(ValueError, match="pixel_contamination="):
+            model.predict_mask(good, pixel_contamination=wrong)
+    with pytest.warns(UserWarning, match="pixel_contamination has no effect on the thresholds of a fitted"):
+        model.set_params(pixel_contamination=0.1)
+
+
+def test_min_area_auto_removes_small_regions_of_good_images(parts):
+    train, good, bad = parts
+    model = detector(pixel_contamination=0.05).fit(train)
+    areas = largest_areas(model.calibration_sketches_, model.pixel_offset_)
+    assert model.min_area_ == areas.max() > 0  # 10 images promise 1 / 11, which is the largest area
+    seen = np.concatenate([train, good])  # of the training images, the maps are lower than those of calibration
+    plain = model.predict_mask(seen, pixel_contamination=0.4)
+    cleaned = model.predict_mask(seen, pixel_contamination=0.4, min_area="auto")
+    assert cleaned.sum() < plain.sum()
+    assert (cleaned <= plain).all()
+    cleaned = model.predict_mask(good, min_area="auto")
+    least = int(model.min_area_ * plain[0].size) + 1
+    for mask in cleaned:
+        regions, n_regions = label(mask, np.ones((3, 3)))
+        assert all((regions == i).sum() >= least for i in range(1, n_regions + 1))
+    assert model.predict_mask(bad, min_area="auto").any()
+    found = model.regions(np.concatenate([good, bad]), min_area="auto")
+    assert (found["area"] >= least).all()
+    assert 4 in found["image"].tolist()
+    with pytest.raises(ValueError, match="min_area='large'"):
+        model.predict_mask(good, min_area="large")
+
+
+def test_models_of_older_versions_have_thresholds_but_no_sketches(parts):
+    """They were saved without the attributes and the parameter of thresholds for pixels."""
+    train, good, bad = parts
+    model = detector().fit(train)
+    state = {
+        name: value
+        for name, value in model.__getstate__().items()
+        if name not in ("calibration_sketches_", "promised_rate_", "min_area_", "calibration_plan_")
+        and name != "pixel_contamination"
+    }
+    older = detector()
+    older.__setstate__(state)
+    assert older.promised_rate_ == pytest.approx(1 / 11)
+    np.testing.assert_array_equal(older.predict_mask(bad), model.predict_mask(bad))
+    older.recalibrate(contamination=0.2)
+    with pytest.raises(ValueError, match="needs sketches of the calibration images"):
+        older.predict_mask(bad, pixel_contamination=0.01)
+    with pytest.raises(ValueError, match="min_area='auto' needs sketches"):
+        older.regions(bad, min_area="auto")
+    older.recalibrate(good, pixel_contamination=0.01)
+    assert older.predict_mask(bad, min_area="auto").any()
 
 
 def test_regions_without_anomalous_pixels_is_an_empty_table(fitted, parts):
