@@ -74,7 +74,7 @@ plt.show()
 # %%
 # The best setting is fitted again on the good training images, this time with a threshold.
 
-final = clone(search.best_estimator_).set_params(calibration="leave-one-out", contamination=0.1)
+final = clone(search.best_estimator_).set_params(calibration="auto", contamination=0.1)
 final.fit(task.train_images, groups=task.train_groups)
 print(f"good images flagged:      {(final.predict(task.test_images[task.test_labels == 1]) == -1).mean():.0%}")
 print(f"defective images flagged: {(final.predict(task.test_images[task.test_labels == -1]) == -1).mean():.0%}")
