@@ -160,11 +160,17 @@ class Extrapolated(NoCalibration):
             for images, fold, *found in scored_by_folds(self.folds, patches, fold_models, sketch_of):
                 scores[int(fold >= n_fine), images], sketches[int(fold >= n_fine), images] = found
                 bar.update(len(images))
-        sizes = [n_images / (n_images - np.mean([len(some) for some in p.left_out])) for p in (self.fine, self.coarse)]
+        sizes = [self._mean_size(plan.left_out) for plan in (self.fine, self.coarse)]
         factor = extrapolation_factor(*scores, *sizes)
         peak_factor = extrapolation_factor(*sketches[:, :, 0, 0].astype(np.float64), *sizes)
         sketches[0, :, 0] *= np.float32(peak_factor)
         return CalibrationScores(self.images(), scores[0] * factor, sketches[0])
+
+    def _mean_size(self, left_out: Sequence[np.ndarray]) -> float:
+        """Return the number of all images divided by that of each image's model, averaged over the images."""
+        n_images = len(self.images())
+        n_left_out = np.array([len(images) for images in left_out])
+        return float(np.average(n_images / (n_images - n_left_out), weights=n_left_out))
 
 
 def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float, coarse_size: float) -> float:
@@ -181,7 +187,8 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float,
     Returns
     -------
     float
-        Factor for the scores in `fine`. 1 if no image has two positive scores.
+        Factor for the scores in `fine`. 1 if no image has two positive scores, or if the coarse models do not leave out
+        more images.
 
     Notes
     -----
@@ -194,7 +201,7 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float,
     Quenouille, "Notes on bias in estimation", Biometrika 43, 1956.
     """
     counts = (fine > 0) & (coarse > 0) & np.isfinite(fine) & np.isfinite(coarse)
-    if not counts.any():
+    if not counts.any() or coarse_size <= fine_size:
         return 1.0
     change = float(np.mean(np.log(coarse[counts]) - np.log(fine[counts])))
     return float(np.exp(-change * (fine_size - 1) / (coarse_size - fine_size)))

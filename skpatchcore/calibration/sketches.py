@@ -11,9 +11,9 @@ from scipy.ndimage import label
 
 from skpatchcore.calibration.conformal import conformal_rank
 
-# Maximum number of rows and columns of a map from which the sketch is computed. Maps are smooth, so a larger map is
-# thinned: every second, third, ... row and column is used.
-_N_ROWS = 128
+# Maximum number of rows and columns of a map from which values and regions are computed. Maps are smooth, so a larger
+# map is thinned: every second, third, ... row and column is used. Regions take more time.
+_N_ROWS, _N_ROWS_OF_REGIONS = 128, 64
 # Fractions of a map's pixels, in ascending order. The first one stands for the largest value of the map.
 LEVELS = np.concatenate([[0.0], 2.0 ** np.arange(-14, 0.25, 0.5)])
 # Number of halvings of the interval that contains the threshold. float64 has 53 binary digits.
@@ -42,8 +42,7 @@ def sketch_of_map(anomaly_map: np.ndarray) -> np.ndarray:
         of the largest region of pixels above this value, as a fraction of the pixels (row 1). The first value is the
         maximum of the map.
     """
-    steps = [max(1, -(-n // _N_ROWS)) for n in anomaly_map.shape]
-    thinned = anomaly_map[:: steps[0], :: steps[1]]
+    thinned, small = _thinned(anomaly_map, _N_ROWS), _thinned(anomaly_map, _N_ROWS_OF_REGIONS)
     values = np.sort(thinned[~np.isnan(thinned)])[::-1]
     n = len(values)
     sketch = np.zeros((2, len(LEVELS)), np.float32)
@@ -56,10 +55,16 @@ def sketch_of_map(anomaly_map: np.ndarray) -> np.ndarray:
         if i > 1 and value == sketch[0, i - 1]:
             sketch[1, i] = sketch[1, i - 1]
             continue
-        regions, n_regions = label(thinned > value, _TOUCHING)
+        regions, n_regions = label(small > value, _TOUCHING)
         if n_regions:
-            sketch[1, i] = np.bincount(regions.ravel())[1:].max() / n
+            sketch[1, i] = np.bincount(regions.ravel())[1:].max() / np.count_nonzero(~np.isnan(small))
     return sketch
+
+
+def _thinned(anomaly_map: np.ndarray, n_rows: int) -> np.ndarray:
+    """Return every second, third, ... row and column, so that at most `n_rows` rows and columns are left."""
+    steps = [max(1, -(-n // n_rows)) for n in anomaly_map.shape]
+    return anomaly_map[:: steps[0], :: steps[1]]
 
 
 def fractions_above(sketches: np.ndarray, threshold: float) -> np.ndarray:
