@@ -1,5 +1,6 @@
 # The list of public names. lazy_loader reads this file at run time, and type checkers read it too.
 from .calibration.conformal import conformal_p_values as conformal_p_values
+from .calibration.drift import DriftMonitor as DriftMonitor
 from .coreset.greedy import GreedyCoresetSampler as GreedyCoresetSampler
 from .coreset.proxies import LearnedProxySampler as LearnedProxySampler
 from .coreset.uniform import RandomSampler as RandomSampler
@@ -11,6 +12,7 @@ from .detectors.patchcore import PatchCoreDetector as PatchCoreDetector
 from .detectors.spade import SPADEDetector as SPADEDetector
 from .display.anomaly_map import AnomalyMapDisplay as AnomalyMapDisplay
 from .display.coreset import CoresetDisplay as CoresetDisplay
+from .display.drift import DriftDisplay as DriftDisplay
 from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisplay
 from .evaluation.category import evaluate as evaluate
 from .features._backbones import WeightsError as WeightsError

@@ -43,6 +43,7 @@ from skpatchcore.images.containers import DatasetImages, as_image_sequence, list
 from skpatchcore.images.errors import AppearanceWarning, ImageError
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
+from skpatchcore.patches.embedding import EmbeddingLog, record_live
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids, n_images_of
@@ -88,6 +89,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     model_: Any
     appearance_range_: np.ndarray | None
     training_paths_: list[str] | None
+    embeddings_: np.ndarray | None
+    appearances_: np.ndarray | None
 
     @abstractmethod
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
@@ -256,8 +259,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         seed = int(rng.randint(2**31 - 1)) if self._draws else 0
         if extractor is not None:
             extractor.fit(X)
-        log = AppearanceLog()
-        check = _recording(log, self._patch_check(is_fitted=False))
+        log, embeddings = AppearanceLog(), EmbeddingLog()
+        check = _recording(log, self._patch_check(is_fitted=False), embeddings)
         stream = PatchStream(extractor, X, kept, check=check, verbose=self.verbose)
         source = stream if plan.learnt is None else stream.subset(plan.learnt)
         needs = partial(self._memory_needs, stages=stages)
@@ -275,6 +278,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         self.calibration_plan_ = plan.description
 
         self.extractor_ = extractor
+        self.embeddings_, self.appearances_ = embeddings.embeddings(), embeddings.appearances()
         appearances = log.as_array()
         self.appearance_range_ = None if appearances is None else appearance_range(appearances)
         if self.appearance_range_ is not None and (problem := describe_darkness(self.appearance_range_)):
@@ -341,8 +345,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        model, log = self._model(), AppearanceLog()
-        stream = self._stream(X, log, with_views=of_map is not None)
+        model, log, embeddings = self._model(), AppearanceLog(), EmbeddingLog() if adapt else None
+        stream = self._stream(X, log, with_views=of_map is not None, embeddings=embeddings)
 
         def keep(patch_scores: np.ndarray, view: View | None) -> Any:
             assert of_map is not None
@@ -354,6 +358,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             self._compare(log, adapt)
             raise
         self._compare(log, adapt)
+        if embeddings is not None:
+            self.embeddings_, self.appearances_ = embeddings.embeddings(), embeddings.appearances()
 
     def _compare(self, log: AppearanceLog, adapt: bool) -> None:
         """Warn if all images differ from the training images; if `adapt`, extend `appearance_range_` instead."""
@@ -365,13 +371,15 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         elif problem := describe_difference(known, appearances):
             warn_user(problem, AppearanceWarning)
 
-    def _stream(self, X: Any, log: AppearanceLog, with_views: bool = True) -> PatchStream:
-        """Return the stream of patches of new images; their appearances are recorded in `log`."""
+    def _stream(
+        self, X: Any, log: AppearanceLog, with_views: bool = True, embeddings: EmbeddingLog | None = None
+    ) -> PatchStream:
+        """Return the stream of patches of new images, which are recorded in `log` and `embeddings`."""
         return PatchStream(
             self.extractor_,
             self._validated(X, self.extractor_, reset=False),
             with_views=with_views,
-            check=_recording(log, self._patch_check(is_fitted=True)),
+            check=_recording(log, self._patch_check(is_fitted=True), embeddings),
             description="scoring",
             verbose=self.verbose,
         )
@@ -438,8 +446,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version lacks some attributes
-            older = {"training_paths_": None, "calibration_plan_": "unknown", **older_thresholds(state)}
-            state = {**older, **state}
+            older = {"training_paths_": None, "embeddings_": None, "appearances_": None, "calibration_plan_": "unknown"}
+            state = {**older, **older_thresholds(state), **state}
         super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
@@ -450,13 +458,17 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         return tags
 
 
-def _recording(log: AppearanceLog, check: Check | None) -> Check:
-    """Return a check that also records the appearance of each image in `log`."""
+def _recording(log: AppearanceLog, check: Check | None, embeddings: EmbeddingLog | None = None) -> Check:
+    """Return a check that also records each image in `log` and `embeddings`, or for the caller if this is None."""
 
     def record(patches: Patches, numbers: np.ndarray) -> None:
         log.add(patches.views, numbers)
         if check is not None:
             check(patches, numbers)
+        if embeddings is not None:
+            embeddings.add(patches, numbers)
+        else:
+            record_live(patches)
 
     return record
 
