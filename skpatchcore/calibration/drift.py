@@ -18,7 +18,9 @@ from skpatchcore.patches.embedding import EmbeddingLog, recorded_embeddings
 
 SCORES, BRIGHTNESS, CONTRAST, EMBEDDING = "scores", "brightness", "contrast", "embedding"
 # Fraction of the initial capital that bets on each kind of value.
-_SHARES = {SCORES: 0.4, EMBEDDING: 0.4, BRIGHTNESS: 0.1, CONTRAST: 0.1}
+_SHARES = {SCORES: 0.4, EMBEDDING: 0.3, BRIGHTNESS: 0.15, CONTRAST: 0.15}
+# Fraction of the capital of the embedding that bets on its distance. The rest bets on its directions.
+_DISTANCE = 2 / 3
 _WORDS = {
     (SCORES, "higher"): "the anomaly scores are higher",
     (BRIGHTNESS, "higher"): "the images are brighter",
@@ -52,9 +54,10 @@ class DriftMonitor:
     alpha : float in (0, 1), default=0.01
         Upper bound on the probability that the monitor *ever* raises a false alarm, however many images it sees. The
         alarm level of the evidence is ``1 / alpha``.
-    defect_rate : float in [0, 0.5], default=0.05
-        Fraction of defective images that is no drift. The bound holds if each image is defective with a probability of
-        at most `defect_rate`, however anomalous the defective images are. A higher value delays alarms.
+    defect_rate : float in [0, 0.5], default=0.02
+        Fraction of defective images that is no drift. The bound on false alarms still holds if each image is defective
+        with a probability of at most `defect_rate`, however anomalous the defective images are. A higher value delays
+        alarms.
     random_state : int, RandomState instance or None, default=0
         Seed for the split of the training images and for the order of equal values.
 
@@ -95,7 +98,7 @@ class DriftMonitor:
 
     The method. Each image gets a conformal p-value per channel: its rank among the reference values and all earlier new
     values. The channels are the anomaly score; the distance of the image's embedding from those of the training images;
-    its position along 8 directions; and brightness and contrast. The embedding is the mean of the patch features. Half
+    its position along 4 directions; and brightness and contrast. The embedding is the mean of the patch features. Half
     of the training images determine the directions, and the other half are the reference. Bets of bounded gain against
     uniform p-values multiply the evidence by at most 2 per image. Therefore, a few defective images in a row raise no
     alarm. The evidence is an average over all channels, all bets and all images at which the drift may begin.
@@ -121,7 +124,7 @@ class DriftMonitor:
     True
     """
 
-    def __init__(self, detector: Any, *, alpha: float = 0.01, defect_rate: float = 0.05, random_state: Any = 0):
+    def __init__(self, detector: Any, *, alpha: float = 0.01, defect_rate: float = 0.02, random_state: Any = 0):
         check_is_fitted(detector, "offset_")
         if not 0 < alpha < 1:
             raise ValueError(f"alpha={alpha}: expected a probability between 0 and 1, e.g. 0.01.")
@@ -266,11 +269,12 @@ class DriftMonitor:
         is_strong = found["evidence"] >= 1 / self.alpha
         causes = found[is_strong] if is_strong.any() else found[:1]
         words = ", ".join(_WORDS[row.channel, row.change] for row in causes.itertuples())
+        # Defects change the anomaly scores and, if they are large, the mean features of their images, too.
         advice = (
-            f"Either more than {self.defect_rate:.0%} of the parts are defective, or the light, the camera or the "
-            "material has changed."
-            if list(causes["channel"]) == [SCORES]
-            else "Check the light, the camera, the position of the parts and the material."
+            f"Either more than {self.defect_rate:.0%} of the parts are defective, or the light, the camera, the "
+            "position of the parts or the material has changed."
+            if set(causes["channel"]) <= {SCORES, EMBEDDING}
+            else "Check the light and the camera."
         )
         return f"Drift found after {self.alarm_image_ + 1} images: {words}. {advice}{unreadable}"
 
@@ -312,7 +316,7 @@ class DriftMonitor:
         return channels
 
     def _values(self, scores: np.ndarray, log: EmbeddingLog | None) -> np.ndarray:
-        """Return the values of all channels, of shape (n_images, n_channels), bigger = ranked higher; NaN if unknown."""
+        """Return the values of all channels, of shape (n_images, n_channels). A value is NaN if it is unknown."""
         is_scored = ~np.isnan(scores)
         found = {SCORES: -scores[:, None]}
         if log is not None and len(log) == is_scored.sum() and len(log):
@@ -366,9 +370,8 @@ def _weights(channels: list[_Channel]) -> np.ndarray:
     weights = np.zeros((len(channels), 2 * len(SLOPES)))
     for i, channel in enumerate(channels):
         n_own = kinds.count(channel.kind)
-        # Half of the capital of the embedding is for its distance, which comes first, and half for its directions.
-        is_first = i == kinds.index(channel.kind)
-        share = 1.0 if n_own == 1 else 0.5 if is_first else 0.5 / (n_own - 1)
+        is_first = i == kinds.index(channel.kind)  # the distance comes before the directions
+        share = 1.0 if n_own == 1 else _DISTANCE if is_first else (1 - _DISTANCE) / (n_own - 1)
         n_bets = len(SLOPES) * (1 + channel.is_two_sided)
         weights[i, :n_bets] = _SHARES[channel.kind] * share / n_bets
     return weights / weights.sum()

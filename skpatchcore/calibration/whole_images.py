@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 
 # Number of directions in which a shift to either side is looked for.
-N_DIRECTIONS = 8
+N_DIRECTIONS = 4
 # Minimum number of training images. Half of them determine the directions, and the other half are the reference.
 MIN_IMAGES = 8
 
@@ -43,7 +43,7 @@ class WholeImages(NamedTuple):
         -------
         array of shape (n_images, n_channels), float64
             The first column is the squared Mahalanobis distance, bigger = more unusual. An embedding that is not finite
-            has the distance infinity. The other columns are signed positions along up to 8 directions.
+            has the distance infinity. The other columns are signed positions along up to 4 directions.
         """
         return _values(embeddings, self.mean, self.whitening)
 
