@@ -250,11 +250,13 @@ def main() -> None:
     good = np.random.default_rng(0).permutation(good)[: options.images]
     bad = np.random.default_rng(0).permutation(folder.test_paths[folder.test_labels == -1])[:80]
     extractor = TorchFeatureExtractor(BACKBONE, image_size=(SIZE, SIZE), crop_size=None)
-    pixels = [load_image(path) for path in good]
+    pixels = [255 * load_image(path, i) for i, path in enumerate(good)]
     clean, n_stream = extracted(extractor, pixels, DRIFTS["none"]), 240
     note("tiles")
     streams = {name: extracted(extractor, pixels[:n_stream], drift) for name, drift in DRIFTS.items()}
-    streams["only defective images"] = extracted(extractor, [load_image(path) for path in bad], DRIFTS["none"])
+    streams["only defective images"] = extracted(
+        extractor, [255 * load_image(path, i) for i, path in enumerate(bad)], DRIFTS["none"]
+    )
     note("drifts of the tiles")
     found = list(drift_cases("magnetic tiles", clean, streams, 400, options.fits, options.orders))
     note("repetitions")
@@ -265,7 +267,7 @@ def main() -> None:
     for texture in TEXTURES:
         views = list(np.asarray(make_textures(texture, n_views=16, random_state=0).train_images))
         views = [views[i] for i in np.random.default_rng(0).permutation(len(views))]
-        of_texture = {name: extracted(own_size, views[:44], drift) for name, drift in DRIFTS.items()}
+        of_texture = {name: extracted(own_size, views[:80], drift) for name, drift in DRIFTS.items()}
         whole = extracted(own_size, views, DRIFTS["none"])
         found += drift_cases("textures", whole, of_texture, 99, options.fits, options.orders)
         note(texture)
@@ -298,8 +300,8 @@ def main() -> None:
         "",
         f"The backbone is {BACKBONE} (ImageNet weights from the package index). Tiles are resized to {SIZE}×{SIZE} "
         f"pixels, and textures have 128×128 pixels. The coreset ratio is {RATIO}, b = 9, and the calibration of the "
-        'drifts is `"leave-one-out"`. The monitor has its default settings, except for `alpha`. The detectors are fitted '
-        f"on 400 tiles or 99 views of a texture. There are {options.fits} fits on random training images, with "
+        'drifts is `"leave-one-out"`. The monitor has its default settings, except for `alpha`. The detectors are '
+        f"fitted on 400 tiles or 99 views of a texture. There are {options.fits} fits on random training images, with "
         f"{options.orders} orders of the stream each; with textures, this number for each texture; with new tiles, "
         f"{2 * options.fits} splits.",
         "",

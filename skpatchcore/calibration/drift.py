@@ -164,7 +164,9 @@ class DriftMonitor:
         self._ranks = [ConformalRanks(channel.reference) for channel in channels]
         self._martingale = TestMartingale(_weights(channels), self.defect_rate)
         self._history, self._sums = array("d"), np.zeros((2, len(channels)))
-        self.alarm_, self.alarm_image_, self.alarm_channel_ = False, None, None
+        self.alarm_ = False
+        self.alarm_image_: int | None = None
+        self.alarm_channel_: str | None = None
         self.n_seen_ = self.n_unreadable_ = 0
         return self
 
@@ -261,14 +263,24 @@ class DriftMonitor:
         Returns
         -------
         str
+            E.g. "Drift found after 12 images: the images are darker. Check the light and the camera."
         """
         unreadable = f" {self.n_unreadable_} images could not be read and were not compared." * (self.n_unreadable_ > 0)
         if self.alarm_image_ is None:
             return f"No drift found in {self.n_seen_} images.{unreadable}"
+        return f"Drift found after {self.alarm_image_ + 1} images: {self.causes()}{unreadable}"
+
+    def causes(self) -> str:
+        """Return what has changed, and what to check, in words. Without an alarm, the text has no meaning.
+
+        Returns
+        -------
+        str
+        """
         found = self.summary()
         is_strong = found["evidence"] >= 1 / self.alpha
         causes = found[is_strong] if is_strong.any() else found[:1]
-        words = ", ".join(_WORDS[row.channel, row.change] for row in causes.itertuples())
+        words = ", ".join(_WORDS[key] for key in zip(causes["channel"], causes["change"], strict=True))
         # Defects change the anomaly scores and, if they are large, the mean features of their images, too.
         advice = (
             f"Either more than {self.defect_rate:.0%} of the parts are defective, or the light, the camera, the "
@@ -276,7 +288,7 @@ class DriftMonitor:
             if set(causes["channel"]) <= {SCORES, EMBEDDING}
             else "Check the light and the camera."
         )
-        return f"Drift found after {self.alarm_image_ + 1} images: {words}. {advice}{unreadable}"
+        return f"{words}. {advice}"
 
     def plot(self, *, ax: Any = None) -> Any:
         """Draw the evidence over the images, with the alarm level.
@@ -303,7 +315,7 @@ class DriftMonitor:
         if len(scores):
             channels.append(_Channel(SCORES, -scores, False))
         embeddings = getattr(self.detector, "embeddings_", None)
-        if embeddings is not None and len(embeddings) >= MIN_IMAGES:
+        if embeddings is not None and len(embeddings) >= MIN_IMAGES and np.isfinite(embeddings).all():
             self._whole = fit_whole_images(embeddings, self._rng)
             reference = self._whole.reference.T
             channels += [_Channel(EMBEDDING, values, i > 0) for i, values in enumerate(reference)]
@@ -319,10 +331,10 @@ class DriftMonitor:
         """Return the values of all channels, of shape (n_images, n_channels). A value is NaN if it is unknown."""
         is_scored = ~np.isnan(scores)
         found = {SCORES: -scores[:, None]}
-        if log is not None and len(log) == is_scored.sum() and len(log):
+        if log is not None and len(log) == is_scored.sum() and (embeddings := log.embeddings()) is not None:
             if self._whole is not None:
                 found[EMBEDDING] = np.full((len(scores), self._whole.reference.shape[1]), np.nan)
-                found[EMBEDDING][is_scored] = self._whole.values(log.embeddings())
+                found[EMBEDDING][is_scored] = self._whole.values(embeddings)
             appearances = log.appearances()
             if BRIGHTNESS in self.channels_ and appearances is not None:
                 of_both = np.full((len(scores), 2), np.nan)
@@ -356,12 +368,13 @@ class DriftMonitor:
 
     def _mean_p_values(self) -> np.ndarray:
         sums, counts = self._sums
-        return np.where(counts > 0, sums / np.maximum(counts, 1), 0.5)
+        return np.asarray(np.where(counts > 0, sums / np.maximum(counts, 1), 0.5))
 
 
 def _appearance_values(appearances: np.ndarray) -> np.ndarray:
     """Return brightness (mean of the medians of red, green and blue) and contrast, of shape (n_images, 2)."""
-    return np.column_stack([appearances[:, :3].mean(axis=1), appearances[:, 3]])
+    values: np.ndarray = np.column_stack([appearances[:, :3].mean(axis=1), appearances[:, 3]])
+    return values
 
 
 def _weights(channels: list[_Channel]) -> np.ndarray:

@@ -96,7 +96,9 @@ def _load(path: str, trusted: Sequence[str] = ()) -> Any:
 
 def _predict(options: argparse.Namespace) -> int:
     from skpatchcore._utils.progress import progress_bar
+    from skpatchcore.patches.embedding import recorded_embeddings
     from skpatchcore.reports import Prediction, write_predictions
+    from skpatchcore.reports.drift import describe_drift
     from skpatchcore.reports.inspection import describe_inspection
     from skpatchcore.reports.pipelines import as_image_detector
 
@@ -108,7 +110,7 @@ def _predict(options: argparse.Namespace) -> int:
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
     paths, folder = _images_of(options.images, Path(options.output)), require_folder(options.output)
-    with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar:
+    with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar, recorded_embeddings() as log:
 
         def show(prediction: Prediction) -> None:
             if prediction.problem:
@@ -117,7 +119,8 @@ def _predict(options: argparse.Namespace) -> int:
             bar.update(1)
 
         predictions = write_predictions(detector, paths, folder, on_prediction=show, layers=options.report)
-    problem = _write_report(options, detector, predictions, folder) if options.report else None
+    drift = describe_drift(detector, [prediction.score for prediction in predictions], log)
+    problem = _write_report(options, detector, predictions, folder, drift) if options.report else None
     scored = [prediction for prediction in predictions if prediction.is_scored]
     n_flagged = sum(prediction.label == -1 for prediction in scored)
     if not options.quiet:
@@ -128,6 +131,11 @@ def _predict(options: argparse.Namespace) -> int:
             print(uninspected)
         elif not options.report:
             warn_user(uninspected)
+    if drift is not None:
+        if not options.quiet:
+            print(drift)
+        elif not options.report:
+            warn_user(drift)
     problems = []
     if n_failures := len(paths) - len(scored):
         problems.append(
@@ -143,7 +151,9 @@ def _predict(options: argparse.Namespace) -> int:
     return ANOMALIES_FOUND if options.fail_on_anomalies and n_flagged else 0
 
 
-def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, folder: Path) -> str | None:
+def _write_report(
+    options: argparse.Namespace, detector: Any, predictions: Any, folder: Path, drift: str | None
+) -> str | None:
     """Write the report. Return the reason if it could not be written, because the scores are complete then."""
     from skpatchcore._utils.progress import progress_bar
     from skpatchcore.reports import write_prediction_report
@@ -159,7 +169,13 @@ def _write_report(options: argparse.Namespace, detector: Any, predictions: Any, 
                 bars[0].update(n_done - bars[0].n)
 
             write_prediction_report(
-                predictions, detector, folder, model=options.model, embed=options.embed, on_explained=show
+                predictions,
+                detector,
+                folder,
+                model=options.model,
+                drift=drift or "",
+                embed=options.embed,
+                on_explained=show,
             )
     except Exception as error:
         if options.debug:

@@ -51,7 +51,8 @@ def _directions(n_channels: int) -> np.ndarray | None:
     if n_channels <= N_COLUMNS:
         return None
     # The numbers of RandomState are the same in all versions of numpy, and model files contain embeddings.
-    return np.random.RandomState(0).standard_normal((n_channels, N_COLUMNS)) / np.sqrt(n_channels)
+    drawn: np.ndarray = np.random.RandomState(0).standard_normal((n_channels, N_COLUMNS)) / np.sqrt(n_channels)
+    return drawn
 
 
 class EmbeddingLog:
@@ -83,15 +84,17 @@ class EmbeddingLog:
             self._embeddings.setdefault(number, row)
             self._appearances.setdefault(number, None if view is None else view.appearance)
 
-    def embeddings(self) -> np.ndarray | None:
-        """Return an array of shape (n_images, n_columns), in the order of the indices; None if it is not finite.
+    def taken(self, indices: np.ndarray) -> EmbeddingLog:
+        """Return a log of the images with the given indices, in this order."""
+        some = EmbeddingLog()
+        for i, number in enumerate(indices.tolist()):
+            some._embeddings[i], some._appearances[i] = self._embeddings[number], self._appearances[number]
+        return some
 
-        If no image was recorded, None is returned, too.
-        """
-        if not self._embeddings:
-            return None
-        rows = np.stack([self._embeddings[number] for number in sorted(self._embeddings)])
-        return rows if np.isfinite(rows).all() else None
+    def embeddings(self) -> np.ndarray | None:
+        """Return an array of shape (n_images, n_columns), in the order of the indices; None without images."""
+        rows = [self._embeddings[number] for number in sorted(self._embeddings)]
+        return np.stack(rows) if rows else None
 
     def appearances(self) -> np.ndarray | None:
         """Return an array of shape (n_images, 5), in the order of the indices; None if the appearance is unknown."""

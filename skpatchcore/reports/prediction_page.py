@@ -32,6 +32,7 @@ def write_prediction_report(
     folder: str | os.PathLike[str],
     *,
     model: str = "",
+    drift: str = "",
     embed: int | str | None = "10MB",
     on_explained: Callable[[int, int], Any] | None = None,
 ) -> Path:
@@ -47,6 +48,8 @@ def write_prediction_report(
         Folder of the report. The pictures are written to its folder ``report_files``.
     model : str, default=""
         Name of the detector's file.
+    drift : str, default=""
+        Sentence about a drift of the images, which the page shows if it is not empty.
     embed : int, str or None, default="10MB"
         Largest size of a page with all pictures inside, in bytes or as a text. If the page would be larger, all
         pictures stay in ``report_files`` beside the page. None never embeds pictures.
@@ -86,7 +89,7 @@ def write_prediction_report(
         cards,
         Path(folder) / REPORT,
         title=f"{REPORT_TITLE} {headline(cards)}",
-        about={"Model": model} if model else {},
+        about={name: text for name, text in {"Model": model, "Drift": drift}.items() if text},
         inspected=describe_inspection(detector, sizes) or "",
         embed=embed,
     )
