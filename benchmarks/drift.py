@@ -30,7 +30,7 @@ from skpatchcore.datasets import TEXTURES, make_textures
 from skpatchcore.images.appearance import Appearance
 from skpatchcore.images.reading import load_image
 from skpatchcore.images.views import View
-from skpatchcore.patches.embedding import EmbeddingLog
+from skpatchcore.patches.embedding import EmbeddingLog, embeddings_of
 from skpatchcore.patches.patches import Patches
 
 ALPHAS = (0.01, 0.05)
@@ -61,34 +61,40 @@ DRIFTS = {
 
 
 class Images(NamedTuple):
-    """Grids of patch features, and views, of several images."""
+    """Grids of patch features, and appearances, of several images."""
 
     grids: np.ndarray
-    views: list
+    appearances: np.ndarray
 
     def at(self, indices: np.ndarray) -> Images:
         """Return some of the images."""
-        return Images(self.grids[indices], [self.views[i] for i in indices])
+        return Images(self.grids[indices], self.appearances[indices])
 
-    def log(self) -> EmbeddingLog:
-        """Return the embeddings and appearances of the images."""
-        log = EmbeddingLog()
-        log.add(Patches.from_features(self.grids.astype(np.float32), self.views), np.arange(len(self.views)))
-        return log
+    def embeddings(self) -> np.ndarray:
+        """Return the embeddings of the images."""
+        return embeddings_of(Patches.from_features(self.grids.astype(np.float32)))
 
 
-def log_of(embeddings: np.ndarray, views: list) -> EmbeddingLog:
+def log_of(embeddings: np.ndarray, appearances: np.ndarray) -> EmbeddingLog:
     """Return a log of known embeddings, which have at most 32 columns and are therefore not projected again."""
-    log = EmbeddingLog()
+    whole, log = (1.0, 1.0), EmbeddingLog()
+    views = [View(whole, (0, 0, 1, 1), whole, appearance=Appearance(*row)) for row in appearances]
     log.add(Patches(embeddings, np.ones((len(embeddings), 2), int), views), np.arange(len(embeddings)))
     return log
 
 
-def extracted(extractor: TorchFeatureExtractor, images: list, drift: Any) -> Images:
-    """Apply a drift to images, and extract their features."""
+def extracted(extractor: TorchFeatureExtractor, images: list, drift: Any, cache: Path | None) -> Images:
+    """Apply a drift to images, and extract their features, or read them from a file of an earlier call."""
+    if cache is not None and cache.is_file():
+        with np.load(cache) as known:
+            return Images(known["grids"], known["appearances"])
     changed = [np.rint(drift(image.astype(np.float64))).astype(np.uint8) for image in images]
     parts = [(features.astype(np.float16), views) for features, views in extractor.iter_transform(changed)]
-    return Images(np.concatenate([part for part, _ in parts]), [view for _, views in parts for view in views])
+    appearances = np.array([view.appearance for _, views in parts for view in views])
+    found = Images(np.concatenate([part for part, _ in parts]), appearances)
+    if cache is not None:
+        np.savez(cache, grids=found.grids, appearances=appearances)
+    return found
 
 
 def fitted(train: Images, calibration: Any, seed: int) -> PatchCoreDetector:
@@ -96,7 +102,7 @@ def fitted(train: Images, calibration: Any, seed: int) -> PatchCoreDetector:
     sampler = GreedyCoresetSampler(RATIO)
     detector = PatchCoreDetector("precomputed", sampler=sampler, calibration=calibration, random_state=seed)
     detector.fit(train.grids.astype(np.float32))
-    detector.appearances_ = train.log().appearances()
+    detector.appearances_ = train.appearances
     return detector
 
 
@@ -114,14 +120,14 @@ def drift_cases(
     name: str, clean: Images, streams: dict[str, Images], n_train: int, n_fits: int, n_orders: int
 ) -> Iterator[dict]:
     """Yield the alarms of all streams. The images of the stream are the first ones of `clean`."""
-    n_stream = len(streams["none"].views)
+    n_stream = len(streams["none"].grids)
     for seed in range(n_fits):
         rng = np.random.default_rng(seed)
-        train = clean.at(n_stream + rng.permutation(len(clean.views) - n_stream)[:n_train])
+        train = clean.at(n_stream + rng.permutation(len(clean.grids) - n_stream)[:n_train])
         detector = fitted(train, "leave-one-out", seed)
         orders = [rng.permutation(n_stream) for _ in range(n_orders)]
         for drift, stream in streams.items():
-            known = [order[order < len(stream.views)] for order in orders]
+            known = [order[order < len(stream.grids)] for order in orders]
             yield from alarms_of(name, drift, detector, stream, known, seed)
 
 
@@ -129,9 +135,9 @@ def alarms_of(
     name: str, drift: str, detector: Any, stream: Images, orders: list[np.ndarray], seed: int
 ) -> Iterator[dict]:
     """Yield the alarms of one stream in several orders, with all channels and with the scores only."""
-    scores, embeddings = detector.score_samples(stream.grids.astype(np.float32)), stream.log().embeddings()
+    scores, embeddings = detector.score_samples(stream.grids.astype(np.float32)), stream.embeddings()
     for order in orders:
-        log = log_of(embeddings[order], [stream.views[i] for i in order])
+        log = log_of(embeddings[order], stream.appearances[order])
         for kind, some in (("scores and embeddings", log), ("scores only", None)):
             yield {"data": name, "monitor": kind, "drift": drift, **first_alarms(detector, scores[order], some, seed)}
 
@@ -144,7 +150,7 @@ def tile_cases(clean: Images, tiles: np.ndarray, n_fits: int) -> Iterator[dict]:
         is_train = np.isin(tiles, names[: len(names) // 2])
         detector = fitted(clean.at(rng.permutation(np.flatnonzero(is_train))), "leave-one-out", seed)
         some = clean.at(rng.permutation(np.flatnonzero(~is_train))[:240])
-        yield from alarms_of("magnetic tiles", "new tiles", detector, some, [np.arange(len(some.views))], seed)
+        yield from alarms_of("magnetic tiles", "new tiles", detector, some, [np.arange(len(some.grids))], seed)
 
 
 def real_false_alarms(clean: Images, calibration: Any, n_splits: int, n_orders: int) -> Iterator[dict]:
@@ -155,35 +161,30 @@ def real_false_alarms(clean: Images, calibration: Any, n_splits: int, n_orders: 
     """
     for split in range(n_splits):
         rng = np.random.default_rng(split)
-        order = rng.permutation(len(clean.views))
+        order = rng.permutation(len(clean.grids))
         n_bank = 200 if calibration == "recalibrate" else 400
         detector = fitted(clean.at(order[:n_bank]), None if calibration == "recalibrate" else calibration, split)
         rest = clean.at(order[n_bank:])
-        scores, whole = detector.score_samples(rest.grids.astype(np.float32)), rest.log()
-        embeddings, appearances = whole.embeddings(), whole.appearances()
+        scores, embeddings = detector.score_samples(rest.grids.astype(np.float32)), rest.embeddings()
         for number in range(n_orders):
             some, one = rng.permutation(len(scores)), copy(detector)
             if calibration == "recalibrate":
                 held, some = some[:250], some[250:]
                 one.calibration_scores_ = scores[held]
-                one.embeddings_, one.appearances_ = embeddings[held], appearances[held]
-            yield first_alarms(one, scores[some], log_of(embeddings[some], [rest.views[i] for i in some]), number)
+                one.embeddings_, one.appearances_ = embeddings[held], rest.appearances[held]
+            yield first_alarms(one, scores[some], log_of(embeddings[some], rest.appearances[some]), number)
 
 
 def synthetic_false_alarms(n_runs: int, n_images: int) -> Iterator[dict]:
     """Yield the alarms on normally distributed scores, embeddings and appearances, with 100 training images."""
     detector = PatchCoreDetector("precomputed", sampler=GreedyCoresetSampler(0.1), random_state=0)
     detector.fit(np.random.default_rng(0).random((10, 2, 2, 4)))
-    whole = (1.0, 1.0)
     for number in range(n_runs):
         rng = np.random.default_rng(number)
         one = copy(detector)
         one.calibration_scores_ = rng.normal(size=100)
         one.embeddings_, one.appearances_ = rng.normal(size=(100, 8)), rng.normal(size=(100, 5))
-        views = [
-            View(whole, (0, 0, 1, 1), whole, appearance=Appearance(*row)) for row in rng.normal(size=(n_images, 5))
-        ]
-        log = log_of(rng.normal(size=(n_images, 8)), views)
+        log = log_of(rng.normal(size=(n_images, 8)), rng.normal(size=(n_images, 5)))
         yield first_alarms(one, rng.normal(size=n_images), log, number)
 
 
@@ -237,6 +238,7 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=5)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--images", type=int, default=700)
+    parser.add_argument("--cache", type=Path, help="folder of extracted features, which a later run reads")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="contamination=")
     begin = time.perf_counter()
@@ -244,19 +246,24 @@ def main() -> None:
     def note(text: str) -> None:
         print(f"{time.perf_counter() - begin:.0f} s: {text}", flush=True)
 
+    def cached(name: str) -> Path | None:
+        return None if options.cache is None else options.cache / f"{name}.npz"
+
     folder = load_image_folder(options.root)
     table = pd.read_csv(options.root / "by_tile_split.csv").set_index("file")["tile"]
     good = np.concatenate([folder.train_paths, folder.test_paths[folder.test_labels == 1]])
-    good = np.random.default_rng(0).permutation(good)[: options.images]
-    bad = np.random.default_rng(0).permutation(folder.test_paths[folder.test_labels == -1])[:80]
+    good = np.random.RandomState(0).permutation(good)[: options.images]
+    bad = np.random.RandomState(1).permutation(folder.test_paths[folder.test_labels == -1])[:80]
     extractor = TorchFeatureExtractor(BACKBONE, image_size=(SIZE, SIZE), crop_size=None)
     pixels = [255 * load_image(path, i) for i, path in enumerate(good)]
-    clean, n_stream = extracted(extractor, pixels, DRIFTS["none"]), 240
+    n_stream = 240
+    clean = extracted(extractor, pixels, DRIFTS["none"], cached("tiles"))
     note("tiles")
-    streams = {name: extracted(extractor, pixels[:n_stream], drift) for name, drift in DRIFTS.items()}
-    streams["only defective images"] = extracted(
-        extractor, [255 * load_image(path, i) for i, path in enumerate(bad)], DRIFTS["none"]
-    )
+    streams = {
+        name: extracted(extractor, pixels[:n_stream], drift, cached(f"tiles, {name}")) for name, drift in DRIFTS.items()
+    }
+    defective = [255 * load_image(path, i) for i, path in enumerate(bad)]
+    streams["only defective images"] = extracted(extractor, defective, DRIFTS["none"], cached("defective"))
     note("drifts of the tiles")
     found = list(drift_cases("magnetic tiles", clean, streams, 400, options.fits, options.orders))
     note("repetitions")
@@ -267,8 +274,10 @@ def main() -> None:
     for texture in TEXTURES:
         views = list(np.asarray(make_textures(texture, n_views=16, random_state=0).train_images))
         views = [views[i] for i in np.random.default_rng(0).permutation(len(views))]
-        of_texture = {name: extracted(own_size, views[:80], drift) for name, drift in DRIFTS.items()}
-        whole = extracted(own_size, views, DRIFTS["none"])
+        of_texture = {
+            name: extracted(own_size, views[:80], drift, cached(f"{texture}, {name}")) for name, drift in DRIFTS.items()
+        }
+        whole = extracted(own_size, views, DRIFTS["none"], cached(texture))
         found += drift_cases("textures", whole, of_texture, 99, options.fits, options.orders)
         note(texture)
     drifts = [

@@ -373,8 +373,7 @@ class DriftMonitor:
 
 def _appearance_values(appearances: np.ndarray) -> np.ndarray:
     """Return brightness (mean of the medians of red, green and blue) and contrast, of shape (n_images, 2)."""
-    values: np.ndarray = np.column_stack([appearances[:, :3].mean(axis=1), appearances[:, 3]])
-    return values
+    return np.column_stack([appearances[:, :3].mean(axis=1), appearances[:, 3]])
 
 
 def _weights(channels: list[_Channel]) -> np.ndarray:
@@ -387,4 +386,4 @@ def _weights(channels: list[_Channel]) -> np.ndarray:
         share = 1.0 if n_own == 1 else _DISTANCE if is_first else (1 - _DISTANCE) / (n_own - 1)
         n_bets = len(SLOPES) * (1 + channel.is_two_sided)
         weights[i, :n_bets] = _SHARES[channel.kind] * share / n_bets
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
