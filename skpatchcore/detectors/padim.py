@@ -173,6 +173,8 @@ class PaDiMDetector(PatchDetector):
     training_paths_ : list of str or None
         Absolute paths of the training images, as in :class:`~skpatchcore.PatchCoreDetector`. None if the images are not
         paths.
+    embeddings_, appearances_ : arrays or None
+        Short vectors that describe the training images as a whole, as in :class:`~skpatchcore.PatchCoreDetector`.
     n_features_in_, feature_names_in_
         Number and names of the columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
 

@@ -138,6 +138,12 @@ class PatchCoreDetector(PatchDetector):
         ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if `X` did not consist of paths.
         Model files hold these paths. Set the attribute to None before saving if the names of folders and images must
         not be passed on.
+    embeddings_ : array of shape (n_images, n_columns), float32
+        Mean patch feature of each good training image, projected at random to at most 32 columns.
+        :class:`~skpatchcore.DriftMonitor` compares new images with these embeddings. `recalibrate` replaces them by
+        those of its images. None in a model of an older version.
+    appearances_ : array of shape (n_images, 5) or None
+        Values of `appearance_range_` for each of these images. None if the extractor does not report views.
     offset_ : float
         Image threshold: ``decision_function = score_samples - offset_``. NaN if there is no calibration score.
     pixel_offset_ : float

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore import DriftMonitor, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
 from skpatchcore.display import (
     AnomalyMapDisplay,
     CoresetDisplay,
+    DriftDisplay,
     ScoreHistogramDisplay,
     outline_mask,
     overlay_anomaly_map,
@@ -211,3 +212,20 @@ def test_titles_are_drawn_as_text_not_as_formulas(text, tmp_path):
     assert title.endswith("\nscore 1")
     if text.isprintable():
         assert title.startswith(text)
+
+
+def test_drift_display_draws_evidence_alarm_level_and_alarm(fitted):
+    monitor = DriftMonitor(fitted, alpha=0.02)
+    display = monitor.plot()
+    assert isinstance(display, DriftDisplay)
+    assert [line.get_label() for line in display.ax_.lines] == ["evidence", "alarm level 50"]
+    monitor.update_scores(np.full(40, -1e9))
+    _, ax = plt.subplots()
+    evidence, level, alarm = monitor.plot(ax=ax).ax_.lines
+    np.testing.assert_array_equal(evidence.get_xdata(), np.arange(1, 41))
+    np.testing.assert_allclose(evidence.get_ydata(), monitor.log_evidence_ / np.log(10))
+    np.testing.assert_allclose(level.get_ydata(), np.log10(50))
+    assert alarm.get_xdata() == [monitor.alarm_image_ + 1]
+    assert alarm.get_label() == f"alarm after {monitor.alarm_image_ + 1} images"
+    ax.figure.canvas.draw()
+    assert "$10^{2}$" in [label.get_text() for label in ax.get_yticklabels()]
