@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -234,11 +235,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "drift.md")
-    parser.add_argument("--fits", type=int, default=4)
-    parser.add_argument("--orders", type=int, default=5)
+    parser.add_argument("--fits", type=int, default=2)
+    parser.add_argument("--orders", type=int, default=10)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--images", type=int, default=700)
     parser.add_argument("--cache", type=Path, help="folder of extracted features, which a later run reads")
+    parser.add_argument("--textures", nargs="*", default=["brick"], choices=TEXTURES)
+    parser.add_argument("--part", help="compute only this part, and store it in the folder of --cache")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="contamination=")
     begin = time.perf_counter()
@@ -258,45 +261,64 @@ def main() -> None:
     pixels = [255 * load_image(path, i) for i, path in enumerate(good)]
     n_stream = 240
     clean = extracted(extractor, pixels, DRIFTS["none"], cached("tiles"))
-    note("tiles")
-    streams = {
-        name: extracted(extractor, pixels[:n_stream], drift, cached(f"tiles, {name}")) for name, drift in DRIFTS.items()
-    }
-    defective = [255 * load_image(path, i) for i, path in enumerate(bad)]
-    streams["only defective images"] = extracted(extractor, defective, DRIFTS["none"], cached("defective"))
-    note("drifts of the tiles")
-    found = list(drift_cases("magnetic tiles", clean, streams, 400, options.fits, options.orders))
-    note("repetitions")
-    tiles = table[[Path(path).name for path in good]].to_numpy()
-    found += tile_cases(clean, tiles, 2 * options.fits)
-    note("new tiles")
-    own_size = TorchFeatureExtractor(BACKBONE, image_size=None, crop_size=None)
-    for texture in TEXTURES:
+
+    def tile_drifts() -> list[dict]:
+        streams = {
+            name: extracted(extractor, pixels[:n_stream], drift, cached(f"tiles, {name}"))
+            for name, drift in DRIFTS.items()
+        }
+        defective = [255 * load_image(path, i) for i, path in enumerate(bad)]
+        streams["only defective images"] = extracted(extractor, defective, DRIFTS["none"], cached("defective"))
+        return list(drift_cases("magnetic tiles", clean, streams, 400, options.fits, options.orders))
+
+    def texture_drifts(texture: str) -> list[dict]:
+        own_size = TorchFeatureExtractor(BACKBONE, image_size=None, crop_size=None)
         views = list(np.asarray(make_textures(texture, n_views=16, random_state=0).train_images))
         views = [views[i] for i in np.random.default_rng(0).permutation(len(views))]
-        of_texture = {
+        streams = {
             name: extracted(own_size, views[:80], drift, cached(f"{texture}, {name}")) for name, drift in DRIFTS.items()
         }
         whole = extracted(own_size, views, DRIFTS["none"], cached(texture))
-        found += drift_cases("textures", whole, of_texture, 99, options.fits, options.orders)
-        note(texture)
+        return list(drift_cases(texture, whole, streams, 99, options.fits, options.orders))
+
+    n, tiles = options.runs, table[[Path(path).name for path in good]].to_numpy()
+    exchangeable = {
+        "recalibrate": "recalibrate",
+        "calibration=0.2": 0.2,
+        'calibration="leave-one-out"': "leave-one-out",
+    }
+    parts: dict[str, Any] = {
+        "tiles": tile_drifts,
+        "new tiles": lambda: list(tile_cases(clean, tiles, 2 * options.fits)),
+        **{texture: partial(texture_drifts, texture) for texture in options.textures},
+        "synthetic": lambda: list(synthetic_false_alarms(n, 500)),
+        **{
+            name: partial(lambda kind: list(real_false_alarms(clean, kind, options.fits, n // options.fits)), kind)
+            for name, kind in exchangeable.items()
+        },
+        "late": lambda: list(late_drifts(options.fits * options.orders)),
+    }
+    results: dict[str, list[dict]] = {}
+    for name in parts if options.part is None else [options.part]:
+        known = None if options.cache is None else options.cache / (name.replace('"', "") + ".pickle")
+        if known is None or not known.is_file():
+            results[name] = parts[name]()
+            if known is not None:
+                pd.to_pickle(results[name], known)
+        else:
+            results[name] = pd.read_pickle(known)
+        note(name)
+    if options.part is not None:
+        return
+    found = [row for name in ("tiles", "new tiles", *options.textures) for row in results[name]]
     drifts = [
         row_of_drift(keys, part) for keys, part in pd.DataFrame(found).groupby(["data", "monitor", "drift"], sort=False)
     ]
-    n = options.runs
-    false_alarms = []
-    for name, runs in (
-        ("synthetic", synthetic_false_alarms(n, 1000)),
-        ("magnetic tiles, `recalibrate`", real_false_alarms(clean, "recalibrate", options.fits, n // options.fits)),
-        ("magnetic tiles, `calibration=0.2`", real_false_alarms(clean, 0.2, options.fits, n // options.fits)),
-        (
-            'magnetic tiles, `calibration="leave-one-out"`',
-            real_false_alarms(clean, "leave-one-out", options.fits, n // options.fits),
-        ),
-    ):
-        false_alarms.append(row_of_false_alarms(name, list(runs)))
-        note(name)
-    late = pd.DataFrame(late_drifts(options.fits * options.orders))
+    false_alarms = [
+        row_of_false_alarms("synthetic" if name == "synthetic" else f"magnetic tiles, `{name}`", results[name])
+        for name in ("synthetic", *exchangeable)
+    ]
+    late = pd.DataFrame(results["late"])
     of_late = []
     for quiet, part in late.groupby("quiet"):
         cells = []

@@ -12,7 +12,7 @@ from skpatchcore.patches.embedding import EmbeddingLog
 from skpatchcore.reports.pipelines import detector_of
 
 # Bound on the probability of a false alarm, and the fraction of defective images that is no drift.
-_ALPHA, _DEFECT_RATE = 0.01, 0.1
+_ALPHA, _DEFECT_RATE = 0.01, 0.05
 
 
 def describe_drift(detector: Any, scores: Sequence[float], embeddings: EmbeddingLog | None = None) -> str | None:
@@ -35,7 +35,7 @@ def describe_drift(detector: Any, scores: Sequence[float], embeddings: Embedding
     Notes
     -----
     The images are compared in a random order. Files are often sorted by kind: many defective images in a row would look
-    like a drift that begins there. In random order, up to 10 % of defective images raise no alarm. With more, the
+    like a drift that begins there. In random order, up to 5 % of defective images raise no alarm. With more, the
     sentence names defective parts as a possible cause.
     """
     found = np.asarray(scores, np.float64)
