@@ -364,7 +364,7 @@ def main() -> None:
         "",
         *as_markdown(["quiet images", "alpha = 1 %", "alpha = 5 %"], of_late),
         "",
-        f"skpatchcore {skpatchcore.__version__}, {platform.machine()}; {time.perf_counter() - begin:.0f} s in all.",
+        f"skpatchcore {skpatchcore.__version__}, {platform.machine()}.",
         "",
         "Made by `python benchmarks/drift.py PATH/TO/mtd`.",
         "",

@@ -263,7 +263,7 @@ class DriftMonitor:
         Returns
         -------
         str
-            E.g. "Drift found after 12 images: the images are darker. Check the light and the camera."
+            The sentences, e.g. that drift was found after 12 images because the images are darker.
         """
         unreadable = f" {self.n_unreadable_} images could not be read and were not compared." * (self.n_unreadable_ > 0)
         if self.alarm_image_ is None:
@@ -276,6 +276,7 @@ class DriftMonitor:
         Returns
         -------
         str
+            The text.
         """
         found = self.summary()
         is_strong = found["evidence"] >= 1 / self.alpha
