@@ -83,7 +83,7 @@ class DriftMonitor:
 
     See Also
     --------
-    skpatchcore.display.DriftDisplay : Draws the evidence.
+    skpatchcore.DriftDisplay : Draws the evidence.
 
     Notes
     -----
@@ -91,7 +91,7 @@ class DriftMonitor:
     evidence is a test martingale: its expected value is always 1. The probability that it ever reaches ``1 / alpha`` is
     then at most `alpha` (Ville's inequality). This is exact for the embeddings, brightness and contrast, because they
     do not depend on the fitted model. It is exact for the scores if no model was fitted on the calibration images:
-    ``calibration=0.2``, or `recalibrate`. With the other calibrations, the calibration images are scored by models that
+    ``calibration=0.2`` without groups, or `recalibrate`. With the other calibrations, the calibration images are scored by models that
     were fitted on fewer images. Their scores are slightly more anomalous than those of new good images, so alarms come
     later. Only an increase of the anomaly scores counts as drift for this reason. Several photographs of one part are
     not exchangeable with photographs of a new part.
@@ -207,8 +207,8 @@ class DriftMonitor:
             Scores of `score_samples`, **bigger = more normal**, in the order of the images. NaN if an image could not
             be scored.
         embeddings : EmbeddingLog or None, default=None
-            The log of :func:`~skpatchcore.patches.embedding.recorded_embeddings` around the call that computed the
-            scores. None compares the scores only.
+            The log of ``skpatchcore.patches.embedding.recorded_embeddings()`` around the call that computed the scores.
+            None compares the scores only.
 
         Returns
         -------
