@@ -3,10 +3,11 @@
     python benchmarks/drift.py PATH/TO/mtd -o benchmarks/results/drift.md
 
 The folder is Magnetic Tile Defects in MVTec AD layout, with the file ``by_tile_split.csv`` (columns ``file``, ``tile``)
-beside ``train`` and ``test``. A part of the good images is held out as the stream. Each fit draws other training images,
-and its stream is shown in several orders. The drifts change the pixels of the images of the stream. The textures are
-those of the demonstration. Their views differ less from each other than the tiles do. Features are extracted once. With
-``--cache``, features and results are stored, and the parts can be computed by several processes with ``--part``.
+beside ``train`` and ``test``. A part of the good images is held out as the stream. Each fit draws other training
+images, and its stream is shown in several orders. The drifts change the pixels of the images of the stream. The
+textures are those of the demonstration. Their views differ less from each other than the tiles do. Features are
+extracted once. With ``--cache``, features and results are stored, and the parts can be computed by several processes
+with ``--part``.
 """
 
 from __future__ import annotations
@@ -333,7 +334,8 @@ def main() -> None:
         f"The backbone is {BACKBONE} (ImageNet weights from the package index). Tiles are resized to {SIZE}×{SIZE} "
         f"pixels, and textures have 128×128 pixels. The coreset ratio is {RATIO}, b = 9, and the calibration of the "
         'drifts is `"leave-one-out"`. The monitor has its default settings, except for `alpha`. The detectors are '
-        f"fitted on 400 tiles or 99 views of a brick texture. There are {options.fits} fits on random training images, with "
+        f"fitted on 400 tiles or 99 views of a brick texture. There are {options.fits} fits on random training "
+        "images, with "
         f"{options.orders} orders of the stream each. With new tiles, there are {2 * options.fits} splits.",
         "",
         "## Images until the alarm",

@@ -74,8 +74,8 @@ class DriftMonitor:
         Kinds of values that the monitor compares. ``"scores"`` needs calibration scores. The others need the
         ``embeddings_`` and ``appearances_`` of the detector.
     log_evidence_ : array of shape (n_seen_,), float64
-        Natural logarithm of the evidence after each image. The evidence is 1 at the start. An image that could not be
-        read does not change the evidence.
+        Natural logarithm of the evidence after each image. The evidence is at most 1 at the start. An image that could
+        not be read does not change the evidence.
     n_seen_ : int
         Number of images since :meth:`reset`, including those that could not be read.
     n_unreadable_ : int
@@ -88,20 +88,21 @@ class DriftMonitor:
     Notes
     -----
     The guarantee. If the reference images and the new images are exchangeable (their order carries no information), the
-    evidence is a test martingale: its expected value is always 1. The probability that it ever reaches ``1 / alpha`` is
-    then at most `alpha` (Ville's inequality). This is exact for the embeddings, brightness and contrast, because they
-    do not depend on the fitted model. It is exact for the scores if no model was fitted on the calibration images:
-    ``calibration=0.2`` without groups, or `recalibrate`. With the other calibrations, the calibration images are scored by models that
-    were fitted on fewer images. Their scores are slightly more anomalous than those of new good images, so alarms come
-    later. Only an increase of the anomaly scores counts as drift for this reason. Several photographs of one part are
-    not exchangeable with photographs of a new part.
+    capital of each channel is a test martingale: its expected value stays as it was at the start. The evidence is the
+    largest capital of any channel. The probability that it ever reaches ``1 / alpha`` is then at most `alpha` (Ville's
+    inequality for each channel, and the sum over the channels). This is exact for the embeddings, brightness and
+    contrast, because they do not depend on the fitted model. It is exact for the scores if no model was fitted on the
+    calibration images: ``calibration=0.2`` without groups, or `recalibrate`. With the other calibrations, the
+    calibration images are scored by models that were fitted on fewer images. Their scores are slightly more anomalous
+    than those of new good images, so alarms come later. Only an increase of the anomaly scores counts as drift for this
+    reason. Several photographs of one part are not exchangeable with photographs of a new part.
 
     The method. Each image gets a conformal p-value per channel: its rank among the reference values and all earlier new
     values. The channels are the anomaly score; the distance of the image's embedding from those of the training images;
     its position along 4 directions; and brightness and contrast. The embedding is the mean of the patch features. Half
     of the training images determine the directions, and the other half are the reference. Bets of bounded gain against
     uniform p-values multiply the evidence by at most 2 per image. Therefore, a few defective images in a row raise no
-    alarm. The evidence is an average over all channels, all bets and all images at which the drift may begin.
+    alarm. The capital of a channel is an average over all bets and all images at which the drift may begin.
 
     New images stay in the comparison. A drift is therefore only found if it is found soon: after many images of the
     new kind, the new kind is the usual one.
@@ -242,18 +243,17 @@ class DriftMonitor:
         -------
         DataFrame
             One row per kind of value, with the columns ``channel``, ``change`` ("higher", "lower" or "changed"),
-            ``evidence`` (bigger = drift is more probable; at the start 1) and ``mean_p_value`` (0.5 without drift;
-            small if the values are higher than in the reference; NaN for ``"embedding"``, which has several).
+            ``evidence`` (bigger = drift is more probable; the alarm level is ``1 / alpha``) and ``mean_p_value`` (0.5
+            without drift; small if the values are higher than in the reference; NaN for ``"embedding"``, which has
+            several).
         """
-        log_parts, p_values = self._martingale.log_capital_by_channel(), self._mean_p_values()
-        log_shares = np.log(self._martingale.weights.sum(axis=1))
+        log_capital, p_values = self._martingale.log_capital(), self._mean_p_values()
         rows = []
         for kind in self.channels_:
             own = np.flatnonzero([k == kind for k in self._kinds])
             mean = float(p_values[own[0]]) if kind != EMBEDDING else math.nan
             change = "changed" if kind == EMBEDDING else "lower" if mean > 0.5 and kind != SCORES else "higher"
-            log_evidence = np.logaddexp.reduce(log_parts[own]) - np.logaddexp.reduce(log_shares[own])
-            evidence = math.exp(min(log_evidence, 700)) + 1 / (self._martingale.n + 1)
+            evidence = math.exp(min(log_capital[own].max(), 700))
             rows.append({"channel": kind, "change": change, "evidence": evidence, "mean_p_value": mean})
         return pd.DataFrame(rows).sort_values("evidence", ascending=False, kind="stable", ignore_index=True)
 
@@ -365,7 +365,7 @@ class DriftMonitor:
         self._history.append(log_evidence)
         if not self.alarm_ and log_evidence >= -math.log(self.alpha):
             self.alarm_, self.alarm_image_ = True, self.n_seen_ - 1
-            self.alarm_channel_ = self._kinds[int(self._martingale.log_capital_by_channel().argmax())]
+            self.alarm_channel_ = self._kinds[int(self._martingale.log_capital().argmax())]
 
     def _mean_p_values(self) -> np.ndarray:
         sums, counts = self._sums

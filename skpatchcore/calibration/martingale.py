@@ -2,7 +2,7 @@
 
 :class:`ConformalRanks` turns each new value into a p-value. If the new values are exchangeable with the reference
 values, these p-values are independent and uniform. :class:`TestMartingale` bets against that: its capital grows if the
-p-values are not uniform. The probability that the capital ever reaches ``1 / alpha`` is at most `alpha` otherwise.
+p-values are not uniform. Otherwise, the probability that its evidence ever reaches ``1 / alpha`` is at most `alpha`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,12 @@ class TestMartingale:
     Each bet gets its capital in parts: the fraction ``1 / (n (n + 1))`` before image `n`. The rest,
     ``1 / (n + 1)``, is kept back for the later images. The capital is thus an average over all images at which a drift
     may begin. A late drift costs a factor of about ``n^2``, i.e. ``2 log(n)`` in the logarithm, and quiet images before
-    it cost nothing else. An average of martingales is a martingale, so the channels need not be independent.
+    it cost nothing else.
+
+    The capital of each channel, in units of its weight, is a test martingale in the p-values of this channel. The
+    evidence is the largest capital of any channel. It reaches ``1 / alpha`` with a probability of at most the sum of
+    ``weight * alpha``, which is `alpha`. The channels may depend on each other. Their sum would be no valid evidence:
+    the p-values of a channel are uniform given its own earlier p-values, but not given those of all channels.
     """
 
     __test__ = False  # not a test class of pytest
@@ -117,23 +122,17 @@ class TestMartingale:
         self._log_active = np.full(weights.shape, -np.inf)
 
     def update(self, p_values: np.ndarray) -> float:
-        """Bet on the p-values of the next image, of shape (n_channels,). Return the logarithm of the capital."""
+        """Bet on the p-values of the next image, of shape (n_channels,). Return the logarithm of the evidence."""
         self.n += 1
         started = np.logaddexp(self._log_active, -math.log(self.n * (self.n + 1)))
         with np.errstate(divide="ignore"):  # a bet that loses everything has the logarithm -inf
             self._log_active = started + np.log(bets(p_values, self.defect_rate))
-        return self.log_capital()
+        return float(self.log_capital().max())
 
-    def log_capital(self) -> float:
-        """Return the logarithm of the whole capital."""
+    def log_capital(self) -> np.ndarray:
+        """Return the logarithm of the capital of each channel, of shape (n_channels,)."""
+        kept_back = -math.log(self.n + 1)
         with np.errstate(divide="ignore"):
-            return float(np.logaddexp(np.logaddexp.reduce(self._terms(), axis=None), -math.log(self.n + 1)))
-
-    def log_capital_by_channel(self) -> np.ndarray:
-        """Return the logarithm of the part of each channel in the capital, of shape (n_channels,)."""
-        found: np.ndarray = np.logaddexp.reduce(self._terms(), axis=1)
+            capital = np.logaddexp(self._log_active, kept_back) + np.log(self.weights)
+            found: np.ndarray = np.logaddexp.reduce(capital, axis=1)
         return found
-
-    def _terms(self) -> np.ndarray:
-        with np.errstate(divide="ignore"):
-            return np.asarray(self._log_active + np.log(self.weights))
