@@ -33,14 +33,14 @@ fresh = np.stack([photographed(piece) for piece in pieces[40:]])
 
 # %%
 # The same good training images are scored in three ways: against the complete memory bank, which contains their own
-# patches; without the rows that come from the image; and without the rows that come from images of the same piece.
+# patches; against banks that were selected without the image; and against banks without all images of the same piece.
 
 extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
 detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0).fit(train)
 kinds = {
     "in-sample": detector.score_samples(train),
-    "leave one image out": detector.calibration_scores_,
-    "leave one piece out": detector.fit(train, groups=piece_of).calibration_scores_,
+    "without the image": detector.calibration_scores_,
+    "without the piece": detector.fit(train, groups=piece_of).calibration_scores_,
 }
 fresh_scores = detector.score_samples(fresh)
 
