@@ -285,7 +285,6 @@ def main() -> None:
     parser.add_argument("--merge", type=Path, nargs="+", help="make the table from CSV files of --save")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="contamination=")  # the table states the guarantee
-    begin = time.perf_counter()
     if options.merge:
         found = pd.concat([pd.read_csv(path) for path in options.merge])
         found["nominal"] = [share if share == "auto" else float(share) for share in found["nominal"]]
