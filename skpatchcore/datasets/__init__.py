@@ -1,5 +1,6 @@
 """Data sets: image folders on disk, synthetic texture tasks, and downloads of public data sets."""
 
+from skpatchcore.datasets.defects import DEFECT_KINDS, draw_defect
 from skpatchcore.datasets.fetching import fetch_btad, fetch_mvtec_ad, fetch_visa
 from skpatchcore.datasets.folders import ImageFolder, load_categories, load_image_folder
 from skpatchcore.datasets.layouts import LayoutError, list_test_images, list_training_images
@@ -9,10 +10,12 @@ from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
 from skpatchcore.datasets.two_folders import load_two_folders
 
 __all__ = [
+    "DEFECT_KINDS",
     "TEXTURES",
     "ImageFolder",
     "LayoutError",
     "TextureTask",
+    "draw_defect",
     "fetch_btad",
     "fetch_mvtec_ad",
     "fetch_visa",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from skpatchcore.datasets._shapes import blended, soft_edge
+
 
 @dataclass(frozen=True)
 class TextureTask:
@@ -137,18 +139,18 @@ def _add_defect(
     if kind == "scratch":
         cover = _scratch(rng)
         ink = np.full_like(image, rng.choice([0.05, 0.95]))
-        return image + cover * rng.uniform(0.6, 0.9) * (ink - image), cover > 0.3
+        return blended(image, cover * rng.uniform(0.6, 0.9), ink), cover > 0.3
     if kind == "blob":
         cover = _splash(rng, radius=rng.uniform(5, 11), softness=0.8)
         ink = gaussian_filter(rng.normal(0, 0.05, image.shape), 1.5) + rng.choice([0.08, 0.9])
-        return image + cover * (ink - image), cover > 0.5
+        return blended(image, cover, ink), cover > 0.5
     if kind == "stain":
         cover = _splash(rng, radius=rng.uniform(14, 26), softness=4.0)
         return image * (1 - rng.uniform(0.35, 0.55) * cover), cover > 0.5
     cover = _splash(rng, radius=rng.uniform(12, 22), softness=1.5)
     # Adjust the other texture to the brightness and contrast of the image, so that only the texture differs.
     foreign = (other - other.mean()) / other.std() * image.std() + image.mean()
-    return image + cover * (foreign - image), cover > 0.5
+    return blended(image, cover, foreign), cover > 0.5
 
 
 def _center(rng: np.random.Generator, margin: float) -> np.ndarray:
@@ -162,9 +164,7 @@ def _splash(rng: np.random.Generator, radius: float, softness: float) -> np.ndar
     center = _center(rng, radius + 4)
     bumps = gaussian_filter(rng.normal(0, 1, (_TILE, _TILE)), radius / 2.5)
     bumps *= 0.3 * radius / bumps.std()
-    distance = np.hypot(y - center[0], x - center[1]) + bumps
-    cover: np.ndarray = 1 / (1 + np.exp(((distance - radius) / softness).clip(-30, 30)))
-    return cover
+    return soft_edge(np.hypot(y - center[0], x - center[1]) + bumps, radius, softness)
 
 
 def _scratch(rng: np.random.Generator) -> np.ndarray:
@@ -177,5 +177,4 @@ def _scratch(rng: np.random.Generator) -> np.ndarray:
     points = start + t * length * direction + 4 * t * (1 - t) * bend
     y, x = np.mgrid[:_TILE, :_TILE]
     distance = np.min([np.hypot(y - py, x - px) for py, px in points], axis=0)
-    cover: np.ndarray = 1 / (1 + np.exp(((distance - rng.uniform(0.8, 1.6)) / 0.4).clip(-30, 30)))
-    return cover
+    return soft_edge(distance, rng.uniform(0.8, 1.6), 0.4)
