@@ -95,10 +95,9 @@ def curved_line(width: float, length: float, softness: float, rng: np.random.Gen
     y, x = (np.arange(first, last + 1, dtype=np.float32) for first, last in zip(low, high, strict=True))
     u, v = (np.float32(axis[0]) * y[:, None] + np.float32(axis[1]) * x for axis in (along, across))
     # The middle line is the parabola v = 4 bend t (1 - t). Its distance is that of its tangent, to first order.
-    length, bend = np.float32(length), np.float32(bend)
-    t = (u / length + np.float32(0.5)).clip(0, 1)
+    t = (u / length + 0.5).clip(0, 1)
     gap = (v - 4 * bend * t * (1 - t)) / np.hypot(1, 4 * bend * (1 - 2 * t) / length)
-    distance = np.hypot(gap, u - (t - np.float32(0.5)) * length)
+    distance = np.hypot(gap, u - (t - 0.5) * length)
     return _shape_of(distance, width / 2, softness)
 
 

@@ -1,6 +1,7 @@
 """Evaluation of detectors on whole data sets: metrics, studies and stored results."""
 
 from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_category, with_mean
+from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.evaluation.presets import make_detector
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of, run_evaluation
 from skpatchcore.evaluation.studies import ablation, low_shot_curve, named_grid
@@ -9,9 +10,11 @@ __all__ = [
     "CategoryResult",
     "Evaluation",
     "FinishedRun",
+    "PodCurve",
     "ablation",
     "evaluate",
     "evaluate_category",
+    "fit_pod",
     "low_shot_curve",
     "make_detector",
     "means_of",
