@@ -11,9 +11,12 @@ from .detectors.padim import PaDiMDetector as PaDiMDetector
 from .detectors.patchcore import PatchCoreDetector as PatchCoreDetector
 from .detectors.spade import SPADEDetector as SPADEDetector
 from .display.anomaly_map import AnomalyMapDisplay as AnomalyMapDisplay
+from .display.capability import DetectionCapabilityDisplay as DetectionCapabilityDisplay
 from .display.coreset import CoresetDisplay as CoresetDisplay
 from .display.drift import DriftDisplay as DriftDisplay
 from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisplay
+from .evaluation.capability import capability_of_defects as capability_of_defects
+from .evaluation.capability import detection_capability as detection_capability
 from .evaluation.category import evaluate as evaluate
 from .features._backbones import WeightsError as WeightsError
 from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor

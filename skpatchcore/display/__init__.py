@@ -1,6 +1,7 @@
-"""Figures of anomaly maps over images, of scores, of evidence of drift, and of the bank among the patch features."""
+"""Figures of anomaly maps, of scores, of the memory bank, of evidence of drift, and of detection capability."""
 
 from skpatchcore.display.anomaly_map import AnomalyMapDisplay
+from skpatchcore.display.capability import DetectionCapabilityDisplay
 from skpatchcore.display.coreset import CoresetDisplay
 from skpatchcore.display.drift import DriftDisplay
 from skpatchcore.display.overlay import outline_mask, overlay_anomaly_map
@@ -9,6 +10,7 @@ from skpatchcore.display.score_histogram import ScoreHistogramDisplay
 __all__ = [
     "AnomalyMapDisplay",
     "CoresetDisplay",
+    "DetectionCapabilityDisplay",
     "DriftDisplay",
     "ScoreHistogramDisplay",
     "outline_mask",

@@ -1,5 +1,7 @@
 """Evaluation of detectors on whole data sets: metrics, studies and stored results."""
 
+from skpatchcore.evaluation.capability import capability_of_defects, detection_capability
+from skpatchcore.evaluation.capability_result import DetectionCapability
 from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_category, with_mean
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.evaluation.presets import make_detector
@@ -8,10 +10,13 @@ from skpatchcore.evaluation.studies import ablation, low_shot_curve, named_grid
 
 __all__ = [
     "CategoryResult",
+    "DetectionCapability",
     "Evaluation",
     "FinishedRun",
     "PodCurve",
     "ablation",
+    "capability_of_defects",
+    "detection_capability",
     "evaluate",
     "evaluate_category",
     "fit_pod",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class PodCurve:
     intercept: float
     slope: float
     # Boundary of the set of plausible curves: slopes, and the lowest and highest intercept for each slope.
-    _boundary: tuple[np.ndarray, np.ndarray, np.ndarray]
+    _boundary: tuple[np.ndarray, np.ndarray, np.ndarray] = field(repr=False)
 
     def at(self, sizes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the POD at given sizes, and its lower and upper confidence bounds.
@@ -124,15 +124,18 @@ def fit_pod(
     than all missed ones. The bounds are profile-likelihood bounds: a curve is plausible if twice the difference of its
     penalised log-likelihood to the maximum is at most the quantile of chi-squared with one degree of freedom. The
     bounds of the POD at a size are the extremes over all plausible curves. Without the penalty, the bound of a90 is
-    below the true a90 too often if few trials lie in the transition from missed to found sizes. With `groups`, the limit is multiplied by the ratio of the robust to the plain variance
-    of log(a90), as proposed by Chandler and Bate, but never by less than 1.
+    below the true a90 too often if few trials lie in the transition from missed to found sizes.
+
+    With `groups`, the limit is multiplied by the ratio of the robust to the plain variance of log(a90), as proposed by
+    Chandler and Bate, but never by less than 1.
 
     References
     ----------
     MIL-HDBK-1823A, "Nondestructive Evaluation System Reliability Assessment", 2009. ASTM E2862, "Standard Practice for
     Probability of Detection Analysis for Hit/Miss Data". Berens, "NDE Reliability Data Analysis", ASM Handbook 17,
     1989. Heinze and Schemper, "A solution to the problem of separation in logistic regression", Statistics in Medicine
-    21, 2002 (profiles of Firth's penalised likelihood). Chandler and Bate, "Inference for clustered data using the independence loglikelihood", Biometrika 94, 2007.
+    21, 2002 (profiles of Firth's penalised likelihood). Chandler and Bate, "Inference for clustered data using the
+    independence loglikelihood", Biometrika 94, 2007.
 
     Examples
     --------

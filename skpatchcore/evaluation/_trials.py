@@ -1,0 +1,152 @@
+"""Trials of synthetic defects: which sizes are tested, and the images with the defects, drawn when they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import logit
+
+from skpatchcore.datasets.defects import draw_defect
+from skpatchcore.evaluation.pod import PodCurve
+from skpatchcore.images.reading import PixelFormat, load_image
+
+# Smallest tested size in pixels, and the largest as a fraction of the shorter side: of scratches, and of other kinds.
+_SCRATCH_RANGE, _SPOT_RANGE = (0.5, 0.1), (2.0, 0.5)
+# Sizes between these probabilities of detection are tested in the second stage.
+_TRANSITION = (0.15, 0.98)
+# The second stage covers at least this factor between its smallest and its largest size.
+_LEAST_FACTOR = 2.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One synthetic defect on one good image.
+
+    Attributes
+    ----------
+    image : int
+        Index of the good image.
+    kind : str
+        Kind of the defect.
+    size : float
+        Its size in pixels.
+    contrast : float
+        Its contrast.
+    seed : tuple of int
+        Seed of its shape and position.
+    """
+
+    image: int
+    kind: str
+    size: float
+    contrast: float
+    seed: tuple[int, ...]
+
+
+class DrawnImages(Sequence[Any]):
+    """Sequence of good images with one defect each, which are drawn when they are accessed.
+
+    Parameters
+    ----------
+    images : sequence of images
+        The good images.
+    trials : sequence of Trial
+        The defects.
+    region : array of shape (height, width), bool, or None
+        Region of interest.
+    pixel_format : PixelFormat
+        Meaning of stored values, in which the detector reads arrays.
+    on_drawn : callable or None, default=None
+        Called after each drawing.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Any],
+        trials: Sequence[Trial],
+        region: np.ndarray | None,
+        pixel_format: PixelFormat,
+        on_drawn: Callable[[], Any] | None = None,
+    ):
+        self.images, self.trials, self.region = images, trials, region
+        self.pixel_format, self.on_drawn = pixel_format, on_drawn
+        self._last: tuple[int, np.ndarray] | None = None  # trials on one image follow each other
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return DrawnImages(self.images, self.trials[index], self.region, self.pixel_format, self.on_drawn)
+        drawn = self.draw(int(index))[0]
+        if self.on_drawn is not None:
+            self.on_drawn()
+        return drawn
+
+    def draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image of a trial as an array that the detector reads, and the mask of the defect."""
+        trial = self.trials[index]
+        if self._last is None or self._last[0] != trial.image:
+            self._last = trial.image, _as_array(self.images[trial.image], trial.image, self.pixel_format)
+        return draw_defect(
+            self._last[1],
+            trial.kind,
+            trial.size,
+            contrast=trial.contrast,
+            region=self.region,
+            value_range=self.pixel_format.value_range,
+            random_state=trial.seed,
+        )
+
+
+def _as_array(image: Any, index: int, pixel_format: PixelFormat) -> np.ndarray:
+    """Return an image as an array in the form in which the detector reads arrays.
+
+    Arrays keep their dtype and their channels. All other images become float32, in the range and with the order of
+    channels that the detector expects of arrays.
+    """
+    if isinstance(image, np.ndarray) and image.dtype.kind in "uf" and image.ndim in (2, 3):
+        return image
+    pixels = load_image(image, index, pixel_format=pixel_format)
+    if pixel_format.value_range is not None:
+        black, white = pixel_format.value_range
+        pixels = pixels.astype(np.float64) * (white - black) + black
+    return pixels[:, :, ::-1] if pixel_format.channel_order == "bgr" else pixels
+
+
+def size_range(kind: str, shorter_side: float) -> tuple[float, float]:
+    """Return the smallest and the largest tested size in pixels, by default."""
+    low, share = _SCRATCH_RANGE if kind == "scratch" else _SPOT_RANGE
+    return low, max(share * shorter_side, 2 * low)
+
+
+def spread_sizes(low: float, high: float, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `n` sizes: one at a random place in each of `n` equal steps of log(size) from `low` to `high`."""
+    sizes: np.ndarray = low * (high / low) ** ((np.arange(n) + rng.random(n)) / n)
+    return sizes
+
+
+def transition(curve: PodCurve, low: float, high: float) -> tuple[float, float]:
+    """Return the sizes between which detection changes from rare to nearly certain, within `low` and `high`.
+
+    Parameters
+    ----------
+    curve : PodCurve
+        Curve of the first trials, which cover `low` to `high`.
+    low, high : float
+        Smallest and largest size.
+    """
+    whole = np.log([low, high])
+    if curve.slope > 0:
+        ends = (logit(_TRANSITION) - curve.intercept) / curve.slope
+    else:  # no curve: test the small sizes again if most defects are found, otherwise the large ones
+        third = (whole[1] - whole[0]) / 3
+        ends = whole - np.array([0, 2 * third]) if curve.hits.mean() > 0.5 else whole + np.array([2 * third, 0])
+    middle, half = ends.mean(), max(ends[1] - ends[0], np.log(_LEAST_FACTOR)) / 2
+    half = min(half, (whole[1] - whole[0]) / 2)
+    # moved as a whole into the range, so that the number of trials per step of size stays
+    middle = float(np.clip(middle, whole[0] + half, whole[1] - half))
+    return float(np.exp(middle - half)), float(np.exp(middle + half))
