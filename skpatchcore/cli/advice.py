@@ -28,6 +28,9 @@ _OPTIONS = {
     "test_size": "--test-size",
     "method": "--method",
     "memory": "--cache",
+    "kinds": "--kinds",
+    "contrasts": "--contrasts",
+    "n_trials": "--trials",
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "value_range", "patch_size", "ratio", "n_neighbors", "index",
@@ -43,6 +46,7 @@ _OF_COMMAND = {
     "predict": _OF_FIT,
     "evaluate": _OF_EVALUATE,
     "demo": ("backbone", "device", "random_state"),
+    "capability": ("contamination", "kinds", "contrasts", "n_trials", "random_state"),
 }
 _WITHOUT_VALUE = {"image_size": "own"}
 # Advice without names of parameters.
@@ -71,7 +75,7 @@ def in_options(message: str, command: str) -> str:
     ----------
     message : str
         Text that may contain parameters, such as ``calibration=None``.
-    command : {"fit", "predict", "evaluate", "demo"}
+    command : {"fit", "predict", "evaluate", "demo", "capability"}
         The command that raised the error or the warning.
 
     Returns

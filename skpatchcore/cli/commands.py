@@ -10,7 +10,7 @@ from typing import Any
 
 import skpatchcore
 from skpatchcore._utils.names import shown_text
-from skpatchcore.cli import demo, evaluate, fit, predict
+from skpatchcore.cli import capability, demo, evaluate, fit, predict
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import CommandError, Parser
 
@@ -75,6 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"skpatchcore {skpatchcore.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Parser)
-    for command in (fit, predict, evaluate, demo):
+    for command in (fit, predict, evaluate, capability, demo):
         command.add_parser(commands)
     return parser

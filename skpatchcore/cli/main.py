@@ -1,4 +1,4 @@
-"""main: the program ``skpatchcore`` with the commands ``fit``, ``predict``, ``evaluate`` and ``demo``."""
+"""main: the program ``skpatchcore`` with its commands, such as ``fit`` and ``predict``."""
 
 from __future__ import annotations
 

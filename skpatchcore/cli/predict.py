@@ -63,7 +63,7 @@ def add_parser(commands: Any) -> None:
     predict.set_defaults(run=_predict)
 
 
-def _load(path: str, trusted: Sequence[str] = ()) -> Any:
+def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
     """Return the fitted detector of a model file, or a pipeline whose last step is a detector."""
     from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted
@@ -106,10 +106,10 @@ def _predict(options: argparse.Namespace) -> int:
         parse_bytes(options.embed)
     except ValueError as error:
         raise CommandError(f"--embed: {error}") from None
-    detector = as_image_detector(_load(options.model, options.trust or ()))
+    detector = as_image_detector(load_detector(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
-    paths, folder = _images_of(options.images, Path(options.output)), require_folder(options.output)
+    paths, folder = images_of(options.images, Path(options.output)), require_folder(options.output)
     with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar, recorded_embeddings() as log:
 
         def show(prediction: Prediction) -> None:
@@ -184,7 +184,7 @@ def _write_report(
     return None
 
 
-def _images_of(given: list[str], output: Path) -> list[str]:
+def images_of(given: list[str], output: Path) -> list[str]:
     """Return the given files and the images in the given folders, each path once."""
     missing = [name for name in given if not os.path.lexists(name)]
     if missing:  # a mistyped name must not be flagged as a defective part

@@ -179,7 +179,35 @@ class DetectionCapabilityDisplay:
         example = next((one for one in self.result.examples(*cell) if one.caption.startswith(start)), None)
         ax.set_title(example.caption if example is not None else f"{start}: none", fontsize=8, loc="left")
         if example is not None:
-            ax.imshow(outline_mask(*self.result.draw(example.trial)))
+            ax.imshow(close_up(*self.result.draw(example.trial)))
+
+
+def close_up(image: np.ndarray, mask: np.ndarray, least: int = 96) -> np.ndarray:
+    """Return the part of an image around a defect, with a line around the defect.
+
+    Parameters
+    ----------
+    image : array of shape (height, width, 1 or 3), float in [0, 1]
+        The image.
+    mask : array of shape (height, width), bool
+        True for the pixels of the defect. If there are none, the complete image is returned.
+    least : int, default=96
+        Smallest side of the part in pixels. Otherwise, the part is a square three times as large as the defect.
+
+    Returns
+    -------
+    array of shape (height, width, 3), uint8
+        The part of the image, cut at the border of the image.
+    """
+    if not mask.any():
+        return outline_mask(image, mask)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    side = max(least, 3 * max(int(np.ptp(rows)), int(np.ptp(columns))))
+    slices = []
+    for places, length in ((rows, mask.shape[0]), (columns, mask.shape[1])):
+        start = min(max(0, int(places[0] + places[-1] - side) // 2), max(0, length - side))
+        slices.append(slice(start, start + side))
+    return outline_mask(image[slices[0], slices[1]], mask[slices[0], slices[1]])
 
 
 def _ticks(low: float, high: float) -> list[float]:

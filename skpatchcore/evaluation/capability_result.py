@@ -138,9 +138,9 @@ class DetectionCapability:
         own = self.trials_of(kind, contrast)
         found, missed = own[own["hit"]], own[~own["hit"]]
         if len(found):
-            yield Example(int(found.index[found["size"].argmin()]), f"smallest found: {pixels(found['size'].min())}")
+            yield Example(_row_of_size(found, found["size"].min()), f"smallest found: {pixels(found['size'].min())}")
         if len(missed):
-            yield Example(int(missed.index[missed["size"].argmax()]), f"largest missed: {pixels(missed['size'].max())}")
+            yield Example(_row_of_size(missed, missed["size"].max()), f"largest missed: {pixels(missed['size'].max())}")
 
     def draw(self, trial: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the image of a trial and the mask of its defect.
@@ -158,6 +158,11 @@ class DetectionCapability:
             True for defective pixels.
         """
         return self._draw(trial)
+
+
+def _row_of_size(table: pd.DataFrame, size: float) -> int:
+    """Return the label of the first row with a size."""
+    return int(table.index.to_numpy()[np.flatnonzero(table["size"] == size)[0]])
 
 
 def percent(share: float) -> str:

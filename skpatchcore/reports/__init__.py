@@ -1,5 +1,6 @@
-"""HTML pages of predictions and evaluations."""
+"""HTML pages of predictions, evaluations and detection capability."""
 
+from skpatchcore.reports.capability import write_capability_report
 from skpatchcore.reports.card_page import write_card_page
 from skpatchcore.reports.cards import Card, CardGroup, Nearest
 from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
@@ -16,6 +17,7 @@ __all__ = [
     "Region",
     "make_cards",
     "read_predictions",
+    "write_capability_report",
     "write_card_page",
     "write_evaluation_report",
     "write_prediction_report",

@@ -153,6 +153,54 @@ def score_chart(
     return _figure(title, parts, keys)
 
 
+def pod_chart(
+    curve: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    found: np.ndarray,
+    missed: np.ndarray,
+    marks: Mapping[str, float],
+    *,
+    title: str,
+    x_title: str,
+) -> str:
+    """Return a chart of the probability of detection against size, with ticks for hits (top) and misses (bottom).
+
+    Parameters
+    ----------
+    curve : tuple of four arrays of shape (n_sizes,)
+        Ascending sizes, the probability of detection, and its lower and upper confidence bounds.
+    found, missed : arrays
+        Sizes of the found and of the missed defects.
+    marks : mapping of str to float
+        Sizes with a vertical line, by their names. The first line is solid, and the others are dashed. Values that are
+        not finite have no line.
+    title : str
+        Title above the chart, and its text for screen readers.
+    x_title : str
+        Title of the horizontal axis, which is logarithmic.
+    """
+    sizes, pod, low, high = curve
+    ends = float(sizes[0]), float(sizes[-1])
+    axes = _Axes(ends, (0, 1), is_log=True)
+    powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
+    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if ends[0] <= m * 10.0**p <= ends[1]]
+    band = [*zip(sizes, high, strict=True), *zip(sizes[::-1], low[::-1], strict=True)]
+    parts = [
+        axes.frame(x_title, "probability of detection", ticks or ends),
+        f'<polygon class="band c0" points="{axes.points(band)}"/>',
+        f'<polyline class="line c0" points="{axes.points(list(zip(sizes, pod, strict=True)))}"/>',
+        _straight("goal", _LEFT, axes.y(0.9), _WIDTH - _RIGHT, axes.y(0.9)),
+    ]
+    for values, number, top in ((found, 0, axes.y(1) - 7), (missed, 1, axes.y(0) - 7)):
+        parts += [_straight(f"tick c{number}", axes.x(v), top, axes.x(v), top + 7) for v in values]
+    keys = [("c0", "found"), ("c1", "missed")]
+    for i, (name, value) in enumerate(marks.items()):
+        if math.isfinite(value):
+            place = axes.x(value)
+            parts.append(_straight("threshold" if i else "exact", place, axes.y(1), place, axes.y(0)))
+            keys.append(("dashed" if i else "solid", f"{name}: {value:.1f} px"))
+    return _figure(title, parts, keys)
+
+
 def value_chart(values: Mapping[str, float], *, title: str) -> str:
     """Return a chart of one value per setting, as dots beside the names of the settings.
 
