@@ -19,7 +19,7 @@ from skpatchcore.calibration.conformal import conformal_threshold
 from skpatchcore.datasets.defects import DEFECT_KINDS
 from skpatchcore.datasets.masks import read_mask
 from skpatchcore.evaluation._trials import DrawnImages, Trial, size_range, spread_sizes, transition
-from skpatchcore.evaluation.capability_result import DetectionCapability, size_name_of
+from skpatchcore.evaluation.capability_result import ALL_KINDS, DetectionCapability, size_name_of
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.images.reading import image_size, load_image, path_of
@@ -232,7 +232,7 @@ def capability_of_defects(
     """
     X = as_image_sequence(listed(images))
     masks = list(masks)
-    names = ["all"] * len(X) if kinds is None else [str(kind) for kind in kinds]
+    names = [ALL_KINDS] * len(X) if kinds is None else [str(kind) for kind in kinds]
     if not len(X) == len(masks) == len(names):
         raise ValueError(f"{len(X)} images, {len(masks)} masks and {len(names)} kinds: expected one per image.")
     if size not in ("diameter", "width"):
@@ -266,15 +266,23 @@ def capability_of_defects(
         own = table[table["kind"] == kind]
         if len(own) >= _LEAST_DEFECTS or table["kind"].nunique() == 1:
             curves[kind, math.nan] = fit_pod(own["size"], own["hit"], false_alarm_rate=promised)
-    if table["kind"].nunique() > 1 and "all" not in set(table["kind"]):
-        curves["all", math.nan] = fit_pod(table["size"], table["hit"], false_alarm_rate=promised)
+    if table["kind"].nunique() > 1 and ALL_KINDS not in set(table["kind"]):
+        curves[ALL_KINDS, math.nan] = fit_pod(table["size"], table["hit"], false_alarm_rate=promised)
 
     def draw(trial: int) -> tuple[np.ndarray, np.ndarray]:
         pixels = load_image(chosen[trial], int(kept[trial]), pixel_format=pixel_format)
         return pixels, read_mask(masks[int(kept[trial])], pixels.shape[:2])
 
     return DetectionCapability(
-        table, curves, {kind: size for kind, _ in curves}, promised, offset, n_good, n_flagged, None, draw
+        table,
+        curves,
+        {kind: size for kind, _ in curves},
+        promised,
+        offset,
+        n_good,
+        n_flagged,
+        None,
+        draw,
     )
 
 

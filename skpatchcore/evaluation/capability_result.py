@@ -14,6 +14,8 @@ from scipy.stats import binomtest
 from skpatchcore.datasets.defects import DEFECT_SIZES
 from skpatchcore.evaluation.pod import PodCurve
 
+# Kind of the curve of all real defects together.
+ALL_KINDS = "all"
 _PLURALS = {
     "scratch": "scratches",
     "blob": "blobs",
@@ -103,7 +105,10 @@ class DetectionCapability:
     def trials_of(self, kind: str, contrast: float) -> pd.DataFrame:
         """Return the rows of the table of trials of one kind and contrast."""
         same = self.trials["contrast"].isna() if math.isnan(contrast) else self.trials["contrast"] == contrast
-        return self.trials[(self.trials["kind"] == kind) & same]
+        of_kind = self.trials["kind"] == kind
+        if kind == ALL_KINDS and not of_kind.any():
+            return self.trials[same]
+        return self.trials[of_kind & same]
 
     def sentences(self) -> list[str]:
         """Return one sentence per kind and contrast, e.g. ``"... finds 90 % of scratches wider than 6.2 px ..."``."""
@@ -115,7 +120,9 @@ class DetectionCapability:
 
     def name_of(self, kind: str, contrast: float) -> str:
         """Return the plural of a kind of defect, with its contrast."""
-        name = _PLURALS.get(kind, f"defects of the kind {kind!r}") if self.is_synthetic else f"defects ({kind})"
+        if not self.is_synthetic:
+            return "real defects" if kind == ALL_KINDS else f"real defects of the kind {kind!r}"
+        name = _PLURALS[kind]
         return name if math.isnan(contrast) else f"{name} of contrast {contrast:g}"
 
     def false_alarms(self) -> str:

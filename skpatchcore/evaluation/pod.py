@@ -12,10 +12,11 @@ from scipy.special import expit, logit
 from scipy.stats import binomtest, chi2
 
 # Slopes of the logistic curve that are searched, per standard deviation of log(size). The largest is a step.
-_SLOPES = np.concatenate([[0.0], np.geomspace(0.02, 300, 70)])
-_N_FINE = 120
+_SLOPES = np.concatenate([[0.0], np.geomspace(0.02, 300, 44)])
+_N_FINE = 64
 # Beyond this distance, in logits, a probability is 0 or 1.
 _FAR = 18.0
+_PENALTY = 0.5
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -124,7 +125,8 @@ def fit_pod(
     than all missed ones. The bounds are profile-likelihood bounds: a curve is plausible if twice the difference of its
     penalised log-likelihood to the maximum is at most the quantile of chi-squared with one degree of freedom. The
     bounds of the POD at a size are the extremes over all plausible curves. Without the penalty, the bound of a90 is
-    below the true a90 too often if few trials lie in the transition from missed to found sizes.
+    below the true a90 too often if few trials lie in the transition from missed to found sizes. If all defects are
+    found, a90/95 is at most the 29th smallest size at the level 95 %: 29 hits in 29 trials exclude a POD below 0.9.
 
     With `groups`, the limit is multiplied by the ratio of the robust to the plain variance of log(a90), as proposed by
     Chandler and Bate, but never by less than 1.
@@ -168,7 +170,7 @@ def fit_pod(
     slopes = _plausible(values >= limit, slope)
     low, high, is_plausible = data.intercepts_above(slopes, limit)
     slopes, low, high = slopes[is_plausible], low[is_plausible], high[is_plausible]
-    a90, a90_95, state = _capability(sizes, hits, intercept, slope, (slopes, low), center, scale)
+    a90, a90_95, state = _capability(sizes, hits, intercept, slope, (slopes, low), center, scale, confidence)
     return PodCurve(
         sizes, hits, a90, a90_95, state, false_alarm_rate, confidence, inflation,
         intercept - slope * center / scale, slope / scale,
@@ -187,18 +189,17 @@ class _Data:
     def log_likelihood(self, intercepts: np.ndarray, slopes: np.ndarray) -> np.ndarray:
         """Return the penalised log-likelihood of each pair of intercept and slope."""
         eta = intercepts[:, None] + slopes[:, None] * self.x
-        found, missed = eta[:, self.hits], eta[:, ~self.hits]
-        if self.floor:
-            of_hits = np.log(self.floor + (1 - self.floor) * expit(found))
-        else:
-            of_hits = -np.logaddexp(0, -found)
-        of_misses = math.log1p(-self.floor) - np.logaddexp(0, missed)
-        total = of_hits.sum(axis=1) + of_misses.sum(axis=1)
+        soft = np.logaddexp(0, eta)  # minus the logarithm of the probability of a miss, without false alarms
+        log_pod = eta - soft
+        pod = np.exp(log_pod)
+        of_hits = np.log(self.floor + (1 - self.floor) * pod) if self.floor else log_pod
+        total = np.where(self.hits, of_hits, math.log1p(-self.floor) - soft).sum(axis=1)
         # Firth's penalty: half the logarithm of the determinant of the Fisher information of both parameters.
-        weight = self._information(expit(eta))
-        moments = weight @ np.stack([np.ones_like(self.x), self.x, self.x**2], axis=1)
-        determinant = moments[:, 0] * moments[:, 2] - moments[:, 1] ** 2
-        likelihood: np.ndarray = total + 0.5 * np.log(np.maximum(determinant, 1e-300))
+        weight = self._information(pod)
+        # einsum and not a matrix product: the arrays are too small for several threads.
+        first, second = np.einsum("ij,j->i", weight, self.x), np.einsum("ij,j->i", weight, self.x**2)
+        determinant = weight.sum(axis=1) * second - first**2
+        likelihood: np.ndarray = total + _PENALTY * np.log(np.maximum(determinant, 1e-300))
         return likelihood
 
     def _information(self, pod: np.ndarray) -> np.ndarray:
@@ -213,10 +214,15 @@ class _Data:
     def best_intercepts(self, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the most likely intercept of each slope, and its log-likelihood, by golden-section search."""
         low, high = self._ends(slopes)
-        for _ in range(64):
-            step = _GOLDEN * (high - low)
-            is_left = self.log_likelihood(high - step, slopes) >= self.log_likelihood(low + step, slopes)
-            low, high = np.where(is_left, low, high - step), np.where(is_left, low + step, high)
+        inner = np.stack([high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)])
+        values = np.stack([self.log_likelihood(place, slopes) for place in inner])
+        for _ in range(44):
+            is_left = values[0] >= values[1]
+            low, high = np.where(is_left, low, inner[0]), np.where(is_left, inner[1], high)
+            new = np.where(is_left, high - _GOLDEN * (high - low), low + _GOLDEN * (high - low))
+            value = self.log_likelihood(new, slopes)
+            inner = np.where(is_left, [new, inner[0]], [inner[1], new])
+            values = np.where(is_left, [value, values[0]], [values[1], value])
         middle = (low + high) / 2
         return middle, self.log_likelihood(middle, slopes)
 
@@ -243,7 +249,7 @@ class _Data:
         bounds = []
         for end in self._ends(slopes):
             inside, outside = middle.copy(), end.copy()
-            for _ in range(50):
+            for _ in range(36):
                 tried = (inside + outside) / 2
                 is_inside = self.log_likelihood(tried, slopes) >= limit
                 inside, outside = np.where(is_inside, tried, inside), np.where(is_inside, outside, tried)
@@ -293,6 +299,7 @@ def _capability(
     lowest: tuple[np.ndarray, np.ndarray],
     center: float,
     scale: float,
+    confidence: float,
 ) -> tuple[float, float, str]:
     """Return a90, a90/95 and the state; sizes outside the tested range are never stated."""
     smallest, largest = float(sizes.min()), float(sizes.max())
@@ -308,6 +315,10 @@ def _capability(
         bound = _size_at(float(((target - low[~is_flat]) / slopes[~is_flat]).max()), center, scale)
     bound = max(bound, smallest) if bound <= largest else math.inf
     if hits.all():
+        # If the POD were below 0.9 up to a size, all of the n smaller defects would be found with probability 0.9**n.
+        n_enough = math.ceil(math.log(1 - confidence) / math.log(0.9))
+        if len(sizes) >= n_enough:
+            bound = min(bound, float(np.sort(sizes)[n_enough - 1]))
         return math.nan, bound, "all found"
     place = (target - intercept) / slope if slope > 0 else math.copysign(math.inf, target - intercept)
     a90 = _size_at(place, center, scale)
