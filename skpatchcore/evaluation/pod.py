@@ -16,6 +16,7 @@ _SLOPES = np.concatenate([[0.0], np.geomspace(0.02, 300, 44)])
 _N_FINE = 64
 # Beyond this distance, in logits, a probability is 0 or 1.
 _FAR = 18.0
+# Firth's penalty is this multiple of the logarithm of the determinant of the Fisher information.
 _PENALTY = 0.5
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -194,7 +195,6 @@ class _Data:
         pod = np.exp(log_pod)
         of_hits = np.log(self.floor + (1 - self.floor) * pod) if self.floor else log_pod
         total = np.where(self.hits, of_hits, math.log1p(-self.floor) - soft).sum(axis=1)
-        # Firth's penalty: half the logarithm of the determinant of the Fisher information of both parameters.
         weight = self._information(pod)
         # einsum and not a matrix product: the arrays are too small for several threads.
         first, second = np.einsum("ij,j->i", weight, self.x), np.einsum("ij,j->i", weight, self.x**2)
