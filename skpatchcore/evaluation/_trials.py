@@ -145,8 +145,8 @@ def transition(curve: PodCurve, low: float, high: float) -> tuple[float, float]:
     else:  # no curve: test the small sizes again if most defects are found, otherwise the large ones
         third = (whole[1] - whole[0]) / 3
         ends = whole - np.array([0, 2 * third]) if curve.hits.mean() > 0.5 else whole + np.array([2 * third, 0])
-    middle, half = ends.mean(), max(ends[1] - ends[0], np.log(_LEAST_FACTOR)) / 2
-    half = min(half, (whole[1] - whole[0]) / 2)
-    # moved as a whole into the range, so that the number of trials per step of size stays
-    middle = float(np.clip(middle, whole[0] + half, whole[1] - half))
+    ends = np.clip(ends, *whole)
+    half = min(max(ends[1] - ends[0], np.log(_LEAST_FACTOR)), whole[1] - whole[0]) / 2
+    # moved as a whole into the range, so that the least factor is kept
+    middle = float(np.clip(ends.mean(), whole[0] + half, whole[1] - half))
     return float(np.exp(middle - half)), float(np.exp(middle + half))

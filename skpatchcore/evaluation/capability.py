@@ -229,6 +229,18 @@ def capability_of_defects(
 
     The bounds assume that the labelled defects are a random sample of all defects of their size. Defects that somebody
     noticed and labelled are often easier to find than others.
+
+    Examples
+    --------
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, capability_of_defects
+    >>> from skpatchcore.datasets import make_textures
+    >>> task = make_textures("brick")
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> detector = PatchCoreDetector(extractor, random_state=0).fit(task.train_images[::4])
+    >>> is_blob = task.test_defects == "blob"
+    >>> result = capability_of_defects(detector, task.test_images[is_blob], task.test_masks[is_blob])
+    >>> result.to_frame()[["kind", "size", "n_trials"]].values.tolist()
+    [['all', 'diameter', 8]]
     """
     X = as_image_sequence(listed(images))
     masks = list(masks)

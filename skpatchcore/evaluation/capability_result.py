@@ -103,7 +103,20 @@ class DetectionCapability:
         return pd.DataFrame(rows)
 
     def trials_of(self, kind: str, contrast: float) -> pd.DataFrame:
-        """Return the rows of the table of trials of one kind and contrast."""
+        """Return the rows of the table of trials of one kind and contrast.
+
+        Parameters
+        ----------
+        kind : str
+            Kind of the defects.
+        contrast : float
+            Their contrast; NaN for real defects.
+
+        Returns
+        -------
+        DataFrame
+            The rows, with their labels in `trials`.
+        """
         same = self.trials["contrast"].isna() if math.isnan(contrast) else self.trials["contrast"] == contrast
         of_kind = self.trials["kind"] == kind
         if kind == ALL_KINDS and not of_kind.any():
@@ -111,7 +124,13 @@ class DetectionCapability:
         return self.trials[of_kind & same]
 
     def sentences(self) -> list[str]:
-        """Return one sentence per kind and contrast, e.g. ``"... finds 90 % of scratches wider than 6.2 px ..."``."""
+        """Return one sentence per kind and contrast, e.g. ``"... finds 90 % of scratches wider than 6.2 px ..."``.
+
+        Returns
+        -------
+        list of str
+            The sentences, in the order of `curves`.
+        """
         return [
             f"At a promised false-alarm rate of {percent(self.promised_rate)}, the detector "
             f"{_finding(self.name_of(kind, contrast), self.size_names[kind], curve)}"
@@ -119,14 +138,33 @@ class DetectionCapability:
         ]
 
     def name_of(self, kind: str, contrast: float) -> str:
-        """Return the plural of a kind of defect, with its contrast."""
+        """Return the plural of a kind of defect, with its contrast.
+
+        Parameters
+        ----------
+        kind : str
+            Kind of the defects.
+        contrast : float
+            Their contrast; NaN for real defects.
+
+        Returns
+        -------
+        str
+            E.g. ``"scratches of contrast 0.6"``.
+        """
         if not self.is_synthetic:
             return "real defects" if kind == ALL_KINDS else f"real defects of the kind {kind!r}"
         name = _PLURALS[kind]
         return name if math.isnan(contrast) else f"{name} of contrast {contrast:g}"
 
     def false_alarms(self) -> str:
-        """Return a sentence about the false alarms on good images without a defect; empty if there were none."""
+        """Return a sentence about the false alarms on good images without a defect.
+
+        Returns
+        -------
+        str
+            The sentence; empty if no good images were scored.
+        """
         if not self.n_good:
             return ""
         interval = binomtest(self.n_flagged, self.n_good).proportion_ci(0.9, method="wilson")
@@ -137,11 +175,30 @@ class DetectionCapability:
         )
 
     def summary(self) -> str:
-        """Return all sentences, one per line."""
+        """Return all sentences, one per line.
+
+        Returns
+        -------
+        str
+            The text.
+        """
         return "\n".join(line for line in (*self.sentences(), self.false_alarms()) if line)
 
     def examples(self, kind: str, contrast: float) -> Iterator[Example]:
-        """Yield the smallest found and the largest missed defect of one kind and contrast, if there are any."""
+        """Yield the smallest found and the largest missed defect of one kind and contrast, if there are any.
+
+        Parameters
+        ----------
+        kind : str
+            Kind of the defects.
+        contrast : float
+            Their contrast; NaN for real defects.
+
+        Yields
+        ------
+        Example
+            Row of the trial, and a caption.
+        """
         own = self.trials_of(kind, contrast)
         found, missed = own[own["hit"]], own[~own["hit"]]
         if len(found):

@@ -74,9 +74,10 @@ class PodCurve:
 
         Returns
         -------
-        pod, lower, upper : arrays of shape (n_sizes,), float64
-            Probabilities. Each bound is one-sided at the level `confidence`, so both together have the level
-            ``2 * confidence - 1``.
+        pod : array of shape (n_sizes,), float64
+            Estimated probabilities of detection.
+        lower, upper : arrays of shape (n_sizes,), float64
+            Each bound is one-sided at the level `confidence`, so both together have the level ``2 * confidence - 1``.
         """
         x = np.log(np.asarray(sizes, np.float64))[:, None]
         slopes, low, high = self._boundary
