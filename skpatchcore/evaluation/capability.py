@@ -97,7 +97,7 @@ def detection_capability(
     a cache (``memory=``) stores the features of each drawn image.
 
     Synthetic defects show what a detector can find if real defects have these shapes and contrasts. They cannot show
-    that real defects are found. Measure labelled defects with :func:`capability_of_defects`, if there are any.
+    that real defects are found. Measure labelled defects with :func:`~skpatchcore.capability_of_defects`, if there are any.
 
     Examples
     --------
@@ -205,14 +205,14 @@ def capability_of_defects(
         Size that is computed from the mask: the diameter of a circle with the area of all defective pixels, or the
         width, i.e. the diameter of the largest circle inside the mask. The width suits scratches and cracks.
     contamination : float in (0, 0.5] or None, default=None
-        As for :func:`detection_capability`.
+        As for :func:`~skpatchcore.detection_capability`.
     good_images : images or None, default=None
         Held-out images of good parts, to measure the false-alarm rate.
 
     Returns
     -------
     DetectionCapability
-        As for :func:`detection_capability`.
+        As for :func:`~skpatchcore.detection_capability`.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def capability_of_defects(
         If an image cannot be read.
     ValueError
         If the lengths differ, if a mask cannot be read or has another size than its image, if no mask marks a pixel, or
-        as in :func:`detection_capability`.
+        as in :func:`~skpatchcore.detection_capability`.
 
     Notes
     -----

@@ -43,7 +43,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DetectionCapability:
-    """Result of :func:`detection_capability` and :func:`capability_of_defects`.
+    """Result of :func:`~skpatchcore.detection_capability` and :func:`~skpatchcore.capability_of_defects`.
 
     Attributes
     ----------
