@@ -97,7 +97,8 @@ def detection_capability(
     a cache (``memory=``) stores the features of each drawn image.
 
     Synthetic defects show what a detector can find if real defects have these shapes and contrasts. They cannot show
-    that real defects are found. Measure labelled defects with :func:`~skpatchcore.capability_of_defects`, if there are any.
+    that real defects are found. If there are labelled defects, measure them with
+    :func:`~skpatchcore.capability_of_defects`.
 
     Examples
     --------
