@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, logit
-from scipy.stats import binomtest, chi2
+from scipy.stats import chi2
 
 # Slopes of the logistic curve that are searched, per standard deviation of log(size). The largest is a step.
 _SLOPES = np.concatenate([[0.0], np.geomspace(0.02, 300, 44)])
@@ -333,31 +333,3 @@ def _capability(
 def _size_at(place: float, center: float, scale: float) -> float:
     """Return the size at a standardised log size."""
     return math.exp(min(center + scale * place, 700.0))
-
-
-def found_fractions(sizes: Any, hits: Any, n_bins: int = 8, confidence: float = 0.9) -> np.ndarray:
-    """Return the fraction of found defects in bins of equal numbers of trials, with Wilson intervals.
-
-    Parameters
-    ----------
-    sizes, hits : arrays of shape (n_trials,)
-        Size of each defect, and whether it was found.
-    n_bins : int, default=8
-        Largest number of bins. Each bin has at least four trials if there are so many.
-    confidence : float, default=0.9
-        Two-sided confidence level of the intervals.
-
-    Returns
-    -------
-    array of shape (n_bins, 4), float64
-        Geometric mean of the sizes, fraction of hits, and the lower and upper ends of its interval, per bin.
-    """
-    sizes, hits = np.asarray(sizes, np.float64), np.asarray(hits, bool)
-    order = np.argsort(sizes, kind="stable")
-    parts = np.array_split(order, max(1, min(n_bins, len(order) // 4)))
-    rows = []
-    for part in parts:
-        test = binomtest(int(hits[part].sum()), len(part))
-        interval = test.proportion_ci(confidence, method="wilson")
-        rows.append((math.exp(np.log(sizes[part]).mean()), hits[part].mean(), interval.low, interval.high))
-    return np.array(rows)

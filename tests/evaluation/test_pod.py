@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from skpatchcore.evaluation.pod import fit_pod, found_fractions
+from skpatchcore.evaluation.pod import fit_pod
 
 SIZES = np.geomspace(1, 40, 60)
 
@@ -130,11 +130,3 @@ def test_similar_trials_of_one_group_widen_the_bound():
 def test_fit_pod_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         fit_pod(**{"sizes": SIZES, "hits": SIZES > 5, **arguments})
-
-
-def test_found_fractions_are_counts_with_wilson_intervals():
-    bins = found_fractions(SIZES, SIZES > 6, n_bins=6)
-    assert bins.shape == (6, 4)
-    assert bins[0, 1] == 0
-    assert bins[-1, 1] == 1
-    assert ((bins[:, 2] <= bins[:, 1]) & (bins[:, 1] <= bins[:, 3])).all()
