@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -338,12 +339,12 @@ def promised_rate(detector: Any, contamination: float | None = None) -> float:
     least = 1 / (len(known) + 1)
     if contamination is not None:
         return max(float(contamination), least)
-    if (promised := getattr(detector, "promised_", None)) is not None:
-        return float(promised)
-    own = getattr(detector, "contamination", None)
-    if isinstance(own, float) and own >= least and conformal_threshold(-known, own) == -float(detector.offset_):
-        return own
-    # from the threshold itself, because `recalibrate` may have set it for another rate than `contamination`
+    rate = float(detector.promised_rate_)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        if conformal_threshold(-known, min(rate, 0.5)) == -float(detector.offset_):
+            return rate
+    # The threshold was set by hand: count the calibration images that it flags.
     return float(1 + np.count_nonzero(known < detector.offset_)) * least
 
 

@@ -30,7 +30,7 @@ def surfaces():
 
 @pytest.fixture(scope="module")
 def fitted(surfaces):
-    return detector(contamination=0.1).fit(surfaces[0])
+    return detector(contamination=0.1, calibration="leave-one-out").fit(surfaces[0])
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,10 @@ def test_contamination_sets_the_threshold_from_the_calibration_scores(fitted, su
     assert promised_rate(fitted, 0.001) == 1 / 15
 
 
-def test_promised_rate_of_the_detector_is_used_if_it_states_one(fitted, monkeypatch):
-    monkeypatch.setattr(fitted, "promised_", 0.07, raising=False)
-    assert promised_rate(fitted) == 0.07
+def test_promised_rate_counts_the_flagged_calibration_images_if_the_threshold_was_set_by_hand(fitted, monkeypatch):
+    for n_flagged, threshold in enumerate(np.sort(fitted.calibration_scores_)[[0, 1, 2]]):
+        monkeypatch.setattr(fitted, "offset_", threshold)
+        assert promised_rate(fitted) == pytest.approx((1 + n_flagged) / 15)
 
 
 def test_good_images_that_are_flagged_are_left_out(fitted, surfaces):
