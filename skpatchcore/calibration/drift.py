@@ -93,9 +93,10 @@ class DriftMonitor:
     inequality for each channel, and the sum over the channels). This is exact for the embeddings, brightness and
     contrast, because they do not depend on the fitted model. It is exact for the scores if no model was fitted on the
     calibration images: ``calibration=0.2`` without groups, or `recalibrate`. With the other calibrations, the
-    calibration images are scored by models that were fitted on fewer images. Their scores are slightly more anomalous
-    than those of new good images, so alarms come later. Only an increase of the anomaly scores counts as drift for this
-    reason. Several photographs of one part are not exchangeable with photographs of a new part.
+    calibration images are scored by other models than the new images, so the bound is approximate. With
+    ``"leave-one-out"``, their scores are slightly more anomalous than those of new good images, so alarms come later.
+    Only an increase of the anomaly scores counts as drift for this reason. Several photographs of one part are not
+    exchangeable with photographs of a new part.
 
     The method. Each image gets a conformal p-value per channel: its rank among the reference values and all earlier new
     values. The channels are the anomaly score; the distance of the image's embedding from those of the training images;
