@@ -117,7 +117,9 @@ def k_center_greedy(
             bounds.catch_up(active, picks[:n_picked])
             # Bounds that fell below the level leave the active rows. If none remains, the level is lowered again.
             active = active[bounds.squares[active] >= level]
-            if largest == torch.inf:  # all rows were compared for the first time: choose a level from finite bounds
+            # After the first comparison of all rows, choose a level from finite bounds. If all rows can be candidates,
+            # keep the level 0: one round then makes all picks.
+            if largest == torch.inf and len(active) > _N_CANDIDATES:
                 active = active[:0]
         else:
             raise ArithmeticError("squared distances between rows are not finite: scale the features.")
