@@ -264,7 +264,7 @@ def counted(options: argparse.Namespace) -> list[dict]:
     found: list[dict] = []
     for cases in (tile_cases(features, numbers, seeds, options.train), texture_cases(own_size, seeds)):
         for name, case, seed in cases:
-            calibrations = {DEFAULT: "auto"} if "not told" in name else CALIBRATIONS
+            calibrations = {DEFAULT: "auto"} if "not told" in name or options.only_default else CALIBRATIONS
             found += measure(name, case, calibrations, options.ratio, seed)
             print(f"{time.perf_counter() - begin:.0f} s: {name}", flush=True)
     return found
@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=499)
     parser.add_argument("--first", type=int, default=0, help="seed of the first repetition")
     parser.add_argument("--save", type=Path, help="only write the counts of each repetition to this CSV file")
+    parser.add_argument("--only-default", action="store_true", help="measure only the default calibration")
     parser.add_argument("--merge", type=Path, nargs="+", help="make the table from CSV files of --save")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="contamination=")  # the table states the guarantee

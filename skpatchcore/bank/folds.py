@@ -26,7 +26,7 @@ _FEWEST, _MOST = 5, 40
 _COARSE = 2
 # Work in units of one multiply-add of a matrix product. The constants were fitted to measured times on a CPU, and only
 # their ratios matter. Work of the network per patch, and per channel of a patch.
-_NETWORK_PATCH, _NETWORK_CHANNEL = 2.0e6, 1.0e4
+_NETWORK_PATCH, _NETWORK_CHANNEL = 3.0e6, 1.5e4
 # Work of a selection: per patch, and per selected row. About half of the distances between patches and selected rows
 # are computed; see `k_center_greedy`.
 _SELECTION_PATCH, _SELECTION_ROW, _COMPUTED = 1.0e5, 6.0e6, 0.5

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.stats import beta
 
 from skpatchcore._utils.warning import warn_user
 
@@ -60,6 +61,34 @@ def promised_rate(n: int, contamination: float | str) -> float:
     if n == 0:
         return math.nan
     return max(AUTO_CONTAMINATION if contamination == "auto" else float(contamination), 1 / (n + 1))
+
+
+def likely_rate(n: int, contamination: float, confidence: float = 0.95) -> float:
+    """Return the false-positive rate that the threshold of one calibration exceeds with a small probability.
+
+    `contamination` is the expected rate, on average over calibrations. The rate of one threshold depends on the images
+    that happen to calibrate it.
+
+    Parameters
+    ----------
+    n : int
+        Number of calibration scores.
+    contamination : float in (0, 0.5]
+        Accepted false-positive rate, as for :func:`conformal_rank`.
+    confidence : float, default=0.95
+        Probability that the rate is at most the returned value.
+
+    Returns
+    -------
+    float
+        Quantile of the beta distribution of the rate. It is exact if the scores are exchangeable and have no ties.
+
+    References
+    ----------
+    Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
+    """
+    rank = min(conformal_rank(n, contamination), n)
+    return float(beta.ppf(confidence, n + 1 - rank, rank))
 
 
 def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) -> float:

@@ -160,20 +160,19 @@ class Extrapolated(NoCalibration):
             for images, fold, *found in scored_by_folds(self.folds, patches, fold_models, sketch_of):
                 scores[int(fold >= n_fine), images], sketches[int(fold >= n_fine), images] = found
                 bar.update(len(images))
-        sizes = [self._mean_size(plan.left_out) for plan in (self.fine, self.coarse)]
-        factor = extrapolation_factor(*scores, *sizes)
-        peak_factor = extrapolation_factor(*sketches[:, :, 0, 0].astype(np.float64), *sizes)
+        shares = [self._mean_share(plan.left_out) for plan in (self.fine, self.coarse)]
+        factor = extrapolation_factor(*scores, *shares)
+        peak_factor = extrapolation_factor(*sketches[:, :, 0, 0].astype(np.float64), *shares)
         sketches[0, :, 0] *= np.float32(peak_factor)
         return CalibrationScores(self.images(), scores[0] * factor, sketches[0])
 
-    def _mean_size(self, left_out: Sequence[np.ndarray]) -> float:
-        """Return the number of all images divided by that of each image's model, averaged over the images."""
-        n_images = len(self.images())
+    def _mean_share(self, left_out: Sequence[np.ndarray]) -> float:
+        """Return the fraction of the images that the model of an image leaves out, averaged over the images."""
         n_left_out = np.array([len(images) for images in left_out])
-        return float(np.average(n_images / (n_images - n_left_out), weights=n_left_out))
+        return float(np.average(n_left_out, weights=n_left_out)) / len(self.images())
 
 
-def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float, coarse_size: float) -> float:
+def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float, coarse_share: float) -> float:
     """Return the factor that extrapolates scores of models of fewer images to a model of all images.
 
     Parameters
@@ -181,8 +180,8 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float,
     fine, coarse : arrays of shape (n_images,)
         Anomaly scores of the same good images by models that leave out few and many images, bigger = more anomalous.
         Only images with two positive scores count.
-    fine_size, coarse_size : float
-        Number of all images divided by the number of images that each model is fitted on; 1 is the model of all images.
+    fine_share, coarse_share : float
+        Fraction of the images that each kind of model leaves out.
 
     Returns
     -------
@@ -192,19 +191,19 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_size: float,
 
     Notes
     -----
-    The mean logarithm of the scores is assumed to be a linear function of 1 / (number of images), as in the correction
-    of bias by the jackknife and in Richardson's extrapolation. The factor is the same for all images, so it does not
-    change their order. It is an average over all images, so its own error is small.
+    The mean logarithm of the scores is assumed to be a linear function of the fraction that is left out. This is the
+    idea of the jackknife's correction of bias and of Richardson's extrapolation. The factor is the same for all images,
+    so it does not change their order. It is an average over all images, so its own error is small.
 
     References
     ----------
     Quenouille, "Notes on bias in estimation", Biometrika 43, 1956.
     """
     counts = (fine > 0) & (coarse > 0) & np.isfinite(fine) & np.isfinite(coarse)
-    if not counts.any() or coarse_size <= fine_size:
+    if not counts.any() or coarse_share <= fine_share:
         return 1.0
     change = float(np.mean(np.log(coarse[counts]) - np.log(fine[counts])))
-    return float(np.exp(-change * (fine_size - 1) / (coarse_size - fine_size)))
+    return float(np.exp(-change * fine_share / (coarse_share - fine_share)))
 
 
 class Automatic(NoCalibration):

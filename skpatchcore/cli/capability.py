@@ -22,7 +22,7 @@ def add_parser(commands: Any) -> None:
         "capability",
         help="measure which sizes of defects a fitted model finds",
         description="Draw synthetic defects of graded sizes on good images, score the images with a fitted model, and "
-        "state from which size 90 %% of the defects are found. Writes trials.csv, capability.csv and report.html.",
+        "state from which size 90 % of the defects are found. Writes trials.csv, capability.csv and report.html.",
         formatter_class=Formatter,
     )
     parser.add_argument(
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
         "model. Without this option, the threshold of the model is used",
     )
     parser.add_argument(
-        "--kinds", nargs="+", choices=DEFECT_KINDS, default=list(DEFECT_KINDS), help="kinds of synthetic defects"
+        "--kinds", nargs="+", choices=DEFECT_KINDS, help="kinds of synthetic defects (default: all kinds)"
     )
     parser.add_argument(
         "--contrasts",
@@ -49,7 +49,8 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=[0.6],
         metavar="C",
-        help="contrasts of the defects, from 0 to 1; one curve per kind and contrast",
+        help="contrasts of the defects: 1 replaces the surface, 0.3 changes it by 30 %% of the difference; one curve "
+        "per kind and contrast",
     )
     parser.add_argument("--trials", type=int, default=60, metavar="N", help="defects per kind and contrast")
     parser.add_argument(
@@ -61,7 +62,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--size", choices=["diameter", "width"], default="diameter", help="size of real defects, from their masks"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sizes, positions and shapes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sizes, positions and shapes (default: 0)")
     parser.add_argument(
         "--trust",
         action="append",
@@ -86,7 +87,7 @@ def _capability(options: argparse.Namespace) -> int:
     result = skpatchcore.detection_capability(
         detector,
         paths,
-        kinds=options.kinds,
+        kinds=options.kinds or list(DEFECT_KINDS),
         contrasts=options.contrasts,
         n_trials=options.trials,
         contamination=options.contamination,
@@ -108,7 +109,10 @@ def _capability(options: argparse.Namespace) -> int:
             with written_whole(folder / f"{prefix}{stem}.csv") as partial:
                 table.to_csv(partial, index=False)
     report = write_capability_report(
-        result, folder / "report.html", real=results.get("real"), about={"Model": options.model}
+        result,
+        folder / "report.html",
+        real=results.get("real"),
+        about={"Model": options.model, "Seed": str(options.seed)},
     )
     if not options.quiet:
         for one in results.values():
@@ -139,7 +143,8 @@ def _real_images(options: argparse.Namespace) -> tuple[list[str], list[str], lis
     folder = Path(options.defective)
     if not folder.is_dir():
         raise CommandError(f"there is no folder {options.defective!r}.")
-    images = list_images(folder)
+    # In a data set in the layout of MVTec AD, the folder of test images contains a folder of good images.
+    images = [path for path in list_images(folder) if Path(os.path.relpath(path, folder)).parts[0] != "good"]
     if not images:
         raise CommandError(f"the folder {options.defective!r} contains no images.")
     masks = match_masks(images, folder, Path(options.masks))

@@ -50,13 +50,24 @@ def decisions_at_rates(calibration_scores: np.ndarray, scores: np.ndarray, label
 
 
 def describe_rates(row: Mapping[str, Any]) -> str:
-    """Return the recall at the promised rates in one sentence; an empty text if no rate could be promised."""
-    known = [ending for ending in RATES if not math.isnan(row.get(f"found_at_{ending}", math.nan))]
-    if not known:
-        return ""
-    parts = [
-        f"{100 * row[f'found_at_{ending}']:.0f} % at a promised false-positive rate of {100 * RATES[ending]:g} % "
-        f"(measured: {100 * row[f'flagged_at_{ending}']:.1f} %)"
-        for ending in known
-    ]
-    return f"Defects found: {', '.join(parts)}."
+    """Return the recall at the promised rates in one sentence.
+
+    Parameters
+    ----------
+    row : mapping
+        Row of the table of :func:`~skpatchcore.evaluate`. Results of older versions lack the columns.
+
+    Returns
+    -------
+    str
+        The sentence. An empty text if no rate could be promised.
+    """
+    parts = []
+    for ending, rate in RATES.items():
+        found, flagged = (float(row.get(f"{name}_at_{ending}", math.nan)) for name in ("found", "flagged"))
+        if not math.isnan(found):
+            parts.append(
+                f"{100 * found:.0f} % at a promised false-positive rate of {100 * rate:g} % (measured: "
+                f"{round(flagged * row['n_good'])} of {row['n_good']} good images)"
+            )
+    return f"Defects found: {', '.join(parts)}." if parts else ""

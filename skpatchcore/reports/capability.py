@@ -88,9 +88,8 @@ def write_capability_report(
         "Defects": f"{len(result.trials)} drawn" + (f", {len(real.trials)} real" if real is not None else ""),
         "Made on": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
-    content = [_findings(result, "Synthetic defects")]
-    if real is not None:
-        content.append(_findings(real, "Real defects"))
+    content = [] if real is None else [_findings(real, "Real defects")]
+    content.append(_findings(result, "Synthetic defects"))
     content += _sections(result)
     content += [] if real is None else _sections(real)
     content.append(_limits(real is not None))
@@ -197,7 +196,6 @@ def _settings(result: DetectionCapability) -> dict[str, Any]:
         "Good images flagged without a defect": "left out of the trials, so that false alarms are not counted as hits",
         "Model of the curve": "logistic in log(size), penalised likelihood (Firth), profile-likelihood bounds",
         "Trials on the same image": "the bounds are widened if they are similar",
-        "Seed": str(result.seed),
         "Standards": "MIL-HDBK-1823A (2009), ASTM E2862",
         "Made by": f"skpatchcore {__version__}",
     }

@@ -48,4 +48,9 @@ def describe_drift(detector: Any, scores: Sequence[float], embeddings: Embedding
     is_complete = embeddings is not None and len(embeddings) == len(known)
     log = embeddings.taken(order) if embeddings is not None and is_complete else None
     monitor.update_scores(found[known][order], log)
-    return f"The images look unlike the training images (drift): {monitor.causes()}" if monitor.alarm_ else None
+    if not monitor.alarm_:
+        return None
+    return (
+        f"The images look unlike the training images (drift): {monitor.causes()} The promised false-positive rate does "
+        "not hold for such images, and defects may be missed."
+    )

@@ -195,7 +195,8 @@ def _category_table(evaluation: Evaluation) -> str:
         shares = [float(mean[key]) for key in ("defects_found", "good_flagged")]
         flags = [Cell("" if math.isnan(share) else f"{share:.1%}", share) for share in shares]
         last = ["mean", *_at_rates(mean), *flags, *_measures(mean)]
-    return table("Results per category, at the threshold of the detector", titles, rows, last)
+    caption = "Results per category. Defects found and good flagged: at the threshold of the detector"
+    return table(caption, titles, rows, last)
 
 
 def _at_rates(row: Any) -> list[Cell]:
@@ -204,7 +205,8 @@ def _at_rates(row: Any) -> list[Cell]:
     for ending in RATES:
         # Results of older versions lack these columns.
         found, flagged = (float(row.get(f"{name}_at_{ending}", math.nan)) for name in ("found", "flagged"))
-        cells.append(Cell("" if math.isnan(found) else f"{100 * found:.0f} % ({100 * flagged:.1f} %)", found))
+        too_few = f"needs {round(1 / RATES[ending]) - 1} calibration images"
+        cells.append(Cell(too_few if math.isnan(found) else f"{100 * found:.0f} % ({100 * flagged:.1f} %)", found))
     return cells
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from skpatchcore.calibration.conformal import conformal_threshold
+from skpatchcore.calibration.conformal import conformal_threshold, likely_rate
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.reports.cards import CardGroup, anomaly_scores
 from skpatchcore.reports.pipelines import detector_of
@@ -49,8 +49,11 @@ def promise_of(detector: Any) -> str:
     if math.isnan(threshold):
         return "The model has no threshold: it was not calibrated."
     n, n_flagged = len(scores), int((scores > threshold).sum())
-    images = "calibration image" if n == 1 else "calibration images"
-    counted = f"{n_flagged or 'None'} of {n:,} {images} would be flagged."
+    counted = (
+        f"{n_flagged:,} of {n:,} calibration images would be flagged."
+        if n_flagged
+        else f"The threshold is the most anomalous of {n:,} calibration scores."
+    )
     rate = getattr(detector, "promised_rate_", math.nan)
     if math.isnan(rate):
         return counted
@@ -58,7 +61,11 @@ def promise_of(detector: Any) -> str:
         warnings.simplefilter("ignore")
         if conformal_threshold(scores, min(rate, 0.5)) != threshold:  # another threshold was set by hand
             return counted
-    return f"At most {100 * rate:.3g} % of good parts are flagged, if they are like the calibration images. {counted}"
+    limit = f"{100 * likely_rate(n, min(rate, 0.5)):.2g} %"
+    return (
+        f"On average over calibrations, at most {100 * rate:.3g} % of good parts like the calibration images are "
+        f"flagged. This one threshold flags at most {limit} with 95 % confidence. {counted}"
+    )
 
 
 def settings_of(detector: Any) -> dict[str, str]:

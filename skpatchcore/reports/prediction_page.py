@@ -89,8 +89,8 @@ def write_prediction_report(
         cards,
         Path(folder) / REPORT,
         title=f"{REPORT_TITLE} {headline(cards)}",
-        about={name: text for name, text in {"Model": model, "Drift": drift}.items() if text},
-        inspected=describe_inspection(detector, sizes) or "",
+        about={"Model": model} if model else {},
+        inspected=" ".join(text for text in (drift, describe_inspection(detector, sizes)) if text),
         embed=embed,
     )
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
+from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold, likely_rate
 
 
 @given(
@@ -82,3 +82,13 @@ def test_conformal_p_values_refuses_missing_calibration_scores_and_nan():
         conformal_p_values([np.nan], [1.0])
     with pytest.raises(ValueError, match="score 1 is NaN"):
         conformal_p_values([1.0, 2.0], [0.0, np.nan])
+
+
+@pytest.mark.parametrize(("n", "contamination"), [(28, 0.01), (99, 0.05), (200, 0.1)])
+def test_one_threshold_in_twenty_exceeds_the_likely_rate(n, contamination):
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thresholds = [conformal_threshold(rng.random(n), contamination) for _ in range(4000)]
+    rates = 1 - np.array(thresholds)  # the scores are uniform
+    assert (rates > likely_rate(n, contamination)).mean() == pytest.approx(0.05, abs=0.012)

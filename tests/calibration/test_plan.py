@@ -87,35 +87,30 @@ def test_automatic_plan_has_at_most_as_many_folds_as_groups(n_folds, n_groups, e
 
 
 @given(slope=st.floats(-1, 1), n_folds=st.integers(4, 40), seed=st.integers(0, 99))
-def test_extrapolation_factor_is_exact_if_log_scores_are_linear_in_the_inverse_number_of_images(slope, n_folds, seed):
+def test_extrapolation_factor_is_exact_if_log_scores_are_linear_in_the_fraction_left_out(slope, n_folds, seed):
     final = np.random.default_rng(seed).uniform(1, 9, 30)
-    fine, coarse = n_folds / (n_folds - 1), 3 / 2
-    scores = [final * np.exp(slope * (size - 1)) for size in (fine, coarse)]
+    fine, coarse = 1 / n_folds, 1 / 3
+    scores = [final * np.exp(slope * share) for share in (fine, coarse)]
     factor = extrapolation_factor(*scores, fine, coarse)
     np.testing.assert_allclose(scores[0] * factor, final, rtol=1e-9)
 
 
 def test_extrapolation_factor_ignores_scores_that_have_no_logarithm():
     fine, coarse = np.array([2.0, 0.0, np.nan, 3.0]), np.array([4.0, 5.0, 6.0, 0.0])
-    assert extrapolation_factor(fine, coarse, 1.25, 1.5) == pytest.approx(0.5)
-    assert extrapolation_factor(fine[1:2], coarse[1:2], 1.25, 1.5) == 1
+    assert extrapolation_factor(fine, coarse, 0.25, 0.5) == pytest.approx(0.5)
+    assert extrapolation_factor(fine[1:2], coarse[1:2], 0.25, 0.5) == 1
+    assert extrapolation_factor(fine, coarse, 0.5, 0.5) == 1
 
 
 def test_automatic_plan_extrapolates_scores_and_maps_to_all_images():
     """The scores of `Remembered` are numbers of images, so the extrapolated scores are larger than those of folds."""
     plan = plan_calibration("auto", None, 20, np.random.RandomState(0))
     found = calibrated(plan, 20, n_folds=5)
-    sizes = np.array([16.0] * 20), np.array([13.0] * 13 + [14.0] * 7)
-    factor = extrapolation_factor(*sizes, 20 / 16, 20 / np.mean([13, 13, 14]))
-    np.testing.assert_allclose(found.scores, 16 * factor, rtol=0.01)
-    assert 1.05 < factor < 1.3
+    scores = np.full(20, 16.0), np.array([13.0] * 14 + [14.0] * 6)  # coarse folds of 7, 7 and 6 images
+    factor = extrapolation_factor(*scores, 4 / 20, (14 * 7 + 6 * 6) / 20 / 20)
+    np.testing.assert_allclose(found.scores, 16 * factor)
+    assert 1.05 < factor < 1.4
     np.testing.assert_array_equal(found.sketches[:, 0], 7)  # the maps do not depend on the number of images
-
-
-def test_automatic_plan_of_one_image_scores_nothing():
-    plan = plan_calibration("auto", None, 1, np.random.RandomState(0)).resolved(lambda: 8)
-    with pytest.warns(UserWarning, match="1 of 1 training images could not be scored"):
-        assert np.isnan(calibrated(plan, 1).scores).all()
 
 
 @given(share=st.floats(0.05, 0.95), seed=st.integers(0, 99), n_groups=st.integers(2, 12))

@@ -102,19 +102,26 @@ def fitted(parts, **parameters):
 @pytest.mark.parametrize(
     ("contamination", "text"),
     [
-        ("auto", "None of 10 calibration images would be flagged."),
+        (
+            "auto",
+            "On average over calibrations, at most 9.09 % of good parts like the calibration images are flagged. This "
+            "one threshold flags at most 26 % with 95 % confidence. The threshold is the most anomalous of 10 "
+            "calibration scores.",
+        ),
         (
             0.2,
-            "At most 20 % of good parts are flagged, if they are like the calibration images. "
-            "1 of 10 calibration images would be flagged.",
+            "On average over calibrations, at most 20 % of good parts like the calibration images are flagged. This "
+            "one threshold flags at most 39 % with 95 % confidence. 1 of 10 calibration images would be flagged.",
         ),
     ],
 )
 def test_promise_states_contamination_and_counts(parts, contamination, text):
     detector = fitted(parts, contamination=contamination)
     assert promise_of(detector) == text
-    detector.recalibrate(contamination=0.4)  # the parameter no longer tells the threshold
-    assert "At most" not in promise_of(detector)
+    detector.recalibrate(contamination=0.4)  # the promise is that of the threshold, not of the parameter
+    assert "at most 40 % of good parts" in promise_of(detector)
+    detector.offset_ -= 1  # set by hand
+    assert "at most" not in promise_of(detector)
 
 
 def test_promise_without_threshold(parts):
@@ -126,7 +133,7 @@ def test_settings_name_backbone_sizes_and_bank(parts):
     assert settings["backbone"] == "resnet18"
     assert settings["image size"] == "each image's own size"
     assert settings["crop"].startswith("none")
-    assert settings["calibration"] == "10 good images (leave-one-out)"
+    assert settings["calibration"] == "10 good images (10 folds)"
     assert settings["contamination"] == "auto"
     assert settings["memory bank"].endswith("% of all")
 
