@@ -26,16 +26,19 @@ _FEWEST, _MOST = 5, 40
 _COARSE = 2
 # Work in units of one multiply-add of a matrix product. The constants were fitted to measured times on a CPU, and only
 # their ratios matter. Work of the network per patch, and per channel of a patch.
-_NETWORK_PATCH, _NETWORK_CHANNEL = 3.0e6, 1.5e4
-# Work of a selection: per patch, and per selected row. About half of the distances between patches and selected rows
-# are computed; see `k_center_greedy`.
-_SELECTION_PATCH, _SELECTION_ROW, _COMPUTED = 1.0e5, 6.0e6, 0.5
+_NETWORK_PATCH, _NETWORK_CHANNEL = 2.0e6, 5.0e3
+# Work of a selection: per patch, per selected row, and per distance between a patch and a selected row. About half of
+# the distances are computed; see `k_center_greedy`.
+_SELECTION_PATCH, _SELECTION_ROW, _DISTANCE = 1.5e5, 9.0e6, 0.75
+# The selections of all folds may take this multiple of the network's pass. The whole fit then takes about twice as long
+# as with leave-one-out. Fewer folds would be less exact.
+_PASSES = 2
 # Work that is always affordable: about half a second.
 _LITTLE = 5.0e10
 
 
 def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: Index) -> int:
-    """Return the number of calibration folds whose selections take at most as long as the network's pass.
+    """Return the number of calibration folds whose selections take about twice as long as the network's pass.
 
     The number depends only on shapes and parameters, so it is the same on all machines. The network's time is estimated
     from its output, because the network is not known for precomputed patch features.
@@ -65,9 +68,9 @@ def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: I
     if not isinstance(index, ExactIndex):
         return _FEWEST
     network = n_patches * (_NETWORK_PATCH + _NETWORK_CHANNEL * n_channels)
-    products = _COMPUTED * n_patches * n_selected * columns_of(sampler, n_channels)
+    products = _DISTANCE * n_patches * n_selected * columns_of(sampler, n_channels)
     selection = products + _SELECTION_PATCH * n_patches + _SELECTION_ROW * n_selected
-    return int(np.clip(max(network, _LITTLE) / selection - _COARSE, _FEWEST, _MOST))
+    return int(np.clip(max(_PASSES * network, _LITTLE) / selection - _COARSE, _FEWEST, _MOST))
 
 
 @dataclass
