@@ -63,7 +63,7 @@ class PatchCoreDetector(PatchDetector):
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
 
-        - ``"auto"``: 5 to 40 folds (see below), so many that `fit` takes about twice as long as with ``"leave-one-out"``.
+        - ``"auto"``: 5 to 40 folds (see below), so many that `fit` takes about twice as long as with leave-one-out.
           The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
           for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
           training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
