@@ -446,7 +446,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version lacks some attributes
-            older = {"training_paths_": None, "embeddings_": None, "appearances_": None, "calibration_plan_": "unknown"}
+            older = {"training_paths_": None, "embeddings_": None, "appearances_": None}
             state = {**older, **older_thresholds(state), **state}
         super().__setstate__(state)
 

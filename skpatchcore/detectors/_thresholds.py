@@ -48,6 +48,7 @@ class CalibratedDetector(OutlierMixin):
     calibration_peaks_: np.ndarray
     calibration_sketches_: np.ndarray
     calibration_image_indices_: np.ndarray
+    calibration_plan_: str
     promised_rate_: float
     offset_: float
     pixel_offset_: float
@@ -134,8 +135,9 @@ class CalibratedDetector(OutlierMixin):
         detector
             The detector itself, with new ``offset_``, ``pixel_offset_``, ``min_area_`` and ``promised_rate_``. If `X`
             is given, ``calibration_scores_``, ``calibration_peaks_``, ``calibration_sketches_`` and
-            ``calibration_image_indices_`` are those of `X`. The brightness, colours and contrast of `X` are then
-            included in ``appearance_range_``, and cause no warning in new images.
+            ``calibration_image_indices_`` are those of `X`, and ``calibration_plan_`` is "other good images". The
+            brightness, colours and contrast of `X` are then included in ``appearance_range_``, and cause no warning in
+            new images.
 
         Raises
         ------
@@ -165,6 +167,7 @@ class CalibratedDetector(OutlierMixin):
             scores = np.concatenate([some for some, _ in parts])
             sketches = np.array([sketch for _, some in parts for sketch in some])
             peaks, images = peaks_of(sketches), np.arange(len(scores))
+            self.calibration_plan_ = "other good images"
         self._set_thresholds(scores, peaks, sketches, images, contamination, pixel_contamination)
         return self
 
@@ -253,4 +256,5 @@ def older_thresholds(state: dict[str, Any]) -> dict[str, Any]:
         "calibration_sketches_": no_sketches(n),
         "promised_rate_": promised_rate(n_scored, 0.0 if contamination == "auto" else contamination),
         "min_area_": math.nan,
+        "calibration_plan_": "unknown",
     }

@@ -66,6 +66,8 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         Image threshold: ``predict`` returns -1 if the score is below `offset_`.
     pixel_offset_ : float
         Pixel threshold: pixels with an anomaly map value above `pixel_offset_` are anomalous.
+    calibration_plan_ : str
+        How the calibration images were scored, e.g. ``"40 folds"``.
     min_area_ : float
         Area for ``min_area="auto"``, as a fraction of an image's pixels; see `predict_mask`.
 
@@ -201,6 +203,7 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         sketches = np.mean([d.calibration_sketches_ for d in fitted], axis=0)
         sketches[:, 0] = np.mean([_standardised_map(d.calibration_sketches_[:, 0], d) for d in fitted], axis=0)
         # The mean is NaN for a calibration image that any of the detectors could not score.
+        self.calibration_plan_ = fitted[0].calibration_plan_
         self._set_thresholds(scores, peaks, sketches, images, self.contamination, self.pixel_contamination)
         return self
 

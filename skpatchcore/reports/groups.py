@@ -97,7 +97,7 @@ def settings_of(detector: Any) -> dict[str, str]:
         settings["memory bank"] = f"{len(bank):,} patches{kept}"
     n = len(detector.calibration_scores_)
     if n:
-        settings["calibration"] = f"{n:,} good images{_way(first)}"
+        settings["calibration"] = f"{n:,} good images{_way(detector)}"
     contamination = getattr(detector, "contamination", None)
     if contamination is not None:
         settings["contamination"] = contamination if isinstance(contamination, str) else f"{contamination:g}"

@@ -318,6 +318,7 @@ def test_recalibrate_changes_only_the_thresholds(parts):
     darker = np.concatenate([train, good])[:9] * 0.8
     assert (model.predict(darker) == -1).all()
     assert model.recalibrate(darker) is model
+    assert model.calibration_plan_ == "other good images"
     assert (model.predict(darker) == 1).all()
     assert model.calibration_image_indices_.tolist() == list(range(9))
     np.testing.assert_array_equal(model.calibration_scores_, model.score_samples(darker))
