@@ -316,8 +316,10 @@ class GreedyCoresetSampler(SubsetSampler):
             with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
                 start = start_of(rows, numbers)
                 order, radii = self._select(rows, n_wanted, start, memory if capacity is None else None)
-                with phase("calibration"):
-                    selected.extend(self._select_without(rows, some, start_of) for some in folds)
+                with phase("calibration"), progress_bar(None, "selecting for calibration", "fold", self.verbose) as bar:
+                    for left_out in folds:
+                        selected.append(self._select_without(rows, left_out, start_of))
+                        bar.update()
             return order, radii
 
         selected: list[np.ndarray] = []

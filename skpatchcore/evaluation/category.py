@@ -108,7 +108,8 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
           (up to 0.05, as in MVTec AD 2), ``aupimo`` (mean over the defective images): metrics of the anomaly maps. NaN
           without masks.
         - ``good_flagged`` (lower is better) and ``defects_found``: fractions of good and of defective images that the
-          detector flags at its own threshold. NaN without calibration.
+          detector flags at its own threshold. ``promised_rate``: the false-positive rate that this threshold promises.
+          NaN without calibration.
         - ``n_train``, ``n_good``, ``n_defective``: numbers of images. ``n_masks``: number of defective images in the
           pixel metrics. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled detector.
         - ``fit_seconds`` and ``test_seconds``: time in seconds, and the time of each phase, such as ``fit_network``.
@@ -258,6 +259,7 @@ def evaluate_category(
         "misclassified": found.n_misclassified,
         **pixels,
         **_decisions(fitted.offset_, scores, labels),
+        "promised_rate": getattr(fitted, "promised_rate_", np.nan),
         "n_train": len(dataset.train_images),
         "n_good": int((labels == 1).sum()),
         "n_defective": int((labels == -1).sum()),

@@ -130,9 +130,13 @@ def _headline(runs: Sequence[FinishedRun]) -> str:
     ]
     bad, good = counts[: len(runs)], counts[len(runs) :]
     where = f" in {len(runs)} categories" if len(runs) > 1 else ""
+    rates = {f"{100 * result.row.get('promised_rate', math.nan):.2g}" for result in results}  # absent in older results
+    promised = (
+        f", at a promised false-positive rate of {rate} %" if (rate := rates.pop()) != "nan" and not rates else ""
+    )
     return (
         f"Finds {sum(n for n, _ in bad):,} of {sum(n for _, n in bad):,} defective images and flags "
-        f"{sum(n for n, _ in good):,} of {sum(n for _, n in good):,} good images{where}"
+        f"{sum(n for n, _ in good):,} of {sum(n for _, n in good):,} good images{where}{promised}"
     )
 
 
@@ -228,8 +232,8 @@ def _category_section(one: FinishedRun, number: int, is_open: bool) -> str:
     threshold = (
         ""
         if math.isnan(result.offset)
-        else f" The threshold was set from {counted(len(calibration), 'calibration image')}; it flags "
-        f"{n_flagged or 'none'} of them."
+        else f" The threshold was set from {counted(len(calibration), 'calibration image')}; it "
+        f"{f'flags {n_flagged} of them' if n_flagged else 'is the score of the most anomalous of them'}."
     )
     is_random = getattr(one.run.dataset, "split", None) is not None
     drawn = " If several photographs show the same part, this random division makes the results too good." * is_random
