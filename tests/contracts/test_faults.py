@@ -30,7 +30,7 @@ from PIL import Image
 from sklearn.model_selection import GridSearchCV
 
 from skpatchcore import GreedyCoresetSampler, OneClassSplit, PatchCoreDetector, TorchFeatureExtractor, load, save
-from skpatchcore.calibration.plans import LeaveOneOut
+from skpatchcore.calibration.folds import Extrapolated
 from skpatchcore.features._forward import ForwardPass
 from skpatchcore.model_selection import image_roc_auc_scorer
 from tests.factories import extractor
@@ -180,7 +180,7 @@ def test_failed_refit_leaves_the_fitted_detector_unchanged(parts, monkeypatch, w
     target = {
         "sampler": (GreedyCoresetSampler, "_fit"),
         "index": (type(detector.index_), "fit"),
-        "calibration": (LeaveOneOut, "calibrate"),
+        "calibration": (Extrapolated, "calibrate"),
     }[where]
     monkeypatch.setattr(*target, broken)
     with pytest.raises(RuntimeError, match="power failure"):
