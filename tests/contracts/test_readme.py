@@ -57,7 +57,7 @@ def test_readme_recipe_for_a_faiss_index_gives_the_same_scores(monkeypatch):
     exec(compile(RECIPE, str(README), "exec"), names)
     features = np.random.default_rng(0).normal(size=(8, 4, 4, 10)).astype(np.float32)
     theirs, ours = (
-        PatchCoreDetector("precomputed", index=index, random_state=0).fit(features)
+        PatchCoreDetector("precomputed", index=index, calibration=5, random_state=0).fit(features)
         for index in (names["FaissIndex"](), "exact")
     )
     np.testing.assert_allclose(theirs.score_samples(features + 1), ours.score_samples(features + 1), rtol=1e-5)

@@ -217,7 +217,7 @@ def test_callbacks_receive_the_stages_of_a_fit(task):
     model = detector().set_callbacks(recorder)
     model.fit(X)
     assert [name for name in recorder.begun if name != "step"] == [
-        "fit", "extracting features", "selecting the coreset", "calibrating",
+        "fit", "extracting features", "selecting the coreset", "selecting for calibration", "calibrating",
     ]  # fmt: skip
     assert sorted(recorder.begun) == sorted(recorder.ended)
     assert recorder.begun.count("step") >= 2 * len(X)

@@ -87,7 +87,7 @@ def test_automatic_folds_are_scored_against_banks_without_the_fold(parts, ratio)
         own = PatchCoreDetector("precomputed", calibration=None, sampler=clone(model.sampler_)).fit(features[others])
         ratios.append(model.calibration_scores_[i] / own.score_samples(features[i : i + 1])[0])
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-5)
-    assert 0.9 < ratios[0] < 1.02
+    assert 0.8 < ratios[0] < 1.02
     assert (
         len(PatchCoreDetector("precomputed", sampler=sampler, random_state=0).fit(features[:3]).calibration_scores_)
         == 3
