@@ -83,7 +83,7 @@ def test_memory_bank_rows_equal_the_features_at_their_indices(fitted, parts):
 
 def test_leave_one_out_scores_exclude_the_rows_of_the_image(parts):
     features = extractor().transform(parts[0])
-    model = PatchCoreDetector("precomputed", n_neighbors=4, random_state=0).fit(features)
+    model = PatchCoreDetector("precomputed", n_neighbors=4, calibration="leave-one-out", random_state=0).fit(features)
     peaks = []
     for i, grid in enumerate(features):
         # Expected: the score of a detector with only those rows of the bank that come from the other images.
@@ -102,8 +102,8 @@ def test_leave_one_out_excludes_whole_groups(parts):
     features = extractor().transform(parts[0])
     twins = np.concatenate([features, features])
     groups = np.tile(np.arange(len(features)), 2)
-    alone = PatchCoreDetector("precomputed", random_state=0).fit(twins)
-    grouped = PatchCoreDetector("precomputed", random_state=0).fit(twins, groups=groups)
+    alone = PatchCoreDetector("precomputed", calibration="leave-one-out", random_state=0).fit(twins)
+    grouped = PatchCoreDetector("precomputed", calibration="leave-one-out", random_state=0).fit(twins, groups=groups)
     # Without groups, the copy of an image in the bank increases the score of the image.
     assert grouped.calibration_scores_.mean() < alone.calibration_scores_.mean()
     with pytest.raises(ValueError, match="inconsistent numbers"):
