@@ -73,7 +73,7 @@ class DriftMonitor:
     channels_ : list of str
         Kinds of values that the monitor compares. ``"scores"`` needs calibration scores. The others need the
         ``embeddings_`` and ``appearances_`` of the detector.
-    log_evidence_ : array of shape (n_seen_,), float64
+    log_evidence_ : array of shape (n_images,), float64
         Natural logarithm of the evidence after each image. The evidence is at most 1 at the start. An image that could
         not be read does not change the evidence.
     n_seen_ : int
