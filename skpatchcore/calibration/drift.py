@@ -77,7 +77,7 @@ class DriftMonitor:
         Natural logarithm of the evidence after each image. The evidence is at most 1 at the start. An image that could
         not be read does not change the evidence.
     n_seen_ : int
-        Number of images since :meth:`reset`, including those that could not be read.
+        Number of images since :meth:`reset`. Images that could not be read are included.
     n_unreadable_ : int
         Number of images whose score is NaN. They count as neither good nor anomalous.
 

@@ -24,7 +24,7 @@ from skpatchcore.datasets.masks import match_masks
 
 # Kind of the defective images that lie directly in the folder.
 _KIND = "defective"
-# The detectors calibrate by leave-one-out, which needs two images.
+# Calibration scores an image by a model without it, so it needs two images.
 _FEWEST_TRAINING_IMAGES = 2
 _N_SHOWN = 3
 # Files of equal size are compared by their starts first: most photographs differ there.

@@ -146,7 +146,7 @@ class ImageDetector(CalibratedDetector):
         For every number `a`, a good image has a p-value of at most `a` with a probability of at most `a`, if the image
         and the calibration images are exchangeable (their order carries no information). This guarantee is exact for
         calibration images on which no model was fitted (``calibration=0.2``, or `recalibrate`). The guarantee is
-        approximate with ``"leave-one-out"`` and with folds (``calibration=5``), because the final model does not score
+        approximate with folds (the default) and with ``"leave-one-out"``, because the final model does not score
         the calibration images. The guarantee is also approximate with groups, because images of a new group are not
         exchangeable with the calibration images: it is about as good as with one calibration image per group. The
         smallest possible p-value is ``1 / (n_calibration + 1)``. ``"bh"`` multiplies p-values by up to the number of

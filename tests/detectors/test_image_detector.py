@@ -251,7 +251,7 @@ def test_false_positive_rate_of_a_coreset_matches_contamination_better_than_leav
     rng = np.random.default_rng(0)
     rates = {"auto": [], "leave-one-out": []}
     for seed in range(8):
-        # few kinds of patches, of which an image has its own variant
+        # each image has its own style, which all its patches share
         styles = rng.normal(size=(360, 1, 1, 6))
         X = (styles * 0.6 + rng.normal(size=(360, 5, 5, 6))).astype(np.float32)
         for calibration, found in rates.items():
