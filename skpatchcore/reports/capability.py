@@ -179,8 +179,8 @@ def _limits(has_real: bool) -> str:
     points = list(_LIMITS[: -1 if has_real else None])
     if has_real:
         points.append(
-            "The curves of real defects count detection beyond the promised false-alarm rate. Labelled defects are "
-            "often those that somebody noticed, so the smallest ones may be missing."
+            "The curves of real defects count detection beyond the promised false-alarm rate. Somebody noticed "
+            "the labelled defects, so the smallest defects may be missing."
         )
     items = "".join(f"<li>{html.escape(text)}</li>" for text in points)
     return (
