@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import gaussian_filter1d, maximum_position
+from scipy.ndimage import distance_transform_edt, gaussian_filter1d, maximum_position
 from skimage.measure import label, regionprops_table
 
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
@@ -25,7 +25,7 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.
     Parameters
     ----------
     patch_scores : array of shape (grid_height, grid_width)
-        One score per patch.
+        One score per patch. NaN for patches that are not inspected.
     view : View or None
         Region of the image that the grid covers. None if the image size is unknown.
     smoothing : float
@@ -34,12 +34,50 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.
     Returns
     -------
     array of shape (height, width), float32
-        If `view` is None, the patch scores themselves, at the size of the grid.
+        NaN for pixels that are not inspected: pixels that the network does not see, and pixels in the cells of patches
+        that are NaN. If `view` is None, the patch scores themselves, at the size of the grid.
     """
     if view is None:
         return patch_scores.astype(np.float32)
     down, across = view.scale
-    return anomaly_map(patch_scores, view.image_size, view.box, (smoothing * down, smoothing * across))
+    sigmas = (smoothing * down, smoothing * across)
+    drawn = anomaly_map(patch_scores, view.image_size, view.box, sigmas)
+    inspected = inspected_pixels(~np.isnan(patch_scores), view)
+    if inspected is not None:
+        drawn[~inspected] = np.nan
+    return drawn
+
+
+def inspected_pixels(is_counted: np.ndarray, view: View) -> np.ndarray | None:
+    """Return the pixels of an image that are inspected; None if all of them are.
+
+    Parameters
+    ----------
+    is_counted : array of shape (grid_height, grid_width), bool
+        True for the patches that are scored.
+    view : View
+        Region of the image that the grid covers.
+
+    Returns
+    -------
+    array of shape (height, width), bool, or None
+        True for a pixel with its centre in the region that the network sees, if the patch in whose cell the centre
+        lies is scored.
+    """
+    (height, width), (top, left, tall, wide) = view.image_size, view.region
+    sees_all = top <= 0.5 and left <= 0.5 and top + tall >= height - 0.5 and left + wide >= width - 0.5
+    if sees_all and is_counted.all():
+        return None
+    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
+    seen: np.ndarray = np.outer((rows >= top) & (rows <= top + tall), (columns >= left) & (columns <= left + wide))
+    if is_counted.all():
+        return seen
+    box_top, box_left, box_height, box_width = view.box
+    n_rows, n_columns = is_counted.shape
+    of_rows = ((rows - box_top) / box_height * n_rows).astype(int).clip(0, n_rows - 1)
+    of_columns = ((columns - box_left) / box_width * n_columns).astype(int).clip(0, n_columns - 1)
+    inspected: np.ndarray = seen & is_counted[of_rows][:, of_columns]
+    return inspected
 
 
 def anomaly_map(
@@ -53,7 +91,8 @@ def anomaly_map(
     Parameters
     ----------
     patch_scores : array of shape (grid_height, grid_width)
-        One score per patch.
+        One score per patch. A patch with the score NaN takes the score of the nearest patch that has one, so that it
+        does not affect the smoothing near it.
     image_size : (int, int)
         Height and width of the map in pixels.
     box : (float, float, float, float) or None, default=None
@@ -75,13 +114,23 @@ def anomaly_map(
     height, width = image_size
     top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
     sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
-    scores = np.array(patch_scores, np.float64)
+    scores = _filled(np.array(patch_scores, np.float64))
     rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
     columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
     # The product is computed with torch: the threads of numpy's BLAS keep spinning after a product, which slows the
     # network down on the next image.
     with one_thread(rows.shape[0] * scores.shape[1] * (rows.shape[1] + columns.shape[0]) < SMALL_PRODUCT):
         return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
+
+
+def _filled(scores: np.ndarray) -> np.ndarray:
+    """Replace NaN by the nearest value that is not NaN."""
+    is_missing = np.isnan(scores)
+    if not is_missing.any() or is_missing.all():
+        return scores
+    nearest = distance_transform_edt(is_missing, return_distances=False, return_indices=True)
+    filled: np.ndarray = scores[tuple(nearest)]
+    return filled
 
 
 @lru_cache(maxsize=64)
@@ -128,7 +177,7 @@ def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1)
     Parameters
     ----------
     anomaly_map : array of shape (height, width)
-        Anomaly map, bigger = more anomalous.
+        Anomaly map, bigger = more anomalous. NaN for pixels that are not inspected; they belong to no region.
     threshold : float
         Pixels with a value above the threshold belong to regions. Pixels that touch by an edge or a corner are
         connected.

@@ -48,6 +48,8 @@ _TRUSTED = (
     "skpatchcore.index.exact.ExactIndex",
     "skpatchcore.index.pynndescent.PyNNDescentIndex",
     "skpatchcore.bank.memory_bank.SameAsBank",
+    "skpatchcore.images.roi.Region",
+    "skpatchcore.patches.inspection.Inspection",
     "sklearn.neighbors._ball_tree.BallTree",
     "sklearn.neighbors._kd_tree.KDTree",
     "sklearn.metrics._dist_metrics.EuclideanDistance64",

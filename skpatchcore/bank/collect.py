@@ -14,7 +14,6 @@ from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.folds import FoldBanks
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.coreset._base import count_of
-from skpatchcore.images.views import View
 from skpatchcore.patches.patches import Patches, PatchLayout
 from skpatchcore.patches.stream import PatchSource, PatchStream
 from skpatchcore.protocols import Index, Sampler, components_of, ratio_of, selected_by, selects_from_batches
@@ -141,20 +140,15 @@ def _select_seen_once(
     The first pass gives each batch to the sampler once. The second pass extracts only the batches that contain
     selected patches. Return the same values as `_select_held`, and a function that extracts rows again.
     """
-    sizes: list[np.ndarray] = []
-    views: list[View | None] = []
+    layouts: list[PatchLayout] = []
 
     def rows() -> Iterator[np.ndarray]:
         for patches in stream:
-            sizes.append(patches.sizes)
-            views.extend(patches.views)
+            layouts.append(patches.layout())
             yield patches.rows
 
-    def seen() -> PatchLayout:
-        return PatchLayout(np.concatenate(sizes), views)
-
     def folds() -> Iterator[np.ndarray]:
-        yield from _rows_of_images(seen(), left_out)  # after the last batch, all sizes are known
+        yield from _rows_of_images(PatchLayout.joined(layouts), left_out)  # complete after the last batch
 
     picks: list[np.ndarray] = []
     with phase("selection"):
@@ -162,27 +156,27 @@ def _select_seen_once(
             picks = sampler.fit_folds(rows(), budget.n_patches, folds())
         else:
             sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes)
-    picked, layout = selected_by(sampler), seen()
-    rows_of = partial(_extracted_again, stream, sizes, layout)
+    picked, layout = selected_by(sampler), PatchLayout.joined(layouts)
+    rows_of = partial(_extracted_again, stream, layouts, layout)
     sampler.components_ = rows_of(picked)
     return sampler.components_, picked, layout, picks, rows_of
 
 
 def _extracted_again(
-    stream: PatchStream, sizes: Sequence[np.ndarray], layout: PatchLayout, picked: np.ndarray
+    stream: PatchStream, layouts: Sequence[PatchLayout], layout: PatchLayout, picked: np.ndarray
 ) -> np.ndarray:
-    """Return the patch features with the row numbers `picked`; `sizes` are the grid sizes of each batch of `stream`."""
+    """Return the patch features with the row numbers `picked`; `layouts` are those of the batches of `stream`."""
     images, bank, start = layout.image_of(picked), None, 0
     with progress_bar(len(stream), "extracting the coreset", "image", stream.verbose) as bar:
-        for size in sizes:
-            stop = start + len(size)
+        for batch in layouts:
+            stop = start + len(batch)
             here = np.flatnonzero((images >= start) & (images < stop))
             # Extract the same batches as before: in other batches, the network's results may differ in the last bit.
             for patches in stream.between(start, stop) if len(here) else ():
-                if not np.array_equal(patches.sizes, size):
+                if not patches.same_as(batch):
                     raise ValueError(
                         "images have changed during the fit: the second pass returned patch grids of other sizes than "
-                        "the first pass. Fit again on images that do not change."
+                        "the first pass, or another region of interest. Fit again on images that do not change."
                     )
                 if bank is None:
                     bank = np.empty((len(picked), patches.rows.shape[1]), patches.rows.dtype)

@@ -42,7 +42,10 @@ def sketch_of_map(anomaly_map: np.ndarray) -> np.ndarray:
         of the largest region of pixels above this value, as a fraction of the pixels (row 1). The first value is the
         maximum of the map.
     """
-    thinned, small = _thinned(anomaly_map, _N_ROWS), _thinned(anomaly_map, _N_ROWS_OF_REGIONS)
+    inspected = _inspected_part(anomaly_map)
+    thinned, small = _thinned(inspected, _N_ROWS), _thinned(inspected, _N_ROWS_OF_REGIONS)
+    if np.isnan(small).all():  # the inspected pixels lie between the rows and columns that are used
+        thinned = small = inspected
     values = np.sort(thinned[~np.isnan(thinned)])[::-1]
     n = len(values)
     sketch = np.zeros((2, len(LEVELS)), np.float32)
@@ -59,6 +62,15 @@ def sketch_of_map(anomaly_map: np.ndarray) -> np.ndarray:
         if n_regions:
             sketch[1, i] = np.bincount(regions.ravel())[1:].max() / np.count_nonzero(~np.isnan(small))
     return sketch
+
+
+def _inspected_part(anomaly_map: np.ndarray) -> np.ndarray:
+    """Return the smallest rectangle of the map that holds all pixels that are not NaN."""
+    known = ~np.isnan(anomaly_map)
+    if known.all() or not known.any():
+        return anomaly_map
+    rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
+    return anomaly_map[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _thinned(anomaly_map: np.ndarray, n_rows: int) -> np.ndarray:

@@ -5,9 +5,9 @@ from skpatchcore.datasets.fetching import fetch_btad, fetch_mvtec_ad, fetch_visa
 from skpatchcore.datasets.folders import ImageFolder, load_categories, load_image_folder
 from skpatchcore.datasets.layouts import LayoutError, list_test_images, list_training_images
 from skpatchcore.datasets.listing import list_images
-from skpatchcore.datasets.masks import read_mask
 from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
 from skpatchcore.datasets.two_folders import load_two_folders
+from skpatchcore.images.masks import read_mask
 
 __all__ = [
     "DEFECT_KINDS",

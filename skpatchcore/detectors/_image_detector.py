@@ -17,7 +17,7 @@ from skpatchcore.calibration.conformal import upper_tail_p_values
 from skpatchcore.calibration.sketches import smallest_area
 from skpatchcore.detectors._results import ImageResult, Scored, as_stack, results_of, score_or_flag, turned
 from skpatchcore.detectors._thresholds import CalibratedDetector, check_pixel_contamination
-from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.containers import as_image_sequence, with_regions
 from skpatchcore.images.errors import ImageWarning
 from skpatchcore.maps import regions_of_map, without_small_regions
 
@@ -32,7 +32,7 @@ class ImageDetector(CalibratedDetector):
     __metadata_request__predict = {"on_error": UNUSED}
     __metadata_request__decision_function = {"on_error": UNUSED}
 
-    def score_samples(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+    def score_samples(self, X: Any, *, on_error: str = "raise", roi: Any = None) -> np.ndarray:
         """Return image scores of shape (n_images,), **bigger = more normal**: minus the anomaly scores.
 
         Parameters
@@ -42,6 +42,8 @@ class ImageDetector(CalibratedDetector):
         on_error : {"raise", "flag"}, default="raise"
             Action for an image that cannot be scored. ``"raise"`` raises an ImageError. ``"flag"`` returns NaN as the
             score of this image, scores all other images, and issues an :class:`~skpatchcore.ImageWarning`.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -63,9 +65,9 @@ class ImageDetector(CalibratedDetector):
         ImageWarning
             If images cannot be scored, and ``on_error="flag"``. The warning's ``failures`` are their errors.
         """
-        return np.asarray(turned(self._scored(X, None, on_error)[0]))
+        return np.asarray(turned(self._scored(with_regions(X, roi), None, on_error)[0]))
 
-    def decision_function(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+    def decision_function(self, X: Any, *, on_error: str = "raise", roi: Any = None) -> np.ndarray:
         """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
 
         Parameters
@@ -74,6 +76,8 @@ class ImageDetector(CalibratedDetector):
             The images.
         on_error : {"raise", "flag"}, default="raise"
             As in `score_samples`: ``"flag"`` returns NaN for an image that cannot be scored.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -88,11 +92,11 @@ class ImageDetector(CalibratedDetector):
         """
         check_is_fitted(self, "offset_")
         if self._only_ranks():
-            return self.score_samples(X, on_error=on_error)
+            return self.score_samples(X, on_error=on_error, roi=roi)
         self._require_threshold()
-        return self.score_samples(X, on_error=on_error) - self.offset_
+        return self.score_samples(X, on_error=on_error, roi=roi) - self.offset_
 
-    def predict(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+    def predict(self, X: Any, *, on_error: str = "raise", roi: Any = None) -> np.ndarray:
         """Return +1 for normal and -1 for anomalous images.
 
         Parameters
@@ -101,6 +105,8 @@ class ImageDetector(CalibratedDetector):
             The images.
         on_error : {"raise", "flag"}, default="raise"
             As in `score_samples`: ``"flag"`` returns -1 (anomalous) for an image that cannot be scored.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -114,9 +120,9 @@ class ImageDetector(CalibratedDetector):
             with ``calibration=None`` or on too few images.
         """
         self._require_threshold()
-        return np.where(self.decision_function(X, on_error=on_error) >= 0, 1, -1)  # NaN >= 0 is False: -1
+        return np.where(self.decision_function(X, on_error=on_error, roi=roi) >= 0, 1, -1)  # NaN >= 0 is False: -1
 
-    def p_values(self, X: Any, *, adjust: str | None = None) -> np.ndarray:
+    def p_values(self, X: Any, *, adjust: str | None = None, roi: Any = None) -> np.ndarray:
         """Return conformal p-values, **small = anomalous**: estimated fractions of good images that score no higher.
 
         Parameters
@@ -128,6 +134,8 @@ class ImageDetector(CalibratedDetector):
             you choose `q`: the expected fraction of good images among the selected images is then at most `q`. ``"bh"``
             is the method of Benjamini and Hochberg. ``"by"`` is the method of Benjamini and Yekutieli, which is valid
             for any statistical dependence between the p-values.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -160,33 +168,37 @@ class ImageDetector(CalibratedDetector):
         if adjust not in (None, "bh", "by"):
             raise ValueError(f"adjust={adjust!r}: expected 'bh', 'by' or None.")
         self._require_threshold()
-        values = upper_tail_p_values(turned(self.calibration_scores_), self._scored(X, None)[0])
+        values = upper_tail_p_values(turned(self.calibration_scores_), self._scored(with_regions(X, roi), None)[0])
         return values if adjust is None else false_discovery_control(values, method=adjust)
 
-    def segment(self, X: Any) -> np.ndarray | list[np.ndarray]:
+    def segment(self, X: Any, *, roi: Any = None) -> np.ndarray | list[np.ndarray]:
         """Return anomaly maps, **bigger = more anomalous**, each at its image's own height and width.
 
         Parameters
         ----------
         X : as for `fit`
             The images.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
         array of shape (n_images, height, width), float32
             Upsampled and smoothed patch scores, in the unit of `score_samples`. A list of arrays of shape (height,
-            width) if the images differ in size. Pixels outside the extractor's crop have the value of the nearest pixel
-            inside the crop, because the network does not see the pixels outside. With precomputed features, the maps
-            are the patch scores, of shape (grid_height, grid_width).
+            width) if the images differ in size. **NaN marks pixels that are not inspected**: pixels outside the
+            extractor's crop, and the cells of patches outside the region of interest. Use functions such as
+            ``np.nanmax``. With precomputed features, the maps are the patch scores, of shape (grid_height, grid_width).
 
         Raises
         ------
         ImageError
             If an image cannot be read or is not an image.
         """
-        return self.score_and_segment(X)[1]
+        return self.score_and_segment(X, roi=roi)[1]
 
-    def score_and_segment(self, X: Any, *, on_error: str = "raise") -> tuple[np.ndarray, np.ndarray | list[Any]]:
+    def score_and_segment(
+        self, X: Any, *, on_error: str = "raise", roi: Any = None
+    ) -> tuple[np.ndarray, np.ndarray | list[Any]]:
         """Return the results of `score_samples` and `segment` from one run of the network.
 
         Parameters
@@ -195,24 +207,26 @@ class ImageDetector(CalibratedDetector):
             The images.
         on_error : {"raise", "flag"}, default="raise"
             As in `score_samples`. ``"flag"`` returns the score NaN and the map None for an image that cannot be scored.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
         scores : array of shape (n_images,), float64
             Bigger = more normal.
         maps : array of shape (n_images, height, width) or list of arrays (height, width), float32
-            Bigger = more anomalous.
+            Bigger = more anomalous. NaN for pixels that are not inspected, as in `segment`.
 
         Raises
         ------
         ImageError
             If an image cannot be read or is not an image, and ``on_error="raise"``.
         """
-        scores, maps = self._scored(X, np.asarray, on_error)
+        scores, maps = self._scored(with_regions(X, roi), np.asarray, on_error)
         return turned(scores), as_stack(maps)
 
     def iter_results(
-        self, X: Any, *, with_maps: bool = True, on_error: str = "raise", chunk_size: int = 64
+        self, X: Any, *, with_maps: bool = True, on_error: str = "raise", chunk_size: int = 64, roi: Any = None
     ) -> Iterator[ImageResult]:
         """Yield the results of images one by one, in bounded memory for any number of images.
 
@@ -227,6 +241,8 @@ class ImageDetector(CalibratedDetector):
             the ``error``, the score NaN and the label -1. There is no warning.
         chunk_size : int, default=64
             Number of images that are read from a generator before the first of them is scored. Use 1 for a camera.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`. `X` must then be a list.
 
         Yields
         ------
@@ -258,10 +274,10 @@ class ImageDetector(CalibratedDetector):
                     raise part.error
                 yield part
 
-        return results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
+        return results_of(with_regions(X, roi), scored, self.calibration_scores_, self.offset_, chunk_size)
 
     def predict_mask(
-        self, X: Any, *, pixel_contamination: float | None = None, min_area: int | str = 1
+        self, X: Any, *, pixel_contamination: float | None = None, min_area: int | str = 1, roi: Any = None
     ) -> np.ndarray | list[np.ndarray]:
         """Return masks of the anomalous pixels, **True = anomalous**, at each image's own height and width.
 
@@ -274,11 +290,14 @@ class ImageDetector(CalibratedDetector):
         min_area : int or "auto", default=1
             Minimum area of a region in pixels. Pixels of smaller regions are False. ``"auto"`` uses the smallest area
             with which at most the fraction ``promised_rate_`` of good images is expected to have True pixels.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
         array of shape (n_images, height, width), bool
-            True if the anomaly map is above the pixel threshold. A list of arrays of shape (height, width) if the
+            True if the anomaly map is above the pixel threshold. **False also for pixels that are not inspected**: the
+            anomaly map of `segment` is NaN there. A list of arrays of shape (height, width) if the
             images differ in size. With the detector's parameter ``pixel_contamination=None``, at most the fraction
             ``promised_rate_`` of good *images* is expected to have True pixels.
 
@@ -298,9 +317,9 @@ class ImageDetector(CalibratedDetector):
         def mask_of(anomaly_map: np.ndarray) -> np.ndarray:
             return without_small_regions(anomaly_map > threshold, least(anomaly_map))
 
-        return as_stack(self._scored(X, mask_of)[1])
+        return as_stack(self._scored(with_regions(X, roi), mask_of)[1])
 
-    def regions(self, X: Any, *, min_area: int | str = 1) -> pd.DataFrame:
+    def regions(self, X: Any, *, min_area: int | str = 1, roi: Any = None) -> pd.DataFrame:
         """Return a table of the connected regions of anomalous pixels, with a p-value for each region.
 
         Parameters
@@ -309,6 +328,8 @@ class ImageDetector(CalibratedDetector):
             The images.
         min_area : int or "auto", default=1
             Minimum area of a region in pixels. Smaller regions are left out. ``"auto"`` as in `predict_mask`.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -331,7 +352,7 @@ class ImageDetector(CalibratedDetector):
         def table_of(anomaly_map: np.ndarray) -> pd.DataFrame:
             return regions_of_map(anomaly_map, self.pixel_offset_, least(anomaly_map))
 
-        tables = self._scored(X, table_of)[1]
+        tables = self._scored(with_regions(X, roi), table_of)[1]
         found: pd.DataFrame = pd.concat(tables, keys=range(len(tables)), names=["image", None])
         found = found.reset_index(level="image").reset_index(drop=True).astype({"image": np.int64})
         return found.assign(p_value=upper_tail_p_values(self.calibration_peaks_, found["peak"].to_numpy()))
@@ -369,7 +390,7 @@ def _check_area(min_area: int | str, auto: float) -> Callable[[np.ndarray], int]
     min_area : int or "auto"
         The given area.
     auto : float
-        The largest area of a region that does not count, as a fraction of the image's pixels.
+        The largest area of a region that does not count, as a fraction of the image's inspected pixels.
 
     Raises
     ------
@@ -384,7 +405,7 @@ def _check_area(min_area: int | str, auto: float) -> Callable[[np.ndarray], int]
                 "min_area='auto' needs sketches of the calibration images' anomaly maps, and this detector has none: "
                 "fit again, or pass good images to recalibrate."
             )
-        return lambda anomaly_map: int(auto * anomaly_map.size) + 1
+        return lambda anomaly_map: int(auto * np.count_nonzero(~np.isnan(anomaly_map))) + 1
     if min_area < 1:
         raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
     return lambda anomaly_map: min_area

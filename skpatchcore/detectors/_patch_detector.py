@@ -35,15 +35,16 @@ from skpatchcore.calibration.folds import CrossFitted
 from skpatchcore.calibration.plan import kind_of, plan_calibration
 from skpatchcore.calibration.sketches import sketch_of_map
 from skpatchcore.detectors._image_detector import ImageDetector
+from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.images.appearance import AppearanceLog, appearance_range, describe_darkness, describe_difference
-from skpatchcore.images.containers import DatasetImages, as_image_sequence, listed
-from skpatchcore.images.errors import AppearanceWarning, ImageError
+from skpatchcore.images.containers import DatasetImages, ImagesWithRegions, as_image_sequence, listed, with_regions
+from skpatchcore.images.errors import ImageError, InspectionWarning
+from skpatchcore.images.roi import Region, as_region
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
-from skpatchcore.patches.embedding import EmbeddingLog, record_live
+from skpatchcore.patches.inspection import Inspection
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids, n_images_of
@@ -70,6 +71,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             None,
         ],
         "smoothing": [Interval(Real, 0, None, closed="left")],
+        "roi": "no_validation",  # as_region checks it
         "max_memory": [Interval(Integral, 1, None, closed="left"), str, None],
         "device": [str],
         "random_state": ["random_state"],
@@ -82,11 +84,14 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     extractor_: Any
     calibration: Any
     smoothing: float
+    roi: Any
     max_memory: int | str | None
     device: str
     random_state: Any
     verbose: int
     model_: Any
+    roi_: Region | None
+    inspection_: Inspection | None
     appearance_range_: np.ndarray | None
     training_paths_: list[str] | None
     embeddings_: np.ndarray | None
@@ -202,7 +207,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
 
     @fit_context(prefer_skip_nested_validation=False)
     @with_callbacks
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> Any:
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None, roi: Any = None) -> Any:
         """Fit the detector on images of good parts, and set the thresholds.
 
         Parameters
@@ -219,6 +224,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             checked. If images of one workpiece are in different groups, too many new good images are labelled -1. None
             means that each image is a group of its own. A search or a pipeline with scikit-learn's metadata routing
             passes `groups` only after ``detector.set_fit_request(groups=True)``.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, in any form of the parameter `roi` (e.g. masks or their paths); None in
+            the sequence means the whole image. A patch must also lie in the region of the parameter `roi`, if set.
 
         Returns
         -------
@@ -244,8 +252,10 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             If `y` contains images without a label, if `y` is None and `X` is a dataset with targets (which are then
             ignored), if there are too few calibration images or groups for the value of `contamination`, if the
             calibration cannot score some images, or if all images are nearly black.
+        InspectionWarning
+            If a part of the images is not inspected, or if a patch covers more than 32 pixels of an image.
         """
-        X = listed(X)
+        X = with_regions(listed(X), roi)
         with report_tasks(self, X, y), restored_on_failure(self):
             return self._fit(X, y, groups)
 
@@ -259,9 +269,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         seed = int(rng.randint(2**31 - 1)) if self._draws else 0
         if extractor is not None:
             extractor.fit(X)
-        log, embeddings = AppearanceLog(), EmbeddingLog()
-        check = _recording(log, self._patch_check(is_fitted=False), embeddings)
-        stream = PatchStream(extractor, X, kept, check=check, verbose=self.verbose)
+        self.roi_ = None if self.roi is None else as_region(self.roi)
+        records = ImageRecords(self._patch_check(is_fitted=False), of_good_images=True)
+        stream = PatchStream(extractor, X, kept, check=records, verbose=self.verbose, region=self.roi_)
         source = stream if plan.learnt is None else stream.subset(plan.learnt)
         needs = partial(self._memory_needs, stages=stages)
 
@@ -278,11 +288,11 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         self.calibration_plan_ = plan.description
 
         self.extractor_ = extractor
-        self.embeddings_, self.appearances_ = embeddings.embeddings(), embeddings.appearances()
-        appearances = log.as_array()
-        self.appearance_range_ = None if appearances is None else appearance_range(appearances)
-        if self.appearance_range_ is not None and (problem := describe_darkness(self.appearance_range_)):
-            warn_user(problem, AppearanceWarning)
+        self.embeddings_, self.appearances_ = records.embedding.embeddings(), records.embedding.appearances()
+        self.appearance_range_ = records.range_of_appearance()
+        self.inspection_ = records.inspection.summary(image_size_of(extractor))
+        if self.inspection_ is not None and (problem := self.inspection_.problem()):
+            warn_user(problem, InspectionWarning)
         self._keep(model, source.numbers)
         self._set_thresholds(
             found.scores, peaks_of(found.sketches), found.sketches, kept[found.images],
@@ -333,7 +343,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
                     "the needed memory depends on the size of the images, and image=None: pass an example image."
                 )
             image = np.full((64, 64, 3), 127, np.uint8)
-        example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None])
+        region = None if self.roi is None else as_region(self.roi)
+        example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None], region=region)
         first = next(iter(example))
         batch_size = min(n_images, example.batch_size())
         n_copies = 0 if extractor is None else 1
@@ -345,8 +356,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        model, log, embeddings = self._model(), AppearanceLog(), EmbeddingLog() if adapt else None
-        stream = self._stream(X, log, with_views=of_map is not None, embeddings=embeddings)
+        model, known = self._model(), getattr(self, "appearance_range_", None)
+        records = ImageRecords(self._patch_check(is_fitted=True), of_good_images=adapt)
+        stream = self._stream(X, records, with_views=of_map is not None)
 
         def keep(patch_scores: np.ndarray, view: View | None) -> Any:
             assert of_map is not None
@@ -355,33 +367,25 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         try:
             yield from score_batches(stream, model, None if of_map is None else keep)
         except ImageError:
-            self._compare(log, adapt)
+            if not adapt:
+                records.warn_of_difference(known)
             raise
-        self._compare(log, adapt)
-        if embeddings is not None:
-            self.embeddings_, self.appearances_ = embeddings.embeddings(), embeddings.appearances()
-
-    def _compare(self, log: AppearanceLog, adapt: bool) -> None:
-        """Warn if all images differ from the training images; if `adapt`, extend `appearance_range_` instead."""
-        known, appearances = getattr(self, "appearance_range_", None), log.as_array()
-        if known is None or appearances is None:
+        if not adapt:
+            records.warn_of_difference(known)
             return
-        if adapt:
-            self.appearance_range_ = appearance_range(np.concatenate([known, appearances]))
-        elif problem := describe_difference(known, appearances):
-            warn_user(problem, AppearanceWarning)
+        self.appearance_range_ = records.extended_range(known)
+        self.embeddings_, self.appearances_ = records.embedding.embeddings(), records.embedding.appearances()
 
-    def _stream(
-        self, X: Any, log: AppearanceLog, with_views: bool = True, embeddings: EmbeddingLog | None = None
-    ) -> PatchStream:
-        """Return the stream of patches of new images, which are recorded in `log` and `embeddings`."""
+    def _stream(self, X: Any, records: ImageRecords, with_views: bool = True) -> PatchStream:
+        """Return the stream of the patches of new images, which are recorded in `records`."""
         return PatchStream(
             self.extractor_,
             self._validated(X, self.extractor_, reset=False),
             with_views=with_views,
-            check=_recording(log, self._patch_check(is_fitted=True), embeddings),
+            check=records,
             description="scoring",
             verbose=self.verbose,
+            region=self.roi_,
         )
 
     def _sketch_of(self, patch_scores: np.ndarray, view: View | None) -> np.ndarray:
@@ -399,13 +403,14 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
         """Return the good images, their indices in `X`, and their groups as integers."""
         X = self._validated(X, extractor, reset=True)
-        self.training_paths_ = None if extractor is None else _paths_of(X)
-        if y is None and len(classes := getattr(X, "classes", ())) > 1:
+        images = X.images if isinstance(X, ImagesWithRegions) else X
+        self.training_paths_ = None if extractor is None else _paths_of(images)
+        if y is None and len(classes := getattr(images, "classes", ())) > 1:
             raise ValueError(
                 f"X is a dataset with the classes {', '.join(classes)}: pass a dataset of good images only, or y with "
                 "+1 for good and -1 for anomalous images."
             )
-        if y is None and isinstance(X, DatasetImages) and X.has_targets():
+        if y is None and isinstance(images, DatasetImages) and images.has_targets():
             warn_user(
                 "X is a dataset of images with targets, which are ignored: fit uses all images as good images. If some "
                 "images are not good, pass y with +1 for good and -1 for anomalous images."
@@ -418,6 +423,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         """Return `X` as a sequence of images or of grids. Validate a 2-D table with scikit-learn."""
         X = listed(X)
+        if isinstance(X, ImagesWithRegions):
+            return X.with_images(self._validated(X.images, extractor, reset))
         if extractor is not None:
             if reset and hasattr(self, "n_features_in_"):  # an earlier fit on a table has set the attribute
                 del self.n_features_in_
@@ -446,7 +453,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version lacks some attributes
-            older = {"training_paths_": None, "embeddings_": None, "appearances_": None}
+            names = ("training_paths_", "embeddings_", "appearances_", "roi_", "inspection_")
+            older = dict.fromkeys(names)
             state = {**older, **older_thresholds(state), **state}
         super().__setstate__(state)
 
@@ -456,21 +464,6 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             extractor = TorchFeatureExtractor() if self.extractor is None else self.extractor
             tags.input_tags = get_tags(extractor).input_tags
         return tags
-
-
-def _recording(log: AppearanceLog, check: Check | None, embeddings: EmbeddingLog | None = None) -> Check:
-    """Return a check that also records each image in `log` and `embeddings`, or for the caller if this is None."""
-
-    def record(patches: Patches, numbers: np.ndarray) -> None:
-        log.add(patches.views, numbers)
-        if check is not None:
-            check(patches, numbers)
-        if embeddings is not None:
-            embeddings.add(patches, numbers)
-        else:
-            record_live(patches)
-
-    return record
 
 
 def _paths_of(images: Any) -> list[str] | None:

@@ -9,10 +9,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.calibration.conformal import upper_tail_p_values
+from skpatchcore.images.containers import item_of
 from skpatchcore.images.errors import ImageError
 from skpatchcore.patches.stream import n_images_of
 
@@ -163,7 +163,7 @@ def results_of(
                     decision = score - offset
                     yield ImageResult(
                         index=done,
-                        image=(images.iloc if isinstance(images, pd.DataFrame | pd.Series) else images)[done - start],
+                        image=item_of(images, done - start),
                         score=score,
                         decision=decision,
                         label=(1 if decision >= 0 else -1) if has_threshold else label_of_failed,

@@ -19,7 +19,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import conformal_threshold, promised_rate
 from skpatchcore.calibration.sketches import no_sketches, pixel_threshold, sketch_of_map, smallest_area
 from skpatchcore.detectors._results import turned
-from skpatchcore.images.containers import listed
+from skpatchcore.images.containers import listed, with_regions
 from skpatchcore.patches.stream import n_images_of
 
 
@@ -55,11 +55,11 @@ class CalibratedDetector(OutlierMixin):
     min_area_: float
 
     @abstractmethod
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> Any:
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None, roi: Any = None) -> Any:
         """Fit on images of good parts, and set the thresholds."""
 
     @abstractmethod
-    def score_samples(self, X: Any, *, on_error: str = "raise") -> np.ndarray:
+    def score_samples(self, X: Any, *, on_error: str = "raise", roi: Any = None) -> np.ndarray:
         """Return image scores, bigger = more normal."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class CalibratedDetector(OutlierMixin):
         good: `appearance_range_` is extended to include the images, without a warning.
         """
 
-    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None) -> np.ndarray:
+    def fit_predict(self, X: Any, y: Any = None, *, groups: Any = None, roi: Any = None) -> np.ndarray:
         """Fit on images and return the labels of *these* images: +1 for normal and -1 for anomalous ones.
 
         The detector is fitted on the images with the label +1 in `y`. The score of such an image is its calibration
@@ -84,7 +84,7 @@ class CalibratedDetector(OutlierMixin):
 
         Parameters
         ----------
-        X, y, groups : as for `fit`
+        X, y, groups, roi : as for `fit`
             Images without the label +1 in `y` are scored by the fitted detector, as new images.
 
         Returns
@@ -100,7 +100,7 @@ class CalibratedDetector(OutlierMixin):
             calibration score, e.g. with ``calibration=0.2``.
         """
         self._require_scores_of_training_images()
-        X = listed(X)
+        X = with_regions(listed(X), roi)
         self.fit(X, y, groups=groups)
         self._require_threshold()
         # warn=False: fit has already warned about labels.
@@ -114,7 +114,12 @@ class CalibratedDetector(OutlierMixin):
         return np.where(scores >= self.offset_, 1, -1)
 
     def recalibrate(
-        self, X: Any = None, *, contamination: float | str | None = None, pixel_contamination: float | None = None
+        self,
+        X: Any = None,
+        *,
+        contamination: float | str | None = None,
+        pixel_contamination: float | None = None,
+        roi: Any = None,
     ) -> Any:
         """Set new thresholds without a new fit, from new good images or for another false-positive rate.
 
@@ -129,6 +134,8 @@ class CalibratedDetector(OutlierMixin):
         pixel_contamination : float in (0, 0.5] or None, default=None
             Accepted fraction of the pixels of good images above the pixel threshold. None uses the detector's parameter
             `pixel_contamination`.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -163,7 +170,7 @@ class CalibratedDetector(OutlierMixin):
             peaks, images = self.calibration_peaks_, self.calibration_image_indices_
         else:
             with restored_on_failure(self):
-                parts = list(self._iter_scores(X, sketch_of_map, adapt=True))
+                parts = list(self._iter_scores(with_regions(X, roi), sketch_of_map, adapt=True))
             scores = np.concatenate([some for some, _ in parts])
             sketches = np.array([sketch for _, some in parts for sketch in some])
             peaks, images = peaks_of(sketches), np.arange(len(scores))

@@ -16,7 +16,7 @@ from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, f
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import turned
 from skpatchcore.detectors._thresholds import older_thresholds, restored_on_failure
-from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.images.containers import as_image_sequence, listed, with_regions
 from skpatchcore.patches.stream import n_images_of
 
 
@@ -148,13 +148,13 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         return self
 
     @fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: Any = None, *, groups: Any = None) -> PatchCoreEnsemble:
+    def fit(self, X: Any, y: Any = None, *, groups: Any = None, roi: Any = None) -> PatchCoreEnsemble:
         """Fit all detectors, and calibrate their average.
 
         Parameters
         ----------
-        X, y, groups : as for `PatchCoreDetector.fit`
-            Images of good parts, their labels and their groups.
+        X, y, groups, roi : as for `PatchCoreDetector.fit`
+            Images of good parts, their labels, their groups and their regions of interest.
 
         Returns
         -------
@@ -169,7 +169,7 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
             two calibration scores.
         """
         with restored_on_failure(self):
-            return self._fit(listed(X), y, groups)
+            return self._fit(with_regions(listed(X), roi), y, groups)
 
     def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreEnsemble:
         names = [name for name, _ in self._pairs()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,7 +18,7 @@ from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.patches.model import check_channels
-from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.patches import Patches, PatchLayout
 from skpatchcore.patches.stream import Check, PatchSource
 
 
@@ -37,6 +38,8 @@ class Gaussians:
         Number of channels of the patch features, kept or not.
     grid : (int, int)
         Height and width of the patch grid.
+    cells : array of shape (n_patches,), int, or None, default=None
+        Row-major positions in the grid that have a Gaussian: those in the region of interest. None for all positions.
     training : Training or None, default=None
         Training data that `without` needs. None in a fitted detector.
     """
@@ -47,14 +50,42 @@ class Gaussians:
     n_channels: int
     grid: tuple[int, int]
     training: Training | None = None
+    cells: np.ndarray | None = None
 
     @default_modes()
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return image scores (largest patch score) and grids of patch scores, **bigger = more anomalous**."""
         check_channels(patches, self.n_channels)
-        features = patches.rows[:, self.channels].reshape(len(patches), len(self.means), len(self.channels))
-        distances = mahalanobis_distances(features, self.means, self.whitening)
-        return distances.max(axis=1), patches.as_grids(distances.ravel()) if with_patch_scores else []
+        features = patches.rows[:, self.channels]
+        places = [self._places_of(own) for own in patches.cells]
+        if all(own is None for own in places):
+            features = features.reshape(len(patches), len(self.means), len(self.channels))
+            distances = mahalanobis_distances(features, self.means, self.whitening).ravel()
+        else:
+            distances = np.concatenate(
+                [
+                    mahalanobis_distances(features[None, start:stop], self.means[own], self.whitening[own])[0]
+                    for (start, stop), own in zip(
+                        pairwise(patches.starts), [slice(None) if own is None else own for own in places], strict=True
+                    )
+                ]
+            )
+        scores = np.maximum.reduceat(distances, patches.starts[:-1])
+        return scores, patches.as_grids(distances) if with_patch_scores else []
+
+    def _places_of(self, cells: np.ndarray | None) -> np.ndarray | None:
+        """Return the indices of the Gaussians of an image's cells; None if the cells are those of the Gaussians."""
+        everything = np.arange(self.grid[0] * self.grid[1])
+        known = everything if self.cells is None else self.cells
+        cells = everything if cells is None else cells
+        if np.array_equal(cells, known):
+            return None
+        if not np.isin(cells, known).all():
+            raise ValueError(
+                "the region of interest of an image holds cells that were outside the region of the training images: "
+                "PaDiM has no distribution for them. Use the region of the training images, or PatchCoreDetector."
+            )
+        return np.searchsorted(known, cells)
 
     @default_modes()
     def without(self, images: np.ndarray) -> Gaussians | None:
@@ -129,6 +160,20 @@ class PaDiMDetector(PatchDetector):
         number of folds. None sets no threshold. For details, see :class:`~skpatchcore.PatchCoreDetector`.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
+    roi : mask, path, box, polygon, list, callable or None, default=None
+        Region of interest: the part of the images that is inspected. A patch outside of it is neither learnt nor
+        scored, if more than half of its cell lies outside. None inspects whole images. One of:
+
+        - a boolean array of shape (height, width), or the path of a mask image, in which pixels of the region are not
+          0. The mask is scaled to each image.
+        - a box ``(top, left, height, width)``, a polygon (at least three points ``(row, column)``), or a list of boxes
+          or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
+          fractions of the image's height and width.
+        - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
+          [0, 1]. Each image is then read twice.
+
+        If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
+        of `fit`, `predict` and the other methods.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use, in bytes or as a string, e.g. ``"4GB"``. ``"auto"`` uses a fraction of
         the free memory, or more if the kept channels need more. None means no limit. `fit` raises an error if a number
@@ -170,6 +215,11 @@ class PaDiMDetector(PatchDetector):
         calibration score.
     min_area_, promised_rate_, calibration_plan_
         As in :class:`~skpatchcore.PatchCoreDetector`.
+    roi_ : Region or None
+        The region of interest as read from `roi`, e.g. the mask from the mask image.
+    inspection_ : Inspection or None
+        Fraction of the training images' pixels that is inspected, and the size of a patch in pixels of the image.
+        ``print(detector.inspection_)`` describes both. None if the extractor does not report views.
     training_paths_ : list of str or None
         Absolute paths of the training images, as in :class:`~skpatchcore.PatchCoreDetector`. None if the images are not
         paths.
@@ -224,6 +274,7 @@ class PaDiMDetector(PatchDetector):
         pixel_contamination: float | None = None,
         calibration: Any = "auto",
         smoothing: float = 4.0,
+        roi: Any = None,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -236,6 +287,7 @@ class PaDiMDetector(PatchDetector):
         self.pixel_contamination = pixel_contamination
         self.calibration = calibration
         self.smoothing = smoothing
+        self.roi = roi
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
@@ -252,7 +304,7 @@ class PaDiMDetector(PatchDetector):
                     n_channels = batch.rows.shape[1]
                     n_kept = min(self.n_channels, n_channels)
                     channels = np.sort(np.random.default_rng(seed).choice(n_channels, n_kept, replace=False))
-                yield Patches(batch.rows[:, channels], batch.sizes, batch.views)
+                yield Patches(batch.rows[:, channels], batch.sizes, batch.views, batch.cells)
 
         held = Patches.gather(thinned(), budget.n_patches)
         with phase("learning"):
@@ -260,7 +312,8 @@ class PaDiMDetector(PatchDetector):
             moments = Moments.of(features)
             means, whitening = moments.gaussians(self.regularization)
         grid = (int(held.sizes[0, 0]), int(held.sizes[0, 1]))
-        return Gaussians(means, whitening, channels, n_channels, grid, Training(features, moments, self.regularization))
+        training = Training(features, moments, self.regularization)
+        return Gaussians(means, whitening, channels, n_channels, grid, training, held.cells[0])
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
         n_kept = min(self.n_channels, first.rows.shape[1])
@@ -273,14 +326,18 @@ class PaDiMDetector(PatchDetector):
         self.model_ = replace(model, training=None)
 
     def _patch_check(self, is_fitted: bool) -> Check:
-        return _OneGrid(self.model_.grid if is_fitted else None)
+        return _OneGrid(self.model_.grid if is_fitted else None, one_region=not is_fitted)
 
 
 class _OneGrid:
-    """Check that raises a ValueError if a grid differs in size from the given grid, or from the first grid if None."""
+    """Check that raises a ValueError if a grid differs in size from the given grid, or from the first grid if None.
 
-    def __init__(self, grid: tuple[int, int] | None):
-        self.grid = grid
+    If `one_region` is True, the cells in the region of interest must also be the same in all images.
+    """
+
+    def __init__(self, grid: tuple[int, int] | None, one_region: bool):
+        self.grid, self.one_region = grid, one_region
+        self.first: PatchLayout | None = None
 
     def __call__(self, patches: Patches, numbers: np.ndarray) -> None:
         if self.grid is None:
@@ -293,6 +350,16 @@ class _OneGrid:
                 f"{list(self.grid)}: PaDiM fits one distribution per position of the grid, so all images must have the "
                 "same size. Set image_size of the extractor to (height, width), or use PatchCoreDetector."
             )
+        if not self.one_region:
+            return
+        self.first = patches.between(0, 1).layout() if self.first is None else self.first
+        for i in range(len(patches)):
+            if not patches.between(i, i + 1).same_as(self.first):
+                raise ValueError(
+                    f"image {numbers[i]} has another region of interest than the first training image: PaDiM fits one "
+                    "distribution per position of the grid, so all training images must have the same region. Use "
+                    "PatchCoreDetector."
+                )
 
 
 @dataclass(frozen=True)

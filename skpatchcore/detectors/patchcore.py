@@ -17,8 +17,9 @@ from skpatchcore.bank.folds import affordable_folds
 from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
 from skpatchcore.bank.scoring import nearest_patches
 from skpatchcore.detectors._patch_detector import PatchDetector
+from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import INDEXES
-from skpatchcore.images.appearance import AppearanceLog
+from skpatchcore.images.containers import with_regions
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource
@@ -85,6 +86,20 @@ class PatchCoreDetector(PatchDetector):
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input. The default is the
         value in the paper. If an image is larger than the network's input, the standard deviation in pixels of the
         image is larger by the same factor.
+    roi : mask, path, box, polygon, list, callable or None, default=None
+        Region of interest: the part of the images that is inspected. A patch outside of it is neither learnt nor
+        scored, if more than half of its cell lies outside. None inspects whole images. One of:
+
+        - a boolean array of shape (height, width), or the path of a mask image, in which pixels of the region are not
+          0. The mask is scaled to each image.
+        - a box ``(top, left, height, width)``, a polygon (at least three points ``(row, column)``), or a list of boxes
+          or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
+          fractions of the image's height and width.
+        - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
+          [0, 1]. Each image is then read twice.
+
+        If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
+        of `fit`, `predict` and the other methods.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
@@ -133,6 +148,11 @@ class PatchCoreDetector(PatchDetector):
         green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
         scoring methods warn if at least four images are given and all of them lie far outside this range. None if the
         extractor does not report views.
+    roi_ : Region or None
+        The region of interest as read from `roi`, e.g. the mask from the mask image.
+    inspection_ : Inspection or None
+        Fraction of the training images' pixels that is inspected, and the size of a patch in pixels of the image.
+        ``print(detector.inspection_)`` describes both. None if the extractor does not report views.
     training_paths_ : list of str or None
         Absolute paths of the images in the `X` of `fit`, in the same order, including images that `y` leaves out.
         ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if `X` did not consist of paths.
@@ -202,6 +222,7 @@ class PatchCoreDetector(PatchDetector):
         pixel_contamination: float | None = None,
         calibration: Any = "auto",
         smoothing: float = 4.0,
+        roi: Any = None,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -215,12 +236,13 @@ class PatchCoreDetector(PatchDetector):
         self.pixel_contamination = pixel_contamination
         self.calibration = calibration
         self.smoothing = smoothing
+        self.roi = roi
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def nearest_patches(self, X: Any, *, n_patches: int = 1) -> pd.DataFrame:
+    def nearest_patches(self, X: Any, *, n_patches: int = 1, roi: Any = None) -> pd.DataFrame:
         """Return the most anomalous patches of images, with the most similar bank row of each, **bigger = farther**.
 
         The table explains image scores. For each of the most anomalous patches of an image, the table contains the
@@ -233,6 +255,8 @@ class PatchCoreDetector(PatchDetector):
         n_patches : int, default=1
             Number of patches to return per image. The patches with the largest distances from the bank are returned,
             the largest first. The returned patches are often neighbours in the patch grid.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------
@@ -262,7 +286,8 @@ class PatchCoreDetector(PatchDetector):
         check_is_fitted(self, "memory_bank_")
         if n_patches < 1:
             raise ValueError(f"n_patches={n_patches}: expected at least 1.")
-        found = nearest_patches(self._stream(X, AppearanceLog()), self.index_, n_patches, self.memory_bank_)
+        records = ImageRecords(self._patch_check(is_fitted=True), of_good_images=False)
+        found = nearest_patches(self._stream(with_regions(X, roi), records), self.index_, n_patches, self.memory_bank_)
         nearest = found["nearest"]
         sides = ("top", "left", "height", "width")
         return pd.DataFrame(

@@ -103,6 +103,20 @@ class SPADEDetector(PatchDetector):
         of folds. None sets no threshold. For details, see :class:`~skpatchcore.PatchCoreDetector`.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
+    roi : mask, path, box, polygon, list, callable or None, default=None
+        Region of interest: the part of the images that is inspected. A patch outside of it is neither learnt nor
+        scored, if more than half of its cell lies outside. None inspects whole images. One of:
+
+        - a boolean array of shape (height, width), or the path of a mask image, in which pixels of the region are not
+          0. The mask is scaled to each image.
+        - a box ``(top, left, height, width)``, a polygon (at least three points ``(row, column)``), or a list of boxes
+          or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
+          fractions of the image's height and width.
+        - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
+          [0, 1]. Each image is then read twice.
+
+        If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
+        of `fit`, `predict` and the other methods.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use, in bytes or as a string, e.g. ``"4GB"``. ``"auto"`` uses a fraction of
         the free memory, or more if all patch features need more. None means no limit. `fit` raises an error if a number
@@ -142,6 +156,11 @@ class SPADEDetector(PatchDetector):
         calibration score.
     min_area_, promised_rate_, calibration_plan_
         As in :class:`~skpatchcore.PatchCoreDetector`.
+    roi_ : Region or None
+        The region of interest as read from `roi`, e.g. the mask from the mask image.
+    inspection_ : Inspection or None
+        Fraction of the training images' pixels that is inspected, and the size of a patch in pixels of the image.
+        ``print(detector.inspection_)`` describes both. None if the extractor does not report views.
     training_paths_ : list of str or None
         Absolute paths of the training images, as in :class:`~skpatchcore.PatchCoreDetector`. None if the images are not
         paths.
@@ -189,6 +208,7 @@ class SPADEDetector(PatchDetector):
         pixel_contamination: float | None = None,
         calibration: Any = "auto",
         smoothing: float = 4.0,
+        roi: Any = None,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -200,6 +220,7 @@ class SPADEDetector(PatchDetector):
         self.pixel_contamination = pixel_contamination
         self.calibration = calibration
         self.smoothing = smoothing
+        self.roi = roi
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state

@@ -18,11 +18,11 @@ from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import conformal_threshold
 from skpatchcore.datasets.defects import DEFECT_KINDS
-from skpatchcore.datasets.masks import read_mask
 from skpatchcore.evaluation._trials import DrawnImages, Trial, size_range, spread_sizes, transition
 from skpatchcore.evaluation.capability_result import ALL_KINDS, DetectionCapability, size_name_of
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.images.masks import read_mask
 from skpatchcore.images.reading import image_size, load_image, path_of
 from skpatchcore.protocols import pixel_format_of
 

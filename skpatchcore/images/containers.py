@@ -11,7 +11,66 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.images.reading import from_tensor, is_channels_first
+
+
+def item_of(images: Any, index: int) -> Any:
+    """Return one image of a collection, which may be a table or a column of pandas."""
+    return (images.iloc if isinstance(images, pd.DataFrame | pd.Series) else images)[index]
+
+
+class ImagesWithRegions(Sequence[Any]):
+    """Sequence of images with a region of interest for each image.
+
+    Parameters
+    ----------
+    images : sequence of images or array
+        The images, or their patch features.
+    regions : sequence
+        One region per image, in any form that :func:`~skpatchcore.images.roi.as_region` reads. None means the whole
+        image.
+    """
+
+    def __init__(self, images: Any, regions: Sequence[Any]):
+        self.images, self.regions = images, regions
+
+    def __len__(self) -> int:
+        return len(self.regions)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return ImagesWithRegions(safe_indexing(self.images, index), self.regions[index])
+        return item_of(self.images, index)
+
+    def taken(self, indices: Any) -> ImagesWithRegions:
+        """Return the images at `indices`, without reading them."""
+        indices = np.arange(len(self))[np.asarray(indices)]
+        return ImagesWithRegions(safe_indexing(self.images, indices), [self.regions[i] for i in indices])
+
+    def with_images(self, images: Any) -> ImagesWithRegions:
+        """Return other forms of the same images, with the same regions."""
+        return ImagesWithRegions(images, self.regions)
+
+
+def with_regions(X: Any, roi: Any) -> Any:
+    """Return `X` with one region per image; `X` itself if `roi` is None.
+
+    Raises
+    ------
+    ValueError
+        If `X` and `roi` differ in length, or if one of them has no length.
+    """
+    if roi is None:
+        return X
+    X = listed(X)
+    regions = _column_of(roi)
+    if not hasattr(regions, "__len__") or isinstance(regions, str) or not hasattr(X, "__len__"):
+        raise ValueError("roi: pass a list with one region per image, and the images as a list too.")
+    n_images = X.shape[0] if hasattr(X, "shape") else len(X)
+    if len(regions) != n_images:
+        raise ValueError(f"roi has {len(regions)} regions for {n_images} images: pass one region per image.")
+    return ImagesWithRegions(X, list(regions))
 
 
 class DatasetImages(Sequence[Any]):
@@ -89,6 +148,8 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
         If `X` is empty, is a single image or a single path, is a table with several columns, is an array of numbers
         that is not 4-D, or is not a collection of images.
     """
+    if isinstance(X, ImagesWithRegions):
+        return X.with_images(as_image_sequence(X.images))
     X = _column_of(X)
     if isinstance(X, str | os.PathLike):
         raise ValueError(

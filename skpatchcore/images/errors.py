@@ -1,4 +1,4 @@
-"""Errors and warnings about images: `ImageError`, `ImageWarning` and `AppearanceWarning`."""
+"""Errors and warnings about images: `ImageError`, `ImageWarning`, `AppearanceWarning` and `InspectionWarning`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,16 @@ class AppearanceWarning(UserWarning):
     `fit` issues this warning if no value in any training image is above 1/8 of white. The usual cause is that the
     images do not use all bits of their dtype, e.g. 12 bits in uint16. Set `value_range` of the extractor for such
     images.
+    """
+
+
+class InspectionWarning(UserWarning):
+    """Issued by `fit` if a part of the images is not inspected, or if a patch covers many pixels of an image.
+
+    Pixels outside the crop (`crop_size` of the extractor) or outside the region of interest (`roi` of the detector) are
+    not inspected: defects there are not found, and the anomaly map is NaN there. A patch that covers more than 32
+    pixels of the image averages over small defects: increase `image_size` of the extractor. The attribute
+    ``inspection_`` of the fitted detector holds the numbers.
     """
 
 

@@ -34,6 +34,9 @@ class View:
         Number of pixels of the original image per pixel of the network's input, vertically and horizontally.
     appearance : Appearance or None
         Brightness, colour and contrast of the network's input. None if these values are unknown.
+    seen : (float, float, float, float) or None
+        Top, left, height and width of the region that the network sees, in pixels of the image before resizing. None
+        means that it is `box`. With a stride above 1, `box` is a little larger or smaller than this region.
     """
 
     image_size: tuple[int, int]
@@ -41,6 +44,12 @@ class View:
     input_size: tuple[int, int]
     scale: tuple[float, float] = (1.0, 1.0)
     appearance: Appearance | None = None
+    seen: tuple[float, float, float, float] | None = None
+
+    @property
+    def region(self) -> tuple[float, float, float, float]:
+        """Top, left, height and width of the region that the network sees, in pixels of the image before resizing."""
+        return self.box if self.seen is None else self.seen
 
     def of_patches(self, grid: tuple[int, int], stride: int) -> View:
         """Return the view of a grid that keeps only every `stride`-th patch in both directions.
@@ -67,7 +76,7 @@ class View:
             count[0] * stride * rows,
             count[1] * stride * columns,
         )
-        return replace(self, box=box)
+        return replace(self, box=box, seen=self.region)
 
     def boxes_of(self, positions: np.ndarray, grid: np.ndarray) -> np.ndarray:
         """Return the boxes of patches in the image.

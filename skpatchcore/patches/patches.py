@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ _NOTHING = "there are no patch features. Pass at least one image with at least o
 class PatchLayout:
     """Layout of the patches of several images as the rows of one matrix.
 
-    The images follow each other. The patches of each image are in row-major order.
+    The images follow each other. The patches of each image are in row-major order. Patches outside the region of
+    interest have no row.
 
     Parameters
     ----------
@@ -29,11 +31,42 @@ class PatchLayout:
         Height and width of each image's grid.
     views : sequence of (View or None)
         Region of the image that each grid covers; None if it is unknown.
+    cells : sequence of (array of int or None) or None, default=None
+        For each image, the row-major positions in its grid of the patches that have a row, ascending. None for an image
+        with a row for each patch. None instead of a sequence means that this holds for all images.
     """
 
-    def __init__(self, sizes: np.ndarray, views: Sequence[View | None]):
+    def __init__(
+        self, sizes: np.ndarray, views: Sequence[View | None], cells: Sequence[np.ndarray | None] | None = None
+    ):
         self.sizes, self.views = sizes, views
-        self.starts = np.concatenate([[0], np.cumsum(sizes.prod(axis=1))])
+        self.cells = [None] * len(sizes) if cells is None else cells
+        self._has_region = cells is not None and any(own is not None for own in cells)
+        counts = sizes.prod(axis=1)
+        if cells is not None:
+            counts = np.array([n if own is None else len(own) for n, own in zip(counts, cells, strict=True)], int)
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+
+    @classmethod
+    def joined(cls, layouts: Sequence[PatchLayout]) -> PatchLayout:
+        """Return the layout of the images of several layouts."""
+        views = [view for layout in layouts for view in layout.views]
+        return PatchLayout(np.concatenate([layout.sizes for layout in layouts]), views, _joined_cells(layouts))
+
+    def layout(self) -> PatchLayout:
+        """Return the layout without the features."""
+        return PatchLayout(self.sizes, self.views, self.cells if self.has_region() else None)
+
+    def has_region(self) -> bool:
+        """Return whether patches of any image have no row, because they lie outside the region of interest."""
+        return self._has_region
+
+    def same_as(self, other: PatchLayout) -> bool:
+        """Return whether another layout has the same grids with the same cells."""
+        return np.array_equal(self.sizes, other.sizes) and all(
+            (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
+            for a, b in zip(self.cells, other.cells, strict=True)
+        )
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -45,7 +78,12 @@ class PatchLayout:
     def positions_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the grid positions of patches: row and column in the image's grid, array of shape (n_rows, 2)."""
         images = self.image_of(rows)
-        return np.stack(np.divmod(rows - self.starts[images], self.sizes[images, 1]), axis=1)
+        places = rows - self.starts[images]
+        for image in np.unique(images) if self.has_region() else ():
+            if (own := self.cells[image]) is not None:
+                here = images == image
+                places[here] = own[places[here]]
+        return np.stack(np.divmod(places, self.sizes[images, 1]), axis=1)
 
     def boxes_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the boxes of patches in their images.
@@ -69,9 +107,17 @@ class PatchLayout:
         return boxes
 
     def as_grids(self, values: np.ndarray) -> list[np.ndarray]:
-        """Return an array with one value per patch as a list of grids, each of shape (grid_height, grid_width)."""
-        parts = np.split(values, self.starts[1:-1])
-        return [part.reshape(size) for part, size in zip(parts, self.sizes, strict=True)]
+        """Return an array with one value per row as a list of grids, each of shape (grid_height, grid_width).
+
+        Patches without a row are NaN.
+        """
+        grids = []
+        for part, size, own in zip(np.split(values, self.starts[1:-1]), self.sizes, self.cells, strict=True):
+            grid = part if own is None else np.full(size.prod(), np.nan)
+            if own is not None:
+                grid[own] = part
+            grids.append(grid.reshape(size))
+        return grids
 
 
 class Patches(PatchLayout):
@@ -87,10 +133,18 @@ class Patches(PatchLayout):
         Height and width of each image's grid.
     views : sequence of (View or None) or None, default=None
         Region of the image that each grid covers. None if the regions of all images are unknown.
+    cells : sequence of (array of int or None) or None, default=None
+        Positions of the patches that have a row, as for :class:`PatchLayout`.
     """
 
-    def __init__(self, rows: np.ndarray, sizes: np.ndarray, views: Sequence[View | None] | None = None):
-        super().__init__(sizes, [None] * len(sizes) if views is None else views)
+    def __init__(
+        self,
+        rows: np.ndarray,
+        sizes: np.ndarray,
+        views: Sequence[View | None] | None = None,
+        cells: Sequence[np.ndarray | None] | None = None,
+    ):
+        super().__init__(sizes, [None] * len(sizes) if views is None else views, cells)
         self.rows = rows
 
     @classmethod
@@ -161,6 +215,23 @@ class Patches(PatchLayout):
             )
         return patches
 
+    def within(self, cells: Sequence[np.ndarray | None]) -> Patches:
+        """Return the patches at some positions of each grid.
+
+        Parameters
+        ----------
+        cells : sequence of (array of int or None)
+            For each image, the row-major positions in its grid, ascending; None for all positions. All patches must
+            have a row.
+        """
+        if all(own is None for own in cells):
+            return self
+        parts = [
+            self.rows[start:stop] if own is None else self.rows[start:stop][own]
+            for (start, stop), own in zip(pairwise(self.starts), cells, strict=True)
+        ]
+        return Patches(np.concatenate(parts), self.sizes, self.views, cells)
+
     @classmethod
     def gather(cls, batches: Iterable[Patches], n_patches: int) -> Patches:
         """Collect the batches of a stream in one matrix.
@@ -180,8 +251,8 @@ class Patches(PatchLayout):
         Patches
             The patches of all batches, in order.
         """
-        rows, sizes, filled = np.empty((0, 0), np.float32), [], 0
-        views: list[View | None] = []
+        rows, filled = np.empty((0, 0), np.float32), 0
+        layouts: list[PatchLayout] = []
         for batch in batches:
             needed = filled + len(batch.rows)
             if needed > len(rows):
@@ -194,9 +265,9 @@ class Patches(PatchLayout):
             with default_modes(), one_thread(batch.rows.size < SMALL_PASS):
                 torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
             filled = needed
-            sizes.append(batch.sizes)
-            views.extend(batch.views)
-        return cls(rows[:filled], np.concatenate(sizes), views)
+            layouts.append(batch.layout())
+        joined = PatchLayout.joined(layouts)
+        return cls(rows[:filled], joined.sizes, joined.views, joined.cells if joined.has_region() else None)
 
     def __iter__(self) -> Iterator[Patches]:
         for start in range(0, len(self), N_IMAGES):
@@ -206,12 +277,21 @@ class Patches(PatchLayout):
         """Return the patches of the images with the given indices; the rows are copied if there are several images."""
         parts = [self.rows[self.starts[i] : self.starts[i + 1]] for i in images]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Patches(rows, self.sizes[images], [self.views[i] for i in images])
+        cells = [self.cells[i] for i in images] if self.has_region() else None
+        return Patches(rows, self.sizes[images], [self.views[i] for i in images], cells)
 
     def between(self, start: int, stop: int) -> Patches:
         """Return the patches of the images from `start` to `stop` - 1, without a copy."""
         rows = self.rows[self.starts[start] : self.starts[stop]]
-        return Patches(rows, self.sizes[start:stop], self.views[start:stop])
+        cells = self.cells[start:stop] if self.has_region() else None
+        return Patches(rows, self.sizes[start:stop], self.views[start:stop], cells)
+
+
+def _joined_cells(layouts: Sequence[PatchLayout]) -> list[np.ndarray | None] | None:
+    """Return the cells of all images of several layouts; None if each patch has a row."""
+    if not any(layout.has_region() for layout in layouts):
+        return None
+    return [own for layout in layouts for own in layout.cells]
 
 
 def _as_float(features: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pandas as pd
 
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
-from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import image_size
+from skpatchcore.images.roi import Region
 from skpatchcore.images.views import View
+from skpatchcore.patches.cells import CountedCells
 from skpatchcore.patches.patches import N_IMAGES, Patches
-from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, reports_views
+from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, pixel_format_of, reports_views
 
 # Function of patches and the numbers of their images that raises an error if the patches cannot be used.
 Check = Callable[[Patches, np.ndarray], None]
@@ -71,6 +74,9 @@ class PatchStream:
         Title of the progress bar.
     verbose : int, default=0
         If 1, a progress bar is shown.
+    region : Region or None, default=None
+        Region of interest of all images. The stream yields only the patches in the region. If `X` has a region for each
+        image (:func:`~skpatchcore.images.containers.with_regions`), a patch must lie in both.
     """
 
     def __init__(
@@ -83,8 +89,11 @@ class PatchStream:
         check: Check | None = None,
         description: str = "extracting features",
         verbose: int = 0,
+        region: Region | None = None,
     ):
         self.extractor, self.X, self.verbose = extractor, X, verbose
+        self.region = region
+        self._counted = CountedCells(region, pixel_format_of(extractor)) if self.has_region() else None
         self.numbers = np.arange(n_images_of(X)) if numbers is None else numbers
         self.with_views, self.check, self.description = with_views, check, description
         # Largest absolute value of a feature. A fit sets this limit for training images. Without it, every finite
@@ -94,6 +103,10 @@ class PatchStream:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def has_region(self) -> bool:
+        """Return whether there is a region of interest."""
+        return self.region is not None or isinstance(self.X, ImagesWithRegions)
 
     def __iter__(self) -> Iterator[Patches]:
         """Yield the patches of the next images.
@@ -129,6 +142,7 @@ class PatchStream:
             check=self.check,
             description=self.description,
             verbose=self.verbose,
+            region=self.region,
         )
         some.limit = self.limit
         return some
@@ -136,7 +150,14 @@ class PatchStream:
     def between(self, start: int, stop: int) -> PatchStream:
         """Return a stream of the images from `start` to `stop` - 1, without a progress bar."""
         X = safe_indexing(self.X, slice(start, stop))
-        some = PatchStream(self.extractor, X, self.numbers[start:stop], with_views=self.with_views, check=self.check)
+        some = PatchStream(
+            self.extractor,
+            X,
+            self.numbers[start:stop],
+            with_views=self.with_views,
+            check=self.check,
+            region=self.region,
+        )
         some.limit = self.limit
         return some
 
@@ -144,12 +165,14 @@ class PatchStream:
         """Return the maximum number of images per batch."""
         if self.extractor is not None:
             return batch_size_of(self.extractor, N_IMAGES)
-        n_patches = math.prod(self.X.shape[1:-1]) if hasattr(self.X, "shape") else int(np.prod(self.X[0].shape[:2]))
+        X = self._images()
+        n_patches = math.prod(X.shape[1:-1]) if hasattr(X, "shape") else int(np.prod(X[0].shape[:2]))
         return max(1, _N_PATCHES // max(n_patches, 1))
 
     def is_in_memory(self) -> bool:
         """Return whether the features are one precomputed float array, which is used without a copy."""
-        return self.extractor is None and isinstance(self.X, np.ndarray) and self.X.dtype in (np.float32, np.float64)
+        is_array = isinstance(self.X, np.ndarray) and self.X.dtype in (np.float32, np.float64)
+        return self.extractor is None and is_array and self.region is None
 
     def held(self, n_patches: int) -> Patches:
         """Return the patches of all images in memory.
@@ -175,12 +198,14 @@ class PatchStream:
         from the headers of the files.
         """
         n_first = len(first.rows) / len(first)
-        if self.extractor is None and isinstance(self.X, list):
-            return sum(int(np.prod(grid.shape[:2])) for grid in self.X)
+        X = self._images()
+        if self.extractor is None and isinstance(X, list) and not self.has_region():
+            return sum(int(np.prod(grid.shape[:2])) for grid in X)
         with self._numbered():
-            sizes = input_sizes_of(self.extractor, self.X)
+            sizes = input_sizes_of(self.extractor, X)
         if sizes is None or (sizes == sizes[0]).all():
-            return round(n_first * len(self))
+            has_own_regions = isinstance(self.X, ImagesWithRegions)  # they may differ in size
+            return round(n_first * len(self) * (1.05 if has_own_regions else 1))
         areas = np.prod(sizes, axis=1)
         return math.ceil(float(1.05 * len(first.rows) / areas[: len(first)].sum() * areas.sum()))
 
@@ -211,19 +236,19 @@ class PatchStream:
 
     def _extracted(self) -> Iterator[Patches]:
         """Yield the batches of the extractor, or of the precomputed features."""
-        extractor = self.extractor
+        extractor, images = self.extractor, self._images()
         if reports_views(extractor):
             done = 0
-            for features, views in iterate_as_phase("network", extractor.iter_transform(self.X)):
+            for features, views in iterate_as_phase("network", extractor.iter_transform(images)):
                 numbers = self.numbers[done : done + len(views)]
-                yield Patches.from_features(features, list(views), numbers, self.limit)
+                yield self._counted_of(Patches.from_features(features, list(views), numbers, self.limit), done)
                 done += len(views)
             return
         n_at_once = self.batch_size()
         for start in range(0, len(self), n_at_once):
-            X, numbers = safe_indexing(self.X, slice(start, start + n_at_once)), self.numbers[start : start + n_at_once]
+            X, numbers = safe_indexing(images, slice(start, start + n_at_once)), self.numbers[start : start + n_at_once]
             if extractor is None:
-                yield Patches.from_features(X, numbers=numbers, limit=self.limit)
+                yield self._counted_of(Patches.from_features(X, numbers=numbers, limit=self.limit), start)
                 continue
             with phase("network"):
                 features = extractor.transform(X)
@@ -233,9 +258,24 @@ class PatchStream:
                         "images. Its transform must return an array of shape (n_images, grid_height, grid_width, "
                         "n_channels) or a list with one grid per image."
                     )
-                whole = _whole_images(X, start) if self.with_views else None
+                whole = _whole_images(X, start) if self.with_views or self.has_region() else None
                 patches = Patches.from_features(features, whole, numbers, self.limit)
-            yield patches
+            yield self._counted_of(patches, start)
+
+    def _images(self) -> Any:
+        """Return the images, or the patch features, without their regions."""
+        return self.X.images if isinstance(self.X, ImagesWithRegions) else self.X
+
+    def _counted_of(self, patches: Patches, start: int) -> Patches:
+        """Return the patches in the region of interest; `start` is the index of the first image in this stream."""
+        if self._counted is None:
+            return patches
+        regions = self.X.regions if isinstance(self.X, ImagesWithRegions) else [None] * len(self)
+        cells = []
+        for i, (size, view) in enumerate(zip(patches.sizes, patches.views, strict=True), start):
+            image = None if self.extractor is None else partial(item_of, self._images(), i)
+            cells.append(self._counted.of(image, regions[i], size, view, i))
+        return patches.within(cells)
 
 
 PatchSource = Patches | PatchStream

@@ -1,0 +1,122 @@
+"""Inspection: which fraction of the images a detector inspects, and how many pixels a patch covers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skpatchcore.images.views import View
+from skpatchcore.patches.patches import Patches
+
+# A patch that covers at most this number of pixels along each side is small enough: a larger one is reported.
+_SMALL_PATCH = 32
+# The proposed image_size makes a patch at most this large.
+_WANTED_PATCH = 16
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a detector inspects of its training images. ``print(inspection)`` describes it.
+
+    Attributes
+    ----------
+    seen : float
+        Fraction of the pixels that the network sees, from 0 to 1: the crop of the extractor leaves out the others. Mean
+        over the images.
+    inspected : float
+        Fraction of the pixels that is inspected: seen by the network, and in the region of interest.
+    patch_size : (float, float)
+        Height and width in pixels of the image of the cell of one patch in the patch grid. Median over the images. The
+        network also uses the surroundings of the cell.
+    proposal : int, (int, int) or None
+        An `image_size` of the extractor with which the cell of a patch is at most 16 pixels large. None if the cells
+        are not larger, or if images are not made smaller.
+    proposed_patch : float
+        Longer side of the cell of a patch with this `image_size`, in pixels. NaN if there is no proposal.
+    """
+
+    seen: float
+    inspected: float
+    patch_size: tuple[float, float]
+    proposal: Any = None
+    proposed_patch: float = math.nan
+
+    def __str__(self) -> str:
+        parts = [self._unseen(), self._small_defects()]
+        if self.inspected == 1:
+            parts.insert(0, "All pixels of the training images are inspected.")
+        return " ".join(part for part in parts if part)
+
+    def problem(self) -> str | None:
+        """Return the text of a warning; None if all pixels are inspected and patches are not large."""
+        is_large = max(self.patch_size) > _SMALL_PATCH and self.proposal is not None
+        parts = [self._unseen(), self._small_defects() if is_large else ""]
+        return " ".join(part for part in parts if part) or None
+
+    def _unseen(self) -> str:
+        if self.inspected == 1:
+            return ""
+        causes = ["outside the crop (crop_size)"] if self.seen < 1 else []
+        causes += ["outside the region of interest (roi)"] if self.inspected < self.seen else []
+        return (
+            f"{100 * (1 - self.inspected):.1f} % of the pixels of the training images are not inspected: they lie "
+            f"{' or '.join(causes)}. Defects there are not found."
+        )
+
+    def _small_defects(self) -> str:
+        height, width = self.patch_size
+        text = (
+            f"One patch covers {height:.0f} × {width:.0f} pixels of the images. Defects smaller than about "
+            f"{max(self.patch_size) / 2:.0f} pixels may pass."
+        )
+        if self.proposal is not None:
+            text += f" With image_size={self.proposal}, a patch would cover {self.proposed_patch:.0f} pixels."
+        return text
+
+
+class InspectionLog:
+    """Collects what is inspected of images that arrive in batches. The same image may arrive several times."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[float, ...] | None] = {}
+
+    def add(self, patches: Patches, numbers: np.ndarray) -> None:
+        """Record a batch of images; `numbers` are the indices of the images."""
+        for number, view, size, own in zip(numbers.tolist(), patches.views, patches.sizes, patches.cells, strict=True):
+            if number not in self._rows:
+                counted = 1.0 if own is None else len(own) / int(size.prod())
+                self._rows[number] = None if view is None else _row_of(view, size, counted)
+
+    def summary(self, image_size: Any) -> Inspection | None:
+        """Return the summary over all images; None if the view of an image is unknown.
+
+        Parameters
+        ----------
+        image_size : int, (int, int) or None
+            Parameter of the extractor.
+        """
+        rows = list(self._rows.values())
+        if not rows or any(row is None for row in rows):
+            return None
+        table = np.array(rows)
+        seen, inspected = (float(table[:, i].mean()) for i in (0, 1))
+        height, width, scale = (float(np.median(table[:, i])) for i in (2, 3, 4))
+        largest = max(height, width)
+        if image_size is None or largest <= _WANTED_PATCH or scale <= 1:
+            return Inspection(seen, inspected, (height, width))
+        factor = 2 ** math.ceil(math.log2(largest / _WANTED_PATCH))
+        proposal = tuple(int(side) * factor for side in image_size) if np.ndim(image_size) else int(image_size) * factor
+        return Inspection(seen, inspected, (height, width), proposal, largest / factor)
+
+
+def _row_of(view: View, size: np.ndarray, counted: float) -> tuple[float, ...]:
+    """Return the fractions of seen and inspected pixels, the height and width of a cell, and the scale of resizing."""
+    (height, width), (top, left, tall, wide) = view.image_size, view.region
+    rows = max(min(top + tall, height) - max(top, 0.0), 0.0)
+    columns = max(min(left + wide, width) - max(left, 0.0), 0.0)
+    seen = rows * columns / (height * width)
+    seen = 1.0 if seen > 1 - 1e-9 else seen
+    return seen, seen * counted, view.box[2] / size[0], view.box[3] / size[1], max(view.scale)
