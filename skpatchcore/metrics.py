@@ -2,6 +2,8 @@
 
 All metrics are exact: every distinct score is a threshold. One sort of the scores suffices, because the position of a
 defective pixel among the sorted good pixels is the number of good pixels that score higher.
+
+NaN in a map marks a pixel that is not inspected. All metrics leave out such pixels, and defects without other pixels.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class _Pixels(NamedTuple):
     """Anomaly scores of all pixels of all images."""
 
     good: np.ndarray  # scores of good pixels; the highest ones are sorted, see _pixels
-    defective: np.ndarray  # scores of defective pixels, ascending
+    defective: np.ndarray  # ascending
     regions: np.ndarray  # region of each defective pixel; empty if regions are not needed
     n_regions: int
 
@@ -55,7 +57,7 @@ def pro_curve(
     masks : sequence of arrays of shape (height, width)
         True or non-zero for defective pixels. All pixels of good images are False. Sizes may differ between images.
     maps : sequence of arrays of shape (height, width)
-        Anomaly maps, bigger = more anomalous. Each map has the size of its mask.
+        Anomaly maps, bigger = more anomalous. Each map has the size of its mask. Pixels that are NaN are left out.
     n_points : int or None, default=None
         Maximum number of points of the curve, e.g., for a plot. The points are spread evenly over the false-positive
         rates. Each point is exact, and far less memory is needed. None returns all points.
@@ -77,8 +79,8 @@ def pro_curve(
     Raises
     ------
     ValueError
-        If `masks` and `maps` differ in length, a mask and its map differ in size, a map holds NaN or infinity, or there
-        is no defective or no good pixel.
+        If `masks` and `maps` differ in length, a mask and its map differ in size, a map holds infinity or only NaN, or
+        there is no defective or no good pixel.
 
     References
     ----------
@@ -106,14 +108,12 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
 
     Parameters
     ----------
-    masks : sequence of arrays of shape (height, width)
-        One mask per image: True or non-zero for defective pixels. All pixels of good images are False.
-    maps : sequence of arrays of shape (height, width)
-        One anomaly map per image, bigger = more anomalous. Each map has the size of its mask.
+    masks, maps
+        One mask and one anomaly map per image, as for :func:`pro_curve`.
     max_fpr : float in (0, 1], default=0.3
         False-positive rate at which the integration ends. The area is divided by `max_fpr`. MVTec AD 2 uses 0.05.
     resize : bool, default=False
-        If True, masks are resized to the sizes of their maps. If False, different sizes raise an error.
+        As for :func:`pro_curve`.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def aupro_score(masks: Sequence[Any], maps: Sequence[Any], *, max_fpr: float = 0
     Raises
     ------
     ValueError
-        If masks and maps do not match, a map holds NaN or infinity, no pixel is defective, no pixel is good, or
+        If masks and maps do not match, a map holds infinity or only NaN, no pixel is defective, no pixel is good, or
         `max_fpr` is not in (0, 1].
 
     Examples
@@ -156,7 +156,7 @@ def pixel_roc_auc_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: bo
     Raises
     ------
     ValueError
-        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
+        In the same cases as :func:`pro_curve`.
 
     Examples
     --------
@@ -187,7 +187,7 @@ def pixel_average_precision_score(masks: Sequence[Any], maps: Sequence[Any], *, 
     Raises
     ------
     ValueError
-        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
+        In the same cases as :func:`pro_curve`.
     """
     return _average_precision(*_pixels(masks, maps, resize)[:2])
 
@@ -208,7 +208,7 @@ def pixel_f1_max_score(masks: Sequence[Any], maps: Sequence[Any], *, resize: boo
     Raises
     ------
     ValueError
-        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
+        In the same cases as :func:`pro_curve`.
     """
     return _f1_max(*_pixels(masks, maps, resize)[:2])
 
@@ -218,7 +218,7 @@ def pixel_metrics(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Return all metrics of pixels and regions except AUPIMO, **bigger = better**.
 
-    The pixels are sorted only once, so this function is faster than separate calls.
+    The pixels are sorted only once.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def pixel_metrics(
     Raises
     ------
     ValueError
-        If masks and maps do not match, a map holds NaN or infinity, or there is no defective or no good pixel.
+        In the same cases as :func:`pro_curve`.
     """
     pixels = _pixels(masks, maps, resize, with_regions=True)
     weights = _region_weights(pixels)
@@ -314,17 +314,17 @@ def aupimo_scores(
         Lower and upper false-positive rate between which the recall is averaged, on a logarithmic scale. The rate is
         the fraction of the pixels of a good image that score at least the threshold, averaged over the good images.
     resize : bool, default=False
-        If True, masks are resized to the sizes of their maps. If False, different sizes raise an error.
+        Whether masks are resized, as for :func:`pro_curve`.
 
     Returns
     -------
     array of shape (n_images,), float64
-        Scores in [0, 1]. NaN for good images.
+        Scores in [0, 1]. NaN for good images, and for anomalous images without an inspected defective pixel.
 
     Raises
     ------
     ValueError
-        If masks and maps do not match, a map holds NaN or infinity, there is no good image, there is no anomalous
+        If masks and maps do not match, a map holds infinity or only NaN, there is no good image, there is no anomalous
         image, or `fpr_bounds` do not ascend in (0, 1].
 
     Notes
@@ -347,7 +347,7 @@ def aupimo_scores(
             "all images are good, or all are anomalous: AUPIMO needs at least one good image and one anomalous image."
         )
     tops, weights = [], []
-    for scored in (scored.ravel() for (_, scored), good in zip(pairs, is_good, strict=True) if good):
+    for scored in (scored[~np.isnan(scored)] for (_, scored), good in zip(pairs, is_good, strict=True) if good):
         # At the score of rank n_kept, this image alone raises the mean rate above the upper bound. Drop lower scores.
         n_kept = min(scored.size, math.ceil(high * is_good.sum() * scored.size) + 1)
         top = scored[scored >= np.partition(scored, scored.size - n_kept)[scored.size - n_kept]]
@@ -358,7 +358,7 @@ def aupimo_scores(
     scores, rates = scores[order], weight[order].cumsum()
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     steps, rates = scores[last], rates[last]
-    # At the threshold steps[k], the rate increases from rates[k - 1] to rates[k]. begins and ends are the log rates.
+    # At the threshold steps[k], the log rate increases from begins[k] to ends[k].
     end = np.searchsorted(rates, high) + 1
     steps, rates = steps[:end], rates[:end]
     begins = np.log(np.append(low, np.maximum(rates[:-1], low)))
@@ -366,7 +366,9 @@ def aupimo_scores(
     results = np.full(len(pairs), np.nan)
     for i in np.flatnonzero(~is_good):
         mask, scored = pairs[i]
-        found = np.sort(scored[mask])
+        found = np.sort(scored[mask & ~np.isnan(scored)])
+        if not len(found):
+            continue
         above = 1 - np.searchsorted(found, steps, side="right") / len(found)
         at_least = 1 - np.searchsorted(found, steps, side="left") / len(found)
         # If defective pixels have the same score as good pixels, interpolate the recall linearly along the log rate.
@@ -380,7 +382,6 @@ def aupimo_scores(
 
 
 def _zipped(masks: Sequence[Any], maps: Sequence[Any]) -> Any:
-    """Return pairs of masks and maps; raise a ValueError if their numbers differ."""
     if len(masks) != len(maps):
         raise ValueError(f"{len(masks)} masks and {len(maps)} maps: expected one mask and one map per image.")
     return zip(masks, maps, strict=True)
@@ -397,8 +398,8 @@ def _pair(i: int, mask: Any, scored: Any, resize: bool) -> tuple[np.ndarray, np.
             f"{'' if mask.ndim == scored.ndim == 2 else ' or are not 2-D'}. Pass 2-D arrays of equal shape, or "
             "resize=True to resize masks to the sizes of their maps."
         )
-    if not np.isfinite(scored).all():
-        raise ValueError(f"image {i}: the map holds NaN or infinity. Pass finite maps.")
+    if np.isinf(scored).any() or np.isnan(scored).all():
+        raise ValueError(f"image {i}: the map holds infinity, or only NaN. Pass maps with finite values.")
     if mask.shape != scored.shape:
         mask = resize_image(mask, scored.shape, order=0, anti_aliasing=False) > 0.5  # type: ignore[no-untyped-call]
     return mask, scored
@@ -408,29 +409,29 @@ def _pixels(
     masks: Sequence[Any], maps: Sequence[Any], resize: bool, with_regions: bool = False, max_fpr: float = 1.0
 ) -> _Pixels:
     """Gather the scores of all pixels; sort defective pixels, and the highest good pixels up to the rate `max_fpr`."""
-    good, defective, regions = [], [], []
-    n_regions = 0
+    good, defective, regions, n_regions = [], [], [], 0
     for i, (mask, scored) in enumerate(_zipped(masks, maps)):
         mask, scored = _pair(i, mask, scored, resize)
-        good.append(scored[~mask])
-        if mask.any():
-            defective.append(scored[mask])
-            if with_regions:
-                numbers, n_own = label(mask, connectivity=2, return_num=True)  # type: ignore[no-untyped-call]
-                regions.append(numbers[mask] - 1 + n_regions)
-                n_regions += n_own
+        is_known = ~np.isnan(scored)
+        good.append(scored[is_known & ~mask])
+        if (known := is_known & mask).any():
+            defective.append(scored[known])
+            if with_regions:  # regions without an inspected pixel do not count
+                numbers = np.asarray(label(mask, connectivity=2))  # type: ignore[no-untyped-call]
+                inspected, own = np.unique(numbers[known], return_inverse=True)
+                regions.append(own + n_regions)
+                n_regions += len(inspected)
     if not defective:
         raise ValueError(_EMPTY.format("defective"))
-    ok, bad = np.concatenate(good), np.concatenate(defective)
-    if not len(ok):
+    if not len(ok := np.concatenate(good)):
         raise ValueError(_EMPTY.format("good"))
+    bad = np.concatenate(defective)
     n_below = len(ok) - min(len(ok), math.ceil(max_fpr * len(ok)) + 1)
     if n_below > 0:
         ok.partition(n_below)
     ok[n_below:].sort()
     order = bad.argsort(kind="stable")
-    numbers = np.concatenate(regions)[order] if with_regions else np.zeros(0, np.int64)
-    return _Pixels(ok, bad[order], numbers, n_regions)
+    return _Pixels(ok, bad[order], np.concatenate(regions)[order] if with_regions else np.zeros(0, int), n_regions)
 
 
 def _region_weights(pixels: _Pixels) -> np.ndarray:
@@ -443,7 +444,7 @@ def _region_weights(pixels: _Pixels) -> np.ndarray:
 def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
     """Return the area under the curve of cumulative `weights` against the false-positive rate, divided by `max_fpr`.
 
-    The curve itself is not computed. The horizontal axis is the number of good pixels above the threshold, up to
+    The horizontal axis is the number of good pixels above the threshold, up to
     `limit`. A defective pixel raises the curve by its weight at `above`, the number of good pixels that score higher,
     and adds ``weight * (limit - above)`` to the area. If good pixels have the same score, the curve rises linearly from
     `above` to `at_least`, the number of good pixels that score at least as high.
@@ -454,7 +455,7 @@ def _area(pixels: _Pixels, weights: np.ndarray, max_fpr: float) -> float:
     top = pixels.good[first:]
     above = len(top) - np.searchsorted(top, pixels.defective, side="right")
     at_least = len(top) - np.searchsorted(top, pixels.defective, side="left")
-    if first:  # scores equal to the lowest sorted score can also be in the unsorted part: count them there
+    if first:  # count the scores in the unsorted part that equal the lowest sorted score
         at_lowest = at_least == len(top)
         ties = np.count_nonzero(pixels.good[:first] == top[0])
         at_least = at_least + np.where(at_lowest & (pixels.defective == top[0]), ties, 0)
@@ -467,8 +468,7 @@ def _thinned_pro(pixels: _Pixels, n_points: int) -> tuple[np.ndarray, np.ndarray
     """Return the points of the PRO curve at evenly spaced ranks of the good pixels, and at the lowest of all scores."""
     n_good = len(pixels.good)
     numbers = np.linspace(0, n_good - 1, max(n_points - 2, 1)).astype(np.int64)
-    lowest = min(pixels.good[0], pixels.defective[0])
-    thresholds = np.unique(np.append(pixels.good[numbers], lowest))[::-1]
+    thresholds = np.unique(np.append(pixels.good[numbers], min(pixels.good[0], pixels.defective[0])))[::-1]
     fpr = (n_good - np.searchsorted(pixels.good, thresholds, side="left")) / n_good
     found = np.append(_region_weights(pixels)[::-1].cumsum()[::-1], 0.0)
     pro = found[np.searchsorted(pixels.defective, thresholds, side="left")]
@@ -492,7 +492,7 @@ def _counts(good: np.ndarray, defective: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _f1_max(good: np.ndarray, defective: np.ndarray) -> F1Max:
     """Return the maximum F1 score from the sorted anomaly scores of good and defective samples."""
-    # Scores of defective samples suffice as thresholds: a threshold between two of them only adds false positives.
+    # Scores of defective samples suffice as thresholds: others only add false positives.
     thresholds, true, false = _counts(good, defective)
     f1 = 2 * true / (true + false + len(defective))
     best = int(f1.argmax())

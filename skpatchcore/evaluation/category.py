@@ -13,7 +13,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
-from scipy.ndimage import map_coordinates
+from scipy.ndimage import distance_transform_edt, map_coordinates
 from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
@@ -106,12 +106,14 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
           The labels of the test images set this threshold.
         - ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3), ``aupro_05``
           (up to 0.05, as in MVTec AD 2), ``aupimo`` (mean over the defective images): metrics of the anomaly maps. NaN
-          without masks.
+          without masks. They describe inspected pixels only.
         - ``good_flagged`` (lower is better) and ``defects_found``: fractions of good and of defective images that the
           detector flags at its own threshold. ``promised_rate``: the false-positive rate that this threshold promises.
           NaN without calibration.
         - ``n_train``, ``n_good``, ``n_defective``: numbers of images. ``n_masks``: number of defective images in the
-          pixel metrics. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled detector.
+          pixel metrics. ``inspected``: fraction of the test images' pixels that is inspected (not NaN in the maps).
+          ``n_uninspected_defects``: number of images whose defective pixels all lie outside of it. ``bank_rows``: rows
+          of the memory bank. ``bytes``: size of the pickled detector.
         - ``fit_seconds`` and ``test_seconds``: time in seconds, and the time of each phase, such as ``fit_network``.
 
     Raises
@@ -239,11 +241,10 @@ def evaluate_category(
     with record_seconds() as fit_seconds:
         fitted.fit(dataset.train_images, groups=dataset.train_groups)
     with record_seconds() as test_seconds:
-        scores, maps, sizes = _predicted(fitted, dataset.test_images, resolution)
-    masks = [
-        _as_seen(read_mask(mask, size), fitted, resolution, order=0)
-        for mask, size in zip(dataset.test_masks, sizes, strict=True)
-    ]
+        scores, maps, inspections = _predicted(fitted, dataset.test_images, resolution)
+    own_masks = [read_mask(mask, known.shape) for mask, known in zip(dataset.test_masks, inspections, strict=True)]
+    unseen = [bool(mask.any() and not mask[known].any()) for mask, known in zip(own_masks, inspections, strict=True)]
+    masks = [_as_seen(mask, fitted, resolution, order=0) for mask in own_masks]
     # Defective images without a mask are excluded from pixel metrics.
     counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or mask.any()]
     pixels, pro, overlaps = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
@@ -264,6 +265,8 @@ def evaluate_category(
         "n_good": int((labels == 1).sum()),
         "n_defective": int((labels == -1).sum()),
         "n_masks": len(counted) - int((labels == 1).sum()),
+        "inspected": float(np.mean([known.mean() for known in inspections])),
+        "n_uninspected_defects": sum(unseen),
         "bank_rows": len(getattr(fitted, "memory_bank_", ())) or np.nan,
         "bytes": pickled_bytes(fitted) if with_bytes else np.nan,
         "fit_seconds": sum(fit_seconds.values()),
@@ -303,14 +306,14 @@ def pickled_bytes(detector: Any) -> float:
 
 def _predicted(
     fitted: Any, images: Sequence[Any], resolution: str
-) -> tuple[np.ndarray, list[np.ndarray], list[tuple[int, int]]]:
-    """Return the image scores, the anomaly maps at the given resolution, and the own sizes of the images."""
-    scores, maps, sizes = [], [], []
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Return the image scores, the anomaly maps at the given resolution, and the inspected pixels of the images."""
+    scores, maps, inspections = [], [], []
     for result in fitted.iter_results(images):
         scores.append(result.score)
         maps.append(_as_seen(result.anomaly_map, fitted, resolution, order=1))
-        sizes.append(result.anomaly_map.shape)
-    return np.array(scores), maps, sizes
+        inspections.append(~np.isnan(result.anomaly_map))
+    return np.array(scores), maps, inspections
 
 
 def extractors_of(detector: Any) -> list[Any]:
@@ -346,8 +349,23 @@ def _as_seen(pixels: np.ndarray, detector: Any, resolution: str, order: int) -> 
     if order == 0:
         seen: np.ndarray = pixels[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]
     else:
-        seen = map_coordinates(pixels, np.meshgrid(y, x, indexing="ij"), order=order, mode="nearest")
+        filled, is_outside = _filled(pixels)
+        seen = map_coordinates(filled, np.meshgrid(y, x, indexing="ij"), order=order, mode="nearest")
+        seen[is_outside[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]] = np.nan
     return seen
+
+
+def _filled(anomaly_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Replace NaN in a map by the nearest value, and return the pixels that are not inspected.
+
+    The interpolation at the edge of the crop needs a value just outside. Pixels that touch an inspected pixel do not
+    count as not inspected.
+    """
+    is_missing = np.isnan(anomaly_map)
+    if not is_missing.any():
+        return anomaly_map, is_missing
+    distances, nearest = distance_transform_edt(is_missing, return_indices=True)
+    return anomaly_map[tuple(nearest)], distances > 1.5
 
 
 def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
@@ -356,7 +374,7 @@ def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
 
 def _pixel_metrics(masks: list[np.ndarray], maps: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Return the pixel metrics, the curve of region overlap, and the AUPIMO of each image."""
-    if not any(mask.any() for mask in masks):
+    if not any((mask & ~np.isnan(anomaly_map)).any() for mask, anomaly_map in zip(masks, maps, strict=True)):
         return dict.fromkeys(_PIXEL_METRICS, np.nan), np.zeros((2, 0)), np.zeros(0)
     values, curve = pixel_metrics(masks, maps, n_points=_N_POINTS)
     overlaps = aupimo_scores(masks, maps)
