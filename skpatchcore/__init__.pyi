@@ -14,6 +14,7 @@ from .display.anomaly_map import AnomalyMapDisplay as AnomalyMapDisplay
 from .display.capability import DetectionCapabilityDisplay as DetectionCapabilityDisplay
 from .display.coreset import CoresetDisplay as CoresetDisplay
 from .display.drift import DriftDisplay as DriftDisplay
+from .display.inspection import InspectionDisplay as InspectionDisplay
 from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisplay
 from .evaluation.capability import capability_of_defects as capability_of_defects
 from .evaluation.capability import detection_capability as detection_capability

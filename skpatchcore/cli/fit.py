@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joblib
+import numpy as np
 
 import skpatchcore
 from skpatchcore._utils.files import require_writable, written_whole
 from skpatchcore._utils.names import shown_name
-from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
 from skpatchcore.datasets import list_training_images
 
@@ -61,6 +62,17 @@ def add_parser(commands: Any) -> None:
         metavar="SIZE",
         help="inspect only the centre of the resized image: pixels of the side, or HEIGHTxWIDTH; 'none' inspects the "
         "whole image",
+    )
+    fit.add_argument(
+        "--roi",
+        metavar="MASK",
+        help="region of interest: a mask image in which the pixels to inspect are not black. It is scaled to each "
+        "image. Other pixels are not inspected, and the model file keeps the mask",
+    )
+    fit.add_argument(
+        "--ignore",
+        metavar="MASK",
+        help="the opposite of --roi: a mask image in which the pixels that are not inspected are not black",
     )
     fit.add_argument(
         "--value-range",
@@ -124,12 +136,12 @@ def add_parser(commands: Any) -> None:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore import GreedyCoresetSampler, InspectionWarning, PatchCoreDetector, TorchFeatureExtractor
     from skpatchcore.reports.groups import promise_of
-    from skpatchcore.reports.inspection import describe_inspection, sizes_of
 
     directory, output = Path(options.directory), Path(options.output)
     _require_output(output)
+    roi = _region_of(options.roi, options.ignore)
     paths = list_training_images(directory)
     detector = PatchCoreDetector(
         TorchFeatureExtractor(
@@ -145,6 +157,7 @@ def _fit(options: argparse.Namespace) -> int:
         index=options.index,
         device=options.device,
         n_neighbors=options.n_neighbors,
+        roi=roi,
         contamination=options.contamination,
         pixel_contamination=options.pixel_contamination,
         calibration=options.calibration,
@@ -152,7 +165,10 @@ def _fit(options: argparse.Namespace) -> int:
         verbose=0 if options.quiet else 1,
     )
     begin = time.perf_counter()
-    detector.fit(paths)
+    with warnings.catch_warnings():
+        if not options.quiet:  # the text is printed below
+            warnings.simplefilter("ignore", InspectionWarning)
+        detector.fit(paths)
     detector.set_params(verbose=0)  # the progress bars belong to this command, not to the model
     _save(detector, output)
     if not options.quiet:
@@ -167,12 +183,29 @@ def _fit(options: argparse.Namespace) -> int:
             f"image threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
         )
         print(f"{promise_of(detector)} Calibration: {detector.calibration_plan_}.")
-    if uninspected := describe_inspection(detector, sizes_of(paths)):
-        if options.quiet:
-            warn_user(uninspected)
-        else:
-            print(uninspected)
+        print(detector.inspection_)
     return 0
+
+
+def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
+    """Return the mask of the pixels that are inspected; None if there is no mask."""
+    if roi is None and ignore is None:
+        return None
+    from skpatchcore.images.roi import as_region, scaled_mask
+
+    masks = []
+    for name, path in (("--roi", roi), ("--ignore", ignore)):
+        try:
+            masks.append(None if path is None else as_region(path).mask)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"{name} {path!r}: {error}") from error
+    inside, outside = masks
+    if outside is None:
+        return inside
+    inside = ~outside if inside is None else inside & ~scaled_mask(outside, (inside.shape[0], inside.shape[1]))
+    if not inside.any():
+        raise CommandError("--ignore: the mask leaves no pixel to inspect.")
+    return inside
 
 
 def _require_output(output: Path) -> None:

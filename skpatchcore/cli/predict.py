@@ -126,7 +126,7 @@ def _predict(options: argparse.Namespace) -> int:
     if not options.quiet:
         where = f"{folder / 'scores.csv'}{' and report.html' if options.report and problem is None else ''}"
         print(f"{len(scored)} images scored, {n_flagged} of them anomalous: {shown_name(where)}")
-    if uninspected := describe_inspection(detector, {p.path: p.image_size for p in scored if p.image_size}):
+    if uninspected := describe_inspection({p.path: p.inspected for p in scored}):
         if not options.quiet:
             print(uninspected)
         elif not options.report:

@@ -1,9 +1,12 @@
-"""Figures of anomaly maps, of scores, of the memory bank, of evidence of drift, and of detection capability."""
+"""Figures of anomaly maps, of scores, of the memory bank, of evidence of drift, of detection capability, and of
+what is inspected.
+"""
 
 from skpatchcore.display.anomaly_map import AnomalyMapDisplay
 from skpatchcore.display.capability import DetectionCapabilityDisplay
 from skpatchcore.display.coreset import CoresetDisplay
 from skpatchcore.display.drift import DriftDisplay
+from skpatchcore.display.inspection import InspectionDisplay
 from skpatchcore.display.overlay import outline_mask, overlay_anomaly_map
 from skpatchcore.display.score_histogram import ScoreHistogramDisplay
 
@@ -12,6 +15,7 @@ __all__ = [
     "CoresetDisplay",
     "DetectionCapabilityDisplay",
     "DriftDisplay",
+    "InspectionDisplay",
     "ScoreHistogramDisplay",
     "outline_mask",
     "overlay_anomaly_map",

@@ -237,7 +237,7 @@ class AnomalyMapDisplay:
         """Return the map value with the ratio 1 on the colour scale."""
         if not math.isnan(self.threshold):
             return float(self.threshold)
-        values = [float(extreme(m)) for m in self.anomaly_maps for extreme in (np.min, np.max)]
+        values = [float(extreme(m)) for m in self.anomaly_maps for extreme in (np.nanmin, np.nanmax)]
         return (min(values) + max(values)) / 2
 
     def _draw_pair(self, i: int, pair: Sequence[Any], threshold: float, with_regions: bool) -> None:

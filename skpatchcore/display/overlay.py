@@ -14,6 +14,8 @@ _COLORS = np.array([[0.18, 0.04, 0.38], [0.62, 0.13, 0.42], [0.96, 0.47, 0.11], 
 _MOST_OPAQUE = 0.75
 # Ratios of the anomaly map to the threshold at the lower and the upper end of the colour scale.
 HEAT_RANGE = (0.75, 1.75)
+# Width in pixels of the stripes over pixels that are not inspected, and the brightness of dark and of light stripes.
+_STRIPE, _STRIPES = 3, (0.3, 0.55)
 
 
 def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour: bool = True) -> np.ndarray:
@@ -22,7 +24,8 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     The overlay colour of a pixel depends only on the ratio of its map value to the threshold. Therefore colours of
     different images can be compared. A pixel with a ratio of at most 0.75 keeps its own colour. From the ratio 0.75 to
     1.75, the overlay changes from dark violet to pale yellow and becomes less transparent. Pixels with ratios between
-    0.75 and 1 are coloured too, although they are below the threshold. The cyan line shows the threshold itself.
+    0.75 and 1 are coloured too, although they are below the threshold. The cyan line shows the threshold itself. Pixels
+    that are not inspected (NaN in the map) are dark with diagonal stripes.
 
     Parameters
     ----------
@@ -54,11 +57,34 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     """
     scores = np.asarray(anomaly_map, float)
     image = _in_color(image, scores)
-    heat = (scores / max(threshold, np.finfo(float).tiny) - HEAT_RANGE[0]).clip(0, 1)
+    heat = np.nan_to_num(scores / max(threshold, np.finfo(float).tiny) - HEAT_RANGE[0], nan=0.0).clip(0, 1)
     colors = heat_colors(heat)
     opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
-    picture = image * (1 - opacity) + colors * opacity
+    picture = hatched(image * (1 - opacity) + colors * opacity, np.isnan(scores))
     return outline_mask(picture, scores > threshold) if contour else as_bytes(picture)
+
+
+def hatched(picture: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """Return a picture with dark diagonal stripes over some pixels.
+
+    Parameters
+    ----------
+    picture : array of shape (height, width, 3), float in [0, 1]
+        The picture.
+    unseen : array of shape (height, width), bool
+        True for pixels that get stripes: those that are not inspected.
+
+    Returns
+    -------
+    array of shape (height, width, 3), float in [0, 1]
+    """
+    if not unseen.any():
+        return picture
+    rows, columns = np.indices(unseen.shape)
+    is_dark = (rows + columns) // (_STRIPE * (1 + max(unseen.shape) // 400)) % 2 == 0
+    brightness = np.where(unseen, np.where(is_dark, *_STRIPES), 1.0)
+    hatched: np.ndarray = picture * brightness[..., None]
+    return hatched
 
 
 def heat_colors(heat: np.ndarray) -> np.ndarray:

@@ -276,7 +276,8 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
         "map": source(layers.heat),
         "outline": source(layers.outline),
         "truth": source(layers.truth),
-        "inspected": None if card.inspected is None else [round(side, 1) for side in card.inspected],
+        "unseen": source(layers.unseen),
+        "inspected": None if layers.inspected == 1 else round(layers.inspected, 4),
         "problem": shown_name(card.problem),
         "note": shown_name(card.note),
     }

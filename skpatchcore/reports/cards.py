@@ -100,9 +100,6 @@ class Card:
         Pictures and regions.
     problem : str
         Why the image could not be read or why a picture is missing; empty if nothing is wrong.
-    inspected : (float, float, float, float) or None
-        Top, left, bottom and right of the inspected area in pixels of the image; None if it is the whole image or
-        unknown.
     nearest : Nearest or None
         The nearest nominal patch; None if it was not searched.
     note : str
@@ -117,7 +114,6 @@ class Card:
     group: CardGroup
     layers: Layers = field(default_factory=Layers)
     problem: str = ""
-    inspected: tuple[float, float, float, float] | None = None
     nearest: Nearest | None = None
     note: str = ""
     is_file: bool = True

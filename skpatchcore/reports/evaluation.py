@@ -16,10 +16,8 @@ from skpatchcore.evaluation.promises import RATES, describe_rates
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of
 from skpatchcore.evaluation.storage import Results
 from skpatchcore.evaluation.summary import advice, counted, describe_images, describe_result
-from skpatchcore.images.errors import ImageError
 from skpatchcore.reports.card_page import Frame, asset, write_card_page
 from skpatchcore.reports.charts import Line, line_chart, score_chart
-from skpatchcore.reports.inspection import describe_inspection, sizes_of
 from skpatchcore.reports.page import Cell, definitions, details, escaped, frame_table, paragraph, table
 from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.study_charts import ablation_charts, low_shot_charts
@@ -110,7 +108,7 @@ def write_evaluation_report(
         target,
         title=f"skpatchcore evaluate: {name}",
         about=_facts(evaluation, name, method),
-        inspected=" ".join(_uninspected(evaluation.runs)),
+        inspected=_uninspected(evaluation.runs),
         noun="image",
         frame=frame,
     )
@@ -148,16 +146,19 @@ def _facts(evaluation: Evaluation, name: str, method: str | None) -> dict[str, s
     }
 
 
-def _uninspected(runs: Iterable[FinishedRun]) -> list[str]:
-    """Return the sentences about image areas outside the crop of the detector, each once."""
-    sentences = []
-    for one in runs:
-        paths = [path for path in one.run.dataset.test_images if isinstance(path, str)]
-        try:
-            sentences.append(describe_inspection(one.run.detector, sizes_of(paths)) or "")
-        except (ImageError, OSError, ValueError):  # the images have been moved since the evaluation
-            continue
-    return [text for text in dict.fromkeys(sentences) if text][:1]
+def _uninspected(runs: Iterable[FinishedRun]) -> str:
+    """Return a sentence about pixels that are not inspected, for the category with the smallest inspected fraction."""
+    rows = [(one.result.row.get("inspected", 1.0), one.result) for one in runs]
+    share, result = min(rows, key=lambda pair: pair[0])
+    if share == 1:
+        return ""
+    n_missed = result.row["n_uninspected_defects"]
+    return (
+        f"{100 * (1 - share):.1f} % of the pixels of the test images of {shown_name(result.category)} are not "
+        "inspected, the largest fraction of all categories. Defects there are not found. In "
+        f"{n_missed} of {result.row['n_defective']} defective images, all defective pixels lie there. Pixel metrics "
+        "leave these pixels out."
+    )
 
 
 def _before(evaluation: Evaluation, has_cards: bool) -> Iterable[str]:

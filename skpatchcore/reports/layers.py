@@ -22,8 +22,10 @@ _THUMB_SIDE, _IMAGE_SIDE, _MAP_SIDE = 320, 1200, 400
 N_REGIONS = 20
 # Colour levels of a map. The first one is transparent.
 _N_LEVELS = 48
-# Brightness of the margin that is not inspected, in the picture of a card.
+# Brightness of pixels that are not inspected, in the picture of a card.
 _MARGIN = 0.4
+# Width in pixels of the stripes over pixels that are not inspected, and the opacity of dark and of light stripes.
+_STRIPE, _STRIPE_OPACITY = 5, (170, 100)
 _CYAN, _DARK = (0, 229, 255), (12, 20, 40)
 
 
@@ -57,16 +59,18 @@ class Layers:
     ----------
     size : (int, int)
         Height and width of the image in pixels.
-    thumb, image, heat, outline, truth : str or None
+    thumb, image, heat, outline, truth, unseen : str or None
         Files of the pictures relative to the page: the small picture with the outline, the image, its anomaly map in
-        colours, the line around the pixels above the pixel threshold, and the line around a known defect. None if
-        there is no such picture.
+        colours, the line around the pixels above the pixel threshold, the line around a known defect, and stripes over
+        the pixels that are not inspected. None if there is no such picture.
     regions : tuple of Region
         The regions with the highest peaks, at most 20.
     n_regions : int
         Number of all regions.
     largest : int
         Area of the largest region in pixels; 0 without regions.
+    inspected : float
+        Fraction of the pixels that is inspected, from 0 to 1.
     problem : str
         Why a picture is missing; empty if none is.
     """
@@ -77,9 +81,11 @@ class Layers:
     heat: str | None = None
     outline: str | None = None
     truth: str | None = None
+    unseen: str | None = None
     regions: tuple[Region, ...] = ()
     n_regions: int = 0
     largest: int = 0
+    inspected: float = 1.0
     problem: str = ""
 
     def files(self) -> list[str]:
@@ -90,7 +96,8 @@ class Layers:
         list of str
             Relative to the page.
         """
-        return [file for file in (self.thumb, self.image, self.heat, self.outline, self.truth) if file is not None]
+        files = (self.thumb, self.image, self.heat, self.outline, self.truth, self.unseen)
+        return [file for file in files if file is not None]
 
 
 def write_layers(
@@ -99,7 +106,6 @@ def write_layers(
     threshold: float,
     pictures: PictureFolder,
     *,
-    inspected: tuple[float, float, float, float] | None = None,
     truth: Any = None,
 ) -> Layers:
     """Write the pictures of one image for a report page.
@@ -111,15 +117,12 @@ def write_layers(
     pixels : array of shape (height, width, 1 or 3), float in [0, 1]
         The image.
     anomaly_map : array of shape (height, width)
-        Its anomaly map, bigger = more anomalous.
+        Its anomaly map, bigger = more anomalous. NaN for pixels that are not inspected.
     threshold : float
         The detector's ``pixel_offset_``. If NaN, there are no regions and no outline, and colours run over the map's
         own range.
     pictures : PictureFolder
         The folder of the pictures.
-    inspected : (float, float, float, float) or None, default=None
-        Top, left, bottom and right of the inspected area in pixels; None if it is the whole image. Outside it, an
-        anomaly map repeats the values at the border. The pictures and the regions leave them out.
     truth : array of shape (height, width) or None, default=None
         True (or non-zero) where the image is known to be defective.
 
@@ -127,8 +130,8 @@ def write_layers(
     -------
     Layers
     """
-    if inspected is not None:
-        anomaly_map = _within_box(anomaly_map, inspected)
+    is_unseen = np.isnan(anomaly_map)
+    unseen = is_unseen if is_unseen.any() else None
     size = (anomaly_map.shape[0], anomaly_map.shape[1])
     mask = None if math.isnan(threshold) else anomaly_map > threshold
     table = regions_of_map(anomaly_map, threshold) if mask is not None and mask.any() else None
@@ -146,24 +149,18 @@ def write_layers(
     outline = None if table is None or mask is None else mask
     return Layers(
         size=size,
-        thumb=written("thumb.jpg", lambda: _thumb(photo, outline, inspected)),
+        thumb=written("thumb.jpg", lambda: _thumb(photo, outline, unseen)),
         image=written("image.jpg", lambda: photo.resize(_within(photo.size, _IMAGE_SIDE), Image.Resampling.LANCZOS)),
         heat=written("map.png", lambda: _heat(anomaly_map, threshold)),
         outline=None if outline is None else written("outline.png", lambda: _outline(outline, _CYAN)),
         truth=None if truth is None else written("truth.png", lambda: _outline(np.asarray(truth) != 0, (255, 214, 0))),
+        unseen=None if unseen is None else written("unseen.png", lambda: _stripes(unseen)),
+        inspected=1.0 if unseen is None else float(1 - unseen.mean()),
         regions=() if table is None else _regions(table.head(N_REGIONS)),
         n_regions=0 if table is None else len(table),
         largest=0 if table is None else int(table["area"].max()),
         problem=f"a picture could not be written: {problems[0]}" if problems else "",
     )
-
-
-def _within_box(anomaly_map: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
-    """Return a map with its lowest value outside a box."""
-    top, left, bottom, right = (round(side) for side in box)
-    clipped = np.full_like(anomaly_map, min(float(anomaly_map.min()), 0.0))
-    clipped[top:bottom, left:right] = anomaly_map[top:bottom, left:right]
-    return clipped
 
 
 def as_picture(pixels: np.ndarray) -> Image.Image:
@@ -187,9 +184,9 @@ def _within(size: tuple[int, int], longest: int, enlarge: bool = False) -> tuple
 
 def _heat(anomaly_map: np.ndarray, threshold: float) -> Image.Image:
     """Return a map in colours of the same meaning in all pictures, transparent where it is low."""
-    values = np.asarray(anomaly_map, np.float32)
     if math.isnan(threshold):  # without calibration, there is only the map's own range
-        threshold = float(values.max()) / 2
+        threshold = float(np.nanmax(anomaly_map)) / 2
+    values = np.nan_to_num(np.asarray(anomaly_map, np.float32), nan=min(float(np.nanmin(anomaly_map)), 0.0))
     small = Image.fromarray(values).resize(_within(values.shape[::-1], _MAP_SIDE), Image.Resampling.BILINEAR)
     ratio = np.asarray(small) / max(threshold, np.finfo(float).tiny)
     levels = ((ratio - HEAT_RANGE[0]) / (HEAT_RANGE[1] - HEAT_RANGE[0])).clip(0, 1)
@@ -219,16 +216,24 @@ def _outline(mask: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
     return picture
 
 
-def _thumb(
-    photo: Image.Image, mask: np.ndarray | None, inspected: tuple[float, float, float, float] | None
-) -> Image.Image:
-    """Return a small picture with the line around a mask. The margin that is not inspected is dark."""
+def _stripes(unseen: np.ndarray) -> Image.Image:
+    """Return diagonal stripes over the pixels that are not inspected, as a picture that is transparent elsewhere."""
+    size = _within(unseen.shape[::-1], _IMAGE_SIDE)
+    small = np.asarray(Image.fromarray(np.uint8(unseen) * 255).resize(size, Image.Resampling.BOX)) >= 128
+    rows, columns = np.indices(small.shape)
+    dark = (rows + columns) // (_STRIPE * (1 + max(size) // 700)) % 2
+    picture = Image.fromarray(np.where(small, 1 + dark, 0).astype(np.uint8)).convert("P")
+    picture.putpalette([0, 0, 0, *_DARK, *_DARK])
+    picture.info["transparency"] = bytes([0, *_STRIPE_OPACITY])
+    return picture
+
+
+def _thumb(photo: Image.Image, mask: np.ndarray | None, unseen: np.ndarray | None) -> Image.Image:
+    """Return a small picture with the line around a mask. Pixels that are not inspected are dark."""
     small = photo.resize(_within(photo.size, _THUMB_SIDE, enlarge=True), Image.Resampling.LANCZOS)
-    if inspected is not None:
-        scale = small.height / photo.height
-        top, left, bottom, right = (round(side * scale) for side in inspected)
+    if unseen is not None:
         dark = Image.eval(small, lambda value: int(_MARGIN * value))
-        dark.paste(small.crop((left, top, right, bottom)), (left, top))
+        dark.paste(small, mask=Image.fromarray(np.uint8(~unseen) * 255).resize(small.size, Image.Resampling.BOX))
         small = dark
     if mask is None:
         return small

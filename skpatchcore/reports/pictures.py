@@ -15,7 +15,7 @@ from PIL import Image
 PICTURES = "report_files"
 _LIST = "files.txt"
 _FIRST_LINE = "Pictures of a report of skpatchcore. The next report removes the files in this list."
-_OWN_NAME = re.compile(r"[0-9]{5,12}\.(thumb|image|map|outline|truth|patch|nominal)\.(jpg|png)")
+_OWN_NAME = re.compile(r"[0-9]{5,12}\.(thumb|image|map|outline|truth|unseen|patch|nominal)\.(jpg|png)")
 _FORMATS = {
     "jpg": {"format": "JPEG", "quality": 82, "optimize": True},
     "png": {"format": "PNG", "optimize": True},

@@ -16,7 +16,7 @@ from skpatchcore.reports.card_page import write_card_page
 from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, headline
 from skpatchcore.reports.explanations import explain
 from skpatchcore.reports.groups import group_of
-from skpatchcore.reports.inspection import describe_inspection, inspected_boxes
+from skpatchcore.reports.inspection import describe_inspection
 from skpatchcore.reports.layers import Layers, write_layers
 from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
@@ -84,13 +84,13 @@ def write_prediction_report(
         raise ValueError("there are no predictions to report.")
     detector = as_image_detector(detector)
     cards = make_cards(predictions, detector, folder, on_explained=on_explained)
-    sizes = {card.path: card.layers.size for card in cards if card.layers.size is not None}
+    shares = {card.path: card.layers.inspected for card in cards if card.layers.size is not None}
     return write_card_page(
         cards,
         Path(folder) / REPORT,
         title=f"{REPORT_TITLE} {headline(cards)}",
         about={"Model": model} if model else {},
-        inspected=" ".join(text for text in (drift, describe_inspection(detector, sizes)) if text),
+        inspected=" ".join(text for text in (drift, describe_inspection(shares)) if text),
         embed=embed,
     )
 
@@ -136,7 +136,6 @@ def make_cards(
     worst = sorted((p for p in predictions if p.is_scored), key=lambda prediction: prediction.score)
     explained = [p.path for i, p in enumerate(worst) if i < _N_EXPLAINED or p.label == -1]
     nearest = explain(detector, list(dict.fromkeys(explained)), pictures, on_explained=on_explained)
-    boxes = inspected_boxes(detector, {p.layers.size for p in predictions if p.layers and p.layers.size})
     return [
         Card(
             path=prediction.path,
@@ -145,7 +144,6 @@ def make_cards(
             group=made,
             layers=prediction.layers or Layers(),
             problem=_problem_of(prediction),
-            inspected=boxes.get(prediction.layers.size) if prediction.layers and prediction.layers.size else None,
             nearest=nearest.get(prediction.path),
             note="" if notes is None else notes[i],
         )
@@ -205,6 +203,4 @@ def _layers_of(
     except Exception as error:  # one image that cannot be shown leaves the other cards
         return Layers(problem=f"the image cannot be shown: {error}")
     anomaly_map = np.asarray(result.anomaly_map)
-    size = (anomaly_map.shape[0], anomaly_map.shape[1])
-    inspected = inspected_boxes(detector, [size]).get(size)
-    return write_layers(pixels, anomaly_map, detector.pixel_offset_, pictures, inspected=inspected, truth=truth)
+    return write_layers(pixels, anomaly_map, detector.pixel_offset_, pictures, truth=truth)

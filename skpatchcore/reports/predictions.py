@@ -22,7 +22,6 @@ from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import PixelFormat, load_image
 from skpatchcore.protocols import pixel_format_of
-from skpatchcore.reports.inspection import inspected_boxes
 from skpatchcore.reports.layers import Layers, write_layers
 from skpatchcore.reports.pictures import PictureFolder, remove_pictures
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
@@ -36,7 +35,7 @@ _COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
 class Prediction(NamedTuple):
     """Score, label and pictures of one image, as returned by `write_predictions` and `read_predictions`.
 
-    All values except `image_size` and `layers` are also in the table ``scores.csv``, which has one row per image.
+    All values except `inspected` and `layers` are also in the table ``scores.csv``, which has one row per image.
 
     Attributes
     ----------
@@ -52,8 +51,8 @@ class Prediction(NamedTuple):
         File name of the heat map; None if the image could not be scored or the heat map could not be written.
     problem : str
         Why the image could not be scored, or why it has no heat map.
-    image_size : (int, int) or None
-        Height and width of the anomaly map in pixels; None if they are unknown.
+    inspected : float
+        Fraction of the image's pixels that is inspected, from 0 to 1. Defects in other pixels are not found.
     layers : Layers or None
         Pictures for the report page, and regions of the anomaly map. None if the pictures were not written, or if the
         prediction was read from ``scores.csv``.
@@ -66,7 +65,7 @@ class Prediction(NamedTuple):
     p_value: float
     picture: str | None
     problem: str = ""
-    image_size: tuple[int, int] | None = None
+    inspected: float = 1.0
     layers: Layers | None = None
 
     @property
@@ -167,10 +166,8 @@ def write_predictions(
             path = files[result.index]
             prediction = prediction_of(result, path)
             if result.anomaly_map is not None:
-                size = (result.anomaly_map.shape[0], result.anomaly_map.shape[1])
-                inspected = inspected_boxes(detector, [size]).get(size) if layers else None
                 prediction = _with_heat_map(
-                    prediction, result, folder / pictures[path], threshold, pixel_format, layer_folder, inspected
+                    prediction, result, folder / pictures[path], threshold, pixel_format, layer_folder
                 )
             table.writerow(_cells(prediction))
             file.flush()
@@ -187,7 +184,6 @@ def _with_heat_map(
     threshold: float,
     pixel_format: PixelFormat,
     layer_folder: PictureFolder | None,
-    inspected: tuple[float, float, float, float] | None,
 ) -> Prediction:
     """Write the heat map of an image, and its layers if asked for; return the prediction with them or with a problem.
 
@@ -205,7 +201,7 @@ def _with_heat_map(
     except Exception as error:
         prediction = prediction._replace(problem=f"the heat map {target.name!r} could not be written: {_reason(error)}")
     if layer_folder is not None:
-        layers = write_layers(background, np.asarray(result.anomaly_map), threshold, layer_folder, inspected=inspected)
+        layers = write_layers(background, np.asarray(result.anomaly_map), threshold, layer_folder)
         prediction = prediction._replace(layers=layers)
     return prediction
 
@@ -221,7 +217,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
     Returns
     -------
     list of Prediction
-        In the order of the table, with the paths as they were given. `image_size` and `layers` are None.
+        In the order of the table, with the paths as they were given. `inspected` is 1, and `layers` is None.
 
     Raises
     ------
@@ -297,8 +293,8 @@ def prediction_of(result: ImageResult, path: str) -> Prediction:
     """Return the prediction of an image. An image that could not be scored is anomalous, even without a threshold."""
     if result.error is not None:
         return Prediction(path, math.nan, math.nan, -1, math.nan, None, result.error.message)
-    size = None if result.anomaly_map is None else (result.anomaly_map.shape[0], result.anomaly_map.shape[1])
-    return Prediction(path, result.score, result.decision, result.label, result.p_value, None, image_size=size)
+    inspected = 1.0 if result.anomaly_map is None else float(1 - np.isnan(result.anomaly_map).mean())
+    return Prediction(path, result.score, result.decision, result.label, result.p_value, None, inspected=inspected)
 
 
 def _cells(prediction: Prediction) -> list[Any]:
@@ -371,7 +367,7 @@ def _key(name: str) -> str:
 def _write_overlay(target: Path, background: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> None:
     """Write a heat map in one step. An existing file is replaced; a link at its place is not followed."""
     if math.isnan(threshold):  # without calibration, there is only the map's own range
-        threshold = float(anomaly_map.max()) / 2
+        threshold = float(np.nanmax(anomaly_map)) / 2
     picture = Image.fromarray(overlay_anomaly_map(background, anomaly_map, threshold))
     partial = target.with_name(f".{target.stem}.partial")
     try:

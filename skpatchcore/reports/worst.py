@@ -19,14 +19,13 @@ from skpatchcore.images.reading import load_image
 from skpatchcore.protocols import pixel_format_of
 from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, Card, CardGroup, Nearest
 from skpatchcore.reports.explanations import explain
-from skpatchcore.reports.inspection import inspected_boxes
 from skpatchcore.reports.layers import Layers, Region, write_layers
 from skpatchcore.reports.pictures import PICTURES, PictureFolder, remove_pictures
 
 # Starts of captions of mistakes.
 MISSED, FALSE_ALARM = "Missed defect", "False alarm: a good image"
 _MISS, _FALSE_POSITIVE = "miss", "false positive"
-_LAYERS = ("thumb", "image", "heat", "outline", "truth")
+_LAYERS = ("thumb", "image", "heat", "outline", "truth", "unseen")
 _CROPS = ("patch", "nominal")
 
 
@@ -60,7 +59,6 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
           mistake, or the detector has no threshold.
         - ``caption``: a text about the image.
         - ``index``: the index of the image in the test images.
-        - ``inspected``: the box of the inspected area, or None.
         - ``layers``: the pictures and the regions, as a dict with the attributes of ``Layers``.
         - ``nearest``: the most anomalous patch and the nearest good patch, or None.
 
@@ -82,19 +80,13 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
                 anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
                 mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
                 truth = mask if mask.any() else None
-                size = (anomaly_map.shape[0], anomaly_map.shape[1])
-                inspected = inspected_boxes(fitted, [size]).get(size)
-                layers = write_layers(
-                    image, anomaly_map, result.pixel_offset, pictures, inspected=inspected, truth=truth
-                )
+                layers = write_layers(image, anomaly_map, result.pixel_offset, pictures, truth=truth)
             except (OSError, ValueError) as error:  # the metrics are complete, and other pictures may be drawn
                 warn_user(f"category {shown_name(result.category)!r}: no picture of test image {i}: {error}")
                 continue
             if layers.problem:
                 warn_user(f"category {shown_name(result.category)!r}: no picture of test image {i}: {layers.problem}")
-            found.append(
-                {"kind": kind, **_described(result, i, kind), "inspected": inspected, "layers": asdict(layers)}
-            )
+            found.append({"kind": kind, **_described(result, i, kind), "layers": asdict(layers)})
     paths = {i: text for i in (one["index"] for one in found) if isinstance(text := dataset.test_images[i], str)}
     nearest = explain(fitted, list(dict.fromkeys(paths.values())), pictures)
     for one in found:
@@ -157,7 +149,6 @@ def worst_cards(
                 score=-float(score),
                 group=group,
                 layers=layers,
-                inspected=None if one.get("inspected") is None else tuple(one["inspected"]),
                 problem="; ".join(dict.fromkeys([*([layers.problem] if layers.problem else []), *problems])),
                 nearest=None
                 if near is None

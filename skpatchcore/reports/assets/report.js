@@ -99,11 +99,10 @@
 
   const tag = card => make("span", { class: "tag" }, verdicts[card.verdict]);
 
-  /** Return a sentence if a crop leaves out a part of the image. */
+  /** Return a sentence if a part of the image is not inspected. */
   function coverage(card) {
     if (!card.inspected) return "";
-    const [top, left, bottom, right] = card.inspected;
-    return `Only ${Math.round(100 * (bottom - top) * (right - left) / (card.size[0] * card.size[1]))} % of the image is inspected`;
+    return `Only ${Math.round(100 * card.inspected)} % of the image is inspected`;
   }
 
   function scoreText(card) {
@@ -301,13 +300,13 @@
     $("#viewer-title").textContent = `${place + 1} of ${whole(shown.length)}: ${fullName(card)}`;
     $("[data-do=previous]").disabled = place <= 0;
     $("[data-do=next]").disabled = place < 0 || place >= shown.length - 1;
-    for (const [kind, name] of [["image", "Image"], ["map", "Anomaly map"], ["outline", "Outline"], ["truth", "Known defect"]]) {
+    for (const [kind, name] of [["image", "Image"], ["map", "Anomaly map"], ["outline", "Outline"], ["truth", "Known defect"], ["unseen", "Not inspected"]]) {
       const layer = $(`.${kind}`, sheet);
       if (card[kind]) layer.src = card[kind]; else layer.removeAttribute("src");
       layer.alt = card[kind] && kind === "image" ? `${name} ${fullName(card)}` : "";
       field(kind).closest("label").hidden = !card[kind];
     }
-    field("boxes").closest("label").hidden = !card.regions && !card.inspected;
+    field("boxes").closest("label").hidden = !card.regions;
     field("opacity").closest("label").hidden = !card.map;
     drawBoxes();
     showLayers();
@@ -319,7 +318,7 @@
     $(".decision", viewer).textContent = card.decision;
     const facts = [["Group", several && groups[card.group].name], ["Note", card.note], ["Anomaly score", card.score != null && number(card.score)],
       ["Image threshold", card.score != null && number(groups[card.group].threshold)], ["Good images", card.rarity], ["Regions", card.extent],
-      ["Image size", card.size && `${card.size[1]} × ${card.size[0]} pixels`], ["Inspected", card.inspected && inspectedText(card)], ["File", card.path]];
+      ["Image size", card.size && `${card.size[1]} × ${card.size[0]} pixels`], ["Inspected", card.inspected && `${Math.round(100 * card.inspected)} % of the pixels; defects under the stripes are not found`], ["File", card.path]];
     $(".numbers", viewer).replaceChildren(...facts.filter(([, value]) => value).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
     $(".problem", viewer).textContent = card.problem || "";
     fillNearest(card.nearest);
@@ -328,11 +327,6 @@
     file.hidden = !card.link;
     if (card.link) file.href = card.link;
     $(".side", viewer).scrollTop = 0;
-  }
-
-  function inspectedText(card) {
-    const [top, left, bottom, right] = card.inspected;
-    return `${whole(Math.round(right - left))} × ${whole(Math.round(bottom - top))} pixels; defects in the shaded margin are not found`;
   }
 
   function fillNearest(near) {
@@ -359,23 +353,18 @@
     }));
   }
 
-  /** Draw the boxes of the regions, and the inspected area with a shade over the rest. */
+  /** Draw the boxes of the regions. */
   function drawBoxes() {
     const svg = $(".boxes", sheet), [height, width] = current.size || [1, 1];
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren();
-    if (current.inspected) {
-      const [top, left, bottom, right] = current.inspected;
-      svg.append(shape("path", { "fill-rule": "evenodd", d: `M0 0H${width}V${height}H0ZM${left} ${top}H${right}V${bottom}H${left}Z` }),
-        shape("rect", { class: "seen", x: left, y: top, width: right - left, height: bottom - top }));
-    }
     (current.regions || []).forEach(([top, left, bottom, right], i) => svg.append(
       shape("rect", { class: "region", x: left, y: top, width: right - left, height: bottom - top }),
       shape("text", { x: left, y: top, dy: -3, "data-number": i + 1 }, String(i + 1))));
   }
 
   function showLayers() {
-    for (const kind of ["image", "map", "outline", "truth"]) $(`.${kind}`, sheet).hidden = !field(kind).checked || !current[kind];
+    for (const kind of ["image", "map", "outline", "truth", "unseen"]) $(`.${kind}`, sheet).hidden = !field(kind).checked || !current[kind];
     $(".map", sheet).style.opacity = field("opacity").value / 100;
     const boxes = $(".boxes", sheet);
     boxes.toggleAttribute("hidden", !field("boxes").checked);
