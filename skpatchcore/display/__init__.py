@@ -1,6 +1,4 @@
-"""Figures of anomaly maps, of scores, of the memory bank, of evidence of drift, of detection capability, and of
-what is inspected.
-"""
+"""Figures of anomaly maps, scores, memory banks, evidence of drift, detection capability and inspected pixels."""
 
 from skpatchcore.display.anomaly_map import AnomalyMapDisplay
 from skpatchcore.display.capability import DetectionCapabilityDisplay

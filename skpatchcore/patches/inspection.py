@@ -34,15 +34,15 @@ class Inspection:
     proposal : int, (int, int) or None
         An `image_size` of the extractor with which the cell of a patch is at most 16 pixels large. None if the cells
         are not larger, or if images are not made smaller.
-    proposed_patch : float
-        Longer side of the cell of a patch with this `image_size`, in pixels. NaN if there is no proposal.
+    proposed_patch : float or None
+        Longer side of the cell of a patch with this `image_size`, in pixels. None if there is no proposal.
     """
 
     seen: float
     inspected: float
     patch_size: tuple[float, float]
     proposal: Any = None
-    proposed_patch: float = math.nan
+    proposed_patch: float | None = None
 
     def __str__(self) -> str:
         parts = [self._unseen(), self._small_defects()]
