@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from skpatchcore._utils.names import shown_name
-from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.evaluation.category import extractors_of
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import image_size
 from skpatchcore.images.views import View, placed
@@ -106,7 +106,7 @@ def inspected_boxes(
 
 def _views_of(detector: Any, sizes: set[tuple[int, int]]) -> dict[tuple[int, int], View]:
     """Return the view of images by their size; empty if an extractor does not report its view."""
-    resizings = [resizing_of(extractor) for extractor in _extractors_of(detector_of(detector))]
+    resizings = [resizing_of(extractor) for extractor in extractors_of(detector_of(detector))]
     views: dict[tuple[int, int], View] = {}
     if None in resizings:
         return views
@@ -153,11 +153,6 @@ def _size_in_png(path: str) -> tuple[int, int] | None:
                 return size
             file.seek(length - len(start) + 4, os.SEEK_CUR)
     return None
-
-
-def _extractors_of(detector: Any) -> list[Any]:
-    members = getattr(detector, "estimators_", None) or [detector]
-    return [getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members]
 
 
 def _view(size: tuple[int, int], resizing: Any) -> View | None:
