@@ -35,7 +35,7 @@ N_FOLDS = 3
 def make_detector(memory: str | None) -> PatchCoreDetector:
     """Return the detector whose parameters are searched, with `memory` as the cache of extractor and sampler."""
     return PatchCoreDetector(
-        TorchFeatureExtractor("wide_resnet50_2", weights=None, memory=memory),
+        TorchFeatureExtractor("wide_resnet50_2", weights=None, crop_size=224, memory=memory),
         sampler=GreedyCoresetSampler(memory=memory),
         calibration=None,
         random_state=0,

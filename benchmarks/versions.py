@@ -49,7 +49,7 @@ queries = rows[-784:] + np.float32(0.05)
 best("search: 784 queries in 16,000 × 384", lambda: index.kneighbors(queries, 1), 10)
 
 images = (rng.random((12, 256, 256, 3)) * 255).astype(np.uint8)
-wide = TorchFeatureExtractor("wide_resnet50_2", weights=None)
+wide = TorchFeatureExtractor("wide_resnet50_2", weights=None, crop_size=224)
 detector = PatchCoreDetector(wide, sampler=GreedyCoresetSampler(0.1), random_state=0).fit(images)
 best("latency: one image, score, WideResNet-50", lambda: detector.score_samples(images[:1]), 8)
 best("latency: one image, score and map, WideResNet-50", lambda: detector.score_and_segment(images[:1]), 8)

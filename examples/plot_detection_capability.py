@@ -16,7 +16,7 @@ from skpatchcore import DetectionCapabilityDisplay, PatchCoreDetector, TorchFeat
 from skpatchcore.datasets import make_textures
 
 task = make_textures("brick")
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, random_state=0).fit(task.train_images[::2], groups=task.train_groups[::2])
 good = task.test_images[task.test_labels == 1]
 

@@ -21,7 +21,7 @@ from skpatchcore.datasets import make_textures
 
 def member(backbone):
     """Return a detector with the given backbone."""
-    extractor = TorchFeatureExtractor(backbone, image_size=None, crop_size=None)
+    extractor = TorchFeatureExtractor(backbone, image_size=None)
     return PatchCoreDetector(extractor, random_state=0)
 
 

@@ -35,7 +35,7 @@ print(f"{(y == 1).sum()} good images, {(y == -1).sum()} defective ones")
 
 memory = tempfile.TemporaryDirectory()
 detector = PatchCoreDetector(
-    TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None, memory=memory.name),
+    TorchFeatureExtractor("efficientnet_lite0", image_size=None, memory=memory.name),
     sampler=GreedyCoresetSampler(memory=memory.name),
     calibration=None,
     random_state=0,

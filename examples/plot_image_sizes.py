@@ -43,7 +43,7 @@ print([image.shape for image in new])
 # have the same size in pixels in all images. ``image_size=256`` would resize the shorter side of each image to 256
 # pixels. Bricks in small images would then be larger than bricks in large images, and their patches would differ.
 
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, random_state=0).fit(good)
 maps = detector.segment(new)
 assert [m.shape for m in maps] == [image.shape for image in new]

@@ -23,7 +23,7 @@ from skpatchcore import ExactIndex, GreedyCoresetSampler, PyNNDescentIndex, Torc
 from skpatchcore.datasets import make_textures
 
 task = make_textures("gravel")
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 features = extractor.fit_transform(task.train_images)
 bank = GreedyCoresetSampler(0.25, random_state=0).fit(features.reshape(-1, features.shape[-1])).components_
 queries = extractor.transform(task.test_images).reshape(-1, features.shape[-1])

@@ -20,7 +20,7 @@ from skpatchcore.datasets import make_textures
 from skpatchcore.evaluation.studies import low_shot_curve
 
 memory = tempfile.TemporaryDirectory()
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None, memory=memory.name)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, memory=memory.name)
 detector = PatchCoreDetector(extractor, random_state=0)
 surfaces = {name: make_textures(name, n_views=2) for name in ("brick", "gravel")}
 table = low_shot_curve(detector, surfaces, [1, 2, 5, 10, 24], n_repeats=3)

@@ -18,7 +18,7 @@ from skpatchcore.display import outline_mask, overlay_anomaly_map
 from skpatchcore.metrics import aupro_score, pixel_metrics, pro_curve
 
 task = make_textures("brick", random_state=1)
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 

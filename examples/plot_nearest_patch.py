@@ -19,7 +19,7 @@ from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
 from skpatchcore.datasets import make_textures
 
 task = make_textures("brick")
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, random_state=0).fit(task.train_images, groups=task.train_groups)
 X = task.test_images
 scores = detector.score_samples(X)

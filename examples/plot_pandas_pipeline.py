@@ -45,7 +45,7 @@ def equalised(paths):
     return [ImageOps.autocontrast(Image.open(path), cutoff=1) for path in paths]
 
 
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0)
 model = make_pipeline(FunctionTransformer(equalised), detector)
 train = table[table["part"] == "train"]

@@ -22,12 +22,11 @@ task = make_textures("brick")
 print(task.train_images.shape, task.test_images.shape)
 
 # %%
-# With ``image_size=None, crop_size=None``, the network sees the images at their own size. By default, images are
-# resized to 256 pixels and the network sees the central 224 pixels, as in the paper. Several training images show the
-# same piece. ``groups`` contains the piece of each image, so that calibration compares each image with a memory bank
-# without its piece.
+# With ``image_size=None``, the network sees the images at their own size. By default, images are resized so that the
+# shorter side is 256 pixels. Several training images show the same piece. ``groups`` contains the piece of each image,
+# so that calibration compares each image with a memory bank without its piece.
 
-extractor = TorchFeatureExtractor("efficientnet_lite2", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite2", image_size=None)
 detector = PatchCoreDetector(extractor, random_state=0)
 detector.fit(task.train_images, groups=task.train_groups)
 print(f"{len(detector.memory_bank_)} rows in the memory bank, threshold {detector.offset_:.3g}")

@@ -57,7 +57,7 @@ print(f"{len(train)} training windows, {len(healthy)} healthy test windows and a
 # strips. Each window is scored against the memory bank without the rows that come from its group.
 
 strips = np.repeat(np.arange(len(train)), 1) * 8 // len(train)
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, contamination=0.15, random_state=0)
 detector.set_params(sampler__ratio=0.05).fit(train, groups=strips)
 X, y = np.concatenate([healthy, lesions]), np.array([1] * len(healthy) + [-1] * len(lesions))

@@ -35,7 +35,7 @@ fresh = np.stack([photographed(piece) for piece in pieces[40:]])
 # The same good training images are scored in three ways: against the complete memory bank, which contains their own
 # patches; against banks that were selected without the image; and against banks without all images of the same piece.
 
-extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
 detector = PatchCoreDetector(extractor, contamination=0.1, random_state=0).fit(train)
 kinds = {
     "in-sample": detector.score_samples(train),

@@ -175,7 +175,7 @@ def _inspect(
     from skpatchcore.reports.predictions import prediction_of
 
     train, test = _write_images(folder / _IMAGES / name, task)
-    extractor = TorchFeatureExtractor(backbone, image_size=None, crop_size=None, memory=cache)
+    extractor = TorchFeatureExtractor(backbone, image_size=None, memory=cache)
     detector = PatchCoreDetector(extractor, random_state=random_state)
     pictures, predictions, maps = PictureFolder(folder), [], []
     with record_seconds() as seconds:

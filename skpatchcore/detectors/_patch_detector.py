@@ -308,8 +308,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         n_images : int
             Number of training images.
         image : image, grid of patch features, or None, default=None
-            Example of a training image. None uses a square grey image. Pass an example if the extractor's `image_size`
-            is None, or if the extractor resizes without cropping and the images are not square.
+            Example of a training image. None uses a square grey image. Pass an example if the images are not square,
+            or if the extractor's `image_size` is None.
 
         Returns
         -------
@@ -331,7 +331,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         >>> detector = PatchCoreDetector(TorchFeatureExtractor("resnet18", weights=None))
         >>> estimate = detector.estimate_memory(4000)
         >>> (estimate.n_patches, estimate.n_channels, estimate.way(4_000_000_000))
-        (3136000, 384, 'two passes')
+        (4096000, 384, 'two passes')
         """
         if n_images < 1:
             raise ValueError(f"n_images={n_images}: expected at least 1.")

@@ -251,7 +251,7 @@ class PaDiMDetector(PatchDetector):
     >>> import numpy as np
     >>> from skpatchcore import PaDiMDetector, TorchFeatureExtractor
     >>> good = np.random.default_rng(0).normal(0.5, 0.02, (12, 64, 64, 3)).clip(0, 1)
-    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None)
     >>> bad = good[:1].copy()
     >>> bad[0, 20:40, 20:40] = 0
     >>> PaDiMDetector(extractor, random_state=0).fit(good).predict(bad)
@@ -348,7 +348,7 @@ class _OneGrid:
             raise ValueError(
                 f"image {numbers[i]} has a grid of {patches.sizes[i].tolist()} patches, other images have "
                 f"{list(self.grid)}: PaDiM fits one distribution per position of the grid, so all images must have the "
-                "same size. Set image_size of the extractor to (height, width), or use PatchCoreDetector."
+                "same size. Use an extractor with image_size=(height, width), or use PatchCoreDetector."
             )
         if not self.one_region:
             return

@@ -192,7 +192,7 @@ class PatchCoreDetector(PatchDetector):
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
     >>> rng = np.random.default_rng(0)
     >>> good = rng.normal(0.5, 0.02, (12, 64, 64, 3)).clip(0, 1)
-    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0).fit(good)
     >>> bad = good[:1].copy()
     >>> bad[0, 20:40, 20:40] = 0  # a dark spot

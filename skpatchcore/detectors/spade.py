@@ -187,7 +187,7 @@ class SPADEDetector(PatchDetector):
     >>> import numpy as np
     >>> from skpatchcore import SPADEDetector, TorchFeatureExtractor
     >>> good = np.random.default_rng(0).normal(0.5, 0.02, (12, 64, 64, 3)).clip(0, 1)
-    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None)
     >>> bad = good[:1].copy()
     >>> bad[0, 20:40, 20:40] = 0
     >>> SPADEDetector(extractor).fit(good).predict(bad)

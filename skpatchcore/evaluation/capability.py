@@ -106,7 +106,7 @@ def detection_capability(
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, detection_capability
     >>> from skpatchcore.datasets import make_textures
     >>> task = make_textures("gravel")
-    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0).fit(task.train_images[::4])
     >>> good = task.test_images[task.test_labels == 1]
     >>> result = detection_capability(detector, good, kinds=["blob"], contrasts=0.9, n_trials=12)
@@ -237,7 +237,7 @@ def capability_of_defects(
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, capability_of_defects
     >>> from skpatchcore.datasets import make_textures
     >>> task = make_textures("brick")
-    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0).fit(task.train_images[::4])
     >>> is_blob = task.test_defects == "blob"
     >>> result = capability_of_defects(detector, task.test_images[is_blob], task.test_masks[is_blob])

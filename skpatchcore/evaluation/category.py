@@ -134,7 +134,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     --------
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, evaluate
     >>> from skpatchcore.datasets import make_textures
-    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0)
     >>> table = evaluate(detector, {"brick": make_textures("brick", n_views=2)})
     >>> table.loc["brick", ["n_train", "n_good", "n_defective"]].astype(int).tolist()
@@ -317,9 +317,17 @@ def _predicted(
 
 
 def extractors_of(detector: Any) -> list[Any]:
-    """Return the extractors of a detector or of the members of an ensemble. None becomes the default extractor."""
-    members = [member for _, member in getattr(detector, "estimators", [("", detector)])]
-    return [getattr(member, "extractor", "precomputed") or TorchFeatureExtractor() for member in members]
+    """Return the extractors of a detector or of the members of an ensemble, the fitted ones if there are any.
+
+    None becomes the default extractor. A fitted extractor can differ from it: it has the defaults of the version that
+    fitted the detector.
+    """
+    pairs = getattr(detector, "estimators", [("", detector)])
+    members = getattr(detector, "estimators_", None) or [member for _, member in pairs]
+    return [
+        getattr(member, "extractor_", None) or getattr(member, "extractor", "precomputed") or TorchFeatureExtractor()
+        for member in members
+    ]
 
 
 def _sizes_seen(detector: Any) -> tuple[Any, Any]:

@@ -36,10 +36,10 @@ def make_detector(
           pip installs. The shorter side of an image is resized to 256 pixels, without a crop. The memory bank contains
           10 % of the patches.
         - ``"offline"``: as ``"default"``, but images are stretched to 224 × 224 pixels.
-        - ``"paper-1"``, ``"paper-10"``, ``"paper-25"``: the settings of the PatchCore paper. The network is
-          ``wide_resnet50_2`` with torchvision's weights ``IMAGENET1K_V1``. The shorter side of an image is resized to
-          256 pixels, and the central 224 × 224 pixels are used. A patch feature has 1024 channels. The memory bank
-          contains 1, 10 or 25 % of the patches.
+        - ``"paper-1"``, ``"paper-10"``, ``"paper-25"``: the settings of the PatchCore paper, i.e. the extractor
+          ``TorchFeatureExtractor.paper()``. The network is ``wide_resnet50_2``. The shorter side of an image is resized
+          to 256 pixels, and only the central 224 × 224 pixels are used. The memory bank contains 1, 10 or 25 % of the
+          patches.
     method : {"patchcore", "spade", "padim"}, default="patchcore"
         PatchCore, or one of the baselines SPADE and PaDiM. A baseline uses the extractor of the preset, and has no
         memory bank.
@@ -72,16 +72,11 @@ def make_detector(
     """
     if preset not in PRESETS or method not in METHODS:
         raise ValueError(f"preset={preset!r}, method={method!r}: expected one of {[*PRESETS]} and one of {[*METHODS]}.")
-    settings: dict[str, Any]
     if preset in ("default", "offline"):
-        image_size = 256 if preset == "default" else (224, 224)
-        settings = {"backbone": "efficientnet_lite2", "image_size": image_size, "crop_size": None}
+        settings = {"backbone": "efficientnet_lite2", "image_size": 256 if preset == "default" else (224, 224)}
+        features = TorchFeatureExtractor(**{**settings, **extractor})
     else:
-        settings = {
-            "backbone": "wide_resnet50_2", "weights": "IMAGENET1K_V1", "image_size": 256, "crop_size": 224,
-            "n_channels": 1024,
-        }  # fmt: skip
-    features = TorchFeatureExtractor(**{**settings, **extractor})
+        features = TorchFeatureExtractor.paper(**extractor)
     common = {"contamination": contamination, "device": device, "random_state": random_state}
     if method != "patchcore":
         if ratio is not None:

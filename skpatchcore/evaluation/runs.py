@@ -160,7 +160,7 @@ def run_evaluation(
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
     >>> from skpatchcore.datasets import make_textures
     >>> from skpatchcore.evaluation import run_evaluation
-    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     first = run_evaluation(detector, make_textures("brick", n_views=2), folder)

@@ -182,7 +182,7 @@ def low_shot_curve(
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
     >>> from skpatchcore.datasets import make_textures
     >>> from skpatchcore.evaluation.studies import low_shot_curve
-    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0)
     >>> low_shot_curve(detector, make_textures("brick"), [2, 5], n_repeats=1)["shots"].tolist()
     [2, 5]
@@ -231,7 +231,7 @@ def ablation(
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
     >>> from skpatchcore.datasets import make_textures
     >>> from skpatchcore.evaluation.studies import ablation
-    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0)
     >>> table = ablation(detector, make_textures("brick", n_views=2), {"extractor__patch_size": [1, 3]})
     >>> table["extractor__patch_size"].tolist()

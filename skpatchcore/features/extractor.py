@@ -23,13 +23,14 @@ from skpatchcore.features._backbones import Network, WeightsError, load_network
 from skpatchcore.features._batches import prefetched, prepared_batches
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.features._forward import ForwardPass
+from skpatchcore.features._paper import PaperSettings
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import image_size, path_of
-from skpatchcore.images.views import Size, View, placed
+from skpatchcore.images.views import ROUNDED_TO, Size, View, placed
 from skpatchcore.protocols import pixel_format_of
 
 
-class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, TransformerMixin, BaseEstimator):
+class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMixin, TransformerMixin, BaseEstimator):
     """Extract locally aware patch features with a pretrained network (Equations 1 to 4 of the PatchCore paper).
 
     The extractor turns an image into a grid of patch features. With ``stride=1``, there is one patch feature per
@@ -85,10 +86,14 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         layers, as in the authors' implementation. The paper's experiments use 1024.
     image_size : int, (int, int) or None, default=256
         Size in pixels to which images are resized (bilinear, antialiased): the length of the shorter side, or height
-        and width. None keeps the size of each image, and sizes may differ between images.
-    crop_size : int, (int, int) or None, default=224
+        and width. None keeps the size of each image, and sizes may differ between images. With an int and
+        ``crop_size=None``, the longer side is rounded so that it is a multiple of 16 pixels longer than the shorter
+        side. This changes the longer side by at most 8 pixels, e.g. the proportions by at most 3 % if the shorter side
+        has 256 pixels. Without rounding, the last row or column of patches of some images is partly outside the image.
+    crop_size : int, (int, int) or None, default=None
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
-        and width. None keeps the whole image. The area outside this region **is not inspected**.
+        and width. The area outside this region **is not inspected**. None inspects the whole image. The paper's
+        experiments use 224 (see `paper`).
     max_pixels : int or None, default=89_478_485
         Maximum number of pixels per image. A larger image raises an error. The number is checked for files and PIL
         images before they are decoded, and for all images after resizing. The default is the number above which PIL
@@ -150,7 +155,7 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
     --------
     >>> import numpy as np
     >>> from skpatchcore import TorchFeatureExtractor
-    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=64, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=64)
     >>> images = np.random.default_rng(0).random((2, 64, 96, 3))
     >>> extractor.fit_transform(images).shape  # (n_images, grid_height, grid_width, n_channels)
     (2, 8, 12, 384)
@@ -189,7 +194,7 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         stride: int = 1,
         n_channels: int | None = None,
         image_size: Size = 256,
-        crop_size: Size = 224,
+        crop_size: Size = None,
         max_pixels: int | None = 89_478_485,
         channel_order: str = "rgb",
         value_range: Any = None,
@@ -371,6 +376,7 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
             "weights": network.digest,
             "layers": network.layers,
             "sizes": [None if size is None else np.ravel(size).tolist() for size in (self.image_size, self.crop_size)],
+            "sides rounded to": ROUNDED_TO,
             "normalisation": [[float(v) for v in values] for values in self._normalisation(network)],
             "computed in": self.dtype,
             "pixel format": [self.channel_order, None if self.value_range is None else [*map(float, self.value_range)]],

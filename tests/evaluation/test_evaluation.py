@@ -254,6 +254,12 @@ def test_make_detector_returns_the_settings_of_each_preset(preset, method):
         assert (parameters["extractor__image_size"], parameters["extractor__crop_size"]) == (256, 224)
         assert (parameters["extractor__n_channels"], parameters["extractor__patch_size"]) == (1024, 3)
         assert default_resolution(preset) == "seen"
+        explicit = TorchFeatureExtractor(
+            "wide_resnet50_2", weights="IMAGENET1K_V1", image_size=256, crop_size=224, n_channels=1024, device="cpu"
+        )
+        made = make_detector(preset, method, device="cpu").extractor
+        assert made.get_params() == explicit.set_params(device=made.device).get_params()
+        assert make_detector(preset, method, crop_size=None).extractor.crop_size is None
     if method == "patchcore":
         assert parameters["sampler__ratio"] == PRESETS[preset]
     assert parameters["random_state"] == 3

@@ -15,18 +15,48 @@ from sklearn.base import clone
 from torch import nn
 
 from skpatchcore import ImageError, TorchFeatureExtractor, WeightsError
+from tests import factories
 
 
 def small(**parameters):
     return TorchFeatureExtractor("resnet18", weights=None, **{"image_size": None, "crop_size": None, **parameters})
 
 
-def test_default_sizes_are_those_of_the_paper():
+def test_default_sizes_inspect_the_whole_image():
+    # This test pinned the earlier default before, the crop of the paper: crop_size=224.
     extractor = TorchFeatureExtractor("resnet18", weights=None)
-    assert (extractor.image_size, extractor.crop_size, extractor.patch_size) == (256, 224, 3)
-    features = extractor.fit_transform([data.astronaut(), data.chelsea()])
-    assert features.shape == (2, 28, 28, 384)
+    assert (extractor.image_size, extractor.crop_size, extractor.patch_size) == (256, None, 3)
+    features = extractor.fit_transform([data.astronaut()])
+    assert features.shape == (1, 32, 32, 384)
     assert features.dtype == np.float32
+    ((_, views),) = extractor.iter_transform([data.chelsea()])  # 300 × 451 pixels
+    assert views[0].box == (0, 0, 300, 451)
+    assert views[0].input_size == (256, 384)
+
+
+def test_paper_returns_the_sizes_weights_and_channels_of_the_paper():
+    extractor = TorchFeatureExtractor.paper()
+    assert type(extractor) is TorchFeatureExtractor
+    settings = {"weights": "IMAGENET1K_V1", "image_size": 256, "crop_size": 224, "n_channels": 1024}
+    assert extractor.get_params() == {**TorchFeatureExtractor().get_params(), **settings}
+    features = TorchFeatureExtractor.paper("resnet18", weights=None, batch_size=1).transform([data.astronaut()])
+    assert features.shape == (1, 28, 28, 1024)
+
+
+def test_paper_takes_other_backbones_and_parameters():
+    replaced = TorchFeatureExtractor.paper("densenet201", crop_size=None, n_channels=64, patch_size=5)
+    assert (replaced.backbone, replaced.weights) == ("densenet201", "IMAGENET1K_V1")
+    assert (replaced.crop_size, replaced.n_channels, replaced.patch_size) == (None, 64, 5)
+    for backbone in ("efficientnet_lite2", factories.extractor):
+        assert TorchFeatureExtractor.paper(backbone).weights == "DEFAULT"
+    with pytest.raises(TypeError, match="colour"):
+        TorchFeatureExtractor.paper(colour=1)
+
+
+def test_small_changes_of_proportions_do_not_change_the_network_input_size():
+    images = [np.zeros((128, width, 3), np.uint8) for width in range(178, 206)]
+    sizes = TorchFeatureExtractor("resnet18", weights=None, image_size=64).input_sizes(images)
+    assert sizes.tolist() == [[64, 96]] * len(images)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from skpatchcore import ImageError, ImageWarning
 from skpatchcore.datasets import ImageFolder
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import PixelFormat, image_size, load_image
-from skpatchcore.images.views import resize_and_crop
+from skpatchcore.images.views import placed, resize_and_crop
 
 RNG = np.random.default_rng(0)
 RGB8 = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -188,11 +188,34 @@ def test_resize_and_crop_equals_torchvision(height, width, size, crop, pair):
     image = np.random.default_rng(height * 100 + width).random((height, width, 3), np.float32)
     wanted = (size, size + 5) if pair else size
     expected = tv.resize(torch.from_numpy(image).permute(2, 0, 1), [*wanted] if pair else [wanted], antialias=True)
-    found, view = resize_and_crop(image, wanted, None, 0)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
-    assert view.box == pytest.approx((0, 0, height, width))
     found, view = resize_and_crop(image, wanted, (crop, crop + 1 if crop < 8 else crop), 0)
     torch.testing.assert_close(found, tv.center_crop(expected, list(view.input_size)), atol=1e-6, rtol=0)
+    found, view = resize_and_crop(image, wanted, None, 0)
+    # Without a crop, the longer side is rounded. torchvision resizes to the same pair of sides.
+    expected = tv.resize(torch.from_numpy(image).permute(2, 0, 1), list(view.input_size), antialias=True)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert view.box == pytest.approx((0, 0, height, width))
+
+
+@settings(deadline=None, max_examples=100)
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), size=st.integers(1, 600))
+def test_sides_without_a_crop_differ_by_a_multiple_of_16_and_by_at_most_8_from_the_proportions(height, width, size):
+    resized, corner, view = placed((height, width), size, None, 0)
+    short, long = sorted(resized)
+    assert (short, corner) == (size, (0, 0))
+    assert resized == view.input_size
+    assert (long - short) % 16 == 0
+    assert abs(long - size * max(height, width) / min(height, width)) <= 8 + 1e-6
+    assert (resized[0] > resized[1]) <= (height > width)
+    assert (resized[0] < resized[1]) <= (height < width)
+
+
+def test_sides_with_a_crop_a_pair_or_none_are_not_rounded():
+    own = (480, 640)
+    assert placed(own, 256, None, 0)[0] == (256, 336)
+    assert placed(own, 256, 224, 0)[0] == (256, 341)  # torchvision truncates
+    assert placed(own, (100, 101), None, 0)[0] == (100, 101)
+    assert placed(own, None, None, 0)[0] == own
 
 
 @settings(deadline=None, max_examples=40)

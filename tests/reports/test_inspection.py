@@ -7,8 +7,10 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
+from skpatchcore import PatchCoreDetector, PatchCoreEnsemble
 from skpatchcore.images.reading import image_size
-from skpatchcore.reports.inspection import sizes_of
+from skpatchcore.reports.inspection import describe_inspection, sizes_of
+from tests import factories
 
 TURNED = Image.Exif()
 TURNED[ExifTags.Base.Orientation] = 6
@@ -38,3 +40,13 @@ def test_sizes_of_does_not_decode_a_png_without_orientation(tmp_path, monkeypatc
     Image.fromarray(np.zeros((12, 20), np.uint8)).save(path)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *given: pytest.fail("was decoded"))
     assert sizes_of([path]) == {path: (12, 20)}
+
+
+@pytest.mark.parametrize("is_ensemble", [False, True])
+def test_describe_inspection_uses_the_fitted_extractor_not_the_present_default(parts, is_ensemble):
+    # as for a detector with extractor=None that was fitted when the default extractor had a crop
+    detector = PatchCoreDetector(factories.extractor(image_size=48, crop_size=32), random_state=0)
+    fitted = (PatchCoreEnsemble([("a", detector)]) if is_ensemble else detector).fit(parts[0])
+    for member in fitted.estimators_ if is_ensemble else [fitted]:
+        member.extractor = None
+    assert "not inspected" in describe_inspection(fitted, {"a.png": (48, 64)})
