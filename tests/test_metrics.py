@@ -271,11 +271,44 @@ def test_metrics_refuse_invalid_masks_and_maps(metric):
         metric([mask & False], [scored])
     with pytest.raises(ValueError, match="no good pixel"):
         metric([mask | True], [scored])
-    for wrong in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="image 1: the map holds NaN or infinity"):
-            metric([mask, mask], [scored, np.where(mask, scored, wrong)])
+    for wrong in (np.where(mask, scored, np.inf), np.full((3, 3), np.nan)):
+        with pytest.raises(ValueError, match="image 1: the map holds infinity, or only NaN"):
+            metric([mask, mask], [scored, wrong])
+    with pytest.raises(ValueError, match="no defective pixel"):
+        metric([mask], [np.where(mask, np.nan, scored)])
+    with pytest.raises(ValueError, match="no good pixel"):
+        metric([mask], [np.where(mask, scored, np.nan)])
     with pytest.raises(ValueError, match="not 2-D"):
         metric([mask[None]], [scored[None]])
+
+
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.integers(0, 2**31))
+def test_metrics_leave_out_pixels_that_are_not_inspected(drawn, seed):
+    """The metrics of pixels equal those of images that lack the columns that are NaN."""
+    masks, maps = drawn
+    rng = np.random.default_rng(seed)
+    kept = [rng.random(mask.shape[1]) < 0.7 for mask in masks]
+    rest = [mask[:, columns] for mask, columns in zip(masks, kept, strict=True)]
+    assume(all(mask.size for mask in rest))
+    assume(any(mask.any() for mask in rest) and not all(mask.all() for mask in rest))
+    partly = [np.where(columns, scored, np.nan) for scored, columns in zip(maps, kept, strict=True)]
+    scores = [scored[:, columns] for scored, columns in zip(maps, kept, strict=True)]
+    for metric in (pixel_roc_auc_score, pixel_average_precision_score, pixel_f1_max_score):
+        np.testing.assert_allclose(metric(masks, partly), metric(rest, scores))
+
+
+def test_a_region_counts_by_its_inspected_pixels():
+    mask = np.zeros((4, 12), bool)
+    mask[1:3, 1:5] = mask[1:3, 8:10] = True
+    scored = np.zeros((4, 12))
+    scored[1:3, 1:3] = 1.0
+    assert aupro_score([mask], [scored], max_fpr=1.0) == pytest.approx((0.5 + 0.5 * 0.5 + 0 + 0.5) / 2)
+    scored[:, 3:5] = np.nan  # the inspected half of the first region is found
+    assert aupro_score([mask], [scored], max_fpr=1.0) == pytest.approx((1 + 0.5) / 2)
+    scored[:, 7:11] = np.nan  # the second region has no inspected pixel
+    assert aupro_score([mask], [scored], max_fpr=1.0) == 1.0
+    assert np.isnan(aupimo_scores([mask, mask, mask & False], [scored, np.where(mask, np.nan, 0.0), 0 * mask])[1])
 
 
 def test_metrics_refuse_invalid_arguments():

@@ -277,7 +277,7 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
         "outline": source(layers.outline),
         "truth": source(layers.truth),
         "unseen": source(layers.unseen),
-        "inspected": None if layers.inspected == 1 else round(layers.inspected, 4),
+        "inspected": None if layers.inspected.share == 1 else round(layers.inspected.share, 4),
         "problem": shown_name(card.problem),
         "note": shown_name(card.note),
     }

@@ -14,6 +14,7 @@ from scipy.ndimage import maximum_filter
 
 from skpatchcore.display.overlay import HEAT_RANGE, as_bytes, heat_colors
 from skpatchcore.maps import regions_of_map
+from skpatchcore.reports.inspection import InspectedPart, inspected_part
 from skpatchcore.reports.pictures import PictureFolder
 
 # Longer sides in pixels: picture of a card, opened image, its anomaly map (which is smooth).
@@ -69,8 +70,8 @@ class Layers:
         Number of all regions.
     largest : int
         Area of the largest region in pixels; 0 without regions.
-    inspected : float
-        Fraction of the pixels that is inspected, from 0 to 1.
+    inspected : InspectedPart
+        The part of the image that is inspected.
     problem : str
         Why a picture is missing; empty if none is.
     """
@@ -85,7 +86,7 @@ class Layers:
     regions: tuple[Region, ...] = ()
     n_regions: int = 0
     largest: int = 0
-    inspected: float = 1.0
+    inspected: InspectedPart = InspectedPart()
     problem: str = ""
 
     def files(self) -> list[str]:
@@ -155,7 +156,7 @@ def write_layers(
         outline=None if outline is None else written("outline.png", lambda: _outline(outline, _CYAN)),
         truth=None if truth is None else written("truth.png", lambda: _outline(np.asarray(truth) != 0, (255, 214, 0))),
         unseen=None if unseen is None else written("unseen.png", lambda: _stripes(unseen)),
-        inspected=1.0 if unseen is None else float(1 - unseen.mean()),
+        inspected=inspected_part(anomaly_map),
         regions=() if table is None else _regions(table.head(N_REGIONS)),
         n_regions=0 if table is None else len(table),
         largest=0 if table is None else int(table["area"].max()),

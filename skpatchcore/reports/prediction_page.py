@@ -84,13 +84,13 @@ def write_prediction_report(
         raise ValueError("there are no predictions to report.")
     detector = as_image_detector(detector)
     cards = make_cards(predictions, detector, folder, on_explained=on_explained)
-    shares = {card.path: card.layers.inspected for card in cards if card.layers.size is not None}
+    parts = {card.path: card.layers.inspected for card in cards if card.layers.size is not None}
     return write_card_page(
         cards,
         Path(folder) / REPORT,
         title=f"{REPORT_TITLE} {headline(cards)}",
         about={"Model": model} if model else {},
-        inspected=" ".join(text for text in (drift, describe_inspection(shares)) if text),
+        inspected=" ".join(text for text in (drift, describe_inspection(parts)) if text),
         embed=embed,
     )
 

@@ -22,6 +22,7 @@ from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import PixelFormat, load_image
 from skpatchcore.protocols import pixel_format_of
+from skpatchcore.reports.inspection import InspectedPart, inspected_part
 from skpatchcore.reports.layers import Layers, write_layers
 from skpatchcore.reports.pictures import PictureFolder, remove_pictures
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
@@ -51,8 +52,8 @@ class Prediction(NamedTuple):
         File name of the heat map; None if the image could not be scored or the heat map could not be written.
     problem : str
         Why the image could not be scored, or why it has no heat map.
-    inspected : float
-        Fraction of the image's pixels that is inspected, from 0 to 1. Defects in other pixels are not found.
+    inspected : InspectedPart
+        The part of the image that is inspected. Defects in other pixels are not found.
     layers : Layers or None
         Pictures for the report page, and regions of the anomaly map. None if the pictures were not written, or if the
         prediction was read from ``scores.csv``.
@@ -65,7 +66,7 @@ class Prediction(NamedTuple):
     p_value: float
     picture: str | None
     problem: str = ""
-    inspected: float = 1.0
+    inspected: InspectedPart = InspectedPart()
     layers: Layers | None = None
 
     @property
@@ -217,7 +218,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
     Returns
     -------
     list of Prediction
-        In the order of the table, with the paths as they were given. `inspected` is 1, and `layers` is None.
+        In the order of the table, with the paths as they were given. `inspected` is the whole image, and `layers` is None.
 
     Raises
     ------
@@ -293,7 +294,7 @@ def prediction_of(result: ImageResult, path: str) -> Prediction:
     """Return the prediction of an image. An image that could not be scored is anomalous, even without a threshold."""
     if result.error is not None:
         return Prediction(path, math.nan, math.nan, -1, math.nan, None, result.error.message)
-    inspected = 1.0 if result.anomaly_map is None else float(1 - np.isnan(result.anomaly_map).mean())
+    inspected = InspectedPart() if result.anomaly_map is None else inspected_part(result.anomaly_map)
     return Prediction(path, result.score, result.decision, result.label, result.p_value, None, inspected=inspected)
 
 

@@ -163,11 +163,16 @@ def test_layers_are_small_and_have_all_regions(tmp_path):
 
 
 def test_layers_leave_out_the_uninspected_margin(tmp_path):
-    heat = np.zeros((20, 40))
-    heat[8:12, 15:] = 2  # repeated up to the border
-    layers = write_layers(np.zeros((20, 40, 1)), heat, 1.0, PictureFolder(tmp_path), inspected=(0, 10, 20, 30))
+    heat = np.full((20, 40), np.nan)
+    heat[:, 10:30] = 0
+    heat[8:12, 15:30] = 2
+    layers = write_layers(np.zeros((20, 40, 1)), heat, 1.0, PictureFolder(tmp_path))
     assert [(r.left, r.right, r.area) for r in layers.regions] == [(15, 30, 60)]
-    bright = write_layers(np.ones((20, 40, 1)), 0 * heat, 1.0, PictureFolder(tmp_path), inspected=(0, 10, 20, 30))
+    assert layers.inspected == (0.5, (0, 10, 0, 10), True)
+    with Image.open(tmp_path / layers.unseen) as picture:
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+    np.testing.assert_array_equal(alpha > 0, np.isnan(heat))
+    bright = write_layers(np.ones((20, 40, 1)), 0 * heat, 1.0, PictureFolder(tmp_path))
     with Image.open(tmp_path / bright.thumb) as picture:
         assert picture.getpixel((20, 80)) < 120 < 200 < picture.getpixel((160, 80))
 
@@ -384,7 +389,7 @@ def test_the_inspected_area_of_a_crop_is_on_the_card(tmp_path, parts):
     path = str(tmp_path / "wide.png")
     Image.fromarray(np.zeros((96, 192, 3), np.uint8)).save(path)
     (found,) = make_cards([path], detector, tmp_path)
-    assert found.inspected == (16, 64, 80, 128)
+    assert found.layers.inspected == (64 * 64 / (96 * 192), (16, 64, 16, 64), True)
     page = write_prediction_report(write_predictions(detector, [path], tmp_path / "out"), detector, tmp_path / "out")
     assert "is not inspected" in page.read_text(encoding="utf-8")
 

@@ -53,7 +53,7 @@ def run_of(name, place, folder, shift):
         layers = write_layers(np.full((48, 64, 3), 0.5), heat, 0.5, pictures, truth=heat if index != 5 else None)
         values = {**vars(layers), "regions": [vars(region) for region in layers.regions]}
         stored.append({"kind": "miss", "index": index, "is_mistake": index != 10, "caption": caption,
-                       "inspected": None, "layers": values, "nearest": None})  # fmt: skip
+                       "layers": values, "nearest": None})  # fmt: skip
     provenance = {"backbone": "net", "weights_digest": "0" * 64, "versions": {"torch": "2"}, "device": "cpu",
                   "date": "2026-01-01", "pictures": stored}  # fmt: skip
     settings = {"detector": "Detector", "parameters": {"contamination": "auto"}, "resolution": "own"}
@@ -63,18 +63,16 @@ def run_of(name, place, folder, shift):
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    with pytest.MonkeyPatch.context() as monkey:
-        monkey.setattr("skpatchcore.reports.evaluation.describe_inspection", lambda detector, sizes: None)
-        runs = [run_of(name, folder / "runs", folder, shift) for name, shift in (("bolt", 0), ("nut", 5))]
-        table = with_mean(table_of([one.result for one in runs]))
-        shots = pd.DataFrame(
-            [{"category": c, "shots": n, "repeat": r, "image_auroc": 0.6 + n / 20 + r / 50, "pixel_auroc": 0.8,
-              "aupro": 0.5, "good_flagged": 0.1, "defects_found": 0.5, "fit_seconds": 1.0, "test_seconds": 1.0}
-             for c in ("bolt", "nut") for n in (1, 2, 5) for r in (0, 1)]
-        )  # fmt: skip
-        ablated = shots.rename(columns={"shots": "extractor__patch_size"}).drop(columns="repeat")
-        evaluation = Evaluation(folder, runs, table, {"low-shot": shots, "patch_size": ablated})
-        return write_evaluation_report(evaluation, "hardware <i>")
+    runs = [run_of(name, folder / "runs", folder, shift) for name, shift in (("bolt", 0), ("nut", 5))]
+    table = with_mean(table_of([one.result for one in runs]))
+    shots = pd.DataFrame(
+        [{"category": c, "shots": n, "repeat": r, "image_auroc": 0.6 + n / 20 + r / 50, "pixel_auroc": 0.8,
+          "aupro": 0.5, "good_flagged": 0.1, "defects_found": 0.5, "fit_seconds": 1.0, "test_seconds": 1.0}
+         for c in ("bolt", "nut") for n in (1, 2, 5) for r in (0, 1)]
+    )  # fmt: skip
+    ablated = shots.rename(columns={"shots": "extractor__patch_size"}).drop(columns="repeat")
+    evaluation = Evaluation(folder, runs, table, {"low-shot": shots, "patch_size": ablated})
+    return write_evaluation_report(evaluation, "hardware <i>")
 
 
 @pytest.fixture

@@ -1,52 +1,40 @@
-"""Sizes of images for the sentence about the uninspected margin: from headers, without unreadable files."""
+"""The sentence about pixels that are not inspected."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageFile
-from PIL.PngImagePlugin import PngInfo
 
 from skpatchcore import PatchCoreDetector, PatchCoreEnsemble
-from skpatchcore.images.reading import image_size
-from skpatchcore.reports.inspection import describe_inspection, sizes_of
+from skpatchcore.reports.inspection import InspectedPart, describe_inspection, inspected_part
 from tests import factories
 
-TURNED = Image.Exif()
-TURNED[ExifTags.Base.Orientation] = 6
-TEXT = PngInfo()
-TEXT.add_text("Software", "a camera")
+
+def test_inspected_part_counts_pixels_and_margins():
+    heat = np.zeros((20, 40))
+    assert inspected_part(heat) == InspectedPart()
+    heat[:3] = heat[-2:] = heat[:, :4] = heat[:, -1:] = np.nan
+    assert inspected_part(heat) == (15 * 35 / 800, (3, 4, 2, 1), True)
+    heat[10, 10] = np.nan
+    assert inspected_part(heat) == ((15 * 35 - 1) / 800, (3, 4, 2, 1), False)
+    assert inspected_part(np.full((2, 2), np.nan)).share == 0
 
 
-@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "bmp"])
-@pytest.mark.parametrize("more", [{}, {"exif": TURNED}, {"pnginfo": TEXT}], ids=["plain", "turned", "text"])
-def test_sizes_of_equals_image_size(tmp_path, ending, more):
-    path = str(tmp_path / f"a.{ending}")
-    Image.fromarray(np.zeros((12, 20, 3), np.uint8)).save(path, **more)
-    assert sizes_of([path]) == {path: image_size(path, 0)}
-
-
-def test_sizes_of_leaves_out_unreadable_files(tmp_path):
-    paths = [str(tmp_path / name) for name in ("a.png", "gone.png", "text.png", "cut.png", "folder.png")]
-    Image.fromarray(np.zeros((12, 20), np.uint8)).save(paths[0])
-    (tmp_path / "text.png").write_text("no image")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
-    (tmp_path / "folder.png").mkdir()
-    assert sizes_of(paths) == {paths[0]: (12, 20)}
-
-
-def test_sizes_of_does_not_decode_a_png_without_orientation(tmp_path, monkeypatch):
-    path = str(tmp_path / "a.png")
-    Image.fromarray(np.zeros((12, 20), np.uint8)).save(path)
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *given: pytest.fail("was decoded"))
-    assert sizes_of([path]) == {path: (12, 20)}
+def test_the_sentence_names_the_image_with_the_smallest_inspected_part():
+    whole, part = InspectedPart(), InspectedPart(0.25, (1, 2, 3, 4))
+    assert describe_inspection({}) is None
+    assert describe_inspection({"a.png": whole}) is None
+    text = describe_inspection({"a.png": whole, "b.png": part, "c.png": InspectedPart(0.5)})
+    assert text.startswith("75.0 % of the image b.png is not inspected")
+    assert "1 pixels at the top, 3 at the bottom, 2 at the left and 4 at the right. Defects there" in text
+    assert "at the right, and pixels between. " in describe_inspection({"b.png": part._replace(is_rectangle=False)})
 
 
 @pytest.mark.parametrize("is_ensemble", [False, True])
-def test_describe_inspection_uses_the_fitted_extractor_not_the_present_default(parts, is_ensemble):
+def test_maps_show_the_fitted_extractor_not_the_present_default(parts, is_ensemble):
     # as for a detector with extractor=None that was fitted when the default extractor had a crop
     detector = PatchCoreDetector(factories.extractor(image_size=48, crop_size=32), random_state=0)
     fitted = (PatchCoreEnsemble([("a", detector)]) if is_ensemble else detector).fit(parts[0])
     for member in fitted.estimators_ if is_ensemble else [fitted]:
         member.extractor = None
-    assert "not inspected" in describe_inspection(fitted, {"a.png": (48, 64)})
+    assert inspected_part(fitted.segment(parts[0][:1])[0]) == (32 * 32 / (48 * 64), (8, 16, 8, 16), True)
