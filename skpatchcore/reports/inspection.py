@@ -55,8 +55,9 @@ def describe_inspection(parts: Mapping[str, InspectedPart]) -> str | None:
     share, (top, left, bottom, right), is_rectangle = parts[path]
     if share == 1:
         return None
+    between = "" if is_rectangle else ", and pixels between"
     return (
         f"{100 * (1 - share):.1f} % of the image {shown_name(path)} is not inspected, the largest fraction of all "
-        f"images. The crop or the region of interest leaves out {top} pixels at the top, {bottom} at the bottom, {left} "
-        f"at the left and {right} at the right{', and pixels between' * (not is_rectangle)}. Defects there are not found."
+        f"images. The crop or the region of interest leaves out {top} pixels at the top, {bottom} at the bottom, "
+        f"{left} at the left and {right} at the right{between}. Defects there are not found."
     )

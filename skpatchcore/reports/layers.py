@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class Layers:
     regions: tuple[Region, ...] = ()
     n_regions: int = 0
     largest: int = 0
-    inspected: InspectedPart = InspectedPart()
+    inspected: InspectedPart = field(default_factory=InspectedPart)
     problem: str = ""
 
     def files(self) -> list[str]:

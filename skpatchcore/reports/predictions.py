@@ -218,7 +218,8 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
     Returns
     -------
     list of Prediction
-        In the order of the table, with the paths as they were given. `inspected` is the whole image, and `layers` is None.
+        In the order of the table, with the paths as they were given. `inspected` is the whole image, and `layers` is
+        None.
 
     Raises
     ------
