@@ -100,17 +100,17 @@ def fit_large(n_images: int, folder: str, max_memory: str, n_selected: int, cach
     print(json.dumps(fitted), flush=True)
 
 
-def in_a_process(*arguments: object, quiet: bool = True) -> dict:
+def in_a_process(*arguments: object) -> dict:
     """Run a function of this file in a fresh process; return the JSON that it prints last."""
     command = [sys.executable, __file__, CHILD, json.dumps(arguments)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=None, text=True, timeout=36_000)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, timeout=36_000)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def large(n_images: int, output: Path, n_selected: int, max_memory: str) -> None:
     """Fit on images of 12 megapixels and write the table."""
     with tempfile.TemporaryDirectory() as folder:
-        r = in_a_process("fit_large", n_images, folder, max_memory, n_selected, True, quiet=False)
+        r = in_a_process("fit_large", n_images, folder, max_memory, n_selected, True)
     print(r, flush=True)
     output.write_text(json.dumps(r), encoding="utf-8")
 

@@ -96,7 +96,7 @@ class TorchFeatureExtractor(DocumentationLinkMixin, OlderStatesMixin, Transforme
         the whole image, except for rounding. The network needs memory for `batch_size` tiles only, instead of the whole
         image. ``"auto"`` cuts images with more than 2,097,152 (2 ** 21) pixels after resizing and cropping. With at
         most 384 bytes per pixel, the network then needs at most 0.8 GB per image. The tiles of ``"auto"`` have a side
-        of about 1,024 pixels, or more if a feature depends on many pixels. They do not depend on the free memory. None
+        of at most 1,440 pixels, or more if a feature depends on many pixels. They do not depend on the free memory. None
         never cuts images. Networks that look at the whole image, e.g. vision transformers and networks with
         squeeze-and-excitation, cannot be applied to tiles. With ``"auto"``, such networks see the whole image, and a
         warning is issued for an image that is larger than the limit.

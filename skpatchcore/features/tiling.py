@@ -27,8 +27,9 @@ _AUTO_BYTES = 805_306_368
 _BYTES_PER_PIXEL = 32 * 3 * 4
 # Maximum number of pixels that "auto" passes through the network as one image: 2 ** 21, about 2 megapixels.
 AUTO_PIXELS = _AUTO_BYTES // _BYTES_PER_PIXEL
-# Side of the tiles of "auto" in pixels. If less than half of it would be kept, the side is increased in these steps.
-_AUTO_SIDE, _AUTO_STEP = 1024, 256
+# Side of the tiles of "auto" in pixels: a square tile has at most AUTO_PIXELS. If less than half of the side would be
+# kept, the side is increased in steps.
+_AUTO_SIDE, _AUTO_STEP = 1440, 240
 
 TileSize = int | tuple[int, int] | str | None
 
