@@ -18,6 +18,13 @@ import torch.nn.functional as F
 _MAX_PREFIX_TOKENS = 16
 
 
+# Number of values per image that are averaged and aligned at a time: 256 MB in float32. All channels of a layer of an
+# ordinary image are fewer.
+_BLOCK = 64_000_000
+# Number of values per image that are unfolded at a time: 1 GB in float32. Maps of ordinary images are unfolded at once.
+_BAND = 250_000_000
+
+
 class NotAGridError(ValueError):
     """Raised if the tokens of a layer do not form a grid of square patches of the image."""
 
@@ -40,11 +47,16 @@ def concatenate_layers(maps: Sequence[torch.Tensor], patch_size: int = 3, stride
     tensor of shape (n_images, grid_height, grid_width, sum of n_channels_l)
         Patch features.
     """
-    pooled = [F.avg_pool2d(m, patch_size, 1, patch_size // 2) for m in maps]
-    grid = pooled[0].shape[-2:]
-    # The stride is applied after the layers are aligned. All layers of a patch then lie over the same place.
-    aligned = [_to_grid(p, grid)[..., ::stride, ::stride] for p in pooled]
-    return torch.cat(aligned, dim=1).permute(0, 2, 3, 1)
+    grid = maps[0].shape[-2:]
+    features = _empty_features(maps[0], [-(-n // stride) for n in grid], sum(m.shape[1] for m in maps))
+    start = 0
+    for some in (part for m in maps for part in _parts(m, grid[0] * grid[1])):
+        stop = start + some.shape[1]
+        # The stride is applied after the layers are aligned. All layers of a patch then lie over the same place.
+        aligned = _to_grid(F.avg_pool2d(some, patch_size, 1, patch_size // 2), grid)[..., ::stride, ::stride]
+        features[..., start:stop] = aligned.permute(0, 2, 3, 1)
+        start = stop
+    return features
 
 
 def pool_layers(
@@ -82,17 +94,63 @@ def pool_layers(
     steps are linear and act on different axes. Therefore, pooling first gives the same numbers and takes
     ``patch_size ** 2`` times less memory.
     """
-    layers = []
-    for m in maps:
-        n_images, _, height, width = m.shape
-        unfolded = F.unfold(m, patch_size, padding=patch_size // 2, stride=stride).transpose(1, 2)
-        pooled = F.adaptive_avg_pool1d(unfolded, n_layer_channels).transpose(1, 2)
-        shape = [(size + 2 * (patch_size // 2) - patch_size) // stride + 1 for size in (height, width)]
-        layers.append(pooled.reshape(n_images, n_layer_channels, *shape))
+    layers = [_pooled_neighbourhoods(m, patch_size, stride, n_layer_channels) for m in maps]
     grid = layers[0].shape[-2:]
-    aligned = torch.cat([_to_grid(layer, grid) for layer in layers], dim=1).permute(0, 2, 3, 1)
-    rows = aligned.reshape(-1, 1, aligned.shape[-1])
-    return F.adaptive_avg_pool1d(rows, n_channels).reshape(*aligned.shape[:3], n_channels)
+    joined = _empty_features(maps[0], grid, n_layer_channels * len(layers))
+    for i in range(len(layers)):
+        aligned = _to_grid(layers[i], grid).permute(0, 2, 3, 1)
+        joined[..., i * n_layer_channels : (i + 1) * n_layer_channels] = aligned
+        layers[i] = layers[i][:0]  # free the memory of the layer
+    rows = joined.reshape(-1, 1, joined.shape[-1])
+    return F.adaptive_avg_pool1d(rows, n_channels).reshape(*joined.shape[:3], n_channels)
+
+
+def _parts(m: torch.Tensor, n_positions: int) -> Sequence[torch.Tensor]:
+    """Split the channels of a map so that a part has about `_BLOCK` values per image on a grid of `n_positions`.
+
+    All parts but the last have a multiple of 64 channels, and the last has at least 64. Each value is then computed
+    with the same instructions as if the map were not split, and is rounded equally.
+    """
+    n_at_once = max(1, _BLOCK // n_positions // 64) * 64
+    starts = [*range(n_at_once, m.shape[1] - 63, n_at_once)]
+    return m.tensor_split(starts, dim=1)
+
+
+def _empty_features(like: torch.Tensor, grid: Sequence[int], n_channels: int) -> torch.Tensor:
+    """Return an uninitialised tensor of shape (n_images, *grid, n_channels), with the dtype and device of `like`."""
+    return torch.empty((len(like), *grid, n_channels), dtype=like.dtype, device=like.device)
+
+
+def _pooled_neighbourhoods(m: torch.Tensor, patch_size: int, stride: int, n_channels: int) -> torch.Tensor:
+    """Pool channels and neighbourhood of each position to `n_channels`; return (n_images, n_channels, height, width).
+
+    Unfolding repeats each value up to ``patch_size ** 2`` times. Therefore, a large map is unfolded in bands of rows.
+    """
+    n_images, n_in, height, width = m.shape
+    half = patch_size // 2
+    n_rows, n_columns = ((size + 2 * half - patch_size) // stride + 1 for size in (height, width))
+    band = max(1, _BAND // (n_columns * n_in * patch_size**2))
+    if band >= n_rows:
+        return _unfolded_and_pooled(m, patch_size, stride, n_channels, (half, half)).reshape(
+            n_images, n_channels, n_rows, n_columns
+        )
+    # The order of the values in memory is that of a map that is unfolded at once. Resizing rounds differently otherwise.
+    pooled = torch.empty((n_images, n_channels, n_rows, n_columns), dtype=m.dtype, device=m.device)
+    padded = F.pad(m, (0, 0, half, half))
+    for start in range(0, n_rows, band):
+        stop = min(start + band, n_rows)
+        rows = padded[:, :, start * stride : (stop - 1) * stride + patch_size]
+        found = _unfolded_and_pooled(rows, patch_size, stride, n_channels, (0, half))
+        pooled[:, :, start:stop] = found.reshape(n_images, n_channels, stop - start, n_columns)
+    return pooled
+
+
+def _unfolded_and_pooled(
+    m: torch.Tensor, patch_size: int, stride: int, n_channels: int, padding: tuple[int, int]
+) -> torch.Tensor:
+    """Unfold the neighbourhoods of a map and pool them; return shape (n_images, n_channels, n_positions)."""
+    unfolded = F.unfold(m, patch_size, padding=padding, stride=stride).transpose(1, 2)
+    return F.adaptive_avg_pool1d(unfolded, n_channels).transpose(1, 2)
 
 
 def _to_grid(layer: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -19,7 +19,8 @@ from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
-from skpatchcore.images.views import Size, View, resize_and_crop
+from skpatchcore.images.reading import image_size as size_of
+from skpatchcore.images.views import Size, View, as_pair, placed, resize_and_crop
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ def prepared_batches(
     max_pixels: int | None,
     cache: LayerCache | None,
     pixel_format: PixelFormat,
+    plan_of: Callable[[tuple[int, int]], Any] = lambda size: None,
 ) -> Iterator[list[Prepared]]:
     """Yield batches of consecutive images that have the same size after resizing and cropping.
 
@@ -75,6 +77,9 @@ def prepared_batches(
         Cache in which layer maps are looked up; None disables the lookup.
     pixel_format : PixelFormat
         Meaning of the stored values of images: order of the channels, values of black and white.
+    plan_of : callable
+        Function that returns the tiles of an image from its height and width, or None for an image that goes through
+        the network as a whole. An image that is cut into tiles is the only image of its batch.
 
     Yields
     ------
@@ -87,11 +92,21 @@ def prepared_batches(
         If an image cannot be read, or cannot be resized and cropped.
     """
 
+    def input_size(image: Any, index: int, path: str | None) -> tuple[int, int]:
+        if crop_size is not None:
+            return as_pair(crop_size)
+        own = (1, 1) if isinstance(image_size, tuple | list) else size_of(image, index, max_pixels, pixel_format)
+        return placed(own, image_size, None, index, path, max_pixels)[2].input_size
+
     def prepare(image: Any, index: int) -> Prepared:
         path = path_of(image)
         # The file is read once. The same bytes are hashed and decoded, even if the file changes meanwhile.
         content = None if cache is None or path is None else read_content(path, index)
-        entry = None if cache is None else cache.entry_of(image, index, content, max_pixels, pixel_format)
+        entry = None
+        if cache is not None:
+            plan = plan_of(input_size(image, index, path))
+            tiles = "" if plan is None else f", {plan}"
+            entry = cache.entry_of(image, index, content, max_pixels, pixel_format, tiles)
         known = None if cache is None or entry is None else cache.read(entry)
         if known is not None:
             return Prepared(known[1], index, path, maps=known[0])
@@ -102,8 +117,9 @@ def prepared_batches(
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
 
     prepared = (prepare(image, index) for index, image in enumerate(images))
-    for _, run in groupby(prepared, key=lambda item: item.view.input_size):
-        while batch := list(islice(run, batch_size)):
+    for size, run in groupby(prepared, key=lambda item: item.view.input_size):
+        n_images = batch_size if plan_of(size) is None else 1
+        while batch := list(islice(run, n_images)):
             yield batch
 
 

@@ -125,10 +125,14 @@ class LayerCache:
         content: bytes | None = None,
         max_pixels: int | None = None,
         pixel_format: PixelFormat = DEFAULT_FORMAT,
+        tiles: str = "",
     ) -> Path:
-        """Return the path of the image's cache entry; it may not exist."""
+        """Return the path of the image's cache entry; it may not exist.
+
+        `tiles` is a text that describes the tiles into which the image is cut. It is empty for a whole image.
+        """
         key = self._settings.copy()
-        key.update(hash_content(image, index, content, max_pixels, pixel_format).encode())
+        key.update((hash_content(image, index, content, max_pixels, pixel_format) + tiles).encode())
         name = key.hexdigest()
         return self.folder / name[:2] / f"{name}.npz"
 

@@ -18,6 +18,7 @@ from skpatchcore.features._aggregation import NotAGridError, tokens_to_grid
 from skpatchcore.features._backbones import Network
 from skpatchcore.features._batches import Prepared
 from skpatchcore.features._cache import LayerCache
+from skpatchcore.features.tiling import TilePlan, TileSize, check_tile_size, plan_tiles, stitched_maps
 from skpatchcore.images.errors import ImageError
 
 
@@ -40,6 +41,10 @@ class ForwardPass:
         (n_batch, grid_height, grid_width, n_channels).
     cache : LayerCache or None
         Cache in which new layer maps are stored; None stores nothing.
+    tile_size : int, (int, int), "auto" or None, default=None
+        Maximum size of the tiles into which images are cut, as in :class:`~skpatchcore.TorchFeatureExtractor`.
+    batch_size : int, default=1
+        Maximum number of tiles that go through the network at once.
     """
 
     network: Network
@@ -49,6 +54,22 @@ class ForwardPass:
     std: Sequence[float]
     aggregate: Callable[[list[torch.Tensor]], torch.Tensor]
     cache: LayerCache | None
+    tile_size: TileSize = None
+    batch_size: int = 1
+
+    def plan_of(self, size: tuple[int, int]) -> TilePlan | None:
+        """Return the tiles into which an image of this size is cut; None if it goes through the network as a whole.
+
+        Raises
+        ------
+        ValueError
+            If the network cannot be applied to tiles, or `tile_size` is too small.
+        """
+        return plan_tiles(self.network, size, self.tile_size, self._outputs, self.device, self.dtype)
+
+    def check_tile_size(self) -> None:
+        """Raise a ValueError if the network cannot be applied to tiles, or `tile_size` is too small."""
+        check_tile_size(self.network, self.tile_size, self._outputs, self.device, self.dtype)
 
     @default_modes()
     def features_of(self, batch: list[Prepared]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -122,35 +143,72 @@ class ForwardPass:
             assert image.entry is not None
             image.maps = self.cache.keep(image.entry, [output[i].permute(1, 2, 0) for output in outputs], image.view)
         layers = zip(*(image.maps or [] for image in batch), strict=True)
-        return [torch.stack(layer).to(self.device).permute(0, 3, 1, 2) for layer in layers]
+        is_tiled = self.plan_of(batch[0].view.input_size) is not None
+        device = torch.device("cpu") if is_tiled else self.device  # the stitched maps of new images are there, too
+        stacked = (layer[0][None] if len(layer) == 1 else torch.stack(layer) for layer in layers)
+        return [layer.to(device).permute(0, 3, 1, 2) for layer in stacked]
 
     def _run(self, batch: list[Prepared]) -> list[torch.Tensor]:
-        """Run the network on a batch and return the layer maps; raise an ImageError if a map is not usable."""
+        """Return the layer maps of a batch from the network, in tiles if the images are cut into tiles."""
+        plan = self.plan_of(batch[0].view.input_size)
+        if plan is None:
+            return self._maps_of([image.pixels for image in batch if image.pixels is not None], batch)
+        stitched = [
+            stitched_maps(
+                plan,
+                image.pixels,
+                lambda tiles, image=image: self._maps_of(tiles, [image] * len(tiles)),
+                self.batch_size,
+            )
+            for image in batch
+            if image.pixels is not None
+        ]
+        return stitched[0] if len(stitched) == 1 else [torch.cat(layer) for layer in zip(*stitched, strict=True)]
+
+    def _outputs(self, normalised: torch.Tensor) -> list[torch.Tensor]:
+        """Run the network on normalised images and return the layer maps."""
+        size = normalised.shape[2], normalised.shape[3]
         network = self.network
+        outputs = network.module(normalised)
+        return [_as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers]
+
+    def _maps_of(self, pixels: list[torch.Tensor], images: list[Prepared]) -> list[torch.Tensor]:
+        """Run the network on images or tiles of one size; return the layer maps.
+
+        Parameters
+        ----------
+        pixels : list of tensors of shape (3, height, width), float32
+            Images or tiles.
+        images : list of Prepared
+            The image of each element of `pixels`, for error messages.
+
+        Raises
+        ------
+        ImageError
+            If a map is not usable.
+        """
         mean, std = (
             torch.tensor(values, dtype=torch.float32, device=self.device).view(3, 1, 1)
             for values in (self.mean, self.std)
         )
-        size = batch[0].view.input_size
-        images = stacked_on([image.pixels for image in batch if image.pixels is not None], self.device)
-        normalised = ((images - mean) / std).to(self.dtype)
+        size = pixels[0].shape[1:]
+        normalised = ((stacked_on(pixels, self.device) - mean) / std).to(self.dtype)
         normalised = normalised.contiguous(memory_format=torch.channels_last)
         try:
-            outputs = network.module(normalised)
-            maps = [_as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers]
+            maps = self._outputs(normalised)
         except (RuntimeError, AssertionError, NotAGridError) as error:
             if is_device_fault(error):
                 raise
             # Networks raise various errors for sizes that they do not accept. The ImageError names the image.
             raise ImageError(
                 f"the backbone cannot use an input of {size[0]}×{size[1]} pixels: {error}",
-                batch[0].index,
-                batch[0].path,
+                images[0].index,
+                images[0].path,
             ) from error
         limit = largest_value(np.float32)  # NaN compares False, so NaN is not usable either
         usable = torch.stack([(m.abs() <= limit).flatten(1).all(1) for m in maps]).all(0)
         if not usable.all():
-            first = batch[int(usable.int().argmin())]
+            first = images[int(usable.int().argmin())]
             raise ImageError(
                 f"the backbone returns features that are NaN or infinite, or beyond ±{limit:g}. Check the weights, "
                 "mean and std.",

@@ -24,6 +24,7 @@ from skpatchcore.features._batches import prefetched, prepared_batches
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.features._forward import ForwardPass
 from skpatchcore.features._paper import PaperSettings
+from skpatchcore.features.tiling import TileSize
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import image_size, path_of
 from skpatchcore.images.views import ROUNDED_TO, Size, View, placed
@@ -94,6 +95,16 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
         and width. The area outside this region **is not inspected**. None inspects the whole image. The paper's
         experiments use 224 (see `paper`).
+    tile_size : int, (int, int), "auto" or None, default="auto"
+        Maximum size in pixels of the tiles into which the network's input is cut: the side, or height and width. Tiles
+        overlap, so that each patch feature is computed from all pixels on which it depends. The features equal those of
+        the whole image, except for rounding. The network needs memory for `batch_size` tiles only, instead of the whole
+        image. ``"auto"`` cuts images with more than 2,097,152 (2 ** 21) pixels after resizing and cropping. With at
+        most 384 bytes per pixel, the network then needs at most 0.8 GB per image. The tiles of ``"auto"`` have a side
+        of at most 1,440 pixels, or more if a feature depends on many pixels. They do not depend on the free memory. None
+        never cuts images. Networks that look at the whole image, e.g. vision transformers and networks with
+        squeeze-and-excitation, cannot be applied to tiles. With ``"auto"``, such networks see the whole image, and a
+        warning is issued for an image that is larger than the limit.
     max_pixels : int or None, default=89_478_485
         Maximum number of pixels per image. A larger image raises an error. The number is checked for files and PIL
         images before they are decoded, and for all images after resizing. The default is the number above which PIL
@@ -113,8 +124,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         the weights were trained. In all other cases, e.g. for a callable or for a path to the weights of a torchvision
         model, None uses the values of ImageNet. Pass `mean` and `std` if such weights were trained with other values.
     batch_size : int, default=4
-        Maximum number of images that go through the network at once. The features do not depend on this number. Only
-        consecutive images in `X` with the same size after resizing are in one batch. On a GPU, a larger batch can be
+        Maximum number of images, or of tiles of an image, that go through the network at once. The features do not
+        depend on this number. Only consecutive images in `X` with the same size after resizing are in one batch. On a GPU, a larger batch can be
         faster. On a CPU, a larger batch takes longer per image.
     device : str, default="auto"
         Device on which the network runs, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` uses CUDA if available,
@@ -170,6 +181,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         "n_channels": [Interval(Integral, 1, None, closed="left"), None],
         "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+        "tile_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), tuple, list, None],
         "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
         "channel_order": [StrOptions({"rgb", "bgr"})],
         "value_range": [list, tuple, None],
@@ -195,6 +207,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         n_channels: int | None = None,
         image_size: Size = 256,
         crop_size: Size = None,
+        tile_size: TileSize = "auto",
         max_pixels: int | None = 89_478_485,
         channel_order: str = "rgb",
         value_range: Any = None,
@@ -216,6 +229,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         self.n_channels = n_channels
         self.image_size = image_size
         self.crop_size = crop_size
+        self.tile_size = tile_size
         self.max_pixels = max_pixels
         self.channel_order = channel_order
         self.value_range = value_range
@@ -245,12 +259,16 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Raises
         ------
         ValueError
-            If a parameter is out of its range, or the device is not available.
+            If a parameter is out of its range, the device is not available, `tile_size` is too small, or a network that
+            looks at the whole image has an explicit `tile_size`.
         WeightsError
             If the weights are missing, are unreadable or belong to another network.
         """
         self._check_parameters()
-        self.weights_digest_ = self._load(require_device(self.device)).digest
+        device = require_device(self.device)
+        network = self._load(device)
+        self._forward_pass(network, device).check_tile_size()
+        self.weights_digest_ = network.digest
         return self
 
     def network_digests(self) -> tuple[str, str | None]:
@@ -353,6 +371,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 self.max_pixels,
                 forward.cache,
                 pixel_format_of(self),
+                forward.plan_of,
             )
         )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
@@ -424,7 +443,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         """Return the forward pass of a network with the present settings."""
         mean, std = self._normalisation(network)
         dtype = getattr(torch, self.dtype)
-        return ForwardPass(network, device, dtype, mean, std, self._aggregate, self._cache_for(network))
+        cache = self._cache_for(network)
+        return ForwardPass(network, device, dtype, mean, std, self._aggregate, cache, self.tile_size, self.batch_size)
 
     def _aggregate(self, maps: list[torch.Tensor]) -> torch.Tensor:
         """Return patch features made from layer maps with `patch_size`, `stride` and `n_channels`."""
@@ -448,7 +468,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
             raise ValueError(f"patch_size={self.patch_size} is even. Choose an odd number: patches need a centre.")
         if self.layers is not None and not len(self.layers):
             raise ValueError("layers is empty. Name at least one layer, or pass layers=None.")
-        for name in ("image_size", "crop_size"):
+        for name in ("image_size", "crop_size", "tile_size"):
             size = getattr(self, name)
             if isinstance(size, tuple | list) and not (
                 len(size) == 2 and all(isinstance(side, Integral) and int(side) > 0 for side in size)

@@ -181,7 +181,7 @@ def placed(
             index,
             path,
         )
-    cut = resized if crop is None else _pair(crop)
+    cut = resized if crop is None else as_pair(crop)
     if cut[0] > resized[0] or cut[1] > resized[1]:
         raise ImageError(
             f"{resized[0]}×{resized[1]} pixels after resizing, smaller than crop_size {cut[0]}×{cut[1]}. Use a smaller "
@@ -200,7 +200,7 @@ def _resized_size(own: tuple[int, int], size: Size, crop: Size) -> tuple[int, in
     if size is None:
         return own
     if not isinstance(size, Integral):
-        return _pair(size)
+        return as_pair(size)
     height, width = own
     short = int(size)
     long = short * max(own) / min(own)
@@ -210,6 +210,6 @@ def _resized_size(own: tuple[int, int], size: Size, crop: Size) -> tuple[int, in
     return (short, int(long)) if height <= width else (int(long), short)
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def as_pair(size: Any) -> tuple[int, int]:
     """Return a size as height and width."""
     return (int(size), int(size)) if isinstance(size, Integral) else (int(size[0]), int(size[1]))
