@@ -17,7 +17,7 @@ from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import image_size
 from skpatchcore.images.views import View
 from skpatchcore.patches.patches import N_IMAGES, Patches
-from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, reports_views
+from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, reports_views, tile_shape_of
 
 # Function of patches and the numbers of their images that raises an error if the patches cannot be used.
 Check = Callable[[Patches, np.ndarray], None]
@@ -146,6 +146,11 @@ class PatchStream:
             return batch_size_of(self.extractor, N_IMAGES)
         n_patches = math.prod(self.X.shape[1:-1]) if hasattr(self.X, "shape") else int(np.prod(self.X[0].shape[:2]))
         return max(1, _N_PATCHES // max(n_patches, 1))
+
+    def tile_shape(self, first: Patches) -> tuple[int, int] | None:
+        """Return the size of the tiles into which the extractor cuts an image like the first; None if it is not cut."""
+        view = first.views[0]
+        return None if self.extractor is None or view is None else tile_shape_of(self.extractor, view.input_size)
 
     def is_in_memory(self) -> bool:
         """Return whether the features are one precomputed float array, which is used without a copy."""
