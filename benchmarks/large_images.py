@@ -105,7 +105,7 @@ def main() -> None:
         "",
         f"Images of synthetic brushed metal, 3000 × 4000 pixels, {options.train} for the fit. Each of "
         f"{n_each * len(DIAMETERS)} test images has one defect ({', '.join(KINDS)}; contrast {CONTRAST:g}); "
-        f"{options.good} others are good. The backbone is {options.backbone} (ImageNet weights from the package index), "
+        f"{options.good} others are good. The backbone is {options.backbone} (ImageNet weights), "
         f"the memory bank has {options.rows} rows. The promised false-positive rate is 5 %. "
         f"{torch.get_num_threads()} thread(s).",
         "",

@@ -45,6 +45,9 @@ class Extractor(Protocol):
       to estimate how much RAM a fit on images of different sizes needs. If an extractor has no ``input_sizes``, the
       detector assumes that all grids are as large as those of the first batch.
     - ``batch_size``: number of images per batch. If an extractor has no ``batch_size``, the detector uses 16.
+    - ``tile_shape(input_size)``: method that returns the height and width of the tiles into which the extractor cuts an
+      image, from the height and width of the network's input; None if the image is not cut. The detector uses this size
+      to estimate how much RAM a fit on large images needs. The extractor then returns one image per batch.
     - ``channel_order`` and ``value_range``: meaning of the stored values of images, as in
       :class:`~skpatchcore.TorchFeatureExtractor`. Figures and reports use these values to draw the images.
     - ``image_size`` and ``crop_size``: size to which images are resized and cropped, as in
@@ -204,6 +207,12 @@ def input_sizes_of(extractor: Extractor | None, X: Any) -> np.ndarray | None:
     """Return the size of the network's input for each image; None if all sizes are equal or unknown."""
     sizes_of = getattr(extractor, "input_sizes", None)
     return None if sizes_of is None else sizes_of(X)
+
+
+def tile_shape_of(extractor: Any, input_size: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the size of the tiles into which an extractor cuts an image; None if it does not cut the image."""
+    shape_of = getattr(extractor, "tile_shape", None)
+    return None if shape_of is None else shape_of(input_size)
 
 
 def resizing_of(extractor: Any) -> tuple[Any, Any] | None:

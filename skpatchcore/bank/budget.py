@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ _ACTIVATIONS = 32
 # Size of the model and of the data derived from it, as a multiple of the model. The derived search bounds of a small
 # bank are nearly as large as the bank.
 _MODEL_AND_DERIVED = 2
+# Number of copies of an image that is cut into tiles: as decoded, resized, and in the next batch.
+_INPUT_COPIES = 4
 # Number of copies of a batch's patch features between the outputs of the layers and the final array.
 _COPIES = 3
 
@@ -179,7 +182,14 @@ class Budget:
 Needs = Callable[[int, Patches], MemoryNeeds]
 
 
-def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: int, needs: Needs) -> MemoryEstimate:
+def estimate_memory(
+    n_patches: int,
+    first: Patches,
+    batch_size: int,
+    n_copies: int,
+    needs: Needs,
+    tile: tuple[int, int] | None = None,
+) -> MemoryEstimate:
     """Estimate the memory that a fit needs.
 
     Parameters
@@ -194,6 +204,8 @@ def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: i
         Number of copies of all patch features that the fit makes in memory.
     needs : callable
         ``needs(n_patches, first)`` returns the :class:`MemoryNeeds` of the detector.
+    tile : (int, int) or None, default=None
+        Height and width of the tiles into which an image is cut. None if images go through the network as a whole.
 
     Returns
     -------
@@ -206,7 +218,7 @@ def estimate_memory(n_patches: int, first: Patches, batch_size: int, n_copies: i
     return MemoryEstimate(
         n_patches=n_patches,
         n_channels=n_channels,
-        overhead=_overhead_bytes(batch_size, seen, first.rows.nbytes // len(first)),
+        overhead=_overhead_bytes(batch_size, seen, first.rows.nbytes // len(first), tile),
         features=n_copies * n_patches * n_channels * first.rows.itemsize,
         learning=needed.learning,
         model=needed.model,
@@ -251,7 +263,10 @@ def within_memory(
     first = stream.peek()
     n_copies = extra_copies + (0 if stream.is_in_memory() else 1)
     batch_size = min(len(stream), stream.batch_size())
-    estimate = estimate_memory(stream.expected_patches(first), first, batch_size, n_copies, needs)
+    tile = stream.tile_shape(first)
+    if tile is not None:
+        batch_size = stream.batch_size()  # number of tiles, also for a single image
+    estimate = estimate_memory(stream.expected_patches(first), first, batch_size, n_copies, needs, tile)
     del first  # free one batch before all features are loaded
     if isinstance(max_memory, str):
         max_memory = max(int(_SHARE * available_bytes()), estimate.least or estimate.two_passes or estimate.at_once)
@@ -260,17 +275,21 @@ def within_memory(
     return stream, Budget(estimate.n_patches, max_memory - estimate.overhead)
 
 
-def _overhead_bytes(batch_size: int, input_size: tuple[int, int] | None, grid_bytes: int) -> int:
+def _overhead_bytes(
+    batch_size: int, input_size: tuple[int, int] | None, grid_bytes: int, tile: tuple[int, int] | None = None
+) -> int:
     """Return the bytes that a fit needs independently of the number of images.
 
     Parameters
     ----------
     batch_size : int
-        Number of images per network pass.
+        Number of images, or of tiles of an image, per network pass.
     input_size : (int, int) or None
         Height and width in pixels of the network's input. None if there is no network.
     grid_bytes : int
         Bytes of the patch features of one image.
+    tile : (int, int) or None, default=None
+        Height and width of the tiles into which an image is cut. None if images go through the network as a whole.
 
     Returns
     -------
@@ -280,4 +299,9 @@ def _overhead_bytes(batch_size: int, input_size: tuple[int, int] | None, grid_by
     if input_size is None:
         return _LIBRARIES + batch_size * grid_bytes
     input_bytes = 3 * 4 * input_size[0] * input_size[1]
+    if tile is not None:  # one image at a time, and the next image is prepared
+        n_tiles = min(batch_size, math.ceil(input_size[0] / tile[0]) * math.ceil(input_size[1] / tile[1]))
+        tile_bytes = 3 * 4 * tile[0] * tile[1]
+        network = n_tiles * _ACTIVATIONS * tile_bytes + _INPUT_COPIES * input_bytes
+        return _LIBRARIES + _NETWORK + network + _COPIES * grid_bytes
     return _LIBRARIES + _NETWORK + batch_size * (_ACTIVATIONS * input_bytes + _COPIES * grid_bytes)

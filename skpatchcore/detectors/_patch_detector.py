@@ -346,12 +346,13 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         region = None if self.roi is None else as_region(self.roi)
         example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None], region=region)
         first = next(iter(example))
-        batch_size = min(n_images, example.batch_size())
+        tile = example.tile_shape(first)
+        batch_size = example.batch_size() if tile is not None else min(n_images, example.batch_size())
         n_copies = 0 if extractor is None else 1
         if kind_of(self.calibration) is CrossFitted:
             n_copies += self._copies_for_folds(stages)
         needs = partial(self._memory_needs, stages=stages)
-        return estimate_memory(n_images * len(first.rows), first, batch_size, n_copies, needs)
+        return estimate_memory(n_images * len(first.rows), first, batch_size, n_copies, needs, tile)
 
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False

@@ -134,7 +134,7 @@ def _pooled_neighbourhoods(m: torch.Tensor, patch_size: int, stride: int, n_chan
         return _unfolded_and_pooled(m, patch_size, stride, n_channels, (half, half)).reshape(
             n_images, n_channels, n_rows, n_columns
         )
-    # The order of the values in memory is that of a map that is unfolded at once. Resizing rounds differently otherwise.
+    # The values are stored in the same order as those of a map that is unfolded at once: resizing then rounds equally.
     pooled = torch.empty((n_images, n_channels, n_rows, n_columns), dtype=m.dtype, device=m.device)
     padded = F.pad(m, (0, 0, half, half))
     for start in range(0, n_rows, band):

@@ -3,8 +3,8 @@
 The key of an entry is a hash of everything that determines the layer maps: the content of the image, the network and
 its weights, the layers, the sizes, the normalisation and the precision. Parameters that only affect how features are
 made from the maps (patch size, stride, channels) are not part of the key. The device and the batch are not part of the
-key either. Each entry is one file, which is written atomically. Therefore, several processes may share a folder. A
-damaged entry is treated as missing.
+key either. The tiles are part of the key only if an image is cut into tiles. Each entry is one file, which is written
+atomically. Therefore, several processes may share a folder. A damaged entry is treated as missing.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.files import cache_folder, read_arrays, write_arrays
+from skpatchcore.features._backbones import Network
 from skpatchcore.images.appearance import Appearance
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat, content_of, from_tensor, load_image, path_of
-from skpatchcore.images.views import View
+from skpatchcore.images.views import ROUNDED_TO, View
 
 _FORMAT = 3  # version of the content of entries
 # Fraction of the limit that may be written before the limit is enforced again.
@@ -188,6 +190,45 @@ class LayerCache:
             self._written = 1
         # Leave room for the entries that are written before the next pruning.
         prune(self.folder, int(self.limit * (1 - _SLACK)))
+
+
+def cache_for(extractor: Any, network: Network, mean: Any, std: Any) -> LayerCache | None:
+    """Return the cache of layer maps for a network with the settings of an extractor; None if `memory` is None.
+
+    Parameters
+    ----------
+    extractor : TorchFeatureExtractor
+        Extractor with the settings.
+    network : Network
+        Network that computes the layer maps.
+    mean, std : sequences of 3 floats
+        Mean and standard deviation of red, green and blue with which the input is normalised.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be identified, or `memory` is a joblib.Memory without a location.
+    """
+    if extractor.memory is None:
+        return None
+    if network.architecture is None:
+        raise ValueError(
+            "memory: the backbone has modules with source code that cannot be read. Without it, the cache cannot "
+            "distinguish this network from other networks. Define the modules in a file, or pass memory=None."
+        )
+    sizes, value_range = (extractor.image_size, extractor.crop_size), extractor.value_range
+    settings = {
+        "network": network.architecture,
+        "weights": network.digest,
+        "layers": network.layers,
+        "sizes": [None if size is None else np.ravel(size).tolist() for size in sizes],
+        "sides rounded to": ROUNDED_TO,
+        "normalisation": [[float(v) for v in values] for values in (mean, std)],
+        "computed in": extractor.dtype,
+        "pixel format": [extractor.channel_order, None if value_range is None else [*map(float, value_range)]],
+    }
+    limit = None if extractor.cache_limit is None else parse_bytes(extractor.cache_limit)
+    return LayerCache(extractor.memory, settings, extractor.cache_dtype, limit)
 
 
 def prune(folder: Path, limit: int) -> None:

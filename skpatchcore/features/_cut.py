@@ -42,7 +42,8 @@ def cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
         cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
         return cut
     except Exception:  # torch.fx cannot trace every network, and fails with many types of errors: use hooks
-        return _HookedLayers(module, layers)
+        # The failed attempt has left the network in training mode, in which batch normalisation depends on the batch.
+        return _HookedLayers(module, layers).eval()
 
 
 def _output_of(graph: fx.Graph) -> fx.Node:

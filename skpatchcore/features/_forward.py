@@ -153,17 +153,16 @@ class ForwardPass:
         plan = self.plan_of(batch[0].view.input_size)
         if plan is None:
             return self._maps_of([image.pixels for image in batch if image.pixels is not None], batch)
-        stitched = [
-            stitched_maps(
-                plan,
-                image.pixels,
-                lambda tiles, image=image: self._maps_of(tiles, [image] * len(tiles)),
-                self.batch_size,
-            )
-            for image in batch
-            if image.pixels is not None
-        ]
+        stitched = [self._stitched(plan, image.pixels, image) for image in batch if image.pixels is not None]
         return stitched[0] if len(stitched) == 1 else [torch.cat(layer) for layer in zip(*stitched, strict=True)]
+
+    def _stitched(self, plan: TilePlan, pixels: torch.Tensor, image: Prepared) -> list[torch.Tensor]:
+        """Return the layer maps of an image that is cut into tiles."""
+
+        def run(tiles: list[torch.Tensor]) -> list[torch.Tensor]:
+            return self._maps_of(tiles, [image] * len(tiles))
+
+        return stitched_maps(plan, pixels, run, self.batch_size)
 
     def _outputs(self, normalised: torch.Tensor) -> list[torch.Tensor]:
         """Run the network on normalised images and return the layer maps."""

@@ -4,7 +4,7 @@ A probe is an image with NaN in some rows or columns. NaN passes through the ope
 layer map that become NaN are exactly the positions that depend on these rows or columns. Convolutions are replaced
 during the probe: an output of the replacement is NaN if and only if a value under the kernel is NaN. Therefore, the
 result depends neither on the algorithm of a convolution (Winograd's algorithm spreads NaN too far), nor on the weights,
-nor on the device. A comparison with random numbers verifies the result for each network.
+nor on the device. A comparison with random numbers verifies each result.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _DIFFERENCE = 960
 _MULTIPLES = (1, 2, 4)
 # Tolerated difference in the verification, as a fraction of the largest value of a layer map, per data type.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+
+_IN_WINDOWS = "its outputs depend on the place of a tile in the image, as those of attention in windows do."
 
 # Makes layer maps, each of shape (n_images, n_channels, height, width), from images.
 Maps = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -148,8 +150,11 @@ def locality_of(
             raise NotLocalError(period)
         known, key = _known.setdefault(module, {}), (axis, size % period)
         if key not in known:
+            prober = _Prober(as_maps, axis, device, dtype)
             try:
-                known[key] = _probed(_Prober(as_maps, axis, device, dtype), period, size % period)
+                reach = _probed(prober, period, size % period)
+                # The period was verified for sizes that it divides. Other sizes may have other paddings.
+                known[key] = reach if _verify(prober, reach, size % period) else _IN_WINDOWS
             except NotLocalError as error:
                 known[key] = str(error)
         found = known[key]
@@ -173,7 +178,7 @@ class _Prober:
         image = torch.ones(1, 3, length, 1, dtype=self.dtype, device=self.device)
         for part in lost:
             image[:, :, part] = math.nan
-        with _Spreading():
+        with _Spreading():  # type: ignore[no-untyped-call]
             maps = self.run(image)
         return [m.isnan().any(3).any(1)[0].cpu() for m in maps]
 
@@ -194,7 +199,7 @@ class _Prober:
         raise NotLocalError(f"the network does not accept images of any height and width ({error}).")
 
 
-class _Spreading(TorchDispatchMode):
+class _Spreading(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Replaces convolutions: an output is NaN if any value under the kernel is NaN, in any channel, and 1 otherwise."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -214,9 +219,9 @@ def _verified_period(as_maps: Maps, device: torch.device, dtype: torch.dtype) ->
     strides = [stride for prober in probers for stride in _strides(prober)]
     for multiple in _MULTIPLES:
         period = multiple * math.lcm(*strides)
-        if all(_verify(prober, _probed(prober, period, 0)) for prober in probers):
+        if all(_verify(prober, _probed(prober, period, 0), 0) for prober in probers):
             return period
-    raise NotLocalError("its outputs depend on the place of a tile in the image, as those of attention in windows do.")
+    raise NotLocalError(_IN_WINDOWS)
 
 
 def _strides(prober: _Prober) -> list[int]:
@@ -259,9 +264,9 @@ def _probed(prober: _Prober, period: int, residue: int) -> Reach:
     return Reach(period, tuple(layers))
 
 
-def _verify(prober: _Prober, reach: Reach) -> bool:
+def _verify(prober: _Prober, reach: Reach, residue: int) -> bool:
     """Return whether two tiles of random numbers give the same layer maps as the whole, except for rounding."""
-    tile = reach.smallest(0)
+    tile = reach.smallest(residue)
     size = tile + reach.step(tile)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 3, size, _WIDTHS[-1], generator=generator).to(device=prober.device, dtype=prober.dtype)

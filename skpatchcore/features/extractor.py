@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import in_default_modes
@@ -21,13 +19,14 @@ from skpatchcore._utils.sklearn import HasMethods, Interval, OlderStatesMixin, S
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
 from skpatchcore.features._backbones import Network, WeightsError, load_network
 from skpatchcore.features._batches import prefetched, prepared_batches
-from skpatchcore.features._cache import LayerCache
+from skpatchcore.features._cache import cache_for
 from skpatchcore.features._forward import ForwardPass
 from skpatchcore.features._paper import PaperSettings
-from skpatchcore.features.tiling import TileSize
+from skpatchcore.features._parameters import check_parameters
+from skpatchcore.features.tiling import TileSize, is_whole
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import image_size, path_of
-from skpatchcore.images.views import ROUNDED_TO, Size, View, placed
+from skpatchcore.images.views import Size, View, placed
 from skpatchcore.protocols import pixel_format_of
 
 
@@ -96,15 +95,15 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         and width. The area outside this region **is not inspected**. None inspects the whole image. The paper's
         experiments use 224 (see `paper`).
     tile_size : int, (int, int), "auto" or None, default="auto"
-        Maximum size in pixels of the tiles into which the network's input is cut: the side, or height and width. Tiles
-        overlap, so that each patch feature is computed from all pixels on which it depends. The features equal those of
-        the whole image, except for rounding. The network needs memory for `batch_size` tiles only, instead of the whole
-        image. ``"auto"`` cuts images with more than 2,097,152 (2 ** 21) pixels after resizing and cropping. With at
-        most 384 bytes per pixel, the network then needs at most 0.8 GB per image. The tiles of ``"auto"`` have a side
-        of at most 1,440 pixels, or more if a feature depends on many pixels. They do not depend on the free memory. None
-        never cuts images. Networks that look at the whole image, e.g. vision transformers and networks with
-        squeeze-and-excitation, cannot be applied to tiles. With ``"auto"``, such networks see the whole image, and a
-        warning is issued for an image that is larger than the limit.
+        Maximum size in pixels of the tiles into which the network's input is cut: the side, or height and width. The
+        tiles overlap, so that each patch feature is computed from all pixels on which it depends. The features equal
+        those of the whole image, except for rounding. The network then needs memory for `batch_size` tiles instead of
+        the whole image. ``"auto"`` cuts images with more than 2,097,152 (2 ** 21) pixels after resizing and cropping.
+        With at most 384 bytes per pixel, the network then needs at most 0.8 GB per image. The tiles of ``"auto"`` have
+        a side of at most 1,440 pixels, or more if a feature depends on many pixels. The tiles do not depend on the free
+        memory. None never cuts images. Networks that look at the whole image, e.g. vision transformers and networks
+        with squeeze-and-excitation, cannot be applied to tiles. With ``"auto"``, such networks see the whole image, and
+        a warning is issued for images above the limit.
     max_pixels : int or None, default=89_478_485
         Maximum number of pixels per image. A larger image raises an error. The number is checked for files and PIL
         images before they are decoded, and for all images after resizing. The default is the number above which PIL
@@ -125,8 +124,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         model, None uses the values of ImageNet. Pass `mean` and `std` if such weights were trained with other values.
     batch_size : int, default=4
         Maximum number of images, or of tiles of an image, that go through the network at once. The features do not
-        depend on this number. Only consecutive images in `X` with the same size after resizing are in one batch. On a GPU, a larger batch can be
-        faster. On a CPU, a larger batch takes longer per image.
+        depend on this number. Only consecutive images in `X` with the same size after resizing are in one batch. On a
+        GPU, a larger batch can be faster. On a CPU, a larger batch takes longer per image.
     device : str, default="auto"
         Device on which the network runs, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` uses CUDA if available,
         otherwise the CPU.
@@ -381,28 +380,6 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 
-    def _cache_for(self, network: Network) -> LayerCache | None:
-        """Return the cache of layer maps for a network with the present settings; None if `memory` is None."""
-        if self.memory is None:
-            return None
-        if network.architecture is None:
-            raise ValueError(
-                "memory: the backbone has modules with source code that cannot be read. Without it, the cache cannot "
-                "distinguish this network from other networks. Define the modules in a file, or pass memory=None."
-            )
-        settings = {
-            "network": network.architecture,
-            "weights": network.digest,
-            "layers": network.layers,
-            "sizes": [None if size is None else np.ravel(size).tolist() for size in (self.image_size, self.crop_size)],
-            "sides rounded to": ROUNDED_TO,
-            "normalisation": [[float(v) for v in values] for values in self._normalisation(network)],
-            "computed in": self.dtype,
-            "pixel format": [self.channel_order, None if self.value_range is None else [*map(float, self.value_range)]],
-        }
-        limit = None if self.cache_limit is None else parse_bytes(self.cache_limit)
-        return LayerCache(self.memory, settings, self.cache_dtype, limit)
-
     def input_sizes(self, X: Any) -> np.ndarray | None:
         """Return the size of the network's input for each image; None if the size is the same for all images.
 
@@ -439,11 +416,30 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         )
         return np.array([view.input_size for view in views])
 
+    def tile_shape(self, input_size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the height and width of the tiles into which an image is cut; None if the image is not cut.
+
+        Parameters
+        ----------
+        input_size : (int, int)
+            Height and width in pixels of the network's input, after resizing and cropping.
+
+        Raises
+        ------
+        ValueError
+            If `tile_size` is too small, or cannot be used with a network that looks at the whole image.
+        """
+        if is_whole(input_size, self.tile_size):
+            return None
+        device = available_device(self.device)
+        plan = self._forward_pass(self._load(device), device).plan_of(input_size)
+        return None if plan is None else plan.tile
+
     def _forward_pass(self, network: Network, device: torch.device) -> ForwardPass:
         """Return the forward pass of a network with the present settings."""
         mean, std = self._normalisation(network)
         dtype = getattr(torch, self.dtype)
-        cache = self._cache_for(network)
+        cache = cache_for(self, network, mean, std)
         return ForwardPass(network, device, dtype, mean, std, self._aggregate, cache, self.tile_size, self.batch_size)
 
     def _aggregate(self, maps: list[torch.Tensor]) -> torch.Tensor:
@@ -464,26 +460,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
     def _check_parameters(self) -> None:
         """Raise a ValueError if a parameter is out of its range."""
         self._validate_params()
-        if self.patch_size % 2 == 0:
-            raise ValueError(f"patch_size={self.patch_size} is even. Choose an odd number: patches need a centre.")
-        if self.layers is not None and not len(self.layers):
-            raise ValueError("layers is empty. Name at least one layer, or pass layers=None.")
-        for name in ("image_size", "crop_size", "tile_size"):
-            size = getattr(self, name)
-            if isinstance(size, tuple | list) and not (
-                len(size) == 2 and all(isinstance(side, Integral) and int(side) > 0 for side in size)
-            ):
-                raise ValueError(f"{name}={size!r}: expected a positive int, a pair (height, width) of them, or None.")
-        if self.value_range is not None and not (
-            len(self.value_range) == 2
-            and all(isinstance(value, Real) and math.isfinite(value) for value in self.value_range)
-            and self.value_range[0] < self.value_range[1]
-        ):
-            raise ValueError(f"value_range={self.value_range!r}: expected the values of black and of white, ascending.")
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values is not None and len(values) != 3:
-                raise ValueError(f"{name}={values!r}: expected three numbers: for red, green and blue.")
+        check_parameters(self)
 
     def __sklearn_is_fitted__(self) -> bool:
         return True

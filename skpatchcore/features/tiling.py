@@ -81,6 +81,14 @@ class TilePlan:
         return f"{len(self.rows)}×{len(self.columns)} tiles of {self.tile[0]}×{self.tile[1]} pixels"
 
 
+def is_whole(size: tuple[int, int], tile_size: TileSize) -> bool:
+    """Return whether an image goes through every network as a whole, because of its size in pixels."""
+    sides = _pair(tile_size)
+    if sides is not None:
+        return all(n <= side for n, side in zip(size, sides, strict=True))
+    return tile_size is None or size[0] * size[1] <= AUTO_PIXELS
+
+
 def plan_tiles(
     network: Network,
     size: tuple[int, int],
@@ -125,11 +133,9 @@ def plan_tiles(
     UserWarning
         If `tile_size` is ``"auto"`` and a large image cannot be cut because the network looks at the whole image.
     """
-    if tile_size is None or (tile_size == "auto" and size[0] * size[1] <= AUTO_PIXELS):
+    if is_whole(size, tile_size):
         return None
     sides = _pair(tile_size)
-    if sides is not None and all(n <= side for n, side in zip(size, sides, strict=True)):
-        return None
     try:
         reaches = [locality_of(network, axis, size[axis], as_maps, device, dtype) for axis in (0, 1)]
     except NotLocalError as error:
@@ -154,7 +160,7 @@ def plan_tiles(
         return None
     grids = [tuple(layer.count(n) for layer, n in zip(layers, size, strict=True)) for layers in _layers(reaches)]
     tile = rows[0].pixels.stop, columns[0].pixels.stop
-    return TilePlan(tile, rows, columns, tuple(grids))  # type: ignore[arg-type]
+    return TilePlan(tile, rows, columns, tuple(grids))
 
 
 def check_tile_size(
@@ -213,9 +219,9 @@ def stitched_maps(
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             warn_user(
-                f"{len(some)} tiles of {plan.tile[0]}×{plan.tile[1]} pixels take more memory than is left: {batch_size} "
-                "tiles go through the network at once. Choose a smaller batch_size or tile_size to avoid the failed "
-                "attempt.",
+                f"{len(some)} tiles of {plan.tile[0]}×{plan.tile[1]} pixels take more memory than is left: "
+                f"{batch_size} go through the network at once. Choose a smaller batch_size or tile_size to avoid the "
+                "failed attempt.",
                 RuntimeWarning,
             )
             continue

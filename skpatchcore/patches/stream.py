@@ -20,7 +20,14 @@ from skpatchcore.images.roi import Region
 from skpatchcore.images.views import View
 from skpatchcore.patches.cells import CountedCells
 from skpatchcore.patches.patches import N_IMAGES, Patches
-from skpatchcore.protocols import Extractor, batch_size_of, input_sizes_of, pixel_format_of, reports_views
+from skpatchcore.protocols import (
+    Extractor,
+    batch_size_of,
+    input_sizes_of,
+    pixel_format_of,
+    reports_views,
+    tile_shape_of,
+)
 
 # Function of patches and the numbers of their images that raises an error if the patches cannot be used.
 Check = Callable[[Patches, np.ndarray], None]
@@ -168,6 +175,11 @@ class PatchStream:
         X = self._images()
         n_patches = math.prod(X.shape[1:-1]) if hasattr(X, "shape") else int(np.prod(X[0].shape[:2]))
         return max(1, _N_PATCHES // max(n_patches, 1))
+
+    def tile_shape(self, first: Patches) -> tuple[int, int] | None:
+        """Return the size of the tiles into which the extractor cuts an image like the first; None if it is not cut."""
+        view = first.views[0]
+        return None if self.extractor is None or view is None else tile_shape_of(self.extractor, view.input_size)
 
     def is_in_memory(self) -> bool:
         """Return whether the features are one precomputed float array, which is used without a copy."""
