@@ -7,6 +7,7 @@ from .coreset.uniform import RandomSampler as RandomSampler
 from .datasets import list_images as list_images
 from .datasets import load_image_folder as load_image_folder
 from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
+from .detectors.lights import MultiLightDetector as MultiLightDetector
 from .detectors.padim import PaDiMDetector as PaDiMDetector
 from .detectors.patchcore import PatchCoreDetector as PatchCoreDetector
 from .detectors.spade import SPADEDetector as SPADEDetector

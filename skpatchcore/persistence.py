@@ -44,6 +44,7 @@ _TRUSTED = (
     "skpatchcore.coreset.uniform.RandomSampler",
     "skpatchcore.detectors.patchcore.PatchCoreDetector",
     "skpatchcore.detectors.ensemble.PatchCoreEnsemble",
+    "skpatchcore.detectors.lights.MultiLightDetector",
     "skpatchcore.features.extractor.TorchFeatureExtractor",
     "skpatchcore.index.exact.ExactIndex",
     "skpatchcore.index.pynndescent.PyNNDescentIndex",

@@ -224,8 +224,9 @@ def resizing_of(extractor: Any) -> tuple[Any, Any] | None:
 
 def pixel_format_of(estimator: Any) -> PixelFormat:
     """Return the pixel format of an extractor, or of the extractor of a fitted detector or ensemble."""
-    members = [member for member in getattr(estimator, "estimators_", ())[:1]]
-    for owner in (estimator, getattr(estimator, "extractor_", None), *(m.extractor_ for m in members)):
+    first_member = [*getattr(estimator, "estimators_", ())][:1]
+    extractors = [getattr(owner, "extractor_", None) for owner in (estimator, *first_member)]
+    for owner in (estimator, *extractors):
         if hasattr(owner, "channel_order") and hasattr(owner, "value_range"):
             value_range = owner.value_range
             return PixelFormat(owner.channel_order, None if value_range is None else tuple(value_range))

@@ -1,27 +1,24 @@
-"""PatchCoreEnsemble: a detector that averages the scores and maps of several detectors (Table 4 of the paper)."""
+"""PatchCoreEnsemble: a detector that combines the scores and maps of several detectors (Table 4 of the paper)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from numbers import Real
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
-from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context
-from skpatchcore.detectors._image_detector import ImageDetector
-from skpatchcore.detectors._results import turned
-from skpatchcore.detectors._thresholds import older_thresholds, restored_on_failure
+from skpatchcore._utils.diagrams import diagram_of
+from skpatchcore._utils.sklearn import fit_context
+from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector
+from skpatchcore.detectors._thresholds import restored_on_failure
 from skpatchcore.images.containers import as_image_sequence, listed, with_regions
-from skpatchcore.patches.stream import n_images_of
 
 
-class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, BaseEstimator):
-    """Average the standardised scores and maps of several detectors.
+class PatchCoreEnsemble(CombinedDetector):
+    """Combine the standardised scores and maps of several detectors, by default by their mean.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
     and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
@@ -37,6 +34,10 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         Names and detectors, e.g. one :class:`PatchCoreDetector` per backbone. All detectors must be calibrated on the
         same images. Therefore pass the same `calibration` to all of them. Instead of a float, pass a splitter with a
         fixed seed, e.g. ``ShuffleSplit(1, test_size=0.2, random_state=0)``.
+    aggregate : {"mean", "max"}, default="mean"
+        How the standardised scores and maps are combined: by their mean, or by their maximum. With ``"max"``, an image
+        is anomalous if it is clearly anomalous for any detector, e.g. if each resolution finds other defects. Pixels
+        that a detector does not inspect are combined over the other detectors.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: fraction of good images for which `predict` may return -1 (anomalous). ``"auto"``
         accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger. The `contamination` of the single detectors is
@@ -50,14 +51,15 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
     estimators_ : list of detectors
         The fitted detectors, in the order of `estimators`.
     calibration_scores_ : array of shape (n_calibration,), float64
-        Averaged standardised scores of the calibration images, bigger = more normal.
+        Combined standardised scores of the calibration images, bigger = more normal.
     calibration_peaks_ : array of shape (n_calibration,), float64
-        Averaged standardised maxima of the maps of the calibration images, bigger = more anomalous. The maximum of an
-        averaged map is at most the average of the maxima. Therefore the pixel threshold is conservative: at most the
-        accepted fraction of good images, and usually fewer, is expected to have anomalous pixels.
+        Combined standardised maxima of the maps of the calibration images, bigger = more anomalous. The maximum of an
+        averaged map is at most the average of the maxima. Therefore, with ``aggregate="mean"``, the pixel threshold is
+        conservative: at most the accepted fraction of good images, and usually fewer, is expected to have anomalous
+        pixels. With ``aggregate="max"``, the maxima are exact.
     calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
-        Averages of the detectors' sketches. The values are standardised. The exact sketches of the averaged maps are
-        not known, because the maps are not stored.
+        Sketches of the combined maps, with standardised values. They are averages of the detectors' sketches, or upper
+        bounds with ``aggregate="max"``. The exact sketches are not known, because the maps are not stored.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     promised_rate_ : float
@@ -81,7 +83,7 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
     >>> from skpatchcore import PatchCoreDetector, PatchCoreEnsemble, TorchFeatureExtractor
     >>> good = np.random.default_rng(0).normal(0.5, 0.02, (12, 64, 64, 3)).clip(0, 1)
     >>> members = [
-    ...     (name, PatchCoreDetector(TorchFeatureExtractor(name, weights=None, image_size=None, crop_size=None)))
+    ...     (name, PatchCoreDetector(TorchFeatureExtractor(name, weights=None, image_size=None)))
     ...     for name in ("resnet18", "mobilenet_v2")
     ... ]
     >>> ensemble = PatchCoreEnsemble(members).set_params(resnet18__random_state=0, mobilenet_v2__random_state=0)
@@ -93,16 +95,72 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
 
     _parameter_constraints: dict[str, Any] = {
         "estimators": [list],
-        "contamination": [Interval(Real, 0, 0.5, closed="right"), StrOptions({"auto"})],
-        "pixel_contamination": [Interval(Real, 0, 0.5, closed="right"), None],
+        **COMBINED_CONSTRAINTS,
     }
 
     def __init__(
-        self, estimators: Any, *, contamination: float | str = "auto", pixel_contamination: float | None = None
+        self,
+        estimators: Any,
+        *,
+        aggregate: str = "mean",
+        contamination: float | str = "auto",
+        pixel_contamination: float | None = None,
     ):
         self.estimators = estimators
+        self.aggregate = aggregate
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
+
+    @classmethod
+    def at_image_sizes(cls, detector: Any, image_sizes: Sequence[Any], **params: Any) -> PatchCoreEnsemble:
+        """Return an ensemble of copies of one detector that resize images to different sizes.
+
+        A large `image_size` shows small defects, and a small one shows defects that are large compared to a patch.
+
+        Parameters
+        ----------
+        detector : detector
+            Detector whose extractor has the parameter `image_size`, e.g. a :class:`PatchCoreDetector`. It is copied.
+        image_sizes : sequence of int, (int, int) or None
+            Values of ``extractor__image_size``, one per member. The names of the members are e.g. ``"size_256"``,
+            ``"size_256x384"`` and ``"size_own"`` for None.
+        **params : dict
+            Parameters of the ensemble. The defaults of `contamination` and `pixel_contamination` are those of
+            `detector`.
+
+        Returns
+        -------
+        PatchCoreEnsemble
+            The ensemble, not fitted.
+
+        Raises
+        ------
+        ValueError
+            If `image_sizes` is empty or has a size twice, or if the extractor has no parameter `image_size`.
+
+        Examples
+        --------
+        >>> from skpatchcore import PatchCoreDetector, PatchCoreEnsemble, TorchFeatureExtractor
+        >>> detector = PatchCoreDetector(TorchFeatureExtractor("efficientnet_lite2"), random_state=0)
+        >>> ensemble = PatchCoreEnsemble.at_image_sizes(detector, [256, 512], aggregate="max")
+        >>> [(name, member.extractor.image_size) for name, member in ensemble.estimators]
+        [('size_256', 256), ('size_512', 512)]
+        """
+        names = [f"size_{_size_name(size)}" for size in image_sizes]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"image_sizes={image_sizes!r}: expected at least one size, and each size once.")
+        extractor = getattr(detector, "extractor", "precomputed")
+        if not (extractor is None or hasattr(extractor, "image_size")):  # None is the default extractor
+            raise ValueError(
+                f"the extractor {extractor!r} has no parameter image_size: pass a detector with a "
+                "TorchFeatureExtractor."
+            )
+        members = [
+            (name, clone(detector).set_params(extractor__image_size=size))
+            for name, size in zip(names, image_sizes, strict=True)
+        ]
+        defaults = {name: getattr(detector, name) for name in ("contamination", "pixel_contamination")}
+        return cls(members, **{**defaults, **params})
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters of the ensemble and of its detectors.
@@ -149,7 +207,7 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None, *, groups: Any = None, roi: Any = None) -> PatchCoreEnsemble:
-        """Fit all detectors, and calibrate their average.
+        """Fit all detectors, and calibrate their combination.
 
         Parameters
         ----------
@@ -173,39 +231,18 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
 
     def _fit(self, X: Any, y: Any, groups: Any) -> PatchCoreEnsemble:
         names = [name for name, _ in self._pairs()]
-        taken = {*names} & {"estimators", "contamination", "pixel_contamination"}
+        taken = {*names} & self.get_params(deep=False).keys()
         if not names or len(set(names)) < len(names) or taken or any("__" in name for name in names):
             raise ValueError(
                 f"estimators has invalid names {names}: give at least one (name, detector) pair. Names must be unique, "
-                "must not contain '__', and must not be 'estimators', 'contamination' or 'pixel_contamination'."
+                "must not contain '__', and must not be 'estimators', 'aggregate', 'contamination' or "
+                "'pixel_contamination'."
             )
-        fitted = [clone(detector).fit(X, y, groups=groups) for _, detector in self.estimators]
-        images = fitted[0].calibration_image_indices_
-        for name, detector in zip(names, fitted, strict=True):
-            if np.count_nonzero(~np.isnan(detector.calibration_scores_)) < 2:
-                raise ValueError(
-                    f"{name!r} has too few calibration scores for the standardisation, from n_samples="
-                    f"{n_images_of(X)}: at least 2 are needed. Set its calibration, or fit on more images."
-                )
-            if not np.array_equal(detector.calibration_image_indices_, images):
-                raise ValueError(
-                    f"{name!r} calibrates on other images than {names[0]!r}: pass the same calibration to all "
-                    "detectors. Instead of a float, pass a splitter with a fixed random_state."
-                )
-        self.estimators_ = fitted
-        for learnt in ("n_features_in_", "feature_names_in_"):
-            if hasattr(fitted[0], learnt):
-                setattr(self, learnt, getattr(fitted[0], learnt))
-            elif hasattr(self, learnt):  # an earlier fit on a table has set the attribute
-                delattr(self, learnt)
-        scores = np.mean([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
-        peaks = np.mean([_standardised_map(d.calibration_peaks_, d) for d in fitted], axis=0)
-        sketches = np.mean([d.calibration_sketches_ for d in fitted], axis=0)
-        sketches[:, 0] = np.mean([_standardised_map(d.calibration_sketches_[:, 0], d) for d in fitted], axis=0)
-        # The mean is NaN for a calibration image that any of the detectors could not score.
-        self.calibration_plan_ = fitted[0].calibration_plan_
-        self._set_thresholds(scores, peaks, sketches, images, self.contamination, self.pixel_contamination)
-        return self
+        fitted = {name: clone(detector).fit(X, y, groups=groups) for name, detector in self.estimators}
+        advice = (
+            "pass the same calibration to all detectors. Instead of a float, pass a splitter with a fixed random_state."
+        )
+        return self._combine(fitted, X, advice)
 
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
@@ -213,23 +250,12 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         check_is_fitted(self, "estimators_")
         if get_tags(self.estimators_[0]).input_tags.string:
             X = as_image_sequence(X)
-        whole_map = None if of_map is None else np.asarray
-        for results in zip(*(_one_by_one(d._iter_scores(X, whole_map, adapt)) for d in self.estimators_), strict=True):
-            pairs = list(zip(results, self.estimators_, strict=True))
-            scores = np.mean([_standardised(score, d) for (score, _), d in pairs], axis=0)
-            if of_map is None:
-                yield scores, []
-                continue
-            maps = [_standardised_map(anomaly_map, d) for (_, anomaly_map), d in pairs]
-            yield scores, [of_map(np.asarray(np.mean(maps, axis=0, dtype=np.float32)))]
+        return self._iter_combined([X] * len(self.estimators_), of_map, adapt)
 
     def _pairs(self) -> list[tuple[str, Any]]:
         """Return names and detectors, or an empty list if `estimators` is not valid, because only `fit` validates."""
         given = self.estimators if isinstance(self.estimators, list) else []
         return given if all(isinstance(pair, tuple) and len(pair) == 2 for pair in given) else []
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**older_thresholds(state), **state} if "offset_" in state else state)
 
     def _sk_visual_block_(self) -> Any:
         names, detectors = zip(*self.estimators, strict=True)
@@ -242,27 +268,8 @@ class PatchCoreEnsemble(DocumentationLinkMixin, OlderStatesMixin, ImageDetector,
         return tags
 
 
-def _one_by_one(batches: Iterator[tuple[np.ndarray, list[Any]]]) -> Iterator[tuple[np.ndarray, Any]]:
-    """Yield per image the score, as an array with one item, and the map, or None if there are no maps."""
-    for scores, maps in batches:
-        for i in range(len(scores)):
-            yield scores[i : i + 1], maps[i] if maps else None
-
-
-def _standardised(anomaly_scores: np.ndarray, detector: Any) -> np.ndarray:
-    """Standardise anomaly scores with the mean and the standard deviation of the calibration scores."""
-    known = turned(detector.calibration_scores_)
-    standardised: np.ndarray = (anomaly_scores - np.nanmean(known)) / _spread(known)
-    return standardised
-
-
-def _standardised_map(anomaly_map: np.ndarray, detector: Any) -> np.ndarray:
-    """Standardise an anomaly map with the mean and the standard deviation of the calibration peaks."""
-    known = detector.calibration_peaks_
-    standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / _spread(known)
-    return standardised
-
-
-def _spread(known: np.ndarray) -> float:
-    """Return the standard deviation without NaN, or 1 if the standard deviation is 0."""
-    return float(np.nanstd(known)) or 1.0
+def _size_name(size: Any) -> str:
+    """Return an image size as a part of a name, e.g. "256", "256x384" or "own"."""
+    if size is None:
+        return "own"
+    return "x".join(str(int(side)) for side in np.ravel(size))

@@ -99,6 +99,21 @@ def test_camera_page_reads_bgr_frames_and_rejects_the_dark_spot(in_parts, monkey
     assert names["one_field"](np.zeros((6, 4, 3))).shape == (3, 4, 3)
 
 
+def test_lights_page_finds_the_defect_under_one_light_and_splits_files(in_parts):
+    for light in ("left", "right"):
+        in_parts(f"good/{light}", 6)
+        in_parts(f"new/{light}", 2, is_defective=light == "right")
+    names = run_page("user_guide/lights.rst")
+    assert names["labels"].tolist() == [-1, -1]
+    assert names["anomaly_maps"].shape == (2, 64, 80)
+    pixels = np.random.default_rng(0).integers(0, 255, (5, 7, 4), np.uint8)
+    Image.fromarray(pixels).save("channels.png")
+    pages = [Image.fromarray(pixels[:, :, light]) for light in range(4)]
+    pages[0].save("pages.tif", save_all=True, append_images=pages[1:])
+    for read in (names["lights_of_channels"]("channels.png"), names["lights_of_pages"]("pages.tif")):
+        np.testing.assert_array_equal(np.stack(read, axis=2), pixels)
+
+
 def test_dataset_page_fits_on_the_good_class(in_parts):
     in_parts("good", 6)
     in_parts("dent", 2, is_defective=True)

@@ -8,7 +8,7 @@ from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import skpatchcore
-from skpatchcore import PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector
+from skpatchcore import MultiLightDetector, PaDiMDetector, PatchCoreDetector, PatchCoreEnsemble, SPADEDetector
 
 OUT_OF_SAMPLE = (
     "the check expects the fraction of flagged *training* rows to be the contamination; here the threshold bounds the "
@@ -24,9 +24,10 @@ MADE = {
     "PatchCoreEnsemble": lambda: PatchCoreEnsemble(
         [(name, PatchCoreDetector("precomputed", n_neighbors=b, random_state=0)) for name, b in (("a", 9), ("b", 1))]
     ),
+    "MultiLightDetector": lambda: MultiLightDetector(PatchCoreDetector()),
 }
 # Estimators that take no tables. scikit-learn's checks cannot test them; test_image_checks.py beside this file does.
-IMAGES_ONLY = {"TorchFeatureExtractor"}
+IMAGES_ONLY = {"TorchFeatureExtractor", "MultiLightDetector"}
 
 
 def public_estimators():

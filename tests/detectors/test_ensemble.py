@@ -37,6 +37,62 @@ def test_scores_and_maps_are_averages_of_standardised_values(fitted, parts):
     assert maps.dtype == np.float32
 
 
+def test_maximum_combines_standardised_values_and_peaks_exactly(fitted, parts):
+    train, good, bad = parts
+    X = np.concatenate([good, bad])
+    largest = ensemble(aggregate="max").fit(train)
+    scores, maps = [], []
+    for member in fitted.estimators_:
+        known, peaks = member.calibration_scores_, member.calibration_peaks_
+        scores.append((member.score_samples(X) - known.mean()) / known.std())
+        maps.append((member.segment(X) - peaks.mean()) / peaks.std())
+    np.testing.assert_allclose(largest.score_samples(X), np.min(scores, axis=0), rtol=1e-6)  # bigger = more normal
+    found = largest.segment(X)
+    np.testing.assert_allclose(found, np.max(maps, axis=0), rtol=1e-3, atol=1e-3)
+    peaks = [
+        (m.calibration_peaks_ - m.calibration_peaks_.mean()) / m.calibration_peaks_.std() for m in fitted.estimators_
+    ]
+    np.testing.assert_allclose(largest.calibration_peaks_, np.max(peaks, axis=0))
+    np.testing.assert_allclose(largest.calibration_sketches_[:, 0, 0], largest.calibration_peaks_, rtol=1e-5)
+    assert largest.predict(bad).tolist() == [-1]
+    assert largest.predict_mask(bad, pixel_contamination=0.01, min_area="auto")[0].any()
+    largest.recalibrate(np.concatenate([train, good]))
+    assert largest.calibration_peaks_.max() == largest.segment(np.concatenate([train, good])).max()
+
+
+def test_at_image_sizes_copies_one_detector(parts):
+    own = detector(contamination=0.2, n_neighbors=3)
+    sized = PatchCoreEnsemble.at_image_sizes(own, [32, (48, 64), None], aggregate="max", pixel_contamination=0.01)
+    assert [name for name, _ in sized.estimators] == ["size_32", "size_48x64", "size_own"]
+    assert [member.extractor.image_size for _, member in sized.estimators] == [32, (48, 64), None]
+    assert (sized.aggregate, sized.contamination, sized.pixel_contamination) == ("max", 0.2, 0.01)
+    assert own.extractor.image_size is None
+    assert {member.n_neighbors for _, member in sized.estimators} == {3}
+    sized.fit(parts[0])
+    assert sized.segment(parts[2]).shape == (1, 48, 64)
+    assert sized.predict(parts[2]).tolist() == [-1]
+    assert clone(sized).get_params()["size_32__extractor__image_size"] == 32
+
+
+@pytest.mark.parametrize("sizes", [[], [32, 32]])
+def test_at_image_sizes_refuses_no_and_equal_sizes(sizes):
+    with pytest.raises(ValueError, match="expected at least one size, and each size once"):
+        PatchCoreEnsemble.at_image_sizes(detector(), sizes)
+
+
+def test_at_image_sizes_refuses_detectors_without_image_size():
+    with pytest.raises(ValueError, match="has no parameter image_size"):
+        PatchCoreEnsemble.at_image_sizes(detector(extractor="precomputed"), [32])
+
+
+def test_states_of_older_versions_have_the_mean(fitted, parts):
+    state = fitted.__getstate__()
+    del state["aggregate"]
+    older = PatchCoreEnsemble.__new__(PatchCoreEnsemble)
+    older.__setstate__(state)
+    np.testing.assert_array_equal(older.score_samples(parts[1]), fitted.score_samples(parts[1]))
+
+
 def test_ensemble_predicts_and_recalibrates_like_a_detector(fitted, parts):
     train, good, bad = parts
     assert fitted.predict(bad).tolist() == [-1]
@@ -98,7 +154,7 @@ def test_fit_refuses_members_with_different_calibration_images(parts):
         PatchCoreEnsemble([("a", detector(calibration=None))]).fit(X)
 
 
-@pytest.mark.parametrize("names", [[], ["a", "a"], ["a__b"], ["contamination"]])
+@pytest.mark.parametrize("names", [[], ["a", "a"], ["a__b"], ["contamination"], ["aggregate"]])
 def test_fit_refuses_invalid_names(parts, names):
     with pytest.raises(ValueError, match="estimators has invalid names"):
         PatchCoreEnsemble([(name, detector()) for name in names]).fit(parts[0])

@@ -16,6 +16,7 @@ from skpatchcore import (
     ImageWarning,
     InspectionDisplay,
     InspectionWarning,
+    MultiLightDetector,
     PaDiMDetector,
     PatchCoreDetector,
     PatchCoreEnsemble,
@@ -294,3 +295,14 @@ def test_nan_marks_what_is_not_inspected_and_never_leaks(size, boxes, seed):
     metrics, curve = pixel_metrics(mask, maps)
     values = [*metrics.values(), *curve.ravel(), aupimo_scores(mask, maps)[1]]
     assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize("on_error", ["raise", "flag"])
+def test_lights_pass_regions_on(good, bad, on_error):
+    parts, test = np.stack([good, good[::-1]], axis=1), np.stack([bad, bad], axis=1)
+    one = MultiLightDetector(PatchCoreDetector(CellMeans(), roi=BOX, random_state=0)).fit(parts)
+    each = MultiLightDetector(PatchCoreDetector(CellMeans(), random_state=0)).fit(parts, roi=[BOX] * 12)
+    scores, maps = each.score_and_segment(test, roi=[BOX] * 2, on_error=on_error)
+    np.testing.assert_array_equal(scores, one.score_samples(test))
+    np.testing.assert_array_equal(maps, one.segment(test))
+    np.testing.assert_array_equal(np.isnan(maps[0]), ~mask_of_box())
