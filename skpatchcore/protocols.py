@@ -49,7 +49,9 @@ class Extractor(Protocol):
       image, from the height and width of the network's input; None if the image is not cut. The detector uses this size
       to estimate how much RAM a fit on large images needs. The extractor then returns one image per batch.
     - ``channel_order`` and ``value_range``: meaning of the stored values of images, as in
-      :class:`~skpatchcore.TorchFeatureExtractor`. Figures and reports use these values to draw the images.
+      :class:`~skpatchcore.TorchFeatureExtractor`. Figures and reports use these values to draw the images. If an
+      extractor has both and ``iter_transform``, pixels outside the region of interest are replaced by one colour before
+      the extractor reads an image. Such images are passed as arrays.
     - ``image_size`` and ``crop_size``: size to which images are resized and cropped, as in
       :class:`~skpatchcore.TorchFeatureExtractor`. :func:`~skpatchcore.evaluate` with ``resolution="seen"`` uses these
       sizes to resize and crop anomaly maps and masks in the same way. Reports use these sizes to state which part of an
@@ -222,14 +224,27 @@ def resizing_of(extractor: Any) -> tuple[Any, Any] | None:
     return extractor.image_size, extractor.crop_size
 
 
+def pixel_format_or_none(extractor: Any) -> PixelFormat | None:
+    """Return the pixel format of an extractor; None if it has no ``channel_order`` or no ``value_range``."""
+    if not hasattr(extractor, "channel_order") or not hasattr(extractor, "value_range"):
+        return None
+    value_range = extractor.value_range
+    return PixelFormat(extractor.channel_order, None if value_range is None else tuple(value_range))
+
+
+def max_pixels_of(extractor: Any) -> int | None:
+    """Return the maximum number of pixels per image; None if the extractor has no ``max_pixels``."""
+    limit: int | None = getattr(extractor, "max_pixels", None)
+    return limit
+
+
 def pixel_format_of(estimator: Any) -> PixelFormat:
     """Return the pixel format of an extractor, or of the extractor of a fitted detector or ensemble."""
     first_member = [*getattr(estimator, "estimators_", ())][:1]
     extractors = [getattr(owner, "extractor_", None) for owner in (estimator, *first_member)]
     for owner in (estimator, *extractors):
-        if hasattr(owner, "channel_order") and hasattr(owner, "value_range"):
-            value_range = owner.value_range
-            return PixelFormat(owner.channel_order, None if value_range is None else tuple(value_range))
+        if (found := pixel_format_or_none(owner)) is not None:
+            return found
     return DEFAULT_FORMAT
 
 

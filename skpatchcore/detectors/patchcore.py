@@ -87,8 +87,9 @@ class PatchCoreDetector(PatchDetector):
         value in the paper. If an image is larger than the network's input, the standard deviation in pixels of the
         image is larger by the same factor.
     roi : mask, path, box, polygon, list, callable or None, default=None
-        Region of interest: the part of the images that is inspected. A patch outside of it is neither learnt nor
-        scored, if more than half of its cell lies outside. None inspects whole images. One of:
+        Region of interest: the part of the images that is inspected. A patch is neither learnt nor scored if more than
+        half of its cell lies outside. Pixels outside have no effect: the network sees the mean colour of the pixels
+        inside instead. None inspects whole images. One of:
 
         - a boolean array of shape (height, width), or the path of a mask image, in which pixels of the region are not
           0. The mask is scaled to each image.

@@ -104,8 +104,9 @@ class SPADEDetector(PatchDetector):
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
     roi : mask, path, box, polygon, list, callable or None, default=None
-        Region of interest: the part of the images that is inspected. A patch outside of it is neither learnt nor
-        scored, if more than half of its cell lies outside. None inspects whole images. One of:
+        Region of interest: the part of the images that is inspected. A patch is neither learnt nor scored if more than
+        half of its cell lies outside. Pixels outside have no effect: the network sees the mean colour of the pixels
+        inside instead. None inspects whole images. One of:
 
         - a boolean array of shape (height, width), or the path of a mask image, in which pixels of the region are not
           0. The mask is scaled to each image.

@@ -11,7 +11,7 @@ from scipy.special import logit
 
 from skpatchcore.datasets.defects import draw_defect
 from skpatchcore.evaluation.pod import PodCurve
-from skpatchcore.images.reading import PixelFormat, load_image
+from skpatchcore.images.reading import PixelFormat, as_stored, load_image
 
 # Smallest tested size in pixels, and the largest as a fraction of the shorter side: of scratches, and of other kinds.
 _SCRATCH_RANGE, _SPOT_RANGE = (0.5, 0.1), (2.0, 0.5)
@@ -55,8 +55,8 @@ class DrawnImages(Sequence[Any]):
         The good images.
     trials : sequence of Trial
         The defects.
-    region : array of shape (height, width), bool, or None
-        Region of interest.
+    regions : sequence of (array of shape (height, width), bool, or None)
+        For each image, the pixels that may get a defect; None means all pixels.
     pixel_format : PixelFormat
         Meaning of stored values, in which the detector reads arrays.
     on_drawn : callable or None, default=None
@@ -67,11 +67,11 @@ class DrawnImages(Sequence[Any]):
         self,
         images: Sequence[Any],
         trials: Sequence[Trial],
-        region: np.ndarray | None,
+        regions: Sequence[np.ndarray | None],
         pixel_format: PixelFormat,
         on_drawn: Callable[[], Any] | None = None,
     ):
-        self.images, self.trials, self.region = images, trials, region
+        self.images, self.trials, self.regions = images, trials, regions
         self.pixel_format, self.on_drawn = pixel_format, on_drawn
         self._last: tuple[int, np.ndarray] | None = None  # trials on one image follow each other
 
@@ -80,7 +80,7 @@ class DrawnImages(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return DrawnImages(self.images, self.trials[index], self.region, self.pixel_format, self.on_drawn)
+            return DrawnImages(self.images, self.trials[index], self.regions, self.pixel_format, self.on_drawn)
         drawn = self.draw(int(index))[0]
         if self.on_drawn is not None:
             self.on_drawn()
@@ -96,7 +96,7 @@ class DrawnImages(Sequence[Any]):
             trial.kind,
             trial.size,
             contrast=trial.contrast,
-            region=self.region,
+            region=self.regions[trial.image],
             value_range=self.pixel_format.value_range,
             random_state=trial.seed,
         )
@@ -110,11 +110,7 @@ def _as_array(image: Any, index: int, pixel_format: PixelFormat) -> np.ndarray:
     """
     if isinstance(image, np.ndarray) and image.dtype.kind in "uf" and image.ndim in (2, 3):
         return image
-    pixels = load_image(image, index, pixel_format=pixel_format)
-    if pixel_format.value_range is not None:
-        black, white = pixel_format.value_range
-        pixels = pixels.astype(np.float64) * (white - black) + black
-    return pixels[:, :, ::-1] if pixel_format.channel_order == "bgr" else pixels
+    return as_stored(load_image(image, index, pixel_format=pixel_format), pixel_format)
 
 
 def size_range(kind: str, shorter_side: float) -> tuple[float, float]:

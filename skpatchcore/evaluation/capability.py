@@ -70,7 +70,8 @@ def detection_capability(
         Accepted false-alarm rate. The threshold is computed from the detector's ``calibration_scores_``. None uses the
         detector's own threshold ``offset_``.
     region : array of shape (height, width), bool, or None, default=None
-        Region of interest, to which the defects are confined. All images must have its size.
+        Region to which the defects are confined. All images must have its size. Pixels that the detector does not
+        inspect (outside its crop or its region of interest) never get a defect.
     random_state : int, RandomState or None, default=0
         Seed of the sizes, positions and shapes.
     verbose : int, default=0
@@ -123,9 +124,14 @@ def detection_capability(
     pixel_format = pixel_format_of(detector)
     if region is not None:
         region = np.asarray(region, bool)
-    sides = [min(_extent(image, i, region, pixel_format)) for i, image in enumerate(images)]
-    untouched = detector.score_samples(images)
-    usable = np.flatnonzero(untouched >= offset)
+    for i, image in enumerate(images) if region is not None else ():
+        _check_region(image, i, region, pixel_format)
+    untouched, regions, sides = [], [], []
+    for result in detector.iter_results(images):
+        untouched.append(result.score)
+        regions.append(_drawable(result.anomaly_map, region, result.index))
+        sides.append(min(_extent(result.anomaly_map.shape, regions[-1])))
+    usable = np.flatnonzero(np.array(untouched) >= offset)
     if not len(usable):
         raise ValueError(
             f"all {len(images)} good images are flagged without a defect, so a defect cannot be found in them. Use "
@@ -144,7 +150,7 @@ def detection_capability(
         for n_new in (n_first, n_trials - n_first):
             new = [trial for plan in plans for trial in plan.next_trials(n_new)]
             new.sort(key=lambda trial: trial.image)  # an image is read once for all its defects
-            drawn = DrawnImages(images, new, region, pixel_format, on_drawn=lambda: bar.update(1))
+            drawn = DrawnImages(images, new, regions, pixel_format, on_drawn=lambda: bar.update(1))
             new_scores = detector.score_samples(drawn)
             trials, scores = trials + new, np.concatenate([scores, new_scores])
             for plan in plans:
@@ -160,7 +166,7 @@ def detection_capability(
             "hit": scores < offset,
         }
     )
-    all_drawn = DrawnImages(images, trials, region, pixel_format)
+    all_drawn = DrawnImages(images, trials, regions, pixel_format)
 
     def draw(trial: int) -> tuple[np.ndarray, np.ndarray]:
         image, mask = all_drawn.draw(trial)
@@ -426,15 +432,30 @@ def _require_held_out(detector: Any, images: Sequence[Any]) -> None:
         )
 
 
-def _extent(image: Any, index: int, region: np.ndarray | None, pixel_format: Any) -> tuple[int, int]:
-    """Return the height and width of an image, or of the bounding box of the region of interest."""
+def _check_region(image: Any, index: int, region: np.ndarray, pixel_format: Any) -> None:
+    """Raise a ValueError if the region is empty or does not have the size of an image."""
     size = image_size(image, index, pixel_format=pixel_format)
-    if region is None:
-        return size
     if region.shape != size or not region.any():
         raise ValueError(
             f"region has shape {region.shape} and {int(region.sum())} True pixels, but image {index} has shape {size}."
         )
+
+
+def _drawable(anomaly_map: np.ndarray, region: np.ndarray | None, index: int) -> np.ndarray | None:
+    """Return the pixels that may get a defect: inspected and in the region. None means all pixels."""
+    known = ~np.isnan(anomaly_map)
+    if known.all():
+        return region
+    drawable: np.ndarray = known if region is None else known & region
+    if not drawable.any():
+        raise ValueError(f"the detector inspects no pixel of image {index} in region: no defect can be drawn there.")
+    return drawable
+
+
+def _extent(size: tuple[int, ...], region: np.ndarray | None) -> tuple[int, int]:
+    """Return the height and width of an image, or of the bounding box of a region."""
+    if region is None:
+        return size[0], size[1]
     return int(np.ptp(np.flatnonzero(region.any(axis=1)))) + 1, int(np.ptp(np.flatnonzero(region.any(axis=0)))) + 1
 
 

@@ -162,6 +162,26 @@ def from_tensor(tensor: torch.Tensor) -> np.ndarray:
     return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
 
+def as_stored(pixels: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
+    """Return pixels in [0, 1] in the form in which :func:`load_image` reads arrays with a pixel format.
+
+    Parameters
+    ----------
+    pixels : array of shape (height, width, 1 or 3), float
+        Pixels as returned by :func:`load_image`.
+    pixel_format : PixelFormat
+        Order of the channels and range of the values of arrays.
+
+    Returns
+    -------
+    array of shape (height, width, 1 or 3), float
+    """
+    if pixel_format.value_range is not None:
+        black, white = pixel_format.value_range
+        pixels = pixels.astype(np.float64) * (white - black) + black
+    return pixels[:, :, ::-1] if pixel_format.channel_order == "bgr" else pixels
+
+
 def path_of(image: Any) -> str | None:
     """Return the path of an image that is given by its path; None for other forms."""
     return os.fsdecode(image) if isinstance(image, str | os.PathLike) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -18,13 +18,15 @@ from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import image_size
 from skpatchcore.images.roi import Region
 from skpatchcore.images.views import View
-from skpatchcore.patches.cells import CountedCells
+from skpatchcore.patches.cells import CountedCells, InsideImages
 from skpatchcore.patches.patches import N_IMAGES, Patches
 from skpatchcore.protocols import (
     Extractor,
     batch_size_of,
     input_sizes_of,
+    max_pixels_of,
     pixel_format_of,
+    pixel_format_or_none,
     reports_views,
     tile_shape_of,
 )
@@ -216,8 +218,7 @@ class PatchStream:
         with self._numbered():
             sizes = input_sizes_of(self.extractor, X)
         if sizes is None or (sizes == sizes[0]).all():
-            has_own_regions = isinstance(self.X, ImagesWithRegions)  # they may differ in size
-            return round(n_first * len(self) * (1.05 if has_own_regions else 1))
+            return round(n_first * len(self))
         areas = np.prod(sizes, axis=1)
         return math.ceil(float(1.05 * len(first.rows) / areas[: len(first)].sum() * areas.sum()))
 
@@ -251,6 +252,8 @@ class PatchStream:
         extractor, images = self.extractor, self._images()
         if reports_views(extractor):
             done = 0
+            if self._counted is not None and (pixel_format := pixel_format_or_none(extractor)) is not None:
+                images = InsideImages(images, self._counted, self._regions(), pixel_format, max_pixels_of(extractor))
             for features, views in iterate_as_phase("network", extractor.iter_transform(images)):
                 numbers = self.numbers[done : done + len(views)]
                 yield self._counted_of(Patches.from_features(features, list(views), numbers, self.limit), done)
@@ -278,12 +281,15 @@ class PatchStream:
         """Return the images, or the patch features, without their regions."""
         return self.X.images if isinstance(self.X, ImagesWithRegions) else self.X
 
+    def _regions(self) -> Sequence[Any]:
+        """Return the region of each image; None for the whole image."""
+        return self.X.regions if isinstance(self.X, ImagesWithRegions) else [None] * len(self)
+
     def _counted_of(self, patches: Patches, start: int) -> Patches:
         """Return the patches in the region of interest; `start` is the index of the first image in this stream."""
         if self._counted is None:
             return patches
-        regions = self.X.regions if isinstance(self.X, ImagesWithRegions) else [None] * len(self)
-        cells = []
+        regions, cells = self._regions(), []
         for i, (size, view) in enumerate(zip(patches.sizes, patches.views, strict=True), start):
             image = None if self.extractor is None else partial(item_of, self._images(), i)
             cells.append(self._counted.of(image, regions[i], size, view, i))

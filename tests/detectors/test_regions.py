@@ -306,3 +306,30 @@ def test_lights_pass_regions_on(good, bad, on_error):
     np.testing.assert_array_equal(scores, one.score_samples(test))
     np.testing.assert_array_equal(maps, one.segment(test))
     np.testing.assert_array_equal(np.isnan(maps[0]), ~mask_of_box())
+
+
+@pytest.mark.parametrize("cls", DETECTORS)
+@pytest.mark.parametrize("params", [{}, {"channel_order": "bgr", "value_range": (0, 2)}])
+def test_pixels_outside_the_region_have_no_effect_on_a_network(cls, params, good):
+    """The receptive field of a patch is larger than its cell: pixels outside must not reach the network."""
+    scale = 2 if params else 1
+    other = good.copy()
+    other[:, ~mask_of_box()] = np.random.default_rng(1).random((3,))
+    detector = cls(extractor(**params), roi=BOX, random_state=0).fit(scale * good)
+    np.testing.assert_array_equal(detector.segment(scale * other), detector.segment(scale * good))
+    again = cls(extractor(**params), roi=mask_of_box(), random_state=0).fit(scale * other)
+    assert again.offset_ == detector.offset_
+    whole = cls(extractor(**params), random_state=0).fit(scale * good)
+    assert not np.array_equal(whole.score_samples(scale * other[:3]), whole.score_samples(scale * good[:3]))
+
+
+def test_an_unreadable_image_with_a_region_names_its_path(good, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    detector = PatchCoreDetector(extractor(), roi=BOX, random_state=0).fit(good)
+    with pytest.raises(ImageError, match=r"image 1 \(.*broken.png\)"):
+        detector.predict([good[0], str(tmp_path / "broken.png")])
+    with pytest.warns(ImageWarning):
+        assert detector.predict([good[0], str(tmp_path / "broken.png")], on_error="flag")[1] == -1
+    small = PatchCoreDetector(extractor(max_pixels=100), roi=BOX)
+    with pytest.raises(ImageError, match="image 0: .*max_pixels"):
+        small.fit([Image.fromarray(np.uint8(255 * image)) for image in good])

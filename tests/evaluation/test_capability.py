@@ -14,7 +14,7 @@ from skpatchcore.evaluation._trials import DrawnImages, Trial, transition
 from skpatchcore.evaluation.capability import mask_sizes, promised_rate
 from skpatchcore.evaluation.pod import fit_pod
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat
-from tests.factories import detector, extractor
+from tests.factories import CellMeans, detector, extractor
 
 pytestmark = pytest.mark.filterwarnings("ignore:contamination")
 FEW = {"kinds": ["blob", "scratch"], "n_trials": 12}
@@ -153,7 +153,7 @@ def test_region_confines_the_defects(fitted, surfaces):
 def test_drawn_images_of_files_have_the_form_of_arrays(tmp_path, bgr):
     Image.fromarray(np.full((40, 50, 3), (200, 100, 50), np.uint8)).save(tmp_path / "a.png")
     pixel_format = PixelFormat("bgr", (0, 4095)) if bgr else DEFAULT_FORMAT
-    images = DrawnImages([tmp_path / "a.png"], [Trial(0, "blob", 4, 0.5, (0,))] * 3, None, pixel_format)
+    images = DrawnImages([tmp_path / "a.png"], [Trial(0, "blob", 4, 0.5, (0,))] * 3, [None], pixel_format)
     drawn, mask = images[1], images.draw(1)[1]
     assert np.allclose(drawn[~mask][0], [50, 100, 200] if bgr else np.array([200, 100, 50]) / 255)
     assert len(images[1:]) == 2
@@ -239,3 +239,20 @@ def test_real_defects_with_bad_arguments_are_refused(fitted, surfaces):
         capability_of_defects(fitted, surfaces[1], masks, size="length")
     with pytest.raises(ValueError, match="no mask marks a pixel"):
         capability_of_defects(fitted, surfaces[1], [~mask for mask in masks])
+
+
+def test_defects_are_drawn_only_where_the_detector_inspects():
+    images = np.random.default_rng(0).normal(0.5, 0.05, (8, 64, 64, 3)).clip(0, 1)
+    fitted = PatchCoreDetector(CellMeans(), roi=(0, 0, 32, 64), random_state=0).fit(images)
+    region = np.zeros((64, 64), bool)
+    region[:, 32:] = True
+    for given, inside in ((None, np.s_[:32]), (region, np.s_[:32, 32:])):
+        found = detection_capability(fitted, images + 0, kinds=["blob"], n_trials=12, region=given, random_state=1)
+        for trial in range(12):
+            mask = found.draw(trial)[1]
+            assert mask.any()
+            assert mask[inside].sum() == mask.sum()
+    with pytest.raises(ValueError, match="inspects no pixel of image 0 in region"):
+        detection_capability(
+            fitted, images + 0, kinds=["blob"], n_trials=12, region=np.arange(64)[:, None] >= np.full(64, 32)
+        )
