@@ -331,5 +331,5 @@ def test_an_unreadable_image_with_a_region_names_its_path(good, tmp_path):
     with pytest.warns(ImageWarning):
         assert detector.predict([good[0], str(tmp_path / "broken.png")], on_error="flag")[1] == -1
     small = PatchCoreDetector(extractor(max_pixels=100), roi=BOX)
-    with pytest.raises(ImageError, match="image 0: .*max_pixels"):
+    with pytest.raises(ImageError, match=r"image 0: .*max_pixels"):
         small.fit([Image.fromarray(np.uint8(255 * image)) for image in good])
