@@ -35,6 +35,8 @@ _SELECTION_PATCH, _SELECTION_ROW, _DISTANCE = 1.5e5, 9.0e6, 0.75
 _PASSES = 2
 # Work that is always affordable: about half a second.
 _LITTLE = 5.0e10
+# Work of a selection that takes about an hour on two cores of a CPU.
+_LONG = 1.0e14
 
 
 def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: Index) -> int:
@@ -71,6 +73,26 @@ def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: I
     products = _DISTANCE * n_patches * n_selected * columns_of(sampler, n_channels)
     selection = products + _SELECTION_PATCH * n_patches + _SELECTION_ROW * n_selected
     return int(np.clip(max(_PASSES * network, _LITTLE) / selection - _COARSE, _FEWEST, _MOST))
+
+
+def describe_long_selection(n_patches: int, n_channels: int, sampler: Sampler) -> str | None:
+    """Return the text of a warning if the selection of the memory bank can take more than an hour; otherwise None.
+
+    Parameters
+    ----------
+    n_patches, n_channels, sampler
+        As for :func:`affordable_folds`. The work of samplers without ``fit_folds`` is unknown: the result is None.
+    """
+    ratio = ratio_of(sampler)
+    n_selected = min(int(ratio), n_patches) if isinstance(ratio, Integral) else count_of(ratio, n_patches)
+    work = _DISTANCE * n_patches * n_selected * columns_of(sampler, n_channels)
+    if not selects_folds(sampler) or n_selected >= n_patches or work < _LONG:
+        return None
+    return (
+        f"the sampler selects {n_selected:,} of about {n_patches:,} patches, which can take more than an hour, and "
+        "several times as long with calibration folds. A smaller ratio takes less time, e.g. "
+        "sampler=GreedyCoresetSampler(10_000) for 10,000 patches, and so does a smaller image_size of the extractor."
+    )
 
 
 @dataclass

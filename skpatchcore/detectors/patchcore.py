@@ -11,9 +11,10 @@ import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.collect import bank_needs, collect_banks
-from skpatchcore.bank.folds import affordable_folds
+from skpatchcore.bank.folds import affordable_folds, describe_long_selection
 from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
 from skpatchcore.bank.scoring import nearest_patches
 from skpatchcore.detectors._patch_detector import PatchDetector
@@ -315,6 +316,9 @@ class PatchCoreDetector(PatchDetector):
         left_out: Sequence[np.ndarray],
         held: Callable[[PatchSource], tuple[PatchSource, Budget]],
     ) -> tuple[PatchModel, Iterable[Sequence[PatchModel]]]:
+        first = patches if isinstance(patches, Patches) else patches.peek()
+        if problem := describe_long_selection(budget.n_patches, first.rows.shape[1], stages["sampler"]):
+            warn_user(problem)
         if not self._shares_folds(budget, patches, stages):
             return super()._learn_folds(patches, stages, budget, seed, left_out, held)
         return collect_banks(patches, stages["sampler"], stages["index"], budget, self.n_neighbors, left_out)
