@@ -146,7 +146,7 @@ def test_tiles_of_torchvision_networks_equal_the_whole_image(backbone, layers, t
     assert_tiles_equal_whole(backbone, (side + 57, side + 30), tile_size, layers=layers)
 
 
-@pytest.mark.parametrize("residue", (1, 6, 11))
+@pytest.mark.parametrize("residue", [1, 6, 11])
 def test_tiles_of_efficientnet_equal_the_whole_image_for_every_padding(residue):
     assert_tiles_equal_whole("efficientnet_lite0", (240 + residue, 255 - residue), 150, layers=("stage2", "stage3"))
 
