@@ -226,6 +226,7 @@ def test_receptive_field_equals_that_of_the_architecture(backbone, steps, residu
 def test_probe_grows_until_a_large_receptive_field_fits():
     layer = reach_of(Dilated, layers=("layer3",)).layers[0]
     assert layer.lead == reach_of(Small, layers=("layer3",)).layers[0].lead + 97  # 388 pixels more on each side
+    assert_tiles_equal_whole(Dilated, (1000, 60), 880, layers=("layer3",))
 
 
 class Dilated(Small):
