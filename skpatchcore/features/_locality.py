@@ -24,8 +24,8 @@ from skpatchcore._utils.device import is_device_fault
 from skpatchcore._utils.modes import default_modes
 from skpatchcore.features._backbones import Network
 
-# Lengths in pixels of the probes, in ascending order. Half of a probe is NaN. The shortest probe is so long that it also
-# finds the reach of dilated convolutions, which skip pixels.
+# Lengths in pixels of the probes, in ascending order. Half of a probe is NaN. The shortest probe is so long that the
+# reach of dilated convolutions, which skip pixels, is found too.
 _LENGTHS = (2048, 4096, 8192)
 # Widths in pixels of the probes. Most networks accept the first width.
 _WIDTHS = (64, 128, 224)
