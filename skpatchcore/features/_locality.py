@@ -24,8 +24,9 @@ from skpatchcore._utils.device import is_device_fault
 from skpatchcore._utils.modes import default_modes
 from skpatchcore.features._backbones import Network
 
-# Lengths in pixels of the probes, in ascending order. Half of a probe is NaN.
-_LENGTHS = (512, 1024, 2048, 4096, 8192)
+# Lengths in pixels of the probes, in ascending order. Half of a probe is NaN. The shortest probe is so long that the
+# reach of dilated convolutions, which skip pixels, is found too.
+_LENGTHS = (2048, 4096, 8192)
 # Widths in pixels of the probes. Most networks accept the first width.
 _WIDTHS = (64, 128, 224)
 # Difference of the lengths of two probes from which strides are computed. It is a multiple of all usual strides.
@@ -226,8 +227,7 @@ def _verified_period(as_maps: Maps, device: torch.device, dtype: torch.dtype) ->
 
 def _strides(prober: _Prober) -> list[int]:
     """Return the stride of each layer in pixels."""
-    start = _LENGTHS[0]
-    shorter, longer = prober.counts(start), prober.counts(start + _DIFFERENCE)
+    shorter, longer = prober.counts(_WIDTHS[-1]), prober.counts(_WIDTHS[-1] + _DIFFERENCE)
     more = [b - a for a, b in zip(shorter, longer, strict=True)]
     if not all(more):
         raise NotLocalError("it looks at the whole image: the size of a layer map is independent of the image's size.")
@@ -244,7 +244,7 @@ def _probed(prober: _Prober, period: int, residue: int) -> Reach:
         start, stop = border, size - border
         found = prober.nan_positions(size, [slice(0, start), slice(stop, None)])
         kept = [(~lost).nonzero().flatten().tolist() for lost in found]
-        if all(kept):
+        if all(places and len(places) == places[-1] - places[0] + 1 for places in kept):
             break
     else:
         raise NotLocalError(
@@ -254,7 +254,7 @@ def _probed(prober: _Prober, period: int, residue: int) -> Reach:
     more = [b - a for a, b in zip(counts, prober.counts(size + period), strict=True)]
     layers = []
     for places, n, n_more in zip(kept, counts, more, strict=True):
-        if len(places) != places[-1] - places[0] + 1 or n_more <= 0 or period % n_more:
+        if n_more <= 0 or period % n_more:
             raise NotLocalError("its outputs depend on pixels in an irregular way.")
         stride = period // n_more
         # The tile has (stop - start) pixels. Its size and the image's size have the same residue.

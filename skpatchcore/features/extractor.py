@@ -424,6 +424,11 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         input_size : (int, int)
             Height and width in pixels of the network's input, after resizing and cropping.
 
+        Returns
+        -------
+        (int, int) or None
+            Height and width of the tiles in pixels.
+
         Raises
         ------
         ValueError

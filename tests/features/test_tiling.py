@@ -146,7 +146,7 @@ def test_tiles_of_torchvision_networks_equal_the_whole_image(backbone, layers, t
     assert_tiles_equal_whole(backbone, (side + 57, side + 30), tile_size, layers=layers)
 
 
-@pytest.mark.parametrize("residue", (1, 6, 11))
+@pytest.mark.parametrize("residue", [1, 6, 11])
 def test_tiles_of_efficientnet_equal_the_whole_image_for_every_padding(residue):
     assert_tiles_equal_whole("efficientnet_lite0", (240 + residue, 255 - residue), 150, layers=("stage2", "stage3"))
 
@@ -226,6 +226,7 @@ def test_receptive_field_equals_that_of_the_architecture(backbone, steps, residu
 def test_probe_grows_until_a_large_receptive_field_fits():
     layer = reach_of(Dilated, layers=("layer3",)).layers[0]
     assert layer.lead == reach_of(Small, layers=("layer3",)).layers[0].lead + 97  # 388 pixels more on each side
+    assert_tiles_equal_whole(Dilated, (1000, 60), 880, layers=("layer3",))
 
 
 class Dilated(Small):
