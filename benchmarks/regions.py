@@ -83,8 +83,8 @@ def main() -> None:
         "",
         f"The region leaves out {BORDER:.0%} of the height and of the width at each side. {len(train)} good images for "
         f"the fit, drawn at random, {len(good)} other good and {len(new)} defective images. The backbone is "
-        f"{options.backbone} (ImageNet weights). Images are stretched to 256 × 256 pixels, 1 % of the patches, promised "
-        "rate 5 %.",
+        f"{options.backbone} (ImageNet weights). Images are stretched to 256 × 256 pixels. The memory bank has 1 % of "
+        "the patches. The promised rate is 5 %.",
         "",
         "| | whole image | region |",
         "|---|---|---|",
