@@ -60,6 +60,7 @@ def prepared_batches(
     max_pixels: int | None,
     cache: LayerCache | None,
     pixel_format: PixelFormat,
+    rounded_to: int,
 ) -> Iterator[list[Prepared]]:
     """Yield batches of consecutive images that have the same size after resizing and cropping.
 
@@ -75,6 +76,8 @@ def prepared_batches(
         Cache in which layer maps are looked up; None disables the lookup.
     pixel_format : PixelFormat
         Meaning of the stored values of images: order of the channels, values of black and white.
+    rounded_to : int
+        As for :func:`~skpatchcore.images.views.resize_and_crop`.
 
     Yields
     ------
@@ -97,7 +100,7 @@ def prepared_batches(
             return Prepared(known[1], index, path, maps=known[0])
         loaded = load_image(image, index, max_pixels, content, pixel_format)
         with one_thread(np.size(loaded) < SMALL_PASS):  # the network often runs at the same time
-            pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels)
+            pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels, rounded_to)
         # A grey image is resized as one channel, which is then repeated three times.
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
 

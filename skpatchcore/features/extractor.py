@@ -142,6 +142,9 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
     weights_digest_ : str
         SHA-256 checksum of the network's weights in `fit`. If the weights are different when images are transformed, an
         error is raised.
+    rounded_to_ : int
+        The sides of a resized image differ by a multiple of this number of pixels, if `image_size` is an int and
+        `crop_size` is None.
 
     See Also
     --------
@@ -251,6 +254,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         """
         self._check_parameters()
         self.weights_digest_ = self._load(require_device(self.device)).digest
+        self.rounded_to_ = ROUNDED_TO
         return self
 
     def network_digests(self) -> tuple[str, str | None]:
@@ -353,6 +357,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 self.max_pixels,
                 forward.cache,
                 pixel_format_of(self),
+                self._rounded_to(),
             )
         )
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
@@ -376,7 +381,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
             "weights": network.digest,
             "layers": network.layers,
             "sizes": [None if size is None else np.ravel(size).tolist() for size in (self.image_size, self.crop_size)],
-            "sides rounded to": ROUNDED_TO,
+            "sides rounded to": self._rounded_to(),
             "normalisation": [[float(v) for v in values] for values in self._normalisation(network)],
             "computed in": self.dtype,
             "pixel format": [self.channel_order, None if self.value_range is None else [*map(float, self.value_range)]],
@@ -415,10 +420,15 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 index,
                 path_of(image),
                 self.max_pixels,
+                self._rounded_to(),
             )[2]
             for index, image in enumerate(as_image_sequence(X))
         )
         return np.array([view.input_size for view in views])
+
+    def _rounded_to(self) -> int:
+        """Return `rounded_to_`, or 1 for an extractor that a version without rounding has fitted."""
+        return getattr(self, "rounded_to_", 1 if hasattr(self, "weights_digest_") else ROUNDED_TO)
 
     def _forward_pass(self, network: Network, device: torch.device) -> ForwardPass:
         """Return the forward pass of a network with the present settings."""
