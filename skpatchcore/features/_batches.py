@@ -61,6 +61,7 @@ def prepared_batches(
     max_pixels: int | None,
     cache: LayerCache | None,
     pixel_format: PixelFormat,
+    rounded_to: int,
     plan_of: Callable[[tuple[int, int]], Any] = lambda size: None,
 ) -> Iterator[list[Prepared]]:
     """Yield batches of consecutive images that have the same size after resizing and cropping.
@@ -77,6 +78,8 @@ def prepared_batches(
         Cache in which layer maps are looked up; None disables the lookup.
     pixel_format : PixelFormat
         Meaning of the stored values of images: order of the channels, values of black and white.
+    rounded_to : int
+        As for :func:`~skpatchcore.images.views.resize_and_crop`.
     plan_of : callable
         Function that returns the tiles of an image from its height and width, or None for an image that goes through
         the network as a whole. An image that is cut into tiles is the only image of its batch.
@@ -96,7 +99,7 @@ def prepared_batches(
         if crop_size is not None:
             return as_pair(crop_size)
         own = (1, 1) if isinstance(image_size, tuple | list) else size_of(image, index, max_pixels, pixel_format)
-        return placed(own, image_size, None, index, path, max_pixels)[2].input_size
+        return placed(own, image_size, None, index, path, max_pixels, rounded_to)[2].input_size
 
     def prepare(image: Any, index: int) -> Prepared:
         path = path_of(image)
@@ -112,7 +115,7 @@ def prepared_batches(
             return Prepared(known[1], index, path, maps=known[0])
         loaded = load_image(image, index, max_pixels, content, pixel_format)
         with one_thread(np.size(loaded) < SMALL_PASS):  # the network often runs at the same time
-            pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels)
+            pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels, rounded_to)
         # A grey image is resized as one channel, which is then repeated three times.
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
 

@@ -27,7 +27,7 @@ from skpatchcore.features._backbones import Network
 from skpatchcore.images.appearance import Appearance
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat, content_of, from_tensor, load_image, path_of
-from skpatchcore.images.views import ROUNDED_TO, View
+from skpatchcore.images.views import View
 
 _FORMAT = 3  # version of the content of entries
 # Fraction of the limit that may be written before the limit is enforced again.
@@ -192,7 +192,7 @@ class LayerCache:
         prune(self.folder, int(self.limit * (1 - _SLACK)))
 
 
-def cache_for(extractor: Any, network: Network, mean: Any, std: Any) -> LayerCache | None:
+def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to: int) -> LayerCache | None:
     """Return the cache of layer maps for a network with the settings of an extractor; None if `memory` is None.
 
     Parameters
@@ -203,6 +203,8 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any) -> LayerCac
         Network that computes the layer maps.
     mean, std : sequences of 3 floats
         Mean and standard deviation of red, green and blue with which the input is normalised.
+    rounded_to : int
+        As for :func:`~skpatchcore.images.views.resize_and_crop`.
 
     Raises
     ------
@@ -222,7 +224,7 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any) -> LayerCac
         "weights": network.digest,
         "layers": network.layers,
         "sizes": [None if size is None else np.ravel(size).tolist() for size in sizes],
-        "sides rounded to": ROUNDED_TO,
+        "sides rounded to": rounded_to,
         "normalisation": [[float(v) for v in values] for values in (mean, std)],
         "computed in": extractor.dtype,
         "pixel format": [extractor.channel_order, None if value_range is None else [*map(float, value_range)]],

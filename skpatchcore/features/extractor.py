@@ -26,7 +26,7 @@ from skpatchcore.features._parameters import check_parameters
 from skpatchcore.features.tiling import TileSize, is_whole
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import image_size, path_of
-from skpatchcore.images.views import Size, View, placed
+from skpatchcore.images.views import ROUNDED_TO, Size, View, placed
 from skpatchcore.protocols import pixel_format_of
 
 
@@ -152,6 +152,9 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
     weights_digest_ : str
         SHA-256 checksum of the network's weights in `fit`. If the weights are different when images are transformed, an
         error is raised.
+    rounded_to_ : int
+        The sides of a resized image differ by a multiple of this number of pixels, if `image_size` is an int and
+        `crop_size` is None.
 
     See Also
     --------
@@ -268,6 +271,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         network = self._load(device)
         self._forward_pass(network, device).check_tile_size()
         self.weights_digest_ = network.digest
+        self.rounded_to_ = ROUNDED_TO
         return self
 
     def network_digests(self) -> tuple[str, str | None]:
@@ -370,6 +374,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 self.max_pixels,
                 forward.cache,
                 pixel_format_of(self),
+                self._rounded_to(),
                 forward.plan_of,
             )
         )
@@ -411,6 +416,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 index,
                 path_of(image),
                 self.max_pixels,
+                self._rounded_to(),
             )[2]
             for index, image in enumerate(as_image_sequence(X))
         )
@@ -440,11 +446,15 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         plan = self._forward_pass(self._load(device), device).plan_of(input_size)
         return None if plan is None else plan.tile
 
+    def _rounded_to(self) -> int:
+        """Return `rounded_to_`, or 1 for an extractor that a version without rounding has fitted."""
+        return getattr(self, "rounded_to_", 1 if hasattr(self, "weights_digest_") else ROUNDED_TO)
+
     def _forward_pass(self, network: Network, device: torch.device) -> ForwardPass:
         """Return the forward pass of a network with the present settings."""
         mean, std = self._normalisation(network)
         dtype = getattr(torch, self.dtype)
-        cache = cache_for(self, network, mean, std)
+        cache = cache_for(self, network, mean, std, self._rounded_to())
         return ForwardPass(network, device, dtype, mean, std, self._aggregate, cache, self.tile_size, self.batch_size)
 
     def _aggregate(self, maps: list[torch.Tensor]) -> torch.Tensor:

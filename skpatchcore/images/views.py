@@ -105,11 +105,15 @@ class View:
 
 
 def resize_and_crop(
-    pixels: np.ndarray, size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
+    pixels: np.ndarray,
+    size: Size,
+    crop: Size,
+    index: int,
+    path: str | None = None,
+    max_pixels: int | None = None,
+    rounded_to: int = ROUNDED_TO,
 ) -> tuple[torch.Tensor, View]:
     """Resize an image with antialiasing and crop its centre, as torchvision's ``Resize`` and ``CenterCrop`` do.
-
-    Without a crop, the length of the longer side is rounded to :data:`ROUNDED_TO`.
 
     Parameters
     ----------
@@ -125,6 +129,9 @@ def resize_and_crop(
         Path of the image's file, for error messages.
     max_pixels : int or None, default=None
         Maximum number of pixels after resizing. None means no limit.
+    rounded_to : int, default=ROUNDED_TO
+        Without a crop and with an int as `size`, the sides differ by a multiple of this number of pixels. 1 truncates
+        the longer side, as torchvision does.
 
     Returns
     -------
@@ -139,7 +146,9 @@ def resize_and_crop(
         If the crop is larger than the resized image, because images are never padded. The error is also raised if the
         resized image has more than `max_pixels` pixels.
     """
-    resized, (top, left), view = placed((pixels.shape[0], pixels.shape[1]), size, crop, index, path, max_pixels)
+    resized, (top, left), view = placed(
+        (pixels.shape[0], pixels.shape[1]), size, crop, index, path, max_pixels, rounded_to
+    )
     tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     if resized != view.image_size:
         tensor = F.interpolate(tensor[None], size=resized, mode="bilinear", align_corners=False, antialias=True)[0]
@@ -148,7 +157,13 @@ def resize_and_crop(
 
 
 def placed(
-    own: tuple[int, int], size: Size, crop: Size, index: int, path: str | None = None, max_pixels: int | None = None
+    own: tuple[int, int],
+    size: Size,
+    crop: Size,
+    index: int,
+    path: str | None = None,
+    max_pixels: int | None = None,
+    rounded_to: int = ROUNDED_TO,
 ) -> tuple[tuple[int, int], tuple[int, int], View]:
     """Return the resized size, the position of the crop and the view for an image of a given size.
 
@@ -156,7 +171,7 @@ def placed(
     ----------
     own : (int, int)
         Height and width of the image in pixels.
-    size, crop, index, path, max_pixels
+    size, crop, index, path, max_pixels, rounded_to
         As for :func:`resize_and_crop`.
 
     Returns
@@ -173,7 +188,7 @@ def placed(
     ImageError
         If the crop is larger than the resized image, or the resized image has more than `max_pixels` pixels.
     """
-    resized = _resized_size(own, size, crop)
+    resized = _resized_size(own, size, rounded_to if crop is None else 1)
     if max_pixels is not None and resized != own and resized[0] * resized[1] > max_pixels:
         raise ImageError(
             f"{own[0]}×{own[1]} pixels, {resized[0]}×{resized[1]} after resizing: more than max_pixels={max_pixels}. "
@@ -195,7 +210,7 @@ def placed(
     return resized, (top, left), View(own, box, (cut[0], cut[1]), scale)
 
 
-def _resized_size(own: tuple[int, int], size: Size, crop: Size) -> tuple[int, int]:
+def _resized_size(own: tuple[int, int], size: Size, rounded_to: int) -> tuple[int, int]:
     """Return the height and width of an image after resizing."""
     if size is None:
         return own
@@ -204,9 +219,8 @@ def _resized_size(own: tuple[int, int], size: Size, crop: Size) -> tuple[int, in
     height, width = own
     short = int(size)
     long = short * max(own) / min(own)
-    if crop is None:
-        long = short + ROUNDED_TO * round((long - short) / ROUNDED_TO)
-    # With a crop, the length of the longer side is truncated, as in torchvision.
+    if rounded_to > 1:  # otherwise, the length of the longer side is truncated, as in torchvision
+        long = short + rounded_to * round((long - short) / rounded_to)
     return (short, int(long)) if height <= width else (int(long), short)
 
 

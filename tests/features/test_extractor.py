@@ -53,6 +53,18 @@ def test_paper_takes_other_backbones_and_parameters():
         TorchFeatureExtractor.paper(colour=1)
 
 
+def test_extractors_fitted_before_sides_were_rounded_resize_as_before():
+    image = np.random.default_rng(0).random((96, 128, 3))
+    extractor = small(image_size=64).fit()
+    assert extractor.input_sizes([image]).tolist() == [[64, 80]]
+    del extractor.rounded_to_  # as in the state of an older version
+    older = pickle.loads(pickle.dumps(extractor))
+    assert older.input_sizes([image]).tolist() == [[64, 85]]
+    ((_, views),) = older.iter_transform([image])
+    assert views[0].input_size == (64, 85)
+    assert clone(older).input_sizes([image]).tolist() == [[64, 80]]
+
+
 def test_small_changes_of_proportions_do_not_change_the_network_input_size():
     images = [np.zeros((128, width, 3), np.uint8) for width in range(178, 206)]
     sizes = TorchFeatureExtractor("resnet18", weights=None, image_size=64).input_sizes(images)
@@ -224,7 +236,7 @@ def test_extractor_can_be_cloned_and_pickled_and_holds_no_tensor():
     extractor.transform([data.astronaut()])
     copy = pickle.loads(pickle.dumps(clone(extractor)))
     assert copy.get_params() == extractor.get_params()
-    assert set(vars(extractor)) == {*extractor.get_params(), "weights_digest_"}
+    assert set(vars(extractor)) == {*extractor.get_params(), "weights_digest_", "rounded_to_"}
     assert len(pickle.dumps(extractor)) < 2000
 
 
