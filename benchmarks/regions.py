@@ -112,7 +112,7 @@ def main() -> None:
         f"- One mask for all images against one mask per image: image thresholds {-one.offset_:.6f} and "
         f"{-each.offset_:.6f}, largest difference of the maps of 20 images {difference:.2g}, NaN at the same pixels: "
         f"{'yes' if same else 'no'}.",
-        f"- Box against mask: image thresholds {-box.offset_:.6f} and {-one.offset_:.6f}. The edges of both differ by up to "
+        f"- Box against mask: image thresholds {-box.offset_:.6f} and {-one.offset_:.6f}. Their edges differ by up to "
         "half a pixel.",
         "",
         f"torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}, {platform.machine()}.",
