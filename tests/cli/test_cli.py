@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -352,3 +353,27 @@ def test_describe_drift_names_defects_as_a_possible_cause(parts):
     assert describe_drift(detector, good + bad[:4]) is None  # sorted by kind, with 4 % of defective images
     assert "Either more than 5% of the parts are defective, or the light" in describe_drift(detector, good + bad)
     assert describe_drift(factories.detector(calibration=None).fit(parts[0][:4]), bad) is None
+
+
+def test_fit_takes_masks_of_what_is_inspected_and_of_what_is_not(folder, capsys):
+    inside, outside = np.zeros((48, 64), np.uint8), np.zeros((24, 32), np.uint8)
+    inside[8:40, 8:56] = 255
+    outside[12:16, 16:20] = 1  # half of the size: it is scaled
+    for name, mask in (("inside", inside), ("outside", outside), ("all", np.full((8, 8), 255, np.uint8))):
+        Image.fromarray(mask).save(folder / f"{name}.png")
+    words = ["fit", str(folder / "good"), "-o", str(folder / "model.skops"), *FAST[:-1]]
+    assert main([*words, "--roi", str(folder / "inside.png"), "--ignore", str(folder / "outside.png")]) == 0
+    inside[24:32, 32:40] = 0
+    image = str(folder / "good" / "0.png")
+    np.testing.assert_array_equal(np.isnan(load(folder / "model.skops").segment([image])[0]), inside == 0)
+    said = capsys.readouterr()
+    assert f"{100 * (1 - (inside > 0).mean()):.1f} % of the pixels of the training images are not inspected" in said.out
+    assert "not inspected" not in said.err
+    assert main([*words, "--ignore", str(folder / "outside.png")]) == 0
+    assert np.isnan(load(folder / "model.skops").segment([image])[0]).sum() == 64
+    for options, message in (
+        (["--roi", str(folder / "nowhere.png")], "--roi .*nowhere.png.* does not exist"),
+        (["--ignore", str(folder / "all.png")], "--ignore: the mask leaves no pixel"),
+    ):
+        assert main([*words, *options]) == 1
+        assert re.search(message, capsys.readouterr().err)
