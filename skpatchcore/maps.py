@@ -14,12 +14,13 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter1d, maximum_pos
 from skimage.measure import label, regionprops_table
 
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
+from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.views import View
 
 _COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "right", "area": "area"}
 
 
-def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.ndarray:
+def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float, mask: PixelMask | None = None) -> np.ndarray:
     """Return the anomaly map of one image at its original size; bigger = more anomalous.
 
     Parameters
@@ -30,12 +31,14 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.
         Region of the image that the grid covers. None if the image size is unknown.
     smoothing : float
         Standard deviation of the Gaussian in pixels of the network's input.
+    mask : PixelMask or None, default=None
+        Pixels of the image in the region of interest. None means all pixels.
 
     Returns
     -------
     array of shape (height, width), float32
-        NaN for pixels that are not inspected: pixels that the network does not see, and pixels in the cells of patches
-        that are NaN. If `view` is None, the patch scores themselves, at the size of the grid.
+        NaN for pixels that are not inspected: pixels that the network does not see, pixels outside `mask`, and pixels
+        in the cells of patches that are NaN. If `view` is None, the patch scores themselves, at the size of the grid.
     """
     if view is None:
         return patch_scores.astype(np.float32)
@@ -45,6 +48,8 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float) -> np.
     inspected = inspected_pixels(~np.isnan(patch_scores), view)
     if inspected is not None:
         drawn[~inspected] = np.nan
+    if mask is not None:
+        drawn[~mask.as_array()] = np.nan
     return drawn
 
 

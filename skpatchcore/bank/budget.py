@@ -172,10 +172,14 @@ class Budget:
         Expected number of patches.
     n_bytes : int or None
         Maximum number of bytes for the fit and the model together. None sets no limit.
+    n_cells : int or None, default=None
+        Expected number of cells of all patch grids, also of those outside the region of interest. None means that it is
+        `n_patches`.
     """
 
     n_patches: int
     n_bytes: int | None
+    n_cells: int | None = None
 
 
 # Callable that returns the memory needs of a detector from the number of patches and the patches of some images.
@@ -266,13 +270,14 @@ def within_memory(
     tile = stream.tile_shape(first)
     if tile is not None:
         batch_size = stream.batch_size()  # number of tiles, also for a single image
+    n_cells = stream.expected_patches(first, in_region=False)
     estimate = estimate_memory(stream.expected_patches(first), first, batch_size, n_copies, needs, tile)
     del first  # free one batch before all features are loaded
     if isinstance(max_memory, str):
         max_memory = max(int(_SHARE * available_bytes()), estimate.least or estimate.two_passes or estimate.at_once)
     if max_memory is None or estimate.way(max_memory) == "at once":
-        return stream.held(estimate.n_patches), Budget(estimate.n_patches, None)
-    return stream, Budget(estimate.n_patches, max_memory - estimate.overhead)
+        return stream.held(estimate.n_patches), Budget(estimate.n_patches, None, n_cells)
+    return stream, Budget(estimate.n_patches, max_memory - estimate.overhead, n_cells)
 
 
 def _overhead_bytes(

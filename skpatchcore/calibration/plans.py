@@ -18,6 +18,7 @@ from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.sketches import no_sketches
+from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.views import View
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
@@ -25,8 +26,8 @@ from skpatchcore.patches.stream import PatchSource, PatchStream
 
 # Maximum number of leave-one-out models that are kept for later batches.
 _N_MODELS = 16
-# Callable that returns the sketch of an anomaly map (see `sketch_of_map`) from patch scores and a view.
-SketchOf = Callable[[np.ndarray, View | None], np.ndarray]
+# Callable that returns the sketch of an anomaly map (see `sketch_of_map`) from patch scores, a view and a mask.
+SketchOf = Callable[[np.ndarray, View | None, PixelMask | None], np.ndarray]
 
 
 @dataclass
@@ -102,7 +103,7 @@ class NoCalibration:
             Per item of `left_out`, the model that is fitted without these images. The models of one list are in memory
             at the same time.
         sketch_of : callable
-            ``sketch_of(patch_scores, view)`` returns the sketch of an anomaly map.
+            ``sketch_of(patch_scores, view, mask)`` returns the sketch of an anomaly map.
 
         Returns
         -------
@@ -151,7 +152,8 @@ class LeaveOneOut(NoCalibration):
                 if own is not None:
                     with default_modes():
                         scores[images], grids = own.score(some)
-                        sketches[images] = [sketch_of(*pair) for pair in zip(grids, some.views, strict=True)]
+                        of_images = zip(grids, some.views, some.masks, strict=True)
+                        sketches[images] = [sketch_of(*image) for image in of_images]
                 bar.update(len(images))
         if n_missing := int(np.isnan(scores).sum()):
             warn_user(

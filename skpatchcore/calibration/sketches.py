@@ -44,8 +44,8 @@ def sketch_of_map(anomaly_map: np.ndarray) -> np.ndarray:
     """
     inspected = _inspected_part(anomaly_map)
     thinned, small = _thinned(inspected, _N_ROWS), _thinned(inspected, _N_ROWS_OF_REGIONS)
-    if np.isnan(small).all():  # the inspected pixels lie between the rows and columns that are used
-        thinned = small = inspected
+    # The inspected pixels may lie between the rows and columns that are used.
+    thinned, small = (inspected if np.isnan(some).all() else some for some in (thinned, small))
     values = np.sort(thinned[~np.isnan(thinned)])[::-1]
     n = len(values)
     sketch = np.zeros((2, len(LEVELS)), np.float32)

@@ -191,14 +191,17 @@ def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
     """Return the mask of the pixels that are inspected; None if there is no mask."""
     if roi is None and ignore is None:
         return None
-    from skpatchcore.images.roi import as_region, scaled_mask
+    from skpatchcore.images.masks import pixels_of_mask
+    from skpatchcore.images.roi import scaled_mask
 
     masks = []
     for name, path in (("--roi", roi), ("--ignore", ignore)):
         try:
-            masks.append(None if path is None else as_region(path).mask)
+            masks.append(None if path is None else pixels_of_mask(path))
         except (OSError, ValueError) as error:
             raise CommandError(f"{name} {path!r}: {error}") from error
+        if masks[-1] is not None and not masks[-1].any():
+            raise CommandError(f"{name} {path!r}: all pixels of the mask are black.")
     inside, outside = masks
     if outside is None:
         return inside

@@ -68,10 +68,15 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
         # A combined score is NaN for a calibration image that any of the members could not score.
         over_members = np.mean if self.aggregate == "mean" else np.max
         scores = over_members([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
-        peaks = over_members([_standardised_map(d.calibration_peaks_, d) for d in fitted], axis=0)
+        # Where only some members inspect a pixel, the combined map is the mean of these members only. It can then exceed
+        # the mean of the maxima, so the maximum is the bound.
+        parts = {(p.seen, p.inspected) for d in fitted if (p := getattr(d, "inspection_", None)) is not None}
+        is_mean = self.aggregate == "mean" and len(parts) <= 1
+        peaks = [_standardised_map(d.calibration_peaks_, d) for d in fitted]
+        peaks = np.mean(peaks, axis=0) if is_mean else np.max(peaks, axis=0)
         sketches = np.stack([d.calibration_sketches_ for d in fitted])
         sketches[:, :, 0] = [_standardised_map(d.calibration_sketches_[:, 0], d) for d in fitted]
-        sketches = sketches.mean(axis=0) if self.aggregate == "mean" else sketches_of_maximum(sketches)
+        sketches = sketches.mean(axis=0) if is_mean else sketches_of_maximum(sketches)
         self.calibration_plan_ = fitted[0].calibration_plan_
         self._set_thresholds(scores, peaks, sketches, images, self.contamination, self.pixel_contamination)
         return self

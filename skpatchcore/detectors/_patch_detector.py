@@ -41,6 +41,7 @@ from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restor
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.containers import DatasetImages, ImagesWithRegions, as_image_sequence, listed, with_regions
 from skpatchcore.images.errors import ImageError, InspectionWarning
+from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.roi import Region, as_region
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
@@ -268,7 +269,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         plan = plan_calibration(self.calibration, groups, len(kept), rng, self.contamination, self.verbose)
         seed = int(rng.randint(2**31 - 1)) if self._draws else 0
         if extractor is not None:
-            extractor.fit(X)
+            extractor.fit(X.images if isinstance(X, ImagesWithRegions) else X)
         self.roi_ = None if self.roi is None else as_region(self.roi)
         records = ImageRecords(self._patch_check(is_fitted=False), of_good_images=True)
         stream = PatchStream(extractor, X, kept, check=records, verbose=self.verbose, region=self.roi_)
@@ -323,7 +324,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         Raises
         ------
         ValueError
-            If `n_images` is less than 1, or if `image` is None and the extractor has no `image_size`.
+            If `n_images` is less than 1, or if `image` is None and the extractor has no `image_size`, or `roi` is a
+            function or given in pixels.
 
         Examples
         --------
@@ -337,13 +339,15 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             raise ValueError(f"n_images={n_images}: expected at least 1.")
         stages = self._make_stages(check_random_state(self.random_state))
         extractor = stages["extractor"]
-        if image is None:
+        if no_example := image is None:
             if image_size_of(extractor) is None:
                 raise ValueError(
                     "the needed memory depends on the size of the images, and image=None: pass an example image."
                 )
             image = np.full((64, 64, 3), 127, np.uint8)
         region = None if self.roi is None else as_region(self.roi)
+        if no_example and region is not None and (region.function is not None or not all(region.in_shares)):
+            raise ValueError("the needed memory depends on the region roi, and image=None: pass an example image.")
         example = PatchStream(extractor, [image] if extractor is not None else np.asarray(image)[None], region=region)
         first = next(iter(example))
         tile = example.tile_shape(first)
@@ -361,9 +365,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         records = ImageRecords(self._patch_check(is_fitted=True), of_good_images=adapt)
         stream = self._stream(X, records, with_views=of_map is not None)
 
-        def keep(patch_scores: np.ndarray, view: View | None) -> Any:
+        def keep(patch_scores: np.ndarray, view: View | None, mask: PixelMask | None) -> Any:
             assert of_map is not None
-            return of_map(map_of(patch_scores, view, self.smoothing))
+            return of_map(map_of(patch_scores, view, self.smoothing, mask))
 
         try:
             yield from score_batches(stream, model, None if of_map is None else keep)
@@ -389,9 +393,9 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             region=self.roi_,
         )
 
-    def _sketch_of(self, patch_scores: np.ndarray, view: View | None) -> np.ndarray:
+    def _sketch_of(self, patch_scores: np.ndarray, view: View | None, mask: PixelMask | None) -> np.ndarray:
         """Return the sketch of the anomaly map that is computed from patch scores."""
-        return sketch_of_map(map_of(patch_scores, view, self.smoothing))
+        return sketch_of_map(map_of(patch_scores, view, self.smoothing, mask))
 
     def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
         """Return new, unfitted stages by name."""

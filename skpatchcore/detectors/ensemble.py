@@ -56,7 +56,8 @@ class PatchCoreEnsemble(CombinedDetector):
         Combined standardised maxima of the maps of the calibration images, bigger = more anomalous. The maximum of an
         averaged map is at most the average of the maxima. Therefore, with ``aggregate="mean"``, the pixel threshold is
         conservative: at most the accepted fraction of good images, and usually fewer, is expected to have anomalous
-        pixels. With ``aggregate="max"``, the maxima are exact.
+        pixels. With ``aggregate="max"``, the maxima are exact. If the detectors inspect different pixels, the
+        maximum over the detectors is used for both.
     calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
         Sketches of the combined maps, with standardised values. They are averages of the detectors' sketches, or upper
         bounds with ``aggregate="max"``. The exact sketches are not known, because the maps are not stored.

@@ -17,9 +17,15 @@ from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.detectors._patch_detector import PatchDetector
+from skpatchcore.images.errors import ImageError
 from skpatchcore.patches.model import check_channels
 from skpatchcore.patches.patches import Patches, PatchLayout
 from skpatchcore.patches.stream import Check, PatchSource
+
+_NOT_LEARNT = (
+    "the region of interest holds cells that were outside the region of the training images: PaDiM has no distribution "
+    "for them. Pass the region of the training images as roi, or use PatchCoreDetector."
+)
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,11 @@ class Gaussians:
 
     def _places_of(self, cells: np.ndarray | None) -> np.ndarray | None:
         """Return the indices of the Gaussians of an image's cells; None if the cells are those of the Gaussians."""
-        everything = np.arange(self.grid[0] * self.grid[1])
-        known = everything if self.cells is None else self.cells
-        cells = everything if cells is None else cells
+        known, cells = _all_cells(self.grid, self.cells), _all_cells(self.grid, cells)
         if np.array_equal(cells, known):
             return None
         if not np.isin(cells, known).all():
-            raise ValueError(
-                "the region of interest of an image holds cells that were outside the region of the training images: "
-                "PaDiM has no distribution for them. Use the region of the training images, or PatchCoreDetector."
-            )
+            raise ValueError(_NOT_LEARNT)
         return np.searchsorted(known, cells)
 
     @default_modes()
@@ -171,7 +172,7 @@ class PaDiMDetector(PatchDetector):
           or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
           fractions of the image's height and width.
         - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
-          [0, 1]. Each image is then read twice.
+          [0, 1]. The function may be called in another thread.
 
         If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
         of `fit`, `predict` and the other methods.
@@ -305,7 +306,7 @@ class PaDiMDetector(PatchDetector):
                     n_channels = batch.rows.shape[1]
                     n_kept = min(self.n_channels, n_channels)
                     channels = np.sort(np.random.default_rng(seed).choice(n_channels, n_kept, replace=False))
-                yield Patches(batch.rows[:, channels], batch.sizes, batch.views, batch.cells)
+                yield Patches(batch.rows[:, channels], batch.sizes, batch.views, batch.cells, batch.masks)
 
         held = Patches.gather(thinned(), budget.n_patches)
         with phase("learning"):
@@ -327,17 +328,24 @@ class PaDiMDetector(PatchDetector):
         self.model_ = replace(model, training=None)
 
     def _patch_check(self, is_fitted: bool) -> Check:
-        return _OneGrid(self.model_.grid if is_fitted else None, one_region=not is_fitted)
+        return _OneGrid(self.model_) if is_fitted else _OneGrid(None)
+
+
+def _all_cells(grid: tuple[int, int], cells: np.ndarray | None) -> np.ndarray:
+    """Return the row-major positions of cells in a grid; those of all cells for None."""
+    return np.arange(grid[0] * grid[1]) if cells is None else cells
 
 
 class _OneGrid:
-    """Check that raises a ValueError if a grid differs in size from the given grid, or from the first grid if None.
+    """Check that raises an error for images that the Gaussians cannot score, or on which they cannot be fitted.
 
-    If `one_region` is True, the cells in the region of interest must also be the same in all images.
+    All grids must have the size of the model's grid, or of the first grid if the model is None. All cells in the region
+    of interest must have a Gaussian, or be the cells of the first image.
     """
 
-    def __init__(self, grid: tuple[int, int] | None, one_region: bool):
-        self.grid, self.one_region = grid, one_region
+    def __init__(self, model: Gaussians | None):
+        self.model = model
+        self.grid = None if model is None else model.grid
         self.first: PatchLayout | None = None
 
     def __call__(self, patches: Patches, numbers: np.ndarray) -> None:
@@ -351,7 +359,10 @@ class _OneGrid:
                 f"{list(self.grid)}: PaDiM fits one distribution per position of the grid, so all images must have the "
                 "same size. Use an extractor with image_size=(height, width), or use PatchCoreDetector."
             )
-        if not self.one_region:
+        if self.model is not None:
+            for i, cells in enumerate(patches.cells):
+                if self.model.cells is not None and not np.isin(_all_cells(self.grid, cells), self.model.cells).all():
+                    raise ImageError(_NOT_LEARNT, int(numbers[i]))
             return
         self.first = patches.between(0, 1).layout() if self.first is None else self.first
         for i in range(len(patches)):

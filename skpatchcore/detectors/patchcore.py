@@ -98,7 +98,7 @@ class PatchCoreDetector(PatchDetector):
           or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
           fractions of the image's height and width.
         - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
-          [0, 1]. Each image is then read twice.
+          [0, 1]. The function may be called in another thread.
 
         If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
         of `fit`, `predict` and the other methods.
@@ -327,7 +327,9 @@ class PatchCoreDetector(PatchDetector):
         if not self._shares_folds(budget, patches, stages):
             return 0
         n_channels = patches.rows.shape[1] if isinstance(patches, Patches) else patches.peek().rows.shape[1]
-        return affordable_folds(budget.n_patches, n_channels, stages["sampler"], stages["index"])
+        # All cells count, so that one region for all images and the same region for each image give the same folds.
+        n_cells = budget.n_patches if budget.n_cells is None else budget.n_cells
+        return affordable_folds(n_cells, n_channels, stages["sampler"], stages["index"])
 
     def _copies_for_folds(self, stages: dict[str, Any]) -> int:
         return 0 if selects_folds(stages["sampler"]) else 1

@@ -114,7 +114,7 @@ class SPADEDetector(PatchDetector):
           or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
           fractions of the image's height and width.
         - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
-          [0, 1]. Each image is then read twice.
+          [0, 1]. The function may be called in another thread.
 
         If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
         of `fit`, `predict` and the other methods.

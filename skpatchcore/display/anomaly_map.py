@@ -13,8 +13,8 @@ import numpy as np
 from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.names import shown_name, shown_text
 from skpatchcore.datasets import read_mask
-from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map
-from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.display.overlay import HEAT_RANGE, heat_colors, overlay_anomaly_map, shown_images
+from skpatchcore.images.containers import listed
 from skpatchcore.images.reading import load_image
 from skpatchcore.maps import regions_of_map
 from skpatchcore.protocols import pixel_format_of
@@ -92,7 +92,7 @@ class AnomalyMapDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, masks: Sequence[Any] | None = None, **options: Any
+        cls, estimator: Any, X: Any, *, masks: Sequence[Any] | None = None, roi: Any = None, **options: Any
     ) -> AnomalyMapDisplay:
         """Score images with a fitted detector, and plot the images and their anomaly maps.
 
@@ -101,9 +101,11 @@ class AnomalyMapDisplay:
         estimator : detector
             A fitted detector of this package.
         X : sequence of images
-            Images as for the detector's `predict`.
+            Images as for the detector's `predict`. Of parts with several lights, the image of the first light is drawn.
         masks : list or None, default=None
             Masks as for :meth:`from_predictions`.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for the detector's `predict`.
         **options : dict
             Arguments of :meth:`plot`.
 
@@ -118,16 +120,16 @@ class AnomalyMapDisplay:
             If an image cannot be read or is not an image.
         """
         X = listed(X)
-        scores, maps = estimator.score_and_segment(X)
+        scores, maps = estimator.score_and_segment(X, **({} if roi is None else {"roi": roi}))
         offset = estimator.offset_
-        images = X.tolist() if hasattr(X, "tolist") and getattr(X, "ndim", 1) == 1 else X
+        images = shown_images(estimator, X)
         titles = [
             f"{_name(image)}score {score:.1f}"
             + ("" if math.isnan(offset) else ": anomalous" if score < offset else ": normal")
             for image, score in zip(images, scores, strict=True)
         ]
         pixel_format = pixel_format_of(estimator)
-        images = [load_image(image, i, pixel_format=pixel_format) for i, image in enumerate(as_image_sequence(images))]
+        images = [load_image(image, i, pixel_format=pixel_format) for i, image in enumerate(images)]
         return cls.from_predictions(
             images, list(maps), threshold=estimator.pixel_offset_, masks=masks, titles=titles, **options
         )

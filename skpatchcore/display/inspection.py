@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from skpatchcore.display.overlay import hatched, outline_mask
-from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.display.overlay import hatched, outline_mask, shown_images
 from skpatchcore.images.reading import load_image
 from skpatchcore.protocols import pixel_format_of
 
@@ -54,7 +53,8 @@ class InspectionDisplay:
         estimator : detector
             A fitted detector of this package.
         image : path, array or PIL image
-            One image, in any form that the detector accepts.
+            One image, in any form that the detector accepts. For a :class:`~skpatchcore.MultiLightDetector`, one part,
+            of which the image of the first light is drawn.
         roi : region of interest of this image or None, default=None
             As one item of the argument `roi` of the detector's `predict`.
         ax : matplotlib Axes or None, default=None
@@ -70,9 +70,8 @@ class InspectionDisplay:
         ImageError
             If the image cannot be read, or if no patch of it lies in the region of interest.
         """
-        X = as_image_sequence([image])
-        pixels = load_image(X[0], 0, pixel_format=pixel_format_of(estimator))
-        anomaly_map = next(iter(estimator.iter_results(X, roi=None if roi is None else [roi]))).anomaly_map
+        anomaly_map = next(iter(estimator.iter_results([image], roi=None if roi is None else [roi]))).anomaly_map
+        pixels = load_image(shown_images(estimator, [image])[0], 0, pixel_format=pixel_format_of(estimator))
         return cls(pixels, ~np.isnan(anomaly_map)).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> InspectionDisplay:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from skimage.morphology import dilation, footprint_rectangle
+
+from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.parts import as_parts
 
 # Colour scale from transparent to opaque: dark violet, magenta, orange, pale yellow. The brightness increases along the
 # scale, so it is also readable without colour.
@@ -62,6 +66,11 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
     picture = hatched(image * (1 - opacity) + colors * opacity, np.isnan(scores))
     return outline_mask(picture, scores > threshold) if contour else as_bytes(picture)
+
+
+def shown_images(estimator: Any, X: Any) -> Sequence[Any]:
+    """Return the images to draw for the samples of a detector: of parts with several lights, the first light."""
+    return as_parts(X).light(0) if hasattr(estimator, "n_lights_") else as_image_sequence(X)
 
 
 def hatched(picture: np.ndarray, unseen: np.ndarray) -> np.ndarray:

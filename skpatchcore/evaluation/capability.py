@@ -398,6 +398,8 @@ def _check(kinds: Sequence[str], contrasts: Sequence[float], n_trials: int, size
 
 def _check_detector(detector: Any, contamination: float | None) -> None:
     check_is_fitted(detector, "offset_")
+    if hasattr(detector, "n_lights_"):
+        raise ValueError("the detector inspects parts with several lights, on which no defects can be drawn.")
     if not get_tags(detector).input_tags.string:
         raise ValueError("the detector reads precomputed patch features. Use a detector that reads images.")
     if contamination is not None and not (isinstance(contamination, int | float) and 0 < contamination <= 0.5):

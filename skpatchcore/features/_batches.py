@@ -19,8 +19,7 @@ from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
-from skpatchcore.images.reading import image_size as size_of
-from skpatchcore.images.views import Size, View, as_pair, placed, resize_and_crop
+from skpatchcore.images.views import Size, View, resize_and_crop
 
 T = TypeVar("T")
 
@@ -62,6 +61,7 @@ def prepared_batches(
     cache: LayerCache | None,
     pixel_format: PixelFormat,
     rounded_to: int,
+    tile_size: Any = None,
     plan_of: Callable[[tuple[int, int]], Any] = lambda size: None,
 ) -> Iterator[list[Prepared]]:
     """Yield batches of consecutive images that have the same size after resizing and cropping.
@@ -80,6 +80,8 @@ def prepared_batches(
         Meaning of the stored values of images: order of the channels, values of black and white.
     rounded_to : int
         As for :func:`~skpatchcore.images.views.resize_and_crop`.
+    tile_size : int, (int, int), "auto" or None
+        Parameter of the extractor, which identifies layer maps that are computed from tiles in the cache.
     plan_of : callable
         Function that returns the tiles of an image from its height and width, or None for an image that goes through
         the network as a whole. An image that is cut into tiles is the only image of its batch.
@@ -95,31 +97,25 @@ def prepared_batches(
         If an image cannot be read, or cannot be resized and cropped.
     """
 
-    def input_size(image: Any, index: int, path: str | None) -> tuple[int, int]:
-        if crop_size is not None:
-            return as_pair(crop_size)
-        own = (1, 1) if isinstance(image_size, tuple | list) else size_of(image, index, max_pixels, pixel_format)
-        return placed(own, image_size, None, index, path, max_pixels, rounded_to)[2].input_size
-
-    def prepare(image: Any, index: int) -> Prepared:
+    def prepare(index: int) -> Prepared:
+        image = images[index]
         path = path_of(image)
         # The file is read once. The same bytes are hashed and decoded, even if the file changes meanwhile.
         content = None if cache is None or path is None else read_content(path, index)
-        entry = None
-        if cache is not None:
-            plan = plan_of(input_size(image, index, path))
-            tiles = "" if plan is None else f", {plan}"
-            entry = cache.entry_of(image, index, content, max_pixels, pixel_format, tiles)
-        known = None if cache is None or entry is None else cache.read(entry)
-        if known is not None:
-            return Prepared(known[1], index, path, maps=known[0])
+        entries = [] if cache is None else cache.entries_of(image, index, content, max_pixels, pixel_format, tile_size)
+        for is_of_tiles, entry in enumerate(entries):
+            known = None if cache is None else cache.read(entry)
+            if known is not None and (plan_of(known[1].input_size) is not None) == bool(is_of_tiles):
+                return Prepared(known[1], index, path, maps=known[0])
         loaded = load_image(image, index, max_pixels, content, pixel_format)
         with one_thread(np.size(loaded) < SMALL_PASS):  # the network often runs at the same time
             pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels, rounded_to)
         # A grey image is resized as one channel, which is then repeated three times.
-        return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=entry)
+        new = entries[int(plan_of(view.input_size) is not None)] if entries else None
+        return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=new)
 
-    prepared = (prepare(image, index) for index, image in enumerate(images))
+    # By index: an IndexError of a data set must not end the iteration.
+    prepared = (prepare(index) for index in range(len(images)))
     for size, run in groupby(prepared, key=lambda item: item.view.input_size):
         n_images = batch_size if plan_of(size) is None else 1
         while batch := list(islice(run, n_images)):

@@ -120,23 +120,28 @@ class LayerCache:
         self._written = 0
         self._lock = threading.Lock()
 
-    def entry_of(
+    def entries_of(
         self,
         image: Any,
         index: int,
         content: bytes | None = None,
         max_pixels: int | None = None,
         pixel_format: PixelFormat = DEFAULT_FORMAT,
-        tiles: str = "",
-    ) -> Path:
-        """Return the path of the image's cache entry; it may not exist.
+        tile_size: Any = None,
+    ) -> list[Path]:
+        """Return the paths of the image's cache entries, which may not exist.
 
-        `tiles` is a text that describes the tiles into which the image is cut. It is empty for a whole image.
+        The first entry is that of the whole image. The second entry is that of an image that is cut into tiles because
+        of `tile_size`.
         """
-        key = self._settings.copy()
-        key.update((hash_content(image, index, content, max_pixels, pixel_format) + tiles).encode())
-        name = key.hexdigest()
-        return self.folder / name[:2] / f"{name}.npz"
+        content_key = hash_content(image, index, content, max_pixels, pixel_format)
+        sides = tile_size if tile_size is None or isinstance(tile_size, str) else np.ravel(tile_size).tolist()
+        names = []
+        for text in (content_key, f"{content_key}, tiles {sides}"):
+            key = self._settings.copy()
+            key.update(text.encode())
+            names.append(key.hexdigest())
+        return [self.folder / name[:2] / f"{name}.npz" for name in names]
 
     def read(self, path: Path) -> tuple[list[torch.Tensor], View] | None:
         """Return the layer maps and the view of a cache entry; None if the entry is missing or damaged.

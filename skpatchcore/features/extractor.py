@@ -375,6 +375,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 forward.cache,
                 pixel_format_of(self),
                 self._rounded_to(),
+                self.tile_size,
                 forward.plan_of,
             )
         )

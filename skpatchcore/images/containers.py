@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from skpatchcore._utils.missing import is_missing
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.images.reading import from_tensor, is_channels_first
 
@@ -70,7 +71,7 @@ def with_regions(X: Any, roi: Any) -> Any:
     n_images = X.shape[0] if hasattr(X, "shape") else len(X)
     if len(regions) != n_images:
         raise ValueError(f"roi has {len(regions)} regions for {n_images} images: pass one region per image.")
-    return ImagesWithRegions(X, list(regions))
+    return ImagesWithRegions(X, [None if is_missing(region) else region for region in regions])
 
 
 class DatasetImages(Sequence[Any]):

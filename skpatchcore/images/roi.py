@@ -66,12 +66,17 @@ class Region:
         Raises
         ------
         ValueError
-            If a polygon in pixels exceeds the image, or if the function returns an array of another shape than `size`.
+            If a polygon in pixels exceeds the image, or if the function fails or returns an array of another shape than
+            `size`.
         """
         if self.mask is not None:
             return scaled_mask(self.mask, size)
         if self.function is not None:
-            found = np.asarray(self.function(load()))
+            image = load()
+            try:
+                found = np.asarray(self.function(image))
+            except Exception as error:  # any error, e.g. an IndexError, which would end an iteration
+                raise ValueError(f"the function roi failed: {type(error).__name__}: {error}") from error
             if found.shape != tuple(size):
                 raise ValueError(
                     f"the function roi returned an array of shape {found.shape}, expected {tuple(size)}, the height "
@@ -88,8 +93,14 @@ class Region:
                     f"the region roi reaches row {row:g} and column {column:g}, but the image has {size[0]}×{size[1]} "
                     "pixels. For images of different sizes, use fractions of the image, such as 0.1."
                 )
-            # polygon2mask counts from the centre of the first pixel; the corners here, from its upper left corner.
-            inside |= polygon2mask(size, corners - 0.5)  # type: ignore[no-untyped-call]
+            if _is_rectangle(corners):
+                rows, columns = (
+                    slice(*np.ceil([low - 0.5, high - 0.5]).astype(int))
+                    for low, high in zip(corners.min(axis=0), corners.max(axis=0), strict=True)
+                )
+                inside[rows, columns] = True
+            else:  # polygon2mask counts from the centre of the first pixel; the corners, from its upper left corner
+                inside |= polygon2mask(size, corners - 0.5)  # type: ignore[no-untyped-call]
         return inside
 
 
@@ -192,14 +203,17 @@ def cells_inside(mask: np.ndarray, box: tuple[float, float, float, float], grid:
 
 def _summed(values: np.ndarray, edges: np.ndarray, axis: int) -> np.ndarray:
     """Integrate pixel values along an axis between consecutive edges, which may lie within pixels."""
-    sums = np.cumsum(values, axis=axis, dtype=np.float64)
-    zero = np.zeros_like(np.take(sums, [0], axis=axis))
-    sums = np.concatenate([zero, sums], axis=axis)
-    edges = edges.clip(0, sums.shape[axis] - 1)
-    lower = np.minimum(edges.astype(int), sums.shape[axis] - 2)
+    sums = np.cumsum(values, axis=axis, dtype=np.int32 if values.dtype == bool else np.float64)
+    edges = edges.clip(0, sums.shape[axis])
+    lower = np.minimum(edges.astype(int), sums.shape[axis] - 1)
+
+    def before(n: np.ndarray) -> np.ndarray:
+        """Return the sums of the first `n` values."""
+        taken = np.take(sums, np.maximum(n - 1, 0), axis=axis)
+        return np.where(np.expand_dims(n > 0, 1 - axis), taken, 0)
+
     share = np.expand_dims(edges - lower, 1 - axis)
-    at_edges = (1 - share) * np.take(sums, lower, axis=axis) + share * np.take(sums, lower + 1, axis=axis)
-    return np.diff(at_edges, axis=axis)
+    return np.diff((1 - share) * before(lower) + share * before(lower + 1), axis=axis)
 
 
 def _is_mask(roi: Any) -> bool:
@@ -231,6 +245,14 @@ def _corners_of_box(box: np.ndarray) -> np.ndarray:
     top, left, height, width = box
     bottom, right = top + height, left + width
     return np.array([(top, left), (top, right), (bottom, right), (bottom, left)])
+
+
+def _is_rectangle(corners: np.ndarray) -> bool:
+    """Return whether a polygon is a box, with corners in the order of `_corners_of_box`."""
+    if corners.shape != (4, 2):
+        return False
+    (top, left), (bottom, right) = corners.min(axis=0), corners.max(axis=0)
+    return np.array_equal(corners, [(top, left), (top, right), (bottom, right), (bottom, left)])
 
 
 def _area(corners: np.ndarray) -> float:

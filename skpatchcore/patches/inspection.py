@@ -33,7 +33,7 @@ class Inspection:
         network also uses the surroundings of the cell.
     proposal : int, (int, int) or None
         An `image_size` of the extractor with which the cell of a patch is at most 16 pixels large. None if the cells
-        are not larger, or if images are not made smaller.
+        are not larger, if images are not made smaller, or if a crop leaves out pixels.
     proposed_patch : float or None
         Longer side of the cell of a patch with this `image_size`, in pixels. None if there is no proposal.
     """
@@ -105,7 +105,8 @@ class InspectionLog:
         seen, inspected = (float(table[:, i].mean()) for i in (0, 1))
         height, width, scale = (float(np.median(table[:, i])) for i in (2, 3, 4))
         largest = max(height, width)
-        if image_size is None or largest <= _WANTED_PATCH or scale <= 1:
+        # With a crop, a larger image_size would leave out more of the image.
+        if image_size is None or largest <= _WANTED_PATCH or scale <= 1 or seen < 1:
             return Inspection(seen, inspected, (height, width))
         factor = 2 ** math.ceil(math.log2(largest / _WANTED_PATCH))
         proposal = tuple(int(side) * factor for side in image_size) if np.ndim(image_size) else int(image_size) * factor

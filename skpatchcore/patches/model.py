@@ -9,12 +9,13 @@ import numpy as np
 
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
+from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.views import View
 from skpatchcore.patches.patches import Patches
 
 # Function that returns the result to keep for an image. Its arguments are the image's patch scores, of shape
-# (grid_height, grid_width), and the image's view.
-Keep = Callable[[np.ndarray, View | None], Any]
+# (grid_height, grid_width), the image's view, and the image's pixels in the region of interest (None for all pixels).
+Keep = Callable[[np.ndarray, View | None, PixelMask | None], Any]
 
 
 class PatchModel(Protocol):
@@ -70,7 +71,7 @@ def score_batches(
     model : PatchModel
         Model that scores the patches.
     keep : callable or None
-        ``keep(patch_scores, view)`` returns the result to keep for an image, such as its anomaly map. None keeps
+        ``keep(patch_scores, view, mask)`` returns the result to keep for an image, such as its anomaly map. None keeps
         nothing.
 
     Yields
@@ -86,7 +87,7 @@ def score_batches(
         kept: list[Any] = []
         if keep is not None:
             with phase("maps"), default_modes():
-                kept = [keep(some, view) for some, view in zip(patch_scores, patches.views, strict=True)]
+                kept = [keep(*image) for image in zip(patch_scores, patches.views, patches.masks, strict=True)]
         yield scores, kept
 
 

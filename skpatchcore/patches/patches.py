@@ -12,6 +12,7 @@ import torch
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
+from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.views import View
 
 # Number of images per batch, for patches in memory and for extractors without a batch size.
@@ -135,6 +136,9 @@ class Patches(PatchLayout):
         Region of the image that each grid covers. None if the regions of all images are unknown.
     cells : sequence of (array of int or None) or None, default=None
         Positions of the patches that have a row, as for :class:`PatchLayout`.
+    masks : sequence of (PixelMask or None) or None, default=None
+        Pixels of each image in the region of interest; None for all pixels. None instead of a sequence means that this
+        holds for all images.
     """
 
     def __init__(
@@ -143,9 +147,10 @@ class Patches(PatchLayout):
         sizes: np.ndarray,
         views: Sequence[View | None] | None = None,
         cells: Sequence[np.ndarray | None] | None = None,
+        masks: Sequence[PixelMask | None] | None = None,
     ):
         super().__init__(sizes, [None] * len(sizes) if views is None else views, cells)
-        self.rows = rows
+        self.rows, self.masks = rows, [None] * len(sizes) if masks is None else masks
 
     @classmethod
     def from_features(
@@ -215,22 +220,31 @@ class Patches(PatchLayout):
             )
         return patches
 
-    def within(self, cells: Sequence[np.ndarray | None]) -> Patches:
-        """Return the patches at some positions of each grid.
+    def within(
+        self,
+        cells: Sequence[np.ndarray | None],
+        masks: Sequence[PixelMask | None],
+        views: Sequence[View | None],
+    ) -> Patches:
+        """Return the patches in the region of interest.
 
         Parameters
         ----------
         cells : sequence of (array of int or None)
             For each image, the row-major positions in its grid, ascending; None for all positions. All patches must
             have a row.
+        masks : sequence of (PixelMask or None)
+            Pixels of each image in the region; None for all pixels.
+        views : sequence of (View or None)
+            New views of the images.
         """
         if all(own is None for own in cells):
-            return self
+            return Patches(self.rows, self.sizes, views, None, masks)
         parts = [
             self.rows[start:stop] if own is None else self.rows[start:stop][own]
             for (start, stop), own in zip(pairwise(self.starts), cells, strict=True)
         ]
-        return Patches(np.concatenate(parts), self.sizes, self.views, cells)
+        return Patches(np.concatenate(parts), self.sizes, views, cells, masks)
 
     @classmethod
     def gather(cls, batches: Iterable[Patches], n_patches: int) -> Patches:
@@ -253,6 +267,7 @@ class Patches(PatchLayout):
         """
         rows, filled = np.empty((0, 0), np.float32), 0
         layouts: list[PatchLayout] = []
+        masks: list[PixelMask | None] = []
         for batch in batches:
             needed = filled + len(batch.rows)
             if needed > len(rows):
@@ -266,8 +281,9 @@ class Patches(PatchLayout):
                 torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
             filled = needed
             layouts.append(batch.layout())
+            masks.extend(batch.masks)
         joined = PatchLayout.joined(layouts)
-        return cls(rows[:filled], joined.sizes, joined.views, joined.cells if joined.has_region() else None)
+        return cls(rows[:filled], joined.sizes, joined.views, joined.cells if joined.has_region() else None, masks)
 
     def __iter__(self) -> Iterator[Patches]:
         for start in range(0, len(self), N_IMAGES):
@@ -278,13 +294,14 @@ class Patches(PatchLayout):
         parts = [self.rows[self.starts[i] : self.starts[i + 1]] for i in images]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         cells = [self.cells[i] for i in images] if self.has_region() else None
-        return Patches(rows, self.sizes[images], [self.views[i] for i in images], cells)
+        views, masks = [self.views[i] for i in images], [self.masks[i] for i in images]
+        return Patches(rows, self.sizes[images], views, cells, masks)
 
     def between(self, start: int, stop: int) -> Patches:
         """Return the patches of the images from `start` to `stop` - 1, without a copy."""
         rows = self.rows[self.starts[start] : self.starts[stop]]
         cells = self.cells[start:stop] if self.has_region() else None
-        return Patches(rows, self.sizes[start:stop], self.views[start:stop], cells)
+        return Patches(rows, self.sizes[start:stop], self.views[start:stop], cells, self.masks[start:stop])
 
 
 def _joined_cells(layouts: Sequence[PatchLayout]) -> list[np.ndarray | None] | None:

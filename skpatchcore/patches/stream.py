@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ import pandas as pd
 
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
+from skpatchcore.images.appearance import Appearance
 from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
 from skpatchcore.images.errors import ImageError
-from skpatchcore.images.reading import image_size
-from skpatchcore.images.roi import Region
+from skpatchcore.images.inside import InsideImages, PixelMask, RegionMasks
+from skpatchcore.images.reading import image_size, load_image, path_of
+from skpatchcore.images.roi import Region, as_region
 from skpatchcore.images.views import View
-from skpatchcore.patches.cells import CountedCells, InsideImages
+from skpatchcore.patches.cells import CountedCells
 from skpatchcore.patches.patches import N_IMAGES, Patches
 from skpatchcore.protocols import (
     Extractor,
@@ -35,6 +37,8 @@ from skpatchcore.protocols import (
 Check = Callable[[Patches, np.ndarray], None]
 # Number of patches per batch of precomputed grids: about as many as in a batch of a network.
 _N_PATCHES = 16384
+# Without a view, a grid counts as an image with this number of pixels along each side of a cell.
+N_CELL = 8
 
 
 def n_images_of(X: Any) -> int:
@@ -102,7 +106,7 @@ class PatchStream:
     ):
         self.extractor, self.X, self.verbose = extractor, X, verbose
         self.region = region
-        self._counted = CountedCells(region, pixel_format_of(extractor)) if self.has_region() else None
+        self._masks, self._counted = RegionMasks(region), CountedCells()
         self.numbers = np.arange(n_images_of(X)) if numbers is None else numbers
         self.with_views, self.check, self.description = with_views, check, description
         # Largest absolute value of a feature. A fit sets this limit for training images. Without it, every finite
@@ -115,7 +119,11 @@ class PatchStream:
 
     def has_region(self) -> bool:
         """Return whether there is a region of interest."""
-        return self.region is not None or isinstance(self.X, ImagesWithRegions)
+        return self.region is not None or self.has_own_regions()
+
+    def has_own_regions(self) -> bool:
+        """Return whether each image has a region of its own."""
+        return isinstance(self.X, ImagesWithRegions)
 
     def __iter__(self) -> Iterator[Patches]:
         """Yield the patches of the next images.
@@ -204,23 +212,28 @@ class PatchStream:
             self.check(patches, self.numbers)
         return patches
 
-    def expected_patches(self, first: Patches) -> int:
+    def expected_patches(self, first: Patches, in_region: bool = True) -> int:
         """Estimate the number of patches of all images from the patches of the first images.
+
+        If `in_region` is False, patches outside the region of interest count too. If images have regions of their own,
+        they always count, because the regions may differ: the result is then an upper bound.
 
         The number is exact if the features are precomputed or all grids have the same size. Otherwise, the number of
         patches is assumed to be proportional to the area of the network's input, and 5 % is added. The areas are read
         from the headers of the files.
         """
-        n_first = len(first.rows) / len(first)
+        counts_all = self.has_own_regions() or not in_region
+        n_rows = int(first.sizes.prod(axis=1).sum()) if counts_all else len(first.rows)
+        n_first = n_rows / len(first)
         X = self._images()
-        if self.extractor is None and isinstance(X, list) and not self.has_region():
+        if self.extractor is None and isinstance(X, list) and (counts_all or not self.has_region()):
             return sum(int(np.prod(grid.shape[:2])) for grid in X)
         with self._numbered():
             sizes = input_sizes_of(self.extractor, X)
         if sizes is None or (sizes == sizes[0]).all():
             return round(n_first * len(self))
         areas = np.prod(sizes, axis=1)
-        return math.ceil(float(1.05 * len(first.rows) / areas[: len(first)].sum() * areas.sum()))
+        return math.ceil(float(1.05 * n_rows / areas[: len(first)].sum() * areas.sum()))
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:
@@ -228,7 +241,10 @@ class PatchStream:
         try:
             yield
         except ImageError as error:
-            raise ImageError(error.message, int(self.numbers[error.index]), error.path) from error
+            images, path = self._images(), error.path
+            if path is None and isinstance(images, list | tuple) and 0 <= error.index < len(images):
+                path = path_of(images[error.index])
+            raise ImageError(error.message, int(self.numbers[error.index]), path) from error
 
     def _batches(self) -> Iterator[Patches]:
         """Yield checked batches, with a progress bar."""
@@ -252,12 +268,16 @@ class PatchStream:
         extractor, images = self.extractor, self._images()
         if reports_views(extractor):
             done = 0
-            if self._counted is not None and (pixel_format := pixel_format_or_none(extractor)) is not None:
-                images = InsideImages(images, self._counted, self._regions(), pixel_format, max_pixels_of(extractor))
+            pixel_format = pixel_format_or_none(extractor)
+            if self.has_region() and pixel_format is not None:
+                images = InsideImages(images, self._masks, self._regions(), pixel_format, max_pixels_of(extractor))
             for features, views in iterate_as_phase("network", extractor.iter_transform(images)):
                 numbers = self.numbers[done : done + len(views)]
-                yield self._counted_of(Patches.from_features(features, list(views), numbers, self.limit), done)
+                seen = images.seen if isinstance(images, InsideImages) else {}
+                yield self._counted_of(Patches.from_features(features, list(views), numbers, self.limit), done, seen)
                 done += len(views)
+            if done != len(self):
+                raise ValueError(f"the extractor returned features of {done} images for {len(self)} images.")
             return
         n_at_once = self.batch_size()
         for start in range(0, len(self), n_at_once):
@@ -285,15 +305,67 @@ class PatchStream:
         """Return the region of each image; None for the whole image."""
         return self.X.regions if isinstance(self.X, ImagesWithRegions) else [None] * len(self)
 
-    def _counted_of(self, patches: Patches, start: int) -> Patches:
-        """Return the patches in the region of interest; `start` is the index of the first image in this stream."""
-        if self._counted is None:
+    def _counted_of(
+        self, patches: Patches, start: int, seen: dict[int, tuple[PixelMask | None, Appearance]] | None = None
+    ) -> Patches:
+        """Return the patches in the region of interest.
+
+        Parameters
+        ----------
+        patches : Patches
+            All patches of some images.
+        start : int
+            Index of the first image in this stream.
+        seen : dict of int to (PixelMask or None, Appearance) or None, default=None
+            Known masks and appearances of images by their indices; those of the images are removed. Other masks are
+            computed.
+        """
+        if not self.has_region():
             return patches
-        regions, cells = self._regions(), []
+        cells, masks, views = [], [], []
         for i, (size, view) in enumerate(zip(patches.sizes, patches.views, strict=True), start):
-            image = None if self.extractor is None else partial(item_of, self._images(), i)
-            cells.append(self._counted.of(image, regions[i], size, view, i))
-        return patches.within(cells)
+            if seen and i in seen:
+                mask, appearance = seen.pop(i)
+                view = None if view is None else replace(view, appearance=appearance)
+            else:
+                mask = self._mask_of(i, size, view)
+            cells.append(self._cells_of(mask, i, size, view))
+            masks.append(None if view is None else mask)
+            views.append(view)
+        return patches.within(cells, masks, views)
+
+    def _mask_of(self, index: int, size: np.ndarray, view: View | None) -> PixelMask | None:
+        """Return the inspected pixels of an image, or of a picture of its grid if the image's size is unknown."""
+        roi = self._regions()[index]
+
+        def load() -> np.ndarray:
+            if self.extractor is None:
+                raise ValueError("roi is a function of an image, but there are only patch features: pass a mask.")
+            image = item_of(self._images(), index)
+            return load_image(image, index, pixel_format=pixel_format_of(self.extractor))
+
+        if view is not None:
+            return self._masks.of(view.image_size, roi, load, index, None)
+        for region in (self.region, roi):
+            if region is not None and any(not relative for relative in as_region(region).in_shares):
+                raise ImageError(
+                    "roi is given in pixels, but the size of the image is unknown. Use fractions like 0.1.", index
+                )
+        return self._masks.of((int(size[0]) * N_CELL, int(size[1]) * N_CELL), roi, load, index, None)
+
+    def _cells_of(self, mask: PixelMask | None, index: int, size: np.ndarray, view: View | None) -> np.ndarray | None:
+        """Return the inspected cells of an image's grid; None for all. Raise an ImageError if there are none."""
+        if mask is None:
+            return None
+        box = (0.0, 0.0, float(mask.shape[0]), float(mask.shape[1])) if view is None else view.box
+        cells = self._counted.of(mask, box, (int(size[0]), int(size[1])))
+        if not len(cells):
+            raise ImageError(
+                "no patch of this image lies in the region of interest by at least half. Check roi, or use a larger "
+                "image_size for a region that is narrower than a patch.",
+                index,
+            )
+        return None if len(cells) == size.prod() else cells
 
 
 PatchSource = Patches | PatchStream

@@ -19,6 +19,7 @@ from skpatchcore.images.reading import load_image
 from skpatchcore.protocols import pixel_format_of
 from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, Card, CardGroup, Nearest
 from skpatchcore.reports.explanations import explain
+from skpatchcore.reports.inspection import InspectedPart
 from skpatchcore.reports.layers import Layers, Region, write_layers
 from skpatchcore.reports.pictures import PICTURES, PictureFolder, remove_pictures
 
@@ -178,4 +179,7 @@ def _copied(
 def _layers_of(values: dict[str, Any]) -> Layers:
     size = values["size"]
     regions = tuple(Region(**region) for region in values["regions"])
-    return Layers(**{**values, "size": None if size is None else (size[0], size[1]), "regions": regions})
+    share, margins, is_rectangle = values.get("inspected", InspectedPart())
+    inspected = InspectedPart(share, tuple(margins), is_rectangle)
+    size = None if size is None else (size[0], size[1])
+    return Layers(**{**values, "size": size, "regions": regions, "inspected": inspected})
