@@ -11,6 +11,7 @@ _OPTIONS = {
     "image_size": "--image-size",
     "crop_size": "--crop-size",
     "roi": "--roi",
+    "max_memory": "--max-memory",
     "value_range": "--value-range",
     "patch_size": "--patch-size",
     "ratio": "--ratio",
@@ -34,8 +35,9 @@ _OPTIONS = {
     "n_trials": "--trials",
 }
 _OF_FIT = (
-    "backbone", "weights", "image_size", "crop_size", "roi", "value_range", "patch_size", "ratio", "n_neighbors",
-    "index", "contamination", "pixel_contamination", "calibration", "device", "batch_size", "random_state",
+    "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
+    "n_neighbors", "index", "contamination", "pixel_contamination", "calibration", "device", "batch_size",
+    "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",

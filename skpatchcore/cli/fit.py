@@ -15,7 +15,7 @@ import numpy as np
 import skpatchcore
 from skpatchcore._utils.files import require_writable, written_whole
 from skpatchcore._utils.names import shown_name
-from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, size, weights
+from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, ratio, size, weights
 from skpatchcore.datasets import list_training_images
 
 if TYPE_CHECKING:
@@ -87,7 +87,19 @@ def add_parser(commands: Any) -> None:
         default=3,
         help="side of the square of grid positions over which the features of a patch are averaged; an odd number",
     )
-    fit.add_argument("--ratio", type=float, default=0.1, help="fraction of the patches in the memory bank")
+    fit.add_argument(
+        "--ratio",
+        type=ratio,
+        default=0.1,
+        help="fraction of the patches in the memory bank, up to 1, or a number of patches such as 5000. For large "
+        "images, a number of patches takes less time",
+    )
+    fit.add_argument(
+        "--max-memory",
+        default="auto",
+        metavar="SIZE",
+        help="memory that the fit may use, such as 8GB; 'auto' uses a fraction of the free memory",
+    )
     fit.add_argument(
         "--n-neighbors",
         type=int,
@@ -158,6 +170,7 @@ def _fit(options: argparse.Namespace) -> int:
         device=options.device,
         n_neighbors=options.n_neighbors,
         roi=roi,
+        max_memory=options.max_memory,
         contamination=options.contamination,
         pixel_contamination=options.pixel_contamination,
         calibration=options.calibration,

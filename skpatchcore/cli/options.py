@@ -63,6 +63,12 @@ def fraction_or_count(text: str) -> float | int:
     return float(text) if "." in text else int(text)
 
 
+def ratio(text: str) -> float | int:
+    """Return a fraction up to 1, or a number of patches above 1."""
+    number = float(text)
+    return int(number) if number > 1 and number.is_integer() else number
+
+
 def calibration(text: str) -> float | int | str | None:
     """Return a value of the parameter `calibration` of the detectors."""
     if text in ("none", "auto", "leave-one-out"):

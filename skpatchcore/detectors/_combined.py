@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Self
 
@@ -12,11 +15,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.sketches import LEVELS
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import turned
 from skpatchcore.detectors._thresholds import older_thresholds
-from skpatchcore.images.errors import ImageError
+from skpatchcore.images.errors import ImageError, InspectionWarning
+from skpatchcore.patches.inspection import Inspection
 from skpatchcore.patches.stream import n_images_of
 
 # Constraints of the parameters that all subclasses have.
@@ -36,6 +41,7 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
 
     aggregate: str
     estimators_: list[Any]
+    inspection_: Inspection | None
 
     def _combine(self, members: dict[str, Any], X: Any, advice: str) -> Self:
         """Store the fitted members, and calibrate their combination.
@@ -68,16 +74,19 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
         # A combined score is NaN for a calibration image that any of the members could not score.
         over_members = np.mean if self.aggregate == "mean" else np.max
         scores = over_members([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
-        # Where only some members inspect a pixel, the combined map is the mean of these members only. It can then exceed
-        # the mean of the maxima, so the maximum is the bound.
-        parts = {(p.seen, p.inspected) for d in fitted if (p := getattr(d, "inspection_", None)) is not None}
-        is_mean = self.aggregate == "mean" and len(parts) <= 1
+        # Where only some members inspect a pixel, the combined map is the mean of these members only. It can exceed the
+        # mean of the maxima, so the maximum is the bound.
+        is_mean = self.aggregate == "mean" and inspect_the_same(fitted)
         peaks = [_standardised_map(d.calibration_peaks_, d) for d in fitted]
         peaks = np.mean(peaks, axis=0) if is_mean else np.max(peaks, axis=0)
         sketches = np.stack([d.calibration_sketches_ for d in fitted])
         sketches[:, :, 0] = [_standardised_map(d.calibration_sketches_[:, 0], d) for d in fitted]
         sketches = sketches.mean(axis=0) if is_mean else sketches_of_maximum(sketches)
         self.calibration_plan_ = fitted[0].calibration_plan_
+        known = [part for d in fitted if (part := getattr(d, "inspection_", None)) is not None]
+        self.inspection_ = joint_inspection(known) if len(known) == len(fitted) else None
+        if self.inspection_ is not None and (problem := self.inspection_.problem()):
+            warn_user(problem, InspectionWarning)
         self._set_thresholds(scores, peaks, sketches, images, self.contamination, self.pixel_contamination)
         return self
 
@@ -133,7 +142,38 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
         return error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**older_thresholds(state), **state} if "offset_" in state else state)
+        older = {"inspection_": None, **older_thresholds(state)} if "offset_" in state else {}
+        super().__setstate__({**older, **state})
+
+
+@contextmanager
+def without_inspection_warnings() -> Iterator[None]:
+    """Ignore the warnings of members about what they inspect: the combined detector warns once for all members."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InspectionWarning)
+        yield
+
+
+def inspect_the_same(members: Sequence[Any]) -> bool:
+    """Return whether all members surely inspect the same pixels of each image."""
+    parts = [part for member in members if (part := getattr(member, "inspection_", None)) is not None]
+    if all(part.inspected == 1 for part in parts) and len(parts) == len(members):
+        return True
+    regions = [getattr(member, "roi_", None) for member in members]
+    have_one_region = all(
+        region is regions[0] or (region is not None and region.equals(regions[0])) for region in regions
+    )
+    return have_one_region and len({(part.seen, part.inspected) for part in parts}) <= 1
+
+
+def joint_inspection(parts: Sequence[Inspection]) -> Inspection:
+    """Return what several detectors inspect together, from what each of them inspects.
+
+    The fractions of pixels are those of the member that inspects most, because the pixels of the others are not known:
+    they are lower bounds. The patch size is the smallest one.
+    """
+    finest = min(parts, key=lambda part: max(part.patch_size))
+    return replace(finest, seen=max(part.seen for part in parts), inspected=max(part.inspected for part in parts))
 
 
 def combined_map(maps: Sequence[np.ndarray], aggregate: str) -> np.ndarray:

@@ -291,7 +291,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         self.extractor_ = extractor
         self.embeddings_, self.appearances_ = records.embedding.embeddings(), records.embedding.appearances()
         self.appearance_range_ = records.range_of_appearance()
-        self.inspection_ = records.inspection.summary(image_size_of(extractor))
+        self.inspection_ = records.inspection.summary(image_size_of(extractor), stream.has_own_regions())
         if self.inspection_ is not None and (problem := self.inspection_.problem()):
             warn_user(problem, InspectionWarning)
         self._keep(model, source.numbers)
@@ -383,9 +383,16 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
 
     def _stream(self, X: Any, records: ImageRecords, with_views: bool = True) -> PatchStream:
         """Return the stream of the patches of new images, which are recorded in `records`."""
+        X = self._validated(X, self.extractor_, reset=False)
+        if self.inspection_ is not None and self.inspection_.has_own_regions and not isinstance(X, ImagesWithRegions):
+            warn_user(
+                "the detector was fitted with a region of interest for each image (roi), and the new images have none: "
+                "they are inspected as a whole, and good images can be flagged. Pass roi to this method, too.",
+                InspectionWarning,
+            )
         return PatchStream(
             self.extractor_,
-            self._validated(X, self.extractor_, reset=False),
+            X,
             with_views=with_views,
             check=records,
             description="scoring",

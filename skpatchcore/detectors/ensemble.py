@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.diagrams import diagram_of
 from skpatchcore._utils.sklearn import fit_context
-from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector
+from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector, without_inspection_warnings
 from skpatchcore.detectors._thresholds import restored_on_failure
 from skpatchcore.images.containers import as_image_sequence, listed, with_regions
 
@@ -63,6 +63,9 @@ class PatchCoreEnsemble(CombinedDetector):
         bounds with ``aggregate="max"``. The exact sketches are not known, because the maps are not stored.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
+    inspection_ : Inspection or None
+        Fraction of the training images' pixels that is inspected, as a lower bound, and the size of the smallest patch.
+        None if an extractor does not report views.
     promised_rate_ : float
         False-positive rate that the image threshold promises.
     offset_ : float
@@ -147,6 +150,8 @@ class PatchCoreEnsemble(CombinedDetector):
         >>> [(name, member.extractor.image_size) for name, member in ensemble.estimators]
         [('size_256', 256), ('size_512', 512)]
         """
+        if not isinstance(image_sizes, Sequence | np.ndarray) or isinstance(image_sizes, str):
+            raise ValueError(f"image_sizes={image_sizes!r}: expected a list of image sizes, e.g. [256, 512].")
         names = [f"size_{_size_name(size)}" for size in image_sizes]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"image_sizes={image_sizes!r}: expected at least one size, and each size once.")
@@ -239,7 +244,8 @@ class PatchCoreEnsemble(CombinedDetector):
                 "must not contain '__', and must not be 'estimators', 'aggregate', 'contamination' or "
                 "'pixel_contamination'."
             )
-        fitted = {name: clone(detector).fit(X, y, groups=groups) for name, detector in self.estimators}
+        with without_inspection_warnings():
+            fitted = {name: clone(detector).fit(X, y, groups=groups) for name, detector in self.estimators}
         advice = (
             "pass the same calibration to all detectors. Instead of a float, pass a splitter with a fixed random_state."
         )

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.diagrams import diagram_of
 from skpatchcore._utils.sklearn import fit_context
-from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector
+from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector, without_inspection_warnings
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import Scored
 from skpatchcore.detectors._thresholds import restored_on_failure
@@ -54,6 +55,9 @@ class MultiLightDetector(CombinedDetector):
         The fitted detectors, one per light.
     n_lights_ : int
         Number of images per part.
+    feature_names_in_ : array of str
+        Names of the columns of `X`. Set only if `X` is a table with column names. New tables must have the same columns
+        in the same order.
     calibration_scores_ : array of shape (n_calibration,), float64
         Combined standardised scores of the calibration parts, bigger = more normal.
     calibration_peaks_ : array of shape (n_calibration,), float64
@@ -64,6 +68,9 @@ class MultiLightDetector(CombinedDetector):
         averages of the sketches of the lights with ``"mean"``.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration part.
+    inspection_ : Inspection or None
+        Fraction of the training images' pixels that is inspected, as a lower bound, and the size of a patch. None if
+        the extractor does not report views.
     promised_rate_ : float
         False-positive rate that the threshold of parts promises.
     offset_ : float
@@ -158,7 +165,11 @@ class MultiLightDetector(CombinedDetector):
             lights are calibrated on different parts.
         """
         with restored_on_failure(self):
-            return self._fit(with_regions(X, roi), y, groups)
+            self._fit(with_regions(X, roi), y, groups)
+            columns = _columns_of(X)
+            if columns is not None:
+                self.feature_names_in_ = columns
+            return self
 
     def _fit(self, X: Any, y: Any, groups: Any) -> MultiLightDetector:
         parts, of_light = _lights_of(X)
@@ -171,7 +182,8 @@ class MultiLightDetector(CombinedDetector):
         fitted = {}
         for light in range(n_lights):
             try:
-                fitted[f"light {light}"] = clone(self.estimator).fit(of_light(light), y, groups=groups)
+                with without_inspection_warnings():
+                    fitted[f"light {light}"] = clone(self.estimator).fit(of_light(light), y, groups=groups)
             except ImageError as error:
                 raise self._error_of(error, light) from error
         self.n_lights_ = n_lights
@@ -182,14 +194,24 @@ class MultiLightDetector(CombinedDetector):
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
         check_is_fitted(self, "estimators_")
+        self._check_columns(X)
         parts, of_light = _lights_of(X)
         parts.check_numbers(self.n_lights_, "in fit")
         images = [of_light(light) for light in range(self.n_lights_)]
         yield from self._iter_combined(images, of_map, adapt, parts.check_aligned)
 
     def _iter_or_flag(self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str) -> Iterator[Scored]:
+        self._check_columns(X)
         parts = X.with_images(as_parts(X.images)) if isinstance(X, ImagesWithRegions) else as_parts(X)
         return super()._iter_or_flag(parts, of_map, on_error)
+
+    def _check_columns(self, X: Any) -> None:
+        """Raise a ValueError if `X` is a table with other columns, or another order of columns, than in `fit`."""
+        columns, known = _columns_of(X), getattr(self, "feature_names_in_", None)
+        if columns is not None and known is not None and list(columns) != list(known):
+            raise ValueError(
+                f"X has the columns {list(columns)}, but fit had {list(known)}: pass the lights in the same order."
+            )
 
     def _error_of(self, error: ImageError, member: int) -> ImageError:
         return ImageError(f"light {member} of the part: {error.message}", error.index, error.path)
@@ -206,6 +228,14 @@ class MultiLightDetector(CombinedDetector):
         tags.input_tags.string = True
         tags.no_validation = True
         return tags
+
+
+def _columns_of(X: Any) -> np.ndarray | None:
+    """Return the names of the columns of a table of parts; None if there are none."""
+    table = X.images if isinstance(X, ImagesWithRegions) else X
+    if not isinstance(table, pd.DataFrame) or not all(isinstance(name, str) for name in table.columns):
+        return None
+    return np.asarray(table.columns, dtype=object)
 
 
 def _lights_of(X: Any) -> tuple[Parts, Callable[[int], Any]]:

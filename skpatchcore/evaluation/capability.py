@@ -114,11 +114,11 @@ def detection_capability(
     >>> result.to_frame()[["kind", "size", "n_trials"]].values.tolist()
     [['blob', 'diameter', 12]]
     """
+    _check_detector(detector, contamination)
     images = as_image_sequence(listed(good_images))
     contrasts = [float(c) for c in np.atleast_1d(np.asarray(contrasts, np.float64))]
     kinds = [kinds] if isinstance(kinds, str) else list(dict.fromkeys(kinds))
     _check(kinds, contrasts, n_trials, size_ranges)
-    _check_detector(detector, contamination)
     _require_held_out(detector, images)
     offset, promised = _threshold(detector, contamination)
     pixel_format = pixel_format_of(detector)
@@ -182,6 +182,7 @@ def detection_capability(
         len(images) - len(usable),
         seed,
         draw,
+        float(np.mean([1.0 if drawable is None else drawable.mean() for drawable in regions])),
     )
 
 

@@ -63,6 +63,8 @@ class DetectionCapability:
         Number of good images without a defect, and how many of them are flagged. 0 if there were none.
     seed : int or None
         Seed of the drawing; None for real defects.
+    drawable : float, default=1.0
+        Fraction of the pixels that can have a drawn defect: those that the detector inspects, in `region`.
     """
 
     trials: pd.DataFrame
@@ -74,6 +76,7 @@ class DetectionCapability:
     n_flagged: int
     seed: int | None
     _draw: Callable[[int], tuple[np.ndarray, np.ndarray]] = field(repr=False)
+    drawable: float = 1.0
 
     @property
     def is_synthetic(self) -> bool:
@@ -174,6 +177,21 @@ class DetectionCapability:
             f"{percent(interval.high)})."
         )
 
+    def coverage(self) -> str:
+        """Return a sentence about the pixels that can have a drawn defect.
+
+        Returns
+        -------
+        str
+            The sentence; empty if these are all pixels.
+        """
+        if self.drawable == 1:
+            return ""
+        return (
+            f"Defects were drawn in {percent(self.drawable)} of the pixels only: those that the detector inspects, in "
+            "the given region. Defects elsewhere are not found."
+        )
+
     def summary(self) -> str:
         """Return all sentences, one per line.
 
@@ -182,7 +200,7 @@ class DetectionCapability:
         str
             The text.
         """
-        return "\n".join(line for line in (*self.sentences(), self.false_alarms()) if line)
+        return "\n".join(line for line in (*self.sentences(), self.coverage(), self.false_alarms()) if line)
 
     def examples(self, kind: str, contrast: float) -> Iterator[Example]:
         """Yield the smallest found and the largest missed defect of one kind and contrast, if there are any.

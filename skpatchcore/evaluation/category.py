@@ -87,7 +87,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
         :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders` or
         :func:`~skpatchcore.datasets.make_textures`.
     resolution : {"own", "seen"}, default="own"
-        Resolution of the pixel metrics. ``"own"``: the own size of each image, and all its pixels. ``"seen"``: the size
+        Resolution of the pixel metrics. ``"own"``: the own size of each image. ``"seen"``: the size
         and the crop of the network's input, as in the paper (224 × 224).
     verbose : int, default=0
         1 shows a progress bar.
@@ -111,9 +111,9 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
           detector flags at its own threshold. ``promised_rate``: the false-positive rate that this threshold promises.
           NaN without calibration.
         - ``n_train``, ``n_good``, ``n_defective``: numbers of images. ``n_masks``: number of defective images in the
-          pixel metrics. ``inspected``: fraction of the test images' pixels that is inspected (not NaN in the maps).
-          ``n_uninspected_defects``: number of images whose defective pixels all lie outside of it. ``bank_rows``: rows
-          of the memory bank. ``bytes``: size of the pickled detector.
+          pixel metrics, which have an inspected defective pixel. ``inspected``: fraction of the pixels of the test
+          images that is inspected (not NaN in the maps). ``n_uninspected_defects``: number of images whose defective
+          pixels all lie elsewhere. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled detector.
         - ``fit_seconds`` and ``test_seconds``: time in seconds, and the time of each phase, such as ``fit_network``.
 
     Raises
@@ -245,8 +245,8 @@ def evaluate_category(
     own_masks = [read_mask(mask, known.shape) for mask, known in zip(dataset.test_masks, inspections, strict=True)]
     unseen = [bool(mask.any() and not mask[known].any()) for mask, known in zip(own_masks, inspections, strict=True)]
     masks = [_as_seen(mask, fitted, resolution, order=0) for mask in own_masks]
-    # Defective images without a mask are excluded from pixel metrics.
-    counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or mask.any()]
+    # Defective images without a mask, or without an inspected defective pixel, are excluded from pixel metrics.
+    counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or (mask.any() and not unseen[i])]
     pixels, pro, overlaps = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
     aupimo = np.full(len(labels) if len(overlaps) else 0, np.nan)
     aupimo[counted if len(overlaps) else []] = overlaps

@@ -267,6 +267,7 @@ def _probed(prober: _Prober, period: int, residue: int) -> Reach:
 def _verify(prober: _Prober, reach: Reach, residue: int) -> bool:
     """Return whether two tiles of random numbers give the same layer maps as the whole, except for rounding."""
     tile = reach.smallest(residue)
+    tile += max(0, -(-(_WIDTHS[-1] - tile) // reach.period)) * reach.period  # some networks refuse small images
     size = tile + reach.step(tile)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 3, size, _WIDTHS[-1], generator=generator).to(device=prober.device, dtype=prober.dtype)

@@ -172,6 +172,8 @@ def _as_rows(page: Any) -> np.ndarray:
 def _looked_up(indices: np.ndarray, colours: np.ndarray, alpha: np.ndarray | None) -> Raster:
     """Return the colours of an image with a palette."""
     table = np.asarray(colours).T  # (n_colours, 3)
+    if table.ndim != 2 or table.shape[1] != 3:
+        raise DecodingError("the TIFF file has a damaged palette.")
     if indices.max(initial=0) >= len(table):
         raise DecodingError(f"the TIFF file holds the colour index {indices.max()}, but has only {len(table)} colours.")
     # The format requires palettes of 16 bits, but some programs write palettes of 8 bits.

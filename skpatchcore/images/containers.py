@@ -70,7 +70,10 @@ def with_regions(X: Any, roi: Any) -> Any:
         raise ValueError("roi: pass a list with one region per image, and the images as a list too.")
     n_images = X.shape[0] if hasattr(X, "shape") else len(X)
     if len(regions) != n_images:
-        raise ValueError(f"roi has {len(regions)} regions for {n_images} images: pass one region per image.")
+        raise ValueError(
+            f"roi has {len(regions)} regions for {n_images} images: pass one region per image. For one region "
+            "for all images, use the parameter roi of the detector."
+        )
     return ImagesWithRegions(X, [None if is_missing(region) else region for region in regions])
 
 

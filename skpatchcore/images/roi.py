@@ -7,6 +7,7 @@ that lie in a region.
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -46,6 +47,13 @@ class Region:
     polygons: tuple[np.ndarray, ...] = ()
     in_shares: tuple[bool, ...] = ()
     function: Callable[[np.ndarray], Any] | None = None
+
+    def equals(self, other: Region | None) -> bool:
+        """Return whether another region has the same mask and polygons, or the same function object."""
+        if other is None or self.function is not other.function or self.in_shares != other.in_shares:
+            return False
+        pairs = zip((self.mask, *self.polygons), (other.mask, *other.polygons), strict=True)
+        return all(a is b or (a is not None and b is not None and np.array_equal(a, b)) for a, b in pairs)
 
     def mask_of(self, size: tuple[int, int], load: Callable[[], np.ndarray]) -> np.ndarray:
         """Return the mask of an image.
@@ -138,29 +146,40 @@ def as_region(roi: Any) -> Region:
     if isinstance(roi, str | os.PathLike | Image.Image) or _is_mask(roi):
         mask = pixels_of_mask(roi)
         if mask.ndim != 2 or not mask.any():
-            raise ValueError("roi is a mask without any pixel of the region: pixels of the region must not be 0.")
+            raise ValueError("roi is a mask that is completely black (0): no pixel would be inspected.")
         return Region(mask=mask)
     if callable(roi):
         return Region(function=roi)
     shapes = [roi] if _is_box(roi) or _is_polygon(roi) else roi
     if not isinstance(shapes, Sequence | np.ndarray) or not len(shapes):
-        raise ValueError(f"roi={roi!r}: {_FORMS}.")
+        raise ValueError(f"roi={shortened(roi)}: {_FORMS}.")
     polygons, in_shares = [], []
     for shape in shapes:
         if not _is_box(shape) and not _is_polygon(shape):
-            raise ValueError(f"roi={roi!r}: {_FORMS}.")
+            raise ValueError(f"roi={shortened(roi)}: {_FORMS}.")
         numbers = np.asarray(shape, np.float64)
         if not np.isfinite(numbers).all() or numbers.min() < 0:
-            raise ValueError(f"roi={roi!r}: the numbers of a region must be finite and not negative.")
+            raise ValueError(f"roi={shortened(roi)}: the numbers of a region must be finite and not negative.")
         is_relative = np.asarray(shape).dtype.kind == "f" and numbers.max() <= 1
+        if not is_relative and numbers.max() <= 1:
+            raise ValueError(
+                f"roi={shortened(roi)}: these numbers are pixels, because all are ints. Write 1.0 for fractions."
+            )
         corners = _corners_of_box(numbers) if numbers.ndim == 1 else numbers
         if is_relative and corners.max() > 1 + 1e-9:
-            raise ValueError(f"roi={roi!r}: a box in fractions of the image reaches beyond the image.")
+            raise ValueError(f"roi={shortened(roi)}: a box in fractions of the image reaches beyond the image.")
         if _area(corners) <= 0:
-            raise ValueError(f"roi={roi!r}: the region has no area.")
+            raise ValueError(f"roi={shortened(roi)}: the region has no area.")
         polygons.append(corners.clip(max=1) if is_relative else corners)
         in_shares.append(bool(is_relative))
     return Region(polygons=tuple(polygons), in_shares=tuple(in_shares))
+
+
+def shortened(roi: Any) -> str:
+    """Return a short text of a parameter for an error message, with advice for a mask that is not an array."""
+    text = reprlib.repr(roi)
+    is_mask = isinstance(roi, list | tuple) and len(roi) > 0 and isinstance(roi[0], list | tuple) and len(roi[0]) > 4
+    return f"{text} (for a mask, pass an array: np.array(mask))" if is_mask else text
 
 
 def scaled_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

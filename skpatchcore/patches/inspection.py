@@ -34,6 +34,8 @@ class Inspection:
     proposal : int, (int, int) or None
         An `image_size` of the extractor with which the cell of a patch is at most 16 pixels large. None if the cells
         are not larger, if images are not made smaller, or if a crop leaves out pixels.
+    has_own_regions : bool
+        Whether each image had a region of interest of its own. The methods then need a region for each new image, too.
     proposed_patch : float or None
         Longer side of the cell of a patch with this `image_size`, in pixels. None if there is no proposal.
     """
@@ -43,6 +45,7 @@ class Inspection:
     patch_size: tuple[float, float]
     proposal: Any = None
     proposed_patch: float | None = None
+    has_own_regions: bool = False
 
     def __str__(self) -> str:
         parts = [self._unseen(), self._small_defects()]
@@ -70,7 +73,7 @@ class Inspection:
         height, width = self.patch_size
         text = (
             f"One patch covers {height:.0f} × {width:.0f} pixels of the images. Defects smaller than about "
-            f"{max(self.patch_size) / 2:.0f} pixels may pass."
+            f"{max(self.patch_size) / 2:.0f} pixels may be missed."
         )
         if self.proposal is not None:
             text += f" With image_size={self.proposal}, a patch would cover {self.proposed_patch:.0f} pixels."
@@ -90,13 +93,15 @@ class InspectionLog:
                 counted = 1.0 if own is None else len(own) / int(size.prod())
                 self._rows[number] = None if view is None else _row_of(view, size, counted)
 
-    def summary(self, image_size: Any) -> Inspection | None:
+    def summary(self, image_size: Any, has_own_regions: bool = False) -> Inspection | None:
         """Return the summary over all images; None if the view of an image is unknown.
 
         Parameters
         ----------
         image_size : int, (int, int) or None
             Parameter of the extractor.
+        has_own_regions : bool, default=False
+            Whether each image has a region of interest of its own.
         """
         rows = list(self._rows.values())
         if not rows or any(row is None for row in rows):
@@ -107,10 +112,10 @@ class InspectionLog:
         largest = max(height, width)
         # With a crop, a larger image_size would leave out more of the image.
         if image_size is None or largest <= _WANTED_PATCH or scale <= 1 or seen < 1:
-            return Inspection(seen, inspected, (height, width))
+            return Inspection(seen, inspected, (height, width), has_own_regions=has_own_regions)
         factor = 2 ** math.ceil(math.log2(largest / _WANTED_PATCH))
         proposal = tuple(int(side) * factor for side in image_size) if np.ndim(image_size) else int(image_size) * factor
-        return Inspection(seen, inspected, (height, width), proposal, largest / factor)
+        return Inspection(seen, inspected, (height, width), proposal, largest / factor, has_own_regions)
 
 
 def _row_of(view: View, size: np.ndarray, counted: float) -> tuple[float, ...]:

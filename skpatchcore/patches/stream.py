@@ -361,7 +361,7 @@ class PatchStream:
         cells = self._counted.of(mask, box, (int(size[0]), int(size[1])))
         if not len(cells):
             raise ImageError(
-                "no patch of this image lies in the region of interest by at least half. Check roi, or use a larger "
+                "no patch of this image lies at least half inside the region of interest. Check roi, or use a larger "
                 "image_size for a region that is narrower than a patch.",
                 index,
             )

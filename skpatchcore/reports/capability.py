@@ -113,7 +113,8 @@ def write_capability_report(
 
 def _findings(result: DetectionCapability, title: str) -> str:
     """Return the sentences and the table of one result."""
-    sentences = "".join(f"<li>{escaped(text)}</li>" for text in result.sentences())
+    texts = [*result.sentences(), *([result.coverage()] if result.coverage() else [])]
+    sentences = "".join(f"<li>{escaped(text)}</li>" for text in texts)
     rows = []
     for row in result.to_frame().to_dict("records"):
         rows.append([

@@ -55,7 +55,7 @@ def describe_inspection(parts: Mapping[str, InspectedPart]) -> str | None:
     share, (top, left, bottom, right), is_rectangle = parts[path]
     if share == 1:
         return None
-    between = "" if is_rectangle else ", and pixels between"
+    between = "" if is_rectangle else ", and parts in the middle"
     return (
         f"{100 * (1 - share):.1f} % of the image {shown_name(path)} is not inspected, the largest fraction of all "
         f"images. The crop or the region of interest leaves out {top} pixels at the top, {bottom} at the bottom, "

@@ -46,6 +46,7 @@ from skpatchcore.reports import (
     write_worst,
 )
 from skpatchcore.reports.evaluation import category_charts
+from skpatchcore.reports.inspection import InspectedPart
 from tests import factories
 
 mpl.use("Agg")
@@ -338,7 +339,7 @@ def test_written_predictions_are_accepted_by_reports_detectors_and_displays(data
     detector = fitted["PatchCore"]
     written = write_predictions(detector, data.test_paths, tmp_path)
     read = read_predictions(tmp_path)
-    assert [p._replace(image_size=None) for p in written] == read
+    assert [p._replace(inspected=InspectedPart()) for p in written] == read
     assert write_prediction_report(read, detector, tmp_path).is_file()
     table = pd.read_csv(tmp_path / "scores.csv")
     np.testing.assert_array_equal(detector.score_samples(table["path"]), table["score"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 from hypothesis import given, settings
@@ -12,6 +14,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
 import skpatchcore
 from skpatchcore import (
+    AnomalyMapDisplay,
+    AppearanceWarning,
     ImageError,
     ImageWarning,
     InspectionDisplay,
@@ -22,8 +26,12 @@ from skpatchcore import (
     PatchCoreEnsemble,
     RandomSampler,
     SPADEDetector,
+    detection_capability,
 )
+from skpatchcore.images.containers import with_regions
+from skpatchcore.images.roi import as_region
 from skpatchcore.metrics import aupimo_scores, pixel_metrics
+from skpatchcore.patches.stream import PatchStream
 from tests.bank.test_budget import fit_in_one_way
 from tests.factories import CellMeans, extractor
 
@@ -139,7 +147,7 @@ def test_precomputed_features_have_regions_in_fractions_or_masks():
 
 def test_an_image_without_a_patch_in_the_region_raises_or_is_flagged(good, bad, tmp_path):
     masks = [mask_of_box()] * 11 + [mask_of_box(box=(0, 0, 2, 64))]
-    with pytest.raises(ImageError, match="image 11: no patch of this image lies in the region"):
+    with pytest.raises(ImageError, match="image 11: no patch of this image lies at least half"):
         PatchCoreDetector(CellMeans()).fit(good, roi=masks)
     detector = PatchCoreDetector(CellMeans(), random_state=0).fit(good)
     path = str(tmp_path / "part.png")
@@ -227,7 +235,7 @@ def test_fit_says_how_small_a_defect_may_be():
     large = np.random.default_rng(0).random((3, 188, 188, 3))
     with pytest.warns(InspectionWarning, match="One patch covers 47 × 47 pixels") as caught:
         detector = PatchCoreDetector(extractor(image_size=32)).fit(large)
-    assert "smaller than about 24 pixels may pass" in str(caught[0].message)
+    assert "smaller than about 24 pixels may be missed" in str(caught[0].message)
     assert detector.inspection_.proposal == 128
     assert "With image_size=128, a patch would cover 12 pixels." in str(detector.inspection_)
 
@@ -333,3 +341,161 @@ def test_an_unreadable_image_with_a_region_names_its_path(good, tmp_path):
     small = PatchCoreDetector(extractor(max_pixels=100), roi=BOX)
     with pytest.raises(ImageError, match=r"image 0: .*max_pixels"):
         small.fit([Image.fromarray(np.uint8(255 * image)) for image in good])
+
+
+def test_a_function_that_fails_names_the_image_and_loses_none(good):
+    """An IndexError would end the iteration over a sequence."""
+    calls = []
+
+    def failing(image):
+        calls.append(image)
+        return [][0] if len(calls) == 6 else mask_of_box()
+
+    detector = PatchCoreDetector(extractor(), roi=lambda image: mask_of_box(), random_state=0).fit(good)
+    detector.roi_ = as_region(failing)
+    with pytest.raises(ImageError, match="image 5: the function roi failed: IndexError"):
+        detector.score_samples(good)
+    calls.clear()
+    with pytest.warns(ImageWarning, match="1 images could not be scored"):
+        assert len(detector.score_samples(good, on_error="flag")) == 12
+
+
+def test_a_function_sees_each_image_once(good):
+    seen = []
+    with pytest.raises(ImageError, match="returned an array of shape"):
+        PatchCoreDetector(extractor(), roi=lambda image: image).fit(good)
+
+    def region(image):
+        seen.append(image)
+        return mask_of_box()
+
+    detector = PatchCoreDetector(extractor(), roi=region, random_state=0)
+    detector.set_params(calibration=None).fit(good)
+    assert len(seen) == 12
+
+
+def test_pixels_outside_the_mask_are_nan_even_in_inspected_cells(good):
+    mask = mask_of_box(box=(16, 8, 32, 30))  # the last cells of the rows lie inside by 6 of 8 columns
+    detector = PatchCoreDetector(CellMeans(), roi=mask, random_state=0).fit(good)
+    np.testing.assert_array_equal(np.isnan(detector.segment(good[:1])[0]), ~mask)
+    assert len(np.unique(detector.bank_positions_[:, 1])) == 4
+
+
+def test_a_forgotten_region_of_single_images_is_noticed(good, tmp_path):
+    detector = PatchCoreDetector(extractor(), random_state=0).fit(good, roi=[BOX] * 12)
+    detector.predict(good[:2], roi=[BOX] * 2)
+    with pytest.warns(InspectionWarning, match="fitted with a region of interest for each image"):
+        detector.predict(good[:2])
+    skpatchcore.save(detector, tmp_path / "model.skops")
+    with pytest.warns(InspectionWarning, match="Pass roi to this method"):
+        skpatchcore.load(tmp_path / "model.skops").predict(good[:2])
+
+
+def test_missing_regions_of_a_table_are_whole_images(good, tmp_path):
+    Image.fromarray(np.uint8(mask_of_box())).save(tmp_path / "mask.png")
+    regions = pd.Series([str(tmp_path / "mask.png"), None, np.nan])
+    detector = PatchCoreDetector(CellMeans(), random_state=0).fit(good)
+    known = ~np.isnan(detector.segment(good[:3], roi=regions))
+    assert known.mean(axis=(1, 2)).tolist() == [0.25, 1, 1]
+
+
+def test_sparse_regions_of_large_images_have_pixel_thresholds():
+    images = np.random.default_rng(0).random((6, 193 * 8, 239 * 8, 1), np.float32)
+    detector = PatchCoreDetector(CellMeans(), roi=[(0, 1152, 8, 8), (1072, 0, 8, 8)], calibration=3, random_state=0)
+    detector.fit(images)
+    assert np.isfinite([detector.pixel_offset_, detector.min_area_]).all()
+    assert np.isfinite(detector.calibration_peaks_).all()
+
+
+def test_the_appearance_is_that_of_the_region(good):
+    """A loss of contrast inside a small region is noticed, and a change outside is not."""
+    detector = PatchCoreDetector(extractor(), roi=(8, 8, 32, 32), random_state=0).fit(good)
+    low, high = detector.appearance_range_[:, 3]
+    assert 0.02 < low < high < 0.2
+    other = good.copy()
+    other[:, 48:] = 0
+    detector.predict(other)  # no warning
+    with pytest.warns(AppearanceWarning, match="contrast"):
+        detector.predict(0.5 + 0.01 * (good - 0.5))
+
+
+def test_ensembles_of_different_regions_keep_the_promise_of_pixels():
+    rng = np.random.default_rng(0)
+    X = rng.standard_t(2, (60, 48, 48, 3)).clip(-5, 5) * 0.1 + 0.5
+    members = [
+        (name, PatchCoreDetector(CellMeans(), roi=box, random_state=0, smoothing=0, calibration="leave-one-out"))
+        for name, box in (("left", (0, 0, 48, 24)), ("right", (0, 24, 48, 24)))
+    ]
+    ensemble = PatchCoreEnsemble(members).fit(X.clip(0, 1))
+    peaks = [np.nanmax(combined) for combined in ensemble.segment(X[:20].clip(0, 1))]
+    assert (ensemble.calibration_peaks_[:20] >= np.array(peaks) - 1e-6).all()
+
+
+def test_ensembles_say_once_what_is_not_inspected(good):
+    members = [(name, PatchCoreDetector(extractor(), roi=BOX, random_state=i)) for i, name in enumerate("abc")]
+    with pytest.warns(InspectionWarning) as caught:
+        ensemble = PatchCoreEnsemble(members).fit(good)
+    assert len(caught) == 1
+    assert ensemble.inspection_.inspected == 0.25
+    finer = PatchCoreEnsemble.at_image_sizes(PatchCoreDetector(extractor(), random_state=0), [32, 64]).fit(good)
+    assert finer.inspection_.patch_size == (8, 8)
+
+
+def test_an_extractor_is_fitted_on_images_without_regions(good):
+    class Recorder(CellMeans):
+        def fit(self, X=None, y=None):
+            self.shape_ = X.shape
+            return self
+
+    detector = PatchCoreDetector(Recorder(), random_state=0).fit(good, roi=[BOX] * 12)
+    assert detector.extractor_.shape_ == good.shape
+
+
+def test_errors_of_a_network_name_the_path_of_an_image_with_a_region(good, tmp_path):
+    path = str(tmp_path / "small.png")
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(path)
+    detector = PatchCoreDetector(extractor(crop_size=48), roi=(0.1, 0.1, 0.8, 0.8), random_state=0).fit(good)
+    with pytest.raises(ImageError, match=r"image 0 \(.*small.png\): .* smaller than crop_size"):
+        detector.predict([path])
+
+
+def test_memory_of_a_region_in_pixels_needs_an_example():
+    detector = PatchCoreDetector(extractor(image_size=(64, 64)), roi=(0, 0, 320, 320))
+    with pytest.raises(ValueError, match=r"depends on the region roi.*example image"):
+        detector.estimate_memory(10)
+    assert detector.estimate_memory(10, np.zeros((640, 320, 3), np.uint8)).n_patches == 10 * 32
+
+
+def test_regions_that_start_small_do_not_break_the_memory_limit(good):
+    small = [mask_of_box(box=(0, 0, 8, 8))] * 8
+    stream = PatchStream(CellMeans(), with_regions(good, [*small, *[None] * 4]))
+    assert stream.expected_patches(stream.peek()) == 12 * 64
+
+
+def test_displays_draw_the_first_light_of_a_part(good):
+    parts = np.stack([good, good[::-1]], axis=1)
+    detector = MultiLightDetector(PatchCoreDetector(CellMeans(), roi=BOX, random_state=0)).fit(parts)
+    shown = AnomalyMapDisplay.from_estimator(detector, parts[:2])
+    np.testing.assert_allclose(shown.images[1], good[1], atol=1e-6)
+    picture = InspectionDisplay.from_estimator(detector, parts[3])
+    np.testing.assert_allclose(picture.image, good[3], atol=1e-6)
+    with pytest.raises(ValueError, match="several lights"):
+        detection_capability(detector, parts)
+    shown = AnomalyMapDisplay.from_estimator(
+        PatchCoreDetector(CellMeans(), random_state=0).fit(good), good[:2], roi=[BOX, None]
+    )
+    assert np.isnan(shown.anomaly_maps[0]).mean() == 0.75
+    plt.close("all")
+
+
+def test_lights_of_a_table_are_compared_by_name(good, tmp_path):
+    for i, image in enumerate(good):
+        Image.fromarray(np.uint8(255 * image)).save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(12)]
+    table = pd.DataFrame({"top": paths, "side": paths[::-1]})
+    detector = MultiLightDetector(PatchCoreDetector(CellMeans(), random_state=0)).fit(table)
+    assert detector.feature_names_in_.tolist() == ["top", "side"]
+    detector.predict(table)
+    with pytest.raises(ValueError, match="X has the columns"):
+        detector.predict(table[["side", "top"]])
+    assert not hasattr(detector.fit(table.to_numpy()), "feature_names_in_")

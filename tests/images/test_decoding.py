@@ -315,6 +315,16 @@ def test_files_above_the_limit_of_pillow_are_refused_before_decoding(max_pixels)
             load_image("a.img", 0, max_pixels, content)
 
 
+def test_tiff_with_a_damaged_palette_is_refused():
+    colours = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256)
+    content = as_tiff(np.zeros((20, 30), np.uint8), photometric="palette", colormap=colours)
+    number_and_type = struct.pack("<HHI", 320, 3, 3 * 256)  # the tag of the palette
+    assert content.count(number_and_type) == 1
+    damaged = content.replace(number_and_type, struct.pack("<HHI", 320, 3, 1))
+    with pytest.raises(ImageError, match="damaged palette"):
+        load_image(damaged, 0)
+
+
 def test_tiff_with_a_palette_of_pillow_equals_its_png(tmp_path):
     image = Image.fromarray(values(np.uint8, 3)).quantize(64)
     image.save(tmp_path / "a.tif")
