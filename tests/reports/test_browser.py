@@ -198,7 +198,7 @@ def test_viewer_opens_and_steps_by_keyboard(made, opened, kind):
     assert title.text_content().startswith("2 of")
     assert page.locator(".boxes .region").count() == 1
     assert page.locator(".unseen").get_attribute("src")  # stripes over the margin that is not inspected
-    page.get_by_label("Not inspected").uncheck()
+    page.get_by_role("checkbox", name="Not inspected").uncheck()
     assert page.locator(".unseen").is_hidden()
     assert "pixels, box" in page.locator(".areas button").first.text_content()
     for crop in page.locator(".pair img").all():

@@ -27,7 +27,9 @@ def test_the_sentence_names_the_image_with_the_smallest_inspected_part():
     text = describe_inspection({"a.png": whole, "b.png": part, "c.png": InspectedPart(0.5)})
     assert text.startswith("75.0 % of the image b.png is not inspected")
     assert "1 pixels at the top, 3 at the bottom, 2 at the left and 4 at the right. Defects there" in text
-    assert "at the right, and pixels between. " in describe_inspection({"b.png": part._replace(is_rectangle=False)})
+    assert "at the right, and parts in the middle. " in describe_inspection(
+        {"b.png": part._replace(is_rectangle=False)}
+    )
 
 
 @pytest.mark.parametrize("is_ensemble", [False, True])
