@@ -119,7 +119,7 @@ def anomaly_map(
     height, width = image_size
     top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
     sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
-    scores = _filled(np.array(patch_scores, np.float64))
+    scores = filled_with_nearest(np.array(patch_scores, np.float64))
     rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
     columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
     # The product is computed with torch: the threads of numpy's BLAS keep spinning after a product, which slows the
@@ -128,13 +128,13 @@ def anomaly_map(
         return (rows @ torch.from_numpy(scores) @ columns.T).float().numpy()
 
 
-def _filled(scores: np.ndarray) -> np.ndarray:
-    """Replace NaN by the nearest value that is not NaN."""
-    is_missing = np.isnan(scores)
+def filled_with_nearest(values: np.ndarray) -> np.ndarray:
+    """Replace NaN in a map by the nearest value that is not NaN. A map without other values is returned as it is."""
+    is_missing = np.isnan(values)
     if not is_missing.any() or is_missing.all():
-        return scores
+        return values
     nearest = distance_transform_edt(is_missing, return_distances=False, return_indices=True)
-    filled: np.ndarray = scores[tuple(nearest)]
+    filled: np.ndarray = values[tuple(nearest)]
     return filled
 
 

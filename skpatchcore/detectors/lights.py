@@ -22,7 +22,7 @@ from skpatchcore.images.parts import Parts, as_parts
 
 
 class MultiLightDetector(CombinedDetector):
-    """Detect anomalous parts of which each has several aligned images, e.g. one per light.
+    """Detect anomalous parts that have several aligned images each, e.g. one per light.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
     and -1 for anomalous parts. ``segment`` returns anomaly maps, **bigger = more anomalous**.

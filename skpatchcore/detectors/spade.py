@@ -104,20 +104,8 @@ class SPADEDetector(PatchDetector):
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input.
     roi : mask, path, box, polygon, list, callable or None, default=None
-        Region of interest: the part of the images that is inspected. A patch is neither learnt nor scored if more than
-        half of its cell lies outside. Pixels outside have no effect: the network sees the mean colour of the pixels
-        inside instead. None inspects whole images. One of:
-
-        - a boolean array of shape (height, width), or the path of a mask image, in which pixels of the region are not
-          0. The mask is scaled to each image.
-        - a box ``(top, left, height, width)``, a polygon (at least three points ``(row, column)``), or a list of boxes
-          or polygons. The numbers are pixels. If all of them lie in [0, 1] and at least one is a float, they are
-          fractions of the image's height and width.
-        - a function ``roi(image)`` that returns the mask of an image of shape (height, width, 1 or 3) with values in
-          [0, 1]. The function may be called in another thread.
-
-        If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
-        of `fit`, `predict` and the other methods.
+        Region of interest: the part of the images that is inspected, in one of the forms that are listed in
+        :class:`~skpatchcore.PatchCoreDetector`. None inspects whole images.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use, in bytes or as a string, e.g. ``"4GB"``. ``"auto"`` uses a fraction of
         the free memory, or more if all patch features need more. None means no limit. `fit` raises an error if a number

@@ -23,6 +23,7 @@ from skpatchcore.datasets import load_categories, load_image_folder, read_mask
 from skpatchcore.evaluation.promises import decisions_at_rates
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.views import placed
+from skpatchcore.maps import filled_with_nearest
 from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
 from skpatchcore.protocols import resizing_of
 
@@ -357,23 +358,13 @@ def _as_seen(pixels: np.ndarray, detector: Any, resolution: str, order: int) -> 
     if order == 0:
         seen: np.ndarray = pixels[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]
     else:
-        filled, is_outside = _filled(pixels)
-        seen = map_coordinates(filled, np.meshgrid(y, x, indexing="ij"), order=order, mode="nearest")
-        seen[is_outside[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]] = np.nan
+        # At the edge of the crop, the interpolation needs values just outside.
+        places, is_missing = np.meshgrid(y, x, indexing="ij"), np.isnan(pixels)
+        seen = map_coordinates(filled_with_nearest(pixels), places, order=order, mode="nearest")
+        if is_missing.any():  # pixels that touch an inspected pixel count as inspected
+            is_outside = distance_transform_edt(is_missing) > 1.5
+            seen[is_outside[np.ix_(_nearest(y, pixels.shape[0]), _nearest(x, pixels.shape[1]))]] = np.nan
     return seen
-
-
-def _filled(anomaly_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Replace NaN in a map by the nearest value, and return the pixels that are not inspected.
-
-    The interpolation at the edge of the crop needs a value just outside. Pixels that touch an inspected pixel do not
-    count as not inspected.
-    """
-    is_missing = np.isnan(anomaly_map)
-    if not is_missing.any():
-        return anomaly_map, is_missing
-    distances, nearest = distance_transform_edt(is_missing, return_indices=True)
-    return anomaly_map[tuple(nearest)], distances > 1.5
 
 
 def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
