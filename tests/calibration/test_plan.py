@@ -46,7 +46,7 @@ def calibrated(plan, n_images, n_folds=5):
     everything = np.arange(n_images)
     fold_models = [learn(stream.subset(np.setdiff1d(everything, images))) for images in plan.left_out]
     lists = [fold_models[i : i + 3] for i in range(0, len(fold_models), 3)]
-    return plan.calibrate(stream, learnt, learn(learnt), lists, lambda grid, view: sketch_of_map(grid))
+    return plan.calibrate(stream, learnt, learn(learnt), lists, lambda grid, view, mask: sketch_of_map(grid))
 
 
 @given(groups=st.lists(st.integers(0, 6), min_size=2, max_size=40))
