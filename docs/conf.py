@@ -90,6 +90,8 @@ sphinx_gallery_conf = {
             "plot_ensemble.py",
             "plot_pandas_pipeline.py",
             "plot_image_sizes.py",
+            "plot_resolutions.py",
+            "plot_regions.py",
             "plot_retina.py",
             "run_mvtec_ad.py",
             "serve_fastapi.py",
