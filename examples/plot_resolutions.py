@@ -70,7 +70,7 @@ print([name for name, _ in ensemble.estimators])
 
 # %%
 # The table shows which fraction of each kind of image is flagged. All thresholds promise to flag at most 5 % of good
-# images. With 60 calibration images and 100 good test images, the measured rate varies by some per cent.
+# images. With 60 calibration images and 60 good test images, the measured rate varies by some per cent.
 
 models = {"64 pixels": ensemble.estimators_[0], "256 pixels": ensemble.estimators_[1], "both, maximum": ensemble}
 kinds = {("good", 0): good, **defective}
