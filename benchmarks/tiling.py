@@ -1,10 +1,11 @@
 """Compare tiles of large images with whole images: features, scores, memory, and a fit of 12-megapixel images.
 
     python benchmarks/tiling.py -o benchmarks/results/tiling.md
+    python benchmarks/tiling.py --scores -o benchmarks/results/tiling_scores.md
     python benchmarks/tiling.py --large 200 -o benchmarks/results/tiling_large.md
 
-The first command compares features and scores, and measures the peak memory of one image of 20 megapixels. Each memory
-measurement runs in a separate process. The second command fits a detector on images of 3000×4000 pixels at full
+The first command compares features, and measures the peak memory of one image of 20 megapixels. Each memory measurement
+runs in a separate process. The second command compares scores of detectors. The third command fits a detector on images of 3000×4000 pixels at full
 resolution within 8 GB. It writes the images to a temporary folder. They are made from a photograph of scikit-image with
 a seeded generator, one image after the other.
 """
@@ -201,14 +202,17 @@ def header() -> str:
     )
 
 
+# Backbones and their weights; None are random weights.
+NETWORKS = (
+    ("resnet18", None),
+    ("resnet50", None),
+    ("wide_resnet50_2", None),
+    ("efficientnet_lite2", "DEFAULT"),
+)
+
+
 def compare(output: Path) -> None:
     """Compare tiles with whole images, measure memory, and write the tables."""
-    networks = [
-        ("resnet18", None),
-        ("resnet50", None),
-        ("wide_resnet50_2", None),
-        ("efficientnet_lite2", "DEFAULT"),
-    ]
     lines = [
         "# Tiles of large images",
         "",
@@ -232,7 +236,7 @@ def compare(output: Path) -> None:
         print(line, flush=True)
         output.write_text("\n".join([*lines, "", "Made by `python benchmarks/tiling.py`.", ""]), encoding="utf-8")
 
-    for backbone, weights in networks:
+    for backbone, weights in NETWORKS:
         kind = "random" if weights is None else "pretrained"
         for r in compare_features(backbone, weights, (900, 1100)):
             add(
@@ -260,19 +264,30 @@ def compare(output: Path) -> None:
                 f"| {backbone} | {size[0]}×{size[1]} | {tile_size} | {batch_size} | {r['plan']} "
                 f"| {r['features'] / 1e9:.2f} GB | **{r['peak'] / 1e9:.2f} GB** | {r['s']:.0f} |"
             )
-    lines += [
+
+
+def scores(output: Path) -> None:
+    """Compare the scores of detectors that are fitted with and without tiles, and write the table."""
+    lines = [
+        "# Scores of detectors that are fitted on tiles and on whole images",
         "",
-        "**Scores of PatchCore detectors** fitted on 8 images of 600×700 pixels, with tile_size 448 and without tiles. "
-        "Four new images with a dark square are scored. Differences are relative to the largest value.",
+        header(),
+        "",
+        "PatchCore detectors are fitted on 8 images of 600×700 pixels, with tile_size 448 and without tiles. Four new "
+        "images with a dark square are scored. Differences are relative to the largest value.",
         "",
         "| backbone | weights | texture | scores | threshold | anomaly maps |",
         "|---|---|---|---|---|---|",
     ]
-    for backbone, weights in (networks[0], networks[3]):
-        for texture in ("brick", "grass", "gravel"):
+    for backbone, weights in NETWORKS:
+        for texture in ("brick", "grass", "gravel") if weights == "DEFAULT" else ("brick",):
             r = compare_scores(backbone, weights, texture)
             kind = "random" if weights is None else "pretrained"
-            add(f"| {backbone} | {kind} | {texture} | {r['scores']:.2g} | {r['threshold']:.2g} | {r['maps']:.2g} |")
+            lines.append(
+                f"| {backbone} | {kind} | {texture} | {r['scores']:.2g} | {r['threshold']:.2g} | {r['maps']:.2g} |"
+            )
+            print(lines[-1], flush=True)
+    output.write_text("\n".join([*lines, "", "Made by `python benchmarks/tiling.py --scores`.", ""]), encoding="utf-8")
 
 
 def large(n_images: int, output: Path, n_selected: int, max_memory: str) -> None:
@@ -306,11 +321,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--large", type=int, metavar="N", help="fit on N images of 12 megapixels instead")
+    parser.add_argument("--scores", action="store_true", help="compare scores of detectors instead")
     parser.add_argument("--rows", type=int, default=5000, help="rows of the memory bank of --large")
     parser.add_argument("--max-memory", default="7GB", help="memory limit of --large")
     options = parser.parse_args()
     results = Path(__file__).parent / "results"
-    if options.large:
+    if options.scores:
+        scores(options.output or results / "tiling_scores.md")
+    elif options.large:
         large(options.large, options.output or results / "tiling_large.md", options.rows, options.max_memory)
     else:
         compare(options.output or results / "tiling.md")
