@@ -5,9 +5,9 @@
     python benchmarks/tiling.py --large 200 -o benchmarks/results/tiling_large.md
 
 The first command compares features, and measures the peak memory of one image of 20 megapixels. Each memory measurement
-runs in a separate process. The second command compares scores of detectors. The third command fits a detector on images of 3000×4000 pixels at full
-resolution within 8 GB. It writes the images to a temporary folder. They are made from a photograph of scikit-image with
-a seeded generator, one image after the other.
+runs in a separate process. The second command compares scores of detectors. The third command fits a detector on images
+of 3000×4000 pixels at full resolution within 8 GB. It writes the images to a temporary folder. They are made from a
+photograph of scikit-image with a seeded generator, one image after the other.
 """
 
 from __future__ import annotations
@@ -302,8 +302,7 @@ def large(n_images: int, output: Path, n_selected: int, max_memory: str) -> None
         "",
         f"PatchCoreDetector with efficientnet_lite0 (pretrained), image_size=None, tile_size='auto', a bank of "
         f"{r['n_bank']} patches of {r['n_channels']} channels, max_memory={max_memory}, batch_size=1, and a "
-        f"cache of the "
-        "layer maps on disk. The images are JPEG files of 3000×4000 pixels. The peak is the highest resident memory.",
+        "cache of the layer maps on disk. The images are JPEG files of 3000×4000 pixels. The peak is the highest resident memory.",
         "",
         "| images | calibration | **peak** | minutes | seconds by stage |",
         "|---|---|---|---|---|",
