@@ -156,7 +156,7 @@ def compare_scores(backbone: str, weights: str | None, texture: str) -> dict:
     for i, image in enumerate(new):
         image[200 : 210 + 5 * i, 300 : 310 + 5 * i] = 20
     fitted = []
-    for tile_size in (None, 448):
+    for tile_size in (None, 512):
         extractor = TorchFeatureExtractor(
             backbone, weights=weights, image_size=None, crop_size=None, tile_size=tile_size, batch_size=1
         )
@@ -273,7 +273,7 @@ def scores(output: Path) -> None:
         "",
         header(),
         "",
-        "PatchCore detectors are fitted on 8 images of 600×700 pixels, with tile_size 448 and without tiles. Four new "
+        "PatchCore detectors are fitted on 8 images of 600×700 pixels, with tile_size 512 and without tiles. Four new "
         "images with a dark square are scored. Differences are relative to the largest value.",
         "",
         "| backbone | weights | texture | scores | threshold | anomaly maps |",
