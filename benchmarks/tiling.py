@@ -302,7 +302,8 @@ def large(n_images: int, output: Path, n_selected: int, max_memory: str) -> None
         "",
         f"PatchCoreDetector with efficientnet_lite0 (pretrained), image_size=None, tile_size='auto', a bank of "
         f"{r['n_bank']} patches of {r['n_channels']} channels, max_memory={max_memory}, batch_size=1, and a "
-        "cache of the layer maps on disk. The images are JPEG files of 3000×4000 pixels. The peak is the highest resident memory.",
+        "cache of the layer maps on disk. The images are JPEG files of 3000×4000 pixels. The peak is the highest "
+        "resident memory.",
         "",
         "| images | calibration | **peak** | minutes | seconds by stage |",
         "|---|---|---|---|---|",
