@@ -53,8 +53,8 @@ class InspectionDisplay:
         estimator : detector
             A fitted detector of this package.
         image : path, array or PIL image
-            One image, in any form that the detector accepts. For a :class:`~skpatchcore.MultiLightDetector`, one part,
-            of which the image of the first light is drawn.
+            One image, in any form that the detector accepts. For a :class:`~skpatchcore.MultiLightDetector`, one part:
+            the image of its first light is drawn.
         roi : region of interest of this image or None, default=None
             As one item of the argument `roi` of the detector's `predict`.
         ax : matplotlib Axes or None, default=None

@@ -81,7 +81,7 @@ def hatched(picture: np.ndarray, unseen: np.ndarray) -> np.ndarray:
     picture : array of shape (height, width, 3), float in [0, 1]
         The picture.
     unseen : array of shape (height, width), bool
-        True for pixels that get stripes: those that are not inspected.
+        True for pixels that are not inspected. They get stripes.
 
     Returns
     -------

@@ -64,7 +64,7 @@ class DetectionCapability:
     seed : int or None
         Seed of the drawing; None for real defects.
     drawable : float, default=1.0
-        Fraction of the pixels that can have a drawn defect: those that the detector inspects, in `region`.
+        Fraction of the pixels that the detector inspects and that lie in `region`. Only they can have a drawn defect.
     """
 
     trials: pd.DataFrame
@@ -188,8 +188,8 @@ class DetectionCapability:
         if self.drawable == 1:
             return ""
         return (
-            f"Defects were drawn in {percent(self.drawable)} of the pixels only: those that the detector inspects, in "
-            "the given region. Defects elsewhere are not found."
+            f"Defects were drawn in only {percent(self.drawable)} of the pixels, which the detector inspects and which "
+            "lie in the given region. No statement is made about defects elsewhere."
         )
 
     def summary(self) -> str:

@@ -115,8 +115,8 @@ def plan_tiles(
     dtype : torch.dtype
         Type in which the network computes.
     margin : float, default=1.0
-        Fraction of the positions at the border of a tile that are discarded, of those that depend on pixels outside
-        the tile. With less than 1, the result differs from that of the whole image. Used to measure this difference.
+        Some positions at the border of a tile depend on pixels outside the tile. This fraction of them is discarded.
+        With less than 1, the result differs from that of the whole image. Used to measure this difference.
 
     Returns
     -------

@@ -192,5 +192,5 @@ def appearance_inside(pixels: np.ndarray, inside: np.ndarray) -> Appearance:
         True for the pixels that count.
     """
     some = pixels[inside] if inside.any() else pixels.reshape(-1, pixels.shape[2])
-    # One column of pixels: appearance_of uses every fourth row, and every fourth column, of which there is one.
+    # The pixels are passed as one column. appearance_of then uses every fourth pixel.
     return appearance_of(torch.from_numpy(np.ascontiguousarray(some.T)[:, :, None]))

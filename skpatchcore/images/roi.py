@@ -195,7 +195,7 @@ def scaled_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def cells_inside(mask: np.ndarray, box: tuple[float, float, float, float], grid: tuple[int, int]) -> np.ndarray:
-    """Return the cells of a patch grid of which at least half of the area lies in a region.
+    """Return the cells of a patch grid that lie in a region with at least half of their area.
 
     Parameters
     ----------

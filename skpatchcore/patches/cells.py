@@ -7,7 +7,7 @@ import numpy as np
 from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.roi import cells_inside
 
-# Maximum number of masks and grids of which the cells are kept.
+# Maximum number of results that are kept, each for one mask and one grid.
 _N_KEPT = 16
 
 
