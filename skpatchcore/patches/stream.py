@@ -336,7 +336,7 @@ class PatchStream:
 
     def _mask_of(self, index: int, size: np.ndarray, view: View | None) -> PixelMask | None:
         """Return the inspected pixels of an image, or of a picture of its grid if the image's size is unknown."""
-        roi = self._regions()[index]
+        roi = self.X.regions[index] if isinstance(self.X, ImagesWithRegions) else None
 
         def load() -> np.ndarray:
             if self.extractor is None:
