@@ -6,6 +6,10 @@ from .coreset.proxies import LearnedProxySampler as LearnedProxySampler
 from .coreset.uniform import RandomSampler as RandomSampler
 from .datasets import list_images as list_images
 from .datasets import load_image_folder as load_image_folder
+from .deployment.errors import ModelFileError as ModelFileError
+from .deployment.files import TRUSTED_TYPES as TRUSTED_TYPES
+from .deployment.files import load as load
+from .deployment.files import save as save
 from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
 from .detectors.lights import MultiLightDetector as MultiLightDetector
 from .detectors.padim import PaDiMDetector as PaDiMDetector
@@ -29,9 +33,5 @@ from .images.errors import InspectionWarning as InspectionWarning
 from .index.exact import ExactIndex as ExactIndex
 from .index.pynndescent import PyNNDescentIndex as PyNNDescentIndex
 from .model_selection import OneClassSplit as OneClassSplit
-from .persistence import TRUSTED_TYPES as TRUSTED_TYPES
-from .persistence import ModelFileError as ModelFileError
-from .persistence import load as load
-from .persistence import save as save
 
 __version__: str

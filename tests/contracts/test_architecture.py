@@ -28,7 +28,7 @@ ROOMS = [
     {"bank", "maps"},
     {"calibration"},
     {"detectors"},
-    {"persistence"},
+    {"deployment"},
     {"datasets", "metrics"},
     {"display", "model_selection"},
     {"evaluation"},

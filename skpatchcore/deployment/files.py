@@ -24,6 +24,7 @@ from skpatchcore._utils.sklearn import versions_apart, warn_of_versions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
 from skpatchcore.bank.memory_bank import as_half, with_bank
+from skpatchcore.deployment.errors import ModelFileError
 
 _FORMAT = 1  # version of the file format; increased when the content of files changes
 _MANIFEST = "skpatchcore.json"
@@ -61,10 +62,6 @@ _TRUSTED = (
 #: to programs that load skops files themselves, e.g. as ``skops_trusted_types`` to ``mlflow.sklearn.log_model``.
 TRUSTED_TYPES = list(_TRUSTED)
 _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
-
-
-class ModelFileError(ValueError):
-    """Raised by :func:`load` if a file is not a readable model file; the message states the file and the reason."""
 
 
 def save(detector: Any, path: str | os.PathLike[str], *, bank_dtype: str | None = None) -> None:

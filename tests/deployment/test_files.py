@@ -47,7 +47,7 @@ from skpatchcore import (
 from skpatchcore._utils import sklearn as versions
 from tests.factories import extractor
 
-GOLDEN = Path(__file__).parent / "contracts" / "golden"
+GOLDEN = Path(__file__).parents[1] / "contracts" / "golden"
 
 
 def net():
