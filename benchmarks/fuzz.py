@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["PIL", "skops", "skpatchcore"]):
 
     from skpatchcore import ImageError, ModelFileError, PatchCoreDetector, load, save
     from skpatchcore.images.reading import image_size, load_image
-from skpatchcore.images.views import resize_and_crop
+from skpatchcore.images.resizing import resize_and_crop
 
 MAX_PIXELS = 250_000
 DTYPES = ("u1", "<u2", ">u2", "f2", "f4", "<f8", ">f8", "i4", "?", "c8", "O", "U3", "M8[s]", "V5")

@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import torch
-from scipy.ndimage import distance_transform_edt, gaussian_filter1d, maximum_position
-from skimage.measure import label, regionprops_table
 
-from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.views import View
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "right", "area": "area"}
 
@@ -45,12 +44,28 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float, mask: 
     down, across = view.scale
     sigmas = (smoothing * down, smoothing * across)
     drawn = anomaly_map(patch_scores, view.image_size, view.box, sigmas)
-    inspected = inspected_pixels(~np.isnan(patch_scores), view)
-    if inspected is not None:
-        drawn[~inspected] = np.nan
-    if mask is not None:
-        drawn[~mask.as_array()] = np.nan
+    mark_uninspected(drawn, ~np.isnan(patch_scores), view, None if mask is None else mask.as_array())
     return drawn
+
+
+def mark_uninspected(drawn: np.ndarray, is_counted: np.ndarray, view: View, mask: np.ndarray | None) -> None:
+    """Set the pixels of an anomaly map that are not inspected to NaN, in place.
+
+    Parameters
+    ----------
+    drawn : array of shape (height, width), float
+        The anomaly map.
+    is_counted : array of shape (grid_height, grid_width), bool
+        True for the patches that are scored.
+    view : View
+        Region of the image that the grid covers.
+    mask : array of shape (height, width), bool, or None
+        True for pixels in the region of interest. None means all pixels.
+    """
+    inspected = inspected_pixels(is_counted, view)
+    for is_seen in (inspected, mask):
+        if is_seen is not None:
+            drawn[~is_seen] = np.nan
 
 
 def inspected_pixels(is_counted: np.ndarray, view: View) -> np.ndarray | None:
@@ -116,12 +131,14 @@ def anomaly_map(
     -----
     Upsampling and smoothing are linear and separable. Therefore one small matrix per axis combines both steps.
     """
-    height, width = image_size
-    top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
-    sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
+    import torch
+
+    from skpatchcore._utils.arrays import as_tensor
+    from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
+
     scores = filled_with_nearest(np.array(patch_scores, np.float64))
-    rows = _axis_matrix(height, scores.shape[0], top, box_height, float(sigma_y))
-    columns = _axis_matrix(width, scores.shape[1], left, box_width, float(sigma_x))
+    matrices = axis_matrices((scores.shape[0], scores.shape[1]), image_size, box, smoothing)
+    rows, columns = (as_tensor(matrix, torch.device("cpu")) for matrix in matrices)
     # The product is computed with torch: the threads of numpy's BLAS keep spinning after a product, which slows the
     # network down on the next image.
     with one_thread(rows.shape[0] * scores.shape[1] * (rows.shape[1] + columns.shape[0]) < SMALL_PRODUCT):
@@ -133,13 +150,44 @@ def filled_with_nearest(values: np.ndarray) -> np.ndarray:
     is_missing = np.isnan(values)
     if not is_missing.any() or is_missing.all():
         return values
+    from scipy.ndimage import distance_transform_edt
+
     nearest = distance_transform_edt(is_missing, return_distances=False, return_indices=True)
     filled: np.ndarray = values[tuple(nearest)]
     return filled
 
 
+def axis_matrices(
+    grid: tuple[int, int],
+    image_size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+    smoothing: float | tuple[float, float] = 4.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the matrices of an anomaly map, which is ``rows @ patch_scores @ columns.T``.
+
+    Parameters
+    ----------
+    grid : (int, int)
+        Height and width of the grid of patch scores.
+    image_size, box, smoothing
+        As for :func:`anomaly_map`.
+
+    Returns
+    -------
+    rows : array of shape (height, grid_height), float64
+        Matrix that upsamples and smooths along the vertical axis. Read-only, because it is shared between calls.
+    columns : array of shape (width, grid_width), float64
+        The same for the horizontal axis.
+    """
+    height, width = image_size
+    top, left, box_height, box_width = box or (0.0, 0.0, float(height), float(width))
+    sigma_y, sigma_x = smoothing if isinstance(smoothing, tuple) else (smoothing, smoothing)
+    rows = _axis_matrix(height, grid[0], top, box_height, float(sigma_y))
+    return rows, _axis_matrix(width, grid[1], left, box_width, float(sigma_x))
+
+
 @lru_cache(maxsize=64)
-def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sigma: float) -> torch.Tensor:
+def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sigma: float) -> np.ndarray:
     """Return the matrix of shape (n_pixels, n_patches) that upsamples and smooths along one axis."""
     # Position of each pixel centre in units of patches; 0 is the centre of the first patch.
     position = np.clip((np.arange(n_pixels) + 0.5 - start) / length * n_patches - 0.5, 0, n_patches - 1)
@@ -150,8 +198,21 @@ def _axis_matrix(n_pixels: int, n_patches: int, start: float, length: float, sig
     matrix[pixels, lower] = 1 - share
     matrix[pixels, np.minimum(lower + 1, n_patches - 1)] += share
     if sigma > 1e-3:  # a narrower Gaussian has no effect, and its weights would be divided by nearly 0
-        matrix = gaussian_filter1d(matrix, sigma, axis=0)
-    return torch.from_numpy(matrix)
+        matrix = _smoothed(matrix, sigma)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def _smoothed(matrix: np.ndarray, sigma: float) -> np.ndarray:
+    """Smooth the columns of a matrix with a Gaussian, as ``scipy.ndimage.gaussian_filter1d(matrix, sigma, axis=0)``.
+
+    The Gaussian is cut at four standard deviations. Beyond its first and last row, the matrix is mirrored.
+    """
+    radius = int(4 * sigma + 0.5)
+    weights = np.exp(-0.5 / sigma**2 * np.arange(-radius, radius + 1) ** 2)
+    weights /= weights.sum()
+    padded = np.pad(matrix, ((radius, radius), (0, 0)), mode="symmetric")
+    return np.stack([np.convolve(column, weights, mode="valid") for column in padded.T], axis=1)
 
 
 def without_small_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
@@ -170,6 +231,8 @@ def without_small_regions(mask: np.ndarray, min_area: int) -> np.ndarray:
     """
     if min_area <= 1:
         return mask
+    from skimage.measure import label
+
     regions: np.ndarray = label(mask, connectivity=2)  # type: ignore[no-untyped-call]
     is_large = np.bincount(regions.ravel()) >= min_area
     is_large[0] = False  # the background
@@ -196,6 +259,10 @@ def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1)
         exclusive, as in slices), ``area`` (number of pixels), ``peak`` (largest value of the map in the region),
         ``peak_row`` and ``peak_column`` (position of the peak in pixels).
     """
+    import pandas as pd
+    from scipy.ndimage import maximum_position
+    from skimage.measure import label, regionprops_table
+
     labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
     table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
     found = pd.DataFrame(table).rename(columns=_COLUMNS)

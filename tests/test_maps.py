@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from skpatchcore.maps import anomaly_map
+from skpatchcore.maps import anomaly_map, axis_matrices
 
 
 def test_anomaly_map_equals_the_stored_reference(golden):
@@ -37,6 +37,26 @@ def test_anomaly_map_equals_bilinear_upsampling_then_gaussian_filter(rows, colum
     expected = F.interpolate(torch.from_numpy(grid)[None, None], (height, width), mode="bilinear", align_corners=False)
     expected = gaussian_filter(expected[0, 0].numpy(), sigma) if sigma else expected[0, 0].numpy()
     np.testing.assert_allclose(anomaly_map(grid, (height, width), smoothing=sigma), expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 9)), height=st.integers(1, 90), width=st.integers(1, 90),
+    sigmas=st.tuples(st.floats(0.002, 60), st.floats(0.002, 60)), start=st.floats(-5, 20), length=st.floats(5, 60),
+)  # fmt: skip
+def test_axis_matrices_are_smoothed_as_scipy_smooths(grid, height, width, sigmas, start, length):
+    box = (start, start / 2, length, length / 2)
+    sharp = axis_matrices(grid, (height, width), box, 0.0)
+    smooth = axis_matrices(grid, (height, width), box, sigmas)
+    for before, after, sigma in zip(sharp, smooth, sigmas, strict=True):
+        assert np.abs(after - gaussian_filter1d(before, sigma, axis=0)).max() < 1e-12
+
+
+def test_anomaly_map_equals_the_product_with_its_axis_matrices():
+    grid, box = np.random.default_rng(0).random((6, 9)), (3.0, -2.0, 40.0, 70.0)
+    rows, columns = axis_matrices((6, 9), (50, 61), box, (4.0, 2.0))
+    np.testing.assert_allclose(anomaly_map(grid, (50, 61), box, (4.0, 2.0)), rows @ grid @ columns.T, rtol=1e-6)
+    assert not rows.flags.writeable
 
 
 @settings(deadline=None, max_examples=50)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.utils.validation import check_memory
 
 
 def cache_folder(memory: Any, name: str) -> Path | None:
@@ -35,6 +34,8 @@ def cache_folder(memory: Any, name: str) -> Path | None:
     Path or None
         The folder, which may not exist yet.
     """
+    from sklearn.utils.validation import check_memory
+
     location = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory).location
     return None if location is None else Path(location) / name
 

@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import psutil
-
 try:
     import resource
 except ImportError:  # Windows
@@ -40,6 +38,8 @@ def available_bytes(root: Path = Path("/")) -> int:
     int
         Number of bytes, at least 0.
     """
+    import psutil
+
     left = [int(psutil.virtual_memory().available), *_left_in_cgroups(root), *_left_in_rlimits(root)]
     return max(0, min(left))
 

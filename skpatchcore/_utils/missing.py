@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 
 def is_missing(value: Any) -> bool:
@@ -24,7 +24,8 @@ def is_missing(value: Any) -> bool:
         True for None, NaN, ``pandas.NA``, ``pandas.NaT`` and the empty text, because pandas and CSV files represent
         missing values in all of these ways. False for arrays, even if they contain NaN, and for all other values.
     """
-    if value is None or value is pd.NA or value is pd.NaT:
+    pandas = sys.modules.get("pandas")  # its missing values exist only if it has been imported
+    if value is None or (pandas is not None and (value is pandas.NA or value is pandas.NaT)):
         return True
     if isinstance(value, str):
         return not value

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from skpatchcore._utils.console import TolerantStream
-from skpatchcore._utils.sklearn import root_context
 
 T = TypeVar("T")
 
@@ -121,6 +120,8 @@ def report_tasks(estimator: Any, X: Any, y: Any) -> Iterator[None]:
     X, y
         The data on which the estimator is fitted. Callbacks receive the data.
     """
+    from skpatchcore._utils.sklearn import root_context
+
     context = root_context(estimator)
     if context is None:
         yield

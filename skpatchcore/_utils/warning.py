@@ -10,11 +10,8 @@ import sys
 import warnings
 from pathlib import Path
 
-import joblib
-import sklearn
-
-# Files of these packages do not count as user code.
-_INNER = tuple(str(Path(module.__file__ or "").parent) + os.sep for module in (sklearn, joblib))
+# Files of these packages do not count as user code. They are not imported: only loaded packages can call this one.
+_INNER = ("sklearn", "joblib")
 _HELPERS = (contextlib.__file__, copy.__file__, pickle.__file__)
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
@@ -37,4 +34,6 @@ def warn_user(message: str | Warning, category: type[Warning] = UserWarning) -> 
 
 def _is_inner(filename: str) -> bool:
     """Return whether a file belongs to this package or to a library that calls this package."""
-    return filename.startswith((*_INNER, _PACKAGE)) or filename in _HELPERS
+    loaded = (sys.modules.get(name) for name in _INNER)
+    folders = (str(Path(module.__file__).parent) + os.sep for module in loaded if module and module.__file__)
+    return filename.startswith((*folders, _PACKAGE)) or filename in _HELPERS

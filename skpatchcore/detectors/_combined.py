@@ -20,9 +20,9 @@ from skpatchcore.calibration.sketches import LEVELS
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import turned
 from skpatchcore.detectors._thresholds import older_thresholds
+from skpatchcore.images.containers import n_images_of
 from skpatchcore.images.errors import ImageError, InspectionWarning
 from skpatchcore.patches.inspection import Inspection
-from skpatchcore.patches.stream import n_images_of
 
 # Constraints of the parameters that all subclasses have.
 COMBINED_CONSTRAINTS: dict[str, Any] = {

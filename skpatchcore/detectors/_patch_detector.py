@@ -39,7 +39,14 @@ from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.images.containers import DatasetImages, ImagesWithRegions, as_image_sequence, listed, with_regions
+from skpatchcore.images.containers import (
+    DatasetImages,
+    ImagesWithRegions,
+    as_image_sequence,
+    listed,
+    n_images_of,
+    with_regions,
+)
 from skpatchcore.images.errors import ImageError, InspectionWarning
 from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.roi import Region, as_region
@@ -48,7 +55,7 @@ from skpatchcore.maps import map_of
 from skpatchcore.patches.inspection import Inspection
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
-from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids, n_images_of
+from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids
 from skpatchcore.protocols import image_size_of, reports_views
 
 

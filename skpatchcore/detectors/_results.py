@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.calibration.conformal import upper_tail_p_values
-from skpatchcore.images.containers import item_of
+from skpatchcore.images.containers import item_of, items_between, n_images_of
 from skpatchcore.images.errors import ImageError
-from skpatchcore.patches.stream import n_images_of
 
 # A function of images that yields, per batch, the anomaly scores and the values that are kept of the anomaly maps.
 IterScores = Callable[[Any], Iterator[tuple[np.ndarray, list[Any]]]]
@@ -106,7 +104,7 @@ def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:
 
     def scored(start: int, stop: int) -> Iterator[Scored]:
         nonlocal done
-        some = X if (start, stop) == (0, n_images) else safe_indexing(X, slice(start, stop))
+        some = X if (start, stop) == (0, n_images) else items_between(X, start, stop)
         for scores, kept in iter_scores(some):
             done += len(scores)
             yield Scored(scores, kept)

@@ -19,8 +19,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import conformal_threshold, promised_rate
 from skpatchcore.calibration.sketches import no_sketches, pixel_threshold, sketch_of_map, smallest_area
 from skpatchcore.detectors._results import turned
-from skpatchcore.images.containers import listed, with_regions
-from skpatchcore.patches.stream import n_images_of
+from skpatchcore.images.containers import listed, n_images_of, with_regions
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
-from skpatchcore.images.views import Size, View, resize_and_crop
+from skpatchcore.images.resizing import resize_and_crop
+from skpatchcore.images.views import Size, View
 
 T = TypeVar("T")
 
@@ -79,7 +80,7 @@ def prepared_batches(
     pixel_format : PixelFormat
         Meaning of the stored values of images: order of the channels, values of black and white.
     rounded_to : int
-        As for :func:`~skpatchcore.images.views.resize_and_crop`.
+        As for :func:`~skpatchcore.images.resizing.resize_and_crop`.
     tile_size : int, (int, int), "auto" or None
         Parameter of the extractor, which identifies layer maps that are computed from tiles in the cache.
     plan_of : callable

@@ -209,7 +209,7 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to:
     mean, std : sequences of 3 floats
         Mean and standard deviation of red, green and blue with which the input is normalised.
     rounded_to : int
-        As for :func:`~skpatchcore.images.views.resize_and_crop`.
+        As for :func:`~skpatchcore.images.resizing.resize_and_crop`.
 
     Raises
     ------

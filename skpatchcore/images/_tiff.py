@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from itertools import islice
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import tifffile
 
 from skpatchcore.images.raster import CheckSize, DecodingError, Raster, white_of
+
+if TYPE_CHECKING:
+    from tifffile import TiffFile
 
 # tifffile logs details of damaged files. Without a handler, Python would print these log messages.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -26,7 +28,7 @@ _JPEG = (6, 7)
 
 def tiff_size(file: BinaryIO) -> tuple[int, int]:
     """Return the height and width of a TIFF file in upright orientation, from the tags of its page."""
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         page = _the_page(tif)
         height, width = page.imagelength, page.imagewidth
         return (width, height) if _orientation_of(page) >= 5 else (height, width)
@@ -34,7 +36,7 @@ def tiff_size(file: BinaryIO) -> tuple[int, int]:
 
 def is_lossy(file: BinaryIO) -> bool:
     """Return whether the compression of a TIFF file is lossy."""
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         return _the_page(tif).compression in _LOSSY
 
 
@@ -62,7 +64,7 @@ def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster |
     Exception
         Any exception of tifffile, if the file is damaged.
     """
-    with tifffile.TiffFile(file) as tif:
+    with _opened(file) as tif:
         page = _the_page(tif)
         check_size(page.imagelength, page.imagewidth)
         if page.compression in _JPEG or page.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE):
@@ -102,7 +104,22 @@ def decode_tiff(file: BinaryIO, n_bytes: int, check_size: CheckSize) -> Raster |
     return Raster(pixels, white, alpha, is_lossy=changes_values).turned(orientation)
 
 
-def _the_page(tif: tifffile.TiffFile) -> Any:
+def _opened(file: BinaryIO) -> TiffFile:
+    """Open a TIFF file. Only its first header is read.
+
+    Raises
+    ------
+    DecodingError
+        If tifffile is not installed.
+    """
+    try:
+        from tifffile import TiffFile
+    except ImportError as error:
+        raise DecodingError("a TIFF file can only be decoded with tifffile. Run: pip install tifffile.") from error
+    return TiffFile(file)
+
+
+def _the_page(tif: TiffFile) -> Any:
     """Return the only page at full resolution. All other pages must be smaller copies or transparency masks."""
     pages: Any = tif.pages
     # Reading two pages suffices to refuse a file with many pages.

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 # Minimum number of new images for a comparison. A few images may be dark or bright because their parts are defective.
 MIN_IMAGES = 4
@@ -45,19 +44,19 @@ class Appearance(NamedTuple):
     brightest: float
 
 
-def appearance_of(pixels: torch.Tensor) -> Appearance:
+def appearance_of(pixels: np.ndarray) -> Appearance:
     """Return the appearance of an image.
 
     Parameters
     ----------
-    pixels : tensor of shape (1 or 3, height, width), float32 in [0, 1]
+    pixels : array of shape (1 or 3, height, width), float32 in [0, 1]
         The image. A single channel is used as red, green and blue.
 
     Returns
     -------
     Appearance
     """
-    some = pixels[:, ::_STEP, ::_STEP].flatten(1).numpy()
+    some = pixels[:, ::_STEP, ::_STEP].reshape(len(pixels), -1)
     # Sort once, then read medians and quartiles from the sorted rows. numpy's quantiles take several times as long.
     in_order = np.sort(np.vstack([some, some.mean(axis=0)]), axis=1)
     n = in_order.shape[1]

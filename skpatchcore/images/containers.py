@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import torch
 from PIL import Image
 
+from skpatchcore._utils.loaded import is_column, is_table, is_tensor
 from skpatchcore._utils.missing import is_missing
-from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.images.reading import from_tensor, is_channels_first
 
+if TYPE_CHECKING:
+    import torch
 
-def item_of(images: Any, index: int) -> Any:
-    """Return one image of a collection, which may be a table or a column of pandas."""
-    return (images.iloc if isinstance(images, pd.DataFrame | pd.Series) else images)[index]
+
+def item_of(images: Any, index: Any) -> Any:
+    """Return one image, or a slice, of a collection, which may be a table or a column of pandas."""
+    return (images.iloc if is_table(images) or is_column(images) else images)[index]
+
+
+def items_between(images: Any, start: int, stop: int) -> Any:
+    """Return the images from `start` to `stop - 1` of a collection, in a collection of the same type."""
+    return item_of(images, slice(start, stop))
+
+
+def n_images_of(X: Any) -> int:
+    """Return the number of images in `X`."""
+    return X.shape[0] if hasattr(X, "shape") and X.shape else len(X)
 
 
 class ImagesWithRegions(Sequence[Any]):
@@ -41,11 +52,13 @@ class ImagesWithRegions(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return ImagesWithRegions(safe_indexing(self.images, index), self.regions[index])
+            return ImagesWithRegions(item_of(self.images, index), self.regions[index])
         return item_of(self.images, index)
 
     def taken(self, indices: Any) -> ImagesWithRegions:
         """Return the images at `indices`, without reading them."""
+        from skpatchcore._utils.sklearn import safe_indexing
+
         indices = np.arange(len(self))[np.asarray(indices)]
         return ImagesWithRegions(safe_indexing(self.images, indices), [self.regions[i] for i in indices])
 
@@ -68,7 +81,7 @@ def with_regions(X: Any, roi: Any) -> Any:
     regions = _column_of(roi)
     if not hasattr(regions, "__len__") or isinstance(regions, str) or not hasattr(X, "__len__"):
         raise ValueError("roi: pass a list with one region per image, and the images as a list too.")
-    n_images = X.shape[0] if hasattr(X, "shape") else len(X)
+    n_images = n_images_of(X)
     if len(regions) != n_images:
         raise ValueError(
             f"roi has {len(regions)} regions for {n_images} images: pass one region per image. For one region "
@@ -165,7 +178,7 @@ def as_image_sequence(X: Any) -> Sequence[Any]:
     if hasattr(X, "train_images") and hasattr(X, "test_images"):
         raise ValueError(f"X is a {type(X).__name__}: pass its train_images to fit, and its test_images to predict.")
     X = listed(X)
-    if isinstance(X, torch.Tensor):
+    if is_tensor(X):
         X = _batch_of_tensors(X)
     elif hasattr(X, "__array__") and not isinstance(X, np.ndarray):
         X = np.asarray(X)
@@ -202,9 +215,11 @@ def _column_of(X: Any) -> Any:
                 f"X is a {type(X).__name__} with {len(names)} columns: pass the column that holds the images, such as "
                 f"X[{names[0] if names else ''!r}]."
             )
-        X = X[names[0]] if not isinstance(X, pd.DataFrame) else X.iloc[:, 0]
+        X = X.iloc[:, 0] if is_table(X) else X[names[0]]
+    if isinstance(X, np.ndarray) or is_tensor(X):
+        return X
     for method in ("to_pylist", "to_list"):  # Arrow, otherwise pandas and polars
-        if callable(convert := getattr(X, method, None)) and not isinstance(X, np.ndarray | torch.Tensor):
+        if callable(convert := getattr(X, method, None)):
             return convert()
     return X
 

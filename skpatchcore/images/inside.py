@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from skpatchcore.images.appearance import Appearance, appearance_of
 from skpatchcore.images.containers import item_of
@@ -193,4 +192,4 @@ def appearance_inside(pixels: np.ndarray, inside: np.ndarray) -> Appearance:
     """
     some = pixels[inside] if inside.any() else pixels.reshape(-1, pixels.shape[2])
     # The pixels are passed as one column. appearance_of then uses every fourth pixel.
-    return appearance_of(torch.from_numpy(np.ascontiguousarray(some.T)[:, :, None]))
+    return appearance_of(np.ascontiguousarray(some.T)[:, :, None])

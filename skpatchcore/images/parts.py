@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 from PIL import Image
 
+from skpatchcore._utils.loaded import is_column, is_table, is_tensor
 from skpatchcore.images.containers import listed
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import image_size, path_of
@@ -51,9 +50,9 @@ class Parts(Sequence[Any]):
         part = self.parts[index]
         if isinstance(part, np.ndarray) and (part.ndim == 4 or (part.ndim == 1 and part.dtype.kind in "OUT")):
             return list(part)
-        if isinstance(part, torch.Tensor) and part.ndim == 4:
+        if is_tensor(part) and part.ndim == 4:
             return list(part)
-        if not isinstance(part, list | tuple | pd.Series):
+        if not isinstance(part, list | tuple) and not is_column(part):
             shape = f" of shape {tuple(part.shape)}" if hasattr(part, "shape") else ""
             raise ImageError(
                 f"the part is of type {type(part).__name__}{shape}, expected a list of images, one per light.",
@@ -131,13 +130,13 @@ def as_parts(X: Any) -> Parts:
     if isinstance(X, Parts):
         return X
     X = listed(X)
-    if isinstance(X, pd.DataFrame):
+    if is_table(X):
         X = X.to_numpy(dtype=object).tolist()
-    elif isinstance(X, pd.Series) or (isinstance(X, np.ndarray) and X.ndim in (1, 2) and X.dtype.kind in "OUT"):
+    elif is_column(X) or (isinstance(X, np.ndarray) and X.ndim in (1, 2) and X.dtype.kind in "OUT"):
         X = X.tolist()
-    elif isinstance(X, torch.Tensor) and X.ndim == 5:
+    elif is_tensor(X) and X.ndim == 5:
         X = [list(part) for part in X]
-    if isinstance(X, np.ndarray | torch.Tensor):
+    if isinstance(X, np.ndarray) or is_tensor(X):
         if X.ndim != 5:
             raise ValueError(
                 f"X is an array of shape {tuple(X.shape)}: expected (n_parts, n_lights, height, width, n_channels). If "

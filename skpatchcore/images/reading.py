@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 
+from skpatchcore._utils.loaded import is_tensor
 from skpatchcore._utils.missing import is_missing
 from skpatchcore.images.decoding import decode_file, decode_image, size_of_file, size_of_image
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.files import read_content
 from skpatchcore.images.raster import Raster, white_of
+
+if TYPE_CHECKING:
+    import torch
 
 # Tolerance for rounding errors of float images that exceed their range, as a fraction of the range.
 _TOLERANCE = 1e-5
@@ -159,7 +162,8 @@ def content_of(image: Any, index: int) -> bytes | None:
 def from_tensor(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor on any device and of any dtype as an array."""
     tensor = tensor.detach().cpu()
-    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+    is_bfloat16 = str(tensor.dtype) == "torch.bfloat16"  # numpy has no such type
+    return np.asarray(tensor.float() if is_bfloat16 else tensor)
 
 
 def as_stored(pixels: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
@@ -195,7 +199,7 @@ def is_channels_first(shape: tuple[int, ...]) -> bool | None:
 
 def _raster_of_array(image: Any, index: int, channel_order: str) -> Raster:
     """Return the values of an array or a tensor as a raster. Raise if the object is not an image."""
-    if isinstance(image, torch.Tensor):
+    if is_tensor(image):
         pixels = from_tensor(image)
         if pixels.ndim == 3 and (first := is_channels_first(pixels.shape)) is not False:
             if first is None:

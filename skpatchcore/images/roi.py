@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from skimage.draw import polygon2mask
 
 from skpatchcore.images.masks import pixels_of_mask
 
@@ -107,7 +106,10 @@ class Region:
                     for low, high in zip(corners.min(axis=0), corners.max(axis=0), strict=True)
                 )
                 inside[rows, columns] = True
-            else:  # polygon2mask counts from the centre of the first pixel; the corners, from its upper left corner
+            else:
+                from skimage.draw import polygon2mask
+
+                # polygon2mask counts from the centre of the first pixel; the corners, from its upper left corner
                 inside |= polygon2mask(size, corners - 0.5)  # type: ignore[no-untyped-call]
         return inside
 

@@ -14,7 +14,7 @@ import pandas as pd
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.images.appearance import Appearance
-from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
+from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of, n_images_of
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.inside import InsideImages, PixelMask, RegionMasks
 from skpatchcore.images.reading import image_size, load_image, path_of
@@ -39,11 +39,6 @@ Check = Callable[[Patches, np.ndarray], None]
 _N_PATCHES = 16384
 # Without a view, a grid counts as an image with this number of pixels along each side of a cell.
 N_CELL = 8
-
-
-def n_images_of(X: Any) -> int:
-    """Return the number of images in `X`."""
-    return X.shape[0] if hasattr(X, "shape") and X.shape else len(X)
 
 
 def as_grids(X: Any) -> np.ndarray | list[np.ndarray] | None:

@@ -54,7 +54,7 @@ class System:
 @pytest.fixture
 def system(tmp_path, monkeypatch):
     memory = type("Memory", (), {"available": FREE})
-    monkeypatch.setattr(limits.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
     monkeypatch.setattr(limits, "resource", None)
     return System(tmp_path)
 

@@ -180,6 +180,23 @@ def test_importing_the_package_loads_no_heavy_library():
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300).strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "images.reading, skpatchcore.images.containers, skpatchcore.images.views, skpatchcore.images.roi",
+        "maps",
+        "_utils.progress",
+        "_utils.files",
+        "_utils.bytes",
+    ],
+)
+def test_modules_for_reading_and_drawing_load_no_large_library(modules):
+    code = f"import sys; before = {{*sys.modules}}; import skpatchcore.{modules}; print({{*sys.modules}} - before)"
+    loaded = ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300))
+    installed = {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names)
+    assert installed <= {"skpatchcore", "numpy", "PIL", "lazy_loader", "tqdm"}
+
+
 def test_public_names_resolve_and_unknown_names_raise():
     for name in skpatchcore.__all__:
         assert getattr(skpatchcore, name) is not None

@@ -14,7 +14,7 @@ from skpatchcore.features import _backbones as backbones
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
 from skpatchcore.features._backbones import backbone_names, default_layers, load_network
 from skpatchcore.images.reading import load_image
-from skpatchcore.images.views import resize_and_crop
+from skpatchcore.images.resizing import resize_and_crop
 
 CPU = torch.device("cpu")
 TRANSFORMERS = ("vit_",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import sys
 import zlib
 
 import imagecodecs
@@ -342,3 +343,10 @@ def test_tiff_with_its_thumbnail_first_gives_the_whole_image():
     tifffile.imwrite(stream, array, photometric="rgb", subfiletype=1, metadata=None)
     with pytest.raises(ImageError, match="only a smaller copy"):
         read(stream.getvalue())
+
+
+def test_tiff_without_tifffile_raises_an_error_that_names_the_package(monkeypatch):
+    content = as_tiff(values(np.uint8, 3), photometric="rgb")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(ImageError, match="pip install tifffile"):
+        read(content)

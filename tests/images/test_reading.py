@@ -18,7 +18,8 @@ from skpatchcore import ImageError, ImageWarning
 from skpatchcore.datasets import ImageFolder
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import PixelFormat, image_size, load_image
-from skpatchcore.images.views import placed, resize_and_crop
+from skpatchcore.images.resizing import resize_and_crop
+from skpatchcore.images.views import placed
 
 RNG = np.random.default_rng(0)
 RGB8 = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
