@@ -6,7 +6,10 @@ from .coreset.proxies import LearnedProxySampler as LearnedProxySampler
 from .coreset.uniform import RandomSampler as RandomSampler
 from .datasets import list_images as list_images
 from .datasets import load_image_folder as load_image_folder
+from .deployment.errors import ExportError as ExportError
 from .deployment.errors import ModelFileError as ModelFileError
+from .deployment.exporter import ExportReport as ExportReport
+from .deployment.exporter import export as export
 from .deployment.files import TRUSTED_TYPES as TRUSTED_TYPES
 from .deployment.files import load as load
 from .deployment.files import save as save

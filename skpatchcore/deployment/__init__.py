@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING
 import lazy_loader  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
-    from skpatchcore.deployment.errors import ModelFileError
+    from skpatchcore.deployment.errors import ExportError, ModelFileError
+    from skpatchcore.deployment.exporter import ExportReport, export
     from skpatchcore.deployment.files import TRUSTED_TYPES, load, save
 
-__all__ = ["TRUSTED_TYPES", "ModelFileError", "load", "save"]
+__all__ = ["TRUSTED_TYPES", "ExportError", "ExportReport", "ModelFileError", "export", "load", "save"]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
-    submod_attrs={"errors": ["ModelFileError"], "files": ["TRUSTED_TYPES", "load", "save"]},
+    submod_attrs={
+        "errors": ["ExportError", "ModelFileError"],
+        "exporter": ["ExportReport", "export"],
+        "files": ["TRUSTED_TYPES", "load", "save"],
+    },
 )

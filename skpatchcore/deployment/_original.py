@@ -1,0 +1,81 @@
+"""original_results: the results of a detector stage by stage, with which its exported graph is compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from skpatchcore.calibration.conformal import upper_tail_p_values
+from skpatchcore.deployment._build import Inspected, resize_of
+from skpatchcore.detectors._results import turned
+from skpatchcore.images.inside import filled_outside
+from skpatchcore.images.reading import as_stored, load_image
+from skpatchcore.images.resizing import resize_and_crop
+from skpatchcore.images.views import View
+from skpatchcore.maps import anomaly_map
+from skpatchcore.patches.stream import PatchStream
+from skpatchcore.protocols import pixel_format_of
+
+
+def original_results(detector: Any, image: np.ndarray, map_size: str, inspected: Inspected | None) -> dict[str, Any]:
+    """Return what the detector computes for an image, by the names of the exported outputs.
+
+    Parameters
+    ----------
+    detector : PatchCoreDetector or PaDiMDetector
+        The fitted detector.
+    image : array of shape (height, width, 3), uint8, or float32 in [0, 1]
+        RGB image.
+    map_size : {"input", "image"}
+        Size of the anomaly map.
+    inspected : Inspected or None
+        What is inspected; None if the detector has no region of interest.
+    """
+    extractor = detector.extractor_
+    pixels = load_image(image, 0)  # without the extractor's format of arrays: the exported input is RGB
+    stored = as_stored(pixels, pixel_format_of(extractor))
+    patches = next(iter(PatchStream(extractor, [stored], region=detector.roi_)))
+    scores, (patch_scores,) = detector._model().score(patches)
+    seen = pixels if inspected is None else filled_outside(pixels, inspected.mask)
+    resized, _ = resize_and_crop(seen, **_as_arguments(resize_of(extractor)), index=0)
+    view = patches.views[0]
+    assert view is not None
+    if map_size == "image":
+        drawn = detector.segment([stored])[0]
+    else:
+        # The view of the network's input, as if it were the image.
+        grid = _complete_grid(extractor, patches.sizes[0], view)
+        own = View(view.input_size, (0.0, 0.0, float(view.input_size[0]), float(view.input_size[1])), view.input_size)
+        box = own.of_patches(grid, extractor.stride).box
+        drawn = anomaly_map(patch_scores, view.input_size, box, float(detector.smoothing))
+        if inspected is not None:
+            drawn[~inspected.of_input()] = np.nan
+    score = turned(scores)
+    decision = score - detector.offset_
+    return {
+        "pixels": resized.numpy().transpose(1, 2, 0),
+        "features": np.asarray(extractor.transform([as_stored(seen, pixel_format_of(extractor))])[0]),
+        "patch_scores": patch_scores,
+        "anomaly_map": drawn,
+        "score": score[0],
+        "decision": decision[0],
+        "label": 1 if decision[0] >= 0 else -1,
+        "p_value": upper_tail_p_values(turned(detector.calibration_scores_), scores)[0],
+    }
+
+
+def _complete_grid(extractor: Any, size: np.ndarray, view: View) -> tuple[int, int]:
+    """Return the height and width of the patch grid before the stride is applied.
+
+    The box of a view covers `stride` cells of the complete grid per kept patch.
+    """
+    if extractor.stride == 1:
+        return int(size[0]), int(size[1])
+    kept = np.array(view.box[2:]) / np.array(view.region[2:])  # kept cells, as a multiple of the complete grid
+    rows, columns = np.rint(size * extractor.stride / kept).astype(int).tolist()
+    return rows, columns
+
+
+def _as_arguments(resize: dict[str, Any]) -> dict[str, Any]:
+    return {"size": resize["image_size"], "crop": resize["crop_size"], "rounded_to": resize["rounded_to"]}

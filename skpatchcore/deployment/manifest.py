@@ -1,0 +1,139 @@
+"""manifest_of: the description of a detector that an exported file carries as JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+
+from skpatchcore._version import __version__
+from skpatchcore.deployment._build import resize_of
+from skpatchcore.deployment._graph import OPSET
+from skpatchcore.deployment.container import FORMAT
+from skpatchcore.deployment.outputs import OUTPUTS
+from skpatchcore.features import _efficientnet_lite
+from skpatchcore.features._backbones import Network
+from skpatchcore.protocols import pixel_format_of
+
+_LICENSES = {
+    "efficientnet_lite": "Weights of Google's EfficientNet-Lite: Apache License 2.0.",
+    "torchvision": "Weights of torchvision (BSD 3-Clause), trained on ImageNet. The terms of ImageNet may apply.",
+    "file": "Weights from a file of the user. Their licence is not known to skpatchcore.",
+    "random": "Random weights.",
+}
+# Parameters that are not part of a file: folders, devices, and settings of the fit only.
+_LEFT_OUT = ("memory", "cache_dtype", "cache_limit", "verbose", "device", "roi", "weights")
+
+
+def manifest_of(
+    detector: Any,
+    network: Network,
+    *,
+    precision: str,
+    image_size: tuple[int, int] | None,
+    map_size: str,
+    input_dtype: str,
+    tolerances: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the description of an exported file, ready for JSON.
+
+    Parameters
+    ----------
+    detector : PatchCoreDetector or PaDiMDetector
+        The fitted detector.
+    network : Network
+        Its backbone.
+    precision, image_size, map_size, input_dtype
+        As for :func:`~skpatchcore.export`.
+    tolerances : mapping
+        Largest accepted difference of each stage from the golden results.
+    """
+    extractor = detector.extractor_
+    pixel_format = pixel_format_of(extractor)
+    return {
+        "format": FORMAT,
+        "skpatchcore": __version__,
+        "detector": type(detector).__name__,
+        "parameters": _parameters(detector),
+        "backbone": {
+            "name": extractor.backbone,
+            "weights": _name_of_weights(extractor.weights),
+            "layers": list(network.layers),
+            "digest": network.digest,
+            "license": _license(extractor),
+        },
+        "precision": precision,
+        "opset": OPSET,
+        "thresholds": {
+            "offset": float(detector.offset_),
+            "pixel_offset": float(detector.pixel_offset_),
+            "min_area": _number(detector.min_area_),
+            "promised_rate": float(detector.promised_rate_),
+            "contamination": detector.contamination,
+            "calibration_plan": detector.calibration_plan_,
+        },
+        "calibration_scores": [_number(score) for score in detector.calibration_scores_],
+        "calibration_peaks": [_number(peak) for peak in detector.calibration_peaks_],
+        "input": {
+            "dtype": input_dtype,
+            "channel_order": pixel_format.channel_order,
+            "value_range": None if pixel_format.value_range is None else [float(v) for v in pixel_format.value_range],
+            "max_pixels": extractor.max_pixels,
+            "image_size": None if image_size is None else list(image_size),
+        },
+        "resize": resize_of(extractor),
+        "patches": {"stride": int(extractor.stride), "smoothing": float(detector.smoothing)},
+        "map_size": map_size,
+        "inspected": "unknown" if detector.inspection_ is None else str(detector.inspection_),
+        "outputs": {name: description for name, (_, description) in OUTPUTS.items()},
+        "tolerances": dict(tolerances),
+    }
+
+
+def _parameters(detector: Any) -> dict[str, Any]:
+    """Return the parameters of a detector and of its fitted stages; estimators by the names of their classes."""
+    found: dict[str, Any] = {}
+    for name, value in detector.get_params(deep=False).items():
+        if name in _LEFT_OUT:
+            continue
+        fitted = getattr(detector, f"{name}_", None)
+        stage = fitted if isinstance(fitted, BaseEstimator) else value
+        found[name] = _plain(stage)
+        if isinstance(stage, BaseEstimator):
+            own = stage.get_params(deep=False).items()
+            found |= {f"{name}__{key}": _plain(item) for key, item in own if key not in _LEFT_OUT}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold; a text for other objects."""
+    if isinstance(value, BaseEstimator):
+        return type(value).__name__
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
+
+
+def _number(value: float) -> float | None:
+    """Return a number, or None for NaN, which JSON cannot hold."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _name_of_weights(weights: Any) -> str | None:
+    """Return the name of weights, or the name of their file without its folder."""
+    return None if weights is None else PurePath(str(weights)).name
+
+
+def _license(extractor: Any) -> str:
+    """Return the licence note of the weights."""
+    if extractor.weights is None:
+        return _LICENSES["random"]
+    if str(extractor.weights).endswith((".pth", ".pt", ".safetensors")):
+        return _LICENSES["file"]
+    return _LICENSES["efficientnet_lite" if extractor.backbone in _efficientnet_lite.NAMES else "torchvision"]

@@ -1,0 +1,317 @@
+"""Tests of export: the exported graph gives the results of the detector, and other detectors are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from sklearn.exceptions import NotFittedError
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+
+import skpatchcore
+from skpatchcore import (
+    GreedyCoresetSampler,
+    ImageError,
+    PaDiMDetector,
+    PatchCoreDetector,
+    SPADEDetector,
+    TorchFeatureExtractor,
+)
+from skpatchcore.images.views import placed
+
+pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+
+# Largest relative difference of a stage: the issue of parity allows 1e-4, rounding reaches about 1e-5.
+CLOSE = 5e-5
+
+
+def pictures(n: int, height: int = 72, width: int = 96, seed: int = 0) -> np.ndarray:
+    """Return smooth grey-green images with a little noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / height
+    base = 120 + 40 * np.sin(9 * x[..., None] + np.array([0, 1, 2])) + 20 * y[..., None]
+    return np.clip(base + rng.normal(0, 6, (n, height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def extractor(**parameters) -> TorchFeatureExtractor:
+    return TorchFeatureExtractor(**{"backbone": "resnet18", "weights": None, "image_size": 64, **parameters})
+
+
+def fitted(kind=PatchCoreDetector, images=None, **parameters):
+    """Return a detector that is fitted on a few pictures."""
+    own = {"extractor": extractor(), "random_state": 0, "calibration": "leave-one-out"}
+    if kind is PatchCoreDetector:
+        own["sampler"] = GreedyCoresetSampler(0.2)
+    return kind(**{**own, **parameters}).fit(pictures(12) if images is None else images)
+
+
+def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the outputs of a file in ONNX Runtime by name."""
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def entries(path: Path) -> dict[str, str]:
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return session.get_modelmeta().custom_metadata_map
+
+
+def close(found, expected, scale=0.0) -> bool:
+    """Return whether arrays are equal, relative to the largest expected value or to `scale`."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == expected.shape
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    return np.nanmax(np.abs(found - expected)) <= CLOSE * max(np.nanmax(np.abs(expected)), scale)
+
+
+CASES = {
+    "defaults": lambda: fitted(),
+    "no re-weighting": lambda: fitted(n_neighbors=1),
+    "pooled channels": lambda: fitted(extractor=extractor(n_channels=100, crop_size=48)),
+    "stride and patch size": lambda: fitted(extractor=extractor(stride=2, patch_size=5, image_size=(96, 80))),
+    "stride and pooled channels": lambda: fitted(extractor=extractor(stride=3, n_channels=64, image_size=96)),
+    "own size": lambda: fitted(extractor=extractor(image_size=None)),
+    "efficientnet": lambda: fitted(extractor=extractor(backbone="efficientnet_lite0")),
+    "no smoothing": lambda: fitted(smoothing=0),
+    "wide smoothing": lambda: fitted(smoothing=40.0),
+    "bank of two rows": lambda: fitted(sampler=GreedyCoresetSampler(2)),
+    "bank of all rows": lambda: fitted(sampler=GreedyCoresetSampler(1.0)),
+    "PaDiM": lambda: fitted(PaDiMDetector, extractor=extractor(image_size=(64, 80))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_export_agrees_with_detector_for_sizes_and_batches(case, tmp_path):
+    detector = CASES[case]()
+    path = tmp_path / "parts.onnx"
+    report = skpatchcore.export(detector, path, map_size="image")
+    assert report.n_flipped == 0
+    assert report.n_bytes == path.stat().st_size
+    tests = [pictures(7, seed=1), pictures(1, 150, 81, seed=2), pictures(12)[:2]]
+    tests[0][0, 20:50, 20:60] = 0
+    for images in tests:
+        found = run(path, images)
+        scores, maps = detector.score_and_segment(images)
+        threshold = abs(detector.offset_)
+        assert close(found["score"], scores, threshold)
+        assert close(found["decision"], scores - detector.offset_, threshold)
+        assert close(found["p_value"], detector.p_values(images))
+        assert close(found["anomaly_map"], np.stack(maps), threshold)
+        clear = np.abs(scores - detector.offset_) > 1e-5 * threshold
+        assert np.array_equal(found["label"][clear], detector.predict(images)[clear])
+        far = np.abs(np.nan_to_num(maps) - detector.pixel_offset_) > 1e-4 * threshold
+        assert np.array_equal(found["mask"][far], np.stack(detector.predict_mask(images))[far])
+        assert close(found["features"], detector.extractor_.transform(images))
+
+
+def test_export_with_region_agrees_with_detector(tmp_path):
+    region = [(0.1, 0.2, 0.6, 0.5), [(0.7, 0.1), (0.95, 0.5), (0.7, 0.4)]]
+    for kind in (PatchCoreDetector, PaDiMDetector):
+        detector = fitted(kind, roi=region, extractor=extractor(image_size=(64, 80)))
+        for map_size in ("image", "input"):
+            path = tmp_path / f"{map_size}.onnx"
+            skpatchcore.export(detector, path, image_size=(72, 96), map_size=map_size)
+            images = pictures(3, seed=3)
+            images[0, 30:40, 30:50] = 255
+            images[1, :5] = 255  # outside the region
+            found = run(path, images)
+            scores, maps = detector.score_and_segment(images)
+            assert close(found["score"], scores, abs(detector.offset_))
+            if map_size == "image":
+                assert close(found["anomaly_map"], maps, abs(detector.offset_))
+            else:
+                assert found["anomaly_map"].shape == (3, 64, 80)
+                share = np.isnan(maps).mean()
+                assert abs(np.isnan(found["anomaly_map"]).mean() - share) < 0.03
+            assert not found["mask"][np.isnan(found["anomaly_map"])].any()
+            assert np.isnan(found["patch_scores"]).any()
+
+
+def test_map_of_input_has_the_size_of_the_input(tmp_path):
+    detector = fitted(extractor=extractor(crop_size=(48, 56)))
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+    found = run(tmp_path / "parts.onnx", pictures(2, 100, 130))
+    assert found["anomaly_map"].shape == found["mask"].shape == (2, 48, 56)
+    assert found["pixels"].shape == (2, 48, 56, 3)
+    assert not np.isnan(found["anomaly_map"]).any()
+
+
+def test_export_takes_float_images(tmp_path):
+    detector = fitted()
+    skpatchcore.export(detector, tmp_path / "parts.onnx", input_dtype="float32")
+    images = pictures(2, seed=4) * np.float32(1 / 255) * 0.999
+    found = run(tmp_path / "parts.onnx", images.astype(np.float32))
+    assert close(found["score"], detector.score_samples(images.astype(np.float32)))
+
+
+def test_float16_file_is_smaller_and_keeps_labels(tmp_path):
+    detector = fitted()
+    large = skpatchcore.export(detector, tmp_path / "large.onnx")
+    small = skpatchcore.export(detector, tmp_path / "small.onnx", precision="float16")
+    assert small.n_bytes < 0.6 * large.n_bytes
+    assert small.n_flipped == 0
+    images = pictures(5, seed=5)
+    scores = run(tmp_path / "small.onnx", images)["score"]
+    assert np.allclose(scores, detector.score_samples(images), rtol=0.02)
+
+
+def test_features_that_are_not_finite_give_the_label_of_an_anomaly(tmp_path):
+    detector = fitted()
+    skpatchcore.export(detector, tmp_path / "parts.onnx", input_dtype="float32")
+    images = (pictures(2) / 255).astype(np.float32)
+    images[1, 5, 5] = np.nan
+    found = run(tmp_path / "parts.onnx", images)
+    assert np.isfinite(found["score"][0])
+    assert np.isnan(found["score"][1])
+    assert found["label"][1] == -1
+    assert found["p_value"][1] == found["p_value"].min() == np.float32(1 / 13)
+
+
+def test_padim_needs_one_size(tmp_path):
+    detector = fitted(PaDiMDetector)
+    with pytest.raises(skpatchcore.ExportError, match="one patch grid"):
+        skpatchcore.export(detector, tmp_path / "parts.onnx")
+    skpatchcore.export(detector, tmp_path / "parts.onnx", image_size=(72, 96))
+    assert np.isfinite(run(tmp_path / "parts.onnx", pictures(1))["score"]).all()
+
+
+def test_crop_larger_than_image_fails_in_runtime(tmp_path):
+    detector = fitted(extractor=extractor(image_size=None, crop_size=64))
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+    with pytest.raises(Exception, match=r"(?i)reshape|dimension|shape"):
+        run(tmp_path / "parts.onnx", pictures(1, 40, 40))
+
+
+def test_manifest_describes_the_detector_and_names_no_folder(tmp_path):
+    detector = fitted()
+    skpatchcore.export(detector, tmp_path / "parts.onnx", golden=[pictures(1)[0]])
+    found = entries(tmp_path / "parts.onnx")
+    manifest = json.loads(found["skpatchcore"])
+    assert manifest["detector"] == "PatchCoreDetector"
+    assert manifest["backbone"]["name"] == "resnet18"
+    assert manifest["backbone"]["digest"] == detector.extractor_.weights_digest_
+    assert manifest["thresholds"]["offset"] == detector.offset_
+    assert np.array_equal(manifest["calibration_scores"], detector.calibration_scores_)
+    assert manifest["resize"] == {"image_size": 64, "crop_size": None, "rounded_to": 16}
+    assert manifest["parameters"]["sampler__ratio"] == 0.2
+    assert str(tmp_path) not in found["skpatchcore"]
+
+
+def test_same_detector_gives_same_bytes(tmp_path):
+    detector = fitted()
+    for name in ("a.onnx", "b.onnx"):
+        skpatchcore.export(detector, tmp_path / name)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_graph_uses_standard_operators_only(tmp_path):
+    import onnx
+
+    skpatchcore.export(fitted(), tmp_path / "parts.onnx")
+    model = onnx.load(tmp_path / "parts.onnx")
+    assert [(item.domain, item.version) for item in model.opset_import] == [("", 18)]
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert not {node.op_type for node in model.graph.node} & {"Loop", "If", "Scan"}
+
+
+def one_network():
+    from torchvision.models import resnet18
+
+    return resnet18()
+
+
+REFUSED = {
+    "threshold": (lambda: fitted(calibration=None), {}),
+    "a function": (lambda: fitted(extractor=extractor(backbone=one_network)), {}),
+    "trees or graphs": (lambda: fitted(index=NearestNeighbors(algorithm="kd_tree")), {}),
+    "bfloat16": (lambda: fitted(extractor=extractor(dtype="bfloat16")), {}),
+    "precomputed": (
+        lambda: PatchCoreDetector("precomputed", random_state=0).fit(np.random.default_rng(0).random((9, 4, 4, 3))),
+        {},
+    ),
+    "SPADEDetector": (lambda: fitted(SPADEDetector), {}),
+    "roi: a function": (lambda: fitted(roi=lambda image: image[:, :, 0] > 0.1), {"image_size": (72, 96)}),
+    "Pass image_size": (lambda: fitted(roi=(0.1, 0.1, 0.5, 0.5)), {}),
+    "value_range": (lambda: fitted(extractor=extractor(value_range=(0, 400))), {}),
+    "transformer": (lambda: fitted(extractor=extractor(backbone="swin_t", image_size=None)), {}),
+    "2 steps": (lambda: make_pipeline(FunctionTransformer(), fitted()), {}),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_export_refuses_with_a_reason(reason, tmp_path):
+    make, parameters = REFUSED[reason]
+    with pytest.raises(skpatchcore.ExportError, match=reason):
+        skpatchcore.export(make(), tmp_path / "parts.onnx", **parameters)
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_refuses_rounding_caches(tmp_path):
+    detector = fitted(extractor=extractor(memory=str(tmp_path / "cache"), cache_dtype="float16"))
+    with pytest.raises(skpatchcore.ExportError, match="cache_dtype"):
+        skpatchcore.export(detector, tmp_path / "parts.onnx")
+
+
+def test_export_checks_parameters(tmp_path):
+    detector = fitted()
+    for parameters in (
+        {"precision": "float64"},
+        {"map_size": "large"},
+        {"input_dtype": "uint16"},
+        {"image_size": 64},
+        {"image_size": (0, 64)},
+    ):
+        with pytest.raises(ValueError, match=next(iter(parameters))):
+            skpatchcore.export(detector, tmp_path / "parts.onnx", **parameters)
+    with pytest.raises(NotFittedError):
+        skpatchcore.export(PatchCoreDetector(), tmp_path / "parts.onnx")
+    with pytest.raises(ImageError, match="image 1"):
+        skpatchcore.export(detector, tmp_path / "parts.onnx", golden=[pictures(1)[0], str(tmp_path / "none.png")])
+
+
+def test_detector_is_not_changed_by_export(tmp_path):
+    detector = fitted(extractor=extractor(backbone="efficientnet_lite0"))
+    images = pictures(2, seed=6)
+    before = detector.score_samples(images)
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+    assert np.array_equal(detector.score_samples(images), before)
+
+
+def test_pooling_weights_are_adaptive_average_pooling():
+    import torch
+
+    from skpatchcore.deployment._features import pooling_weights
+
+    for n_in, patch_size, n_channels in ((40, 3, 100), (12, 1, 12), (7, 3, 5), (8, 3, 1024)):
+        weights, n_groups = pooling_weights(n_in, patch_size, n_channels)
+        maps = torch.rand(2, n_in, 6, 7)
+        found = F.conv2d(maps, torch.from_numpy(weights), padding=patch_size // 2, groups=n_groups)
+        unfolded = F.unfold(maps, patch_size, padding=patch_size // 2).transpose(1, 2)
+        expected = F.adaptive_avg_pool1d(unfolded, n_channels).transpose(1, 2).reshape(2, n_channels, 6, 7)
+        assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("image_size", [1, 64, 256, (70, 33)])
+@pytest.mark.parametrize("rounded_to", [1, 16])
+def test_resized_size_is_that_of_placed(image_size, rounded_to):
+    from skpatchcore.deployment._graph import Graph
+    from skpatchcore.deployment._pixels import _resized_size
+
+    graph = Graph()
+    size = graph.input("size", "int64", (2,))
+    resized = _resized_size(graph, (size.between(0, 1, 0), size.between(1, 2, 0)), image_size, rounded_to)
+    graph.output(graph.concat(resized, 0), "resized", "int64", (2,))
+    session = onnxruntime.InferenceSession(graph.model("").SerializeToString(), providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    sizes = [(1, 1), (64, 72), (72, 64), (100, 104), *rng.integers(1, 5000, (200, 2)).tolist()]
+    for own in sizes:
+        (found,) = session.run(None, {"size": np.array(own)})
+        assert tuple(found) == placed(tuple(own), image_size, None, 0, rounded_to=rounded_to)[0]
