@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from onnx import ModelProto
 
-from skpatchcore.deployment._drawing import drawn, n_repeats_of
-from skpatchcore.deployment._features import aggregated, normalised
 from skpatchcore.deployment._graph import Graph, Value
+from skpatchcore.deployment._graph_features import aggregated, normalised
+from skpatchcore.deployment._graph_maps import drawn, n_repeats_of
+from skpatchcore.deployment._graph_pixels import crop_start, resized_and_cropped
+from skpatchcore.deployment._graph_scores import bank_scores, decisions, gaussian_scores, nan_if_not_finite, nan_unless
 from skpatchcore.deployment._network import network_model
-from skpatchcore.deployment._pixels import crop_start, resized_and_cropped
-from skpatchcore.deployment._scores import bank_scores, decisions, gaussian_scores, nan_if_not_finite, nan_unless
 from skpatchcore.deployment.outputs import OUTPUTS
 from skpatchcore.detectors.padim import PaDiMDetector
 from skpatchcore.features._backbones import Network, load_network

@@ -288,7 +288,7 @@ def test_detector_is_not_changed_by_export(tmp_path):
 def test_pooling_weights_are_adaptive_average_pooling():
     import torch
 
-    from skpatchcore.deployment._features import pooling_weights
+    from skpatchcore.deployment._graph_features import pooling_weights
 
     for n_in, patch_size, n_channels in ((40, 3, 100), (12, 1, 12), (7, 3, 5), (8, 3, 1024)):
         weights, n_groups = pooling_weights(n_in, patch_size, n_channels)
@@ -303,7 +303,7 @@ def test_pooling_weights_are_adaptive_average_pooling():
 @pytest.mark.parametrize("rounded_to", [1, 16])
 def test_resized_size_is_that_of_placed(image_size, rounded_to):
     from skpatchcore.deployment._graph import Graph
-    from skpatchcore.deployment._pixels import _resized_size
+    from skpatchcore.deployment._graph_pixels import _resized_size
 
     graph = Graph()
     size = graph.input("size", "int64", (2,))
