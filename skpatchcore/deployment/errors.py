@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class ModelFileError(ValueError):
-    """Raised by :func:`load` if a file is not a readable model file; the message states the file and the reason."""
+    """Raised if a file is not a readable model file; the message states the file and the reason.
+
+    :func:`load` and :class:`OnnxDetector` raise this error.
+    """
