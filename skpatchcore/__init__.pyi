@@ -13,6 +13,7 @@ from .deployment.exporter import export as export
 from .deployment.files import TRUSTED_TYPES as TRUSTED_TYPES
 from .deployment.files import load as load
 from .deployment.files import save as save
+from .deployment.onnx_detector import OnnxDetector as OnnxDetector
 from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
 from .detectors.lights import MultiLightDetector as MultiLightDetector
 from .detectors.padim import PaDiMDetector as PaDiMDetector

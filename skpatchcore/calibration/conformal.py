@@ -9,7 +9,6 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
 
 from skpatchcore._utils.warning import warn_user
 
@@ -87,6 +86,8 @@ def likely_rate(n: int, contamination: float, confidence: float = 0.95) -> float
     ----------
     Vovk, "Conditional validity of inductive conformal predictors", ACML 2012.
     """
+    from scipy.stats import beta
+
     rank = min(conformal_rank(n, contamination), n)
     return float(beta.ppf(confidence, n + 1 - rank, rank))
 
@@ -211,3 +212,42 @@ def upper_tail_p_values(calibration_scores: np.ndarray, anomaly_scores: np.ndarr
         raise ValueError(f"score {int(np.isnan(anomaly_scores).argmax())} is NaN. Pass scores without NaN.")
     p_values: np.ndarray = (1 + n - np.searchsorted(calibration, anomaly_scores, side="left")) / (n + 1)
     return p_values
+
+
+def check_adjust(method: str | None) -> None:
+    """Raise a ValueError if a method of adjustment is unknown. Call this function before a long computation."""
+    if method not in (None, "bh", "by"):
+        raise ValueError(f"adjust={method!r}: expected 'bh', 'by' or None.")
+
+
+def adjusted_p_values(p_values: np.ndarray, method: str | None) -> np.ndarray:
+    """Return p-values that are adjusted for their number; small = anomalous.
+
+    Parameters
+    ----------
+    p_values : array of shape (n_images,), float64
+        P-values in (0, 1].
+    method : {"bh", "by"} or None
+        ``"bh"`` is the method of Benjamini and Hochberg. ``"by"`` is the method of Benjamini and Yekutieli. None
+        returns the p-values unchanged.
+
+    Returns
+    -------
+    array of shape (n_images,), float64
+        At least `p_values` and at most 1. The values are those of ``scipy.stats.false_discovery_control``.
+
+    Raises
+    ------
+    ValueError
+        If `method` has another value.
+    """
+    check_adjust(method)
+    if method is None:
+        return p_values
+    # The i-th smallest of n p-values is multiplied by n / i. An adjusted value never exceeds that of a larger p-value.
+    order, ranks = np.argsort(p_values), np.arange(1, len(p_values) + 1)
+    factor = np.sum(1 / ranks) if method == "by" else 1.0
+    scaled = p_values[order] * len(p_values) / ranks * factor
+    adjusted = np.empty_like(scaled)
+    adjusted[order] = np.minimum.accumulate(scaled[::-1])[::-1].clip(max=1)
+    return adjusted

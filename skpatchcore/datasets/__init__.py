@@ -1,13 +1,22 @@
-"""Data sets: image folders on disk, synthetic texture tasks, and downloads of public data sets."""
+"""Data sets: image folders on disk, synthetic texture tasks, and downloads of public data sets.
 
-from skpatchcore.datasets.defects import DEFECT_KINDS, draw_defect
-from skpatchcore.datasets.fetching import fetch_btad, fetch_mvtec_ad, fetch_visa
-from skpatchcore.datasets.folders import ImageFolder, load_categories, load_image_folder
-from skpatchcore.datasets.layouts import LayoutError, list_test_images, list_training_images
-from skpatchcore.datasets.listing import list_images
-from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
-from skpatchcore.datasets.two_folders import load_two_folders
+Names are imported on first use. Therefore image files can be listed without importing scipy or pandas.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader  # type: ignore[import-untyped]
+
 from skpatchcore.images.masks import read_mask
+
+if TYPE_CHECKING:
+    from skpatchcore.datasets.defects import DEFECT_KINDS, draw_defect
+    from skpatchcore.datasets.fetching import fetch_btad, fetch_mvtec_ad, fetch_visa
+    from skpatchcore.datasets.folders import ImageFolder, load_categories, load_image_folder
+    from skpatchcore.datasets.layouts import LayoutError, list_test_images, list_training_images
+    from skpatchcore.datasets.listing import list_images
+    from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
+    from skpatchcore.datasets.two_folders import load_two_folders
 
 __all__ = [
     "DEFECT_KINDS",
@@ -28,3 +37,16 @@ __all__ = [
     "make_textures",
     "read_mask",
 ]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "defects": ["DEFECT_KINDS", "draw_defect"],
+        "fetching": ["fetch_btad", "fetch_mvtec_ad", "fetch_visa"],
+        "folders": ["ImageFolder", "load_categories", "load_image_folder"],
+        "layouts": ["LayoutError", "list_test_images", "list_training_images"],
+        "listing": ["list_images"],
+        "textures": ["TEXTURES", "TextureTask", "make_textures"],
+        "two_folders": ["load_two_folders"],
+    },
+)

@@ -1,4 +1,4 @@
-"""Files of fitted detectors: :func:`save` and :func:`load`.
+"""Files of fitted detectors: :func:`save` and :func:`load`, and :func:`export` to ONNX.
 
 Names are imported on first use. Therefore importing this package imports neither torch nor scikit-learn.
 """
@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from skpatchcore.deployment.errors import ExportError, ModelFileError
     from skpatchcore.deployment.exporter import ExportReport, export
     from skpatchcore.deployment.files import TRUSTED_TYPES, load, save
+    from skpatchcore.deployment.onnx_detector import OnnxDetector
 
-__all__ = ["TRUSTED_TYPES", "ExportError", "ExportReport", "ModelFileError", "export", "load", "save"]
+__all__ = ["TRUSTED_TYPES", "ExportError", "ExportReport", "ModelFileError", "OnnxDetector", "export", "load", "save"]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
@@ -20,5 +21,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "errors": ["ExportError", "ModelFileError"],
         "exporter": ["ExportReport", "export"],
         "files": ["TRUSTED_TYPES", "load", "save"],
+        "onnx_detector": ["OnnxDetector"],
     },
 )

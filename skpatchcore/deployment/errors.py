@@ -4,8 +4,11 @@ from __future__ import annotations
 
 
 class ModelFileError(ValueError):
-    """Raised by :func:`load` if a file is not a readable model file; the message states the file and the reason."""
+    """Raised if a file is not a readable model file; the message states the file and the reason.
+
+    :func:`load`, :func:`verify` and :class:`OnnxDetector` raise this error.
+    """
 
 
 class ExportError(ValueError):
-    """Raised by :func:`~skpatchcore.export` if a detector cannot be exported; the message states the reason."""
+    """Raised by :func:`export` if a detector cannot be exported; the message states the reason."""

@@ -24,6 +24,7 @@ from skpatchcore._utils.sklearn import versions_apart, warn_of_versions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
 from skpatchcore.bank.memory_bank import as_half, with_bank
+from skpatchcore.deployment.container import is_exported
 from skpatchcore.deployment.errors import ModelFileError
 
 _FORMAT = 1  # version of the file format; increased when the content of files changes
@@ -316,6 +317,8 @@ def _checked(content: bytes, path: Path) -> dict[str, Any]:
                 f"{str(path)!r} is a pickle, and a pickle can run code. If you trust the file, read it with "
                 "joblib.load."
             )
+        if is_exported(content):
+            raise ModelFileError(f"{str(path)!r} is an exported ONNX file: read it with skpatchcore.OnnxDetector.")
         archive = zipfile.ZipFile(BytesIO(content))
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             # A compressed member could fill the memory. Members without compression are not larger than the file.

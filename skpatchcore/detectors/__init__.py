@@ -1,13 +1,21 @@
-"""The public detectors: PatchCore, PaDiM, SPADE, detectors that combine others, and their base classes."""
+"""The public detectors: PatchCore, PaDiM, SPADE, detectors that combine others, and their base classes.
 
-from skpatchcore.detectors._image_detector import ImageDetector
-from skpatchcore.detectors._patch_detector import PatchDetector
-from skpatchcore.detectors._results import ImageResult
-from skpatchcore.detectors.ensemble import PatchCoreEnsemble
-from skpatchcore.detectors.lights import MultiLightDetector
-from skpatchcore.detectors.padim import PaDiMDetector
-from skpatchcore.detectors.patchcore import PatchCoreDetector
-from skpatchcore.detectors.spade import SPADEDetector
+Names are imported on first use. Therefore the results of a detector can be read without importing torch.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from skpatchcore.detectors._image_detector import ImageDetector
+    from skpatchcore.detectors._patch_detector import PatchDetector
+    from skpatchcore.detectors._results import ImageResult
+    from skpatchcore.detectors.ensemble import PatchCoreEnsemble
+    from skpatchcore.detectors.lights import MultiLightDetector
+    from skpatchcore.detectors.padim import PaDiMDetector
+    from skpatchcore.detectors.patchcore import PatchCoreDetector
+    from skpatchcore.detectors.spade import SPADEDetector
 
 __all__ = [
     "ImageDetector",
@@ -19,3 +27,17 @@ __all__ = [
     "PatchDetector",
     "SPADEDetector",
 ]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "_image_detector": ["ImageDetector"],
+        "_patch_detector": ["PatchDetector"],
+        "_results": ["ImageResult"],
+        "ensemble": ["PatchCoreEnsemble"],
+        "lights": ["MultiLightDetector"],
+        "padim": ["PaDiMDetector"],
+        "patchcore": ["PatchCoreDetector"],
+        "spade": ["SPADEDetector"],
+    },
+)

@@ -7,18 +7,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import false_discovery_control
 from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.warning import warn_user
-from skpatchcore.calibration.conformal import upper_tail_p_values
+from skpatchcore.calibration.conformal import adjusted_p_values, check_adjust, upper_tail_p_values
 from skpatchcore.calibration.sketches import smallest_area
-from skpatchcore.detectors._results import ImageResult, Scored, as_stack, results_of, score_or_flag, turned
+from skpatchcore.detectors._regions import area_rule, joined_regions
+from skpatchcore.detectors._results import (
+    ImageResult,
+    Scored,
+    as_stack,
+    check_on_error,
+    gathered,
+    results_of,
+    score_or_flag,
+    turned,
+)
 from skpatchcore.detectors._thresholds import CalibratedDetector, check_pixel_contamination
 from skpatchcore.images.containers import as_image_sequence, with_regions
-from skpatchcore.images.errors import ImageWarning
 from skpatchcore.maps import regions_of_map, without_small_regions
 
 
@@ -166,11 +173,10 @@ class ImageDetector(CalibratedDetector):
         Bates, Candès, Lei, Romano and Sesia, "Testing for outliers with conformal p-values", Annals of Statistics 51,
         2023. They show that the method of Benjamini and Hochberg is valid for conformal p-values.
         """
-        if adjust not in (None, "bh", "by"):
-            raise ValueError(f"adjust={adjust!r}: expected 'bh', 'by' or None.")
+        check_adjust(adjust)
         self._require_threshold()
         values = upper_tail_p_values(turned(self.calibration_scores_), self._scored(with_regions(X, roi), None)[0])
-        return values if adjust is None else false_discovery_control(values, method=adjust)
+        return adjusted_p_values(values, adjust)
 
     def segment(self, X: Any, *, roi: Any = None) -> np.ndarray | list[np.ndarray]:
         """Return anomaly maps, **bigger = more anomalous**, each at its image's own height and width.
@@ -265,7 +271,7 @@ class ImageDetector(CalibratedDetector):
         [-1, -1]
         """
         check_is_fitted(self, "offset_")
-        _check_on_error(on_error)
+        check_on_error(on_error)
         if chunk_size < 1:
             raise ValueError(f"chunk_size={chunk_size}: expected at least 1.")
 
@@ -313,7 +319,7 @@ class ImageDetector(CalibratedDetector):
         if pixel_contamination is not None:
             threshold = self._pixel_threshold(self.calibration_sketches_, pixel_contamination)
             area = smallest_area(self.calibration_sketches_, threshold, self.promised_rate_)
-        least = _check_area(min_area, area)
+        least = area_rule(min_area, area)
 
         def mask_of(anomaly_map: np.ndarray) -> np.ndarray:
             return without_small_regions(anomaly_map > threshold, least(anomaly_map))
@@ -348,26 +354,19 @@ class ImageDetector(CalibratedDetector):
             As in `predict`. In addition, a ValueError if `min_area` is less than 1.
         """
         self._require_threshold()
-        least = _check_area(min_area, self.min_area_)
+        least = area_rule(min_area, self.min_area_)
 
         def table_of(anomaly_map: np.ndarray) -> pd.DataFrame:
             return regions_of_map(anomaly_map, self.pixel_offset_, least(anomaly_map))
 
-        tables = self._scored(with_regions(X, roi), table_of)[1]
-        found: pd.DataFrame = pd.concat(tables, keys=range(len(tables)), names=["image", None])
-        found = found.reset_index(level="image").reset_index(drop=True).astype({"image": np.int64})
-        return found.assign(p_value=upper_tail_p_values(self.calibration_peaks_, found["peak"].to_numpy()))
+        return joined_regions(self._scored(with_regions(X, roi), table_of)[1], self.calibration_peaks_)
 
     def _scored(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str = "raise"
     ) -> tuple[np.ndarray, list[Any]]:
         """Return the anomaly scores of all images and the values of `of_map`. Warn if images cannot be scored."""
-        _check_on_error(on_error)
-        parts = list(self._iter_or_flag(X, of_map, on_error))
-        if failures := [part.error for part in parts if part.error is not None]:
-            warn_user(ImageWarning(failures))
-        kept = [] if of_map is None else [item for part in parts for item in part.kept]
-        return np.concatenate([part.scores for part in parts]), kept
+        check_on_error(on_error)
+        return gathered(self._iter_or_flag(X, of_map, on_error))
 
     def _iter_or_flag(self, X: Any, of_map: Callable[[np.ndarray], Any] | None, on_error: str) -> Iterator[Scored]:
         if on_error == "raise":
@@ -376,37 +375,3 @@ class ImageDetector(CalibratedDetector):
         if get_tags(self).input_tags.string:  # otherwise `X` contains features, not images
             X = as_image_sequence(X)
         return score_or_flag(X, lambda images: self._iter_scores(images, of_map))
-
-
-def _check_on_error(on_error: str) -> None:
-    if on_error not in ("raise", "flag"):
-        raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")
-
-
-def _check_area(min_area: int | str, auto: float) -> Callable[[np.ndarray], int]:
-    """Return a function that returns the minimum area of a region in pixels, for an anomaly map.
-
-    Parameters
-    ----------
-    min_area : int or "auto"
-        The given area.
-    auto : float
-        The largest area of a region that does not count, as a fraction of the image's inspected pixels.
-
-    Raises
-    ------
-    ValueError
-        If `min_area` is invalid, or if it is "auto" and `auto` is NaN.
-    """
-    if isinstance(min_area, str):
-        if min_area != "auto":
-            raise ValueError(f"min_area={min_area!r}: expected a number of pixels or 'auto'.")
-        if np.isnan(auto):
-            raise ValueError(
-                "min_area='auto' needs sketches of the calibration images' anomaly maps, and this detector has none: "
-                "fit again, or pass good images to recalibrate."
-            )
-        return lambda anomaly_map: int(auto * np.count_nonzero(~np.isnan(anomaly_map))) + 1
-    if min_area < 1:
-        raise ValueError(f"min_area={min_area}: expected at least 1 pixel.")
-    return lambda anomaly_map: min_area

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import upper_tail_p_values
 from skpatchcore.images.containers import item_of, items_between, n_images_of
-from skpatchcore.images.errors import ImageError
+from skpatchcore.images.errors import ImageError, ImageWarning
 
 # A function of images that yields, per batch, the anomaly scores and the values that are kept of the anomaly maps.
 IterScores = Callable[[Any], Iterator[tuple[np.ndarray, list[Any]]]]
@@ -79,6 +80,20 @@ class Scored(NamedTuple):
     scores: np.ndarray
     kept: list[Any]
     error: ImageError | None = None
+
+
+def check_on_error(on_error: str) -> None:
+    """Raise a ValueError if the parameter `on_error` has an invalid value."""
+    if on_error not in ("raise", "flag"):
+        raise ValueError(f"on_error={on_error!r}: expected 'raise' or 'flag'.")
+
+
+def gathered(parts: Iterable[Scored]) -> tuple[np.ndarray, list[Any]]:
+    """Return the anomaly scores of all images and the kept values. Warn if images could not be scored."""
+    parts = list(parts)
+    if failures := [part.error for part in parts if part.error is not None]:
+        warn_user(ImageWarning(failures))
+    return np.concatenate([part.scores for part in parts]), [item for part in parts for item in part.kept]
 
 
 def score_or_flag(X: Any, iter_scores: IterScores) -> Iterator[Scored]:

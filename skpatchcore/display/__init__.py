@@ -1,12 +1,20 @@
-"""Figures of anomaly maps, scores, memory banks, evidence of drift, detection capability and inspected pixels."""
+"""Figures of anomaly maps, scores, memory banks, evidence of drift, detection capability and inspected pixels.
 
-from skpatchcore.display.anomaly_map import AnomalyMapDisplay
-from skpatchcore.display.capability import DetectionCapabilityDisplay
-from skpatchcore.display.coreset import CoresetDisplay
-from skpatchcore.display.drift import DriftDisplay
-from skpatchcore.display.inspection import InspectionDisplay
-from skpatchcore.display.overlay import outline_mask, overlay_anomaly_map
-from skpatchcore.display.score_histogram import ScoreHistogramDisplay
+Names are imported on first use. Therefore an anomaly map can be drawn over an image without importing torch.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from skpatchcore.display.anomaly_map import AnomalyMapDisplay
+    from skpatchcore.display.capability import DetectionCapabilityDisplay
+    from skpatchcore.display.coreset import CoresetDisplay
+    from skpatchcore.display.drift import DriftDisplay
+    from skpatchcore.display.inspection import InspectionDisplay
+    from skpatchcore.display.overlay import outline_mask, overlay_anomaly_map
+    from skpatchcore.display.score_histogram import ScoreHistogramDisplay
 
 __all__ = [
     "AnomalyMapDisplay",
@@ -18,3 +26,16 @@ __all__ = [
     "outline_mask",
     "overlay_anomaly_map",
 ]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "anomaly_map": ["AnomalyMapDisplay"],
+        "capability": ["DetectionCapabilityDisplay"],
+        "coreset": ["CoresetDisplay"],
+        "drift": ["DriftDisplay"],
+        "inspection": ["InspectionDisplay"],
+        "overlay": ["outline_mask", "overlay_anomaly_map"],
+        "score_histogram": ["ScoreHistogramDisplay"],
+    },
+)

@@ -1,12 +1,20 @@
-"""HTML pages of predictions, evaluations and detection capability."""
+"""HTML pages of predictions, evaluations and detection capability.
 
-from skpatchcore.reports.capability import write_capability_report
-from skpatchcore.reports.card_page import write_card_page
-from skpatchcore.reports.cards import Card, CardGroup, Nearest
-from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
-from skpatchcore.reports.layers import Layers, Region
-from skpatchcore.reports.prediction_page import make_cards, write_prediction_report
-from skpatchcore.reports.predictions import Prediction, read_predictions, write_predictions
+Names are imported on first use. Therefore predictions can be written without importing torch.
+"""
+
+from typing import TYPE_CHECKING
+
+import lazy_loader  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from skpatchcore.reports.capability import write_capability_report
+    from skpatchcore.reports.card_page import write_card_page
+    from skpatchcore.reports.cards import Card, CardGroup, Nearest
+    from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
+    from skpatchcore.reports.layers import Layers, Region
+    from skpatchcore.reports.prediction_page import make_cards, write_prediction_report
+    from skpatchcore.reports.predictions import Prediction, read_predictions, write_predictions
 
 __all__ = [
     "Card",
@@ -24,3 +32,16 @@ __all__ = [
     "write_predictions",
     "write_worst",
 ]
+
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "capability": ["write_capability_report"],
+        "card_page": ["write_card_page"],
+        "cards": ["Card", "CardGroup", "Nearest"],
+        "evaluation": ["write_evaluation_report", "write_worst"],
+        "layers": ["Layers", "Region"],
+        "prediction_page": ["make_cards", "write_prediction_report"],
+        "predictions": ["Prediction", "read_predictions", "write_predictions"],
+    },
+)

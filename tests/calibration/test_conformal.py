@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import false_discovery_control
 
-from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold, likely_rate
+from skpatchcore.calibration.conformal import (
+    adjusted_p_values,
+    conformal_p_values,
+    conformal_threshold,
+    likely_rate,
+)
 
 
 @given(
@@ -92,3 +98,11 @@ def test_one_threshold_in_twenty_exceeds_the_likely_rate(n, contamination):
         thresholds = [conformal_threshold(rng.random(n), contamination) for _ in range(4000)]
     rates = 1 - np.array(thresholds)  # the scores are uniform
     assert (rates > likely_rate(n, contamination)).mean() == pytest.approx(0.05, abs=0.012)
+
+
+@given(values=st.lists(st.floats(0.001, 1), min_size=1, max_size=30), method=st.sampled_from(["bh", "by"]))
+def test_adjusted_p_values_equal_those_of_scipy(values, method):
+    p_values = np.array([*values, values[0]])  # with a tie
+    expected = false_discovery_control(p_values, method=method)
+    np.testing.assert_allclose(adjusted_p_values(p_values, method), expected, rtol=1e-12)
+    assert adjusted_p_values(p_values, None) is p_values
