@@ -14,6 +14,8 @@ from .deployment.files import TRUSTED_TYPES as TRUSTED_TYPES
 from .deployment.files import load as load
 from .deployment.files import save as save
 from .deployment.onnx_detector import OnnxDetector as OnnxDetector
+from .deployment.verification import Verification as Verification
+from .deployment.verification import verify as verify
 from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
 from .detectors.lights import MultiLightDetector as MultiLightDetector
 from .detectors.padim import PaDiMDetector as PaDiMDetector

@@ -12,8 +12,20 @@ if TYPE_CHECKING:
     from skpatchcore.deployment.exporter import ExportReport, export
     from skpatchcore.deployment.files import TRUSTED_TYPES, load, save
     from skpatchcore.deployment.onnx_detector import OnnxDetector
+    from skpatchcore.deployment.verification import Verification, verify
 
-__all__ = ["TRUSTED_TYPES", "ExportError", "ExportReport", "ModelFileError", "OnnxDetector", "export", "load", "save"]
+__all__ = [
+    "TRUSTED_TYPES",
+    "ExportError",
+    "ExportReport",
+    "ModelFileError",
+    "OnnxDetector",
+    "Verification",
+    "export",
+    "load",
+    "save",
+    "verify",
+]
 
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
@@ -22,5 +34,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(
         "exporter": ["ExportReport", "export"],
         "files": ["TRUSTED_TYPES", "load", "save"],
         "onnx_detector": ["OnnxDetector"],
+        "verification": ["Verification", "verify"],
     },
 )

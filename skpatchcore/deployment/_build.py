@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from skpatchcore.deployment._graph_maps import drawn, n_repeats_of
 from skpatchcore.deployment._graph_pixels import crop_start, resized_and_cropped
 from skpatchcore.deployment._graph_scores import bank_scores, decisions, gaussian_scores, nan_if_not_finite, nan_unless
 from skpatchcore.deployment._network import network_model
+from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.outputs import OUTPUTS
 from skpatchcore.detectors.padim import PaDiMDetector
 from skpatchcore.features._backbones import Network, load_network
@@ -86,6 +87,14 @@ class Inspected:
         return {"fill": self.fill, "inspected": PixelMask.of(self.pixels).bits}
 
 
+def inspected_by(detector: Any, image_size: Sequence[int] | None) -> Inspected | None:
+    """Return what a detector inspects of images of a size (height, width); None if it has no region of interest."""
+    if detector.roi_ is None:
+        return None
+    assert image_size is not None  # check_detector requires the size
+    return Inspected.of(detector, (image_size[0], image_size[1]))
+
+
 def input_size_of(extractor: Any, image_size: tuple[int, int] | None) -> tuple[int, int] | None:
     """Return the height and width of the network's input; None if they depend on the image.
 
@@ -120,27 +129,26 @@ def resize_of(extractor: Any) -> dict[str, Any]:
 
 
 def load_backbone(extractor: Any) -> Network:
-    """Return the network of a fitted extractor, on the CPU and in float32."""
-    extractor.transform([np.zeros((*(_example_size(extractor)), 3), np.uint8)])  # verifies the digest of the weights
+    """Return the network of a fitted extractor, on the CPU and in float32.
+
+    Raises
+    ------
+    WeightsError
+        If the weights are not those of the fit.
+    """
+    # The extractor itself compares the digest of the weights.
+    extractor.transform([np.zeros((*(input_size_of(extractor, None) or (224, 224)), 3), np.uint8)])
     weights = extractor.weights
     return load_network(
         extractor.backbone, weights if weights is None else str(weights), extractor.layers, torch.device("cpu")
     )
 
 
-def _example_size(extractor: Any) -> tuple[int, int]:
-    return input_size_of(extractor, None) or (224, 224)
-
-
 def build_model(
     detector: Any,
     network: Network,
-    *,
-    image_size: tuple[int, int] | None,
-    map_size: str,
-    input_dtype: str,
+    settings: ExportSettings,
     inspected: Inspected | None,
-    compress: bool,
     transform_network: Callable[[ModelProto], ModelProto] | None = None,
 ) -> ModelProto:
     """Return the ONNX model of a detector.
@@ -151,16 +159,10 @@ def build_model(
         The fitted detector.
     network : Network
         Its backbone.
-    image_size : (int, int) or None
-        Height and width of all images. None allows any size.
-    map_size : {"input", "image"}
-        Size of the anomaly maps: of the network's input, or of the image.
-    input_dtype : {"uint8", "float32"}
-        Data type of the images.
+    settings : ExportSettings
+        Parameters of the export.
     inspected : Inspected or None
         What is inspected; None if the detector has no region of interest.
-    compress : bool
-        Whether large constants are stored in float16.
     transform_network : callable or None, default=None
         Function that replaces the model of the backbone, e.g. by a quantised model.
 
@@ -168,17 +170,12 @@ def build_model(
     -------
     ModelProto
     """
-    extractor, input_size = detector.extractor_, input_size_of(detector.extractor_, image_size)
-    graph = Graph(compress)
-    height, width = image_size or ("height", "width")
-    images = graph.input("images", input_dtype, ("n_images", height, width, 3))
-    resize = resize_of(extractor)
-    pixels, resized = resized_and_cropped(
-        images,
-        **resize,
-        inside=None if inspected is None else inspected.mask,
-        white=255 if input_dtype == "uint8" else 1,
-    )
+    extractor, input_size = detector.extractor_, input_size_of(detector.extractor_, settings.image_size)
+    graph = Graph(compress=settings.precision == "float16")
+    height, width = settings.image_size or ("height", "width")
+    images = graph.input("images", settings.input_dtype, ("n_images", height, width, 3))
+    mask = None if inspected is None else inspected.mask
+    pixels, resized = resized_and_cropped(images, **resize_of(extractor), inside=mask, white=settings.white)
     mean, std = extractor._normalisation(network)
     backbone = network_model(network, input_size)
     n_map_channels = [output.type.tensor_type.shape.dim[1].dim_value for output in backbone.graph.output]
@@ -191,7 +188,7 @@ def build_model(
 
     size = pixels.size(1), pixels.size(3)
     shape: tuple[Any, Any] = ("map_height", "map_width")
-    if map_size == "input":
+    if settings.map_size == "input":
         anomaly_map = _map_of_input(detector, filled, size, grid, inspected, input_size)
     else:
         anomaly_map = _map_of_image(detector, filled, images, size, resized, grid, inspected)

@@ -10,10 +10,14 @@ import numpy as np
 import onnx.compose
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from skpatchcore.deployment.errors import ExportError
+
 # Version of the standard operators. 18 is the first version in which the axes of all reductions are inputs.
 OPSET = 18
 # Version of the file format. Runtimes of 2023 and later read it.
 IR_VERSION = 9
+# Maximum size of the constants. Protocol Buffers, the format of ONNX files, holds at most 2**31 - 1 bytes.
+_MAX_BYTES = 2_100_000_000
 # Constants with at least this number of values are stored in float16 if the graph is compressed.
 _N_COMPRESSED = 1024
 # Types of the outputs.
@@ -219,7 +223,19 @@ class Graph:
         return [Value(self, output.name) for output in inner.output]
 
     def model(self, description: str) -> ModelProto:
-        """Return the model, checked."""
+        """Return the model, checked.
+
+        Raises
+        ------
+        ExportError
+            If the model is too large for an ONNX file.
+        """
+        n_bytes = sum(len(tensor.raw_data) for tensor in self.initializers)
+        if n_bytes > _MAX_BYTES:
+            raise ExportError(
+                f"the file would have {n_bytes / 1e9:.1f} GB, and an ONNX file has at most 2.1 GB. Use a smaller ratio "
+                "of the sampler, or precision='float16'."
+            )
         graph = helper.make_graph(
             self.nodes, "skpatchcore", self.inputs, self.outputs, self.initializers, doc_string=description
         )

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.files import written_whole
+from skpatchcore.deployment._reading import InputRules
+from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.container import GOLDEN, MANIFEST, REGION, as_npz_text, with_entries
+from skpatchcore.deployment.decisions import DecisionComparison, compared_decisions
 from skpatchcore.deployment.errors import ExportError
 from skpatchcore.deployment.golden import (
     STAGES,
@@ -26,17 +28,8 @@ from skpatchcore.deployment.golden import (
     golden_images,
     synthetic_images,
 )
-from skpatchcore.detectors.padim import PaDiMDetector
-from skpatchcore.detectors.patchcore import PatchCoreDetector
-from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.images.errors import ImageError
-from skpatchcore.images.reading import load_image
-from skpatchcore.index.exact import ExactIndex
-from skpatchcore.protocols import pixel_format_of
+from skpatchcore.deployment.runtimes import Runner, open_runner
 
-_PRECISIONS = ("float32", "float16", "int8")
-# Protocol Buffers, the format of ONNX files, cannot hold more bytes.
-_MAX_BYTES = 2**31 - 1
 # With a reduced precision, the differences that were measured at the export, times this factor, are accepted elsewhere.
 _SLACK = 1.5
 
@@ -57,6 +50,8 @@ class ExportReport:
         Largest differences between the file, run in ONNX Runtime, and the detector, on the golden images.
     n_flipped : int
         Number of golden images with another label than from the detector.
+    decisions : DecisionComparison or None
+        Comparison of the decisions for the test images; None without test images.
     """
 
     path: str
@@ -64,12 +59,14 @@ class ExportReport:
     precision: str
     stages: tuple[StageDifference, ...]
     n_flipped: int
+    decisions: DecisionComparison | None = None
 
     def __str__(self) -> str:
         largest = max(self.stages, key=lambda stage: stage.difference)
+        tested = "" if self.decisions is None else f" Test images: {self.decisions}"
         return (
             f"{self.path}: {self.n_bytes / 1e6:.1f} MB, {self.precision}. Largest relative difference from the "
-            f"detector: {largest.difference:.1e} ({largest.stage}). Labels that differ: {self.n_flipped}."
+            f"detector: {largest.difference:.1e} ({largest.stage}). Flipped golden labels: {self.n_flipped}.{tested}"
         )
 
 
@@ -82,6 +79,10 @@ def export(
     map_size: str = "input",
     input_dtype: str = "uint8",
     golden: Sequence[Any] = (),
+    good_images: Any = None,
+    test_images: Any = None,
+    y_test: Any = None,
+    max_flipped: float = 0.01,
 ) -> ExportReport:
     """Write a fitted detector to one ONNX file, which any ONNX runtime can run without this package and without torch.
 
@@ -98,9 +99,10 @@ def export(
     path : path
         Path of the file to write. The recommended ending is ``.onnx``. An existing file is replaced only after the new
         file has been verified.
-    precision : {"float32", "float16"}, default="float32"
+    precision : {"float32", "float16", "int8"}, default="float32"
         ``"float16"`` stores the weights of the network and the memory bank in float16. The file is about half as large.
-        The graph computes in float32.
+        The graph computes in float32. ``"int8"`` quantises the network: its convolutions compute with 8-bit integers.
+        The scores change, and decisions can flip; see `max_flipped`. The search and the scores stay in float32.
     image_size : (int, int) or None, default=None
         Height and width in pixels of all images. The file then accepts no other size. Required if the detector has a
         region of interest, and for transformers without a fixed input. None accepts images of any size.
@@ -112,6 +114,17 @@ def export(
     golden : sequence of images, default=()
         Additional golden images, e.g. a few good and a few defective parts. **The file contains these images.** By
         default, the golden images are made from formulas and contain no image of yours.
+    good_images : sequence of images or None, default=None
+        Images of good parts that set the ranges of the integers with ``precision="int8"``. At most 64 of them are used.
+        None uses the detector's training images, if they were paths and the files still exist.
+    test_images : sequence of images or None, default=None
+        Images for which the decisions of the file and of the detector are compared. None compares the decisions for
+        `good_images` if `precision` is ``"int8"``, otherwise only for the golden images.
+    y_test : array of shape (n_test_images,) or None, default=None
+        Labels of `test_images`: +1 for good, -1 for defective. The report then contains the change of the AUROC.
+    max_flipped : float, default=0.01
+        Accepted fraction of flipped decisions among `test_images` with a reduced precision. If more decisions flip, no
+        file is written.
 
     Returns
     -------
@@ -123,9 +136,9 @@ def export(
     ExportError
         If the detector cannot be exported. The message states the reason, e.g. a backbone that is a function, an
         approximate index, or an extractor with ``dtype="bfloat16"``. The error is also raised if the results of the
-        exported graph differ from those of the detector.
+        exported graph differ from those of the detector, or if too many decisions flip.
     ImageError
-        If a golden image cannot be read.
+        If a golden image or a test image cannot be read.
     NotFittedError
         If the detector is not fitted.
     ValueError
@@ -163,69 +176,56 @@ def export(
     True
     """
     _require_packages()
-    from skpatchcore.deployment._build import Inspected, build_model, load_backbone
+    from skpatchcore.deployment._build import build_model, inspected_by, load_backbone
+    from skpatchcore.deployment._exportable import check_detector, detector_of
     from skpatchcore.deployment._original import original_results
+    from skpatchcore.deployment._quantize import quantised_backbone
     from skpatchcore.deployment.manifest import manifest_of
-    from skpatchcore.deployment.runtimes import open_runner
 
-    detector = _detector_of(detector)
+    detector = detector_of(detector)
     check_is_fitted(detector, "offset_")
-    _check_parameters(precision, image_size, map_size, input_dtype)
-    _check_detector(detector, image_size, input_dtype)
-    size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+    settings = ExportSettings.of(precision, image_size, map_size, input_dtype, max_flipped)
+    check_detector(detector, settings)
+    if precision == "int8" and good_images is None:
+        good_images = _training_images(detector)
+    if precision == "int8" and test_images is None:
+        test_images = good_images
     network = load_backbone(detector.extractor_)
-    inspected = None if detector.roi_ is None else Inspected.of(detector, _fixed(size))
-    model = build_model(
-        detector,
-        network,
-        image_size=size,
-        map_size=map_size,
-        input_dtype=input_dtype,
-        inspected=inspected,
-        compress=precision == "float16",
-    ).SerializeToString()
-    images = _golden_images(detector, golden, size, input_dtype)
+    inspected = inspected_by(detector, settings.image_size)
+    change = partial(quantised_backbone, detector=detector, images=good_images) if precision == "int8" else None
+    model = build_model(detector, network, settings, inspected, change).SerializeToString()
+
+    images = _golden_images(detector, golden, settings)
     arrays = golden_arrays(images, [original_results(detector, image, map_size, inspected) for image in images])
     runner, names = open_runner(model, "onnxruntime", None, os.fspath(path)), [*STAGES, "label"]
     outputs = [_first(names, runner.run(image[None], names)) for image in golden_images(arrays)]
-    stages, n_flipped = compared(arrays, outputs, detector.offset_, dict.fromkeys(STAGES, TOLERANCE))
+    stages = compared(arrays, outputs, detector.offset_, dict.fromkeys(STAGES, TOLERANCE))
+    n_flipped = sum(int(output["label"]) != int(arrays[f"{i}/label"]) for i, output in enumerate(outputs))
+    tolerances = dict.fromkeys(STAGES, TOLERANCE)
     if precision == "float32":
-        tolerances = dict.fromkeys(STAGES, TOLERANCE)
         _require_equal(stages)
     else:
         tolerances = {stage.stage: TOLERANCE + _SLACK * stage.difference for stage in stages}
-    entries = {
-        MANIFEST: json.dumps(
-            manifest_of(
-                detector,
-                network,
-                precision=precision,
-                image_size=size,
-                map_size=map_size,
-                input_dtype=input_dtype,
-                tolerances=tolerances,
-            )
-        ),
-        GOLDEN: as_npz_text(arrays),
-    }
+    manifest = manifest_of(detector, network, settings, tolerances)
+    decisions = None
+    if test_images is not None:
+        decisions = _test_decisions(detector, runner, manifest, test_images, y_test)
+        _require_few_flipped(decisions, settings)
+
+    entries = {MANIFEST: json.dumps(manifest), GOLDEN: as_npz_text(arrays)}
     if inspected is not None:
         entries[REGION] = as_npz_text(inspected.compact())
     content = with_entries(model, entries)
-    if len(content) > _MAX_BYTES:
-        raise ExportError(
-            f"the file would have {len(content) / 1e9:.1f} GB, and an ONNX file has at most 2.1 GB. Use a smaller "
-            "ratio of the sampler, or precision='float16'."
-        )
-    with written_whole(Path(path), durable=True) as partial:
-        partial.write_bytes(content)
-    return ExportReport(os.fspath(path), len(content), precision, tuple(stages), n_flipped)
+    with written_whole(Path(path), durable=True) as unfinished:
+        unfinished.write_bytes(content)
+    return ExportReport(os.fspath(path), len(content), precision, tuple(stages), n_flipped, decisions)
 
 
 def _require_packages() -> None:
     """Raise an ImportError that names the extra if a package is missing."""
     try:
         import onnx  # noqa: F401
-        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
@@ -233,114 +233,51 @@ def _require_packages() -> None:
         ) from error
 
 
-def _detector_of(detector: Any) -> Any:
-    """Return the detector of a pipeline with one step; other objects unchanged."""
-    if isinstance(detector, Pipeline):
-        if len(detector) > 1:
-            raise ExportError(
-                f"the pipeline has {len(detector)} steps, and only a detector can be exported. Export its last step, "
-                "if the images need no other step."
-            )
-        return detector[-1]
-    return detector
+def _training_images(detector: Any) -> list[str]:
+    """Return the paths of the detector's training images. Raise an ExportError if they are unknown or missing."""
+    paths = detector.training_paths_ or []
+    missing = [path for path in paths if not os.path.exists(path)]
+    if not paths or missing:
+        reason = f"{missing[0]!r} does not exist" if missing else "their paths are unknown"
+        raise ExportError(
+            f"precision='int8' needs images of good parts, and the training images cannot be used: {reason}. Pass "
+            "good_images."
+        )
+    return list(paths)
 
 
-def _check_parameters(precision: str, image_size: Any, map_size: str, input_dtype: str) -> None:
-    """Raise a ValueError for invalid parameters."""
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision={precision!r}: expected one of {', '.join(map(repr, _PRECISIONS))}.")
-    if map_size not in ("input", "image"):
-        raise ValueError(f"map_size={map_size!r}: expected 'input' or 'image'.")
-    if input_dtype not in ("uint8", "float32"):
-        raise ValueError(f"input_dtype={input_dtype!r}: expected 'uint8' or 'float32'.")
-    if image_size is not None and (np.shape(image_size) != (2,) or not all(int(n) == n > 0 for n in image_size)):
-        raise ValueError(f"image_size={image_size!r}: expected (height, width) in pixels, or None.")
-
-
-def _check_detector(detector: Any, image_size: Any, input_dtype: str) -> None:
-    """Raise an ExportError with the reason if a fitted detector cannot be exported."""
+def _golden_images(detector: Any, golden: Sequence[Any], settings: ExportSettings) -> list[np.ndarray]:
+    """Return the golden images: made from formulas, and the given ones as the graph takes them."""
     from skpatchcore.deployment._build import input_size_of
+    from skpatchcore.deployment.manifest import input_of
 
-    name = type(detector).__name__
-    if type(detector) not in (PatchCoreDetector, PaDiMDetector):
-        raise ExportError(f"a {name} cannot be exported: only PatchCoreDetector and PaDiMDetector can.")
-    if math.isnan(detector.offset_):
-        raise ExportError("the detector has no threshold: fit with calibration, or pass good images to recalibrate.")
     extractor = detector.extractor_
-    if type(extractor) is not TorchFeatureExtractor:
-        kind = "precomputed features" if extractor is None else type(extractor).__name__
-        raise ExportError(f"extractor: {kind} cannot be exported: only a TorchFeatureExtractor can.")
-    if not isinstance(extractor.backbone, str):
-        raise ExportError(
-            "backbone: a function cannot be exported, because the file must name the network and its weights. Use the "
-            "name of a network, and the path of its weights."
-        )
-    if extractor.dtype != "float32":
-        raise ExportError(
-            f"dtype={extractor.dtype!r} of the extractor: the exported network computes in float32, and its features "
-            "would differ by a few per cent. Fit again with dtype='float32'."
-        )
-    if extractor.memory is not None and extractor.cache_dtype != "float32":
-        raise ExportError(
-            f"cache_dtype={extractor.cache_dtype!r} of the extractor: its cache rounds the layer maps, and the "
-            "exported network does not. Fit again with cache_dtype='float32'."
-        )
-    if pixel_format_of(extractor).value_range is not None and input_dtype == "uint8":
-        raise ExportError(
-            f"value_range={extractor.value_range} of the extractor: such images do not fit into uint8. Export with "
-            "input_dtype='float32'."
-        )
-    if isinstance(detector, PatchCoreDetector) and type(detector.index_) is not ExactIndex:
-        raise ExportError(
-            f"index: a {type(detector.index_).__name__} cannot be exported, because its trees or graphs have no ONNX "
-            "operators. Fit again with index='exact', or assign an ExactIndex that is fitted on memory_bank_."
-        )
-    if detector.inspection_ is not None and detector.inspection_.has_own_regions:
-        raise ExportError("roi: the detector was fitted with a region for each image, and the file takes images only.")
-    if detector.roi_ is not None and detector.roi_.function is not None:
-        raise ExportError("roi: a function cannot be exported. Use a mask, a box or a polygon.")
-    if isinstance(detector, PaDiMDetector) and input_size_of(extractor, image_size) is None:
-        raise ExportError(
-            "PaDiM scores images with one patch grid only, and the size of the network's input depends on the image. "
-            "Export with image_size=(height, width), the size of the images."
-        )
-    if detector.roi_ is not None and image_size is None:
-        raise ExportError("roi: the region is stored for images of one size. Pass image_size=(height, width).")
-
-
-def _fixed(size: tuple[int, int] | None) -> tuple[int, int]:
-    assert size is not None  # _check_detector requires a size with a region of interest
-    return size
-
-
-def _golden_images(
-    detector: Any, golden: Sequence[Any], size: tuple[int, int] | None, input_dtype: str
-) -> list[np.ndarray]:
-    """Return the golden images: made from formulas, and the given ones as RGB."""
-    from skpatchcore.deployment._build import input_size_of
-
-    input_size = input_size_of(detector.extractor_, size)
-    given = detector.extractor_.image_size
+    input_size, given = input_size_of(extractor, settings.image_size), extractor.image_size
     side = min(input_size) if input_size is not None else int(given) if given is not None else 256
-    # Images are enlarged for a crop only if they are resized.
-    images = synthetic_images(size, side, least=max(input_size or (1,)) if given is None else 1)
-    for index, image in enumerate(golden):
-        pixels = load_image(
-            image, index, detector.extractor_.max_pixels, pixel_format=pixel_format_of(detector.extractor_)
+    # Without image_size, small images are not enlarged for a crop.
+    images = synthetic_images(settings.image_size, side, least=max(input_size or (1,)) if given is None else 1)
+    if settings.input_dtype == "float32":
+        images = [image.astype(np.float32) / np.float32(255) for image in images]
+    rules = InputRules.of(input_of(extractor, settings))
+    return [*images, *(rules.read(image, index).pixels for index, image in enumerate(golden))]
+
+
+def _test_decisions(detector: Any, runner: Runner, manifest: dict[str, Any], images: Any, y: Any) -> DecisionComparison:
+    """Compare the decisions of a graph with those of the detector."""
+    rules = InputRules.of(manifest)
+    original = detector.decision_function(images)
+    scores = [runner.run(rules.read(images[i], i).pixels[None], ["score"])[0][0] for i in range(len(images))]
+    return compared_decisions(original, np.array(scores, np.float64) - detector.offset_, detector.offset_, y)
+
+
+def _require_few_flipped(decisions: DecisionComparison, settings: ExportSettings) -> None:
+    """Raise an ExportError if more decisions flip than accepted."""
+    accepted = 0.0 if settings.precision == "float32" else settings.max_flipped
+    if decisions.n_flipped > accepted * decisions.n_images:
+        raise ExportError(
+            f"precision={settings.precision!r} flips too many decisions: {decisions} At most "
+            f"max_flipped={accepted:g} of the images are accepted. No file was written. Use precision='float32', or a larger max_flipped."
         )
-        if size is not None and pixels.shape[:2] != size:
-            raise ImageError(
-                f"golden image of {pixels.shape[0]}×{pixels.shape[1]} pixels: the file takes images of "
-                f"{size[0]}×{size[1]} pixels only.",
-                index,
-            )
-        rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
-        images.append(np.rint(rgb * 255).astype(np.uint8) if input_dtype == "uint8" else np.ascontiguousarray(rgb))
-    if input_dtype == "float32":
-        images = [
-            image if image.dtype == np.float32 else image.astype(np.float32) / np.float32(255) for image in images
-        ]
-    return images
 
 
 def _first(names: Sequence[str], outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

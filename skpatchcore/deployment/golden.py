@@ -140,7 +140,7 @@ def compared(
     outputs: Sequence[Mapping[str, np.ndarray]],
     offset: float,
     tolerances: Mapping[str, float],
-) -> tuple[list[StageDifference], int]:
+) -> list[StageDifference]:
     """Compare the outputs of a runtime with the golden results.
 
     Parameters
@@ -156,23 +156,28 @@ def compared(
 
     Returns
     -------
-    differences : list of StageDifference
+    list of StageDifference
         One item per stage.
-    n_flipped : int
-        Number of images with another label.
     """
     differences = []
     for stage in STAGES:
-        least = abs(offset) if stage in _IN_UNITS_OF_SCORE else 1.0 if stage == "p_value" else 0.0
         largest = 0.0
         for number, output in enumerate(outputs):
             shape, expected = tuple(arrays[f"{number}/{stage}/shape"]), arrays[f"{number}/{stage}"]
             found = np.asarray(output[stage], np.float32)
             is_same = found.shape == shape
-            largest = max(largest, relative_difference(sampled(found), expected, least) if is_same else np.inf)
+            difference = stage_difference(stage, sampled(found), expected, offset) if is_same else np.inf
+            largest = max(largest, difference)
         differences.append(StageDifference(stage, largest, tolerances[stage]))
-    n_flipped = sum(int(output["label"]) != int(arrays[f"{i}/label"]) for i, output in enumerate(outputs))
-    return differences, n_flipped
+    return differences
+
+
+def stage_difference(stage: str, found: np.ndarray, expected: np.ndarray, offset: float) -> float:
+    """Return the difference of the results of a stage for one image, as :class:`StageDifference` defines it."""
+    if np.shape(found) != np.shape(expected):
+        return float("inf")
+    least = abs(offset) if stage in _IN_UNITS_OF_SCORE else 1.0 if stage == "p_value" else 0.0
+    return relative_difference(found, expected, least)
 
 
 def relative_difference(found: np.ndarray, expected: np.ndarray, least: float = 0.0) -> float:

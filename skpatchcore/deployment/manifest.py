@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator
 from skpatchcore._version import __version__
 from skpatchcore.deployment._build import resize_of
 from skpatchcore.deployment._graph import OPSET
+from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.container import FORMAT
 from skpatchcore.deployment.outputs import OUTPUTS
 from skpatchcore.features import _efficientnet_lite
@@ -30,14 +31,7 @@ _LEFT_OUT = ("memory", "cache_dtype", "cache_limit", "verbose", "device", "roi",
 
 
 def manifest_of(
-    detector: Any,
-    network: Network,
-    *,
-    precision: str,
-    image_size: tuple[int, int] | None,
-    map_size: str,
-    input_dtype: str,
-    tolerances: Mapping[str, float],
+    detector: Any, network: Network, settings: ExportSettings, tolerances: Mapping[str, float]
 ) -> dict[str, Any]:
     """Return the description of an exported file, ready for JSON.
 
@@ -47,13 +41,12 @@ def manifest_of(
         The fitted detector.
     network : Network
         Its backbone.
-    precision, image_size, map_size, input_dtype
-        As for :func:`~skpatchcore.export`.
+    settings : ExportSettings
+        Parameters of the export.
     tolerances : mapping
         Largest accepted difference of each stage from the golden results.
     """
     extractor = detector.extractor_
-    pixel_format = pixel_format_of(extractor)
     return {
         "format": FORMAT,
         "skpatchcore": __version__,
@@ -66,7 +59,8 @@ def manifest_of(
             "digest": network.digest,
             "license": _license(extractor),
         },
-        "precision": precision,
+        "precision": settings.precision,
+        "max_flipped": settings.max_flipped,
         "opset": OPSET,
         "thresholds": {
             "offset": float(detector.offset_),
@@ -78,19 +72,27 @@ def manifest_of(
         },
         "calibration_scores": [_number(score) for score in detector.calibration_scores_],
         "calibration_peaks": [_number(peak) for peak in detector.calibration_peaks_],
-        "input": {
-            "dtype": input_dtype,
-            "channel_order": pixel_format.channel_order,
-            "value_range": None if pixel_format.value_range is None else [float(v) for v in pixel_format.value_range],
-            "max_pixels": extractor.max_pixels,
-            "image_size": None if image_size is None else list(image_size),
-        },
-        "resize": resize_of(extractor),
+        **input_of(extractor, settings),
         "patches": {"stride": int(extractor.stride), "smoothing": float(detector.smoothing)},
-        "map_size": map_size,
+        "map_size": settings.map_size,
         "inspected": "unknown" if detector.inspection_ is None else str(detector.inspection_),
         "outputs": {name: description for name, (_, description) in OUTPUTS.items()},
         "tolerances": dict(tolerances),
+    }
+
+
+def input_of(extractor: Any, settings: ExportSettings) -> dict[str, Any]:
+    """Return the part of the description that states which images the graph takes, and how it resizes them."""
+    pixel_format = pixel_format_of(extractor)
+    return {
+        "input": {
+            "dtype": settings.input_dtype,
+            "channel_order": pixel_format.channel_order,
+            "value_range": None if pixel_format.value_range is None else [float(v) for v in pixel_format.value_range],
+            "max_pixels": extractor.max_pixels,
+            "image_size": None if settings.image_size is None else list(settings.image_size),
+        },
+        "resize": resize_of(extractor),
     }
 
 

@@ -113,6 +113,8 @@ _RUNNERS: dict[str, tuple[Callable[[bytes, int | None], Runner], str]] = {
     "onnxruntime": (OnnxRuntimeRunner, "onnx"),
     "openvino": (OpenVinoRunner, "openvino"),
 }
+#: Names of the runtimes.
+RUNTIMES = tuple(_RUNNERS)
 
 
 def open_runner(content: bytes, runtime: str, n_threads: int | None, name: str) -> Runner:
