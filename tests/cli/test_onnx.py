@@ -161,4 +161,6 @@ def test_a_missing_runtime_is_one_line_that_names_the_extra(folder, capsys, monk
     assert predict(folder) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("skpatchcore: runtime='onnxruntime' needs the package onnxruntime: pip install")
+    assert lines[0].startswith(
+        "skpatchcore: runtime='onnxruntime' needs the package onnxruntime, which the extra 'onnx'"
+    )
