@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import skpatchcore
+from skpatchcore._utils.loaded import is_instance_of
 from skpatchcore._utils.names import shown_text
 from skpatchcore.cli import capability, demo, evaluate, fit, predict
 from skpatchcore.cli.advice import in_options
@@ -64,7 +65,9 @@ def _text_of(error: Exception, command: str) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         text = f"{error.strerror}: {str(error.filename)!r}"
-    known = isinstance(error, OSError | ValueError | CommandError | skpatchcore.WeightsError)
+    # WeightsError is not imported, because its module imports torch
+    is_of_weights = is_instance_of(error, "skpatchcore.features._backbones", "WeightsError")
+    known = is_of_weights or isinstance(error, OSError | ValueError | CommandError)
     return shown_text(in_options(text if known else f"{type(error).__name__}: {text}", command))
 
 

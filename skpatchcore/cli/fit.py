@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
 
 import skpatchcore
@@ -241,5 +240,7 @@ def _save(detector: PatchCoreDetector, output: Path) -> None:
     if output.suffix != ".joblib":
         skpatchcore.save(detector, output)
         return
+    import joblib
+
     with written_whole(output, durable=True) as partial:
         joblib.dump(detector, partial)

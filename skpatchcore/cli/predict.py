@@ -7,11 +7,9 @@ import math
 import os
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
-
-import joblib
 
 import skpatchcore
 from skpatchcore._utils.bytes import parse_bytes
@@ -31,7 +29,8 @@ def add_parser(commands: Any) -> None:
     predict.add_argument(
         "model",
         metavar="MODEL",
-        help="model file of 'fit'. A .joblib file is a pickle, which may run code: use only files that you trust",
+        help="model file of 'fit', or an exported file that ends in .onnx. A .joblib file is a pickle, which may run "
+        "code: use only files that you trust",
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     predict.add_argument(
@@ -65,6 +64,7 @@ def add_parser(commands: Any) -> None:
 
 def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
     """Return the fitted detector of a model file, or a pipeline whose last step is a detector."""
+    import joblib
     from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted
 
@@ -96,9 +96,7 @@ def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
 
 def _predict(options: argparse.Namespace) -> int:
     from skpatchcore._utils.progress import progress_bar
-    from skpatchcore.patches.embedding import recorded_embeddings
     from skpatchcore.reports import Prediction, write_predictions
-    from skpatchcore.reports.drift import describe_drift
     from skpatchcore.reports.inspection import describe_inspection
     from skpatchcore.reports.pipelines import as_image_detector
 
@@ -106,11 +104,20 @@ def _predict(options: argparse.Namespace) -> int:
         parse_bytes(options.embed)
     except ValueError as error:
         raise CommandError(f"--embed: {error}") from None
-    detector = as_image_detector(load_detector(options.model, options.trust or ()))
+    is_onnx = _is_onnx(options.model)
+    if is_onnx and options.report:
+        raise CommandError(
+            "--report: the page shows the nearest good patches, which an ONNX file does not contain. Use the model "
+            "file of 'fit', or leave out --report."
+        )
+    if is_onnx:
+        detector = _load_onnx(options.model)
+    else:
+        detector = as_image_detector(load_detector(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
     paths, folder = images_of(options.images, Path(options.output)), require_folder(options.output)
-    with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar, recorded_embeddings() as log:
+    with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar, _embeddings(is_onnx) as log:
 
         def show(prediction: Prediction) -> None:
             if prediction.problem:
@@ -119,7 +126,7 @@ def _predict(options: argparse.Namespace) -> int:
             bar.update(1)
 
         predictions = write_predictions(detector, paths, folder, on_prediction=show, layers=options.report)
-    drift = describe_drift(detector, [prediction.score for prediction in predictions], log)
+    drift = None if is_onnx else _describe_drift(detector, predictions, log)
     problem = _write_report(options, detector, predictions, folder, drift) if options.report else None
     scored = [prediction for prediction in predictions if prediction.is_scored]
     n_flagged = sum(prediction.label == -1 for prediction in scored)
@@ -149,6 +156,38 @@ def _predict(options: argparse.Namespace) -> int:
     if problems:
         raise CommandError(" ".join(problems))
     return ANOMALIES_FOUND if options.fail_on_anomalies and n_flagged else 0
+
+
+def _is_onnx(path: str) -> bool:
+    """Return whether a model is an exported ONNX file, by its name."""
+    return path.lower().endswith(".onnx")
+
+
+def _load_onnx(path: str) -> Any:
+    """Return the detector of an exported ONNX file."""
+    from skpatchcore.deployment import OnnxDetector
+
+    if not Path(path).is_file():
+        raise CommandError(f"there is no model file {path!r}.")
+    try:
+        return OnnxDetector(path)
+    except ImportError as error:
+        raise CommandError(str(error)) from error
+
+
+def _embeddings(is_onnx: bool) -> AbstractContextManager[Any]:
+    """Return a context manager that records embeddings, which drift is recognised by; ONNX files have none."""
+    if is_onnx:
+        return nullcontext()
+    from skpatchcore.patches.embedding import recorded_embeddings
+
+    return recorded_embeddings()
+
+
+def _describe_drift(detector: Any, predictions: Sequence[Any], log: Any) -> str | None:
+    from skpatchcore.reports.drift import describe_drift
+
+    return describe_drift(detector, [prediction.score for prediction in predictions], log)
 
 
 def _write_report(

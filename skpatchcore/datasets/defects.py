@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from skpatchcore.datasets._shapes import Shape, blended, curved_line, polygon, round_spot
 
@@ -202,6 +201,8 @@ def _border_of(pixels: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def _ink(kind: str, surface: np.ndarray, cover: np.ndarray, border: np.ndarray | None, rng: np.random.Generator) -> Any:
     """Return the defect's material for each pixel of the bounding box, in [0, 1], with the channels of the surface."""
+    from scipy.ndimage import gaussian_filter
+
     weight = cover[..., None] / max(float(cover.sum()), 1e-12)
     mean = (surface * weight).sum(axis=(0, 1))
     brightness = float(mean.mean())

@@ -10,6 +10,9 @@ import numpy as np
 from skpatchcore.images.views import View
 from skpatchcore.maps import axis_matrices, mark_uninspected
 
+# OpenBLAS, which numpy uses, computes products of at most 2**18 multiplications on the calling thread.
+_N_ROWS, _N_MULTIPLICATIONS = 16, 2**17
+
 
 @dataclass(frozen=True)
 class MapRules:
@@ -73,6 +76,29 @@ class MapRules:
             scores = scores.ravel()[self.fill]
         sigmas = (self.smoothing * down, self.smoothing * across)
         rows, columns = axis_matrices((scores.shape[0], scores.shape[1]), view.image_size, view.box, sigmas)
-        drawn: np.ndarray = (rows @ scores @ columns.T).astype(np.float32)
+        drawn: np.ndarray = small_products(small_products(rows, scores), columns.T).astype(np.float32)
         mark_uninspected(drawn, ~np.isnan(patch_scores), view, self.inspected)
         return drawn
+
+
+def small_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the product of two matrices, computed in blocks that are too small for several threads.
+
+    The threads of numpy's BLAS keep spinning after a product. This would slow down the network on the next image.
+
+    Parameters
+    ----------
+    left : array of shape (n_rows, n_inner), float64
+    right : array of shape (n_inner, n_columns), float64
+
+    Returns
+    -------
+    array of shape (n_rows, n_columns), float64
+    """
+    n_rows, n_columns = left.shape[0], right.shape[1]
+    step = max(1, _N_MULTIPLICATIONS // (_N_ROWS * left.shape[1]))
+    product = np.empty((n_rows, n_columns))
+    for i in range(0, n_rows, _N_ROWS):
+        for j in range(0, n_columns, step):
+            product[i : i + _N_ROWS, j : j + step] = left[i : i + _N_ROWS] @ right[:, j : j + step]
+    return product

@@ -51,8 +51,8 @@ class OnnxDetector:
     path : path
         The ONNX file. Its digest is verified. No code in the file is executed.
     runtime : {"onnxruntime", "openvino"}, default="onnxruntime"
-        The library that runs the graph, on the CPU and in float32. Install it with ``pip install "skpatchcore[onnx]"``
-        or ``pip install "skpatchcore[openvino]"``.
+        The library that runs the graph, on the CPU and in float32. The extras ``onnx`` and ``openvino`` of this package
+        install them.
     n_threads : int or None, default=None
         Number of threads. None lets the runtime choose.
     batch_size : int, default=1

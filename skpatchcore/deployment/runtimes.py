@@ -153,7 +153,8 @@ def open_runner(content: bytes, runtime: str, n_threads: int | None, name: str) 
         return make(content, n_threads)
     except ImportError as error:
         raise ImportError(
-            f"runtime={runtime!r} needs the package {runtime}: pip install 'skpatchcore[{extra}]' ({error})"
+            f"runtime={runtime!r} needs the package {runtime}, which the extra {extra!r} installs. Run: pip install "
+            f"{runtime}. ({error})"
         ) from error
     except MemoryError:
         raise

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from skimage.morphology import dilation, footprint_rectangle
 
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.parts import as_parts
@@ -124,10 +123,21 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
     mask = np.asarray(mask) != 0
     picture = _in_color(image, mask).copy()
     width = 1 + 2 * (max(mask.shape) // 600)
-    square: np.ndarray = footprint_rectangle((width + 2, width + 2))  # type: ignore[no-untyped-call]
-    edge = dilation(mask, square) & ~mask
+    edge = dilated(mask, (width + 1) // 2) & ~mask
     picture[edge] = (0.0, 0.9, 1.0)
     return as_bytes(picture)
+
+
+def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Return the pixels that are at most `radius` rows and `radius` columns away from a pixel of a mask."""
+    wider = mask
+    for axis in (0, 1):  # a square is the product of a column and a row
+        before, wider = wider, wider.copy()
+        for shift in range(1, min(radius, mask.shape[axis] - 1) + 1):
+            for to, start in ((slice(shift, None), slice(None, -shift)), (slice(None, -shift), slice(shift, None))):
+                target, source = (part if axis == 0 else (slice(None), part) for part in (to, start))
+                wider[target] |= before[source]
+    return wider
 
 
 def _in_color(image: Any, other: np.ndarray) -> np.ndarray:

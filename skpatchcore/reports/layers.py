@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from PIL import Image
-from scipy.ndimage import maximum_filter
 
-from skpatchcore.display.overlay import HEAT_RANGE, as_bytes, heat_colors
+from skpatchcore.display.overlay import HEAT_RANGE, as_bytes, dilated, heat_colors
 from skpatchcore.maps import regions_of_map
 from skpatchcore.reports.inspection import InspectedPart, inspected_part
 from skpatchcore.reports.pictures import PictureFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Longer sides in pixels: picture of a card, opened image, its anomaly map (which is smooth).
 _THUMB_SIDE, _IMAGE_SIDE, _MAP_SIDE = 320, 1200, 400
@@ -202,8 +203,8 @@ def _heat(anomaly_map: np.ndarray, threshold: float) -> Image.Image:
 def _edges(mask: np.ndarray, size: tuple[int, int], width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the line around a mask in a picture of `size` (width, height), and the thin dark line around that line."""
     small = np.asarray(Image.fromarray(np.uint8(mask) * 255).resize(size, Image.Resampling.BOX)) > 0
-    line = maximum_filter(small, 2 * width + 1) & ~small
-    halo = maximum_filter(small, 2 * width + 3) & ~small & ~line
+    line = dilated(small, width) & ~small
+    halo = dilated(small, width + 1) & ~small & ~line
     return line, halo
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 
-from skpatchcore.detectors import ImageDetector, ImageResult
+from skpatchcore._utils.loaded import is_instance_of
+from skpatchcore.detectors import ImageResult
 from skpatchcore.images.errors import ImageError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+    from skpatchcore.detectors import ImageDetector
 
 # Images that the first steps get at once.
 _CHUNK = 8
@@ -19,23 +24,27 @@ _CHUNK = 8
 
 def as_image_detector(estimator: Any) -> Any:
     """Return a detector unchanged; return a pipeline that ends in a detector as a detector of image files."""
-    return PreprocessingDetector(estimator) if isinstance(estimator, Pipeline) else estimator
+    return PreprocessingDetector(estimator) if _is_pipeline(estimator) else estimator
 
 
 def detector_of(estimator: Any) -> Any:
     """Return the last step of a pipeline; return any other estimator unchanged."""
     if isinstance(estimator, PreprocessingDetector):
         estimator = estimator.pipeline
-    return estimator[-1] if isinstance(estimator, Pipeline) else estimator
+    return estimator[-1] if _is_pipeline(estimator) else estimator
 
 
 def image_detector_of(estimator: Any) -> Any:
     """Return the detector if it reads image files itself; None for a pipeline whose first steps change images."""
     if isinstance(estimator, PreprocessingDetector):
         estimator = estimator.pipeline
-    if isinstance(estimator, Pipeline):
+    if _is_pipeline(estimator):
         return estimator[-1] if len(estimator) == 1 else None
     return estimator
+
+
+def _is_pipeline(estimator: Any) -> bool:
+    return is_instance_of(estimator, "sklearn.pipeline", "Pipeline")
 
 
 class PreprocessingDetector:

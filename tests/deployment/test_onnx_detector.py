@@ -347,7 +347,7 @@ def test_invalid_parameters_raise(path, parameters, message):
 @pytest.mark.parametrize(("runtime", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
 def test_a_missing_runtime_raises_an_error_that_names_the_extra(path, monkeypatch, runtime, extra):
     monkeypatch.setitem(sys.modules, runtime, None)
-    with pytest.raises(ImportError, match=rf"needs the package {runtime}: pip install 'skpatchcore\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"which the extra '{extra}' installs\. Run: pip install {runtime}\."):
         OnnxDetector(path, runtime=runtime)
 
 

@@ -8,7 +8,10 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
+from skimage.morphology import dilation, footprint_rectangle
 
 from skpatchcore import DriftMonitor, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
 from skpatchcore.display import (
@@ -20,6 +23,7 @@ from skpatchcore.display import (
     overlay_anomaly_map,
 )
 from skpatchcore.display.anomaly_map import tag_places
+from skpatchcore.display.overlay import dilated
 
 mpl.use("Agg")
 
@@ -141,6 +145,14 @@ def test_coreset_display_draws_bank_and_patches(fitted, parts):
     for wrong in ((rows, bank[:, :1]), (rows[:, :1], bank[:, :1]), (rows[:1], bank)):
         with pytest.raises(ValueError, match=r"do not fit|one channel"):
             CoresetDisplay.from_predictions(*wrong)
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(height=st.integers(1, 12), width=st.integers(1, 12), radius=st.integers(1, 6), seed=st.integers(0, 99))
+def test_dilated_equals_the_dilation_of_scikit_image(height, width, radius, seed):
+    mask = np.random.default_rng(seed).random((height, width)) > 0.9
+    square = footprint_rectangle((2 * radius + 1, 2 * radius + 1))
+    np.testing.assert_array_equal(dilated(mask, radius), dilation(mask, square))
 
 
 def test_outline_mask_changes_only_the_pixels_around_the_mask():
