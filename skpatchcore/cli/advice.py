@@ -33,6 +33,11 @@ _OPTIONS = {
     "kinds": "--kinds",
     "contrasts": "--contrasts",
     "n_trials": "--trials",
+    "precision": "--precision",
+    "map_size": "--map-size",
+    "input_dtype": "--input-dtype",
+    "max_flipped": "--max-flipped",
+    "good_images": "--good",
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
@@ -49,6 +54,8 @@ _OF_COMMAND = {
     "predict": _OF_FIT,
     "evaluate": _OF_EVALUATE,
     "demo": ("backbone", "device", "random_state"),
+    "export": ("precision", "image_size", "map_size", "input_dtype", "max_flipped", "good_images"),
+    "verify": (),
     "capability": ("contamination", "kinds", "contrasts", "n_trials", "random_state"),
 }
 _WITHOUT_VALUE = {"image_size": "own"}

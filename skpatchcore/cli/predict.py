@@ -224,14 +224,19 @@ def _write_report(
 
 
 def images_of(given: list[str], output: Path) -> list[str]:
+    """Return the given files and the images in the given folders, each path once, without those in `output`."""
+    if any(output.resolve() in (place := Path(name).resolve(), *place.parents) for name in given):
+        raise CommandError(f"the images lie in the output folder {str(output)!r}. Choose another one.")
+    # the output folder may lie below the images: its heat maps of an earlier run are not scored
+    return images_in(given, exclude=output)
+
+
+def images_in(given: list[str], exclude: Path | None = None) -> list[str]:
     """Return the given files and the images in the given folders, each path once."""
     missing = [name for name in given if not os.path.lexists(name)]
     if missing:  # a mistyped name must not be flagged as a defective part
         raise CommandError(f"there is no file or folder {', '.join(map(repr, missing))}.")
-    if any(output.resolve() in (place := Path(name).resolve(), *place.parents) for name in given):
-        raise CommandError(f"the images lie in the output folder {str(output)!r}. Choose another one.")
-    # the output folder may lie below the images: its heat maps of an earlier run are not scored
     paths = [
-        path for name in given for path in (list_test_images(name, exclude=output) if Path(name).is_dir() else [name])
+        path for name in given for path in (list_test_images(name, exclude=exclude) if Path(name).is_dir() else [name])
     ]
     return list(dict.fromkeys(paths))
