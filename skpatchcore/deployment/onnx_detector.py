@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 class OnnxDetector:
-    """Detector that runs an ONNX file written by ``skpatchcore.export``; it decides as the exported detector does.
+    """Detector that runs an ONNX file written by ``skpatchcore.export``, with the methods of the exported detector.
 
     The class needs numpy, Pillow and ONNX Runtime or OpenVINO. It imports neither torch nor scikit-learn. Therefore it
-    starts faster and needs less memory than the detector that was exported. The scores differ from those of this
-    detector by rounding only. ``skpatchcore verify`` measures the difference.
+    starts faster and needs less memory than the detector that was exported. ``skpatchcore verify`` measures how much
+    the results of both differ.
 
     The detector is fitted already. It cannot be fitted again, and its thresholds cannot be changed: recalibrate the
     original detector and export it again. The class is not an estimator of scikit-learn.
