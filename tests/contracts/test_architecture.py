@@ -28,7 +28,7 @@ ROOMS = [
     {"bank", "maps"},
     {"calibration"},
     {"detectors"},
-    {"persistence"},
+    {"deployment", "persistence"},
     {"datasets", "metrics"},
     {"display", "model_selection"},
     {"evaluation"},

@@ -1,0 +1,1 @@
+"""Take a fitted detector to other machines."""
