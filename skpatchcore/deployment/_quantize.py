@@ -1,5 +1,7 @@
 """`quantized`: a copy of a network whose convolutions and matrix products compute with 8-bit integers.
 
+:func:`quantised_backbone` calls it with the pixels of good images of a detector.
+
 How it works:
 
 1. The network is run on calibration images. The smallest and the largest value of each tensor before and after a
@@ -18,11 +20,17 @@ The ranges are not clipped to percentiles: a defect may cause larger values than
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from skpatchcore.images.containers import item_of
+from skpatchcore.images.inside import RegionMasks, filled_outside
+from skpatchcore.images.reading import load_image, path_of
+from skpatchcore.images.resizing import resize_and_crop
+from skpatchcore.protocols import pixel_format_of
 
 if TYPE_CHECKING:
     import onnx
@@ -31,6 +39,8 @@ if TYPE_CHECKING:
 _MAX_WEIGHT = 127
 # Largest absolute value of a bias as int32 before its correction. The correction needs less than the other half.
 _MAX_BIAS = 2**30
+# Maximum number of images that set the ranges of the integers.
+_N_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,59 @@ class _Observations:
 
     ranges: dict[str, tuple[float, float]]
     means: dict[str, np.ndarray]
+
+
+def quantised_backbone(model: onnx.ModelProto, detector: Any, images: Sequence[Any]) -> onnx.ModelProto:
+    """Return a copy of a detector's network that computes in int8.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        The network, from normalised pixels to layer maps.
+    detector : PatchCoreDetector or PaDiMDetector
+        The fitted detector, which defines how images are read, resized, cropped and normalised.
+    images : sequence of images
+        Images of good parts. At most 64 of them are used, at equal distances in the sequence.
+
+    Returns
+    -------
+    onnx.ModelProto
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be read.
+    ValueError
+        If `images` is empty, or as in `quantized`.
+    """
+    return quantized(model, _normalised_pixels(detector, images), model.graph.input[0].name)
+
+
+def _normalised_pixels(detector: Any, images: Sequence[Any]) -> Iterator[np.ndarray]:
+    """Yield the input of the network for single images: arrays of shape (1, 3, height, width), float32."""
+    from skpatchcore.deployment._build import load_backbone, resize_of
+
+    extractor, masks = detector.extractor_, RegionMasks(detector.roi_)
+    mean, std = extractor._normalisation(load_backbone(extractor))
+    resize, pixel_format = resize_of(extractor), pixel_format_of(extractor)
+    for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), _N_IMAGES)).astype(int)).tolist():
+        image = item_of(images, index)
+        pixels = load_image(image, index, extractor.max_pixels, pixel_format=pixel_format)
+        mask = masks.of(pixels.shape[:2], None, lambda: pixels, index, path_of(image))  # noqa: B023
+        if mask is not None:
+            pixels = filled_outside(pixels, mask.as_array())
+        seen, _ = resize_and_crop(
+            pixels,
+            resize["image_size"],
+            resize["crop_size"],
+            index,
+            path_of(image),
+            extractor.max_pixels,
+            resize["rounded_to"],
+        )
+        shape = (3, 1, 1)
+        normal = (seen.numpy() - np.reshape(mean, shape)) / np.reshape(std, shape)
+        yield normal[None].astype(np.float32)
 
 
 def quantized(
