@@ -275,8 +275,8 @@ def _require_few_flipped(decisions: DecisionComparison, settings: ExportSettings
     accepted = 0.0 if settings.precision == "float32" else settings.max_flipped
     if decisions.n_flipped > accepted * decisions.n_images:
         raise ExportError(
-            f"precision={settings.precision!r} flips too many decisions: {decisions} At most "
-            f"max_flipped={accepted:g} of the images are accepted. No file was written. Use precision='float32', or a larger max_flipped."
+            f"precision={settings.precision!r} flips too many decisions: {decisions} At most max_flipped={accepted:g} of "
+            "the images are accepted. No file was written. Use precision='float32', or a larger max_flipped."
         )
 
 
