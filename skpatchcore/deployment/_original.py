@@ -38,7 +38,6 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     patches = next(iter(PatchStream(extractor, [stored], region=detector.roi_)))
     scores, (patch_scores,) = detector._model().score(patches)
     seen = pixels if inspected is None else filled_outside(pixels, inspected.mask)
-    resized, _ = resize_and_crop(seen, **_as_arguments(resize_of(extractor)), index=0)
     view = patches.views[0]
     assert view is not None
     if map_size == "image":
@@ -54,7 +53,7 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     score = turned(scores)
     decision = score - detector.offset_
     return {
-        "pixels": resized.numpy().transpose(1, 2, 0),
+        "pixels": input_pixels(extractor, seen).transpose(1, 2, 0),
         "features": np.asarray(extractor.transform([as_stored(seen, pixel_format_of(extractor))])[0]),
         "patch_scores": patch_scores,
         "anomaly_map": drawn,
@@ -63,6 +62,35 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
         "label": 1 if decision[0] >= 0 else -1,
         "p_value": upper_tail_p_values(turned(detector.calibration_scores_), scores)[0],
     }
+
+
+def input_pixels(extractor: Any, pixels: np.ndarray, index: int = 0, path: str | None = None) -> np.ndarray:
+    """Return the pixels of an image that the network of an extractor sees, before they are normalised.
+
+    Parameters
+    ----------
+    extractor : TorchFeatureExtractor
+        The fitted extractor.
+    pixels : array of shape (height, width, n_channels), float32 in [0, 1]
+        The image.
+    index, path
+        Index and path of the image, for errors.
+
+    Returns
+    -------
+    array of shape (n_channels, input_height, input_width), float32 in [0, 1]
+
+    Raises
+    ------
+    ImageError
+        If the image is smaller than the crop, or has more than `max_pixels` pixels after resizing.
+    """
+    resize = resize_of(extractor)
+    resized, _ = resize_and_crop(
+        pixels, resize["image_size"], resize["crop_size"], index, path, extractor.max_pixels, resize["rounded_to"]
+    )
+    seen: np.ndarray = resized.numpy()
+    return seen
 
 
 def _complete_grid(extractor: Any, size: np.ndarray, view: View) -> tuple[int, int]:
@@ -75,7 +103,3 @@ def _complete_grid(extractor: Any, size: np.ndarray, view: View) -> tuple[int, i
     kept = np.array(view.box[2:]) / np.array(view.region[2:])  # kept cells, as a multiple of the complete grid
     rows, columns = np.rint(size * extractor.stride / kept).astype(int).tolist()
     return rows, columns
-
-
-def _as_arguments(resize: dict[str, Any]) -> dict[str, Any]:
-    return {"size": resize["image_size"], "crop": resize["crop_size"], "rounded_to": resize["rounded_to"]}

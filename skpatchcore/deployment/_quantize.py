@@ -29,7 +29,6 @@ import numpy as np
 from skpatchcore.images.containers import item_of
 from skpatchcore.images.inside import RegionMasks, filled_outside
 from skpatchcore.images.reading import load_image, path_of
-from skpatchcore.images.resizing import resize_and_crop
 from skpatchcore.protocols import pixel_format_of
 
 if TYPE_CHECKING:
@@ -79,29 +78,21 @@ def quantised_backbone(model: onnx.ModelProto, detector: Any, images: Sequence[A
 
 def _normalised_pixels(detector: Any, images: Sequence[Any]) -> Iterator[np.ndarray]:
     """Yield the input of the network for single images: arrays of shape (1, 3, height, width), float32."""
-    from skpatchcore.deployment._build import load_backbone, resize_of
+    from skpatchcore.deployment._build import load_backbone
+    from skpatchcore.deployment._original import input_pixels
 
     extractor, masks = detector.extractor_, RegionMasks(detector.roi_)
     mean, std = extractor._normalisation(load_backbone(extractor))
-    resize, pixel_format = resize_of(extractor), pixel_format_of(extractor)
+    pixel_format = pixel_format_of(extractor)
     for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), _N_IMAGES)).astype(int)).tolist():
         image = item_of(images, index)
         pixels = load_image(image, index, extractor.max_pixels, pixel_format=pixel_format)
         mask = masks.of(pixels.shape[:2], None, lambda: pixels, index, path_of(image))  # noqa: B023
         if mask is not None:
             pixels = filled_outside(pixels, mask.as_array())
-        seen, _ = resize_and_crop(
-            pixels,
-            resize["image_size"],
-            resize["crop_size"],
-            index,
-            path_of(image),
-            extractor.max_pixels,
-            resize["rounded_to"],
-        )
-        shape = (3, 1, 1)
-        normal = (seen.numpy() - np.reshape(mean, shape)) / np.reshape(std, shape)
-        yield normal[None].astype(np.float32)
+        seen = input_pixels(extractor, pixels, index, path_of(image))
+        normalised = (seen - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+        yield normalised[None].astype(np.float32)
 
 
 def quantized(

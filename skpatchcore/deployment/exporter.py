@@ -277,8 +277,8 @@ def _require_few_flipped(decisions: DecisionComparison, settings: ExportSettings
     if decisions.n_flipped > accepted * decisions.n_images:
         advice = "" if is_exact else " Use precision='float32', or a larger max_flipped."
         raise ExportError(
-            f"precision={settings.precision!r} flips too many decisions: {decisions} At most {accepted:g} of the images "
-            f"may flip. No file was written.{advice}"
+            f"precision={settings.precision!r} flips too many decisions: {decisions} At most {accepted:g} of the "
+            f"images may flip. No file was written.{advice}"
         )
 
 
