@@ -93,6 +93,7 @@ sphinx_gallery_conf = {
             "plot_resolutions.py",
             "plot_regions.py",
             "plot_retina.py",
+            "plot_onnx.py",
             "run_mvtec_ad.py",
             "serve_fastapi.py",
         ]

@@ -229,7 +229,8 @@ def _require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"export needs the package {error.name}: pip install 'skpatchcore[onnx]' installs it and all others."
+            f"export needs the package {error.name}. Run: pip install onnx onnxscript onnxruntime. These are the "
+            "packages of the extra 'onnx'."
         ) from error
 
 
