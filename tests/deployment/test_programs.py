@@ -1,0 +1,256 @@
+"""Test the programs in examples/deployment, which run an exported file without skpatchcore."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+onnx = pytest.importorskip("onnx", reason="the package onnx, which writes the stand-in model, is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
+
+PROGRAMS = Path(__file__).resolve().parents[2] / "examples" / "deployment"
+OFFSET = -0.5
+COLUMNS = ["image", "score", "decision", "label", "p_value"]
+
+
+def stand_in_graph():
+    """Return a model with the inputs and outputs of an exported detector. The score is minus the mean brightness.
+
+    The anomaly map is the brightness of each pixel, or NaN where the red channel is 255.
+    """
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node("Cast", ["images"], ["bytes"], to=kinds.FLOAT),
+        helper.make_node("Div", ["bytes", "white"], ["pixels"]),
+        helper.make_node("ReduceMean", ["pixels", "last"], ["brightness"], keepdims=0),
+        helper.make_node("ReduceMean", ["pixels", "all_but_first"], ["mean"], keepdims=0),
+        helper.make_node("Neg", ["mean"], ["score"]),
+        helper.make_node("Sub", ["score", "offset"], ["decision"]),
+        helper.make_node("GreaterOrEqual", ["decision", "zero"], ["is_good"]),
+        helper.make_node("Where", ["is_good", "plus", "minus"], ["label"]),
+        helper.make_node("Exp", ["score"], ["p_value"]),
+        helper.make_node("Gather", ["bytes", "first"], ["red"], axis=3),
+        helper.make_node("Equal", ["red", "white"], ["is_outside"]),
+        helper.make_node("Where", ["is_outside", "nan", "brightness"], ["anomaly_map"]),
+    ]
+    constants = {
+        "white": np.float32(255),
+        "offset": np.float32(OFFSET),
+        "zero": np.float32(0),
+        "nan": np.float32("nan"),
+        "plus": np.int64(1),
+        "minus": np.int64(-1),
+        "first": np.int64(0),
+        "last": np.array([3]),
+        "all_but_first": np.array([1, 2, 3]),
+    }
+    outputs = {
+        "score": (kinds.FLOAT, ["n"]),
+        "decision": (kinds.FLOAT, ["n"]),
+        "label": (kinds.INT64, ["n"]),
+        "p_value": (kinds.FLOAT, ["n"]),
+        "anomaly_map": (kinds.FLOAT, ["n", "height", "width"]),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "stand_in",
+        [helper.make_tensor_value_info("images", kinds.UINT8, ["n", "height", "width", 3])],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def with_digest(content: bytes) -> bytes:
+    """Return the bytes of a model with the entry that holds their SHA-256."""
+    entry = onnx.StringStringEntryProto(key="skpatchcore.sha256", value=hashlib.sha256(content).hexdigest())
+    return content + onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Return the path of a file with the stand-in model, its metadata and its digest."""
+    model = stand_in_graph()
+    onnx.helper.set_model_props(model, {"skpatchcore": json.dumps({"thresholds": {"pixel_offset": 0.25}})})
+    path = tmp_path_factory.mktemp("exported") / "parts.onnx"
+    path.write_bytes(with_digest(model.SerializeToString()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Return a dark and a bright image of different sizes, each in a folder of PNG and of PPM files."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    dark, bright = rng.integers(0, 90, (20, 31, 3)), rng.integers(180, 255, (17, 40, 3))
+    dark[3:6, 4:9, 0] = 255
+    pixels = {"dark": dark.astype(np.uint8), "bright": bright.astype(np.uint8)}
+    for name, values in pixels.items():
+        for suffix in ("png", "ppm"):
+            Image.fromarray(values).save(folder / f"{name}.{suffix}")
+    return folder, pixels
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Return a folder that holds numpy, pillow and onnxruntime, and no other package."""
+    folder = tmp_path_factory.mktemp("site")
+    for name in ("numpy", "PIL", "onnxruntime"):
+        place = Path(importlib.util.find_spec(name).submodule_search_locations[0])
+        (folder / name).symlink_to(place, target_is_directory=True)
+    return folder
+
+
+def run_python(site: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """Run score_image.py in an interpreter that imports the standard library and the packages of `site` only."""
+    code = (
+        "import importlib.util, runpy, sys\n"
+        f"sys.path.append({str(site)!r})\n"
+        "missing = ('skpatchcore', 'torch', 'torchvision', 'sklearn', 'scipy', 'onnx')\n"
+        "assert not [name for name in missing if importlib.util.find_spec(name)]\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, PROGRAMS / "score_image.py", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+
+
+def compiler_settings() -> list[str]:
+    """Return the C++ compiler and its arguments for a program that uses ONNX Runtime, or skip the test.
+
+    The compiler is the environment variable CXX, or c++, g++ or clang++. ONNX Runtime's headers are searched for in the
+    folder that the environment variable ONNXRUNTIME_INCLUDE names, in the compiler's own folders (CPATH adds to them),
+    and in the folders of system packages. The library is the one of the Python package onnxruntime. OpenSSL's headers
+    are searched for in the compiler's own folders.
+    """
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    compiler = next(filter(None, map(shutil.which, filter(None, names))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler was found. Install one, or set CXX.")
+    if not list(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")):
+        pytest.skip("the Python package onnxruntime has no shared library for Linux")
+    named = os.environ.get("ONNXRUNTIME_INCLUDE")
+    folders = [f"{root}/include/onnxruntime{end}" for root in ("/usr", "/usr/local") for end in ("", "/core/session")]
+    includes = [["-I", named]] if named else [[], *(["-I", folder] for folder in folders if Path(folder).is_dir())]
+    for include in includes:
+        command = [compiler, "-std=c++17", *include]
+        source = "#include <onnxruntime_cxx_api.h>\n#include <openssl/sha.h>\n"
+        check = [*command, "-fsyntax-only", "-x", "c++", "-"]
+        found = subprocess.run(check, input=source, capture_output=True, text=True, timeout=300)
+        if found.returncode == 0:
+            return command
+    first = next((line for line in found.stderr.splitlines() if "error" in line), "")
+    pytest.skip(f"ONNX Runtime's or OpenSSL's headers were not found. Set ONNXRUNTIME_INCLUDE. {first}")
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """Compile score_image.cpp with ONNX Runtime's library of the Python package, and return the program's path."""
+    command = compiler_settings()
+    folder = tmp_path_factory.mktemp("program")
+    (library,) = Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*")
+    # The library names itself libonnxruntime.so.1. The wheel has it only under its full version.
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (folder / name).symlink_to(library)
+    path = folder / "score_image"
+    links = [f"-L{folder}", "-lonnxruntime", "-lcrypto", f"-Wl,-rpath,{folder}", "-Wall", "-Wextra", "-Werror"]
+    built = subprocess.run(
+        [*command, str(PROGRAMS / "score_image.cpp"), *links, "-o", str(path)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    return path
+
+
+def run_program(program: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """Run the compiled program."""
+    return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(params=["python", "c++"])
+def run(request):
+    """Return a function that runs one of the two programs, and the suffix of the images that it reads."""
+    if request.param == "python":
+        site = request.getfixturevalue("site")
+        return lambda *arguments: run_python(site, *arguments), "png"
+    program = request.getfixturevalue("program")
+    return lambda *arguments: run_program(program, *arguments), "ppm"
+
+
+def test_programs_print_the_outputs_of_the_model(run, exported, images):
+    call, suffix = run
+    folder, pixels = images
+    paths = [folder / f"{name}.{suffix}" for name in pixels]
+    done = call(exported, *paths)
+    assert done.returncode == 0, done.stderr
+    head, *lines = (line.split("\t") for line in done.stdout.splitlines())
+    assert head == COLUMNS
+    session = onnxruntime.InferenceSession(exported.read_bytes(), providers=["CPUExecutionProvider"])
+    for path, values, (shown, *numbers) in zip(paths, pixels.values(), lines, strict=True):
+        assert shown == str(path)
+        expected = [output[0] for output in session.run(COLUMNS[1:], {"images": values[None]})]
+        assert [np.float32(number) for number in numbers] == expected
+    assert [line[3] for line in lines] == ["1", "-1"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "truncated", "foreign", "empty", "missing"])
+def test_programs_refuse_a_file_without_valid_digest(run, exported, images, tmp_path, damage):
+    call, suffix = run
+    content = exported.read_bytes()
+    other = {
+        "changed": content[:300] + bytes([content[300] ^ 1]) + content[301:],
+        "truncated": content[:-10],
+        "foreign": stand_in_graph().SerializeToString(),
+        "empty": b"",
+    }
+    path = tmp_path / "parts.onnx"
+    if damage != "missing":
+        path.write_bytes(other[damage])
+    done = call(path, images[0] / f"dark.{suffix}")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert str(path) in done.stderr
+
+
+def test_programs_fail_on_a_truncated_image(run, exported, images, tmp_path):
+    call, suffix = run
+    path = tmp_path / f"half.{suffix}"
+    content = (images[0] / f"dark.{suffix}").read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    done = call(exported, path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["\t".join(COLUMNS)]
+
+
+def test_python_program_saves_the_heat_map_with_uninspected_pixels_in_grey(site, exported, images):
+    folder, pixels = images
+    assert run_python(site, exported, folder / "dark.png").returncode == 0
+    heat = np.asarray(Image.open(folder / "dark.png.heat.png"))
+    assert heat.shape == pixels["dark"].shape
+    is_outside = pixels["dark"][..., 0] == 255
+    assert (heat[is_outside] == 127).all()
+    # Twice the threshold of the pixels is white. The brightest pixels are above the threshold.
+    assert (heat[~is_outside][..., 0] > 127).any()
+    assert not (heat[~is_outside] == 127).all(axis=-1).any()
+
+
+def test_python_program_refuses_images_with_16_bits(site, exported, tmp_path):
+    path = tmp_path / "deep.png"
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(path)
+    done = run_python(site, exported, path)
+    assert done.returncode == 1
+    assert f"{path}: the mode is I;16" in done.stderr
+
+
+def test_python_program_has_at_most_40_lines():
+    assert len((PROGRAMS / "score_image.py").read_text(encoding="utf-8").splitlines()) <= 40
