@@ -157,8 +157,8 @@ Largest difference of each stage, divided by the largest value of the detector f
 least the threshold). "resized": test images at 2 to 20 times the size of the network's input, upright and across. A
 decision is "near" if it flips and its score is within 1e-5 of the threshold.
 
-**{counts[1]} of {counts[0]} decisions flipped, and {counts[2]} near ones.** Scores in batches of 7 differ from scores one
-by one by at most {largest_batch:.0e} of the largest score.
+**{counts[1]} of {counts[0]} decisions flipped, and {counts[2]} near ones.** Scores in batches of 7 differ from scores
+one by one by at most {largest_batch:.0e} of the largest score.
 
 | detector | runtime | images | {" | ".join(STAGES)} | flipped | near |
 |---|---|---|{"---|" * len(STAGES)}---|---|

@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
         "verify",
         help="check that an exported ONNX file gives the results of the model on this machine",
         description="Run an exported file in ONNX Runtime, and in OpenVINO if it is installed. Compare the results of "
-        "every stage with the golden results in the file, and with the model for a folder of images. The exit code is 1 "
-        "if a stage is off or too many decisions flip.",
+        "every stage with the golden results in the file, and with the model for a folder of images. The exit code is "
+        "1 if a stage is off or too many decisions flip.",
         formatter_class=Formatter,
     )
     parser.add_argument("file", metavar="FILE", help="file of 'export'")
@@ -25,8 +25,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model file that was exported. A .joblib file is a pickle, which may run code: use only files that you "
-        "trust",
+        help="the model file that was exported. A .joblib file is a pickle, which may run code: use only files that "
+        "you trust",
     )
     parser.add_argument(
         "--runtime",

@@ -1,7 +1,8 @@
-"""original_results: the results of a detector stage by stage, with which its exported graph is compared."""
+"""original_results and network_inputs: what a detector computes, for the comparison with its exported graph."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from skpatchcore.calibration.conformal import upper_tail_p_values
 from skpatchcore.deployment._build import Inspected, resize_of
 from skpatchcore.detectors._results import turned
+from skpatchcore.features._backbones import Network
+from skpatchcore.images.errors import ImageError
 from skpatchcore.images.inside import filled_outside
 from skpatchcore.images.reading import as_stored, load_image
 from skpatchcore.images.resizing import resize_and_crop
@@ -16,6 +19,9 @@ from skpatchcore.images.views import View
 from skpatchcore.maps import anomaly_map
 from skpatchcore.patches.stream import PatchStream
 from skpatchcore.protocols import pixel_format_of
+
+# Maximum number of images that set the ranges of quantised values.
+_N_INPUTS = 64
 
 
 def original_results(detector: Any, image: np.ndarray, map_size: str, inspected: Inspected | None) -> dict[str, Any]:
@@ -38,7 +44,6 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     patches = next(iter(PatchStream(extractor, [stored], region=detector.roi_)))
     scores, (patch_scores,) = detector._model().score(patches)
     seen = pixels if inspected is None else filled_outside(pixels, inspected.mask)
-    resized, _ = resize_and_crop(seen, **_as_arguments(resize_of(extractor)), index=0)
     view = patches.views[0]
     assert view is not None
     if map_size == "image":
@@ -54,7 +59,7 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     score = turned(scores)
     decision = score - detector.offset_
     return {
-        "pixels": resized.numpy().transpose(1, 2, 0),
+        "pixels": resized_pixels(extractor, seen),
         "features": np.asarray(extractor.transform([as_stored(seen, pixel_format_of(extractor))])[0]),
         "patch_scores": patch_scores,
         "anomaly_map": drawn,
@@ -63,6 +68,55 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
         "label": 1 if decision[0] >= 0 else -1,
         "p_value": upper_tail_p_values(turned(detector.calibration_scores_), scores)[0],
     }
+
+
+def resized_pixels(extractor: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return an image of shape (height, width, n_channels), float32 in [0, 1], as the network sees it."""
+    resize = resize_of(extractor)
+    found, _ = resize_and_crop(
+        pixels, resize["image_size"], resize["crop_size"], index=0, rounded_to=resize["rounded_to"]
+    )
+    return found.numpy().transpose(1, 2, 0)
+
+
+def network_inputs(detector: Any, network: Network, images: Any, inspected: Inspected | None) -> Iterator[np.ndarray]:
+    """Yield the network's inputs for some images.
+
+    Parameters
+    ----------
+    detector : PatchCoreDetector or PaDiMDetector
+        The fitted detector.
+    network : Network
+        Its backbone.
+    images : sequence of images
+        The images. At most 64 of them, evenly spaced, are used.
+    inspected : Inspected or None
+        What is inspected; None if the detector has no region of interest.
+
+    Yields
+    ------
+    array of shape (1, 3, input_height, input_width), float32
+        One normalised image.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be read, or has another size than the region of interest.
+    """
+    extractor = detector.extractor_
+    mean, std = (np.asarray(values, np.float32) for values in extractor._normalisation(network))
+    for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), _N_INPUTS)).astype(int)).tolist():
+        pixels = load_image(images[index], index, extractor.max_pixels, pixel_format=pixel_format_of(extractor))
+        if inspected is not None:
+            if pixels.shape[:2] != inspected.mask.shape:
+                raise ImageError(
+                    f"{pixels.shape[0]}×{pixels.shape[1]} pixels, but the file takes images of "
+                    f"{inspected.mask.shape[0]}×{inspected.mask.shape[1]} pixels only.",
+                    index,
+                )
+            pixels = filled_outside(pixels, inspected.mask)
+        seen = (np.broadcast_to(resized := resized_pixels(extractor, pixels), (*resized.shape[:2], 3)) - mean) / std
+        yield np.ascontiguousarray(seen.transpose(2, 0, 1))[None]
 
 
 def _complete_grid(extractor: Any, size: np.ndarray, view: View) -> tuple[int, int]:
@@ -75,7 +129,3 @@ def _complete_grid(extractor: Any, size: np.ndarray, view: View) -> tuple[int, i
     kept = np.array(view.box[2:]) / np.array(view.region[2:])  # kept cells, as a multiple of the complete grid
     rows, columns = np.rint(size * extractor.stride / kept).astype(int).tolist()
     return rows, columns
-
-
-def _as_arguments(resize: dict[str, Any]) -> dict[str, Any]:
-    return {"size": resize["image_size"], "crop": resize["crop_size"], "rounded_to": resize["rounded_to"]}

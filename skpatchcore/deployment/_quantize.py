@@ -41,9 +41,7 @@ class _Observations:
     means: dict[str, np.ndarray]
 
 
-def quantized(
-    model: onnx.ModelProto, batches: Iterable[np.ndarray], input_name: str, *, n_float: int = 2
-) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, batches: Iterable[np.ndarray], *, n_float: int = 2) -> onnx.ModelProto:
     """Return a copy of a network whose convolutions and matrix products with constant weights compute in int8.
 
     The inputs and outputs of the network stay float32. The result contains operators of the ONNX standard only.
@@ -51,11 +49,9 @@ def quantized(
     Parameters
     ----------
     model : onnx.ModelProto
-        Network with float32 weights and opset 13 or later. The model is not changed.
+        Network with one input and float32 weights and opset 13 or later. The model is not changed.
     batches : iterable of array of shape (n_images, n_channels, height, width), float32
         Inputs of the network for some good images. The sizes of the batches may differ. Some ten images suffice.
-    input_name : str
-        Name of the input of the network.
     n_float : int, default=2
         Number of convolutions and matrix products at the beginning of the network that stay in float32.
 
@@ -75,7 +71,7 @@ def quantized(
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < 13:
         raise ValueError(f"the model has opset {opset}, expected at least 13. Export the network again.")
-    model = onnx.ModelProto.FromString(model.SerializeToString())
+    model, input_name = onnx.ModelProto.FromString(model.SerializeToString()), model.graph.input[0].name
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     products = _products(model.graph, weights)[n_float:]
     if not products:

@@ -315,3 +315,36 @@ def test_resized_size_is_that_of_placed(image_size, rounded_to):
     for own in sizes:
         (found,) = session.run(None, {"size": np.array(own)})
         assert tuple(found) == placed(tuple(own), image_size, None, 0, rounded_to=rounded_to)[0]
+
+
+def test_int8_uses_training_images_and_states_flips(tmp_path):
+    from PIL import Image
+
+    paths = []
+    for i, picture in enumerate(pictures(12)):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(picture).save(paths[-1])
+    detector = fitted(images=[str(path) for path in paths])
+    float32 = skpatchcore.export(detector, tmp_path / "float32.onnx")
+    report = skpatchcore.export(detector, tmp_path / "int8.onnx", precision="int8", max_flipped=1.0)
+    assert report.decisions.n_images == 12
+    assert report.n_bytes < 0.5 * float32.n_bytes
+    assert np.allclose(
+        run(tmp_path / "int8.onnx", pictures(3, seed=7))["score"], detector.score_samples(pictures(3, seed=7)), rtol=0.1
+    )
+    paths[3].unlink()
+    with pytest.raises(skpatchcore.ExportError, match=r"3\.png' does not exist.*good_images"):
+        skpatchcore.export(detector, tmp_path / "int8.onnx", precision="int8")
+    y_test = [1] * 3 + [-1] * 3
+    dark = pictures(3, seed=8) // 3
+    report = skpatchcore.export(
+        detector,
+        tmp_path / "int8.onnx",
+        precision="int8",
+        good_images=pictures(4),
+        test_images=[*pictures(3, seed=9), *dark],
+        y_test=y_test,
+        max_flipped=1.0,
+    )
+    assert report.decisions.auroc_original == report.decisions.auroc == 1
+    assert "AUROC" in str(report)

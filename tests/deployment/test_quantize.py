@@ -64,7 +64,7 @@ def n_int8(model) -> int:
 
 @pytest.fixture(scope="module")
 def rounded():
-    return quantized(network(), [images(seed, 2) for seed in range(3)], "x", n_float=0)
+    return quantized(network(), [images(seed, 2) for seed in range(3)], n_float=0)
 
 
 @pytest.mark.parametrize("size", [(40, 32), (33, 57)])
@@ -97,8 +97,8 @@ def test_result_has_int8_weights_and_standard_operators_only(rounded):
 def test_first_products_stay_in_float32_and_the_model_is_not_changed():
     model, batches = network(), [images(0, 2)]
     before = model.SerializeToString()
-    assert [n_int8(quantized(model, batches, "x", n_float=n)) for n in range(N_PRODUCTS)] == [5, 4, 3, 2, 1]
-    assert n_int8(quantized(model, batches, "x")) == N_PRODUCTS - 2
+    assert [n_int8(quantized(model, batches, n_float=n)) for n in range(N_PRODUCTS)] == [5, 4, 3, 2, 1]
+    assert n_int8(quantized(model, batches)) == N_PRODUCTS - 2
     assert model.SerializeToString() == before
 
 
@@ -127,10 +127,10 @@ def test_bias_of_a_channel_with_tiny_weights_is_kept(size):
 def test_unusable_input_is_refused():
     model = network()
     with pytest.raises(ValueError, match="batches is empty"):
-        quantized(model, [], "x")
+        quantized(model, [])
     with pytest.raises(ValueError, match=r"tensor 'x' has values in \[nan, nan\]"):
-        quantized(model, [np.full((1, 3, 16, 16), np.nan, np.float32)], "x", n_float=0)
+        quantized(model, [np.full((1, 3, 16, 16), np.nan, np.float32)], n_float=0)
     with pytest.raises(ValueError, match="after the first n_float=5"):
-        quantized(model, [images(0, 1)], "x", n_float=5)
+        quantized(model, [images(0, 1)], n_float=5)
     with pytest.raises(ValueError, match="opset 11, expected at least 13"):
-        quantized(network(opset=11), [images(0, 1)], "x")
+        quantized(network(opset=11), [images(0, 1)])
