@@ -233,7 +233,7 @@ def _require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"export needs the package {error.name}: pip install 'skpatchcore[onnx]' installs it and all others."
+            f"export needs the package {error.name}, of the extra onnx: pip install onnx onnxscript onnxruntime"
         ) from error
 
 
