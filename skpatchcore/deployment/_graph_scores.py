@@ -52,7 +52,7 @@ def bank_scores(features: Value, bank: np.ndarray, others: np.ndarray, n_patches
         row = graph.op("GatherElements", nearest, top, axis=1).squeeze(1)
         index = top.unsqueeze(2) + np.zeros((1, 1, n_channels), np.int64)
         patch = graph.op("GatherElements", queries.reshape(features.size(0), -1, n_channels), index, axis=1)
-        neighbours = graph.op("Gather", rows, graph.op("Gather", graph.constant(others), row, axis=0), axis=0)
+        neighbours = graph.op("Gather", rows, graph.op("Gather", graph.constant(others.astype(np.int32)), row, axis=0), axis=0)
         to_all = graph.concat([scores, _lengths(neighbours - patch)], 1)  # (n_images, b)
         share = graph.op("Softmax", to_all, axis=1).between(0, 1, 1)
         least = np.float32(1 - 1 / (others.shape[1] + 1))
