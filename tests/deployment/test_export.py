@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,16 @@ def fitted(kind=PatchCoreDetector, images=None, **parameters):
     return kind(**{**own, **parameters}).fit(pictures(12) if images is None else images)
 
 
-def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the outputs of a file in ONNX Runtime by name."""
+def opened(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Return a function of images that returns the outputs of a file in ONNX Runtime by name."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the outputs of a file in ONNX Runtime by name."""
+    return opened(path)(images)
 
 
 def entries(path: Path) -> dict[str, str]:
@@ -95,10 +101,11 @@ def test_export_agrees_with_detector_for_sizes_and_batches(case, tmp_path):
     report = skpatchcore.export(detector, path, map_size="image")
     assert report.n_flipped == 0
     assert report.n_bytes == path.stat().st_size
+    outputs_of = opened(path)
     tests = [pictures(7, seed=1), pictures(1, 150, 81, seed=2), pictures(12)[:2]]
     tests[0][0, 20:50, 20:60] = 0
     for images in tests:
-        found = run(path, images)
+        found = outputs_of(images)
         scores, maps = detector.score_and_segment(images)
         threshold = abs(detector.offset_)
         assert close(found["score"], scores, threshold)
