@@ -28,6 +28,8 @@ _EXAMPLE = (224, 288)
 _ADVICE = (
     "Fit with an extractor with image_size=(height, width) or crop_size, or export with image_size=(height, width)."
 )
+# Loggers of torch that report details of the export.
+_LOGGERS = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes")
 # Domains of standard operators.
 _STANDARD = ("", "ai.onnx")
 
@@ -192,12 +194,14 @@ def _pad_in_convolutions(model: ModelProto) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the progress messages and the warnings of torch's exporter in the block."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

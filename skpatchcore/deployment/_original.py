@@ -1,7 +1,8 @@
-"""original_results: the results of a detector stage by stage, with which its exported graph is compared."""
+"""original_results and network_inputs: what a detector computes, for the comparison with its exported graph."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from skpatchcore.calibration.conformal import upper_tail_p_values
 from skpatchcore.deployment._build import Inspected, resize_of
 from skpatchcore.detectors._results import turned
+from skpatchcore.features._backbones import Network
+from skpatchcore.images.errors import ImageError
 from skpatchcore.images.inside import filled_outside
 from skpatchcore.images.reading import as_stored, load_image
 from skpatchcore.images.resizing import resize_and_crop
@@ -16,6 +19,9 @@ from skpatchcore.images.views import View
 from skpatchcore.maps import anomaly_map
 from skpatchcore.patches.stream import PatchStream
 from skpatchcore.protocols import pixel_format_of
+
+# Maximum number of images that set the ranges of quantised values.
+_N_INPUTS = 64
 
 
 def original_results(detector: Any, image: np.ndarray, map_size: str, inspected: Inspected | None) -> dict[str, Any]:
@@ -53,7 +59,7 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     score = turned(scores)
     decision = score - detector.offset_
     return {
-        "pixels": input_pixels(extractor, seen).transpose(1, 2, 0),
+        "pixels": resized_pixels(extractor, seen),
         "features": np.asarray(extractor.transform([as_stored(seen, pixel_format_of(extractor))])[0]),
         "patch_scores": patch_scores,
         "anomaly_map": drawn,
@@ -64,33 +70,53 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     }
 
 
-def input_pixels(extractor: Any, pixels: np.ndarray, index: int = 0, path: str | None = None) -> np.ndarray:
-    """Return the pixels of an image that the network of an extractor sees, before they are normalised.
+def resized_pixels(extractor: Any, pixels: np.ndarray) -> np.ndarray:
+    """Return an image of shape (height, width, n_channels), float32 in [0, 1], as the network sees it."""
+    resize = resize_of(extractor)
+    found, _ = resize_and_crop(
+        pixels, resize["image_size"], resize["crop_size"], index=0, rounded_to=resize["rounded_to"]
+    )
+    return found.numpy().transpose(1, 2, 0)
+
+
+def network_inputs(detector: Any, network: Network, images: Any, inspected: Inspected | None) -> Iterator[np.ndarray]:
+    """Yield the network's inputs for some images.
 
     Parameters
     ----------
-    extractor : TorchFeatureExtractor
-        The fitted extractor.
-    pixels : array of shape (height, width, n_channels), float32 in [0, 1]
-        The image.
-    index, path
-        Index and path of the image, for errors.
+    detector : PatchCoreDetector or PaDiMDetector
+        The fitted detector.
+    network : Network
+        Its backbone.
+    images : sequence of images
+        The images. At most 64 of them, evenly spaced, are used.
+    inspected : Inspected or None
+        What is inspected; None if the detector has no region of interest.
 
-    Returns
-    -------
-    array of shape (n_channels, input_height, input_width), float32 in [0, 1]
+    Yields
+    ------
+    array of shape (1, 3, input_height, input_width), float32
+        One normalised image.
 
     Raises
     ------
     ImageError
-        If the image is smaller than the crop, or has more than `max_pixels` pixels after resizing.
+        If an image cannot be read, or has another size than the region of interest.
     """
-    resize = resize_of(extractor)
-    resized, _ = resize_and_crop(
-        pixels, resize["image_size"], resize["crop_size"], index, path, extractor.max_pixels, resize["rounded_to"]
-    )
-    seen: np.ndarray = resized.numpy()
-    return seen
+    extractor = detector.extractor_
+    mean, std = (np.asarray(values, np.float32) for values in extractor._normalisation(network))
+    for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), _N_INPUTS)).astype(int)).tolist():
+        pixels = load_image(images[index], index, extractor.max_pixels, pixel_format=pixel_format_of(extractor))
+        if inspected is not None:
+            if pixels.shape[:2] != inspected.mask.shape:
+                raise ImageError(
+                    f"{pixels.shape[0]}×{pixels.shape[1]} pixels, but the file takes images of "
+                    f"{inspected.mask.shape[0]}×{inspected.mask.shape[1]} pixels only.",
+                    index,
+                )
+            pixels = filled_outside(pixels, inspected.mask)
+        seen = (np.broadcast_to(resized := resized_pixels(extractor, pixels), (*resized.shape[:2], 3)) - mean) / std
+        yield np.ascontiguousarray(seen.transpose(2, 0, 1))[None]
 
 
 def _complete_grid(extractor: Any, size: np.ndarray, view: View) -> tuple[int, int]:

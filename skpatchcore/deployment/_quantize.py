@@ -1,7 +1,5 @@
 """`quantized`: a copy of a network whose convolutions and matrix products compute with 8-bit integers.
 
-:func:`quantised_backbone` calls it with the pixels of good images of a detector.
-
 How it works:
 
 1. The network is run on calibration images. The smallest and the largest value of each tensor before and after a
@@ -20,16 +18,11 @@ The ranges are not clipped to percentiles: a defect may cause larger values than
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from skpatchcore.images.containers import item_of
-from skpatchcore.images.inside import RegionMasks, filled_outside
-from skpatchcore.images.reading import load_image, path_of
-from skpatchcore.protocols import pixel_format_of
 
 if TYPE_CHECKING:
     import onnx
@@ -38,8 +31,6 @@ if TYPE_CHECKING:
 _MAX_WEIGHT = 127
 # Largest absolute value of a bias as int32 before its correction. The correction needs less than the other half.
 _MAX_BIAS = 2**30
-# Maximum number of images that set the ranges of the integers.
-_N_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -50,54 +41,7 @@ class _Observations:
     means: dict[str, np.ndarray]
 
 
-def quantised_backbone(model: onnx.ModelProto, detector: Any, images: Sequence[Any]) -> onnx.ModelProto:
-    """Return a copy of a detector's network that computes in int8.
-
-    Parameters
-    ----------
-    model : onnx.ModelProto
-        The network, from normalised pixels to layer maps.
-    detector : PatchCoreDetector or PaDiMDetector
-        The fitted detector, which defines how images are read, resized, cropped and normalised.
-    images : sequence of images
-        Images of good parts. At most 64 of them are used, at equal distances in the sequence.
-
-    Returns
-    -------
-    onnx.ModelProto
-
-    Raises
-    ------
-    ImageError
-        If an image cannot be read.
-    ValueError
-        If `images` is empty, or as in `quantized`.
-    """
-    return quantized(model, _normalised_pixels(detector, images), model.graph.input[0].name)
-
-
-def _normalised_pixels(detector: Any, images: Sequence[Any]) -> Iterator[np.ndarray]:
-    """Yield the input of the network for single images: arrays of shape (1, 3, height, width), float32."""
-    from skpatchcore.deployment._build import load_backbone
-    from skpatchcore.deployment._original import input_pixels
-
-    extractor, masks = detector.extractor_, RegionMasks(detector.roi_)
-    mean, std = extractor._normalisation(load_backbone(extractor))
-    pixel_format = pixel_format_of(extractor)
-    for index in np.unique(np.linspace(0, len(images) - 1, min(len(images), _N_IMAGES)).astype(int)).tolist():
-        image = item_of(images, index)
-        pixels = load_image(image, index, extractor.max_pixels, pixel_format=pixel_format)
-        mask = masks.of(pixels.shape[:2], None, lambda: pixels, index, path_of(image))  # noqa: B023
-        if mask is not None:
-            pixels = filled_outside(pixels, mask.as_array())
-        seen = input_pixels(extractor, pixels, index, path_of(image))
-        normalised = (seen - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
-        yield normalised[None].astype(np.float32)
-
-
-def quantized(
-    model: onnx.ModelProto, batches: Iterable[np.ndarray], input_name: str, *, n_float: int = 2
-) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, batches: Iterable[np.ndarray], *, n_float: int = 2) -> onnx.ModelProto:
     """Return a copy of a network whose convolutions and matrix products with constant weights compute in int8.
 
     The inputs and outputs of the network stay float32. The result contains operators of the ONNX standard only.
@@ -105,11 +49,9 @@ def quantized(
     Parameters
     ----------
     model : onnx.ModelProto
-        Network with float32 weights and opset 13 or later. The model is not changed.
+        Network with one input and float32 weights and opset 13 or later. The model is not changed.
     batches : iterable of array of shape (n_images, n_channels, height, width), float32
         Inputs of the network for some good images. The sizes of the batches may differ. Some ten images suffice.
-    input_name : str
-        Name of the input of the network.
     n_float : int, default=2
         Number of convolutions and matrix products at the beginning of the network that stay in float32.
 
@@ -129,7 +71,7 @@ def quantized(
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < 13:
         raise ValueError(f"the model has opset {opset}, expected at least 13. Export the network again.")
-    model = onnx.ModelProto.FromString(model.SerializeToString())
+    model, input_name = onnx.ModelProto.FromString(model.SerializeToString()), model.graph.input[0].name
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     products = _products(model.graph, weights)[n_float:]
     if not products:

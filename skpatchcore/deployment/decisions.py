@@ -63,7 +63,14 @@ def compared_decisions(original: np.ndarray, exported: np.ndarray, offset: float
     Returns
     -------
     DecisionComparison
+
+    Raises
+    ------
+    ValueError
+        If the number of labels is not the number of images.
     """
+    if y is not None and len(y) != len(original):
+        raise ValueError(f"there are {len(y)} labels for {len(original)} images: pass one label per image.")
     unit = abs(offset) or 1.0
     differs = (original >= 0) != (exported >= 0)  # NaN >= 0 is False: anomalous
     is_near = np.abs(original) <= MARGIN * unit

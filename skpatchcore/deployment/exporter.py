@@ -178,8 +178,8 @@ def export(
     _require_packages()
     from skpatchcore.deployment._build import build_model, inspected_by, load_backbone
     from skpatchcore.deployment._exportable import check_detector, detector_of
-    from skpatchcore.deployment._original import original_results
-    from skpatchcore.deployment._quantize import quantised_backbone
+    from skpatchcore.deployment._original import network_inputs, original_results
+    from skpatchcore.deployment._quantize import quantized
     from skpatchcore.deployment.manifest import manifest_of
 
     detector = detector_of(detector)
@@ -192,7 +192,10 @@ def export(
         test_images = good_images
     network = load_backbone(detector.extractor_)
     inspected = inspected_by(detector, settings.image_size)
-    change = partial(quantised_backbone, detector=detector, images=good_images) if precision == "int8" else None
+    change = None
+    if precision == "int8":
+        _require_images(good_images, "good_images")
+        change = partial(quantized, batches=network_inputs(detector, network, good_images, inspected))
     model = build_model(detector, network, settings, inspected, change).SerializeToString()
 
     images = _golden_images(detector, golden, settings)
@@ -209,6 +212,7 @@ def export(
     manifest = manifest_of(detector, network, settings, tolerances)
     decisions = None
     if test_images is not None:
+        _require_images(test_images, "test_images")
         decisions = _test_decisions(detector, runner, manifest, test_images, y_test)
         _require_few_flipped(decisions, settings)
 
@@ -229,8 +233,7 @@ def _require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"export needs the package {error.name}. Run: pip install onnx onnxscript onnxruntime. These are the "
-            "packages of the extra 'onnx'."
+            f"export needs the package {error.name}, of the extra onnx: pip install onnx onnxscript onnxruntime"
         ) from error
 
 
@@ -245,6 +248,12 @@ def _training_images(detector: Any) -> list[str]:
             "good_images."
         )
     return list(paths)
+
+
+def _require_images(images: Any, name: str) -> None:
+    """Raise a ValueError if a sequence of images is empty."""
+    if not len(images):
+        raise ValueError(f"{name} is empty: pass at least one image.")
 
 
 def _golden_images(detector: Any, golden: Sequence[Any], settings: ExportSettings) -> list[np.ndarray]:

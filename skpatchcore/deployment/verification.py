@@ -174,7 +174,7 @@ def _installed() -> list[str]:
     """Return the names of the runtimes that are installed. Raise an ImportError if there is none."""
     found = [name for name in RUNTIMES if importlib.util.find_spec(name) is not None]
     if not found:
-        raise ImportError("verify needs ONNX Runtime or OpenVINO. Run: pip install onnxruntime.")
+        raise ImportError("verify needs ONNX Runtime or OpenVINO: pip install onnxruntime")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,11 +53,16 @@ def fitted(kind=PatchCoreDetector, images=None, **parameters):
     return kind(**{**own, **parameters}).fit(pictures(12) if images is None else images)
 
 
-def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the outputs of a file in ONNX Runtime by name."""
+def opened(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Return a function of images that returns the outputs of a file in ONNX Runtime by name."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, {"images": images}), strict=True))
+    return lambda images: dict(zip(names, session.run(names, {"images": images}), strict=True))
+
+
+def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the outputs of a file in ONNX Runtime by name."""
+    return opened(path)(images)
 
 
 def entries(path: Path) -> dict[str, str]:
@@ -95,10 +101,11 @@ def test_export_agrees_with_detector_for_sizes_and_batches(case, tmp_path):
     report = skpatchcore.export(detector, path, map_size="image")
     assert report.n_flipped == 0
     assert report.n_bytes == path.stat().st_size
+    outputs_of = opened(path)
     tests = [pictures(7, seed=1), pictures(1, 150, 81, seed=2), pictures(12)[:2]]
     tests[0][0, 20:50, 20:60] = 0
     for images in tests:
-        found = run(path, images)
+        found = outputs_of(images)
         scores, maps = detector.score_and_segment(images)
         threshold = abs(detector.offset_)
         assert close(found["score"], scores, threshold)
@@ -315,3 +322,36 @@ def test_resized_size_is_that_of_placed(image_size, rounded_to):
     for own in sizes:
         (found,) = session.run(None, {"size": np.array(own)})
         assert tuple(found) == placed(tuple(own), image_size, None, 0, rounded_to=rounded_to)[0]
+
+
+def test_int8_uses_training_images_and_states_flips(tmp_path):
+    from PIL import Image
+
+    paths = []
+    for i, picture in enumerate(pictures(12)):
+        paths.append(tmp_path / f"{i}.png")
+        Image.fromarray(picture).save(paths[-1])
+    detector = fitted(images=[str(path) for path in paths])
+    float32 = skpatchcore.export(detector, tmp_path / "float32.onnx")
+    report = skpatchcore.export(detector, tmp_path / "int8.onnx", precision="int8", max_flipped=1.0)
+    assert report.decisions.n_images == 12
+    assert report.n_bytes < 0.5 * float32.n_bytes
+    assert np.allclose(
+        run(tmp_path / "int8.onnx", pictures(3, seed=7))["score"], detector.score_samples(pictures(3, seed=7)), rtol=0.1
+    )
+    paths[3].unlink()
+    with pytest.raises(skpatchcore.ExportError, match=r"3\.png' does not exist.*good_images"):
+        skpatchcore.export(detector, tmp_path / "int8.onnx", precision="int8")
+    y_test = [1] * 3 + [-1] * 3
+    dark = pictures(3, seed=8) // 3
+    report = skpatchcore.export(
+        detector,
+        tmp_path / "int8.onnx",
+        precision="int8",
+        good_images=pictures(4),
+        test_images=[*pictures(3, seed=9), *dark],
+        y_test=y_test,
+        max_flipped=1.0,
+    )
+    assert report.decisions.auroc_original == report.decisions.auroc == 1
+    assert "AUROC" in str(report)

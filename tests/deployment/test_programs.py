@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -15,86 +13,46 @@ import numpy as np
 import pytest
 from PIL import Image
 
-onnx = pytest.importorskip("onnx", reason="the package onnx, which writes the stand-in model, is not installed")
+import skpatchcore
+from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
 PROGRAMS = Path(__file__).resolve().parents[2] / "examples" / "deployment"
-OFFSET = -0.5
 COLUMNS = ["image", "score", "decision", "label", "p_value"]
 
 
-def stand_in_graph():
-    """Return a model with the inputs and outputs of an exported detector. The score is minus the mean brightness.
-
-    The anomaly map is the brightness of each pixel, or NaN where the red channel is 255.
-    """
-    helper, kinds = onnx.helper, onnx.TensorProto
-    nodes = [
-        helper.make_node("Cast", ["images"], ["bytes"], to=kinds.FLOAT),
-        helper.make_node("Div", ["bytes", "white"], ["pixels"]),
-        helper.make_node("ReduceMean", ["pixels", "last"], ["brightness"], keepdims=0),
-        helper.make_node("ReduceMean", ["pixels", "all_but_first"], ["mean"], keepdims=0),
-        helper.make_node("Neg", ["mean"], ["score"]),
-        helper.make_node("Sub", ["score", "offset"], ["decision"]),
-        helper.make_node("GreaterOrEqual", ["decision", "zero"], ["is_good"]),
-        helper.make_node("Where", ["is_good", "plus", "minus"], ["label"]),
-        helper.make_node("Exp", ["score"], ["p_value"]),
-        helper.make_node("Gather", ["bytes", "first"], ["red"], axis=3),
-        helper.make_node("Equal", ["red", "white"], ["is_outside"]),
-        helper.make_node("Where", ["is_outside", "nan", "brightness"], ["anomaly_map"]),
-    ]
-    constants = {
-        "white": np.float32(255),
-        "offset": np.float32(OFFSET),
-        "zero": np.float32(0),
-        "nan": np.float32("nan"),
-        "plus": np.int64(1),
-        "minus": np.int64(-1),
-        "first": np.int64(0),
-        "last": np.array([3]),
-        "all_but_first": np.array([1, 2, 3]),
-    }
-    outputs = {
-        "score": (kinds.FLOAT, ["n"]),
-        "decision": (kinds.FLOAT, ["n"]),
-        "label": (kinds.INT64, ["n"]),
-        "p_value": (kinds.FLOAT, ["n"]),
-        "anomaly_map": (kinds.FLOAT, ["n", "height", "width"]),
-    }
-    graph = helper.make_graph(
-        nodes,
-        "stand_in",
-        [helper.make_tensor_value_info("images", kinds.UINT8, ["n", "height", "width", 3])],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def with_digest(content: bytes) -> bytes:
-    """Return the bytes of a model with the entry that holds their SHA-256."""
-    entry = onnx.StringStringEntryProto(key="skpatchcore.sha256", value=hashlib.sha256(content).hexdigest())
-    return content + onnx.ModelProto(metadata_props=[entry]).SerializeToString()
+def pictures(n: int, height: int = 48, width: int = 64, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    base = 120 + 40 * np.sin(np.linspace(0, 9, width)[None, :, None] + np.array([0, 1, 2]))
+    return np.clip(base + rng.normal(0, 6, (n, height, width, 3)), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Return the path of a file with the stand-in model, its metadata and its digest."""
-    model = stand_in_graph()
-    onnx.helper.set_model_props(model, {"skpatchcore": json.dumps({"thresholds": {"pixel_offset": 0.25}})})
+def detector():
+    """Return a detector that sees the centre of an image only."""
+    extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=48, crop_size=40)
+    sampler = GreedyCoresetSampler(0.3)
+    made = PatchCoreDetector(extractor, sampler=sampler, random_state=0, calibration="leave-one-out")
+    return made.fit(pictures(12))
+
+
+@pytest.fixture(scope="module")
+def exported(detector, tmp_path_factory):
+    """Return the path of the exported file."""
     path = tmp_path_factory.mktemp("exported") / "parts.onnx"
-    path.write_bytes(with_digest(model.SerializeToString()))
+    skpatchcore.export(detector, path, map_size="image")
     return path
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Return a dark and a bright image of different sizes, each in a folder of PNG and of PPM files."""
+    """Return a good and a defective image of different sizes, each in a folder of PNG and of PPM files."""
     folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    dark, bright = rng.integers(0, 90, (20, 31, 3)), rng.integers(180, 255, (17, 40, 3))
-    dark[3:6, 4:9, 0] = 255
-    pixels = {"dark": dark.astype(np.uint8), "bright": bright.astype(np.uint8)}
+    pixels = {"good": pictures(1)[0], "defective": pictures(1, 60, 50, seed=1)[0]}
+    pixels["defective"][20:40, 10:40] = 255
     for name, values in pixels.items():
         for suffix in ("png", "ppm"):
             Image.fromarray(values).save(folder / f"{name}.{suffix}")
@@ -187,7 +145,7 @@ def run(request):
     return lambda *arguments: run_program(program, *arguments), "ppm"
 
 
-def test_programs_print_the_outputs_of_the_model(run, exported, images):
+def test_programs_print_the_results_of_the_detector(run, detector, exported, images):
     call, suffix = run
     folder, pixels = images
     paths = [folder / f"{name}.{suffix}" for name in pixels]
@@ -200,6 +158,8 @@ def test_programs_print_the_outputs_of_the_model(run, exported, images):
         assert shown == str(path)
         expected = [output[0] for output in session.run(COLUMNS[1:], {"images": values[None]})]
         assert [np.float32(number) for number in numbers] == expected
+        assert np.isclose(float(numbers[0]), detector.score_samples([values])[0], rtol=1e-4)
+        assert int(numbers[2]) == detector.predict([values])[0]
     assert [line[3] for line in lines] == ["1", "-1"]
 
 
@@ -207,16 +167,18 @@ def test_programs_print_the_outputs_of_the_model(run, exported, images):
 def test_programs_refuse_a_file_without_valid_digest(run, exported, images, tmp_path, damage):
     call, suffix = run
     content = exported.read_bytes()
+    foreign = onnx.load_from_string(content)
+    del foreign.metadata_props[:]
     other = {
         "changed": content[:300] + bytes([content[300] ^ 1]) + content[301:],
         "truncated": content[:-10],
-        "foreign": stand_in_graph().SerializeToString(),
+        "foreign": foreign.SerializeToString(),
         "empty": b"",
     }
     path = tmp_path / "parts.onnx"
     if damage != "missing":
         path.write_bytes(other[damage])
-    done = call(path, images[0] / f"dark.{suffix}")
+    done = call(path, images[0] / f"good.{suffix}")
     assert done.returncode == 1
     assert done.stdout == ""
     assert str(path) in done.stderr
@@ -225,23 +187,21 @@ def test_programs_refuse_a_file_without_valid_digest(run, exported, images, tmp_
 def test_programs_fail_on_a_truncated_image(run, exported, images, tmp_path):
     call, suffix = run
     path = tmp_path / f"half.{suffix}"
-    content = (images[0] / f"dark.{suffix}").read_bytes()
+    content = (images[0] / f"good.{suffix}").read_bytes()
     path.write_bytes(content[: len(content) // 2])
     done = call(exported, path)
     assert done.returncode == 1
     assert done.stdout.splitlines() == ["\t".join(COLUMNS)]
 
 
-def test_python_program_saves_the_heat_map_with_uninspected_pixels_in_grey(site, exported, images):
+def test_python_program_saves_the_heat_map_with_uninspected_pixels_in_grey(site, detector, exported, images):
     folder, pixels = images
-    assert run_python(site, exported, folder / "dark.png").returncode == 0
-    heat = np.asarray(Image.open(folder / "dark.png.heat.png"))
-    assert heat.shape == pixels["dark"].shape
-    is_outside = pixels["dark"][..., 0] == 255
-    assert (heat[is_outside] == 127).all()
-    # Twice the threshold of the pixels is white. The brightest pixels are above the threshold.
-    assert (heat[~is_outside][..., 0] > 127).any()
-    assert not (heat[~is_outside] == 127).all(axis=-1).any()
+    assert run_python(site, exported, folder / "defective.png").returncode == 0
+    heat = np.asarray(Image.open(folder / "defective.png.heat.png"))
+    (anomaly_map,) = detector.segment([pixels["defective"]])
+    assert heat.shape == pixels["defective"].shape
+    assert np.array_equal((heat == 127).all(axis=-1), np.isnan(anomaly_map))
+    assert (heat[~np.isnan(anomaly_map)] > 0).any()
 
 
 def test_python_program_refuses_images_with_16_bits(site, exported, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="the package onnx, which holds the networks, is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 
-import skpatchcore  # noqa: E402
 from skpatchcore.deployment._quantize import _rounded_convolution, quantized  # noqa: E402
 
 N_PRODUCTS = 5
@@ -65,7 +64,7 @@ def n_int8(model) -> int:
 
 @pytest.fixture(scope="module")
 def rounded():
-    return quantized(network(), [images(seed, 2) for seed in range(3)], "x", n_float=0)
+    return quantized(network(), [images(seed, 2) for seed in range(3)], n_float=0)
 
 
 @pytest.mark.parametrize("size", [(40, 32), (33, 57)])
@@ -98,8 +97,8 @@ def test_result_has_int8_weights_and_standard_operators_only(rounded):
 def test_first_products_stay_in_float32_and_the_model_is_not_changed():
     model, batches = network(), [images(0, 2)]
     before = model.SerializeToString()
-    assert [n_int8(quantized(model, batches, "x", n_float=n)) for n in range(N_PRODUCTS)] == [5, 4, 3, 2, 1]
-    assert n_int8(quantized(model, batches, "x")) == N_PRODUCTS - 2
+    assert [n_int8(quantized(model, batches, n_float=n)) for n in range(N_PRODUCTS)] == [5, 4, 3, 2, 1]
+    assert n_int8(quantized(model, batches)) == N_PRODUCTS - 2
     assert model.SerializeToString() == before
 
 
@@ -128,37 +127,10 @@ def test_bias_of_a_channel_with_tiny_weights_is_kept(size):
 def test_unusable_input_is_refused():
     model = network()
     with pytest.raises(ValueError, match="batches is empty"):
-        quantized(model, [], "x")
+        quantized(model, [])
     with pytest.raises(ValueError, match=r"tensor 'x' has values in \[nan, nan\]"):
-        quantized(model, [np.full((1, 3, 16, 16), np.nan, np.float32)], "x", n_float=0)
+        quantized(model, [np.full((1, 3, 16, 16), np.nan, np.float32)], n_float=0)
     with pytest.raises(ValueError, match="after the first n_float=5"):
-        quantized(model, [images(0, 1)], "x", n_float=5)
+        quantized(model, [images(0, 1)], n_float=5)
     with pytest.raises(ValueError, match="opset 11, expected at least 13"):
-        quantized(network(opset=11), [images(0, 1)], "x")
-
-
-def test_exported_network_computes_in_integers_and_keeps_the_scores_of_good_images(tmp_path):
-    pytest.importorskip("onnxscript", reason="the package onnxscript is not installed")
-    rng = np.random.default_rng(0)
-    good = np.clip(120 + 40 * np.sin(np.arange(80) / 9)[:, None] + rng.normal(0, 6, (12, 64, 80, 3)), 0, 255)
-    good = good.astype(np.uint8)
-    extractor = skpatchcore.TorchFeatureExtractor("resnet18", weights=None, image_size=64)
-    detector = skpatchcore.PatchCoreDetector(extractor, roi=(0.1, 0.1, 0.8, 0.8), random_state=0).fit(good)
-    path = tmp_path / "parts.onnx"
-    report = skpatchcore.export(detector, path, precision="int8", image_size=(64, 80), good_images=good)
-    assert report.decisions.n_images == 12
-    assert report.decisions.n_flipped == 0
-    weights = {tensor.data_type for tensor in onnx.load(path).graph.initializer}
-    assert onnx.TensorProto.INT8 in weights
-    scores = skpatchcore.OnnxDetector(path).score_samples(good)
-    np.testing.assert_allclose(scores, detector.score_samples(good), atol=0.1 * abs(detector.offset_))
-
-
-def test_int8_needs_images_that_exist(tmp_path):
-    pytest.importorskip("onnxscript", reason="the package onnxscript is not installed")
-    good = np.random.default_rng(0).integers(100, 140, (9, 64, 64, 3), np.uint8)
-    extractor = skpatchcore.TorchFeatureExtractor("resnet18", weights=None, image_size=64)
-    detector = skpatchcore.PatchCoreDetector(extractor, random_state=0).fit(good)
-    with pytest.raises(skpatchcore.ExportError, match="Pass good_images"):
-        skpatchcore.export(detector, tmp_path / "parts.onnx", precision="int8")
-    assert not list(tmp_path.iterdir())
+        quantized(network(opset=11), [images(0, 1)])

@@ -169,6 +169,8 @@ def test_compared_decisions_counts_flips_and_near_ones():
     found = compared_decisions(original, exported, offset=-1.0)
     assert (found.n_images, found.n_flipped, found.n_near) == (4, 1, 1)
     assert np.isnan(found.auroc)
+    with pytest.raises(ValueError, match="3 labels for 4 images"):
+        compared_decisions(original, exported, offset=-1.0, y=[1, 1, -1])
 
 
 def test_relative_difference_of_values_that_are_not_finite():
