@@ -52,6 +52,17 @@ class ExportReport:
         Number of golden images with another label than from the detector.
     decisions : DecisionComparison or None
         Comparison of the decisions for the test images; None without test images.
+
+    See Also
+    --------
+    export : Write a file, and return its report.
+
+    Examples
+    --------
+    >>> from skpatchcore import ExportReport
+    >>> from skpatchcore.deployment import StageDifference
+    >>> print(ExportReport("a.onnx", 5_200_000, "float32", (StageDifference("score", 2e-7, 1e-4),), 0))
+    a.onnx: 5.2 MB, float32. Largest relative difference from the detector: 2.0e-07 (score). Flipped golden labels: 0.
     """
 
     path: str

@@ -71,6 +71,22 @@ class Verification:
         Path of the file.
     checks : tuple of Check
         One check per runtime and per set of images.
+
+    See Also
+    --------
+    verify : Compare an exported file with the detector.
+
+    Examples
+    --------
+    >>> from skpatchcore import Verification
+    >>> from skpatchcore.deployment import Check, DecisionComparison, StageDifference
+    >>> stages = (StageDifference("score", 3e-2, 1e-4),)
+    >>> check = Check("onnxruntime 1.32.0", "golden images", stages, DecisionComparison(3, 1, 0, 3e-2), 0.0)
+    >>> verification = Verification("parts.onnx", (check,))
+    >>> verification.is_passed
+    False
+    >>> [stage.stage for stage in check.stages if stage.is_off]
+    ['score']
     """
 
     path: str
