@@ -93,6 +93,7 @@ sphinx_gallery_conf = {
             "plot_resolutions.py",
             "plot_regions.py",
             "plot_retina.py",
+            "plot_onnx.py",
             "run_mvtec_ad.py",
             "serve_fastapi.py",
         ]
@@ -110,7 +111,7 @@ sphinx_gallery_conf = {
 # Store the --help output of each command. The page on the command line includes these files.
 _generated = Path(__file__).parent / "_generated"
 _generated.mkdir(exist_ok=True)
-for _command in ("fit", "predict", "evaluate", "capability", "demo"):
+for _command in ("fit", "predict", "export", "verify", "evaluate", "capability", "demo"):
     _shown = subprocess.run(
         [sys.executable, "-m", "skpatchcore", _command, "--help"],
         env={**os.environ, "COLUMNS": "88"}, capture_output=True, text=True, check=True,

@@ -8,18 +8,23 @@ from typing import TYPE_CHECKING
 import lazy_loader  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
+    from skpatchcore.deployment.decisions import DecisionComparison
     from skpatchcore.deployment.errors import ExportError, ModelFileError
     from skpatchcore.deployment.exporter import ExportReport, export
     from skpatchcore.deployment.files import TRUSTED_TYPES, load, save
+    from skpatchcore.deployment.golden import StageDifference
     from skpatchcore.deployment.onnx_detector import OnnxDetector
-    from skpatchcore.deployment.verification import Verification, verify
+    from skpatchcore.deployment.verification import Check, Verification, verify
 
 __all__ = [
     "TRUSTED_TYPES",
+    "Check",
+    "DecisionComparison",
     "ExportError",
     "ExportReport",
     "ModelFileError",
     "OnnxDetector",
+    "StageDifference",
     "Verification",
     "export",
     "load",
@@ -30,10 +35,12 @@ __all__ = [
 __getattr__, __dir__, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "decisions": ["DecisionComparison"],
         "errors": ["ExportError", "ModelFileError"],
         "exporter": ["ExportReport", "export"],
         "files": ["TRUSTED_TYPES", "load", "save"],
+        "golden": ["StageDifference"],
         "onnx_detector": ["OnnxDetector"],
-        "verification": ["Verification", "verify"],
+        "verification": ["Check", "Verification", "verify"],
     },
 )

@@ -10,6 +10,7 @@ import numpy as np
 import onnx.compose
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from skpatchcore._version import __version__
 from skpatchcore.deployment.errors import ExportError
 
 # Version of the standard operators. 18 is the first version in which the axes of all reductions are inputs.
@@ -240,7 +241,11 @@ class Graph:
             self.nodes, "skpatchcore", self.inputs, self.outputs, self.initializers, doc_string=description
         )
         made = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="skpatchcore"
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="skpatchcore",
+            producer_version=__version__,
         )
         onnx.checker.check_model(made)
         return made

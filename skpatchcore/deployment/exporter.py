@@ -282,11 +282,13 @@ def _test_decisions(detector: Any, runner: Runner, manifest: dict[str, Any], ima
 
 def _require_few_flipped(decisions: DecisionComparison, settings: ExportSettings) -> None:
     """Raise an ExportError if more decisions flip than accepted."""
-    accepted = 0.0 if settings.precision == "float32" else settings.max_flipped
+    is_exact = settings.precision == "float32"
+    accepted = 0.0 if is_exact else settings.max_flipped
     if decisions.n_flipped > accepted * decisions.n_images:
+        advice = "" if is_exact else " Use precision='float32', or a larger max_flipped."
         raise ExportError(
-            f"precision={settings.precision!r} flips too many decisions: {decisions} At most max_flipped={accepted:g} "
-            "of the images are accepted. No file was written. Use precision='float32', or a larger max_flipped."
+            f"precision={settings.precision!r} flips too many decisions: {decisions} At most {accepted:g} of the "
+            f"images may flip. No file was written.{advice}"
         )
 
 
