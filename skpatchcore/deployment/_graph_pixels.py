@@ -16,6 +16,8 @@ from skpatchcore.images.views import as_pair
 # The rows of the resized image are computed in this number of blocks. A block needs only some rows of the image, which
 # saves most of the multiplications for large images.
 _N_BLOCKS = 8
+# Factor of the integer part of a quotient. Its product with a side of 65535 pixels fits into 32 bits.
+_STEPS = 2**14
 
 
 def resized_and_cropped(
@@ -114,12 +116,25 @@ def axis_weights(graph: Graph, n_in: Value, n_out: Value) -> Value:
     The formulas are those of torch, in float32. The filter is a triangle with the half width of one input pixel or of
     one output pixel, whichever is larger.
     """
-    scale = n_in.cast("float32") / n_out.cast("float32")
+    scale = _quotient(n_in, n_out)
     width = graph.op("Max", scale, np.array([1], np.float32))
     centres = ((graph.range(n_out) + np.float32(0.5)) * scale).unsqueeze(1)
     distances = graph.op("Abs", graph.range(n_in).unsqueeze(0) - centres + np.float32(0.5)) * (np.float32(1) / width)
     weights = graph.op("Max", np.float32(1) - distances, np.float32(0))
     return weights / weights.sum(1, keepdims=True)
+
+
+def _quotient(dividend: Value, divisor: Value) -> Value:
+    """Return the quotient of two integers, rounded to float32.
+
+    Some runtimes multiply by the rounded reciprocal instead of dividing. The last bit then differs, which moves the
+    filter by up to 1e-4 pixels at the end of a long side. Here, the integer part of 2^14 times the quotient is exact,
+    and only the rest is divided.
+    """
+    scaled = dividend * np.array([_STEPS])
+    whole = scaled / divisor
+    rest = (scaled - whole * divisor).cast("float32") / divisor.cast("float32")
+    return (whole.cast("float32") + rest) * np.float32(1 / _STEPS)
 
 
 def _rows_resized(rows: Value, weights: Value, n_in: Value, n_out: Value) -> Value:
