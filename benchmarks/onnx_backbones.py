@@ -84,8 +84,7 @@ def main() -> None:
                 f"""# Exported networks
 
 Made by `benchmarks/onnx_backbones.py` with {packages}. PatchCore, random weights, 5 % of the patches of 4 images.
-Largest
-relative difference of any stage from the detector, on golden images and on 6 images.
+Largest relative difference of any stage from the detector, on golden images and on 6 images.
 
 | network | image sizes | ONNX Runtime | OpenVINO | MB |
 |---|---|---|---|---|
