@@ -14,7 +14,7 @@ from skpatchcore.deployment._graph import Graph, Value
 from skpatchcore.deployment._graph_features import aggregated, normalised
 from skpatchcore.deployment._graph_maps import drawn, n_repeats_of
 from skpatchcore.deployment._graph_pixels import crop_start, resized_and_cropped
-from skpatchcore.deployment._graph_scores import bank_scores, decisions, gaussian_scores, nan_if_not_finite, nan_unless
+from skpatchcore.deployment._graph_scores import bank_scores, decisions, gaussian_scores, is_finite, n_candidates_of
 from skpatchcore.deployment._network import network_model
 from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.outputs import OUTPUTS
@@ -27,6 +27,8 @@ from skpatchcore.patches.stream import PatchStream
 
 # Shortest side of a network's input that is assumed if the size depends on the image.
 _LEAST_SIDE = 32
+# Largest distance of a float image from [0, 1] that counts as rounding.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -183,20 +185,31 @@ def build_model(
         backbone = transform_network(backbone)
     maps = graph.embed(backbone, normalised(pixels, mean, std), "network/")
     features, grid = aggregated(maps, n_map_channels, extractor.patch_size, extractor.stride, extractor.n_channels)
-    scores, patch_scores, filled = _scored(detector, features, inspected, input_size)
-    found = decisions(scores, detector.calibration_scores_, detector.offset_)
+    scores, filled, is_learnt = _scored(detector, features, inspected, input_size)
+    is_valid = is_finite(features)
+    if is_learnt is not None:
+        is_valid = is_valid & is_learnt
+    if settings.input_dtype == "float32":
+        is_valid = is_valid & _in_range(images)
+    found = decisions(scores, is_valid, detector.calibration_scores_, detector.offset_)
 
     size = pixels.size(1), pixels.size(3)
     shape: tuple[Any, Any] = ("map_height", "map_width")
     if settings.map_size == "input":
-        anomaly_map = _map_of_input(detector, filled, size, grid, inspected, input_size)
+        drawn_map, seen = _map_of_input(detector, filled, size, grid, inspected, input_size)
     else:
-        anomaly_map = _map_of_image(detector, filled, images, size, resized, grid, inspected)
+        drawn_map, seen = _map_of_image(detector, filled, images, size, resized, grid, inspected)
         shape = height, width
+    is_anomalous = drawn_map > np.float32(detector.pixel_offset_)
+    patch_scores, is_valid, nan = filled, is_valid.unsqueeze(1, 2), np.float32(np.nan)
+    if inspected is not None:
+        is_counted = np.isin(np.arange(inspected.fill.size), inspected.cells).reshape(inspected.fill.shape)
+        patch_scores = graph.as_value(is_counted).where(filled, nan)
+    # NaN is inserted last: runtimes compare it with numbers in different ways.
     found |= {
-        "anomaly_map": anomaly_map,
-        "mask": anomaly_map > np.float32(detector.pixel_offset_),
-        "patch_scores": patch_scores,
+        "anomaly_map": (is_valid if seen is None else is_valid & seen).where(drawn_map, nan),
+        "mask": (is_anomalous if seen is None else is_anomalous & seen) | ~is_valid,
+        "patch_scores": is_valid.where(patch_scores, nan),
         "pixels": pixels.transpose(0, 1, 3, 2),
         "features": features,
         "grid": grid,
@@ -216,33 +229,45 @@ def build_model(
 
 def _scored(
     detector: Any, features: Value, inspected: Inspected | None, input_size: tuple[int, int] | None
-) -> tuple[Value, Value, Value]:
-    """Return anomaly scores, patch scores (NaN where not inspected) and patch scores in which NaN is filled."""
+) -> tuple[Value, Value, Value | None]:
+    """Return the scores of the images.
+
+    Returns
+    -------
+    scores : Value of shape (n_images,)
+        Image scores, bigger = more anomalous.
+    patch_scores : Value of shape (n_images, grid_height, grid_width)
+        Patch scores. A cell that is not inspected has the score of the nearest inspected cell.
+    is_learnt : Value or None
+        Whether the patch grid is that of the model. None if the model accepts all grids.
+    """
     graph = features.graph
     shape = graph.op("Shape", features, start=0, end=3)
     rows = features.reshape(0, -1, features.size(3))
     if inspected is not None:
         rows = graph.op("Gather", rows, inspected.cells, axis=1)
-    problem = nan_if_not_finite(features)
+    is_learnt = None
     if isinstance(detector, PaDiMDetector):
         model = detector.model_
-        grid = graph.op("Equal", shape.between(1, 3, 0), np.array(model.grid)).cast("int64")
-        is_learnt = graph.op("Equal", grid.sum(0), np.int64(2))
+        same = graph.op("Equal", shape.between(1, 3, 0), np.array(model.grid)).cast("int64")
+        is_learnt = graph.op("Equal", same.sum(0), np.int64(2))
         chosen = slice(None) if inspected is None else np.searchsorted(_cells_of(model), inspected.cells)
         scores, distances = gaussian_scores(rows, model.means[chosen], model.whitening[chosen], model.channels)
-        problem = problem + nan_unless(graph, is_learnt)
     else:
         bank = np.asarray(detector.memory_bank_, np.float32)
         n_patches = None if input_size is None else max(1, input_size[0] * input_size[1] // 64)
-        scores, distances = bank_scores(rows, bank, other_neighbours(detector), n_patches)
-    scores = scores + problem
+        n_candidates = n_candidates_of(bank, detector.index_)
+        scores, distances = bank_scores(rows, bank, other_neighbours(detector), n_candidates, n_patches)
     if inspected is None:
-        grids = distances.reshape(*(shape.between(i, i + 1, 0) for i in range(3)))
-        return scores, grids, grids
+        return scores, distances.reshape(*(shape.between(i, i + 1, 0) for i in range(3))), is_learnt
     fill = np.searchsorted(inspected.cells, inspected.fill)  # position among the inspected cells
-    filled = graph.op("Gather", distances, fill, axis=1)
-    is_counted = np.isin(np.arange(fill.size), inspected.cells).reshape(fill.shape)
-    return scores, graph.op("Where", is_counted, filled, np.float32(np.nan)), filled
+    return scores, graph.op("Gather", distances, fill, axis=1), is_learnt
+
+
+def _in_range(images: Value) -> Value:
+    """Return whether all pixels of each image are in [0, 1], with a tolerance for rounding."""
+    least, largest = np.float32(-_ROUNDING), np.float32(1 + _ROUNDING)
+    return ((images >= least) & (images <= largest)).all(1, 2, 3)
 
 
 def _cells_of(model: Any) -> np.ndarray:
@@ -276,16 +301,14 @@ def _map_of_input(
     grid: Value,
     inspected: Inspected | None,
     input_size: tuple[int, int] | None,
-) -> Value:
-    """Return anomaly maps at the size of the network's input."""
+) -> tuple[Value, Value | None]:
+    """Return anomaly maps at the size of the network's input, and the inspected pixels if not all are inspected."""
     graph, smoothing = filled.graph, float(detector.smoothing)
     side = min(input_size) if input_size is not None else _LEAST_SIDE
     sigma = graph.as_value(np.array([smoothing], np.float32))
     sigmas = None if smoothing <= 1e-3 else (sigma, sigma)
     found = drawn(filled, size, grid, detector.extractor_.stride, sigmas, None, n_repeats_of(smoothing, side))
-    if inspected is None:
-        return found
-    return graph.op("Where", inspected.of_input(), found, np.float32(np.nan))
+    return found, None if inspected is None else graph.as_value(inspected.of_input())
 
 
 def _map_of_image(
@@ -296,8 +319,8 @@ def _map_of_image(
     resized: Value,
     grid: Value,
     inspected: Inspected | None,
-) -> Value:
-    """Return anomaly maps at the size of the images."""
+) -> tuple[Value, Value | None]:
+    """Return anomaly maps at the size of the images, and the inspected pixels if not all are inspected."""
     graph, smoothing, crop = filled.graph, float(detector.smoothing), detector.extractor_.crop_size
     own = images.size(1), images.size(2)
     boxes, sigmas, seen = [], [], []
@@ -320,8 +343,5 @@ def _map_of_image(
         (boxes[0], boxes[1]), n_repeats_of(smoothing, side),
     )  # fmt: skip
     if inspected is not None:
-        return graph.op("Where", inspected.pixels, found, np.float32(np.nan))
-    if crop is None:
-        return found
-    is_seen = seen[0].unsqueeze(1) & seen[1].unsqueeze(0)
-    return graph.op("Where", is_seen, found, np.float32(np.nan))
+        return found, graph.as_value(inspected.pixels)
+    return found, None if crop is None else seen[0].unsqueeze(1) & seen[1].unsqueeze(0)

@@ -21,8 +21,14 @@ IR_VERSION = 9
 _MAX_BYTES = 2_100_000_000
 # Constants with at least this number of values are stored in float16 if the graph is compressed.
 _N_COMPRESSED = 1024
-# Types of the outputs.
-TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL, "uint8": TensorProto.UINT8}
+# Types of tensors.
+TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+    "uint8": TensorProto.UINT8,
+}
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,12 @@ class Value:
     def __neg__(self) -> Value:
         return self.graph.op("Neg", self)
 
+    # OpenVINO evaluates "NaN > x" and "NaN >= x" as True, but "x < NaN" and "x <= NaN" as False.
     def __gt__(self, other: Any) -> Value:
-        return self.graph.op("Greater", self, other)
+        return self.graph.op("Less", other, self)
 
     def __ge__(self, other: Any) -> Value:
-        return self.graph.op("GreaterOrEqual", self, other)
+        return self.graph.op("LessOrEqual", other, self)
 
     def __lt__(self, other: Any) -> Value:
         return self.graph.op("Less", self, other)
@@ -79,6 +86,9 @@ class Value:
 
     def __and__(self, other: Any) -> Value:
         return self.graph.op("And", self, other)
+
+    def __invert__(self) -> Value:
+        return self.graph.op("Not", self)
 
     def __or__(self, other: Any) -> Value:
         return self.graph.op("Or", self, other)
@@ -103,9 +113,17 @@ class Value:
         """Return the sum over axes."""
         return self.graph.op("ReduceSum", self, np.array(axes), keepdims=int(keepdims))
 
+    def all(self, *axes: int) -> Value:
+        """Return whether all values of a boolean tensor are True along axes."""
+        return self.graph.op("ReduceMin", self.cast("float32"), np.array(axes), keepdims=0) > np.float32(0.5)
+
     def max(self, *axes: int, keepdims: bool = False) -> Value:
         """Return the maximum over axes."""
         return self.graph.op("ReduceMax", self, np.array(axes), keepdims=int(keepdims))
+
+    def where(self, yes: Any, no: Any) -> Value:
+        """Return `yes` where this boolean tensor is True, otherwise `no`."""
+        return self.graph.op("Where", self, yes, no)
 
     def between(self, start: Any, stop: Any, axis: int, step: int = 1) -> Value:
         """Return the items of an axis from `start` to `stop`: 1-D tensors of one item, or ints."""

@@ -44,11 +44,8 @@ def aggregated(
         averaged = [_averaged(some, patch_size) for some in maps]
         aligned = [averaged[0], *(_resized_to(some, averaged[0]) for some in averaged[1:])]
         joined = graph.concat(aligned, 1)
-        if stride > 1:
-            ends = (np.iinfo(np.int64).max,) * 2
-            joined = graph.op(
-                "Slice", joined, np.zeros(2, int), np.array(ends), np.array([2, 3]), np.array([stride] * 2)
-            )
+        if stride > 1:  # not by the operator Slice: OpenVINO computes empty maps from its result
+            joined = graph.op("MaxPool", joined, kernel_shape=[1, 1], strides=[stride] * 2)
     else:
         pooled = [
             _pooled(some, own, patch_size, stride, n_channels) for some, own in zip(maps, n_map_channels, strict=True)

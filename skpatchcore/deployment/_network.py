@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from onnx import ModelProto, helper
 from torch import nn
 
+from skpatchcore._utils.modes import default_modes
 from skpatchcore.deployment._graph import OPSET
 from skpatchcore.deployment.errors import ExportError
 from skpatchcore.features import _efficientnet_lite
@@ -47,13 +49,20 @@ class _Last:
         return onnx.load_from_string(self._made[2])
 
     def keep(self, network: Network, size: tuple[int, int] | None, model: ModelProto) -> None:
-        """Keep a model instead of the one before."""
-        self._made = weakref.ref(network.module), (network.layers, size), model.SerializeToString()
+        """Keep a model instead of the one before, as long as the network exists."""
+        reference = weakref.ref(network.module, self._forget)
+        self._made = reference, (network.layers, size), model.SerializeToString()
+
+    def _forget(self, reference: weakref.ref[nn.Module]) -> None:
+        if self._made is not None and self._made[0] is reference:
+            self._made = None
 
 
 _last = _Last()
+_lock = threading.Lock()  # torch's exporter cannot run in several threads at once
 
 
+@default_modes()
 def network_model(network: Network, size: tuple[int, int] | None) -> ModelProto:
     """Return the ONNX model of a network: layer maps of normalised images.
 
@@ -75,8 +84,16 @@ def network_model(network: Network, size: tuple[int, int] | None) -> ModelProto:
     ExportError
         If the network cannot be exported.
     """
-    if (known := _last.get(network, size)) is not None:
-        return known
+    with _lock:
+        known = _last.get(network, size)
+        if known is None:
+            known = _exported(network, size)
+            _last.keep(network, size, known)
+    return known
+
+
+def _exported(network: Network, size: tuple[int, int] | None) -> ModelProto:
+    """Return the model of a network from torch's exporter."""
     example = torch.zeros((2, 3, *(size or _EXAMPLE)))
     if size is None and _is_transformer(network, example):
         raise ExportError(
@@ -107,8 +124,16 @@ def network_model(network: Network, size: tuple[int, int] | None) -> ModelProto:
     foreign = sorted({f"{node.domain}::{node.op_type}" for node in model.graph.node if node.domain not in _STANDARD})
     if foreign:
         raise ExportError(f"the backbone needs operators that are not standard: {', '.join(foreign)}.")
-    _last.keep(network, size, model)
+    _without_comments(model)
     return model
+
+
+def _without_comments(model: ModelProto) -> None:
+    """Remove the comments of torch's exporter, which contain paths of this machine."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
 
 
 def _reason(error: Exception, size: tuple[int, int] | None) -> str:

@@ -46,11 +46,11 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     seen = pixels if inspected is None else filled_outside(pixels, inspected.mask)
     view = patches.views[0]
     assert view is not None
+    grid = _complete_grid(extractor, patches.sizes[0], view)
     if map_size == "image":
         drawn = detector.segment([stored])[0]
     else:
         # The view of the network's input, as if it were the image.
-        grid = _complete_grid(extractor, patches.sizes[0], view)
         own = View(view.input_size, (0.0, 0.0, float(view.input_size[0]), float(view.input_size[1])), view.input_size)
         box = own.of_patches(grid, extractor.stride).box
         drawn = anomaly_map(patch_scores, view.input_size, box, float(detector.smoothing))
@@ -65,6 +65,8 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
         "anomaly_map": drawn,
         "score": score[0],
         "decision": decision[0],
+        "mask": drawn > detector.pixel_offset_,
+        "grid": np.array(grid, np.int64),
         "label": 1 if decision[0] >= 0 else -1,
         "p_value": upper_tail_p_values(turned(detector.calibration_scores_), scores)[0],
     }

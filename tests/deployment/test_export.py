@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -168,18 +170,6 @@ def test_float16_file_is_smaller_and_keeps_labels(tmp_path):
     images = pictures(5, seed=5)
     scores = run(tmp_path / "small.onnx", images)["score"]
     assert np.allclose(scores, detector.score_samples(images), rtol=0.02)
-
-
-def test_features_that_are_not_finite_give_the_label_of_an_anomaly(tmp_path):
-    detector = fitted()
-    skpatchcore.export(detector, tmp_path / "parts.onnx", input_dtype="float32")
-    images = (pictures(2) / 255).astype(np.float32)
-    images[1, 5, 5] = np.nan
-    found = run(tmp_path / "parts.onnx", images)
-    assert np.isfinite(found["score"][0])
-    assert np.isnan(found["score"][1])
-    assert found["label"][1] == -1
-    assert found["p_value"][1] == found["p_value"].min() == np.float32(1 / 13)
 
 
 def test_padim_needs_one_size(tmp_path):
@@ -424,3 +414,123 @@ def test_int8_uses_training_images_and_states_flips(tmp_path):
     )
     assert report.decisions.auroc_original == report.decisions.auroc == 1
     assert "AUROC" in str(report)
+
+
+def open_all(path: Path) -> dict[str, Callable[[np.ndarray], dict[str, np.ndarray]]]:
+    """Return, for each installed runtime, a function of images that returns all outputs of a file by name."""
+    from skpatchcore.deployment.outputs import OUTPUTS
+    from skpatchcore.deployment.runtimes import RUNTIMES, open_runner
+
+    names, found = list(OUTPUTS), {}
+    for runtime in RUNTIMES:
+        if importlib.util.find_spec(runtime) is not None:
+            runner = open_runner(path.read_bytes(), runtime, 1, str(path))
+            found[runtime] = lambda images, runner=runner: dict(zip(names, runner.run(images, names), strict=True))
+    return found
+
+
+def test_pixels_that_are_not_inspected_are_never_anomalous_in_any_runtime(tmp_path):
+    detector = fitted(extractor=extractor(crop_size=40))
+    skpatchcore.export(detector, tmp_path / "parts.onnx", map_size="image")
+    images = pictures(1, seed=3)
+    images[0, 20:50, 20:60] = 0
+    for outputs_of in open_all(tmp_path / "parts.onnx").values():
+        found = outputs_of(images)
+        is_unseen = np.isnan(found["anomaly_map"])
+        assert is_unseen.any()
+        assert not found["mask"][is_unseen].any()
+        assert found["mask"].any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, 1.5, -0.5])
+def test_images_with_invalid_values_are_anomalous_in_any_runtime(value, float_file):
+    detector, runtimes = float_file
+    images = (pictures(2) / 255).astype(np.float32)
+    images[1, 5, 5] = value
+    for outputs_of in runtimes.values():
+        found = outputs_of(images)
+        assert close(found["score"][:1], detector.score_samples(images[:1]))
+        assert np.isnan(found["score"][1])
+        assert np.isnan(found["decision"][1])
+        assert found["label"][1] == -1
+        assert found["p_value"][1] == np.float32(1 / 13)
+        assert found["mask"][1].all()
+        assert np.isnan(found["anomaly_map"][1]).all()
+        assert np.isnan(found["patch_scores"][1]).all()
+
+
+@pytest.fixture(scope="module")
+def float_file(tmp_path_factory):
+    """Return a detector, and its exported file in all runtimes, which takes float images."""
+    detector = fitted()
+    path = tmp_path_factory.mktemp("float") / "parts.onnx"
+    skpatchcore.export(detector, path, input_dtype="float32")
+    return detector, open_all(path)
+
+
+@pytest.mark.parametrize("stride", [2, 3])
+def test_stride_gives_the_same_maps_in_any_runtime(stride, tmp_path):
+    detector = fitted(extractor=extractor(stride=stride, image_size=96))
+    skpatchcore.export(detector, tmp_path / "parts.onnx", map_size="image")
+    for outputs_of in open_all(tmp_path / "parts.onnx").values():
+        for images in (pictures(2, seed=4), pictures(1, 130, 100, seed=5)):
+            found = outputs_of(images)
+            assert close(found["anomaly_map"], np.stack(detector.segment(images)), abs(detector.offset_))
+
+
+def test_rows_of_the_bank_that_rounding_cannot_separate(tmp_path):
+    rng = np.random.default_rng(0)
+    # Dark and bright images that differ by single levels: clusters of near rows, far from the mean of the bank.
+    levels = np.repeat([20, 230], 8)[:, None, None, None]
+    images = (levels + rng.integers(-1, 2, (16, 64, 64, 3))).astype(np.uint8)
+    near = (levels[::4] + rng.integers(-1, 2, (4, 64, 64, 3))).astype(np.uint8)
+    detector = fitted(
+        images=images, extractor=extractor(layers=("layer1", "layer2")), sampler=GreedyCoresetSampler(1.0)
+    )
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+    found = run(tmp_path / "parts.onnx", near)
+    assert close(found["score"], detector.score_samples(near), abs(detector.offset_))
+
+
+def test_number_of_candidates_grows_with_near_rows():
+    from skpatchcore import ExactIndex
+    from skpatchcore.deployment._graph_scores import n_candidates_of
+
+    rng = np.random.default_rng(0)
+    bank = rng.normal(size=(500, 8)).astype(np.float32)
+    assert n_candidates_of(bank, ExactIndex(device="cpu").fit(bank)) == 4
+    bank[:10] = bank[0] + rng.normal(0, 1e-5, (10, 8)).astype(np.float32)
+    assert 10 <= n_candidates_of(bank, ExactIndex(device="cpu").fit(bank)) <= 32
+    bank[:100] = bank[0] + rng.normal(0, 1e-5, (100, 8)).astype(np.float32)
+    assert n_candidates_of(bank, ExactIndex(device="cpu").fit(bank)) is None
+
+
+def test_file_contains_no_path_of_the_machine(tmp_path):
+    import torch
+
+    skpatchcore.export(fitted(), tmp_path / "parts.onnx")
+    content = (tmp_path / "parts.onnx").read_bytes()
+    for text in (b"site-packages", b".py", str(Path(torch.__file__).parent).encode(), str(tmp_path).encode()):
+        assert text not in content
+
+
+def test_export_does_not_depend_on_modes_of_torch(tmp_path):
+    import torch
+
+    detector = fitted(extractor=extractor(layers=("layer1", "layer3")))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            skpatchcore.export(detector, tmp_path / "parts.onnx")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert close(run(tmp_path / "parts.onnx", pictures(2))["score"], detector.score_samples(pictures(2)))
+
+
+def test_exports_in_several_threads(tmp_path):
+    detectors = [fitted(extractor=extractor(layers=(f"layer{i}", "layer3"))) for i in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(
+            pool.map(lambda i: skpatchcore.export(detectors[i], tmp_path / f"{i}.onnx"), range(len(detectors)))
+        )
+    assert [report.n_flipped for report in reports] == [0, 0]
