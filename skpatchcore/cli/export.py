@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 import skpatchcore
@@ -97,6 +98,10 @@ def _export(given: argparse.Namespace) -> int:
 
     if given.image_size is not None and not isinstance(given.image_size, tuple):
         raise CommandError(f"--image-size {given.image_size}: expected HEIGHTxWIDTH, such as 480x640.")
+    if os.path.exists(given.output) and os.path.exists(given.model) and os.path.samefile(given.output, given.model):
+        raise CommandError(
+            f"--output {given.output} is the file of the model, which would be lost. Choose another name."
+        )
     model = load_detector(given.model, given.trust or ())
     good, defective = (images_in(some or []) for some in (given.good, given.defective))
     test = [*good, *defective]

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
         help="check that an exported ONNX file gives the results of the model on this machine",
         description="Run an exported file in ONNX Runtime, and in OpenVINO if it is installed. Compare the results of "
         "every stage with the golden results in the file, and with the model for a folder of images. The exit code is "
-        "1 if a stage is off or too many decisions flip.",
+        "1 if a stage is off, if too many decisions flip, or if an image cannot be read.",
         formatter_class=Formatter,
     )
     parser.add_argument("file", metavar="FILE", help="file of 'export'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -43,11 +44,12 @@ class ExportSettings:
         for name, value in given.items():
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name}={value!r}: expected {' or '.join(map(repr, _CHOICES[name]))}.")
-        if not 0 <= max_flipped <= 1:
+        if not isinstance(max_flipped, Real) or not 0 <= max_flipped <= 1:
             raise ValueError(f"max_flipped={max_flipped!r}: expected a fraction from 0 to 1.")
         if image_size is None:
             return cls(precision, None, map_size, input_dtype, float(max_flipped))
-        if np.shape(image_size) != (2,) or not all(int(side) == side > 0 for side in image_size):
+        is_pair = np.shape(image_size) == (2,) and all(isinstance(side, Real) for side in image_size)
+        if not is_pair or not all(int(side) == side > 0 for side in image_size):
             raise ValueError(f"image_size={image_size!r}: expected (height, width) in pixels, or None.")
         size = (int(image_size[0]), int(image_size[1]))
         return cls(precision, size, map_size, input_dtype, float(max_flipped))

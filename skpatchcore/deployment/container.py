@@ -15,15 +15,17 @@ import base64
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skpatchcore.deployment.errors import ModelFileError
+from skpatchcore.deployment.errors import ExportError, ModelFileError
 
 #: Version of the format of the entries; increased when their content changes.
 FORMAT = 1
@@ -40,6 +42,8 @@ _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 # The first byte of an ONNX file: field 1 (ir_version) as a varint.
 _FIRST_BYTE = b"\x08"
 _N_DIGITS = 64
+# Maximum size in bytes of the arrays of an entry. A small zip file can expand to any size.
+_MAX_BYTES = 512 * 2**20
 
 
 class _DamagedError(ValueError):
@@ -52,25 +56,44 @@ class Container:
 
     Attributes
     ----------
+    name : str
+        Path of the file, for errors.
     content : bytes
         The file.
     manifest : dict
         Settings, thresholds and calibration scores of the detector.
-    golden : dict of str to array
-        Images and the results of each stage for these images, on the machine that exported the file.
-    region : dict of str to array, or None
-        The region of interest; None if all pixels are inspected.
+    golden_text : str
+        Entry of the golden images. It is expanded only if `golden` is used.
+    region_text : str or None
+        Entry of the region of interest; None if all pixels are inspected.
     """
 
+    name: str
     content: bytes
     manifest: dict[str, Any]
-    golden: dict[str, np.ndarray]
-    region: dict[str, np.ndarray] | None
+    golden_text: str
+    region_text: str | None
 
     @property
     def digest(self) -> str:
         """SHA-256 of the file without its last entry, as 64 hexadecimal digits."""
         return self.content[-_N_DIGITS:].decode("ascii")
+
+    @cached_property
+    def golden(self) -> dict[str, np.ndarray]:
+        """Images and the results of each stage for these images.
+
+        Raises
+        ------
+        ModelFileError
+            If the entry is not an npz file without pickles, or expands to more than 512 MiB.
+        """
+        return _arrays_of(self.golden_text, self.name)
+
+    @cached_property
+    def region(self) -> dict[str, np.ndarray] | None:
+        """The region of interest; None if all pixels are inspected. Raises ModelFileError as `golden` does."""
+        return None if self.region_text is None else _arrays_of(self.region_text, self.name)
 
 
 def with_entries(model: bytes, entries: Mapping[str, str]) -> bytes:
@@ -106,7 +129,19 @@ def with_entries(model: bytes, entries: Mapping[str, str]) -> bytes:
 
 
 def as_npz_text(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return arrays as the text of an entry: a compressed npz file in base64."""
+    """Return arrays as the text of an entry: a compressed npz file in base64.
+
+    Raises
+    ------
+    ExportError
+        If the arrays take more than 512 MiB: :func:`read_container` would refuse the file.
+    """
+    n_bytes = sum(array.nbytes + 1024 for array in arrays.values())  # 1024 bytes for a header
+    if n_bytes > _MAX_BYTES:
+        raise ExportError(
+            f"the golden images take {n_bytes / 2**20:.0f} MiB, at most {_MAX_BYTES // 2**20} MiB are possible. "
+            "Pass fewer or smaller golden images."
+        )
     stream = BytesIO()
     np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]
     return base64.b64encode(stream.getvalue()).decode("ascii")
@@ -147,15 +182,12 @@ def read_container(path: str | os.PathLike[str]) -> Container:
                 f"{name} has format {of_format}, written by skpatchcore {written_by}, but this version reads files up "
                 f"to format {FORMAT}: update skpatchcore."
             )
-        golden = _arrays_of(entries[GOLDEN])
-        region = _arrays_of(entries[REGION]) if REGION in entries else None
+        golden = entries[GOLDEN]
     except ModelFileError:
         raise
     except Exception as error:  # the digest is correct, but the entries are not those that `export` writes
-        raise ModelFileError(
-            f"{name} was not written by skpatchcore.export: {type(error).__name__}: {error}"
-        ) from error
-    return Container(content, manifest, golden, region)
+        raise _foreign(name, error) from error
+    return Container(os.fspath(path), content, manifest, golden, entries.get(REGION))
 
 
 def is_exported(content: bytes) -> bool:
@@ -246,7 +278,20 @@ def _as_varint(number: int) -> bytes:
     return bytes([*encoded, number])
 
 
-def _arrays_of(text: str) -> dict[str, np.ndarray]:
+def _arrays_of(text: str, path: str) -> dict[str, np.ndarray]:
     """Return the arrays of an entry that :func:`as_npz_text` wrote."""
-    with np.load(BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    try:
+        stream = BytesIO(base64.b64decode(text, validate=True))
+        with zipfile.ZipFile(stream) as archive:  # no more than the stated size is expanded
+            n_bytes = sum(member.file_size for member in archive.infolist())
+        if n_bytes > _MAX_BYTES:
+            raise ValueError(f"its arrays take {n_bytes / 2**20:.0f} MiB, at most {_MAX_BYTES // 2**20} MiB are read.")
+        with np.load(stream, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # bytes that `export` did not write can raise any error
+        raise _foreign(repr(path), error) from error
+
+
+def _foreign(name: str, error: Exception) -> ModelFileError:
+    """Return the error for a file whose digest is correct, but whose content `export` did not write."""
+    return ModelFileError(f"{name} was not written by skpatchcore.export: {type(error).__name__}: {error}")

@@ -22,12 +22,14 @@ class DecisionComparison:
     n_flipped : int
         Number of images with another label, without those of `n_near`.
     n_near : int
-        Number of images with another label whose score is so near to the threshold that rounding changes the label:
-        nearer than 1e-5 of the threshold.
+        Number of images with another label because of rounding only: both scores are finite, and both are within
+        `margin` of the threshold, or their difference is at most `margin`.
     largest_difference : float
-        Largest difference of a score, divided by the threshold.
+        Largest difference of a score, divided by the threshold. Infinity if one of both scores is not finite.
     auroc_original, auroc : float
         Area under the ROC curve of the scores of the detector and of the file. NaN without labels of both kinds.
+    margin : float
+        Largest difference that counts as rounding, as a fraction of the threshold: 1e-5 for the same precision.
     """
 
     n_images: int
@@ -36,11 +38,13 @@ class DecisionComparison:
     largest_difference: float
     auroc_original: float = math.nan
     auroc: float = math.nan
+    margin: float = MARGIN
 
     def __str__(self) -> str:
+        margin = np.format_float_scientific(self.margin, trim="-", exp_digits=1)
         text = (
-            f"{self.n_flipped} of {self.n_images} decisions flipped, and {self.n_near} within 1e-5 of the threshold. "
-            f"Largest difference of a score: {self.largest_difference:.1e} of the threshold."
+            f"{self.n_flipped} of {self.n_images} decisions flipped, and {self.n_near} within {margin} of the "
+            f"threshold. Largest difference of a score: {self.largest_difference:.1e} of the threshold."
         )
         if not math.isnan(self.auroc):
             change = self.auroc - self.auroc_original
@@ -48,8 +52,18 @@ class DecisionComparison:
         return text
 
 
-def compared_decisions(original: np.ndarray, exported: np.ndarray, offset: float, y: Any = None) -> DecisionComparison:
+def compared_decisions(
+    original: np.ndarray,
+    exported: np.ndarray,
+    offset: float,
+    y: Any = None,
+    *,
+    labels: np.ndarray | None = None,
+    margin: float = MARGIN,
+) -> DecisionComparison:
     """Compare the decisions of an exported file with those of the detector.
+
+    An image is flipped if both have another label, or if one of both decisions is not finite.
 
     Parameters
     ----------
@@ -58,7 +72,12 @@ def compared_decisions(original: np.ndarray, exported: np.ndarray, offset: float
     offset : float
         Threshold of the scores.
     y : array of shape (n_images,) or None, default=None
-        +1 for good images, -1 for defective images. Other values are left out of the AUROC. None computes no AUROC.
+        +1 for good images, -1 for defective images. 0, NaN and None mark images without a label, which are left out of
+        the AUROC. None computes no AUROC.
+    labels : array of shape (n_images,) or None, default=None
+        Labels of the file: +1 or -1. None computes them from `exported`.
+    margin : float, default=1e-5
+        Largest difference that counts as rounding, as a fraction of the threshold.
 
     Returns
     -------
@@ -67,30 +86,55 @@ def compared_decisions(original: np.ndarray, exported: np.ndarray, offset: float
     Raises
     ------
     ValueError
-        If the number of labels is not the number of images.
+        If `y` has another length, or contains other values.
     """
-    if y is not None and len(y) != len(original):
-        raise ValueError(f"there are {len(y)} labels for {len(original)} images: pass one label per image.")
     unit = abs(offset) or 1.0
-    differs = (original >= 0) != (exported >= 0)  # NaN >= 0 is False: anomalous
-    is_near = np.abs(original) <= MARGIN * unit
-    difference = float(np.max(np.abs(original - exported), initial=0.0)) / unit
-    areas = (math.nan, math.nan) if y is None else (_auroc(original, y), _auroc(exported, y))
+    is_finite = np.isfinite(original) & np.isfinite(exported)
+    is_missing = np.isfinite(original) != np.isfinite(exported)
+    found = np.where(exported >= 0, 1, -1) if labels is None else labels  # NaN >= 0 is False: anomalous
+    differs = (np.where(original >= 0, 1, -1) != found) | is_missing
+    differences = np.abs(np.where(is_finite, original, 0) - np.where(is_finite, exported, 0)) / unit
+    at_threshold = np.maximum(np.abs(original), np.abs(exported)) <= margin * unit
+    # A label that contradicts the decision of the file is never rounding, unless the decision is at the threshold.
+    is_near = is_finite & (at_threshold | ((differences <= margin) & (found == np.where(exported >= 0, 1, -1))))
+    largest = math.inf if is_missing.any() else float(np.max(differences, initial=0.0))
+    areas = (math.nan, math.nan)
+    if y is not None:
+        known = checked_labels(y, len(original), "y")
+        areas = _auroc(original, known), _auroc(exported, known)
     return DecisionComparison(
         len(original),
         int(np.count_nonzero(differs & ~is_near)),
         int(np.count_nonzero(differs & is_near)),
-        difference,
+        largest,
         *areas,
+        margin=margin,
     )
 
 
-def _auroc(decisions: np.ndarray, y: Any) -> float:
-    """Return the area under the ROC curve; NaN if a kind of images is missing or a decision is NaN."""
+def checked_labels(y: Any, n_images: int, name: str) -> np.ndarray:
+    """Return labels as +1 (good), -1 (defective) or 0 (unknown).
+
+    Raises
+    ------
+    ValueError
+        If the number of labels is not `n_images`, or if a label has another value. The message names the convention.
+    """
+    from skpatchcore._utils.labels import image_labels  # needs pandas and scikit-learn
+
+    if len(y) != n_images:
+        raise ValueError(f"{name}: there are {len(y)} labels for {n_images} images. Pass one label per image.")
+    try:
+        return image_labels(y, n_images)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _auroc(decisions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the area under the ROC curve; NaN if a kind of images is missing or a decision is not finite."""
     from sklearn.metrics import roc_auc_score
 
-    labels = np.asarray(y)
-    is_labelled = np.isin(labels, (-1, 1))
-    if len(np.unique(labels[is_labelled])) < 2 or np.isnan(decisions).any():
+    is_labelled = labels != 0
+    if len(np.unique(labels[is_labelled])) < 2 or not np.isfinite(decisions).all():
         return math.nan
     return float(roc_auc_score(labels[is_labelled] == -1, -decisions[is_labelled]))

@@ -8,30 +8,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.files import require_writable, written_whole
 from skpatchcore.deployment._reading import InputRules
 from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.container import GOLDEN, MANIFEST, REGION, as_npz_text, with_entries
-from skpatchcore.deployment.decisions import DecisionComparison, compared_decisions
+from skpatchcore.deployment.decisions import DecisionComparison, checked_labels, compared_decisions
 from skpatchcore.deployment.errors import ExportError
 from skpatchcore.deployment.golden import (
     STAGES,
-    TOLERANCE,
+    Reference,
+    ScoreScale,
     StageDifference,
-    compared,
     golden_arrays,
-    golden_images,
     synthetic_images,
+    synthetic_sizes,
+    tolerances_of,
 )
-from skpatchcore.deployment.runtimes import Runner, open_runner
+from skpatchcore.deployment.runtimes import Runner, open_runner, results_of
+from skpatchcore.images.containers import as_image_sequence
+from skpatchcore.images.errors import ImageError
+from skpatchcore.images.views import placed
 
-# With a reduced precision, the differences that were measured at the export, times this factor, are accepted elsewhere.
-_SLACK = 1.5
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from skpatchcore.features._backbones import Network
+
+# Distances of feature vectors up to this fraction of the lengths of the vectors count as rounding. Rounding reaches
+# about 4e-7, and thresholds are usually about 1e-2.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,11 @@ class ExportReport:
     precision : str
         Precision of the constants.
     stages : tuple of StageDifference
-        Largest differences between the file, run in ONNX Runtime, and the detector, on the golden images.
+        Largest differences between the file, run in ONNX Runtime, and the *detector*, on the golden images. With a
+        reduced precision, they are larger than those that :func:`verify` shows: the golden results of such a file are
+        those of the file itself.
     n_flipped : int
-        Number of golden images with another label than from the detector.
+        Number of golden images with another label than from the detector, without labels that only rounding changes.
     decisions : DecisionComparison or None
         Comparison of the decisions for the test images; None without test images.
 
@@ -98,9 +110,11 @@ def export(
     """Write a fitted detector to one ONNX file, which any ONNX runtime can run without this package and without torch.
 
     The file takes images and returns scores, decisions, labels, p-values, anomaly maps and masks. It contains the
-    resizing, the network, the memory bank and the thresholds. It also carries *golden images* with the results of the
-    detector at every stage. :func:`~skpatchcore.verify` compares the results of a runtime with them, on any machine.
-    Before the file is written, it is verified in ONNX Runtime.
+    resizing, the network, the memory bank and the thresholds. It also carries *golden images* with the results at every
+    stage. :func:`~skpatchcore.verify` compares the results of a runtime with them, on any machine. With
+    ``precision="float32"``, the golden results are those of the detector. With a reduced precision, they are those of
+    the file in ONNX Runtime, which other runtimes must reproduce. Before the file is written, it is run in ONNX Runtime
+    and compared with the detector.
 
     Parameters
     ----------
@@ -132,7 +146,8 @@ def export(
         Images for which the decisions of the file and of the detector are compared. None compares the decisions for
         `good_images` if `precision` is ``"int8"``, otherwise only for the golden images.
     y_test : array of shape (n_test_images,) or None, default=None
-        Labels of `test_images`: +1 for good, -1 for defective. The report then contains the change of the AUROC.
+        Labels of `test_images`: +1 for good, -1 for defective; 0, NaN or None for images without a label. The report
+        then contains the change of the AUROC.
     max_flipped : float, default=0.01
         Accepted fraction of flipped decisions among `test_images` with a reduced precision. If more decisions flip, no
         file is written.
@@ -146,14 +161,17 @@ def export(
     ------
     ExportError
         If the detector cannot be exported. The message states the reason, e.g. a backbone that is a function, an
-        approximate index, or an extractor with ``dtype="bfloat16"``. The error is also raised if the results of the
-        exported graph differ from those of the detector, or if too many decisions flip.
+        approximate index, or an extractor with ``dtype="bfloat16"``. A detector with a threshold of nearly 0 is
+        refused, because rounding would decide its labels. The error is also raised if the results of the exported graph
+        differ from those of the detector, if a result is not finite, or if too many decisions flip.
     ImageError
         If a golden image or a test image cannot be read.
     NotFittedError
         If the detector is not fitted.
     ValueError
-        If a parameter has an invalid value.
+        If a parameter has an invalid value, or if `y_test` is given without `test_images`.
+    OSError
+        If the file cannot be written, e.g. because its folder does not exist.
     ImportError
         If the packages of the extra ``onnx`` are not installed.
 
@@ -189,51 +207,50 @@ def export(
     _require_packages()
     from skpatchcore.deployment._build import build_model, inspected_by, load_backbone
     from skpatchcore.deployment._exportable import check_detector, detector_of
-    from skpatchcore.deployment._original import network_inputs, original_results
-    from skpatchcore.deployment._quantize import quantized
+    from skpatchcore.deployment._original import original_results
     from skpatchcore.deployment.manifest import manifest_of
 
-    detector = detector_of(detector)
+    detector, target = detector_of(detector), Path(path)
     check_is_fitted(detector, "offset_")
     settings = ExportSettings.of(precision, image_size, map_size, input_dtype, max_flipped)
+    require_writable(target)
     check_detector(detector, settings)
-    if precision == "int8" and good_images is None:
-        good_images = _training_images(detector)
-    if precision == "int8" and test_images is None:
-        test_images = good_images
+    _require_threshold(detector)
+    if y_test is not None and test_images is None:
+        raise ValueError("y_test is given without test_images: pass the images that it labels.")
+    golden = _images(golden, "golden") if not (isinstance(golden, Sequence) and len(golden) == 0) else ()
+    test = None if test_images is None else _images(test_images, "test_images")
+    y_test = None if y_test is None or test is None else checked_labels(y_test, len(test), "y_test")
     network = load_backbone(detector.extractor_)
     inspected = inspected_by(detector, settings.image_size)
     change = None
     if precision == "int8":
-        _require_images(good_images, "good_images")
-        change = partial(quantized, batches=network_inputs(detector, network, good_images, inspected))
+        good = _images(_training_images(detector) if good_images is None else good_images, "good_images")
+        test = good if test is None else test
+        change = partial(_quantised, detector=detector, network=network, images=good, inspected=inspected)
     model = build_model(detector, network, settings, inspected, change).SerializeToString()
-
     images = _golden_images(detector, golden, settings)
-    arrays = golden_arrays(images, [original_results(detector, image, map_size, inspected) for image in images])
+    references = [Reference.of(image, original_results(detector, image, map_size, inspected)) for image in images]
     runner, names = open_runner(model, "onnxruntime", None, os.fspath(path)), [*STAGES, "label"]
-    outputs = [_first(names, runner.run(image[None], names)) for image in golden_images(arrays)]
-    stages = compared(arrays, outputs, detector.offset_, dict.fromkeys(STAGES, TOLERANCE))
-    n_flipped = sum(int(output["label"]) != int(arrays[f"{i}/label"]) for i, output in enumerate(outputs))
-    tolerances = dict.fromkeys(STAGES, TOLERANCE)
-    if precision == "float32":
-        _require_equal(stages)
-    else:
-        tolerances = {stage.stage: TOLERANCE + _SLACK * stage.difference for stage in stages}
-    manifest = manifest_of(detector, network, settings, tolerances)
+    outputs = [results_of(names, runner.run(image[None], names)) for image in images]
+    scale = ScoreScale(float(detector.offset_), detector.calibration_scores_)
+    stages, n_flipped = _compared_with_detector(references, outputs, scale, settings)
+    manifest = manifest_of(detector, network, settings, tolerances_of(precision))
     decisions = None
-    if test_images is not None:
-        _require_images(test_images, "test_images")
-        decisions = _test_decisions(detector, runner, manifest, test_images, y_test)
+    if test is not None:
+        decisions = _test_decisions(detector, runner, manifest, test, y_test)
         _require_few_flipped(decisions, settings)
 
-    entries = {MANIFEST: json.dumps(manifest), GOLDEN: as_npz_text(arrays)}
+    # With a reduced precision, other runtimes must reproduce the results of the file, not those of the detector.
+    results = [reference.results() for reference in references] if precision == "float32" else outputs
+    arrays = golden_arrays(images, results)
+    entries = {MANIFEST: json.dumps(manifest, allow_nan=False), GOLDEN: as_npz_text(arrays)}
     if inspected is not None:
         entries[REGION] = as_npz_text(inspected.compact())
     content = with_entries(model, entries)
-    with written_whole(Path(path), durable=True) as unfinished:
+    with written_whole(target, durable=True) as unfinished:
         unfinished.write_bytes(content)
-    return ExportReport(os.fspath(path), len(content), precision, tuple(stages), n_flipped, decisions)
+    return ExportReport(os.fspath(path), len(content), precision, stages, n_flipped, decisions)
 
 
 def _require_packages() -> None:
@@ -261,10 +278,47 @@ def _training_images(detector: Any) -> list[str]:
     return list(paths)
 
 
-def _require_images(images: Any, name: str) -> None:
-    """Raise a ValueError if a sequence of images is empty."""
-    if not len(images):
-        raise ValueError(f"{name} is empty: pass at least one image.")
+def _images(images: Any, name: str) -> Sequence[Any]:
+    """Return images as a sequence of single images. Raise a ValueError that names the parameter if this fails."""
+    try:
+        return as_image_sequence(images)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _quantised(model: ModelProto, *, detector: Any, network: Network, images: Any, inspected: Any) -> ModelProto:
+    """Return the model of a backbone with 8-bit integers. Raise an ExportError if this is not possible."""
+    from skpatchcore.deployment._original import network_inputs
+    from skpatchcore.deployment._quantize import quantized
+
+    try:
+        return quantized(model, network_inputs(detector, network, images, inspected))
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ExportError(
+            f"precision='int8' is not possible for {detector.extractor_.backbone} with layers={list(network.layers)}, "
+            f"e.g. because it has fewer than three convolutions: {error} Use precision='float16' or 'float32'."
+        ) from error
+
+
+def _require_threshold(detector: Any) -> None:
+    """Raise an ExportError if the threshold is as small as rounding, which would decide the labels.
+
+    The scores of the detector are distances of feature vectors, which are rounded in proportion to the lengths of these
+    vectors.
+    """
+    if hasattr(detector, "memory_bank_"):
+        vectors = np.asarray(detector.memory_bank_)
+    else:
+        vectors = np.einsum("cij,cj->ci", detector.model_.whitening, detector.model_.means)
+    length = float(np.linalg.norm(vectors, axis=1).max())
+    if abs(detector.offset_) <= _ROUNDING * length:
+        raise ExportError(
+            f"the threshold of the scores is {detector.offset_:.1e}, which is not larger than rounding: nearly all "
+            "good images have the score 0, e.g. because they are identical. The exported file rounds differently, and "
+            "rounding would decide its labels. Fit on images that differ, or call recalibrate with such images."
+        )
 
 
 def _golden_images(detector: Any, golden: Sequence[Any], settings: ExportSettings) -> list[np.ndarray]:
@@ -273,22 +327,102 @@ def _golden_images(detector: Any, golden: Sequence[Any], settings: ExportSetting
     from skpatchcore.deployment.manifest import input_of
 
     extractor = detector.extractor_
-    input_size, given = input_size_of(extractor, settings.image_size), extractor.image_size
-    side = min(input_size) if input_size is not None else int(given) if given is not None else 256
-    # Without image_size, small images are not enlarged for a crop.
-    images = synthetic_images(settings.image_size, side, least=max(input_size or (1,)) if given is None else 1)
+    rules = InputRules.of(input_of(extractor, settings))
+    if settings.image_size is not None:
+        if not _is_small_enough(settings.image_size, rules):
+            raise ValueError(
+                f"image_size={settings.image_size}: max_pixels={rules.max_pixels} of the extractor allows no images of "
+                "this size."
+            )
+        sizes = [settings.image_size] * 2
+    else:
+        input_size, given = input_size_of(extractor, None), extractor.image_size
+        side = min(input_size) if input_size is not None else int(given) if given is not None else 256
+        # Without image_size, small images are not enlarged for a crop.
+        least = max(input_size or (1,)) if given is None else 1
+        sizes = [_bounded(size, rules) for size in synthetic_sizes(side, least)]
+    images = synthetic_images(sizes)
     if settings.input_dtype == "float32":
         images = [image.astype(np.float32) / np.float32(255) for image in images]
-    rules = InputRules.of(input_of(extractor, settings))
     return [*images, *(rules.read(image, index).pixels for index, image in enumerate(golden))]
 
 
-def _test_decisions(detector: Any, runner: Runner, manifest: dict[str, Any], images: Any, y: Any) -> DecisionComparison:
+def _bounded(size: tuple[int, int], rules: InputRules) -> tuple[int, int]:
+    """Return a size that `max_pixels` allows: the size itself, or a smaller one that is nearer to a square."""
+    height, width = size
+    short = min(size)
+    for step in range(5):  # first the longer side becomes shorter
+        candidate = (height - (height - short) * step // 4, width - (width - short) * step // 4)
+        if _is_small_enough(candidate, rules):
+            return candidate
+    smaller = ((side, side) for side in range(short, 0, -max(1, short // 64)))
+    return next((candidate for candidate in smaller if _is_small_enough(candidate, rules)), size)
+
+
+def _is_small_enough(size: tuple[int, int], rules: InputRules) -> bool:
+    """Return whether `max_pixels` allows images of a size (height, width), before and after resizing."""
+    if rules.max_pixels is not None and size[0] * size[1] > rules.max_pixels:
+        return False
+    try:
+        placed(size, rules.resize, rules.crop, 0, None, rules.max_pixels, rules.rounded_to)
+    except ImageError:
+        return False
+    return True
+
+
+def _compared_with_detector(
+    references: Sequence[Reference],
+    outputs: Sequence[dict[str, np.ndarray]],
+    scale: ScoreScale,
+    settings: ExportSettings,
+) -> tuple[tuple[StageDifference, ...], int]:
+    """Compare the outputs of the graph for the golden images with the results of the detector.
+
+    Returns
+    -------
+    stages : tuple of StageDifference
+        Largest difference of each stage. Its tolerance is infinity for reduced precisions.
+    n_flipped : int
+        Number of labels that differ, without those that only rounding changes.
+
+    Raises
+    ------
+    ExportError
+        If a stage or, with ``precision="float32"``, a label differs.
+    """
+    is_exact = settings.precision == "float32"
+    tolerances = tolerances_of("float32") if is_exact else dict.fromkeys(STAGES, np.inf)
+    found = [reference.differences(output, scale) for reference, output in zip(references, outputs, strict=True)]
+    stages = tuple(StageDifference(stage, max(own[stage] for own in found), tolerances[stage]) for stage in STAGES)
+    _require_equal(stages)
+    decisions = compared_decisions(
+        np.array([reference.decision for reference in references]),
+        np.array([float(output["decision"]) for output in outputs]),
+        scale.offset,
+        labels=np.array([int(output["label"]) for output in outputs]),
+    )
+    if is_exact and decisions.n_flipped:
+        raise ExportError(
+            f"the exported graph does not agree with the detector on the golden images: {decisions} "
+            "No file was written."
+        )
+    return stages, decisions.n_flipped
+
+
+def _test_decisions(
+    detector: Any, runner: Runner, manifest: dict[str, Any], images: Sequence[Any], y: np.ndarray | None
+) -> DecisionComparison:
     """Compare the decisions of a graph with those of the detector."""
-    rules = InputRules.of(manifest)
+    rules, names = InputRules.of(manifest), ["decision", "label"]
     original = detector.decision_function(images)
-    scores = [runner.run(rules.read(images[i], i).pixels[None], ["score"])[0][0] for i in range(len(images))]
-    return compared_decisions(original, np.array(scores, np.float64) - detector.offset_, detector.offset_, y)
+    found = [results_of(names, runner.run(rules.read(images[i], i).pixels[None], names)) for i in range(len(images))]
+    return compared_decisions(
+        original,
+        np.array([float(one["decision"]) for one in found]),
+        detector.offset_,
+        y,
+        labels=np.array([int(one["label"]) for one in found]),
+    )
 
 
 def _require_few_flipped(decisions: DecisionComparison, settings: ExportSettings) -> None:
@@ -303,17 +437,13 @@ def _require_few_flipped(decisions: DecisionComparison, settings: ExportSettings
         )
 
 
-def _first(names: Sequence[str], outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the outputs of the first image of a batch by name."""
-    return {name: value[0] for name, value in zip(names, outputs, strict=True)}
-
-
 def _require_equal(stages: Sequence[StageDifference]) -> None:
-    """Raise an ExportError if a stage differs from the detector."""
+    """Raise an ExportError if a stage differs by more than its tolerance, or if its difference is not finite."""
     for stage in stages:
         if stage.is_off:
+            accepted = f"at most {stage.tolerance:.0e} is accepted" if np.isfinite(stage.tolerance) else "not finite"
             raise ExportError(
                 f"the exported graph does not agree with the detector: {stage.stage} differs by "
-                f"{stage.difference:.1e}, at most {stage.tolerance:.0e} is accepted. No file was written. If all "
-                "images have one size, export with image_size=(height, width)."
+                f"{stage.difference:.1e}, {accepted}. No file was written. If all images have one size, export with "
+                "image_size=(height, width)."
             )

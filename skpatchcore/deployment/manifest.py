@@ -64,10 +64,10 @@ def manifest_of(
         "opset": OPSET,
         "thresholds": {
             "offset": float(detector.offset_),
-            "pixel_offset": float(detector.pixel_offset_),
+            "pixel_offset": _number(detector.pixel_offset_),
             "min_area": _number(detector.min_area_),
-            "promised_rate": float(detector.promised_rate_),
-            "contamination": detector.contamination,
+            "promised_rate": _number(detector.promised_rate_),
+            "contamination": _plain(detector.contamination),
             "calibration_plan": detector.calibration_plan_,
         },
         "calibration_scores": [_number(score) for score in detector.calibration_scores_],
@@ -89,7 +89,7 @@ def input_of(extractor: Any, settings: ExportSettings) -> dict[str, Any]:
             "dtype": settings.input_dtype,
             "channel_order": pixel_format.channel_order,
             "value_range": None if pixel_format.value_range is None else [float(v) for v in pixel_format.value_range],
-            "max_pixels": extractor.max_pixels,
+            "max_pixels": _plain(extractor.max_pixels),
             "image_size": None if settings.image_size is None else list(settings.image_size),
         },
         "resize": resize_of(extractor),
@@ -104,6 +104,9 @@ def _parameters(detector: Any) -> dict[str, Any]:
             continue
         fitted = getattr(detector, f"{name}_", None)
         stage = fitted if isinstance(fitted, BaseEstimator) else value
+        if name == "calibration" and not isinstance(value, str | int | float | np.generic | None):
+            found[name] = "images"  # their paths are not part of a file
+            continue
         found[name] = _plain(stage)
         if isinstance(stage, BaseEstimator):
             own = stage.get_params(deep=False).items()
@@ -112,14 +115,16 @@ def _parameters(detector: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold; a text for other objects."""
+    """Return a value that JSON can hold: None for NaN and infinity, and a text for other objects."""
     if isinstance(value, BaseEstimator):
         return type(value).__name__
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)
+    if isinstance(value, float):
+        return _number(value)
+    return value if value is None or isinstance(value, str | int) else repr(value)
 
 
 def _number(value: float) -> float | None:

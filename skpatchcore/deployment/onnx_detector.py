@@ -15,6 +15,7 @@ from skpatchcore.deployment._reading import InputRules
 from skpatchcore.deployment._scoring import ScoringGraph
 from skpatchcore.deployment.container import read_container
 from skpatchcore.deployment.errors import ModelFileError
+from skpatchcore.deployment.outputs import with_ties
 from skpatchcore.deployment.runtimes import open_runner
 from skpatchcore.detectors._regions import area_rule, joined_regions
 from skpatchcore.detectors._results import (
@@ -155,6 +156,7 @@ class OnnxDetector:
         self.min_area_, self.promised_rate_ = _number(thresholds["min_area"]), _number(thresholds["promised_rate"])
         self.contamination, self.calibration_plan_ = thresholds["contamination"], str(thresholds["calibration_plan"])
         self.calibration_scores_ = np.array([_number(score) for score in manifest["calibration_scores"]], np.float64)
+        self._tied_scores = with_ties(self.calibration_scores_)
         self.calibration_peaks_ = np.array([_number(peak) for peak in manifest["calibration_peaks"]], np.float64)
 
     def __repr__(self) -> str:
@@ -260,7 +262,9 @@ class OnnxDetector:
         -------
         array of shape (n_images,), float64
             ``(1 + number of calibration scores that are at most the image's score) / (n_calibration + 1)``, before the
-            adjustment. ``1 / (n_calibration + 1)`` if the score is not finite.
+            adjustment. ``1 / (n_calibration + 1)`` if the score is not finite. A calibration score that is larger by
+            less than 1e-6 of the largest calibration score counts as equal, as in the output ``p_value`` of the file:
+            the score of a calibration image is rounded.
 
         Raises
         ------
@@ -271,7 +275,7 @@ class OnnxDetector:
         self._require_threshold()
         scores = self._scored(X, None)[0]
         scores[~np.isfinite(scores)] = np.inf
-        return adjusted_p_values(upper_tail_p_values(turned(self.calibration_scores_), scores), adjust)
+        return adjusted_p_values(upper_tail_p_values(turned(self._tied_scores), scores), adjust)
 
     def segment(self, X: Any) -> np.ndarray | list[np.ndarray]:
         """Return anomaly maps, **bigger = more anomalous**, each at its image's own height and width.
@@ -367,7 +371,7 @@ class OnnxDetector:
                     raise part.error
                 yield part
 
-        return results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
+        return results_of(X, scored, self._tied_scores, self.offset_, chunk_size)
 
     def predict_mask(self, X: Any, *, min_area: int | str = 1) -> np.ndarray | list[np.ndarray]:
         """Return masks of the anomalous pixels, **True = anomalous**, at each image's own height and width.

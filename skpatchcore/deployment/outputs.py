@@ -1,6 +1,12 @@
-"""OUTPUTS: names, data types and meanings of the outputs of an exported file."""
+"""OUTPUTS: names, data types and meanings of the outputs of an exported file. TIE: which scores count as equal."""
 
 from __future__ import annotations
+
+import numpy as np
+
+#: For the p-value, an image's score that is below a calibration score by less than this fraction of the largest
+#: calibration score counts as equal to it. The score of a calibration image is rounded in another way in each runtime.
+TIE = 1e-6
 
 #: Data type and description of each output of an exported graph, in order.
 OUTPUTS: dict[str, tuple[str, str]] = {
@@ -15,3 +21,22 @@ OUTPUTS: dict[str, tuple[str, str]] = {
     "features": ("float32", "patch features"),
     "grid": ("int64", "height and width of the patch grid before the stride is applied"),
 }
+
+
+def with_ties(calibration_scores: np.ndarray) -> np.ndarray:
+    """Return the smallest scores that count as equal to calibration scores, computed in float32 as in the graph.
+
+    Parameters
+    ----------
+    calibration_scores : array of shape (n_calibration,)
+        Scores of good images, bigger = more normal. NaN for images without a score.
+
+    Returns
+    -------
+    array of shape (n_calibration,), float32
+        Bigger = more normal. NaN for images without a score.
+    """
+    scores = np.asarray(calibration_scores, np.float32)
+    largest = np.abs(scores[~np.isnan(scores)]).max(initial=0)
+    lowered: np.ndarray = scores - np.float32(TIE * largest)
+    return lowered

@@ -117,6 +117,31 @@ _RUNNERS: dict[str, tuple[Callable[[bytes, int | None], Runner], str]] = {
 RUNTIMES = tuple(_RUNNERS)
 
 
+def results_of(names: Sequence[str], outputs: Sequence[np.ndarray], n_images: int = 1) -> dict[str, np.ndarray]:
+    """Return the outputs of the last image of a batch by name, without the axis of the images.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the outputs. The output ``grid`` belongs to all images of a batch.
+    outputs : sequence of array
+        The outputs.
+    n_images : int, default=1
+        Number of images of the batch.
+
+    Raises
+    ------
+    ValueError
+        If the first axis of an output is not the number of images.
+    """
+    found = {}
+    for name, value in zip(names, outputs, strict=True):
+        if name != "grid" and value.shape[:1] != (n_images,):
+            raise ValueError(f"the output {name} has the shape {value.shape} for {n_images} images.")
+        found[name] = value if name == "grid" else value[-1]
+    return found
+
+
 def open_runner(content: bytes, runtime: str, n_threads: int | None, name: str) -> Runner:
     """Load an ONNX file into a runtime.
 

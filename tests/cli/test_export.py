@@ -86,6 +86,28 @@ def test_verify_exits_with_1_if_a_stage_is_off(exported, tmp_path, capsys):
     assert "FAILED" in out
 
 
+def test_export_never_overwrites_the_model(folder, capsys):
+    path = folder / "parts.skops"
+    before = path.read_bytes()
+    for name in ("parts.skops", f"../{folder.name}/parts.skops"):
+        assert main(["export", str(path), "-o", str(folder / name)]) == 1
+        assert "is the file of the model" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_verify_reports_unreadable_images_and_compares_the_others(folder, exported, capsys):
+    (folder / "bad" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    command = ["verify", str(exported), "--runtime", "onnxruntime", "--model", str(folder / "parts.skops")]
+    try:
+        assert main([*command, "--images", str(folder / "bad")]) == 1
+    finally:
+        (folder / "bad" / "broken.png").unlink()
+    out = capsys.readouterr().out
+    assert "3 images" in out
+    assert "FAILED: 1" in out
+    assert "broken.png" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -128,11 +128,11 @@ def darkness_model(*, dtype="uint8", crop=None, stride=1, counted=None, score="d
     return model.SerializeToString()
 
 
-def write_exported(path, model=None, region=None, **changes):
-    """Write a file with a model and the manifest with changes; return the path."""
+def write_exported(path, model=None, region=None, golden="", **changes):
+    """Write a file with a model and the manifest with changes; return the path. `golden` is an entry's text."""
     entries = {
         "skpatchcore": json.dumps(manifest(**changes)),
-        "skpatchcore.golden": as_npz_text({"images": np.zeros((1, 8, 8, 3), np.uint8)}),
+        "skpatchcore.golden": golden,
     }
     if region is not None:
         entries["skpatchcore.region"] = as_npz_text(region)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skpatchcore import ModelFileError, load
+from skpatchcore import ExportError, ModelFileError, load
 from skpatchcore.deployment.container import as_npz_text, read_container, with_entries
 from tests.deployment.graphs import darkness_model, manifest
 
@@ -82,7 +82,7 @@ def test_a_missing_file_and_a_folder_raise_os_errors(tmp_path):
         (with_entries(MODEL, {}), "was not written by skpatchcore.export: KeyError"),
         (with_entries(MODEL, {"skpatchcore": "[]"}), "was not written by skpatchcore.export: TypeError"),
         (with_entries(MODEL, entries(format=2)), "has format 2, written by skpatchcore 0.1.0.*update skpatchcore"),
-        (with_entries(MODEL, {**entries(), "skpatchcore.golden": "??"}), "was not written by skpatchcore.export"),
+        (with_entries(MODEL, {"skpatchcore": entries()["skpatchcore"]}), "was not written by skpatchcore.export"),
     ],
 )  # fmt: skip
 def test_read_container_raises_one_clear_error(tmp_path, content, message):
@@ -118,7 +118,27 @@ def test_no_pickle_in_a_file_is_read(tmp_path):
     pickled = base64.b64encode(stream.read_bytes()).decode()
     content = with_entries(MODEL, {**entries(), "skpatchcore.golden": pickled})
     with pytest.raises(ModelFileError, match="allow_pickle"):
-        read_container(written(tmp_path / "a.onnx", content))
+        _ = read_container(written(tmp_path / "a.onnx", content)).golden
+
+
+@pytest.mark.parametrize("entry", ["golden", "region"])
+def test_arrays_are_expanded_on_use_and_bounded(tmp_path, monkeypatch, entry):
+    for text, message in (
+        ("??", "Error"),
+        (as_npz_text({"a": np.zeros(10**6)}), "its arrays take 8 MiB, at most 1 MiB"),
+    ):
+        content = with_entries(MODEL, {**entries(), f"skpatchcore.{entry}": text})
+        monkeypatch.setattr("skpatchcore.deployment.container._MAX_BYTES", 2**20)
+        found = read_container(written(tmp_path / "a.onnx", content))
+        with pytest.raises(ModelFileError, match=f"was not written by skpatchcore.export: .*{message}"):
+            getattr(found, entry)
+        monkeypatch.undo()
+
+
+def test_arrays_that_could_not_be_read_are_not_written(monkeypatch):
+    monkeypatch.setattr("skpatchcore.deployment.container._MAX_BYTES", 2**20)
+    with pytest.raises(ExportError, match="take 8 MiB, at most 1 MiB"):
+        as_npz_text({"a": np.zeros(10**6)})
 
 
 def test_load_of_an_exported_file_names_the_class_that_reads_it(tmp_path):

@@ -265,6 +265,17 @@ def test_export_checks_parameters(tmp_path):
         {"input_dtype": "uint16"},
         {"image_size": 64},
         {"image_size": (0, 64)},
+        {"image_size": ("64", "64")},
+        {"max_flipped": "1%"},
+        {"max_flipped": 2},
+        {"y_test": [1]},
+        {"golden": "good.png"},
+        {"golden": pictures(1)[0]},
+        {"test_images": "folder"},
+        {"test_images": []},
+        {"good_images": [], "precision": "int8"},
+        {"y_test": [0, 1], "test_images": pictures(2)},
+        {"y_test": [1], "test_images": pictures(2)},
     ):
         with pytest.raises(ValueError, match=next(iter(parameters))):
             skpatchcore.export(detector, tmp_path / "parts.onnx", **parameters)
@@ -272,6 +283,64 @@ def test_export_checks_parameters(tmp_path):
         skpatchcore.export(PatchCoreDetector(), tmp_path / "parts.onnx")
     with pytest.raises(ImageError, match="image 1"):
         skpatchcore.export(detector, tmp_path / "parts.onnx", golden=[pictures(1)[0], str(tmp_path / "none.png")])
+    with pytest.raises(FileNotFoundError, match=r"missing'$"):
+        skpatchcore.export(detector, tmp_path / "missing" / "parts.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_manifest_holds_plain_numbers_and_null_for_nan(tmp_path):
+    detector = fitted(contamination=np.float32(0.25), extractor=extractor(max_pixels=np.int64(10**7)))
+    detector.min_area_, detector.promised_rate_, detector.pixel_contamination = np.nan, np.nan, np.inf
+    detector.calibration_scores_[3] = np.nan
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+
+    def refuse(name):
+        raise ValueError(name)
+
+    manifest = json.loads(entries(tmp_path / "parts.onnx")["skpatchcore"], parse_constant=refuse)
+    assert manifest["thresholds"]["contamination"] == 0.25
+    assert manifest["thresholds"]["min_area"] is manifest["thresholds"]["promised_rate"] is None
+    assert manifest["parameters"]["pixel_contamination"] is None
+    assert manifest["input"]["max_pixels"] == 10**7
+    assert manifest["calibration_scores"][3] is None
+
+
+def test_golden_images_respect_max_pixels(tmp_path):
+    from skpatchcore.deployment.container import read_container
+    from skpatchcore.deployment.golden import golden_results
+
+    detector = fitted(extractor=extractor(max_pixels=5000), images=pictures(12, 64, 64))
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+    references = golden_results(read_container(tmp_path / "parts.onnx").golden, "")
+    assert [reference.image.shape[0] * reference.image.shape[1] <= 5000 for reference in references] == [True] * 3
+    with pytest.raises(ValueError, match=r"image_size=\(100, 64\): max_pixels=5000"):
+        skpatchcore.export(detector, tmp_path / "parts.onnx", image_size=(100, 64))
+
+
+@pytest.mark.parametrize("n_images", [9, 12])  # the thresholds are 0, or nearly 0 by rounding
+@pytest.mark.parametrize("kind", [PatchCoreDetector, PaDiMDetector])
+def test_threshold_of_0_is_refused(tmp_path, kind, n_images):
+    sampler = {"sampler": GreedyCoresetSampler(1.0)} if kind is PatchCoreDetector else {}
+    detector = fitted(kind, images=np.repeat(pictures(1), n_images, axis=0), **sampler)
+    with pytest.raises(skpatchcore.ExportError, match=r"the threshold of the scores is .*e[-+]0\d, .*identical"):
+        skpatchcore.export(detector, tmp_path / "parts.onnx", image_size=(72, 96))
+
+
+def test_network_with_too_few_convolutions_is_refused_for_int8(tmp_path):
+    detector = fitted(extractor=extractor(layers=["relu"]), sampler=GreedyCoresetSampler(20))
+    with pytest.raises(skpatchcore.ExportError, match=r"precision='int8' is not possible for resnet18.*relu"):
+        skpatchcore.export(detector, tmp_path / "parts.onnx", precision="int8", good_images=pictures(2))
+
+
+def test_results_that_are_not_finite_are_refused_for_all_precisions(tmp_path, monkeypatch):
+    from skpatchcore.deployment import exporter
+
+    real = exporter.results_of
+    monkeypatch.setattr(exporter, "results_of", lambda *given: real(*given) | {"score": np.float32(np.nan)})
+    for precision in ("float32", "float16"):
+        with pytest.raises(skpatchcore.ExportError, match=r"score differs by inf"):
+            skpatchcore.export(fitted(), tmp_path / "parts.onnx", precision=precision)
+    assert not list(tmp_path.iterdir())
 
 
 def test_detector_is_not_changed_by_export(tmp_path):

@@ -76,6 +76,19 @@ def test_p_values_count_calibration_scores_that_are_not_higher(detector):
         detector.p_values(X, adjust="x")
 
 
+def test_p_values_count_calibration_scores_that_are_equal_except_for_rounding(path):
+    detector, image = OnnxDetector(path), np.full((16, 16, 3), 255, np.uint8)
+    score = detector.score_samples([image])[0]
+    detector._take_thresholds({**detector.manifest, "calibration_scores": [score + 0.9e-6, score + 2e-6, -1.0]})
+    assert detector.p_values([image])[0] == 3 / 4
+    assert next(detector.iter_results([image])).p_value == 3 / 4
+
+
+def test_golden_results_are_not_read(tmp_path):
+    path = write_exported(tmp_path / "a.onnx", golden="no npz file")
+    assert OnnxDetector(path).predict([np.full((16, 16, 3), 255, np.uint8)]) == [1]
+
+
 def test_maps_masks_and_regions_equal_those_of_the_shared_functions(detector):
     view = View((48, 64), (0.0, 0.0, 48.0, 64.0), (48, 64))
     expected = np.stack([map_of(scores, view, 4.0) for scores in darkness(X)])
