@@ -11,6 +11,7 @@ from typing import Any
 import skpatchcore
 from skpatchcore._utils.loaded import is_instance_of
 from skpatchcore._utils.names import shown_text
+from skpatchcore._utils.progress import write_line
 from skpatchcore.cli import capability, demo, evaluate, export, fit, predict, verify
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.options import CommandError, Parser
@@ -53,12 +54,10 @@ class _OnceEach:
 
     def show(self, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
         """Print a warning. The arguments are those of ``warnings.showwarning``."""
-        from tqdm import tqdm
-
         text = shown_text(in_options(" ".join(str(message).split()), self._command))
         if text not in self._seen:
             self._seen.add(text)
-            tqdm.write(f"skpatchcore: warning: {text}", file=sys.stderr)
+            write_line(f"skpatchcore: warning: {text}", sys.stderr)
 
 
 def _text_of(error: Exception, command: str) -> str:
