@@ -77,7 +77,9 @@ def attach_stub(package: str, file: str) -> tuple[Callable[[str], Any], Callable
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
         is_of_package = isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is not None
-        if not is_of_package or any(alias.name == "*" or alias.asname not in (None, alias.name) for alias in node.names):
+        if not is_of_package or any(
+            alias.name == "*" or alias.asname not in (None, alias.name) for alias in node.names
+        ):
             raise ValueError(
                 f"{str(stub)!r}, line {node.lineno}: {ast.unparse(node)!r}: expected 'from .module import name'."
             )

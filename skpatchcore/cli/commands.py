@@ -14,6 +14,7 @@ from skpatchcore._utils.names import shown_text
 from skpatchcore._utils.progress import write_line
 from skpatchcore.cli import capability, demo, evaluate, export, fit, predict, verify
 from skpatchcore.cli.advice import in_options
+from skpatchcore.cli.dependencies import describe_missing
 from skpatchcore.cli.options import CommandError, Parser
 
 
@@ -61,6 +62,8 @@ class _OnceEach:
 
 
 def _text_of(error: Exception, command: str) -> str:
+    if (missing := describe_missing(error)) is not None:
+        return missing
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         text = f"{error.strerror}: {str(error.filename)!r}"
