@@ -4,9 +4,8 @@ Importing the package does not import torch or pynndescent. The module of each p
 first used. The public names are listed in ``__init__.pyi``.
 """
 
-import lazy_loader
-
+from skpatchcore._utils.lazy import attach_stub
 from skpatchcore._version import __version__
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach_stub(__name__, __file__)
 __all__ += ["__version__"]

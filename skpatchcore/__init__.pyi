@@ -1,4 +1,4 @@
-# The list of public names. lazy_loader reads this file at run time, and type checkers read it too.
+# The list of public names. skpatchcore reads this file at run time, and type checkers read it too.
 from .calibration.conformal import conformal_p_values as conformal_p_values
 from .calibration.drift import DriftMonitor as DriftMonitor
 from .coreset.greedy import GreedyCoresetSampler as GreedyCoresetSampler

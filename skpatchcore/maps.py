@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skpatchcore.images.inside import PixelMask
-from skpatchcore.images.views import View
+from skpatchcore.images.views import View, inspected_pixels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,38 +66,6 @@ def mark_uninspected(drawn: np.ndarray, is_counted: np.ndarray, view: View, mask
     for is_seen in (inspected, mask):
         if is_seen is not None:
             drawn[~is_seen] = np.nan
-
-
-def inspected_pixels(is_counted: np.ndarray, view: View) -> np.ndarray | None:
-    """Return the pixels of an image that are inspected; None if all of them are.
-
-    Parameters
-    ----------
-    is_counted : array of shape (grid_height, grid_width), bool
-        True for the patches that are scored.
-    view : View
-        Region of the image that the grid covers.
-
-    Returns
-    -------
-    array of shape (height, width), bool, or None
-        True for a pixel with its centre in the region that the network sees, if the patch in whose cell the centre
-        lies is scored.
-    """
-    (height, width), (top, left, tall, wide) = view.image_size, view.region
-    sees_all = top <= 0.5 and left <= 0.5 and top + tall >= height - 0.5 and left + wide >= width - 0.5
-    if sees_all and is_counted.all():
-        return None
-    rows, columns = np.arange(height) + 0.5, np.arange(width) + 0.5
-    seen: np.ndarray = np.outer((rows >= top) & (rows <= top + tall), (columns >= left) & (columns <= left + wide))
-    if is_counted.all():
-        return seen
-    box_top, box_left, box_height, box_width = view.box
-    n_rows, n_columns = is_counted.shape
-    of_rows = ((rows - box_top) / box_height * n_rows).astype(int).clip(0, n_rows - 1)
-    of_columns = ((columns - box_left) / box_width * n_columns).astype(int).clip(0, n_columns - 1)
-    inspected: np.ndarray = seen & is_counted[of_rows][:, of_columns]
-    return inspected
 
 
 def anomaly_map(

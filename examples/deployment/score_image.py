@@ -1,7 +1,8 @@
-"""Score image files with an exported detector. This program needs numpy, pillow and onnxruntime, but not skpatchcore.
+"""Score images with an exported detector: ``python score_image.py parts.onnx 1.png 2.png``, without skpatchcore.
 
-Run ``python score_image.py parts.onnx 1.png 2.png``. Each image gets one line: score (bigger = more normal), decision
-(negative = anomalous), label (1 = normal, -1 = anomalous), p-value. Its heat map is saved in a file beside the image.
+Each image gets one line: score (bigger = more normal), decision (negative = anomalous), label (1 = normal, -1 =
+anomalous), p-value. A picture is saved beside it: the image in grey, pixels above the threshold from red (at the
+threshold) to yellow (at twice the threshold), and pixels that are not inspected in blue.
 """
 
 import hashlib
@@ -13,26 +14,27 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-DIGEST = b"\x72\x56\x0a\x12skpatchcore.sha256\x12\x40"  # the last entry of the file; 64 hexadecimal digits follow
-OUTPUTS = ["score", "decision", "label", "p_value", "anomaly_map"]
-
-content = Path(sys.argv[1]).read_bytes()
-if content[-88:-64] != DIGEST or hashlib.sha256(content[:-88]).hexdigest().encode() != content[-64:]:
-    sys.exit(f"{sys.argv[1]}: the file is damaged, or skpatchcore.export did not write it.")
+if len(sys.argv) < 3:
+    sys.exit("usage: python score_image.py MODEL.onnx IMAGE ...")
+content = Path(sys.argv[1]).read_bytes() if Path(sys.argv[1]).is_file() else b""
+entry = b"\x72\x56\x0a\x12skpatchcore.sha256\x12\x40" + hashlib.sha256(content[:-88]).hexdigest().encode()
+if content[-88:] != entry:  # the digest of all other bytes
+    sys.exit(f"{sys.argv[1]}: the file is missing or damaged, or skpatchcore.export did not write it.")
 session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 manifest = json.loads(session.get_modelmeta().custom_metadata_map["skpatchcore"])
-options = onnxruntime.RunOptions()
-options.only_execute_path_to_fetches = True  # outputs that are not listed above are not computed
-
 print("image\tscore\tdecision\tlabel\tp_value")
 for path in sys.argv[2:]:
-    image = Image.open(path)
-    if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK") or getattr(image, "n_frames", 1) > 1:
-        sys.exit(f"{path}: the mode is {image.mode}, expected one picture with 8 bits per channel.")
-    pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
-    pixels = pixels / np.float32(255) if session.get_inputs()[0].type == "tensor(float)" else pixels
-    score, decision, label, p_value, heat = (a[0] for a in session.run(OUTPUTS, {"images": pixels}, options))
-    print(f"{path}\t{score:.9g}\t{decision:.9g}\t{label}\t{p_value:.9g}", flush=True)
-    heat = heat[..., None] / (2 * manifest["thresholds"]["pixel_offset"])  # 0.5 is the threshold of the pixels
-    colours = np.where(np.isnan(heat), 0.5, np.clip(3 * heat - [0, 1, 2], 0, 1))  # grey is not inspected
+    try:
+        image, size = Image.open(path), manifest["input"]["image_size"]  # None: any size
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))[None]
+    except Exception as error:  # Pillow raises several types of errors
+        sys.exit(f"{path}: {error}")
+    if image.mode[0] in "IF" or getattr(image, "n_frames", 1) > 1 or size not in (None, [*pixels.shape[1:3]]):
+        sys.exit(f"{path}: {image.mode}, {pixels.shape[1:3]}. Expected one picture, 8 bits, size {size or 'any'}.")
+    images = {"images": pixels if manifest["input"]["dtype"] == "uint8" else pixels / np.float32(255)}
+    outputs = session.run(["score", "decision", "label", "p_value", "anomaly_map", "pixels"], images)
+    print("\t".join([path, *(f"{output[0]:.9g}" for output in outputs[:4])]), flush=True)
+    heat = outputs[4][0, :, :, None] / manifest["thresholds"]["pixel_offset"]  # 1 is the threshold
+    grey = (pixels / 255 if pixels.shape[1:3] == heat.shape[:2] else outputs[5])[0].mean(axis=-1, keepdims=True)
+    colours = np.where(heat > 1, np.clip(heat - [0, 1, np.inf], 0, 1), np.where(np.isnan(heat), [0, 0, 0.6], grey))
     Image.fromarray((255 * colours).astype(np.uint8)).save(f"{path}.heat.png")

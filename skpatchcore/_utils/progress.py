@@ -1,6 +1,7 @@
 """Progress bars, tasks for scikit-learn's callbacks, and measured times of long computations.
 
-All code of the package reports its progress through :func:`progress_bar` and its time through :func:`phase`.
+All code of the package reports its progress through :func:`progress_bar` and its time through :func:`phase`. The bars
+are drawn by tqdm. Without this package, there are no bars.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
-
-from tqdm import tqdm
 
 from skpatchcore._utils.console import TolerantStream
 
@@ -40,8 +39,8 @@ _seconds: ContextVar[dict[str, float] | None] = ContextVar("skpatchcore_seconds"
 class Progress:
     """Context manager that reports the progress of a computation.
 
-    Progress is shown as a bar on standard error if `verbose` is not 0. If the estimator that is being fitted has
-    callbacks, progress is also reported to these callbacks as a task.
+    Progress is shown as a bar on standard error if `verbose` is not 0 and tqdm is installed. If the estimator that is
+    being fitted has callbacks, progress is also reported to these callbacks as a task.
 
     Parameters
     ----------
@@ -57,9 +56,7 @@ class Progress:
 
     def __init__(self, total: int | None, description: str, unit: str, verbose: int | bool):
         self._stream = TolerantStream(sys.stderr)
-        self._bar = tqdm(
-            total=total, desc=description, unit=unit, disable=not verbose, dynamic_ncols=True, file=self._stream
-        )
+        self._bar = _bar_of(total, description, unit, self._stream) if verbose else None
         self.n, self._total, self._n_told = 0, total or 0, 0
         self._title = description
         self._description, self._follower = description, _follower.get()
@@ -74,7 +71,8 @@ class Progress:
     def update(self, n: int = 1) -> None:
         """Report that `n` more units are done."""
         self.n += n
-        self._bar.update(n)
+        if self._bar is not None:
+            self._bar.update(n)
         if self._follower is not None:
             self._follower(self._description, n)
         n_steps = self._n_steps * min(self.n, self._total) // max(self._total, 1)
@@ -87,21 +85,49 @@ class Progress:
         """Change the title of the bar."""
         if description != self._title:  # each change is written at once
             self._title = description
-            self._bar.set_description(description)
+            if self._bar is not None:
+                self._bar.set_description(description)
 
     def write(self, text: str) -> None:
         """Write a line to standard error without disturbing the bar."""
-        self._bar.write(text, file=self._stream)
+        write_line(text, self._stream)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         if self._fit is not None and self._task is not None:
             self._fit.is_busy = False
             if error[0] is None:
                 self._task.call_on_fit_task_end(estimator=self._fit.estimator)
+
+
+def _bar_of(total: int | None, description: str, unit: str, stream: Any) -> Any:
+    """Return a bar of tqdm; None if tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, desc=description, unit=unit, dynamic_ncols=True, file=stream)
+
+
+def write_line(text: str, stream: Any) -> None:
+    """Write a line to a stream without disturbing the bars that are shown.
+
+    Parameters
+    ----------
+    text : str
+        The line, without its end.
+    stream : text stream
+        The stream.
+    """
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # a bar can be shown only if tqdm has been imported
+    if tqdm is None:
+        print(text, file=stream)
+    else:
+        tqdm.write(text, file=stream)
 
 
 def progress_bar(total: int | None, description: str, unit: str, verbose: int | bool) -> Progress:

@@ -5,7 +5,7 @@ Names are imported on first use. Therefore p-values can be computed without impo
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
+from skpatchcore._utils.lazy import attach
 
 if TYPE_CHECKING:
     from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["conformal_p_values", "conformal_threshold", "plan_calibration"]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
         "conformal": ["conformal_p_values", "conformal_threshold"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 # Option of each parameter.
 _OPTIONS = {
@@ -38,6 +39,8 @@ _OPTIONS = {
     "input_dtype": "--input-dtype",
     "max_flipped": "--max-flipped",
     "good_images": "--good",
+    "runtime": "--runtime",
+    "n_threads": "--threads",
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
@@ -48,6 +51,7 @@ _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",
     "preset", "method", "memory", "test_size",
 )  # fmt: skip
+_OF_RUNTIME = ("runtime", "n_threads")
 # The parameters of a model cannot be changed by `predict`, only by another `fit`.
 _OF_COMMAND = {
     "fit": _OF_FIT,
@@ -55,7 +59,7 @@ _OF_COMMAND = {
     "evaluate": _OF_EVALUATE,
     "demo": ("backbone", "device", "random_state"),
     "export": ("precision", "image_size", "map_size", "input_dtype", "max_flipped", "good_images"),
-    "verify": (),
+    "verify": _OF_RUNTIME,
     "capability": ("contamination", "kinds", "contrasts", "n_trials", "random_state"),
 }
 _WITHOUT_VALUE = {"image_size": "own"}
@@ -85,7 +89,7 @@ def in_options(message: str, command: str) -> str:
     ----------
     message : str
         Text that may contain parameters, such as ``calibration=None``.
-    command : {"fit", "predict", "evaluate", "demo", "capability"}
+    command : {"fit", "predict", "export", "verify", "evaluate", "capability", "demo"}
         The command that raised the error or the warning.
 
     Returns
@@ -96,8 +100,20 @@ def in_options(message: str, command: str) -> str:
     text = _TRUSTED.sub(lambda match: "pass " + " ".join(f"--trust {name}" for name in _names(match[1])), message)
     for pattern, replacement in _PHRASES:
         text = pattern.sub(replacement, text)
+    if command == "predict":
+        text = _with_options(text, _OF_RUNTIME)
     before = text
-    for name in _OF_COMMAND[command]:
+    text = _with_options(text, _OF_COMMAND[command])
+    if "ratio" in _OF_COMMAND[command]:
+        text = re.sub(r"\b(larger|smaller|PatchCore,) ratio\b", r"\1 --ratio", text)
+    if command == "predict" and text != before:
+        text = f"{text.removesuffix('.')} (these are options of 'skpatchcore fit')."
+    return text
+
+
+def _with_options(text: str, names: Sequence[str]) -> str:
+    """Return a text with the options of some parameters instead of the parameters."""
+    for name in names:
         option = _OPTIONS[name]
         text = re.sub(rf"\bThe '{name}' parameter of \w+ must", f"{option} must", text)
         text = re.sub(
@@ -107,10 +123,6 @@ def in_options(message: str, command: str) -> str:
         )
         if "_" in name:
             text = re.sub(rf"(?<![\w/\\.'\"-]){name}(?![\w/\\=:])", option, text)
-    if "ratio" in _OF_COMMAND[command]:
-        text = re.sub(r"\b(larger|smaller|PatchCore,) ratio\b", r"\1 --ratio", text)
-    if command == "predict" and text != before:
-        text = f"{text.removesuffix('.')} (these are options of 'skpatchcore fit')."
     return text
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import skpatchcore
 from skpatchcore._utils.loaded import is_instance_of
 from skpatchcore._utils.names import shown_text
+from skpatchcore._utils.progress import write_line
 from skpatchcore.cli import capability, demo, evaluate, export, fit, predict, verify
 from skpatchcore.cli.advice import in_options
+from skpatchcore.cli.dependencies import describe_missing
 from skpatchcore.cli.options import CommandError, Parser
 
 
@@ -53,15 +55,15 @@ class _OnceEach:
 
     def show(self, message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
         """Print a warning. The arguments are those of ``warnings.showwarning``."""
-        from tqdm import tqdm
-
         text = shown_text(in_options(" ".join(str(message).split()), self._command))
         if text not in self._seen:
             self._seen.add(text)
-            tqdm.write(f"skpatchcore: warning: {text}", file=sys.stderr)
+            write_line(f"skpatchcore: warning: {text}", sys.stderr)
 
 
 def _text_of(error: Exception, command: str) -> str:
+    if (missing := describe_missing(error)) is not None:
+        return missing
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         text = f"{error.strerror}: {str(error.filename)!r}"

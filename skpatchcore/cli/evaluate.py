@@ -17,6 +17,7 @@ from skpatchcore.cli.options import (
     add_debug,
     contamination,
     fraction_or_count,
+    refuse_exported,
     require_folder,
     weights,
 )
@@ -141,6 +142,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
 
     _check_usage(options)
+    for folder in filter(None, (options.root, options.good, options.defective)):
+        refuse_exported(folder, "not a folder of images. 'evaluate' fits a detector itself, and takes no model file.")
     if min([options.repeats, *(options.shots or [1])]) < 1:
         raise CommandError("--shots and --repeats must be at least 1.")
     require_folder(options.output)

@@ -14,7 +14,17 @@ import numpy as np
 import skpatchcore
 from skpatchcore._utils.files import require_writable, written_whole
 from skpatchcore._utils.names import shown_name
-from skpatchcore.cli.options import CommandError, Formatter, add_debug, calibration, contamination, ratio, size, weights
+from skpatchcore.cli.options import (
+    CommandError,
+    Formatter,
+    add_debug,
+    calibration,
+    contamination,
+    ratio,
+    refuse_exported,
+    size,
+    weights,
+)
 from skpatchcore.datasets import list_training_images
 
 if TYPE_CHECKING:
@@ -150,6 +160,7 @@ def _fit(options: argparse.Namespace) -> int:
     from skpatchcore import GreedyCoresetSampler, InspectionWarning, PatchCoreDetector, TorchFeatureExtractor
     from skpatchcore.reports.groups import promise_of
 
+    refuse_exported(options.directory, "which cannot be fitted. Pass a folder of good images.")
     directory, output = Path(options.directory), Path(options.output)
     _require_output(output)
     roi = _region_of(options.roi, options.ignore)
@@ -226,8 +237,9 @@ def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
 def _require_output(output: Path) -> None:
     """Raise a CommandError before the work if the model file cannot be written."""
     if output.suffix not in _SUFFIXES:
+        advice = " 'skpatchcore export' writes an .onnx file from a .skops file." if output.suffix == ".onnx" else ""
         raise CommandError(
-            f"{str(output)!r} is not a name of a model file: it must end in .skops, or in .joblib for a pickle."
+            f"{str(output)!r} is not a name of a model file: it must end in .skops, or in .joblib for a pickle.{advice}"
         )
     try:
         require_writable(output)

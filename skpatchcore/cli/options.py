@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from skpatchcore._utils.files import require_writable_folder
+from skpatchcore.deployment.container import is_exported
+
+# Number of bytes at the end of a file by which an exported file is recognised.
+_N_LAST = 256
 
 
 class CommandError(Exception):
@@ -36,6 +40,23 @@ def require_folder(text: str) -> Path:
     except OSError as error:
         raise CommandError(f"cannot write into the folder {text!r}: {error.strerror}.") from error
     return Path(text)
+
+
+def is_exported_file(path: str) -> bool:
+    """Return whether a path is an exported file, by its name (.onnx) or by its content."""
+    if not os.path.isfile(path):
+        return False
+    if path.lower().endswith(".onnx"):
+        return True
+    with open(path, "rb") as file:
+        file.seek(-min(os.path.getsize(path), _N_LAST), os.SEEK_END)
+        return is_exported(file.read())
+
+
+def refuse_exported(path: str, advice: str) -> None:
+    """Raise a CommandError if a path is an exported file. `advice` is the end of the sentence."""
+    if is_exported_file(path):
+        raise CommandError(f"{path!r} is an exported ONNX file, {advice}")
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:

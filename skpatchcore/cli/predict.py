@@ -16,8 +16,17 @@ from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.names import shown_name
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.advice import in_options
-from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder
+from skpatchcore.cli.dependencies import describe_missing
+from skpatchcore.cli.options import (
+    CommandError,
+    Formatter,
+    add_debug,
+    is_exported_file,
+    refuse_exported,
+    require_folder,
+)
 from skpatchcore.datasets import list_test_images
+from skpatchcore.deployment.runtimes import RUNTIMES
 
 # Exit code of --fail-on-anomalies. The codes 1 and 2 are failures.
 ANOMALIES_FOUND = 3
@@ -29,8 +38,8 @@ def add_parser(commands: Any) -> None:
     predict.add_argument(
         "model",
         metavar="MODEL",
-        help="model file of 'fit', or an exported file that ends in .onnx. A .joblib file is a pickle, which may run "
-        "code: use only files that you trust",
+        help="model file of 'fit', or file of 'export'. A .joblib file is a pickle, which may run code: use only files "
+        "that you trust",
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of images")
     predict.add_argument(
@@ -57,6 +66,12 @@ def add_parser(commands: Any) -> None:
         metavar="NAME",
         help="a type or function of yours that MODEL may contain, such as factory.networks.small_net; can be repeated",
     )
+    predict.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        help="library that runs a file of 'export' (default: onnxruntime)",
+    )
+    predict.add_argument("--threads", type=int, metavar="N", help="number of threads of the runtime")
     predict.add_argument("--quiet", action="store_true", help="print no progress and no summary; warnings are printed")
     add_debug(predict)
     predict.set_defaults(run=_predict)
@@ -64,6 +79,7 @@ def add_parser(commands: Any) -> None:
 
 def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
     """Return the fitted detector of a model file, or a pipeline whose last step is a detector."""
+    refuse_exported(path, "which only 'predict' and 'verify' can use. Pass the .skops file of 'fit'.")
     import joblib
     from sklearn.pipeline import Pipeline
     from sklearn.utils.validation import check_is_fitted
@@ -79,6 +95,8 @@ def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
     except skpatchcore.ModelFileError:
         raise
     except Exception as error:  # unpickling unknown or damaged bytes can raise any exception
+        if describe_missing(error) is not None:
+            raise
         raise CommandError(f"{path!r} cannot be read as a model file: {error}") from error
     detector = detector_of(model)
     if not isinstance(detector, ImageDetector):
@@ -104,15 +122,16 @@ def _predict(options: argparse.Namespace) -> int:
         parse_bytes(options.embed)
     except ValueError as error:
         raise CommandError(f"--embed: {error}") from None
-    is_onnx = _is_onnx(options.model)
+    is_onnx = is_exported_file(options.model)
     if is_onnx and options.report:
         raise CommandError(
             "--report: the page shows the nearest good patches, which an ONNX file does not contain. Use the model "
             "file of 'fit', or leave out --report."
         )
     if is_onnx:
-        detector = _load_onnx(options.model)
+        detector = _load_onnx(options)
     else:
+        _refuse_runtime(options)
         detector = as_image_detector(load_detector(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
@@ -132,7 +151,7 @@ def _predict(options: argparse.Namespace) -> int:
     n_flagged = sum(prediction.label == -1 for prediction in scored)
     if not options.quiet:
         where = f"{folder / 'scores.csv'}{' and report.html' if options.report and problem is None else ''}"
-        print(f"{len(scored)} images scored, {n_flagged} of them anomalous: {shown_name(where)}")
+        print(f"{_count(len(scored), 'image')} scored, {n_flagged} of them anomalous: {shown_name(where)}")
     if uninspected := describe_inspection({p.path: p.inspected for p in scored}):
         if not options.quiet:
             print(uninspected)
@@ -146,11 +165,13 @@ def _predict(options: argparse.Namespace) -> int:
     problems = []
     if n_failures := len(paths) - len(scored):
         problems.append(
-            f"{n_failures} of {len(paths)} images could not be scored. They are in scores.csv with score nan and "
-            "label -1."
+            f"{n_failures} of {_count(len(paths), 'image')} could not be scored. scores.csv contains the reasons, with "
+            "score nan and label -1."
         )
     if n_missing := sum(prediction.picture is None for prediction in scored):
-        problems.append(f"{n_missing} heat maps could not be written. scores.csv contains the reasons, and all scores.")
+        problems.append(
+            f"{_count(n_missing, 'heat map')} could not be written. scores.csv contains the reasons, and all scores."
+        )
     if problem is not None:
         problems.append(f"the report could not be written: {problem}. scores.csv is complete.")
     if problems:
@@ -158,19 +179,26 @@ def _predict(options: argparse.Namespace) -> int:
     return ANOMALIES_FOUND if options.fail_on_anomalies and n_flagged else 0
 
 
-def _is_onnx(path: str) -> bool:
-    """Return whether a model is an exported ONNX file, by its name."""
-    return path.lower().endswith(".onnx")
+def _count(n: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 image" and "2 images"."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
-def _load_onnx(path: str) -> Any:
+def _refuse_runtime(options: argparse.Namespace) -> None:
+    """Raise a CommandError if there is an option for exported files, because the model is none."""
+    for name, value in (("--runtime", options.runtime), ("--threads", options.threads)):
+        if value is not None:
+            raise CommandError(
+                f"{name}: only a file of 'export' is run by a runtime, and {options.model!r} is none. Leave out {name}."
+            )
+
+
+def _load_onnx(options: argparse.Namespace) -> Any:
     """Return the detector of an exported ONNX file."""
     from skpatchcore.deployment import OnnxDetector
 
-    if not Path(path).is_file():
-        raise CommandError(f"there is no model file {path!r}.")
     try:
-        return OnnxDetector(path)
+        return OnnxDetector(options.model, runtime=options.runtime or "onnxruntime", n_threads=options.threads)
     except ImportError as error:
         raise CommandError(str(error)) from error
 

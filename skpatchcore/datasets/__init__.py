@@ -5,8 +5,7 @@ Names are imported on first use. Therefore image files can be listed without imp
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
-
+from skpatchcore._utils.lazy import attach
 from skpatchcore.images.masks import read_mask
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ __all__ = [
     "read_mask",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
         "defects": ["DEFECT_KINDS", "draw_defect"],

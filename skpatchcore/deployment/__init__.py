@@ -5,7 +5,7 @@ Names are imported on first use. Therefore importing this package imports neithe
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
+from skpatchcore._utils.lazy import attach
 
 if TYPE_CHECKING:
     from skpatchcore.deployment.decisions import DecisionComparison
@@ -32,7 +32,7 @@ __all__ = [
     "verify",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
         "decisions": ["DecisionComparison"],

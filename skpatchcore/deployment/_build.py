@@ -21,8 +21,8 @@ from skpatchcore.deployment.outputs import OUTPUTS
 from skpatchcore.detectors.padim import PaDiMDetector
 from skpatchcore.features._backbones import Network, load_network
 from skpatchcore.images.inside import PixelMask
-from skpatchcore.images.views import View, as_pair, placed
-from skpatchcore.maps import filled_with_nearest, inspected_pixels
+from skpatchcore.images.views import View, as_pair, inspected_pixels, placed
+from skpatchcore.maps import filled_with_nearest
 from skpatchcore.patches.stream import PatchStream
 
 # Shortest side of a network's input that is assumed if the size depends on the image.

@@ -5,7 +5,7 @@ Names are imported on first use. Therefore the results of a detector can be read
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
+from skpatchcore._utils.lazy import attach
 
 if TYPE_CHECKING:
     from skpatchcore.detectors._image_detector import ImageDetector
@@ -28,7 +28,7 @@ __all__ = [
     "SPADEDetector",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
         "_image_detector": ["ImageDetector"],

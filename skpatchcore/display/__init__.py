@@ -5,7 +5,7 @@ Names are imported on first use. Therefore an anomaly map can be drawn over an i
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
+from skpatchcore._utils.lazy import attach
 
 if TYPE_CHECKING:
     from skpatchcore.display.anomaly_map import AnomalyMapDisplay
@@ -27,7 +27,7 @@ __all__ = [
     "overlay_anomaly_map",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
         "anomaly_map": ["AnomalyMapDisplay"],

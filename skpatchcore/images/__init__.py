@@ -5,7 +5,7 @@ Names are imported on first use. Therefore files and masks can be decoded withou
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
+from skpatchcore._utils.lazy import attach
 
 if TYPE_CHECKING:
     from skpatchcore.images.errors import ImageError, ImageWarning
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageError", "ImageWarning", "View", "load_image"]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={"errors": ["ImageError", "ImageWarning"], "reading": ["load_image"], "views": ["View"]},
 )

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from skpatchcore.images.views import View
+from skpatchcore.images.inside import PixelMask
+from skpatchcore.images.views import View, inspected_pixels
 from skpatchcore.patches.patches import Patches
 
 # A patch that covers at most this number of pixels along each side is small enough: a larger one is reported.
@@ -27,7 +28,8 @@ class Inspection:
         Fraction of the pixels that the network sees, from 0 to 1: the crop of the extractor leaves out the others. Mean
         over the images.
     inspected : float
-        Fraction of the pixels that is inspected: seen by the network, and in the region of interest.
+        Fraction of the pixels that is inspected, i.e. of the pixels that are not NaN in the anomaly maps: seen by the
+        network, in the region of interest, and in the cell of a patch that is scored.
     patch_size : (float, float)
         Height and width in pixels of the image of the cell of one patch in the patch grid. Median over the images. The
         network also uses the surroundings of the cell.
@@ -85,13 +87,25 @@ class InspectionLog:
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[float, ...] | None] = {}
+        self._last: tuple[Any, ...] = ()  # values that determine the shares of an image, and the shares
 
     def add(self, patches: Patches, numbers: np.ndarray) -> None:
         """Record a batch of images; `numbers` are the indices of the images."""
-        for number, view, size, own in zip(numbers.tolist(), patches.views, patches.sizes, patches.cells, strict=True):
+        for number, view, size, own, mask in zip(
+            numbers.tolist(), patches.views, patches.sizes, patches.cells, patches.masks, strict=True
+        ):
             if number not in self._rows:
-                counted = 1.0 if own is None else len(own) / int(size.prod())
-                self._rows[number] = None if view is None else _row_of(view, size, counted)
+                self._rows[number] = None if view is None else self._row_of(view, size, own, mask)
+
+    def _row_of(
+        self, view: View, size: np.ndarray, own: np.ndarray | None, mask: PixelMask | None
+    ) -> tuple[float, ...]:
+        """Return the shares of seen and inspected pixels, the height and width of a cell, and the scale of resizing."""
+        geometry = (view.image_size, view.box, view.region, *size.tolist())
+        # images of one size usually have the same cells and the same mask, which are then the same objects
+        if not self._last or self._last[0] != geometry or self._last[1] is not own or self._last[2] is not mask:
+            self._last = (geometry, own, mask, _shares_of(view, size, own, mask))
+        return (*self._last[3], view.box[2] / size[0], view.box[3] / size[1], max(view.scale))
 
     def summary(self, image_size: Any, has_own_regions: bool = False) -> Inspection | None:
         """Return the summary over all images; None if the view of an image is unknown.
@@ -118,11 +132,18 @@ class InspectionLog:
         return Inspection(seen, inspected, (height, width), proposal, largest / factor, has_own_regions)
 
 
-def _row_of(view: View, size: np.ndarray, counted: float) -> tuple[float, ...]:
-    """Return the fractions of seen and inspected pixels, the height and width of a cell, and the scale of resizing."""
-    (height, width), (top, left, tall, wide) = view.image_size, view.region
-    rows = max(min(top + tall, height) - max(top, 0.0), 0.0)
-    columns = max(min(left + wide, width) - max(left, 0.0), 0.0)
-    seen = rows * columns / (height * width)
-    seen = 1.0 if seen > 1 - 1e-9 else seen
-    return seen, seen * counted, view.box[2] / size[0], view.box[3] / size[1], max(view.scale)
+def _shares_of(view: View, size: np.ndarray, own: np.ndarray | None, mask: PixelMask | None) -> tuple[float, float]:
+    """Return the fractions of the pixels that the network sees, and that are not NaN in the anomaly map."""
+    is_counted = np.full(size, own is None)
+    seen = inspected_pixels(np.ones(size, bool), view)
+    if own is not None:
+        is_counted.flat[own] = True
+    inspected = inspected_pixels(is_counted, view)
+    if mask is not None:
+        inspected = mask.as_array() if inspected is None else inspected & mask.as_array()
+    return _share_of(seen), _share_of(inspected)
+
+
+def _share_of(pixels: np.ndarray | None) -> float:
+    """Return the fraction of the pixels that are True; None stands for all pixels."""
+    return 1.0 if pixels is None else float(pixels.mean())

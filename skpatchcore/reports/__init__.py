@@ -5,7 +5,7 @@ Names are imported on first use. Therefore predictions can be written without im
 
 from typing import TYPE_CHECKING
 
-import lazy_loader  # type: ignore[import-untyped]
+from skpatchcore._utils.lazy import attach
 
 if TYPE_CHECKING:
     from skpatchcore.reports.capability import write_capability_report
@@ -33,7 +33,7 @@ __all__ = [
     "write_worst",
 ]
 
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
         "capability": ["write_capability_report"],

@@ -107,7 +107,7 @@ def test_predict_writes_all_scores_if_the_report_fails(model, images, tmp_path, 
 def test_predict_reports_missing_heat_maps_after_all_scores(model, images, tmp_path, capsys):
     (tmp_path / "out" / "1.png").mkdir(parents=True)
     assert main(["predict", model, str(images), "-o", str(tmp_path / "out"), "--quiet"]) == 1
-    assert "1 heat maps could not be written" in capsys.readouterr().err
+    assert "1 heat map could not be written" in capsys.readouterr().err
     assert all(row["score"] != "nan" for row in rows(tmp_path / "out"))
 
 

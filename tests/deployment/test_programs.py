@@ -194,14 +194,60 @@ def test_programs_fail_on_a_truncated_image(run, exported, images, tmp_path):
     assert done.stdout.splitlines() == ["\t".join(COLUMNS)]
 
 
-def test_python_program_saves_the_heat_map_with_uninspected_pixels_in_grey(site, detector, exported, images):
-    folder, pixels = images
-    assert run_python(site, exported, folder / "defective.png").returncode == 0
-    heat = np.asarray(Image.open(folder / "defective.png.heat.png"))
-    (anomaly_map,) = detector.segment([pixels["defective"]])
-    assert heat.shape == pixels["defective"].shape
-    assert np.array_equal((heat == 127).all(axis=-1), np.isnan(anomaly_map))
-    assert (heat[~np.isnan(anomaly_map)] > 0).any()
+def check_heat(heat, anomaly_map, threshold, picture):
+    """Check a heat map. Return whether it has pixels above the threshold, and pixels below."""
+    assert heat.shape == picture.shape
+    ratio = anomaly_map / threshold
+    clear = ~(np.abs(ratio - 1) < 1e-3)  # rounding decides near the threshold
+    assert (heat[np.isnan(ratio)] == (0, 0, 153)).all()
+    above = (ratio > 1) & clear
+    assert (heat[above][:, [0, 2]] == (255, 0)).all()
+    np.testing.assert_allclose(heat[above][:, 1], 255 * (ratio[above] - 1).clip(0, 1), atol=2)
+    below = (ratio < 1) & clear
+    np.testing.assert_allclose(heat[below], picture[below].mean(axis=-1)[:, None].repeat(3, axis=1), atol=2)
+    return bool(above.any()), bool(below.any())
+
+
+@pytest.mark.parametrize("map_size", ["input", "image"])
+def test_python_program_colours_only_pixels_above_the_threshold(site, detector, images, tmp_path, map_size):
+    skpatchcore.export(detector, tmp_path / "parts.onnx", map_size=map_size)
+    session = onnxruntime.InferenceSession(tmp_path / "parts.onnx", providers=["CPUExecutionProvider"])
+    found = {}
+    for name, picture in images[1].items():
+        Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        assert run_python(site, tmp_path / "parts.onnx", tmp_path / f"{name}.png").returncode == 0
+        heat = np.asarray(Image.open(tmp_path / f"{name}.png.heat.png"))
+        seen, anomaly_map = (some[0] for some in session.run(["pixels", "anomaly_map"], {"images": picture[None]}))
+        below = picture if map_size == "image" else 255 * seen
+        found[name] = check_heat(heat, anomaly_map, detector.pixel_offset_, below)
+    assert found["good"][1]
+    assert found["defective"][0]
+
+
+def test_python_program_without_arguments_prints_the_usage(site, exported):
+    for arguments in ([], [exported]):
+        done = run_python(site, *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "usage: python score_image.py MODEL.onnx IMAGE ...\n"
+
+
+def test_python_program_names_an_image_that_is_missing_or_no_image_in_one_line(site, exported, tmp_path):
+    (tmp_path / "text.png").write_text("text", encoding="utf-8")
+    for name in ("nowhere.png", "text.png"):
+        done = run_python(site, exported, tmp_path / name)
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"{tmp_path / name}: ")
+        assert done.stderr.count("\n") == 1
+
+
+def test_python_program_names_an_image_of_a_wrong_size_in_one_line(site, detector, images, tmp_path):
+    skpatchcore.export(detector, tmp_path / "parts.onnx", image_size=(48, 64))
+    done = run_python(site, tmp_path / "parts.onnx", images[0] / "good.png", images[0] / "defective.png")
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 2
+    path = images[0] / "defective.png"
+    expected = f"{path}: RGB, (60, 50). Expected one picture, 8 bits, size [48, 64].\n"
+    assert done.stderr == expected
 
 
 def test_python_program_refuses_images_with_16_bits(site, exported, tmp_path):
@@ -209,7 +255,7 @@ def test_python_program_refuses_images_with_16_bits(site, exported, tmp_path):
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(path)
     done = run_python(site, exported, path)
     assert done.returncode == 1
-    assert f"{path}: the mode is I;16" in done.stderr
+    assert done.stderr == f"{path}: I;16, (8, 8). Expected one picture, 8 bits, size any.\n"
 
 
 def test_python_program_has_at_most_40_lines():

@@ -32,6 +32,7 @@ from skpatchcore.images.containers import with_regions
 from skpatchcore.images.roi import as_region
 from skpatchcore.metrics import aupimo_scores, pixel_metrics
 from skpatchcore.patches.stream import PatchStream
+from skpatchcore.reports.inspection import describe_inspection, inspected_part
 from tests.bank.test_budget import fit_in_one_way
 from tests.factories import CellMeans, extractor
 
@@ -229,6 +230,29 @@ def test_fit_says_what_is_not_inspected(good):
     with pytest.warns(InspectionWarning, match=r"23\.4 % .*outside the crop"):
         detector = PatchCoreDetector(extractor(image_size=32, crop_size=28)).fit(good)
     assert detector.inspection_.seen == detector.inspection_.inspected == pytest.approx((28 / 32) ** 2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"crop_size": (24, 28)}, {"stride": 2}, {"crop_size": 21, "stride": 3}],
+    ids=["region", "crop", "stride", "crop and stride"],
+)
+@pytest.mark.parametrize("form", ["none", "polygon", "half of one cell"])
+def test_inspected_fraction_of_fit_is_that_of_the_anomaly_maps(good, form, options):
+    regions = {
+        "none": None,
+        "polygon": [(0.1, 0.2), (0.9, 0.05), (0.95, 0.7), (0.4, 0.93)],
+        "half of one cell": (0, 0, 64, 37),
+    }
+    detector = PatchCoreDetector(
+        extractor(image_size=32, **options), roi=regions[form], random_state=0, calibration=None
+    ).fit(good)
+    anomaly_map = detector.segment(good[:1])[0]
+    assert detector.inspection_.inspected == np.mean(~np.isnan(anomaly_map))
+    assert form == "none" or detector.inspection_.inspected < detector.inspection_.seen
+    assert (describe_inspection({"1.png": inspected_part(anomaly_map)}) or "").split(" %")[0] == (
+        (detector.inspection_.problem() or "").split(" %")[0]
+    )
 
 
 def test_fit_says_how_small_a_defect_may_be():
