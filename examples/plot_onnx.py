@@ -46,8 +46,8 @@ labels = exported.predict(images)
 print(f"equal labels: {(labels == detector.predict(images)).sum()} of {len(images)}")
 
 # %%
-# The anomaly maps of both agree, except for rounding. The white line is the pixel threshold. The maps on the right show the
-# differences, with a scale of their own.
+# The anomaly maps of both agree, except for rounding. The white line is the pixel threshold. The maps on the right
+# show the differences, with a scale of their own.
 
 shown = [images[i] for i in np.flatnonzero(task.test_labels == -1)[:3]]
 maps, exported_maps = detector.segment(shown), exported.segment(shown)
