@@ -46,21 +46,28 @@ labels = exported.predict(images)
 print(f"equal labels: {(labels == detector.predict(images)).sum()} of {len(images)}")
 
 # %%
-# The anomaly maps of both agree, except for rounding.
+# The anomaly maps of both agree, except for rounding. The white line is the pixel threshold. The maps on the right
+# show the differences, with a scale of their own.
 
 shown = [images[i] for i in np.flatnonzero(task.test_labels == -1)[:3]]
 maps, exported_maps = detector.segment(shown), exported.segment(shown)
-figure, axes = plt.subplots(len(shown), 3, figsize=(7, 7), layout="constrained")
-for row, image, own, other in zip(axes, shown, maps, exported_maps, strict=True):
+differences = np.abs(maps - exported_maps)
+threshold = detector.pixel_offset_
+figure, axes = plt.subplots(len(shown), 4, figsize=(9, 7), layout="constrained")
+for row, image, own, other, difference in zip(axes, shown, maps, exported_maps, differences, strict=True):
     row[0].imshow(image, cmap="gray")
-    for axis, drawn in zip(row[1:], (own, other), strict=True):
-        artist = axis.imshow(drawn, vmin=0, vmax=2 * detector.pixel_offset_, cmap="inferno")
+    for axis, drawn in zip(row[1:3], (own, other), strict=True):
+        heat = axis.imshow(drawn, vmin=0, vmax=2 * threshold, cmap="inferno")
+        axis.contour(drawn, levels=[threshold], colors="white", linewidths=1)
+    small = row[3].imshow(difference, vmin=0, vmax=differences.max(), cmap="viridis")
     for axis in row:
         axis.set_axis_off()
-for axis, title in zip(axes[0], ("image", "detector", "ONNX file"), strict=True):
+for axis, title in zip(axes[0], ("image", "detector", "ONNX file", "difference"), strict=True):
     axis.set_title(title)
-figure.colorbar(artist, ax=axes, shrink=0.5, label="anomaly map, bigger = more anomalous")
-print(f"largest difference of two maps: {np.abs(maps - exported_maps).max():.1e}")
+bar = figure.colorbar(heat, ax=axes[:, :3], location="bottom", shrink=0.6, label="anomaly map, bigger = more anomalous")
+bar.ax.axvline(threshold, color="white")
+figure.colorbar(small, ax=axes[:, 3], location="bottom", label="absolute difference", format="%.0e")
+print(f"largest difference of two maps: {differences.max():.1e}, pixel threshold: {threshold:.2f}")
 plt.show()
 
 # %%
