@@ -73,9 +73,9 @@ def _filled_outside(images: Value, inside: np.ndarray) -> Value:
     mask = graph.constant(inside[..., None])
     values = images.cast("float32")
     kept = graph.op("Where", mask, values, np.float32(0))
-    # The sums of the rows of 8-bit images are exact in float32. The sum over the rows needs float64.
-    total = graph.op("Cast", kept.sum(2), to=11).sum(1)
-    mean = (total / graph.constant(np.array(inside.sum(), np.float64))).cast("float32")
+    # The sums of the rows of 8-bit images are exact in float32. Float64 is not used: OpenVINO then computes wrong means
+    # for all images of a batch but the first.
+    mean = (kept.sum(2) / np.float32(inside.sum())).sum(1)
     return graph.op("Where", mask, values, mean.unsqueeze(1, 2))
 
 

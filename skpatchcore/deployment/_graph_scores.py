@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from skpatchcore.deployment._graph import Value
+from skpatchcore.deployment.outputs import with_ties
 
 # Least and largest number of candidates per patch of the search by matrix products, which round. The distances to the
 # candidates are computed again.
@@ -19,8 +20,6 @@ _N_PRODUCTS = 1 << 23
 _N_PATCHES = 1024
 # Largest absolute value that counts as finite.
 _LARGEST = 3e38
-# Scores that differ by less than this fraction of the largest calibration score count as equal.
-_TIE = 1e-6
 
 
 def bank_scores(
@@ -179,10 +178,8 @@ def decisions(scores: Value, is_valid: Value, calibration_scores: np.ndarray, of
     is_valid = is_valid & (scores.graph.op("Abs", scores) <= np.float32(_LARGEST))
     score = is_valid.where(-scores, np.float32(np.nan))
     decision = score - np.float32(offset)
-    known = calibration_scores[~np.isnan(calibration_scores)].astype(np.float32)
-    # The score of a calibration image counts as equal, although it is rounded.
-    equal = np.float32(_TIE * np.abs(known).max(initial=0))
-    count = score.unsqueeze(1) >= (known - equal)[None]
+    known = with_ties(calibration_scores[~np.isnan(calibration_scores)])
+    count = score.unsqueeze(1) >= known[None]
     p_value = (count.cast("float32").sum(1) + np.float32(1)) / np.float32(len(known) + 1)
     return {
         "score": score,
