@@ -144,6 +144,15 @@ def test_export_with_region_agrees_with_detector(tmp_path):
             assert np.isnan(found["patch_scores"]).any()
 
 
+def test_region_in_batches_in_any_runtime(tmp_path):
+    detector = fitted(roi=(0.1, 0.2, 0.6, 0.5), extractor=extractor(image_size=(64, 80)))
+    skpatchcore.export(detector, tmp_path / "parts.onnx", image_size=(72, 96))
+    images = pictures(4, seed=3)
+    images[2, 30:40, 30:50] = 255
+    for outputs_of in open_all(tmp_path / "parts.onnx").values():
+        assert close(outputs_of(images)["score"], detector.score_samples(images), abs(detector.offset_))
+
+
 def test_map_of_input_has_the_size_of_the_input(tmp_path):
     detector = fitted(extractor=extractor(crop_size=(48, 56)))
     skpatchcore.export(detector, tmp_path / "parts.onnx")
