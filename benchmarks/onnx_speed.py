@@ -192,8 +192,9 @@ One image per call: uint8 arrays of {sizes} pixels, in turn. The extractor resiz
 hold 1 % and 10 % of the patches of {given.images} images. Each runner has its own process. The processes take turns,
 with a pause of {given.pause * 1e3:.0f} ms before each call. Times are medians of {n_calls} calls in milliseconds. "×"
 is the speed relative to torch: the median of the ratios of two calls in the same round. "features" is the network with
-resizing and aggregation, without the search: from an image to its patch features. The last column is the largest
-relative difference of a score from that of torch. WideResNet-50 has random weights.
+resizing and aggregation: from an image to its patch features, without the search. ONNX Runtime computes all outputs of
+a graph, so its column "features" contains the search, too. The last column is the largest relative difference of a
+score from that of torch. WideResNet-50 has random weights.
 
 | backbone, rows of the bank | runner | MB of the file |{columns} difference of a score |
 |---|---|---|---|---|---|---|---|---|---|
