@@ -5,8 +5,8 @@ How it works:
 1. The network is run on calibration images. The smallest and the largest value of each tensor before and after a
    quantised operator are recorded, and the mean of each input channel.
 2. The weights are rounded to int8 with one scale per output channel, the tensors to uint8 with one scale per tensor.
-   Both are written as pairs of QuantizeLinear and DequantizeLinear, which are standard operators. A runtime fuses each
-   pair with the operator in between; a runtime that does not do so computes the same result in float32.
+   Both are written as pairs of QuantizeLinear and DequantizeLinear, which are standard operators. Most
+   runtimes fuse each pair with the operator in between. Other runtimes compute the same result in float32.
 3. Rounded weights shift the mean of an output channel. The bias is corrected by the shift that the recorded means of
    the input channels predict. Without this correction, the errors of the layer maps of efficientnet_lite2 are 1.3 to
    2.2 times as large.

@@ -24,7 +24,7 @@ from skpatchcore.deployment.outputs import with_ties
 
 # Stages that are compared, in the order of the computation.
 STAGES = ("pixels", "grid", "features", "patch_scores", "anomaly_map", "mask", "score", "decision", "p_value")
-# Stages of which every n-th value in row-major order is stored. `grid` and `mask` are stored completely.
+# Stages that are stored as every n-th value in row-major order. `grid` and `mask` are stored completely.
 _SAMPLED = tuple(stage for stage in STAGES if stage not in ("grid", "mask"))
 # Number of values of a sampled result that are stored, about.
 _N_SAMPLED = 4096
@@ -108,7 +108,7 @@ class ScoreScale:
 
 @dataclass(frozen=True)
 class Reference:
-    """An image with its expected results, of which some stages may be sampled.
+    """An image with its expected results. The results of some stages may be sampled.
 
     Attributes
     ----------
