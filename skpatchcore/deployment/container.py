@@ -185,7 +185,7 @@ def read_container(path: str | os.PathLike[str]) -> Container:
         golden = entries[GOLDEN]
     except ModelFileError:
         raise
-    except Exception as error:  # the digest is correct, but the entries are not those that `export` writes
+    except Exception as error:  # the digest is correct, but `export` did not write these entries
         raise _foreign(name, error) from error
     return Container(os.fspath(path), content, manifest, golden, entries.get(REGION))
 

@@ -383,7 +383,7 @@ def _compared_with_detector(
     stages : tuple of StageDifference
         Largest difference of each stage. Its tolerance is infinity for reduced precisions.
     n_flipped : int
-        Number of labels that differ, without those that only rounding changes.
+        Number of labels that differ. Labels that only rounding changes are not counted.
 
     Raises
     ------
