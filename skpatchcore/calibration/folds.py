@@ -169,7 +169,7 @@ class Extrapolated(NoCalibration):
         shares = [self._mean_share(plan.left_out) for plan in (self.fine, self.coarse)]
         factor = extrapolation_factor(fine, coarse, *shares)
         peaks, coarse_peaks = (some[:, 0, 0].astype(np.float64) for some in (sketches, coarse_sketches))
-        sketches[:, 0] *= np.float32(extrapolation_factor(peaks, coarse_peaks, *shares))  # type: ignore[arg-type]
+        sketches[:, 0] *= np.float32(extrapolation_factor(peaks, coarse_peaks, *shares))
         return CalibrationScores(self.images(), fine * factor, sketches)
 
     def _mean_share(self, left_out: Sequence[np.ndarray]) -> float:
