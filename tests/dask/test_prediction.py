@@ -214,6 +214,12 @@ def test_regions_of_interest_are_passed_with_their_images(images, detector):
         lazy.score_samples(detector, images, roi=regions[:-1])
 
 
+@pytest.mark.usefixtures("threads")
+def test_result_without_a_client_can_be_pickled(images, detector):
+    again = pickle.loads(pickle.dumps(lazy.score_samples(detector, images, chunk=4)))
+    np.testing.assert_array_equal(again.compute(), detector.score_samples(images))
+
+
 def broken(paths, tmp_path, *indices):
     """Return the paths with files that are no images at some indices."""
     paths = list(paths)
@@ -325,9 +331,3 @@ def test_result_is_computed_after_the_loss_of_a_worker(client, paths, detector):
         os.kill(pid, signal.SIGKILL)
         np.testing.assert_array_equal(client.compute(lazy_scores).result(timeout=120), expected)
     client.wait_for_workers(2, timeout=120)
-
-
-def test_result_without_a_client_can_be_pickled(images, detector):
-    with dask.config.set(scheduler="synchronous"):
-        again = pickle.loads(pickle.dumps(lazy.score_samples(detector, images, chunk=4)))
-        np.testing.assert_array_equal(again.compute(), detector.score_samples(images))
