@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -20,6 +21,7 @@ import dask.bag as db
 import numpy as np
 from dask.base import get_scheduler, is_dask_collection, tokenize
 from dask.highlevelgraph import HighLevelGraph
+from distributed import get_worker, warn
 
 from skpatchcore._utils.loaded import is_column, is_table, is_tensor
 from skpatchcore._utils.warning import collected_warnings, warn_user
@@ -145,9 +147,13 @@ def _sent(detector: Any, client: Any) -> Any:
     literal = dask.delayed(_identity, pure=False)(detector, dask_key_name=f"skpatchcore-model-{_digest_of(detector)}")
     if client is None:
         return literal
-    # A memory bank is larger than the tasks for which Dask's warning is meant, and it is sent only once.
-    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
+    with large_graphs():  # the detector is sent only once
         return client.persist(literal)
+
+
+def large_graphs() -> Any:
+    """Return a context manager in which Dask does not warn of tasks with large literal values."""
+    return dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"})
 
 
 def _digest_of(detector: Any) -> str:
@@ -189,30 +195,37 @@ def _value(part: Any) -> Any:
 
 def _on_images(function: OfImages, detector: Any, part: Any, regions: Any, first: int) -> Any:
     """Call a function on the images of a partition. Errors and warnings state the index of an image in all of `X`."""
-    images, issued = _value(part), []
     try:
-        with collected_warnings() as issued:
-            return function(detector, images, _value(regions))
+        with warnings_on_client(first):
+            return function(detector, _value(part), _value(regions))
     except ImageError as error:
         raise _shifted(error, first) from error
+
+
+@contextmanager
+def warnings_on_client(first: int = 0) -> Iterator[None]:
+    """Issue the warnings of the block on the client. Without a client, issue them here, at the end of the block.
+
+    Parameters
+    ----------
+    first : int, default=0
+        Index in `X` of the first image of the block. It is added to the indices in an ImageWarning.
+    """
+    issued: list[Warning] = []
+    try:
+        with collected_warnings() as issued:
+            yield
     finally:
         for warning in issued:
-            _issue(warning, first)
+            if isinstance(warning, ImageWarning):
+                warning = ImageWarning([_shifted(error, first) for error in warning.failures])
+            try:
+                get_worker()
+            except ValueError:  # not on a worker
+                warn_user(warning)
+            else:
+                warn(warning)
 
 
 def _shifted(error: ImageError, first: int) -> ImageError:
     return ImageError(error.message, first + error.index, error.path)
-
-
-def _issue(warning: Warning, first: int) -> None:
-    """Issue a warning on the client. Without a client, issue it here."""
-    if isinstance(warning, ImageWarning):
-        warning = ImageWarning([_shifted(error, first) for error in warning.failures])
-    try:
-        from distributed import get_worker, warn
-
-        get_worker()
-    except (ImportError, ValueError):  # not on a worker
-        warn_user(warning)
-    else:
-        warn(warning)
