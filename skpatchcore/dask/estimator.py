@@ -230,7 +230,9 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
             local.training_paths_ = paths
         for name in self._fitted_names():
             delattr(self, name)
-        vars(self).update({name: value for name, value in vars(local).items() if _is_fitted_name(name)})
+        for name, value in vars(local).items():
+            if _is_fitted_name(name):
+                setattr(self, name, value)
         return self
 
     def to_local(self) -> PatchCoreDetector:
@@ -243,7 +245,9 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         """
         check_is_fitted(self, "memory_bank_")
         local = PatchCoreDetector(**self._local_params())
-        vars(local).update({name: vars(self)[name] for name in self._fitted_names() if name not in _OF_CLUSTER})
+        for name in self._fitted_names():
+            if name not in _OF_CLUSTER:
+                setattr(local, name, getattr(self, name))
         return local
 
     def score_samples(self, X: Any, *, on_error: str = "raise", roi: Any = None) -> da.Array:
