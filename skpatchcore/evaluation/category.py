@@ -8,6 +8,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import joblib
@@ -75,14 +76,17 @@ class CategoryResult:
     aupimo: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: int = 0) -> pd.DataFrame:
+def evaluate(
+    detector: Any, dataset: Any, *, resolution: str = "own", client: Any = None, verbose: int = 0
+) -> pd.DataFrame:
     """Fit a detector on the training images of each category, and return a table of metrics on its test images.
 
     Parameters
     ----------
     detector : estimator
         A :class:`~skpatchcore.PatchCoreDetector`, an ensemble, or another detector of this package. A clone of the
-        detector is fitted for each category. The detector itself does not change.
+        detector is fitted for each category. The detector itself does not change. A
+        :class:`~skpatchcore.dask.DaskPatchCoreDetector` uses its own client if `client` is None.
     dataset : path, ImageFolder, TextureTask or dict of str to one of these
         A folder of one or several categories in the layout of MVTec AD; or the result of
         :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders` or
@@ -90,6 +94,11 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     resolution : {"own", "seen"}, default="own"
         Resolution of the pixel metrics. ``"own"``: the own size of each image. ``"seen"``: the size
         and the crop of the network's input, as in the paper (224 × 224).
+    client : distributed.Client or None, default=None
+        Client of a Dask cluster. The workers read the images, compute the fit and score the test images. The fit of a
+        PatchCoreDetector is distributed to all workers; any other detector is fitted on one worker. The masks are read
+        and the metrics are computed in this process. Only the times of the table differ from the table without a
+        client, under the conditions of :doc:`/user_guide/dask`. None uses no cluster.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -116,6 +125,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
           images that is inspected (not NaN in the maps). ``n_uninspected_defects``: number of images whose defective
           pixels all lie elsewhere. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled detector.
         - ``fit_seconds`` and ``test_seconds``: time in seconds, and the time of each phase, such as ``fit_network``.
+          With a client, ``fit_cluster`` and ``test_cluster`` are the times in which this process waits for the workers.
 
     Raises
     ------
@@ -146,7 +156,7 @@ def evaluate(detector: Any, dataset: Any, *, resolution: str = "own", verbose: i
     results = []
     with progress_bar(len(categories), "evaluating", "category", verbose) as bar:
         for name, data in categories.items():
-            results.append(evaluate_category(detector, name, data, resolution)[0])
+            results.append(evaluate_category(detector, name, data, resolution, client=client)[0])
             bar.update(1)
     return table_of(results)
 
@@ -208,7 +218,7 @@ def check_before(detector: Any, categories: Mapping[str, Any], resolution: str) 
 
 
 def evaluate_category(
-    detector: Any, name: str, dataset: Any, resolution: str = "own", with_bytes: bool = True
+    detector: Any, name: str, dataset: Any, resolution: str = "own", with_bytes: bool = True, client: Any = None
 ) -> tuple[CategoryResult, Any]:
     """Fit a clone of the detector on one category, and compute metrics on its test images.
 
@@ -224,13 +234,15 @@ def evaluate_category(
         As for :func:`evaluate`.
     with_bytes : bool, default=True
         Whether to measure the size of the fitted detector.
+    client : distributed.Client or None, default=None
+        As for :func:`evaluate`.
 
     Returns
     -------
     result : CategoryResult
         Metrics, scores and curves.
     fitted : estimator
-        The fitted clone.
+        The fitted clone. With a cluster, it is an ordinary detector too, which does not use the cluster.
 
     Raises
     ------
@@ -238,11 +250,21 @@ def evaluate_category(
         As raised by :func:`evaluate`.
     """
     check_before(detector, {name: dataset}, resolution)
-    labels, fitted = np.asarray(dataset.test_labels), clone(detector)
+    labels, predict = np.asarray(dataset.test_labels), partial(_predicted, resolution=resolution)
+    if client is None and hasattr(detector, "to_local"):
+        client = detector.client_
     with record_seconds() as fit_seconds:
-        fitted.fit(dataset.train_images, groups=dataset.train_groups)
+        if client is None:
+            fitted = clone(detector).fit(dataset.train_images, groups=dataset.train_groups)
+        else:
+            fitted = _on_cluster().fit_on_cluster(client, detector, dataset.train_images, dataset.train_groups)
     with record_seconds() as test_seconds:
-        scores, maps, inspections = _predicted(fitted, dataset.test_images, resolution)
+        if client is None:
+            results = predict(fitted, dataset.test_images)
+        else:
+            results = _on_cluster().map_on_cluster(client, predict, fitted, dataset.test_images)
+    scores = np.array([result[0] for result in results])
+    maps, inspections = [result[1] for result in results], [result[2] for result in results]
     own_masks = [read_mask(mask, known.shape) for mask, known in zip(dataset.test_masks, inspections, strict=True)]
     unseen = [bool(mask.any() and not mask[known].any()) for mask, known in zip(own_masks, inspections, strict=True)]
     masks = [_as_seen(mask, fitted, resolution, order=0) for mask in own_masks]
@@ -305,16 +327,21 @@ def pickled_bytes(detector: Any) -> float:
     return counter.n
 
 
+def _on_cluster() -> Any:
+    """Import the functions for clusters when they are needed: Dask is an optional dependency."""
+    from skpatchcore.evaluation import _cluster
+
+    return _cluster
+
+
 def _predicted(
-    fitted: Any, images: Sequence[Any], resolution: str
-) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Return the image scores, the anomaly maps at the given resolution, and the inspected pixels of the images."""
-    scores, maps, inspections = [], [], []
-    for result in fitted.iter_results(images):
-        scores.append(result.score)
-        maps.append(_as_seen(result.anomaly_map, fitted, resolution, order=1))
-        inspections.append(~np.isnan(result.anomaly_map))
-    return np.array(scores), maps, inspections
+    fitted: Any, images: Sequence[Any], regions: None = None, *, resolution: str
+) -> list[tuple[float, np.ndarray, np.ndarray]]:
+    """Return, for each image, its score, its anomaly map at the given resolution, and its inspected pixels."""
+    return [
+        (result.score, _as_seen(result.anomaly_map, fitted, resolution, order=1), ~np.isnan(result.anomaly_map))
+        for result in fitted.iter_results(images)
+    ]
 
 
 def extractors_of(detector: Any) -> list[Any]:

@@ -140,6 +140,7 @@ def low_shot_curve(
     n_repeats: int = 3,
     resolution: str = "own",
     random_state: int = 0,
+    client: Any = None,
     verbose: int = 0,
 ) -> pd.DataFrame:
     """Evaluate a detector that is fitted on few images (section 4.5 of the paper).
@@ -158,6 +159,8 @@ def low_shot_curve(
         As for :func:`~skpatchcore.evaluate`.
     random_state : int, default=0
         Seed of the draws.
+    client : distributed.Client or None, default=None
+        As for :func:`~skpatchcore.evaluate`.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -188,12 +191,12 @@ def low_shot_curve(
     [2, 5]
     """
     runs = low_shot_runs(detector, as_categories(dataset), shots, n_repeats, random_state)
-    return _table(list(runs), resolution, verbose)
+    return _table(list(runs), resolution, client, verbose)
 
 
 def ablation(
     detector: Any, dataset: Any, grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]], *,
-    resolution: str = "own", verbose: int = 0,
+    resolution: str = "own", client: Any = None, verbose: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Evaluate a detector with each setting of a grid, as in Figures 4 and 5 of the paper.
 
@@ -206,6 +209,8 @@ def ablation(
         Parameters and their values, as for :class:`~sklearn.model_selection.ParameterGrid`. :func:`named_grid` returns
         the grids of the paper.
     resolution : {"own", "seen"}, default="own"
+        As for :func:`~skpatchcore.evaluate`.
+    client : distributed.Client or None, default=None
         As for :func:`~skpatchcore.evaluate`.
     verbose : int, default=0
         1 shows a progress bar.
@@ -237,24 +242,24 @@ def ablation(
     >>> table["extractor__patch_size"].tolist()
     [1, 3]
     """
-    return _table(list(ablation_runs(detector, as_categories(dataset), grid)), resolution, verbose)
+    return _table(list(ablation_runs(detector, as_categories(dataset), grid)), resolution, client, verbose)
 
 
-def run_quietly(run: Run, resolution: str) -> tuple[Any, Any]:
+def run_quietly(run: Run, resolution: str, client: Any = None) -> tuple[Any, Any]:
     """Evaluate a run, without warnings of few training images in a low-shot study."""
     with warnings.catch_warnings():
         if "shots" in run.settings:  # the study is about few images
             warnings.simplefilter("ignore", UserWarning)
-        return evaluate_category(run.detector, run.category, run.dataset, resolution)
+        return evaluate_category(run.detector, run.category, run.dataset, resolution, client=client)
 
 
-def _table(runs: list[Run], resolution: str, verbose: int) -> pd.DataFrame:
+def _table(runs: list[Run], resolution: str, client: Any, verbose: int) -> pd.DataFrame:
     for run in runs:
         check_before(run.detector, {run.category: run.dataset}, resolution)
     rows = []
     with progress_bar(len(runs), "evaluating", "run", verbose) as bar:
         for run in runs:
-            result, _ = run_quietly(run, resolution)
+            result, _ = run_quietly(run, resolution, client)
             rows.append({"category": escape_name(run.category), **run.settings, **result.row})
             bar.update(1)
     return pd.DataFrame(rows)

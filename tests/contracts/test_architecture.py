@@ -29,6 +29,7 @@ ROOMS = [
     {"calibration"},
     {"detectors"},
     {"deployment"},
+    {"dask"},
     {"datasets", "metrics"},
     {"display", "model_selection"},
     {"evaluation"},
