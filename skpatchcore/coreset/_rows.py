@@ -39,7 +39,11 @@ class Rows:
         Unit of the rows, a power of two.
     centre : array of shape (n_columns,), float64
         Centre of the original rows.
+    checksum : int
+        Checksum of the original rows if these are rows of a shard; otherwise 0.
     """
+
+    checksum = 0
 
     def __init__(self, left: torch.Tensor, grid: tuple[float, np.ndarray] | None = None):
         with one_thread(left.numel() < SMALL_PASS):

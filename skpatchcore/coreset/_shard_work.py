@@ -7,9 +7,10 @@ cluster can therefore run them again, e.g. after the loss of a process.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +35,17 @@ class ProjectedRows:
         Index of the image of each row.
     n_features : int
         Number of columns before the projection.
+    checksum : int
+        Checksum of `values`, set by the class.
     """
 
     values: np.ndarray
     images: np.ndarray
     n_features: int
+    checksum: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.checksum = zlib.crc32(np.ascontiguousarray(self.values).view(np.uint8).data)
 
     def __sizeof__(self) -> int:
         return int(self.values.nbytes + self.images.nbytes)
@@ -91,12 +98,35 @@ class State:
         return int(parts + self.sent.nbytes + (self.message.nbytes() if self.message else 0))
 
 
-def measure(projected: ProjectedRows) -> tuple[int, np.ndarray, np.ndarray, tuple[int, np.ndarray]]:
-    """Return the number of features, the images with their numbers of rows, the columns and the exponent counts."""
+class Measures(NamedTuple):
+    """What the coordinator needs to know of the rows of a shard.
+
+    Attributes
+    ----------
+    n_features, n_columns : int
+        Number of columns before and after the projection.
+    images, counts : arrays of shape (n_images,), int64
+        The images, and the number of rows of each image.
+    exponents : array of int64
+        Number of rows by exponent, as :func:`~skpatchcore.coreset._grid.exponent_counts` returns it.
+    checksum : int
+        Checksum of the rows.
+    """
+
+    n_features: int
+    n_columns: int
+    images: np.ndarray
+    counts: np.ndarray
+    exponents: np.ndarray
+    checksum: int
+
+
+@default_modes()
+def measure(projected: ProjectedRows) -> Measures:
+    """Return the measures of a shard."""
     images, counts = np.unique(projected.images, return_counts=True)
-    with default_modes():
-        exponents = exponent_counts(_tensor(projected.values))
-    return projected.n_features, images, counts, (projected.values.shape[1], exponents)
+    exponents, n_columns = exponent_counts(_tensor(projected.values)), projected.values.shape[1]
+    return Measures(projected.n_features, n_columns, images, counts, exponents, projected.checksum)
 
 
 @default_modes()
@@ -115,7 +145,13 @@ def rounded(projected: ProjectedRows, quantum: float, centre: np.ndarray) -> Row
     values = _tensor(projected.values)
     left = values.new_empty((len(values), values.shape[1] + 1))
     left[:, :-1] = values
-    return Rows(left, (quantum, centre))
+    rows = Rows(left, (quantum, centre))
+    rows.checksum = projected.checksum
+    return rows
+
+
+def checksum_of(rows: Rows) -> int:
+    return rows.checksum
 
 
 def images_of(projected: ProjectedRows) -> np.ndarray:

@@ -25,9 +25,11 @@ from skpatchcore.coreset._k_center import k_center_greedy, pick_among
 from skpatchcore.coreset._rows import Rows
 from skpatchcore.coreset._shard_work import (
     Found,
+    Measures,
     ProjectedRows,
     advance,
     begin,
+    checksum_of,
     counts_of_rows,
     farthest_from,
     first_pick,
@@ -204,19 +206,17 @@ class _Shards:
 
     def __init__(self, group: ShardGroup, projected: list[Any]):
         self.group = group
-        found = group.gather(group.map("skpatchcore-measure", measure, projected))
-        self.n_features = found[0][0]
-        if any(n_features != self.n_features for n_features, *_ in found):
-            raise ValueError(f"shards have rows of {sorted({n for n, *_ in found})} features: expected one number.")
-        self.images = [images for _, images, _, _ in found]
-        self.n_rows = [int(counts.sum()) for _, _, counts, _ in found]
-        self.counts = [counts for _, _, counts, _ in found]
+        found: list[Measures] = group.gather(group.map("skpatchcore-measure", measure, projected))
+        self.n_features, n_columns = found[0].n_features, found[0].n_columns
+        if len(numbers := {own.n_features for own in found}) > 1:
+            raise ValueError(f"shards have rows of {sorted(numbers)} features: expected one number.")
+        self.images, self.counts = [own.images for own in found], [own.counts for own in found]
+        self.n_rows, self._checksums = [int(own.counts.sum()) for own in found], [own.checksum for own in found]
         self.first_rows = [0, *np.cumsum(self.n_rows).tolist()[:-1]]
         if not sum(self.n_rows):
             raise ValueError("there are no rows to select from: pass at least one image with at least one patch.")
         # All shards use the same grid, as a selection in one process does.
-        n_columns, counts = found[0][3][0], sum(counts for *_, (_, counts) in found)
-        coarse = quantum_of(counts, n_columns)
+        coarse = quantum_of(np.sum([own.exponents for own in found], axis=0), n_columns)
         total = sum(group.gather(group.map("skpatchcore-measure", sum_of_rows, projected, common=(coarse,))))
         centre = centre_of(total, sum(self.n_rows), coarse)
         counts = sum(group.gather(group.map("skpatchcore-measure", counts_of_rows, projected, common=(centre,))))
@@ -224,6 +224,18 @@ class _Shards:
         self.rows = group.map("skpatchcore-round", rounded, projected, common=self.grid)
         self.row_images = group.map("skpatchcore-round", images_of, projected)
         projected.clear()
+
+    def check(self) -> None:
+        """Raise a RuntimeError if rows were computed again during the selection, and differ from the first ones."""
+        found = self.group.gather(self.group.map("skpatchcore-check", checksum_of, self.rows))
+        for i, (before, after) in enumerate(zip(self._checksums, found, strict=True)):
+            if before != after:
+                raise RuntimeError(
+                    f"the patch features of the images {self.images[i].min()} to {self.images[i].max()} were computed "
+                    "again, because a process stopped, and the results differ. Either an image has changed, or the "
+                    "machines differ in their hardware. Fit again on images that do not change, and on machines of one "
+                    "kind."
+                )
 
     def n_left(self, left_out: np.ndarray) -> int:
         """Return the number of rows that a selection does not leave out."""
@@ -295,6 +307,7 @@ def select_exactly(
         selections += _select_together(
             shards, wanted[some], starts[some], request.left_out[some], n_asked, sent, on_progress
         )
+    shards.check()
     radius = float(selections[0].radii[-1])
     report = _report("exact", shards, selections, sent, radius, 1.0 if radius == 0 else 2.0)
     return selections, report, shards.n_features
@@ -393,6 +406,7 @@ def select_merged(
         bounds.append(least)
         if on_progress is not None:
             on_progress(len(selection.order), i + 1)
+    shards.check()
     radius = float(selections[0].radii[-1])
     factor = 1.0 if radius == 0 else 2 * radius / bounds[0] if bounds[0] else math.inf
     return selections, _report("merge", shards, selections, sent, radius, factor), shards.n_features

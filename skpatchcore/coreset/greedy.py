@@ -257,16 +257,16 @@ class GreedyCoresetSampler(SubsetSampler):
         """
         return self._fit(_checked(batches), n_samples, None, folds)
 
-    def project_batches(self, batches: Iterable[np.ndarray], images: np.ndarray) -> ProjectedRows:
+    def project_batches(self, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> ProjectedRows:
         """Return the projected rows of a shard, for :meth:`fit_shards`. `random_state` must be an int.
 
         Parameters
         ----------
         batches : iterable of arrays of shape (n_rows, n_features)
             The rows of the shard, in order, as float32 or float64.
-        images : array of shape (n_rows,)
-            Index of the image of each row. Images with more than one shard are not allowed. The iterable of batches is
-            read first, so that the array may be filled meanwhile.
+        images : iterable of arrays of shape (n_rows,)
+            Index of the image of each row, per batch. It is read after the last batch. All rows of an image must be in
+            one shard.
 
         Returns
         -------
@@ -285,7 +285,7 @@ class GreedyCoresetSampler(SubsetSampler):
             for batch in batches:
                 buffer.extend(batch)
             values = buffer.take()[0][:, :-1].cpu().numpy()
-        return ProjectedRows(values, np.asarray(images, np.int64), first.shape[1])
+        return ProjectedRows(values, np.concatenate(list(images)).astype(np.int64), first.shape[1])
 
     def fit_shards(
         self,

@@ -40,7 +40,7 @@ def divided(sampler, X, images, ends):
     starts = [0, *np.searchsorted(images, sorted(ends)).tolist(), len(X)]
     parts = [slice(a, b) for a, b in pairwise(starts) if b > a]
     return [
-        sampler.project_batches(np.array_split(X[part], 3) if len(X[part]) > 3 else [X[part]], images[part])
+        sampler.project_batches(np.array_split(X[part], 3) if len(X[part]) > 3 else [X[part]], [images[part]])
         for part in parts
     ]
 
@@ -155,11 +155,11 @@ def test_merge_mode_of_one_shard_equals_exact_mode():
 def test_shards_refuse_what_depends_on_all_rows():
     X, images = blobs(100, 200)
     with pytest.raises(ValueError, match="n_projections='auto' depends on the number of patches"):
-        GreedyCoresetSampler(n_projections="auto", random_state=0).project_batches([X], images)
+        GreedyCoresetSampler(n_projections="auto", random_state=0).project_batches([X], [images])
     sampler = GreedyCoresetSampler(5, random_state=0)
     with pytest.raises(ValueError, match="leaves out all rows"):
         sampler.fit_shards(InProcessGroup(), divided(sampler, X, images, [4]), [np.unique(images)])
-    other = sampler.project_batches([X[:, :150]], images)
+    other = sampler.project_batches([X[:, :150]], [images])
     with pytest.raises(ValueError, match="expected one number"):
         sampler.fit_shards(InProcessGroup(), [*divided(sampler, X, images, [4]), other])
 
@@ -176,3 +176,16 @@ def test_lost_rows_raise_an_error():
     sampler = GreedyCoresetSampler(1.0, random_state=0)
     with pytest.raises(RuntimeError, match="rows have been lost"):
         sampler.fit_shards(Losing(), divided(sampler, X, images, [4]))
+
+
+def test_rows_that_were_computed_again_with_another_result_raise_an_error():
+    class Restarting(InProcessGroup):
+        def map(self, name, function, *held, common=()):
+            if name == "skpatchcore-check":
+                held[0][1].checksum += 1
+            return super().map(name, function, *held, common=common)
+
+    X, images = blobs(100, 5)
+    sampler = GreedyCoresetSampler(5, random_state=0)
+    with pytest.raises(RuntimeError, match=r"images 4 to \d+ were computed again.*results differ"):
+        sampler.fit_shards(Restarting(), divided(sampler, X, images, [4]))
