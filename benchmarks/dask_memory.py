@@ -105,7 +105,8 @@ def main() -> None:
         "# Memory of a fit on a Dask cluster",
         "",
         f"{options.images} synthetic images of 224×224 pixels, ResNet-50 with random weights (1,536 channels), "
-        f'{options.images * 784:,} patches, ratio {RATIO:g}, `calibration="auto"`. `LocalCluster` with {N_WORKERS} workers of '
+        f'{options.images * 784:,} patches, ratio {RATIO:g}, `calibration="auto"`. `LocalCluster` with '
+        f"{N_WORKERS} workers of "
         f"of one thread on a machine with {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}, skpatchcore "
         f"{__version__}.",
         "",

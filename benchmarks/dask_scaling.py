@@ -165,8 +165,8 @@ def main() -> None:
         f"{len(paths)} training images of Magnetic Tile Defects, {BACKBONE} at {SIZE} pixels, {n_patches:,} patches of "
         f"{shapes[0][2]} channels. `LocalCluster` with one thread per worker on a machine with {os.cpu_count()} cores, "
         f'torch {torch.__version__.split("+")[0]}, skpatchcore {__version__}. "Same bank" compares the rows of the '
-        "memory bank, their images and their positions, bit by bit, with a local fit with one thread. The difference is "
-        "the largest one of calibration scores, image threshold and pixel threshold.",
+        "memory bank, their images and their positions, bit by bit, with a local fit with one thread. The difference "
+        "is the largest one of calibration scores, image threshold and pixel threshold.",
         "",
         'From image files, ratio 0.01, `calibration="auto"`. The network is loaded before the time is measured.',
         "",
