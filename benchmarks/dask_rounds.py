@@ -168,8 +168,8 @@ def main() -> None:
         "## A million images",
         "",
         f"Extrapolation of the power laws to 10⁶ images of {PATCHES} patches at a ratio of 1 %: {n * PATCHES:.3g} "
-        f"rows, k = {k:.3g}, far outside of the measured range. With m = {m} shards and b = {b}: about {R:,.0f} rounds, "
-        f"{S:.3g} rows sent ({size(S * (4 * D + 8))}), {size(k * m * (4 * D + 8))} of selected rows to all shards, "
+        f"rows, k = {k:.3g}, far outside of the measured range. With m = {m} shards and b = {b}: about {R:,.0f} "
+        f"rounds, {S:.3g} rows sent ({size(S * (4 * D + 8))}), {size(k * m * (4 * D + 8))} of selected rows to all shards, "
         f"{size(moved)} in total. It would need:",
         "",
         f"- {size(n * PATCHES * (4 * D + 4 + 24))} of memory for the projected rows and the bounds, i.e. "
