@@ -125,16 +125,18 @@ def main() -> None:
                 f"| {k} | {m} | {b} | {report.n_rounds} | {report.n_rows_sent:,} | {size(report.n_bytes_sent)} |"
             )
             print(lines[-1], flush=True)
-    of_rounds, of_sent = power_law(settings, rounds), power_law(settings, sent)
+    # At least the picks are sent, so that the law is fitted to the other rows.
+    others = [n - k for n, (k, _, _) in zip(sent, settings, strict=True)]
+    of_rounds, of_others = power_law(settings, rounds), power_law(settings, others)
     errors = [
         np.exp(np.std([math.log(predicted(law, *own) / count) for own, count in zip(settings, counts, strict=True)]))
-        for law, counts in ((of_rounds, rounds), (of_sent, sent))
+        for law, counts in ((of_rounds, rounds), (of_others, others))
     ]
     lines += [
         "",
         f"Power laws, by least squares of the logarithms: **rounds = {described(of_rounds)}** (typical error: a "
-        f"factor of {errors[0]:.2f}), **rows sent = {described(of_sent)}** (a factor of {errors[1]:.2f}). Bytes moved "
-        f"= rows sent · (4 · {D} + 8) + rounds · m · b · 16 + k · m · (4 · {D} + 8).",
+        f"factor of {errors[0]:.2f}), **rows sent = k + {described(of_others)}** (a factor of {errors[1]:.2f}). Bytes "
+        f"moved = rows sent · (4 · {D} + 8) + rounds · m · b · 16 + k · m · (4 · {D} + 8).",
         "",
         "## Merge mode",
         "",
@@ -160,7 +162,7 @@ def main() -> None:
         )
         print(lines[-1], flush=True)
     n, k, m, b = 1e6, 1e6 * PATCHES * 0.01, 512, 128
-    R, S = predicted(of_rounds, k, m, b), predicted(of_sent, k, m, b)
+    R, S = predicted(of_rounds, k, m, b), k + predicted(of_others, k, m, b)
     moved = S * (4 * D + 8) + R * m * b * 16 + k * m * (4 * D + 8)
     _, selection, _ = times(n, k, R, S, b)
     lines += [
@@ -169,8 +171,8 @@ def main() -> None:
         "",
         f"Extrapolation of the power laws to 10⁶ images of {PATCHES} patches at a ratio of 1 %: {n * PATCHES:.3g} "
         f"rows, k = {k:.3g}, far outside of the measured range. With m = {m} shards and b = {b}: about {R:,.0f} "
-        f"rounds, {S:.3g} rows sent ({size(S * (4 * D + 8))}), {size(k * m * (4 * D + 8))} of selected rows to all shards, "
-        f"{size(moved)} in total. It would need:",
+        f"rounds, {S:.3g} rows sent ({size(S * (4 * D + 8))}), {size(k * m * (4 * D + 8))} of selected rows to "
+        f"all shards, {size(moved)} in total. It would need:",
         "",
         f"- {size(n * PATCHES * (4 * D + 4 + 24))} of memory for the projected rows and the bounds, i.e. "
         f"{size(n * PATCHES * (4 * D + 4 + 24) / m)} per shard, and {size(k * 4 * D)} on each shard for the "
@@ -194,7 +196,7 @@ def main() -> None:
     ]
     for n in (1e4, 1e5, 1e6, 1e7):
         for k in (0.01 * n * PATCHES, 50_000):
-            R, S = predicted(of_rounds, k, WORKERS, 128), predicted(of_sent, k, WORKERS, 128)
+            R, S = predicted(of_rounds, k, WORKERS, 128), k + predicted(of_others, k, WORKERS, 128)
             network, selection, transfer = times(n, k, R, S, 128)
             lines.append(f"| {n:,.0f} | {k:,.0f} | {seconds(network)} | {seconds(selection)} | {seconds(transfer)} |")
     lines += ["", "Made by `python benchmarks/dask_rounds.py PATH/TO/mtd`."]
