@@ -57,10 +57,10 @@ class Progress:
     def __init__(self, total: int | None, description: str, unit: str, verbose: int | bool):
         self._stream = TolerantStream(sys.stderr)
         self._bar = _bar_of(total, description, unit, self._stream) if verbose else None
-        self.n, self._total, self._n_told = 0, total or 0, 0
+        self.n, self.total, self._n_told = 0, total or 0, 0
         self._title = description
         self._description, self._follower = description, _follower.get()
-        self._n_steps = min(self._total, _N_STEPS)
+        self._n_steps = min(self.total, _N_STEPS)
         self._fit = _reported.get()
         self._task = None
         if self._fit is not None and not self._fit.is_busy:  # work within a running task is not a separate task
@@ -75,7 +75,7 @@ class Progress:
             self._bar.update(n)
         if self._follower is not None:
             self._follower(self._description, n)
-        n_steps = self._n_steps * min(self.n, self._total) // max(self._total, 1)
+        n_steps = self._n_steps * min(self.n, self.total) // max(self.total, 1)
         while self._fit is not None and self._task is not None and self._n_told < n_steps:
             step = self._task.subcontext(task_name="step").call_on_fit_task_begin(estimator=self._fit.estimator)
             step.call_on_fit_task_end(estimator=self._fit.estimator)

@@ -92,12 +92,12 @@ def collect_banks(
     sampler, index = clone(sampler), clone(index)
     if isinstance(patches, Patches):
         rows, picked, layout, picks = _select_held(patches, sampler, left_out)
-        fold_banks = FoldBanks(picks, layout, patches.rows.__getitem__, sampler, index, n_neighbors)
+        fold_banks = FoldBanks(picks, layout.image_of, patches.rows.__getitem__, sampler, index, n_neighbors)
     else:
         rows, picked, layout, picks, rows_of = _select_seen_once(patches, sampler, budget, left_out)
         # Each row is read once, copied to its banks, and held again in the data that is derived for the search.
         capacity = sum(map(len, picks)) if budget.n_bytes is None else budget.n_bytes // (4 * rows[:1].nbytes)
-        fold_banks = FoldBanks(picks, layout, rows_of, sampler, index, n_neighbors, capacity)
+        fold_banks = FoldBanks(picks, layout.image_of, rows_of, sampler, index, n_neighbors, capacity)
     bank = MemoryBank(
         rows, layout.image_of(picked), layout.positions_of(picked), layout.boxes_of(picked), sampler, index, n_neighbors
     )
@@ -157,15 +157,38 @@ def _select_seen_once(
         else:
             sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes)
     picked, layout = selected_by(sampler), PatchLayout.joined(layouts)
-    rows_of = partial(_extracted_again, stream, layouts, layout)
+    rows_of = partial(extracted_again, stream, layouts, layout)
     sampler.components_ = rows_of(picked)
     return sampler.components_, picked, layout, picks, rows_of
 
 
-def _extracted_again(
+def extracted_again(
     stream: PatchStream, layouts: Sequence[PatchLayout], layout: PatchLayout, picked: np.ndarray
 ) -> np.ndarray:
-    """Return the patch features with the row numbers `picked`; `layouts` are those of the batches of `stream`."""
+    """Extract the batches that contain some patches again, and return the features of these patches.
+
+    Parameters
+    ----------
+    stream : PatchStream
+        Patches of the images.
+    layouts : sequence of PatchLayout
+        Layout of each batch of the stream in the first pass.
+    layout : PatchLayout
+        The joined `layouts`.
+    picked : array of int
+        Row numbers of the patches. There must be at least one.
+
+    Returns
+    -------
+    array of shape (n_picked, n_channels)
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be read any more.
+    ValueError
+        If the images have changed.
+    """
     images, bank, start = layout.image_of(picked), None, 0
     with progress_bar(len(stream), "extracting the coreset", "image", stream.verbose) as bar:
         for batch in layouts:
@@ -183,5 +206,5 @@ def _extracted_again(
                 bank[here] = patches.rows[picked[here] - layout.starts[start]]
             bar.update(stop - start)
             start = stop
-    assert bank is not None  # samplers select at least one row
+    assert bank is not None  # at least one row is picked
     return bank

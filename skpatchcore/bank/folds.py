@@ -16,7 +16,6 @@ from skpatchcore._utils.progress import phase
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.coreset._base import count_of
 from skpatchcore.index.exact import ExactIndex
-from skpatchcore.patches.patches import PatchLayout
 from skpatchcore.protocols import Index, Sampler, columns_of, ratio_of, selects_folds
 
 # Limits of the number of folds. Fewer folds have banks of clearly fewer images than the final bank. More folds change
@@ -106,8 +105,8 @@ class FoldBanks:
     ----------
     picks : list of arrays of int
         Rows of each bank, as row numbers among all patches.
-    layout : PatchLayout
-        Layout of all patches.
+    image_of : callable
+        ``image_of(numbers)`` returns the index of the image of each of these rows.
     rows_of : callable
         ``rows_of(numbers)`` returns the patch features with these row numbers, in this order.
     sampler, index, n_neighbors
@@ -117,7 +116,7 @@ class FoldBanks:
     """
 
     picks: list[np.ndarray]
-    layout: PatchLayout
+    image_of: Callable[[np.ndarray], np.ndarray]
     rows_of: Callable[[np.ndarray], np.ndarray]
     sampler: Sampler
     index: Index
@@ -142,10 +141,9 @@ class FoldBanks:
             yield group
 
     def _bank(self, rows: np.ndarray, picked: np.ndarray) -> MemoryBank:
-        layout = self.layout
         positions, boxes = np.empty((0, 2), np.int64), np.empty((0, 4))  # calibration does not use them
         bank = MemoryBank(
-            rows, layout.image_of(picked), positions, boxes, self.sampler, clone(self.index), self.n_neighbors
+            rows, self.image_of(picked), positions, boxes, self.sampler, clone(self.index), self.n_neighbors
         )
         with phase("index"):
             bank.build_index()

@@ -12,12 +12,18 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold
 
-from skpatchcore._utils.progress import progress_bar
-from skpatchcore.calibration.plans import CalibrationScores, LeaveOneOut, NoCalibration, SketchOf, scores_of
-from skpatchcore.calibration.sketches import no_sketches
+from skpatchcore.calibration.plans import (
+    CalibrationScores,
+    LeaveOneOut,
+    NoCalibration,
+    ScoredPart,
+    SketchOf,
+    joined_parts,
+    scores_of,
+)
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import N_IMAGES, Patches
-from skpatchcore.patches.stream import PatchSource, PatchStream
+from skpatchcore.patches.stream import PatchSource
 
 # Number of coarse folds, whose scores show how scores depend on the number of training images.
 _N_COARSE = 3
@@ -52,67 +58,60 @@ class CrossFitted(NoCalibration):
         """Return the indices of the images in the test folds, in ascending order."""
         return np.sort(np.concatenate([scored for _, scored in self.folds]))
 
-    def calibrate(
+    def scored(
         self,
-        stream: PatchStream,
         patches: PatchSource,
         model: PatchModel,
         fold_models: Iterable[Sequence[PatchModel]],
         sketch_of: SketchOf,
-    ) -> CalibrationScores:
-        """Score each fold's test images with the fold's model.
+        first: int = 0,
+    ) -> Iterator[ScoredPart]:
+        """Score each fold's test images with the fold's model."""
+        return scored_by_folds([scored for _, scored in self.folds], patches, fold_models, sketch_of, first)
 
-        If `patches` are held in memory, no image is read again. Otherwise, all patches are extracted again for each
-        list of models.
-        """
-        scores, sketches = np.full(len(stream), np.nan), no_sketches(len(stream))
-        with progress_bar(len(self.images()), "calibrating", "image", self.verbose) as bar:
-            for images, _, *found in scored_by_folds(self.folds, patches, fold_models, sketch_of):
-                scores[images], sketches[images] = found
-                bar.update(len(images))
+    def joined(self, parts: Iterable[ScoredPart]) -> CalibrationScores:
+        """Return the scores of the test images."""
         images = self.images()
+        scores, sketches = joined_parts(parts, images[-1] + 1)
         return CalibrationScores(images, scores[images], sketches[images])
 
 
 def scored_by_folds(
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    tests: Sequence[np.ndarray],
     patches: PatchSource,
     fold_models: Iterable[Sequence[PatchModel]],
     sketch_of: SketchOf,
-) -> Iterator[tuple[np.ndarray, int, np.ndarray, np.ndarray]]:
+    first: int = 0,
+) -> Iterator[ScoredPart]:
     """Score the test images of each fold with the model of the fold.
 
     Parameters
     ----------
-    folds : sequence of (array of int, array of int)
-        Training images and test images of each fold.
-    patches, fold_models, sketch_of
-        As for :meth:`NoCalibration.calibrate`.
+    tests : sequence of arrays of int
+        Test images of each fold.
+    patches, fold_models, sketch_of, first
+        As for :meth:`NoCalibration.scored`. Test images without patches are left out.
 
     Yields
     ------
-    images : array of int
-        Indices of some test images of one fold.
-    fold : int
-        Number of the fold.
-    scores, sketches : arrays of shape (n,) and (n, 2, n_levels)
-        Image scores, bigger = more anomalous, and sketches of the anomaly maps.
+    ScoredPart
+        Scores of some test images of one fold.
     """
-    first = 0
+    n_done = 0
     for models in fold_models:
-        for images, fold, some in _parts(patches, [scored for _, scored in folds[first : first + len(models)]]):
-            yield images, first + fold, *scores_of([some], models[fold], sketch_of)
-        first += len(models)
+        for images, fold, some in _parts(patches, tests[n_done : n_done + len(models)], first):
+            yield ScoredPart(images, n_done + fold, *scores_of([some], models[fold], sketch_of))
+        n_done += len(models)
         del models  # free the models before the next ones are fitted
 
 
-def _parts(patches: PatchSource, tests: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, int, Patches]]:
+def _parts(patches: PatchSource, tests: Sequence[np.ndarray], start: int) -> Iterator[tuple[np.ndarray, int, Patches]]:
     """Yield test images of one fold, the position of the fold in `tests`, and the patches of these images.
 
-    `tests` are the test images of each fold.
+    `tests` are the test images of each fold. `start` is the index of the first image in `patches`.
     """
     # A stream is read in its own batches: in other batches, the network's results may differ in the last bit.
-    batches, start = [patches] if isinstance(patches, Patches) else patches, 0
+    batches = [patches] if isinstance(patches, Patches) else patches
     for batch in batches:
         for fold, test in enumerate(tests):
             here = test[(test >= start) & (test < start + len(batch))]
@@ -139,32 +138,39 @@ class Extrapolated(NoCalibration):
         self.fine, self.coarse = fine, coarse
         self.folds = [*fine.folds, *coarse.folds]
         self.left_out = [*fine.left_out, *coarse.left_out]
-        self.description = fine.description
+        self.description, self.verbose = fine.description, fine.verbose
 
     def images(self) -> np.ndarray:
         """Return the indices of all images."""
         return self.fine.images()
 
-    def calibrate(
+    def n_scores(self) -> int:
+        """Return the number of scores: each image is scored by a fine and by a coarse fold."""
+        return self.fine.n_scores() + self.coarse.n_scores()
+
+    def scored(
         self,
-        stream: PatchStream,
         patches: PatchSource,
         model: PatchModel,
         fold_models: Iterable[Sequence[PatchModel]],
         sketch_of: SketchOf,
-    ) -> CalibrationScores:
-        """Score all images with the models of both plans, and extrapolate."""
-        n_images, n_fine = len(stream), len(self.fine.folds)
-        scores, sketches = np.full((2, n_images), np.nan), np.stack([no_sketches(n_images)] * 2)
-        with progress_bar(2 * n_images, "calibrating", "image", self.fine.verbose) as bar:
-            for images, fold, *found in scored_by_folds(self.folds, patches, fold_models, sketch_of):
-                scores[int(fold >= n_fine), images], sketches[int(fold >= n_fine), images] = found
-                bar.update(len(images))
+        first: int = 0,
+    ) -> Iterator[ScoredPart]:
+        """Score each image with the models of its fine and of its coarse fold."""
+        return scored_by_folds([scored for _, scored in self.folds], patches, fold_models, sketch_of, first)
+
+    def joined(self, parts: Iterable[ScoredPart]) -> CalibrationScores:
+        """Extrapolate the scores of the fine folds to a model of all images."""
+        n_images, n_fine = len(self.images()), len(self.fine.folds)
+        kinds: tuple[list[ScoredPart], list[ScoredPart]] = ([], [])
+        for part in parts:
+            kinds[part.fold >= n_fine].append(part)
+        (fine, sketches), (coarse, coarse_sketches) = (joined_parts(some, n_images) for some in kinds)
         shares = [self._mean_share(plan.left_out) for plan in (self.fine, self.coarse)]
-        factor = extrapolation_factor(*scores, *shares)
-        peak_factor = extrapolation_factor(*sketches[:, :, 0, 0].astype(np.float64), *shares)
-        sketches[0, :, 0] *= np.float32(peak_factor)
-        return CalibrationScores(self.images(), scores[0] * factor, sketches[0])
+        factor = extrapolation_factor(fine, coarse, *shares)
+        peaks, coarse_peaks = (some[:, 0, 0].astype(np.float64) for some in (sketches, coarse_sketches))
+        sketches[:, 0] *= np.float32(extrapolation_factor(peaks, coarse_peaks, *shares))
+        return CalibrationScores(self.images(), fine * factor, sketches)
 
     def _mean_share(self, left_out: Sequence[np.ndarray]) -> float:
         """Return the fraction of the images that the model of an image leaves out, averaged over the images."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.model_selection import GroupShuffleSplit
@@ -50,6 +51,25 @@ class CalibrationScores:
     sketches: np.ndarray = field(default_factory=lambda: no_sketches(0))
 
 
+class ScoredPart(NamedTuple):
+    """Scores of some calibration images by one model, **bigger = more anomalous**.
+
+    Attributes
+    ----------
+    images : array of shape (n,), int
+        Indices of the images in the stream.
+    fold : int
+        Number of the fold whose model scored the images; 0 for a plan without folds.
+    scores, sketches : arrays of shape (n,) and (n, 2, n_levels)
+        Scores and sketches, as in :class:`CalibrationScores`.
+    """
+
+    images: np.ndarray
+    fold: int
+    scores: np.ndarray
+    sketches: np.ndarray
+
+
 class NoCalibration:
     """Plan without calibration: the model is fitted on all images, and no image is scored. Base class of the plans.
 
@@ -61,8 +81,11 @@ class NoCalibration:
         Images that each fold leaves out. A model without these images is fitted for each fold.
     description : str
         How the calibration images are scored, in words.
+    verbose : int
+        1 shows a progress bar, 0 does not.
     """
 
+    verbose: int = 0
     learnt: np.ndarray | None = None
     left_out: Sequence[np.ndarray] = ()
     description = "no calibration"
@@ -91,6 +114,9 @@ class NoCalibration:
     ) -> CalibrationScores:
         """Score the calibration images.
 
+        If `patches` are held in memory, no image is read again. Otherwise, all patches are extracted again, with folds
+        for each list of models.
+
         Parameters
         ----------
         stream : PatchStream
@@ -110,6 +136,42 @@ class NoCalibration:
         CalibrationScores
             Scores and sketches, bigger = more anomalous.
         """
+
+        def reported() -> Iterator[ScoredPart]:
+            for part in self.scored(patches, model, fold_models, sketch_of):
+                yield part
+                bar.update(len(part.images))
+
+        with progress_bar(self.n_scores(), "calibrating", "image", self.verbose) as bar:
+            return self.joined(reported())
+
+    def n_scores(self) -> int:
+        """Return the number of scores that are computed. An image may be scored by several models."""
+        return len(self.images())
+
+    def scored(
+        self,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+        first: int = 0,
+    ) -> Iterator[ScoredPart]:
+        """Yield the scores of those calibration images whose patches are given.
+
+        Parameters
+        ----------
+        patches : Patches or PatchStream
+            Patches of consecutive images: of all images, or of a part of them.
+        model, fold_models, sketch_of
+            As for `calibrate`.
+        first : int, default=0
+            Index of the first image in `patches` among all images.
+        """
+        yield from ()
+
+    def joined(self, parts: Iterable[ScoredPart]) -> CalibrationScores:
+        """Return the calibration scores from the scores of all parts, in any order."""
         return CalibrationScores()
 
 
@@ -133,28 +195,31 @@ class LeaveOneOut(NoCalibration):
         """Return the indices of all images."""
         return np.arange(len(self.groups))
 
-    def calibrate(
+    def scored(
         self,
-        stream: PatchStream,
         patches: PatchSource,
         model: PatchModel,
         fold_models: Iterable[Sequence[PatchModel]],
         sketch_of: SketchOf,
-    ) -> CalibrationScores:
-        """Score all images in one pass over the patches.
+        first: int = 0,
+    ) -> Iterator[ScoredPart]:
+        """Score the images in one pass over the patches.
 
         An image cannot be scored if the model consists only of patches of the image's own group. Such an image gets the
-        score NaN, with a warning.
+        score NaN.
         """
-        scores, sketches = np.full(len(self.groups), np.nan), no_sketches(len(self.groups))
-        with progress_bar(len(self.groups), "calibrating", "image", self.verbose) as bar:
-            for images, some, own in self._left_out(patches, model):
-                if own is not None:
-                    with default_modes():
-                        scores[images], grids = own.score(some)
-                        of_images = zip(grids, some.views, some.masks, strict=True)
-                        sketches[images] = [sketch_of(*image) for image in of_images]
-                bar.update(len(images))
+        for images, some, own in self._left_out(patches, model, first):
+            scores, sketches = np.full(len(images), np.nan), no_sketches(len(images))
+            if own is not None:
+                with default_modes():
+                    scores, grids = own.score(some)
+                    of_images = zip(grids, some.views, some.masks, strict=True)
+                    sketches = np.array([sketch_of(*image) for image in of_images])
+            yield ScoredPart(images, 0, scores, sketches)
+
+    def joined(self, parts: Iterable[ScoredPart]) -> CalibrationScores:
+        """Return the scores of all images. Warn if some images could not be scored."""
+        scores, sketches = joined_parts(parts, len(self.groups))
         if n_missing := int(np.isnan(scores).sum()):
             warn_user(
                 f"{n_missing} of {len(scores)} training images could not be scored without their own patches, because "
@@ -164,13 +229,12 @@ class LeaveOneOut(NoCalibration):
         return CalibrationScores(self.images(), scores, sketches)
 
     def _left_out(
-        self, patches: PatchSource, model: PatchModel
+        self, patches: PatchSource, model: PatchModel, start: int
     ) -> Iterator[tuple[np.ndarray, Patches, PatchModel | None]]:
         """Yield the images of one batch and one group, their patches, and the model without the group.
 
         The images of a group may be spread over several batches. The models of the last groups are therefore kept.
         """
-        start = 0
         models: dict[int, PatchModel | None] = {}
         for batch in patches:
             groups = self.groups[start : start + len(batch)]
@@ -214,7 +278,33 @@ class HeldOut(NoCalibration):
         sketch_of: SketchOf,
     ) -> CalibrationScores:
         """Extract the patches of the held-out images and score them with the model."""
-        return CalibrationScores(self.held, *scores_of(stream.subset(self.held), model, sketch_of))
+        return self.joined(self.scored(stream.subset(self.held), model, (), sketch_of))
+
+    def scored(
+        self,
+        patches: PatchSource,
+        model: PatchModel,
+        fold_models: Iterable[Sequence[PatchModel]],
+        sketch_of: SketchOf,
+        first: int = 0,
+    ) -> Iterator[ScoredPart]:
+        """Score held-out images with the model. The patches are those of held-out images; `first` counts only these."""
+        for scores, sketches in score_batches(patches, model, sketch_of):
+            yield ScoredPart(self.held[first : first + len(scores)], 0, scores, np.array(sketches))
+            first += len(scores)
+
+    def joined(self, parts: Iterable[ScoredPart]) -> CalibrationScores:
+        """Return the scores of the held-out images."""
+        scores, sketches = joined_parts(parts, self.held.max(initial=-1) + 1)
+        return CalibrationScores(self.held, scores[self.held], sketches[self.held])
+
+
+def joined_parts(parts: Iterable[ScoredPart], n_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores and sketches of all images from those of parts; NaN for images without a score."""
+    scores, sketches = np.full(n_images, np.nan), no_sketches(n_images)
+    for part in parts:
+        scores[part.images], sketches[part.images] = part.scores, part.sketches
+    return scores, sketches
 
 
 def scores_of(batches: Iterable[Patches], model: PatchModel, sketch_of: SketchOf) -> tuple[np.ndarray, np.ndarray]:

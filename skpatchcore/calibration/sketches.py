@@ -10,6 +10,9 @@ import numpy as np
 from scipy.ndimage import label
 
 from skpatchcore.calibration.conformal import conformal_rank
+from skpatchcore.images.inside import PixelMask
+from skpatchcore.images.views import View
+from skpatchcore.maps import map_of
 
 # Maximum number of rows and columns of a map from which values and regions are computed. Maps are smooth, so a larger
 # map is thinned: every second, third, ... row and column is used. Regions take more time.
@@ -62,6 +65,13 @@ def sketch_of_map(anomaly_map: np.ndarray) -> np.ndarray:
         if n_regions:
             sketch[1, i] = np.bincount(regions.ravel())[1:].max() / np.count_nonzero(~np.isnan(small))
     return sketch
+
+
+def sketch_of_scores(
+    patch_scores: np.ndarray, view: View | None, mask: PixelMask | None, smoothing: float
+) -> np.ndarray:
+    """Return the sketch of an image's anomaly map, which is computed as in :func:`~skpatchcore.maps.map_of`."""
+    return sketch_of_map(map_of(patch_scores, view, smoothing, mask))
 
 
 def _inspected_part(anomaly_map: np.ndarray) -> np.ndarray:

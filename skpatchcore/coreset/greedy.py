@@ -244,6 +244,18 @@ class GreedyCoresetSampler(SubsetSampler):
         """
         return self._fit(_checked(batches), n_samples, None, folds)
 
+    def project_batches(self, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> Any:
+        """Stand-in."""
+        from skpatchcore.coreset.distributed import project_batches
+
+        return project_batches(self, batches, images)
+
+    def fit_shards(self, group: Any, projected: Any, **parameters: Any) -> Any:
+        """Stand-in."""
+        from skpatchcore.coreset.distributed import fit_shards
+
+        return fit_shards(self, group, projected, **parameters)
+
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the memory that `fit_batches` needs if all projected rows are kept in memory.
 

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
 from skpatchcore._utils.labels import group_codes, is_nominal
-from skpatchcore._utils.progress import phase, report_tasks
+from skpatchcore._utils.progress import report_tasks
 from skpatchcore._utils.sklearn import (
     CallbackSupportMixin,
     HasMethods,
@@ -30,11 +30,13 @@ from skpatchcore._utils.sklearn import (
     with_callbacks,
 )
 from skpatchcore._utils.warning import warn_user
-from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory, within_memory
+from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory
 from skpatchcore.calibration.folds import CrossFitted
 from skpatchcore.calibration.plan import kind_of, plan_calibration
-from skpatchcore.calibration.sketches import sketch_of_map
+from skpatchcore.calibration.plans import NoCalibration, SketchOf
+from skpatchcore.calibration.sketches import sketch_of_scores
 from skpatchcore.detectors._image_detector import ImageDetector
+from skpatchcore.detectors._learning import Learned, learn_and_calibrate
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
 from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
@@ -268,7 +270,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             return self._fit(X, y, groups)
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Any:
-        max_memory = self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
+        self._memory_limit()  # a malformed limit is an error before any work
         rng = check_random_state(self.random_state)
         stages = self._make_stages(rng)
         extractor = stages["extractor"]
@@ -280,20 +282,8 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         self.roi_ = None if self.roi is None else as_region(self.roi)
         records = ImageRecords(self._patch_check(is_fitted=False), of_good_images=True)
         stream = PatchStream(extractor, X, kept, check=records, verbose=self.verbose, region=self.roi_)
-        source = stream if plan.learnt is None else stream.subset(plan.learnt)
-        needs = partial(self._memory_needs, stages=stages)
-
-        def held(some: PatchSource, extra_copies: int = 0) -> tuple[PatchSource, Budget]:
-            if isinstance(some, Patches):
-                return some, Budget(len(some.rows), None)
-            return within_memory(some, max_memory, extra_copies, needs)
-
-        patches, budget = held(source, self._copies_for_folds(stages) if plan.left_out else 0)
-        plan = plan.resolved(lambda: self._n_folds(patches, budget, stages))
-        model, fold_models = self._learn_folds(patches, stages, budget, seed, plan.left_out, held)
-        with phase("calibration"):
-            found = plan.calibrate(stream, patches, model, fold_models, self._sketch_of)
-        self.calibration_plan_ = plan.description
+        learned = self._learned(stream, records, plan, stages, seed)
+        self.calibration_plan_ = learned.description
 
         self.extractor_ = extractor
         self.embeddings_, self.appearances_ = records.embedding.embeddings(), records.embedding.appearances()
@@ -301,12 +291,19 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         self.inspection_ = records.inspection.summary(image_size_of(extractor), stream.has_own_regions())
         if self.inspection_ is not None and (problem := self.inspection_.problem()):
             warn_user(problem, InspectionWarning)
-        self._keep(model, source.numbers)
+        self._keep(learned.model, learned.numbers)
+        found = learned.found
         self._set_thresholds(
             found.scores, peaks_of(found.sketches), found.sketches, kept[found.images],
             self.contamination, self.pixel_contamination,
         )  # fmt: skip
         return self
+
+    def _learned(
+        self, stream: PatchStream, records: ImageRecords, plan: NoCalibration, stages: dict[str, Any], seed: int
+    ) -> Learned:
+        """Learn the model and score the calibration images. `records` is the check of the stream, which it fills."""
+        return learn_and_calibrate(self, stream, plan, stages, seed)
 
     def estimate_memory(self, n_images: int, image: Any = None) -> MemoryEstimate:
         """Estimate the memory (RAM) that `fit` will need.
@@ -407,9 +404,13 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             region=self.roi_,
         )
 
-    def _sketch_of(self, patch_scores: np.ndarray, view: View | None, mask: PixelMask | None) -> np.ndarray:
-        """Return the sketch of the anomaly map that is computed from patch scores."""
-        return sketch_of_map(map_of(patch_scores, view, self.smoothing, mask))
+    def _memory_limit(self) -> int | str | None:
+        """Return `max_memory` in bytes, or ``"auto"`` or None."""
+        return self.max_memory if self.max_memory in ("auto", None) else parse_bytes(self.max_memory)
+
+    def _sketch_of(self) -> SketchOf:
+        """Return the function that returns the sketch of the anomaly map of an image from its patch scores."""
+        return partial(sketch_of_scores, smoothing=self.smoothing)
 
     def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
         """Return new, unfitted stages by name."""

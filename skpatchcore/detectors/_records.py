@@ -39,6 +39,12 @@ class ImageRecords:
         else:
             record_live(patches)
 
+    def include(self, other: ImageRecords) -> None:
+        """Add the records of other images, e.g. of images that another process has extracted."""
+        self.appearance.include(other.appearance)
+        self.embedding.include(other.embedding)
+        self.inspection.include(other.inspection)
+
     def range_of_appearance(self) -> np.ndarray | None:
         """Return the range of the appearances, or None if they are unknown. Warn if all images are nearly black."""
         appearances = self.appearance.as_array()

@@ -165,6 +165,10 @@ class AppearanceLog:
         for number, view in zip(numbers.tolist(), views, strict=True):
             self._rows[number] = None if view is None else view.appearance
 
+    def include(self, other: AppearanceLog) -> None:
+        """Add the appearances of another log."""
+        self._rows.update(other._rows)
+
     def as_array(self) -> np.ndarray | None:
         """Return an array of shape (n_images, 5), one row per image; None if the appearance of any image is unknown."""
         known = [row for row in self._rows.values() if row is not None]

@@ -84,6 +84,11 @@ class EmbeddingLog:
             self._embeddings.setdefault(number, row)
             self._appearances.setdefault(number, None if view is None else view.appearance)
 
+    def include(self, other: EmbeddingLog) -> None:
+        """Add the images of another log."""
+        self._embeddings.update(other._embeddings)
+        self._appearances.update(other._appearances)
+
     def taken(self, indices: np.ndarray) -> EmbeddingLog:
         """Return a log of the images with the given indices, in this order."""
         some = EmbeddingLog()

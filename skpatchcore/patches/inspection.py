@@ -97,6 +97,9 @@ class InspectionLog:
             if number not in self._rows:
                 self._rows[number] = None if view is None else self._row_of(view, size, own, mask)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_last": ()}  # not the masks
+
     def _row_of(
         self, view: View, size: np.ndarray, own: np.ndarray | None, mask: PixelMask | None
     ) -> tuple[float, ...]:
@@ -106,6 +109,10 @@ class InspectionLog:
         if not self._last or self._last[0] != geometry or self._last[1] is not own or self._last[2] is not mask:
             self._last = (geometry, own, mask, _shares_of(view, size, own, mask))
         return (*self._last[3], view.box[2] / size[0], view.box[3] / size[1], max(view.scale))
+
+    def include(self, other: InspectionLog) -> None:
+        """Add the images of another log."""
+        self._rows.update(other._rows)
 
     def summary(self, image_size: Any, has_own_regions: bool = False) -> Inspection | None:
         """Return the summary over all images; None if the view of an image is unknown.

@@ -219,16 +219,12 @@ class PatchStream:
         """
         counts_all = self.has_own_regions() or not in_region
         n_rows = int(first.sizes.prod(axis=1).sum()) if counts_all else len(first.rows)
-        n_first = n_rows / len(first)
         X = self._images()
         if self.extractor is None and isinstance(X, list) and (counts_all or not self.has_region()):
             return sum(int(np.prod(grid.shape[:2])) for grid in X)
         with self._numbered():
             sizes = input_sizes_of(self.extractor, X)
-        if sizes is None or (sizes == sizes[0]).all():
-            return round(n_first * len(self))
-        areas = np.prod(sizes, axis=1)
-        return math.ceil(float(1.05 * n_rows / areas[: len(first)].sum() * areas.sum()))
+        return extrapolated_count(n_rows, len(first), len(self), sizes)
 
     @contextmanager
     def _numbered(self) -> Iterator[None]:
@@ -364,6 +360,25 @@ class PatchStream:
 
 
 PatchSource = Patches | PatchStream
+
+
+def extrapolated_count(n_counted: int, n_first: int, n_images: int, sizes: np.ndarray | None) -> int:
+    """Estimate the number of patches of all images from the number of patches of the first images.
+
+    Parameters
+    ----------
+    n_counted : int
+        Number of patches of the first images.
+    n_first, n_images : int
+        Number of the first images, and of all images.
+    sizes : array of shape (n_images, 2) or None
+        Size of the network's input for each image; None if all are equal or unknown. If sizes differ, the number of
+        patches is assumed to be proportional to the area, and 5 % is added.
+    """
+    if sizes is None or (sizes == sizes[0]).all():
+        return round(n_counted / n_first * n_images)
+    areas = np.prod(sizes, axis=1)
+    return math.ceil(float(1.05 * n_counted / areas[:n_first].sum() * areas.sum()))
 
 
 def _resumed(first: list[Patches], batches: Iterator[Patches]) -> Iterator[Patches]:

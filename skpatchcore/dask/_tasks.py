@@ -1,0 +1,584 @@
+"""Functions that run on Dask workers: extract the patches of a shard, collect picked patches, score a shard.
+
+All functions are pure: the same arguments give the same result on each worker. Dask can therefore compute a lost result
+again on another worker.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from dask.sizeof import sizeof
+from distributed import get_worker
+
+from skpatchcore._utils.arrays import largest_value
+from skpatchcore.bank.budget import estimate_memory
+from skpatchcore.bank.collect import bank_needs, extracted_again
+from skpatchcore.bank.folds import FoldBanks
+from skpatchcore.bank.memory_bank import MemoryBank
+from skpatchcore.calibration.folds import scored_by_folds
+from skpatchcore.calibration.plans import NoCalibration, ScoredPart, SketchOf
+from skpatchcore.coreset.distributed import ProjectedRows
+from skpatchcore.dask._cluster import Environment, difference, environment_of
+from skpatchcore.dask._shards import Shard, absolute_paths
+from skpatchcore.detectors._records import ImageRecords
+from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
+from skpatchcore.images.errors import ImageError
+from skpatchcore.images.roi import Region
+from skpatchcore.patches.patches import Patches, PatchLayout
+from skpatchcore.patches.stream import PatchStream, as_grids
+from skpatchcore.protocols import Extractor, input_sizes_of, reports_views
+
+# Minimum number of seconds between two reports of a task's progress.
+_REPORT = 0.5
+
+
+class Literal:
+    """Holds an argument of a task, in which Dask does not search for the results of other tasks."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+def unpack(literal: Literal) -> Any:
+    """Return the value of a literal."""
+    return literal.value
+
+
+def run_task(*arguments: Any) -> Any:
+    """Call the first argument with the others. An error names the worker."""
+    function, *values = (item.value if isinstance(item, Literal) else item for item in arguments)
+    try:
+        return function(*values)
+    except ImageError as error:
+        raise ImageError(f"{error.message} (on the Dask worker {address()})", error.index, error.path) from error
+    except Exception as error:
+        error.add_note(f"This error was raised on the Dask worker {address()}.")
+        raise
+
+
+def address() -> str:
+    """Return the address of the worker on which this code runs."""
+    return str(get_worker().address)
+
+
+@dataclass
+class Extraction:
+    """What is the same for the tasks of all shards.
+
+    Attributes
+    ----------
+    extractor : Extractor or None
+        The fitted extractor. None for precomputed patch features.
+    region : Region or None
+        Region of interest of all images.
+    sampler : GreedyCoresetSampler
+        Sampler that projects the patch features, with an int as its seed.
+    environment : Environment
+        Software with which the fit was started.
+    memory : int or None
+        Memory in bytes that a worker process may use. None sets no limit.
+    n_held : int
+        Number of shards that a worker process holds at the same time.
+    topic : str
+        Topic of the reports of the progress.
+    """
+
+    extractor: Extractor | None
+    region: Region | None
+    sampler: Any
+    environment: Environment
+    memory: int | None
+    n_held: int
+    topic: str
+
+    def stream(self, source: Any, shard: Shard, records: ImageRecords | None = None) -> PatchStream:
+        """Return the stream of the patches of a shard; `source` holds its images."""
+        images = images_of(source, shard, self.extractor)
+        images = images if shard.regions is None else ImagesWithRegions(images, shard.regions)
+        stream = PatchStream(self.extractor, images, shard.numbers, check=records, region=self.region)
+        stream.limit = largest_value(np.float32)
+        return stream
+
+
+@dataclass
+class Profile:
+    """Measures of one batch of images, from which the division into shards is computed.
+
+    Attributes
+    ----------
+    n_images, n_rows, n_channels, itemsize : int
+        Number of images, of their patches and of the channels, and bytes per value.
+    overhead : int
+        Bytes of the libraries, the network and a batch.
+    """
+
+    n_images: int
+    n_rows: int
+    n_channels: int
+    itemsize: int
+    overhead: int
+
+
+@dataclass
+class Summary:
+    """Small part of the result of an extraction, which the client reads.
+
+    Attributes
+    ----------
+    records : ImageRecords
+        What is recorded of each image.
+    n_images, n_rows, n_channels : int
+        Number of images, of patches, and of channels.
+    first_cells : (int, int)
+        Number of images of the first batch, and of all cells of their grids.
+    n_cells : int
+        Number of all cells of the grids.
+    sizes : array of shape (n_images, 2) or None
+        Size of the network's input for each image; None if all are equal or unknown.
+    row_bytes : int
+        Bytes of a patch feature.
+    is_held : bool
+        Whether the patch features are held.
+    checksum : int
+        Checksum of the projected rows.
+    """
+
+    records: ImageRecords
+    n_images: int
+    n_rows: int
+    n_channels: int
+    first_cells: tuple[int, int]
+    n_cells: int
+    sizes: np.ndarray | None
+    row_bytes: int
+    is_held: bool
+    checksum: int
+
+
+@dataclass
+class Held:
+    """Patches of a shard on a worker.
+
+    Attributes
+    ----------
+    patches : Patches or None
+        The patch features. None if they are extracted again when they are needed.
+    layouts : list of PatchLayout
+        Layout of each batch.
+    layout : PatchLayout
+        Layout of all patches of the shard.
+    """
+
+    patches: Patches | None
+    layouts: list[PatchLayout]
+    layout: PatchLayout
+
+    def check(self, shard: Shard) -> None:
+        """Raise a RuntimeError if the numbers of images and patches are not those of the first extraction."""
+        n_images, n_rows = len(self.layout), int(self.layout.starts[-1])
+        if (n_images, n_rows) != (len(shard), shard.n_rows):
+            raise RuntimeError(
+                f"the images {shard.numbers[0]} to {shard.numbers[-1]} were extracted again because a worker stopped, "
+                f"and the result has {n_images} images with {n_rows} patches instead of {len(shard)} images with "
+                f"{shard.n_rows} patches. Fit again on images that do not change."
+            )
+
+    def __sizeof__(self) -> int:
+        return 500 * len(self.layout) + (0 if self.patches is None else int(self.patches.rows.nbytes))
+
+
+@dataclass
+class Extracted:
+    """Result of the extraction of a shard. Other tasks take its parts out, so that each part is held for itself."""
+
+    projected: ProjectedRows
+    held: Held
+    summary: Summary
+
+    def __sizeof__(self) -> int:
+        return sizeof_projected(self.projected) + self.held.__sizeof__()
+
+
+@dataclass
+class Collected:
+    """Picked patches of a shard, or of all shards.
+
+    Attributes
+    ----------
+    rows : array of shape (n_picked, n_channels)
+        The patch features.
+    images, positions, boxes : arrays or None
+        As for :class:`~skpatchcore.bank.memory_bank.MemoryBank`; None if they are not needed.
+    """
+
+    rows: np.ndarray
+    images: np.ndarray | None = None
+    positions: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+
+    def __sizeof__(self) -> int:
+        return sum(some.nbytes for some in (self.rows, self.images, self.positions, self.boxes) if some is not None)
+
+
+def sizeof_projected(projected: ProjectedRows) -> int:
+    """Return the bytes of projected rows."""
+    return int(projected.values.nbytes + projected.images.nbytes)
+
+
+@sizeof.register(ProjectedRows)
+def _(projected: ProjectedRows) -> int:
+    return sizeof_projected(projected)
+
+
+@sizeof.register(MemoryBank)
+def _(bank: MemoryBank) -> int:
+    return int(bank.rows.nbytes)
+
+
+def images_of(source: Any, shard: Shard, extractor: Extractor | None) -> Any:
+    """Return the images, or the patch features, of a shard from its part of a sequence or from its partition."""
+    # A partition of a Dask bag can be any iterable.
+    images = source if hasattr(source, "__len__") else list(source)
+    if len(images) != shard.n_source:
+        raise RuntimeError(
+            f"a partition has {len(images)} images, but it had {shard.n_source} when the images were counted. Fit "
+            "again on a collection that does not change."
+        )
+    if shard.positions is not None:
+        images = images[shard.positions] if isinstance(images, np.ndarray) else [images[i] for i in shard.positions]
+    if extractor is None:
+        grids = as_grids(images)
+        return np.asarray(images) if grids is None else grids
+    return as_image_sequence(images)
+
+
+def count_images(partition: Any) -> tuple[int, list[str] | None]:
+    """Return the number of images in a partition, and their absolute paths; None if they are not all paths."""
+    images = partition if hasattr(partition, "__len__") else list(partition)
+    return len(images), absolute_paths(images)
+
+
+def measure(source: Any, shard: Shard, extraction: Extraction) -> tuple[np.ndarray | None, list[str] | None]:
+    """Return the sizes of the network's input for each image, and the absolute paths of the images; or None."""
+    with _numbered(shard):
+        images = images_of(source, shard, extraction.extractor)
+        return input_sizes_of(extraction.extractor, images), absolute_paths(images)
+
+
+@contextmanager
+def _numbered(shard: Shard) -> Iterator[None]:
+    """In an ImageError, replace the index of the image in the shard by its index in `X`."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(error.message, int(shard.numbers[error.index]), error.path) from error
+
+
+def profile(source: Any, shard: Shard, extraction: Extraction) -> Profile:
+    """Extract one batch, and return its measures."""
+    stream = extraction.stream(source, shard)
+    first = stream.peek()
+    estimate = _estimate(stream, first, extraction, len(first.rows))
+    rows = first.rows
+    return Profile(len(first), len(rows), rows.shape[1], rows.itemsize, estimate.overhead)
+
+
+def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> Extracted:
+    """Extract the patches of a shard once, and project them. Patch features are held if the memory allows it.
+
+    Parameters
+    ----------
+    source : sequence of images, or partition of a Dask collection
+        The images.
+    shard : Shard
+        The shard.
+    number : int
+        Number of the task in reports of the progress.
+    extraction : Extraction
+        What is the same for all shards.
+    """
+    if problem := difference(extraction.environment, environment_of(extraction.extractor)):
+        raise RuntimeError(f"this worker {problem}")
+    reports = Reports(extraction.topic, number)
+    records = ImageRecords(None, of_good_images=True)
+    stream = extraction.stream(source, shard, records)
+    first = stream.peek()
+    first_cells = (len(first), int(first.sizes.prod(axis=1).sum()))
+    estimate = _estimate(stream, first, extraction, stream.expected_patches(first))
+    del first
+    needed = estimate.overhead + extraction.n_held * (estimate.features + (estimate.learning or 0))
+    patches, layouts = None, []
+    batches: Iterator[Patches] = iter(stream)
+    if extraction.memory is None or needed <= extraction.memory:
+        patches = Patches.gather(reports.of(batches), estimate.n_patches)
+        batches = iter(patches)
+    else:
+        batches = reports.of(batches)
+    numbers: deque[np.ndarray] = deque()
+
+    def rows() -> Iterator[np.ndarray]:
+        first_image = shard.first
+        for batch in batches:
+            layouts.append(batch.layout())
+            images = np.arange(first_image, first_image + len(batch))
+            numbers.append(np.repeat(images, np.diff(batch.starts)))
+            first_image += len(batch)
+            yield batch.rows
+
+    def images_of_rows() -> Iterator[np.ndarray]:
+        while numbers:  # filled by `rows`
+            yield numbers.popleft()
+
+    projected = extraction.sampler.project_batches(rows(), images_of_rows())
+    held = Held(patches, layouts, PatchLayout.joined(layouts))
+    summary = Summary(
+        records=records,
+        n_images=len(held.layout),
+        n_rows=len(projected.values),
+        n_channels=projected.n_features,
+        first_cells=first_cells,
+        n_cells=int(held.layout.sizes.prod(axis=1).sum()),
+        sizes=_sizes_of(extraction.extractor, stream, held.layout),
+        row_bytes=estimate.features // max(1, estimate.n_patches),
+        is_held=patches is not None,
+        checksum=checksum_of(projected),
+    )
+    return Extracted(projected, held, summary)
+
+
+def _estimate(stream: PatchStream, first: Patches, extraction: Extraction, n_patches: int) -> Any:
+    """Return the estimated memory of a fit on the images of a stream, from their first batch."""
+    tile = stream.tile_shape(first)
+    batch_size = min(len(stream), stream.batch_size()) if tile is None else stream.batch_size()
+    needs = partial(bank_needs, sampler=extraction.sampler)
+    return estimate_memory(n_patches, first, batch_size, 1, needs, tile)
+
+
+def _sizes_of(extractor: Extractor | None, stream: PatchStream, layout: PatchLayout) -> np.ndarray | None:
+    """Return the size of the network's input for each image; None if all sizes are equal or unknown."""
+    images = stream.X.images if isinstance(stream.X, ImagesWithRegions) else stream.X
+    if not reports_views(extractor):
+        return input_sizes_of(extractor, images)
+    if input_sizes_of(extractor, item_of(images, slice(0, 1))) is None:
+        return None
+    return np.array([view.input_size for view in layout.views if view is not None])  # without a second look at files
+
+
+def checksum_of(projected: ProjectedRows) -> int:
+    """Return the checksum of projected rows."""
+    return zlib.crc32(np.ascontiguousarray(projected.values).view(np.uint8).data)
+
+
+def part_of(extracted: Extracted, name: str) -> Any:
+    """Return one part of the result of an extraction."""
+    return getattr(extracted, name)
+
+
+def recount(projected: ProjectedRows, held: Held, shard: Shard) -> int:
+    """Check the numbers of images and rows of a shard, and return the checksum of its projected rows."""
+    held.check(shard)
+    return checksum_of(projected)
+
+
+def collect(
+    held: Held, source: Any, shard: Shard, numbers: np.ndarray, extraction: Extraction, with_origin: bool
+) -> Collected:
+    """Return the picked patches of a shard.
+
+    Parameters
+    ----------
+    held : Held
+        Patches of the shard.
+    source : sequence of images, partition or None
+        The images. None if the patch features are held.
+    shard, extraction
+        As for `extract`.
+    numbers : array of int
+        Row numbers of the picked patches in the shard.
+    with_origin : bool
+        Whether the images, positions and boxes of the patches are returned too.
+    """
+    held.check(shard)
+    if held.patches is not None:
+        rows = held.patches.rows[numbers]
+    elif len(numbers):
+        rows = extracted_again(extraction.stream(source, shard), held.layouts, held.layout, numbers)
+    else:
+        rows = np.empty((0, 0), np.float32)
+    if not with_origin:
+        return Collected(rows)
+    layout = held.layout
+    images = layout.image_of(numbers) + shard.first
+    return Collected(rows, images, layout.positions_of(numbers), layout.boxes_of(numbers))
+
+
+def assemble(parts: Sequence[Collected], places: Sequence[np.ndarray]) -> Collected:
+    """Join the picked patches of all shards.
+
+    Parameters
+    ----------
+    parts : sequence of Collected
+        Picked patches of each shard.
+    places : sequence of arrays of int
+        For each shard, the places of its patches in the result.
+    """
+    order = np.argsort(np.concatenate(places), kind="stable")
+    filled = [part for part in parts if len(part.rows)]
+    rows = np.concatenate([part.rows for part in filled])[order]
+    if parts[0].images is None:
+        return Collected(rows)
+    return Collected(rows, *(np.concatenate([getattr(part, name) for part in filled])[order] for name in _ORIGIN))
+
+
+_ORIGIN = ("images", "positions", "boxes")
+
+
+def build_bank(collected: Collected, sampler: Any, index: Any, n_neighbors: int) -> MemoryBank:
+    """Return the memory bank of collected patches, with a fitted index."""
+    origin: Any = {name: getattr(collected, name) for name in _ORIGIN}
+    bank = MemoryBank(collected.rows, **origin, sampler=sampler, index=index, n_neighbors=n_neighbors)
+    bank.build_index()
+    return bank
+
+
+def build_first_bank(collected: Sequence[Collected], index: Any, n_neighbors: int) -> MemoryBank:
+    """Return the memory bank of the only item of a list, without a sampler, for tasks that score images."""
+    return build_bank(collected[0], None, index, n_neighbors)
+
+
+@dataclass
+class Folds:
+    """Picks of the banks of calibration folds that are scored together.
+
+    Attributes
+    ----------
+    first : int
+        Number of the first of these folds.
+    numbers : array of int
+        Row numbers of all picks, ascending, without repetitions.
+    picks : list of arrays of int
+        Per fold, the row numbers of its bank, in order of selection.
+    index : Index
+        Unfitted index.
+    n_neighbors : int
+        As for the detector.
+    """
+
+    first: int
+    numbers: np.ndarray
+    picks: list[np.ndarray]
+    index: Any
+    n_neighbors: int
+
+
+def calibrate_folds(
+    held: Held,
+    source: Any,
+    shard: Shard,
+    tests: list[np.ndarray],
+    number: int,
+    rows: Collected,
+    folds: Folds,
+    extraction: Extraction,
+    sketch_of: SketchOf,
+) -> list[ScoredPart]:
+    """Score the test images of folds in a shard.
+
+    Parameters
+    ----------
+    held, source, shard, number, extraction
+        As for `collect` and `extract`.
+    tests : list of arrays of int
+        Test images of each fold in this shard, as indices among the images of all shards.
+    rows : Collected
+        Patches with the row numbers ``folds.numbers``.
+    folds : Folds
+        Picks of the banks of the folds.
+    sketch_of : callable
+        As for :meth:`~skpatchcore.calibration.plans.NoCalibration.calibrate`.
+    """
+    held.check(shard)
+    used = [i for i, test in enumerate(tests) if len(test)]
+
+    def rows_of(numbers: np.ndarray) -> np.ndarray:
+        return rows.rows[np.searchsorted(folds.numbers, numbers)]
+
+    picks = [folds.picks[i] for i in used]
+    # Patches that are held are scored fold by fold. Otherwise, all banks are needed in one pass over the images.
+    capacity = 0 if held.patches is not None else sum(map(len, picks))
+    banks = FoldBanks(picks, np.zeros_like, rows_of, None, folds.index, folds.n_neighbors, capacity)  # type: ignore[arg-type]
+    patches = held.patches if held.patches is not None else extraction.stream(source, shard)
+    parts = scored_by_folds([tests[i] for i in used], patches, banks, sketch_of, shard.first)
+    reports = Reports(extraction.topic, number)
+    return [part._replace(fold=folds.first + used[part.fold]) for part in reports.of(parts, _n_scored)]
+
+
+def calibrate_shard(
+    held: Held | None,
+    source: Any,
+    shard: Shard,
+    number: int,
+    bank: MemoryBank,
+    plan: NoCalibration,
+    extraction: Extraction,
+    sketch_of: SketchOf,
+) -> tuple[list[ScoredPart], ImageRecords]:
+    """Score the images of a shard with the memory bank, as a plan without folds does it.
+
+    If `held` is None, the shard has not been extracted before. What is recorded of its images is returned too.
+    """
+    if held is not None:
+        held.check(shard)
+    records = ImageRecords(None, of_good_images=True)
+    is_held = held is not None and held.patches is not None
+    patches = held.patches if is_held and held is not None else extraction.stream(source, shard, records)
+    assert patches is not None
+    reports = Reports(extraction.topic, number)
+    return list(reports.of(plan.scored(patches, bank, (), sketch_of, shard.first), _n_scored)), records
+
+
+def _n_scored(part: ScoredPart) -> int:
+    return len(part.images)
+
+
+class Reports:
+    """Reports the progress of a task to the client.
+
+    Parameters
+    ----------
+    topic : str
+        Topic of the events on which the client listens.
+    number : int
+        Number of the task. A task that runs again after a worker has stopped has the same number.
+    """
+
+    def __init__(self, topic: str, number: int):
+        self.topic, self.number = topic, number
+        self._n_done, self._last = 0, 0.0
+
+    def of(self, items: Any, count: Callable[[Any], int] = len) -> Iterator[Any]:
+        """Yield items, and report the sum of their counts at most twice per second and at the end."""
+        for item in items:
+            yield item
+            self._n_done += count(item)
+            if time.monotonic() - self._last > _REPORT:
+                self._send()
+        self._send()
+
+    def _send(self) -> None:
+        self._last = time.monotonic()
+        get_worker().log_event(self.topic, (self.number, self._n_done))
+
+
+def with_rows(shards: Sequence[Shard], summaries: Sequence[Summary]) -> list[Shard]:
+    """Return the shards with their numbers of patches."""
+    return [replace(shard, n_rows=summary.n_rows) for shard, summary in zip(shards, summaries, strict=True)]

@@ -1,0 +1,84 @@
+"""learn_and_calibrate: the step of a fit that learns the model from the patches and scores the calibration images.
+
+The detector's `fit` validates the images before this step and sets the thresholds after it. A detector that is fitted
+on several machines replaces this step only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from skpatchcore._utils.progress import phase
+from skpatchcore.bank.budget import Budget, within_memory
+from skpatchcore.calibration.plans import CalibrationScores, NoCalibration
+from skpatchcore.patches.model import PatchModel
+from skpatchcore.patches.patches import Patches
+from skpatchcore.patches.stream import PatchSource, PatchStream
+
+if TYPE_CHECKING:
+    from skpatchcore.detectors._patch_detector import PatchDetector
+
+
+@dataclass
+class Learned:
+    """Result of the step that learns and calibrates.
+
+    Attributes
+    ----------
+    model : PatchModel
+        Model of the images on which the detector is fitted.
+    numbers : array of int
+        Index in `X` of each of these images.
+    found : CalibrationScores
+        Scores of the calibration images.
+    description : str
+        How the calibration images were scored, in words.
+    """
+
+    model: PatchModel
+    numbers: np.ndarray
+    found: CalibrationScores
+    description: str
+
+
+def learn_and_calibrate(
+    detector: PatchDetector, stream: PatchStream, plan: NoCalibration, stages: dict[str, Any], seed: int
+) -> Learned:
+    """Learn the model of a detector, and score the calibration images.
+
+    Parameters
+    ----------
+    detector : PatchDetector
+        The detector. It is not changed.
+    stream : PatchStream
+        Patches of all good images.
+    plan : NoCalibration
+        Calibration plan of these images.
+    stages : dict of str to estimator
+        The stages by name. They are not changed.
+    seed : int
+        Seed of the detector's own random draws.
+
+    Returns
+    -------
+    Learned
+    """
+    max_memory = detector._memory_limit()
+    source = stream if plan.learnt is None else stream.subset(plan.learnt)
+    needs = partial(detector._memory_needs, stages=stages)
+
+    def held(some: PatchSource, extra_copies: int = 0) -> tuple[PatchSource, Budget]:
+        if isinstance(some, Patches):
+            return some, Budget(len(some.rows), None)
+        return within_memory(some, max_memory, extra_copies, needs)
+
+    patches, budget = held(source, detector._copies_for_folds(stages) if plan.left_out else 0)
+    plan = plan.resolved(lambda: detector._n_folds(patches, budget, stages))
+    model, fold_models = detector._learn_folds(patches, stages, budget, seed, plan.left_out, held)
+    with phase("calibration"):
+        found = plan.calibrate(stream, patches, model, fold_models, detector._sketch_of())
+    return Learned(model, source.numbers, found, plan.description)
