@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("distributed", reason="needs the extra dask")
+import dask
 from dask.utils import key_split
 from distributed.diagnostics.plugin import SchedulerPlugin
 
@@ -108,7 +109,11 @@ def test_worker_killed_at_30_random_moments_gives_the_same_bank_30_times(paths, 
     expected = PatchCoreDetector(
         CellMeans(), sampler=GreedyCoresetSampler(0.2), calibration=3, contamination=0.2, random_state=0
     ).fit(paths)
-    with local_cluster(tmp_path, N_WORKERS) as client:
+    # By default, LocalCluster gives up a worker that is killed again within 15 seconds.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1h"}),
+        local_cluster(tmp_path, N_WORKERS) as client,
+    ):
         undisturbed = Killer(client.cluster.scheduler)
         fit_with(client, undisturbed, paths)
         hits = Counter()
