@@ -17,7 +17,8 @@ import dask
 from dask.utils import parse_timedelta
 from distributed import Client, Future
 
-from skpatchcore.dask._tasks import Literal, run_task, unpack
+from skpatchcore.dask._partitions import Given, large_graphs
+from skpatchcore.dask._tasks import run_task, unpack
 
 # Seconds between two looks at the progress, and between two looks at the workers, while results are awaited.
 _POLL, _LOOK = 0.1, 2.0
@@ -65,16 +66,18 @@ class DaskGroup:
         columns = [[_literal(item) for item in column] for column in held]
         columns += [[shared] * n_shards for shared in map(_literal, common)]
         keys = [f"{self._prefix(name)}-{i}" for i in range(n_shards)]
-        futures: list[Any] = self.client.map(run_task, [Literal(function)] * n_shards, *columns, key=keys)
+        with large_graphs():
+            futures: list[Any] = self.client.map(run_task, [Given(function)] * n_shards, *columns, key=keys)
         return futures
 
     def share(self, name: str, value: Any) -> Any:
         """Return a handle of a value. The value can be computed again, because it is part of the task."""
-        return self.client.submit(unpack, Literal(value), key=self._prefix(name))
+        with large_graphs():
+            return self.client.submit(unpack, Given(value), key=self._prefix(name))
 
     def joined(self, name: str, function: Callable[..., Any], handles: Sequence[Any], *others: Any) -> Any:
         """Return the handle of ``function([value of each handle], *others)``, which runs as one task."""
-        arguments = (Literal(function), list(handles), *map(_literal, others))
+        arguments = (Given(function), list(handles), *map(_literal, others))
         return self.client.submit(run_task, *arguments, key=self._prefix(name))
 
     def compute(self, delayed: Sequence[Any]) -> list[Any]:
@@ -139,4 +142,4 @@ class DaskGroup:
 
 def _literal(item: Any) -> Any:
     """Return a future as it is, and another object in a form that Dask does not search for futures."""
-    return item if isinstance(item, Future) else Literal(item)
+    return item if isinstance(item, Future) else Given(item)

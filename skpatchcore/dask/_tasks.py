@@ -28,6 +28,7 @@ from skpatchcore.calibration.folds import scored_by_folds
 from skpatchcore.calibration.plans import NoCalibration, ScoredPart, SketchOf
 from skpatchcore.coreset.distributed import ProjectedRows
 from skpatchcore.dask._cluster import Environment, difference, environment_of
+from skpatchcore.dask._partitions import Given, warnings_on_client
 from skpatchcore.dask._shards import Shard, absolute_paths
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
@@ -41,23 +42,17 @@ from skpatchcore.protocols import Extractor, input_sizes_of, reports_views
 _REPORT = 0.5
 
 
-class Literal:
-    """Holds an argument of a task, in which Dask does not search for the results of other tasks."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-
-def unpack(literal: Literal) -> Any:
+def unpack(literal: Given) -> Any:
     """Return the value of a literal."""
     return literal.value
 
 
 def run_task(*arguments: Any) -> Any:
-    """Call the first argument with the others. An error names the worker."""
-    function, *values = (item.value if isinstance(item, Literal) else item for item in arguments)
+    """Call the first argument with the others. An error names the worker, and warnings are issued on the client."""
+    function, *values = (item.value if isinstance(item, Given) else item for item in arguments)
     try:
-        return function(*values)
+        with warnings_on_client():
+            return function(*values)
     except ImageError as error:
         raise ImageError(f"{error.message} (on the Dask worker {address()})", error.index, error.path) from error
     except Exception as error:

@@ -38,7 +38,7 @@ from skpatchcore.calibration.sketches import sketch_of_scores
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._learning import Learned, learn_and_calibrate
 from skpatchcore.detectors._records import ImageRecords
-from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default
+from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default, with_stages_for
 from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.containers import (
@@ -206,11 +206,7 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         detector
             The detector itself.
         """
-        for name in self._stage_names:
-            # A nested parameter needs an estimator: replace None, or an index's name, by the estimator it stands for.
-            given = params.get(name, getattr(self, name))
-            if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
-                params = {**params, name: default_stage(name, given)}
+        params = with_stages_for(self, params)
         self._warn_of_thresholds(params)
         super().set_params(**params)
         return self

@@ -27,6 +27,24 @@ def default_stage(name: str, given: str | None) -> Any:
     return GreedyCoresetSampler() if name == "sampler" else INDEXES[given or "exact"]()
 
 
+def with_stages_for(detector: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of `set_params` in which nested parameters have an estimator to which they belong.
+
+    Parameters
+    ----------
+    detector : estimator
+        Detector with the attribute ``_stage_names``.
+    params : dict
+        Arguments of `set_params`, e.g. with the name ``extractor__patch_size``. If the stage is None or the name of an
+        index, the estimator for which it stands is added.
+    """
+    for name in detector._stage_names:
+        given = params.get(name, getattr(detector, name))
+        if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
+            params = {**params, name: default_stage(name, given)}
+    return params
+
+
 def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device: str, verbose: int) -> Any:
     """Return a new, unfitted estimator for a stage.
 
