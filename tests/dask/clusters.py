@@ -18,7 +18,7 @@ def local_cluster(folder: Path, n_workers: int = 2, **options) -> Iterator[Clien
         mock.patch.dict(os.environ),  # restores OMP_NUM_THREADS, which the cluster sets
         LocalCluster(
             n_workers=n_workers,
-            **{"threads_per_worker": 1, "dashboard_address": None, "local_directory": str(folder), **options},
+            **{"threads_per_worker": 1, "dashboard_address": ":0", "local_directory": str(folder), **options},
         ) as cluster,
         Client(cluster) as client,
     ):
