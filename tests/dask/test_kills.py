@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,28 +25,14 @@ from tests.factories import CellMeans
 
 N_KILLS = 30
 N_WORKERS = 3
-# Phase of a fit by the name of a task. All other tasks belong to the rounds of the selection.
-PHASES = {
-    "skpatchcore-extract": "extraction",
-    "skpatchcore-measure": "extraction",
-    "skpatchcore-profile": "extraction",
-    "skpatchcore-settings": "extraction",
-    "skpatchcore-project": "extraction",
-    "skpatchcore-hold": "extraction",
-    "skpatchcore-summarize": "extraction",
-    "skpatchcore-collect": "calibration",
-    "skpatchcore-folds": "calibration",
-    "skpatchcore-calibrate": "calibration",
-}
+# The phases of a fit, and the tasks with which they begin.
+PHASES = ("extraction", "rounds", "collection", "calibration")
+FIRST_TASK = {"skpatchcore-begin": "rounds", "skpatchcore-collect": "collection", "skpatchcore-folds": "calibration"}
+KILLED = ("extraction", "rounds", "calibration")
 ATTRIBUTES = (
     "memory_bank_", "bank_image_indices_", "bank_positions_", "calibration_scores_", "calibration_peaks_",
     "calibration_image_indices_", "offset_", "pixel_offset_",
 )  # fmt: skip
-
-
-def phase_of(key) -> str | None:
-    name = key_split(key)
-    return PHASES.get(name, "rounds") if name.startswith("skpatchcore") else None
 
 
 class Killer(SchedulerPlugin):
@@ -56,20 +43,20 @@ class Killer(SchedulerPlugin):
     def __init__(self, scheduler, phase=None, n_tasks=0, delay=0.0, pid=None):
         self.scheduler, self.phase, self.n_tasks, self.delay, self.pid = scheduler, phase, n_tasks, delay, pid
         self.counts = Counter()
-        self.now = self.hit = None
+        self.now, self.hit = "extraction", None
 
     def transition(self, key, start, finish, *args, **kwargs):
         # The scheduler runs in the process of the tests, so that no moment is missed.
-        phase = phase_of(key)
-        if finish != "memory" or phase is None:
+        name = key_split(key)
+        if finish != "memory" or not name.startswith("skpatchcore"):
             return
-        self.now = phase
-        self.counts[phase] += 1
-        if phase == self.phase and self.counts[phase] == self.n_tasks:
+        self.now = max(self.now, FIRST_TASK.get(name, self.now), key=PHASES.index)  # lost tasks run again later
+        self.counts[self.now] += 1
+        if self.now == self.phase and self.counts[self.now] == self.n_tasks:
             self.scheduler.loop.call_later(self.delay, self.kill)
 
     def kill(self):
-        self.hit = self.now  # the phase of the last task before the kill
+        self.hit = self.now
         os.kill(self.pid, signal.SIGKILL)
 
 
@@ -81,6 +68,17 @@ def paths(tmp_path_factory):
     for path in found:
         Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(path)
     return found
+
+
+def pids_of(client, killed=None):
+    """Return the processes of all workers. Wait until a killed process has been replaced."""
+    for _ in range(1200):
+        found = sorted(nanny.pid for nanny in client.cluster.workers.values() if nanny.pid)
+        if len(found) == N_WORKERS and killed not in found:
+            client.wait_for_workers(N_WORKERS, timeout=120)
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"there are only the workers {found}")
 
 
 def fit_with(client, killer, paths):
@@ -116,21 +114,21 @@ def test_worker_killed_at_30_random_moments_gives_the_same_bank_30_times(paths, 
     ):
         undisturbed = Killer(client.cluster.scheduler)
         fit_with(client, undisturbed, paths)
-        hits = Counter()
+        hits, killed = Counter(), None
         for seed in range(N_KILLS):
-            client.wait_for_workers(N_WORKERS, timeout=120)
             draws = random.Random(seed)
-            phase = ("extraction", "rounds", "calibration")[seed % 3]
+            phase = KILLED[seed % 3]
             killer = Killer(
                 client.cluster.scheduler,
                 phase,
-                n_tasks=draws.randint(1, undisturbed.counts[phase]),
-                delay=draws.uniform(0, 0.03),
-                pid=draws.choice(sorted(client.run(os.getpid).values())),
+                n_tasks=draws.randint(1, int(0.8 * undisturbed.counts[phase])),  # the counts vary a little
+                delay=0.0 if phase == "calibration" else draws.uniform(0, 0.03),  # the calibration takes 30 ms
+                pid=draws.choice(pids_of(client, killed)),
             )
             fitted = fit_with(client, killer, paths)
+            assert killer.hit is not None, (seed, phase, killer.n_tasks, killer.counts, undisturbed.counts)
             hits[killer.hit] += 1
+            killed = killer.pid
             for name in ATTRIBUTES:
                 np.testing.assert_array_equal(getattr(fitted, name), getattr(expected, name), err_msg=f"seed {seed}")
-    assert sum(hits[phase] for phase in ("extraction", "rounds", "calibration")) == N_KILLS, hits
-    assert min(hits[phase] for phase in ("extraction", "rounds", "calibration")) >= 3, hits
+    assert min(hits[phase] for phase in KILLED) >= 3, hits
