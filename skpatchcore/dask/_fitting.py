@@ -89,13 +89,15 @@ class ShardedDetector(PatchCoreDetector):
         self, stream: PatchStream, records: ImageRecords, plan: NoCalibration, stages: dict[str, Any], seed: int
     ) -> Learned:
         n_units = len(stream) * (1 if type(plan) is NoCalibration else 2)
-        with progress_bar(n_units, "connecting", "image", self.verbose) as bar:
-            group = DaskGroup(self.settings.client)
-            with FitProgress(group.client, f"skpatchcore-{group.token}", bar) as progress:
-                group.on_poll = progress.poll
-                fit = _ClusterFit(self, group, progress, stream, records, plan, stages)
-                learned = fit.run()
-                progress.finish()
+        with (
+            progress_bar(n_units, "connecting", "image", self.verbose) as bar,
+            DaskGroup(self.settings.client) as group,
+            FitProgress(group.client, f"skpatchcore-{group.token}", bar) as progress,
+        ):
+            group.on_poll = progress.poll
+            fit = _ClusterFit(self, group, progress, stream, records, plan, stages)
+            learned = fit.run()
+            progress.finish()
         self.selection_report_ = fit.report
         self.shard_sizes_ = np.array([len(shard) for shard in fit.shards])
         if fit.paths is not None:
@@ -182,6 +184,11 @@ class _ClusterFit:
         for shard, summary in zip(self.shards, found, strict=True):
             if summary.n_images != len(shard):
                 raise RuntimeError(f"{summary.n_images} images were extracted, but {len(shard)} were sent out.")
+            if summary.n_channels != found[0].n_channels:
+                raise ValueError(
+                    f"patch features of image {shard.numbers[0]} have {summary.n_channels} channels, expected "
+                    f"{found[0].n_channels} as in the images before."
+                )
             self.records.include(summary.records)
         self.shards = tasks.with_rows(self.shards, found)
         self.starts = np.concatenate([[0], np.cumsum([summary.n_rows for summary in found])])
