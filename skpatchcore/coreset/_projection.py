@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import torch
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 # Relative distortion of squared distances that n_projections="auto" allows. It is close to the limit of 1 of the
@@ -66,3 +69,33 @@ def lemma_projections(n_samples: int, n_features: int) -> int:
     if n_samples == 1:
         return n_features
     return min(n_features, int(johnson_lindenstrauss_min_dim(n_samples, eps=_AUTO_EPS)))
+
+
+class ExactProjection:
+    """Projection of rows whose result for a row does not depend on the other rows, on the device or on the threads.
+
+    The values of each row and of the matrix are rounded to so few bits that all sums of their products are exact in
+    float64.
+
+    Parameters
+    ----------
+    matrix : array of shape (n_features, n_columns)
+        The projection matrix.
+    device : torch.device
+        Device on which rows are projected.
+    """
+
+    def __init__(self, matrix: np.ndarray, device: torch.device):
+        # A product has n_bits of the row and n_bits of the matrix. A sum has log2(n_features) bits more.
+        n_bits = 52 - math.ceil(math.log2(matrix.shape[0]))
+        self._row_bits = (n_bits + 1) // 2
+        unit = math.ldexp(1.0, math.frexp(float(np.abs(matrix).max()))[1] - n_bits // 2)
+        self._matrix = torch.from_numpy(np.rint(matrix / unit) * unit).to(device)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the projected rows, of shape (n_rows, n_columns), float64."""
+        rows = rows.to(torch.float64, copy=True)
+        # Each row has its own unit, a power of two, so that rows with small values are as precise as others.
+        exponents = torch.frexp(rows.abs().amax(1, keepdim=True))[1] - self._row_bits
+        units = torch.exp2(exponents.clamp_min(-1000).to(torch.float64))
+        return rows.div_(units).round_() @ self._matrix * units

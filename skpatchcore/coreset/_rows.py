@@ -7,61 +7,112 @@ import torch
 
 from skpatchcore._utils.arrays import as_tensor
 from skpatchcore._utils.threads import SMALL_PASS, SMALL_PRODUCT, one_thread
+from skpatchcore.coreset._grid import centre_of, exponent_counts, quantum_of, round_rows, sum_of
+from skpatchcore.coreset._projection import ExactProjection
 
-# Number of rows that are projected or centred at once. The rounding of a matrix product depends on its shape. Blocks of
-# a fixed size make the result independent of the sizes of the incoming batches.
-_BLOCK = 4096
+# Number of rows that are projected at once.
+_BLOCK = 1024
 
 
 class Rows:
-    """Centred rows, stored such that one matrix product yields squared distances.
+    """Centred rows, rounded to integers, and stored such that one matrix product yields squared distances.
 
     The squared distance between a row ``x`` and a pick ``p`` is ``|x|² + [x, 1]·[-2p, |p|²]``. ``left`` contains the
-    factors ``[x, 1]``, and `right` returns the factors ``[-2p, |p|²]``.
+    factors ``[x, 1]``. The module :mod:`skpatchcore.coreset._grid` explains why the rows are rounded.
 
     Parameters
     ----------
     left : tensor of shape (n_rows, n_columns + 1), float32 or float64
         The rows and one more column with arbitrary values. The tensor is changed in place, which avoids a second copy
         of all rows.
+    grid : (float, array of shape (n_columns,)) or None, default=None
+        Quantum and centre. None computes both from the rows.
 
     Attributes
     ----------
-    left : tensor of shape (n_rows, n_columns + 1)
-        The rows minus their mean, followed by a column of ones.
-    norms : tensor of shape (n_rows,)
+    left : tensor of shape (n_rows, n_columns + 1), float32
+        The rows minus the centre in units of the quantum, followed by a column of ones.
+    norms : tensor of shape (n_rows,), float32
         Squared lengths of the centred rows. They are smaller than the squared lengths of the original rows. Therefore
         fewer digits cancel in the sum above.
-    mean : tensor of shape (n_columns,)
-        Mean of the original rows.
+    quantum : float
+        Unit of the rows, a power of two.
+    centre : array of shape (n_columns,), float64
+        Centre of the original rows.
+    checksum : int
+        Checksum of the original rows if these are rows of a shard; otherwise 0.
     """
 
-    def __init__(self, left: torch.Tensor):
+    checksum = 0
+
+    def __init__(self, left: torch.Tensor, grid: tuple[float, np.ndarray] | None = None):
         with one_thread(left.numel() < SMALL_PASS):
-            # The last column stays 0 while the rows are centred, because the norms are computed over all columns.
-            left[:, -1] = 0
-            mean = left.mean(0)
-            self.left, self.mean = left, mean[:-1]
-            self.norms = left.new_empty(len(left))
+            rows, self._dtype = left[:, :-1], left.dtype
+            self.quantum, self.centre = grid_of(rows) if grid is None else grid
+            # The memory of a float64 row is used for its rounded values, too.
+            self.left = left if left.dtype == torch.float32 else left.view(torch.float32)[:, : left.shape[1]]
+            round_rows(rows, self.centre, self.quantum, self.left[:, :-1])
+            # The last column stays 0 while the norms are computed over all columns.
+            self.left[:, -1] = 0
+            self.norms = self.left.new_empty(len(left))
             for i in range(0, len(left), _BLOCK):
-                part = left[i : i + _BLOCK].sub_(mean)
+                part = self.left[i : i + _BLOCK]
                 torch.linalg.vecdot(part, part, out=self.norms[i : i + _BLOCK])
-            left[:, -1] = 1
+            self.left[:, -1] = 1
+
+    @classmethod
+    def from_rounded(cls, points: torch.Tensor, quantum: float, centre: np.ndarray) -> Rows:
+        """Return rows that are already centred and rounded: integers of shape (n_rows, n_columns), float32."""
+        rows = cls.__new__(cls)
+        rows.quantum, rows.centre, rows._dtype = quantum, centre, torch.float32
+        rows.left = torch.cat([points, points.new_ones((len(points), 1))], dim=1)
+        rows.norms = torch.linalg.vecdot(points, points)
+        return rows
 
     def __len__(self) -> int:
         return len(self.left)
 
-    def right(self, picks: torch.Tensor) -> torch.Tensor:
-        """Return the vector ``[-2p, |p|²]`` of each pick as a tensor of shape (n_picks, n_columns + 1)."""
-        columns = self.left[picks] * -2
-        columns[:, -1] = self.norms[picks]
-        return columns
+    def __sizeof__(self) -> int:
+        return int(self.left.nbytes + self.norms.nbytes)
+
+    def exactly(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows with the given indices as float64, of shape (n, n_columns), without the column of ones."""
+        return self.left[rows, :-1].to(torch.float64)
+
+    def along(self, direction: np.ndarray) -> torch.Tensor:
+        """Return the position of each row along a direction, exactly.
+
+        Parameters
+        ----------
+        direction : array of shape (n_columns,)
+            The direction. It is rounded to multiples of 2**-16.
+
+        Returns
+        -------
+        tensor of shape (n_rows,), float64
+        """
+        vector = torch.from_numpy(np.rint(direction * 2.0**16)).to(self.left.device)
+        found = torch.empty(len(self), dtype=torch.float64, device=self.left.device)
+        for i in range(0, len(self), _BLOCK):
+            torch.mv(self.left[i : i + _BLOCK, :-1].to(torch.float64), vector, out=found[i : i + _BLOCK])
+        return found
 
     def as_they_came(self, picks: torch.Tensor) -> torch.Tensor:
-        """Return the rows `picks` with the mean added back, as ``left`` of new `Rows`. The last column is arbitrary."""
-        came = self.left[picks]
-        came[:, :-1] += self.mean
-        return came
+        """Return the rows `picks` as ``left`` of new `Rows`: with the centre added back. The last column is arbitrary.
+
+        Rounding errors of the values are at most half a quantum, plus half a unit in the last place of their dtype.
+        """
+        came = self.left[picks].to(torch.float64)
+        came[:, :-1] = came[:, :-1] * self.quantum + torch.from_numpy(self.centre).to(came.device)
+        return came.to(self._dtype)
+
+
+def grid_of(rows: torch.Tensor) -> tuple[float, np.ndarray]:
+    """Return the quantum and the centre of rows; see :mod:`skpatchcore.coreset._grid`."""
+    n_columns = rows.shape[1]
+    coarse = quantum_of(exponent_counts(rows), n_columns)
+    centre = centre_of(sum_of(rows, coarse), len(rows), coarse)
+    return quantum_of(exponent_counts(rows, torch.from_numpy(centre).to(rows.device)), n_columns), centre
 
 
 class RowBuffer:
@@ -80,13 +131,8 @@ class RowBuffer:
     """
 
     def __init__(self, matrix: np.ndarray | None, n_features: int, dtype: torch.dtype, device: torch.device):
-        self._matrix = None
-        n_columns = n_features
-        if matrix is not None:
-            # The extra column of zeros gives the product the width of the buffer. The product is then written directly
-            # into the buffer.
-            self._matrix = torch.from_numpy(np.pad(matrix, [(0, 0), (0, 1)])).to(device, dtype)
-            n_columns = matrix.shape[1]
+        self._project = None if matrix is None else ExactProjection(matrix, device)
+        n_columns = n_features if matrix is None else matrix.shape[1]
         self._left = torch.empty((0, n_columns + 1), dtype=dtype, device=device)
         self._waiting = np.empty((0, n_features))  # rows that do not fill a block yet, not projected
         self._n_written = self._n_before = 0
@@ -162,10 +208,7 @@ class RowBuffer:
             self.reserve(max(end, len(self._left) * 9 // 8))
         part = self._left[start:end]
         block = as_tensor(X, part.device).to(part.dtype)
-        if self._matrix is None:
-            part[:, :-1] = block
-        else:
-            torch.mm(block, self._matrix, out=part)
+        part[:, :-1] = block if self._project is None else self._project(block)
         if not bool(torch.isfinite(part[:, :-1].sum())):
             bad = ~torch.isfinite(part[:, :-1]).all(1)
             if bool(bad.any()):  # otherwise all values are finite and only the sum overflowed

@@ -1,82 +1,491 @@
-"""Stand-in for the distributed selection: gather all rows, and select locally."""
+"""Selection of a coreset from rows that are divided among several processes.
+
+:func:`select_exactly` selects the same rows, in the same order, as a selection from all rows in one process.
+:func:`select_merged` needs only two exchanges of data, but covers the rows a little less well. Both describe what they
+did in a :class:`SelectionReport`.
+
+The rows of one process are called a shard. The process that divides the work is called the coordinator. A
+:class:`ShardGroup` runs a function on every shard, and hides how the processes communicate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
+from skpatchcore._utils.modes import default_modes
+from skpatchcore.coreset._farthest import Candidates
+from skpatchcore.coreset._grid import centre_of, quantum_of
+from skpatchcore.coreset._k_center import k_center_greedy, pick_among
+from skpatchcore.coreset._rows import Rows
+from skpatchcore.coreset._shard_work import (
+    Found,
+    Measures,
+    ProjectedRows,
+    advance,
+    begin,
+    checksum_of,
+    counts_of_rows,
+    farthest_from,
+    first_pick,
+    images_of,
+    measure,
+    message_of,
+    reduce_shard,
+    rounded,
+    sum_of_rows,
+)
 
-@dataclass
-class ProjectedRows:
-    """Rows of one shard, as the selection needs them."""
+__all__ = [
+    "InProcessGroup",
+    "ProjectedRows",
+    "Request",
+    "Selection",
+    "SelectionReport",
+    "ShardGroup",
+    "select_exactly",
+    "select_merged",
+]
 
-    values: np.ndarray
-    images: np.ndarray
-    n_features: int
-
-
-@dataclass
-class SelectionReport:
-    """Report of a distributed selection."""
-
-    mode: str
-    n_shards: int
-    n_rounds: int
-    n_picks: int
-    rows_sent: int
-    bytes_sent: int
-    covering_radius: float
-    approximation_factor: float
+# Number of candidates of all shards together, and the smallest number per shard.
+_N_CANDIDATES, _FEWEST = 2048, 128
+# Bytes per row that a selection holds on a shard, in addition to the rows: bounds, exact distances and counts.
+_STATE_BYTES = 24
 
 
 class ShardGroup(Protocol):
-    """Group of shards."""
+    """Protocol of a group of shards: objects that belong to the same shard are held by the same process.
+
+    A handle stands for an object of one shard. It is valid as long as it is referenced.
+    """
 
     def map(
         self, name: str, function: Callable[..., Any], *held: Sequence[Any], common: Sequence[Any] = ()
     ) -> list[Any]:
-        """Run a function for each shard."""
+        """Run ``function(held[0][i], held[1][i], ..., *common)`` for each shard i, and return a handle per result.
+
+        Parameters
+        ----------
+        name : str
+            Name of the work, for displays of progress.
+        function : callable
+            Pure function of picklable arguments: the same arguments always give the same result.
+        *held : lists of handles
+            Arguments that differ between the shards. All lists have one handle per shard.
+        common : sequence
+            Arguments that are the same for all shards: values, or handles of :meth:`share`.
+        """
 
     def share(self, name: str, value: Any) -> Any:
-        """Return a handle of a value."""
+        """Return a handle of a value that can be an item of `common`."""
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
-        """Return the values of handles."""
+        """Return the objects of handles. Raise the error of a function that failed."""
 
 
-def project_batches(sampler: Any, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> ProjectedRows:
-    """Return the rows of a shard."""
-    pairs = [(rows.copy(), numbers) for rows, numbers in zip(batches, images, strict=True)]
-    values = np.concatenate([rows for rows, _ in pairs])
-    return ProjectedRows(values, np.concatenate([numbers for _, numbers in pairs]), values.shape[1])
+class InProcessGroup:
+    """Group of shards in this process. A handle is the object itself."""
+
+    def map(
+        self, name: str, function: Callable[..., Any], *held: Sequence[Any], common: Sequence[Any] = ()
+    ) -> list[Any]:
+        """Run the function for each shard, as described in :class:`ShardGroup`."""
+        return [function(*own, *common) for own in zip(*held, strict=True)]
+
+    def share(self, name: str, value: Any) -> Any:
+        """Return the value."""
+        return value
+
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
+        """Return the handles, which are the objects."""
+        return list(handles)
 
 
-def fit_shards(
-    sampler: Any,
+@dataclass
+class Request:
+    """What is to be selected.
+
+    Attributes
+    ----------
+    direction : array of shape (n_columns,) or None
+        Direction along which the first pick is the farthest row. None starts at the row `start`.
+    start : int
+        Row number of the first pick if `direction` is None. If this row is left out, the first row that is not left out
+        is picked.
+    count : callable
+        ``count(n_rows)`` returns the number of rows to select from `n_rows` rows.
+    left_out : sequence of arrays of int
+        Images that each selection leaves out. There is one selection per item.
+    """
+
+    direction: np.ndarray | None
+    start: int
+    count: Callable[[int], int]
+    left_out: Sequence[np.ndarray]
+
+
+@dataclass
+class Selection:
+    """Result of one selection.
+
+    Attributes
+    ----------
+    order : array of shape (n_selected,), int64
+        Row numbers of the picks, counted over all shards, in order of selection.
+    radii : array of shape (n_selected,), float64
+        Covering radius after each pick; an upper bound in ``"merge"`` mode, except for the last one.
+    """
+
+    order: np.ndarray
+    radii: np.ndarray
+
+
+@dataclass(frozen=True)
+class SelectionReport:
+    """Work, communication and quality of a distributed selection.
+
+    Attributes
+    ----------
+    mode : {"exact", "merge"}
+        Kind of selection.
+    n_shards : int
+        Number of shards.
+    n_selections : int
+        Number of selections: one for the coreset, and one per fold of the calibration.
+    n_rounds : int
+        Number of times that the shards sent rows to the coordinator, over all selections.
+    n_picks : int
+        Number of selected rows, over all selections.
+    n_rows_sent : int
+        Number of projected rows that the shards sent to the coordinator.
+    n_bytes_sent : int
+        Number of bytes that the shards and the coordinator sent for the selection.
+    covering_radius : float
+        Largest distance from any row to the nearest row of the coreset, measured between projected rows.
+    approximation_factor : float
+        The covering radius is at most this factor times the smallest possible covering radius of as many rows. In
+        ``"exact"`` mode, it is 2. In ``"merge"`` mode, it is computed from k + 1 rows with a smallest distance d: no k
+        rows cover them with a radius below d / 2.
+    """
+
+    mode: str
+    n_shards: int
+    n_selections: int
+    n_rounds: int
+    n_picks: int
+    n_rows_sent: int
+    n_bytes_sent: int
+    covering_radius: float
+    approximation_factor: float
+
+
+@dataclass
+class _Counter:
+    """Communication so far."""
+
+    n_rounds: int = 0
+    n_rows_sent: int = 0
+    n_bytes_sent: int = 0
+
+
+class _Shards:
+    """The rounded rows of all shards, and the functions that are the same in both modes.
+
+    Parameters
+    ----------
+    group : ShardGroup
+        The shards.
+    projected : list of handles
+        The :class:`ProjectedRows` of each shard. The list is emptied, so that the group can free their memory.
+    """
+
+    def __init__(self, group: ShardGroup, projected: list[Any]):
+        self.group = group
+        found: list[Measures] = group.gather(group.map("skpatchcore-measure", measure, projected))
+        self.n_features, n_columns = found[0].n_features, found[0].n_columns
+        if len(numbers := {own.n_features for own in found}) > 1:
+            raise ValueError(f"shards have rows of {sorted(numbers)} features: expected one number.")
+        self.images, self.counts = [own.images for own in found], [own.counts for own in found]
+        self.n_rows, self._checksums = [int(own.counts.sum()) for own in found], [own.checksum for own in found]
+        self.first_rows = [0, *np.cumsum(self.n_rows).tolist()[:-1]]
+        if not sum(self.n_rows):
+            raise ValueError("there are no rows to select from: pass at least one image with at least one patch.")
+        # All shards use the same grid, as a selection in one process does.
+        coarse = quantum_of(np.sum([own.exponents for own in found], axis=0), n_columns)
+        total = sum(group.gather(group.map("skpatchcore-measure", sum_of_rows, projected, common=(coarse,))))
+        centre = centre_of(total, sum(self.n_rows), coarse)
+        counts = sum(group.gather(group.map("skpatchcore-measure", counts_of_rows, projected, common=(centre,))))
+        self.grid = quantum_of(counts, n_columns), centre
+        self.rows = group.map("skpatchcore-round", rounded, projected, common=self.grid)
+        self.row_images = group.map("skpatchcore-round", images_of, projected)
+        projected.clear()
+
+    def check(self) -> None:
+        """Raise a RuntimeError if rows were computed again during the selection, and differ from the first ones."""
+        found = self.group.gather(self.group.map("skpatchcore-check", checksum_of, self.rows))
+        for i, (before, after) in enumerate(zip(self._checksums, found, strict=True)):
+            if before != after:
+                raise RuntimeError(
+                    f"the patch features of the images {self.images[i].min()} to {self.images[i].max()} were computed "
+                    "again, because a process stopped, and the results differ. Either an image has changed, or the "
+                    "machines differ in their hardware. Fit again on images that do not change, and on machines of one "
+                    "kind."
+                )
+
+    def n_left(self, left_out: np.ndarray) -> int:
+        """Return the number of rows that a selection does not leave out."""
+        pairs = zip(self.images, self.counts, strict=True)
+        return sum(int(counts[~np.isin(images, left_out)].sum()) for images, counts in pairs)
+
+    def first_picks(self, request: Request) -> list[tuple[int, np.ndarray]]:
+        """Return the row number and the rounded row of the first pick of each selection."""
+        common = (request.direction, request.start, list(request.left_out))
+        parts = self.group.map(
+            "skpatchcore-start", first_pick, self.rows, self.row_images, self.first_rows, common=common
+        )
+        best: list[tuple[float, int, np.ndarray]] = []
+        for found in zip(*self.group.gather(parts), strict=True):
+            # The first of the rows that are farthest along the direction.
+            best.append(min((one for one in found if one is not None), key=lambda one: (-one[0], one[1])))
+        return [(row, point) for _, row, point in best]
+
+
+def select_exactly(
     group: ShardGroup,
-    projected: Sequence[Any],
-    *,
-    left_out: Sequence[np.ndarray] = (),
-    mode: str = "exact",
+    projected: list[Any],
+    request: Request,
+    n_candidates: int | None = None,
+    on_progress: Callable[[int, int], Any] | None = None,
+) -> tuple[list[Selection], SelectionReport, int]:
+    """Select the same rows as a selection from all rows in one process.
+
+    Parameters
+    ----------
+    group : ShardGroup
+        The shards.
+    projected : list of handles
+        The :class:`ProjectedRows` of each shard, in the order of the rows. The list is emptied, so that the group can
+        free their memory.
+    request : Request
+        What is to be selected.
+    n_candidates : int or None, default=None
+        Number of rows that a shard sends per round and selection. None chooses a number from the number of shards.
+    on_progress : callable or None, default=None
+        Called after each round with the number of new picks and the number of rounds so far.
+
+    Returns
+    -------
+    selections : list of Selection
+        One per item of ``request.left_out``.
+    report : SelectionReport
+        Work, communication and quality. The quality is that of the first selection.
+    n_features : int
+        Number of columns before the projection.
+
+    Notes
+    -----
+    Distances to the nearest pick only fall, so a distance computed some rounds ago is an upper bound. In each round,
+    every shard sends its farthest rows with their exact distances, and an upper bound of the distances of all its other
+    rows. The coordinator runs the greedy algorithm among these rows as long as the farthest one is farther than the
+    largest of the bounds. The picks are sent to all shards, which lower their distances. All distances that decide
+    about a pick are exact, and ties are broken by the row number. Therefore the picks do not depend on the shards.
+    """
+    shards, sent = _Shards(group, projected), _Counter()
+    wanted = [request.count(shards.n_left(images)) for images in request.left_out]
+    starts = shards.first_picks(request)
+    n_asked = n_candidates or max(_FEWEST, _N_CANDIDATES // len(shards.rows))
+    n_columns = len(shards.grid[1])
+    n_at_once = max(1, 4 * n_columns // _STATE_BYTES)  # the selections of a group need at most as much as the rows
+    selections: list[Selection] = []
+    for i in range(0, len(wanted), n_at_once):
+        some = slice(i, i + n_at_once)
+        selections += _select_together(
+            shards, wanted[some], starts[some], request.left_out[some], n_asked, sent, on_progress
+        )
+    shards.check()
+    radius = float(selections[0].radii[-1])
+    report = _report("exact", shards, selections, sent, radius, 1.0 if radius == 0 else 2.0)
+    return selections, report, shards.n_features
+
+
+def _select_together(
+    shards: _Shards,
+    wanted: list[int],
+    starts: list[tuple[int, np.ndarray]],
+    left_out: Sequence[np.ndarray],
+    n_asked: int,
+    sent: _Counter,
+    on_progress: Callable[[int, int], Any] | None,
+) -> list[Selection]:
+    """Run several selections at the same time, so that they share their rounds."""
+    group = shards.group
+    orders = [[row] for row, _ in starts]
+    squares: list[list[float]] = [[] for _ in starts]
+    picks = {i: (np.array([row]), point[None]) for i, (row, point) in enumerate(starts)}
+    known: dict[int, np.ndarray] = {}  # all rows that shards have sent, by row number
+    states = group.map("skpatchcore-begin", begin, shards.rows, shards.row_images, common=(list(left_out),))
+    # Each round makes at least one pick per selection. One more pick than requested is made: its distance from the
+    # others is the last covering radius.
+    for _ in range(max(wanted) + 1):
+        shared = group.share("skpatchcore-picks", picks)
+        sent.n_bytes_sent += len(shards.rows) * sum(rows.nbytes + points.nbytes for rows, points in picks.values())
+        states = group.map(
+            "skpatchcore-advance", advance, shards.rows, states, shards.first_rows, common=(shared, n_asked)
+        )
+        answers = group.gather(group.map("skpatchcore-candidates", message_of, states))
+        sent.n_rounds += 1
+        sent.n_rows_sent += sum(len(answer.numbers) for answer in answers)
+        sent.n_bytes_sent += sum(answer.nbytes() for answer in answers)
+        known.update(
+            (number, point) for a in answers for number, point in zip(a.numbers.tolist(), a.points, strict=True)
+        )
+        picks, n_new = {}, 0
+        for i in list(answers[0].found):
+            made = _picks_of([answer.found[i] for answer in answers], known, wanted[i] + 1 - len(orders[i]))
+            if made is None:  # every row is picked
+                continue
+            rows, points, distances = made
+            n_before = len(orders[i])
+            orders[i] += rows.tolist()
+            squares[i] += distances.tolist()
+            n_new += min(len(orders[i]), wanted[i]) - min(n_before, wanted[i])
+            if len(orders[i]) <= wanted[i]:
+                picks[i] = rows, points
+        if on_progress is not None:
+            on_progress(n_new, sent.n_rounds)
+        if not picks:
+            break
+    found = []
+    for order, own_squares, n in zip(orders, squares, wanted, strict=True):
+        if len(order) < n:
+            raise RuntimeError(f"the shards have selected {len(order)} of {n} rows: rows have been lost.")
+        radii = np.sqrt(np.array([*own_squares, 0.0])) * shards.grid[0]
+        found.append(Selection(np.array(order[:n], np.int64), radii[:n]))
+    return found
+
+
+def select_merged(
+    group: ShardGroup,
+    projected: list[Any],
+    request: Request,
     oversampling: float = 2.0,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[SelectionReport, list[np.ndarray]]:
-    """Select from the rows of all shards."""
-    parts = group.gather(group.map("skpatchcore-advance", _same, projected))
-    values, images = (np.concatenate([getattr(part, name) for part in parts]) for name in ("values", "images"))
-    picks: list[np.ndarray] = []
-    if len(left_out):
-        picks = sampler.fit_folds([values], len(values), (np.flatnonzero(np.isin(images, some)) for some in left_out))
-    else:
-        sampler.fit(values)
-        del sampler.components_
-    if on_progress is not None:
-        on_progress(len(sampler.component_indices_), 1)
-    return SelectionReport(mode, len(parts), 1, len(sampler.component_indices_), 0, 0, 0.0, 2.0), picks
+    on_progress: Callable[[int, int], Any] | None = None,
+) -> tuple[list[Selection], SelectionReport, int]:
+    """Select rows from each shard, and select the final rows from the rows of all shards.
+
+    Parameters
+    ----------
+    group, projected, request, on_progress
+        As for :func:`select_exactly`.
+    oversampling : float, default=2.0
+        For k rows and m shards, each shard selects ``oversampling * k / m`` rows.
+
+    Returns
+    -------
+    selections, report, n_features
+        As for :func:`select_exactly`. The radii are upper bounds, except for the last one, which is measured.
+
+    References
+    ----------
+    Malkomes et al., "Fast distributed k-center clustering with outliers on massive data", NeurIPS 2015. Ceccarello et
+    al., "Solving k-center clustering (with outliers) in MapReduce and streaming, almost as accurately as sequentially",
+    VLDB 2019.
+    """
+    shards, sent = _Shards(group, projected), _Counter()
+    selections: list[Selection] = []
+    bounds: list[float] = []
+    for i, images in enumerate(request.left_out):
+        own = Request(request.direction, request.start, request.count, [images])
+        selection, least = _select_merged_once(shards, own, oversampling, sent)
+        selections.append(selection)
+        bounds.append(least)
+        if on_progress is not None:
+            on_progress(len(selection.order), i + 1)
+    shards.check()
+    radius = float(selections[0].radii[-1])
+    factor = 1.0 if radius == 0 else 2 * radius / bounds[0] if bounds[0] else math.inf
+    return selections, _report("merge", shards, selections, sent, radius, factor), shards.n_features
 
 
-def _same(value: Any) -> Any:
-    return value
+def _select_merged_once(
+    shards: _Shards, request: Request, oversampling: float, sent: _Counter
+) -> tuple[Selection, float]:
+    """Run one selection in merge mode.
+
+    Return it, and a distance d: some k + 1 rows have pairwise distances of at least d.
+    """
+    group, left_out = shards.group, request.left_out[0]
+    pairs = zip(shards.images, shards.counts, strict=True)
+    n_rows = [int(counts[~np.isin(images, left_out)].sum()) for images, counts in pairs]
+    wanted, n_per_shard = request.count(sum(n_rows)), 1
+    for factor in (oversampling, *(2.0**e for e in range(1, 63))):  # small shards may have fewer rows than their part
+        n_per_shard = math.ceil(factor * wanted / len(n_rows))
+        if sum(min(n, n_per_shard) for n in n_rows) >= wanted:
+            break
+    ((first_row, first_point),) = shards.first_picks(request)
+    parts = group.gather(
+        group.map(
+            "skpatchcore-reduce", reduce_shard, shards.rows, shards.row_images, shards.first_rows,
+            common=(request.direction, left_out, n_per_shard),
+        )
+    )  # fmt: skip
+    sent.n_rounds += 1
+    rows = np.concatenate([numbers for numbers, _, _ in parts])
+    points = np.concatenate([some for _, some, _ in parts])
+    sent.n_rows_sent += len(rows)
+    sent.n_bytes_sent += points.nbytes + rows.nbytes
+    if first_row not in rows:
+        rows, points = np.append(rows, first_row), np.concatenate([points, first_point[None]])
+    sorting = rows.argsort()
+    rows, points = rows[sorting], points[sorting]
+    union = Rows.from_rounded(torch.from_numpy(points), *shards.grid)
+    order, radii = k_center_greedy(union, wanted, int(np.searchsorted(rows, first_row)))
+    shared = group.share("skpatchcore-picks", points[order])
+    sent.n_bytes_sent += len(shards.rows) * points[order].nbytes
+    radius = max(
+        group.gather(
+            group.map("skpatchcore-cover", farthest_from, shards.rows, shards.row_images, common=(shared, left_out))
+        )
+    )
+    # A row is at most the radius of its shard away from a row of the union.
+    bounds = np.maximum(radii + max(radius_of_shard for *_, radius_of_shard in parts), radius)
+    bounds[-1] = radius
+    # Two choices of k + 1 rows: the picks and the next pick of the union, or the picks and the farthest of all rows.
+    apart = radii[-2] if wanted > 1 else math.inf
+    return Selection(rows[order], bounds), max(float(radii[-1]), min(float(apart), radius))
+
+
+def _report(
+    mode: str, shards: _Shards, selections: list[Selection], sent: _Counter, radius: float, factor: float
+) -> SelectionReport:
+    n_picks = sum(len(selection.order) for selection in selections)
+    return SelectionReport(
+        mode, len(shards.rows), len(selections), sent.n_rounds, n_picks, sent.n_rows_sent, sent.n_bytes_sent, radius,
+        factor,
+    )  # fmt: skip
+
+
+def _picks_of(
+    answers: list[Found | None], known: dict[int, np.ndarray], n_wanted: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return the row numbers, the rounded rows and the squared distances of the next picks; None if no row is left."""
+    parts = [one for one in answers if one is not None]
+    if not parts:
+        return None
+    floor = max(one.floor for one in parts)
+    first_tie = min(one.first_tie for one in parts if one.floor == floor)
+    # Candidates below the floor cannot be picked in this round.
+    kept = [one.squares >= floor for one in parts]
+    numbers = np.concatenate([one.numbers[some] for one, some in zip(parts, kept, strict=True)])
+    squares = np.concatenate([one.squares[some] for one, some in zip(parts, kept, strict=True)])
+    points = np.stack([known[number] for number in numbers.tolist()])
+    with default_modes():
+        candidates = Candidates(torch.from_numpy(numbers), torch.from_numpy(squares), floor, first_tie)
+        places, distances = pick_among(torch.from_numpy(points).to(torch.float64), candidates, n_wanted)
+    made = places.numpy()
+    return numbers[made], points[made], distances.numpy()

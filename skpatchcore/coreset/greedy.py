@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,6 +22,14 @@ from skpatchcore.coreset._order_cache import OrderCache
 from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
 from skpatchcore.coreset._rows import RowBuffer, Rows
 from skpatchcore.coreset._shards import SCRATCH_BYTES, peek, row_bytes, select_at_once, select_from_shards
+from skpatchcore.coreset.distributed import (
+    ProjectedRows,
+    Request,
+    SelectionReport,
+    ShardGroup,
+    select_exactly,
+    select_merged,
+)
 
 _PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
 
@@ -89,6 +97,11 @@ class GreedyCoresetSampler(SubsetSampler):
     patch features of images. For unstructured data with many columns, few rows are skipped, and the selection takes as
     long as the whole matrix product.
 
+    The projected rows are rounded to multiples of a power of two, at most 2**-20 times the largest values of nearly all
+    rows. All distances that decide about a selected row are exact for these rounded rows, and of several rows with the
+    same distance, the first is selected. Therefore, the same rows are selected for any number of threads, on any
+    device, and by several processes that divide the rows among themselves.
+
     References
     ----------
     Roth et al., CVPR 2022, section 3.2; Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
@@ -145,8 +158,8 @@ class GreedyCoresetSampler(SubsetSampler):
         Parameters
         ----------
         X : array of shape (n_samples, n_features)
-            Rows to select from. The selection computes in the dtype of `X` if this dtype is float32 or float64. Rows of
-            dtype float16 are converted to float32, and rows of any other dtype are converted to float64.
+            Rows to select from. Rows of dtype float16 are converted to float32, and rows of other dtypes than float32
+            and float64 are converted to float64.
         y : ignored
             Present for API consistency.
 
@@ -244,17 +257,99 @@ class GreedyCoresetSampler(SubsetSampler):
         """
         return self._fit(_checked(batches), n_samples, None, folds)
 
-    def project_batches(self, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> Any:
-        """Stand-in."""
-        from skpatchcore.coreset.distributed import project_batches
+    def project_batches(self, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> ProjectedRows:
+        """Return the projected rows of a shard, for :meth:`fit_shards`. `random_state` must be an int.
 
-        return project_batches(self, batches, images)
+        Parameters
+        ----------
+        batches : iterable of arrays of shape (n_rows, n_features)
+            The rows of the shard, in order, as float32 or float64.
+        images : iterable of arrays of shape (n_rows,)
+            Index of the image of each row, per batch. It is read after the last batch. All rows of an image must be in
+            one shard.
 
-    def fit_shards(self, group: Any, projected: Any, **parameters: Any) -> Any:
-        """Stand-in."""
-        from skpatchcore.coreset.distributed import fit_shards
+        Returns
+        -------
+        ProjectedRows
 
-        return fit_shards(self, group, projected, **parameters)
+        Raises
+        ------
+        ValueError
+            As for `fit`. The number of the row is counted within the shard.
+        """
+        first, batches = peek(_checked(batches))
+        matrix, _ = self._draw(first.shape[1], self._columns_of_shards(first.shape[1]))
+        dtype = torch.float64 if first.dtype == np.float64 else torch.float32
+        with default_modes():
+            buffer = RowBuffer(matrix, first.shape[1], dtype, require_device(self.device))
+            for batch in batches:
+                buffer.extend(batch)
+            values = buffer.take()[0][:, :-1].cpu().numpy()
+        return ProjectedRows(values, np.concatenate(list(images)).astype(np.int64), first.shape[1])
+
+    def fit_shards(
+        self,
+        group: ShardGroup,
+        projected: list[Any],
+        left_out: Sequence[np.ndarray] = (),
+        mode: str = "exact",
+        oversampling: float = 2.0,
+        on_progress: Callable[[int, int], Any] | None = None,
+    ) -> tuple[SelectionReport, list[np.ndarray]]:
+        """Fit on rows that are divided among several processes. `random_state` must be an int.
+
+        Sets the same attributes as `fit`, except ``components_``. In ``"exact"`` mode, they have the same values, if
+        the rows are the same. The cache `memory` is not used.
+
+        Parameters
+        ----------
+        group : ShardGroup
+            The shards; see :mod:`skpatchcore.coreset.distributed`.
+        projected : list of handles
+            Result of `project_batches` for each shard, in the order of the rows. The list is emptied, so that the group
+            can free the memory of the results.
+        left_out : sequence of arrays of int, default=()
+            Images that each additional selection leaves out, as in `fit_folds`.
+        mode : {"exact", "merge"}, default="exact"
+            ``"exact"`` selects the same rows as `fit`. ``"merge"`` selects from each shard, and then from the selected
+            rows: two exchanges of data, and a little larger covering radius.
+        oversampling : float, default=2.0
+            In ``"merge"`` mode, each of m shards selects ``oversampling / m`` times the requested number of rows.
+        on_progress : callable or None, default=None
+            Called with the number of new picks and the number of rounds so far.
+
+        Returns
+        -------
+        report : SelectionReport
+            Work, communication and quality of the selection.
+        picks : list of arrays of int64
+            Per item of `left_out`, the selected rows, as in `fit_folds`.
+
+        Raises
+        ------
+        ValueError
+            In the same cases as in `fit` and `fit_folds`.
+        """
+
+        def count(n_rows: int) -> int:
+            if not n_rows:
+                raise ValueError("a fold leaves out all rows: pass folds that leave at least one row.")
+            return min(int(self.ratio), n_rows) if isinstance(self.ratio, Integral) else count_of(self.ratio, n_rows)
+
+        n_features = group.gather(group.map("skpatchcore-measure", _features_of, projected[:1]))[0]
+        _, direction = self._draw(n_features, self._columns_of_shards(n_features))
+        start = 0 if self.start == "random" else int(self.start)
+        nothing = np.zeros(0, np.int64)
+        request = Request(direction, start, count, [nothing, *left_out])
+        if mode == "merge":
+            found, report, _ = select_merged(group, projected, request, oversampling, on_progress)
+        else:
+            found, report, _ = select_exactly(group, projected, request, on_progress=on_progress)
+        self.n_features_in_ = n_features
+        self.component_indices_, self.selection_distances_ = found[0].order, found[0].radii
+        if hasattr(self, "components_"):  # set by an earlier fit
+            del self.components_
+        return report, [selection.order for selection in found[1:]]
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the memory that `fit_batches` needs if all projected rows are kept in memory.
@@ -279,6 +374,25 @@ class GreedyCoresetSampler(SubsetSampler):
             return lemma_projections(n_samples, n_features)
         return n_features if self.n_projections is None else min(n_features, int(self.n_projections))
 
+    def _columns_of_shards(self, n_features: int) -> int:
+        """Return the number of columns after the projection of shards, which must not depend on the number of rows."""
+        if self.n_projections == "auto":
+            raise ValueError(
+                "n_projections='auto' depends on the number of patches, which is not known before the projection if "
+                "the patches are divided among several processes: choose a number, e.g. 128."
+            )
+        return self._n_columns(0, n_features)
+
+    def _draw(self, n_features: int, n_columns: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Draw the projection matrix, and the direction along which the first pick is the farthest row."""
+        rng = check_random_state(self.random_state)
+        matrix = None
+        if n_columns < n_features:
+            matrix = _PROJECTIONS[self.projection](n_features, n_columns, rng)
+        # The direction is drawn after the projection matrix. All shards use the same direction.
+        direction = rng.standard_normal(n_columns) if self.start == "random" else None
+        return matrix, direction
+
     def _fit(
         self,
         batches: Iterable[np.ndarray],
@@ -297,12 +411,7 @@ class GreedyCoresetSampler(SubsetSampler):
         first, batches = peek(batches)
         n_features = first.shape[1]
         n_columns = self._n_columns(n_samples, n_features)
-        rng = check_random_state(self.random_state)
-        matrix = None
-        if n_columns < n_features:
-            matrix = _PROJECTIONS[self.projection](n_features, n_columns, rng)
-        # The direction is drawn after the projection matrix. All shards use the same direction.
-        direction = rng.standard_normal(n_columns) if self.start == "random" else None
+        matrix, direction = self._draw(n_features, n_columns)
         dtype = torch.float64 if first.dtype == np.float64 else torch.float32
         # Without an int seed, the random draws differ from fit to fit. A cached order would never be read again.
         is_drawn = matrix is not None or direction is not None
@@ -315,9 +424,9 @@ class GreedyCoresetSampler(SubsetSampler):
         def start_of(rows: Rows, numbers: np.ndarray, left_out: torch.Tensor | None = None) -> int:
             """Return the first pick. `numbers` are the indices of the rows among all rows."""
             if direction is not None:
-                along = rows.left @ rows.left.new_tensor([*direction, 0.0])
+                along = rows.along(direction)
             else:  # the row `start` if it is there, otherwise the first row
-                along = torch.from_numpy((numbers == self.start).astype(np.float32)).to(rows.left.device)
+                along = torch.from_numpy((numbers == self.start).astype(np.float64)).to(rows.left.device)
             if left_out is not None:
                 along[left_out] = -torch.inf
             return int(along.argmax())
@@ -365,6 +474,10 @@ class GreedyCoresetSampler(SubsetSampler):
         excluded = torch.from_numpy(np.asarray(left_out, np.int64)).to(rows.left.device)
         start = start_of(rows, np.arange(len(rows)), excluded)
         return k_center_greedy(rows, n_wanted, start, left_out=excluded)[0]
+
+
+def _features_of(projected: ProjectedRows) -> int:
+    return projected.n_features
 
 
 def _checked(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

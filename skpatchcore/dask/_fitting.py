@@ -149,7 +149,7 @@ class _ClusterFit:
             summaries = self._extract()
         self.plan = self.plan.resolved(lambda: self._n_folds(summaries))
         with phase("selection"):
-            picks = self._select(summaries)
+            picks = self._select()
         bank_rows = self._collected(self.sampler.component_indices_, with_origin=True)
         collected: tasks.Collected = self.group.gather([bank_rows])[0]
         bank = self._bank(collected)
@@ -206,7 +206,7 @@ class _ClusterFit:
             n_cells = extrapolated_count(first.first_cells[1], first.first_cells[0], n_images, sizes)
         return affordable_folds(n_cells, first.n_channels, self.sampler, self.index)
 
-    def _select(self, summaries: Sequence[tasks.Summary]) -> list[np.ndarray]:
+    def _select(self) -> list[np.ndarray]:
         """Select the memory bank, and return the row numbers of the banks of folds."""
         self.progress.begin("selecting the coreset")
 
@@ -226,18 +226,7 @@ class _ClusterFit:
         n_picked = len(np.unique(self.sampler.component_indices_))
         if n_picked != n_wanted:
             raise RuntimeError(f"{n_picked} different rows were selected instead of {n_wanted}.")
-        # The projected rows of a shard may have been computed again since their checksum was computed.
-        again = self.group.gather(
-            self.group.map("skpatchcore-count", tasks.recount, self.projected, self.held, self.shards)
-        )
-        for shard, summary, checksum in zip(self.shards, summaries, again, strict=True):
-            if checksum != summary.checksum:
-                raise RuntimeError(
-                    f"the images {shard.numbers[0]} to {shard.numbers[-1]} were extracted twice, because a worker "
-                    "stopped, and the results differ. Either an image has changed, or the workers differ in their "
-                    "hardware. Fit again on images that do not change and on workers of one kind."
-                )
-        self.projected = []  # releases the rows on the workers
+        self.group.gather(self.group.map("skpatchcore-count", tasks.recount, self.held, self.shards))
         return list(picks)
 
     def _collected(self, picks: np.ndarray, with_origin: bool) -> Any:

@@ -7,7 +7,6 @@ again on another worker.
 from __future__ import annotations
 
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -143,8 +142,6 @@ class Summary:
         Bytes of a patch feature.
     is_held : bool
         Whether the patch features are held.
-    checksum : int
-        Checksum of the projected rows.
     """
 
     records: ImageRecords
@@ -156,7 +153,6 @@ class Summary:
     sizes: np.ndarray | None
     row_bytes: int
     is_held: bool
-    checksum: int
 
 
 @dataclass
@@ -200,7 +196,7 @@ class Extracted:
     summary: Summary
 
     def __sizeof__(self) -> int:
-        return sizeof_projected(self.projected) + self.held.__sizeof__()
+        return self.projected.__sizeof__() + self.held.__sizeof__()
 
 
 @dataclass
@@ -222,16 +218,6 @@ class Collected:
 
     def __sizeof__(self) -> int:
         return sum(some.nbytes for some in (self.rows, self.images, self.positions, self.boxes) if some is not None)
-
-
-def sizeof_projected(projected: ProjectedRows) -> int:
-    """Return the bytes of projected rows."""
-    return int(projected.values.nbytes + projected.images.nbytes)
-
-
-@sizeof.register(ProjectedRows)
-def _(projected: ProjectedRows) -> int:
-    return sizeof_projected(projected)
 
 
 @sizeof.register(MemoryBank)
@@ -345,7 +331,6 @@ def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> E
         sizes=_sizes_of(extraction.extractor, stream, held.layout),
         row_bytes=estimate.features // max(1, estimate.n_patches),
         is_held=patches is not None,
-        checksum=checksum_of(projected),
     )
     return Extracted(projected, held, summary)
 
@@ -368,20 +353,14 @@ def _sizes_of(extractor: Extractor | None, stream: PatchStream, layout: PatchLay
     return np.array([view.input_size for view in layout.views if view is not None])  # without a second look at files
 
 
-def checksum_of(projected: ProjectedRows) -> int:
-    """Return the checksum of projected rows."""
-    return zlib.crc32(np.ascontiguousarray(projected.values).view(np.uint8).data)
-
-
 def part_of(extracted: Extracted, name: str) -> Any:
     """Return one part of the result of an extraction."""
     return getattr(extracted, name)
 
 
-def recount(projected: ProjectedRows, held: Held, shard: Shard) -> int:
-    """Check the numbers of images and rows of a shard, and return the checksum of its projected rows."""
+def recount(held: Held, shard: Shard) -> None:
+    """Raise a RuntimeError if a shard was extracted again, and the numbers of images or rows differ."""
     held.check(shard)
-    return checksum_of(projected)
 
 
 def collect(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from itertools import pairwise
 
 import joblib
@@ -13,6 +16,7 @@ from scipy.spatial.distance import cdist
 from sklearn.base import clone
 
 from skpatchcore import GreedyCoresetSampler, LearnedProxySampler, RandomSampler
+from skpatchcore.coreset import _farthest as farthest
 from skpatchcore.coreset import _k_center as selection
 from skpatchcore.coreset import _rows as rows
 from skpatchcore.coreset import _shards as batches
@@ -54,8 +58,8 @@ def test_greedy_order_equals_reference_implementation(golden, start):
 @pytest.mark.parametrize("block", [(1, 1), (64, 5), (1024, 512)])
 @pytest.mark.parametrize("n_unasked", [1, 16])
 def test_greedy_order_does_not_depend_on_block_sizes(monkeypatch, n_candidates, block, n_unasked):
-    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
-    monkeypatch.setattr(selection, "_BLOCK", block)
+    monkeypatch.setattr(selection, "N_CANDIDATES", n_candidates)
+    monkeypatch.setattr(farthest, "_BLOCK", block)
     monkeypatch.setattr(selection, "_N_UNASKED", n_unasked)
     X = np.random.default_rng(3).normal(size=(400, 6))
     picks, radii = textbook(X, 120, 5)
@@ -67,7 +71,7 @@ def test_greedy_order_does_not_depend_on_block_sizes(monkeypatch, n_candidates, 
 @pytest.mark.parametrize("n_candidates", [3, 1024])
 def test_k_center_greedy_continues_from_any_given_picks(monkeypatch, n_candidates):
     """The given picks are kept even if greedy selection would not have made them."""
-    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    monkeypatch.setattr(selection, "N_CANDIDATES", n_candidates)
     X = np.random.default_rng(3).normal(size=(200, 5))
     begun = np.array([7, 3, 11]), np.array([5.0, 4.0, 3.0])
     new = []
@@ -103,23 +107,86 @@ def test_k_center_greedy_compares_rows_and_picks_at_most_once(monkeypatch):
     X = rng.normal(size=(30, 5))[rng.integers(0, 30, 3000)] + rng.normal(size=(3000, 5)) * 0.1 * rng.random((3000, 1))
     times = np.zeros((3000, 3000), int)
 
-    def count(self, members, picks):
-        times[np.ix_(members.numpy(), picks.numpy())] += 1
-        lower(self, members, picks)
+    def count(self, members, first):
+        times[members.numpy(), first : self.n_picks] += 1
+        lower(self, members, first)
 
-    lower = selection._Bounds._lower
-    monkeypatch.setattr(selection._Bounds, "_lower", count)
-    monkeypatch.setattr(selection, "_N_CANDIDATES", 64)
+    lower = farthest.FarthestRows._lower
+    monkeypatch.setattr(farthest.FarthestRows, "_lower", count)
+    monkeypatch.setattr(selection, "N_CANDIDATES", 64)
     order, _ = selection.k_center_greedy(as_rows(X), 300, 0)
     assert order.tolist() == textbook(X, 300, 0)[0]
     assert times.max() == 1
-    assert (times[1:, 0] == 1).all()
+    assert (np.delete(times[:, 0], 0) == 1).all()
     assert times.sum() < 0.55 * 3000 * 300
+
+
+def exact_greedy(X: np.ndarray, n_selected: int, start: int) -> list[int]:
+    """Return the picks of Algorithm 1 for rows of integers; of several farthest rows, the first is picked."""
+    X = X.astype(np.int64)
+    picks, nearest = [start], ((X - X[start]) ** 2).sum(1)
+    nearest[start] = -1
+    for _ in range(n_selected - 1):
+        picks.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, ((X - X[picks[-1]]) ** 2).sum(1))
+        nearest[picks] = -1
+    return picks
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    X=arrays(np.float32, st.tuples(st.integers(1, 60), st.integers(1, 4)), elements=st.integers(-3, 3).map(float)),
+    share=st.floats(0.01, 1.0),
+    n_candidates=st.sampled_from([1, 2, 5, 1024]),
+    scale=st.sampled_from([1.0, 2.0**-60, 3.0]),
+)
+def test_of_several_farthest_rows_the_first_is_selected(X, share, n_candidates, scale):
+    """On a grid of few integers, most rows are as far as other rows, and many rows are equal."""
+    n_selected = max(1, int(share * len(X)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(selection, "N_CANDIDATES", n_candidates)
+        order, _ = selection.k_center_greedy(as_rows(X * np.float32(scale)), n_selected, len(X) // 2)
+    assert order.tolist() == exact_greedy(X, n_selected, len(X) // 2)
+
+
+@pytest.mark.parametrize(("n_values", "n_columns"), [(1, 3), (2, 2), (2, 12), (4, 3), (60, 2)])
+def test_ties_of_more_rows_than_candidates_are_selected_in_order(monkeypatch, n_values, n_columns):
+    monkeypatch.setattr(selection, "N_CANDIDATES", 40)
+    X = np.random.default_rng(0).integers(0, n_values, (3000, n_columns)).astype(np.float32)
+    assert selection.k_center_greedy(as_rows(X), 300, 5)[0].tolist() == exact_greedy(X, 300, 5)
+
+
+def test_selection_does_not_depend_on_threads_or_batches():
+    """Sums of floating-point numbers depend on both. Near ties, the picks would then differ."""
+    code = (
+        "import json, sys; import numpy as np, torch; from skpatchcore import GreedyCoresetSampler; "
+        "torch.set_num_threads(int(sys.argv[1])); "
+        "X = np.random.default_rng(0).normal(size=(1600, 140)).astype(np.float32); "
+        "X[800:] = X[:800] + np.float32(1e-7); "
+        "sampler = GreedyCoresetSampler(0.5, random_state=0).fit_batches(np.array_split(X, int(sys.argv[2])), 1600); "
+        "print(json.dumps(sampler.component_indices_.tolist()))"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=300, check=True)
+        for args in (("1", "1"), ("2", "37"))
+    ]
+    assert json.loads(found[0].stdout) == json.loads(found[1].stdout)
+
+
+@pytest.mark.parametrize("outlier", [1e6, 1e12])
+def test_a_row_of_huge_values_does_not_make_the_selection_of_the_others_coarse(outlier):
+    X = np.random.default_rng(0).normal(size=(2000, 5)).astype(np.float32)
+    X[77] = outlier
+    picked = GreedyCoresetSampler(60, start=0).fit(X).component_indices_
+    assert picked[1] == 77
+    expected = textbook(np.delete(X, 77, axis=0).astype(float), 60, 0)[1][58]
+    others = np.delete(X, 77, axis=0)
+    assert cdist(others, X[picked]).min(axis=1).max() <= 1.001 * expected
 
 
 @pytest.mark.parametrize("n_candidates", [2, 3, 5])
 def test_k_center_greedy_with_few_candidates_equals_textbook(monkeypatch, n_candidates):
-    monkeypatch.setattr(selection, "_N_CANDIDATES", n_candidates)
+    monkeypatch.setattr(selection, "N_CANDIDATES", n_candidates)
     for seed in range(20):
         X = np.random.default_rng(seed).random((50, 1 + seed % 3))
         assert selection.k_center_greedy(as_rows(X), 30, 0)[0].tolist() == textbook(X, 30, 0)[0]
@@ -523,15 +590,19 @@ def test_row_buffer_accepts_rows_with_overflowing_sum():
     assert buffer.n_gathered == 0
 
 
-def test_rows_yield_distances_by_one_product_and_restore_rows():
-    X = np.random.default_rng(0).normal(size=(20, 3)) + 1000
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_yield_exact_distances_of_rounded_rows_and_restore_rows(dtype):
+    X = (np.random.default_rng(0).normal(size=(20, 3)) + 1000).astype(dtype)
     seen, picks = as_rows(X), torch.tensor([4, 9])
     assert len(seen) == 20
-    squares = seen.norms[:, None] + seen.left @ seen.right(picks).T
-    np.testing.assert_allclose(squares, cdist(X, X[picks]) ** 2, atol=1e-9)
-    np.testing.assert_allclose(seen.mean, X.mean(0))
-    np.testing.assert_allclose(seen.norms, ((X - X.mean(0)) ** 2).sum(1))
-    np.testing.assert_allclose(seen.as_they_came(picks)[:, :-1], X[picks])
+    assert np.log2(seen.quantum) % 1 == 0
+    points = seen.exactly(torch.arange(20)).numpy()
+    assert (points == np.round(points)).all()
+    np.testing.assert_allclose(points * seen.quantum + seen.centre, X, atol=seen.quantum / 2)
+    assert seen.quantum < 4 * np.abs(X - X.mean(0)).max() * 2.0**-24
+    np.testing.assert_allclose(seen.norms, (points**2).sum(1), rtol=1e-6)
+    np.testing.assert_allclose(seen.as_they_came(picks)[:, :-1], X[picks], rtol=2e-7 if dtype == np.float32 else 1e-9)
+    assert seen.as_they_came(picks).numpy().dtype == dtype
 
 
 def test_fit_batches_refuses_shards_smaller_than_twice_the_coreset():
@@ -639,7 +710,7 @@ def test_interrupted_fit_leaves_greedy_unfitted(monkeypatch):
     X = np.random.default_rng(0).normal(size=(50, 3))
     sampler = GreedyCoresetSampler(random_state=0)
     with monkeypatch.context() as patched:
-        patched.setattr(selection._Bounds, "catch_up", interrupt)
+        patched.setattr(farthest.FarthestRows, "candidates", interrupt)
         with pytest.raises(KeyboardInterrupt):
             sampler.fit(X)
     assert not hasattr(sampler, "components_")
