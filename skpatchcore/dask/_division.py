@@ -20,6 +20,8 @@ from skpatchcore.protocols import batch_size_of
 
 # Number of shards per worker thread. With more than one, a worker that joins late or stops changes less.
 _PER_THREAD = 2
+# Memory of the selection at least, as a multiple of the projected rows.
+_N_COPIES = 2
 # Fraction of the memory of a worker process that the projected rows of one shard may take, and the memory that is
 # assumed for a worker without a limit.
 _SHARE_OF_SHARD, _ASSUMED = 0.1, 8 * 10**9
@@ -111,9 +113,9 @@ class Division:
         n_bytes: int = extraction.sampler.estimate_memory(n_rows, found.n_channels)
         n_bytes -= extraction.sampler.estimate_memory(0, found.n_channels)  # what each selection needs for any rows
         memory = extraction.memory
-        if memory is not None and n_bytes > memory * len(self.workers):
+        if memory is not None and _N_COPIES * n_bytes > memory * len(self.workers):
             raise ValueError(
-                f"the projected patch features take {format_bytes(n_bytes)}, and the {len(self.workers)} workers may "
+                f"the selection takes {format_bytes(_N_COPIES * n_bytes)}, and the {len(self.workers)} workers may "
                 f"use {format_bytes(memory)} each. Use more workers or more memory per worker (their memory_limit, and "
                 "max_memory of the detector), fewer n_projections of the sampler, or smaller images."
             )

@@ -210,8 +210,12 @@ class _ClusterFit:
         """Select the memory bank, and return the row numbers of the banks of folds."""
         self.progress.begin("selecting the coreset")
 
-        def on_progress(n_picks: int, n_rounds: int) -> None:
-            self.progress.bar.describe(f"selecting the coreset: round {n_rounds}, {n_picks:,} rows")
+        n_picked = 0
+
+        def on_progress(n_new: int, n_rounds: int) -> None:
+            nonlocal n_picked
+            n_picked += n_new
+            self.progress.bar.describe(f"selecting the coreset: round {n_rounds}, {n_picked:,} rows")
 
         settings = self.detector.settings
         self.report, picks = self.sampler.fit_shards(
@@ -223,9 +227,9 @@ class _ClusterFit:
             on_progress=on_progress,
         )
         n_wanted = count_of(ratio_of(self.sampler), int(self.starts[-1]))
-        n_picked = len(np.unique(self.sampler.component_indices_))
-        if n_picked != n_wanted:
-            raise RuntimeError(f"{n_picked} different rows were selected instead of {n_wanted}.")
+        n_found = len(np.unique(self.sampler.component_indices_))
+        if n_found != n_wanted:
+            raise RuntimeError(f"{n_found} different rows were selected instead of {n_wanted}.")
         self.group.gather(self.group.map("skpatchcore-count", tasks.recount, self.held, self.shards))
         return list(picks)
 

@@ -70,20 +70,20 @@ class DaskGroup:
         columns += [[shared] * n_shards for shared in map(_literal, common)]
         keys = [f"{self._prefix(name)}-{i}" for i in range(n_shards)]
         with large_graphs():
-            futures: list[Any] = self.client.map(run_task, [Given(function)] * n_shards, *columns, key=keys)
+            futures: list[Any] = self.client.map(run_task, [_Literal(function)] * n_shards, *columns, key=keys)
         self._futures.update(futures)
         return futures
 
     def share(self, name: str, value: Any) -> Any:
         """Return a handle of a value. The value can be computed again, because it is part of the task."""
         with large_graphs():
-            future = self.client.submit(unpack, Given(value), key=self._prefix(name))
+            future = self.client.submit(unpack, _Literal(value), key=self._prefix(name))
         self._futures.add(future)
         return future
 
     def joined(self, name: str, function: Callable[..., Any], handles: Sequence[Any], *others: Any) -> Any:
         """Return the handle of ``function([value of each handle], *others)``, which runs as one task."""
-        arguments = (Given(function), list(handles), *map(_literal, others))
+        arguments = (_Literal(function), list(handles), *map(_literal, others))
         with large_graphs():
             future = self.client.submit(run_task, *arguments, key=self._prefix(name))
         self._futures.add(future)
@@ -161,9 +161,16 @@ class DaskGroup:
         return any(worker["status"] == "running" for worker in workers)
 
 
+class _Literal(Given):
+    """Argument of a task that Dask neither searches for futures nor hashes, because it can be large."""
+
+    def __dask_tokenize__(self) -> str:
+        return uuid.uuid4().hex
+
+
 def _literal(item: Any) -> Any:
-    """Return a future as it is, and another object in a form that Dask does not search for futures."""
-    return item if isinstance(item, Future) else Given(item)
+    """Return a future as it is, and another object as a literal."""
+    return item if isinstance(item, Future) else _Literal(item)
 
 
 def _are_done(futures: Sequence[Future]) -> bool:
