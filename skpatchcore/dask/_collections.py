@@ -29,8 +29,8 @@ def as_partitioned(X: Any, client: Client) -> tuple[Any, list[str] | None]:
     if not isinstance(X, dask.bag.Bag):
         return X, None
     partitions = X.to_delayed()
-    group = DaskGroup(client)
-    found = group.gather(group.map("skpatchcore-count", count_images, group.compute(partitions)))
+    with DaskGroup(client) as group:
+        found = group.gather(group.map("skpatchcore-count", count_images, group.compute(partitions)))
     lengths = [n_images for n_images, _ in found]
     if not sum(lengths):
         raise ValueError("X holds no images: pass at least one image.")

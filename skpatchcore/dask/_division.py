@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from skpatchcore._utils.bytes import format_bytes
-from skpatchcore._utils.warning import warn_user
 from skpatchcore.dask import _tasks as tasks
 from skpatchcore.dask._cluster import Worker
 from skpatchcore.dask._group import DaskGroup
@@ -21,6 +20,8 @@ from skpatchcore.protocols import batch_size_of
 
 # Number of shards per worker thread. With more than one, a worker that joins late or stops changes less.
 _PER_THREAD = 2
+# Memory of the selection at least, as a multiple of the projected rows.
+_N_COPIES = 2
 # Fraction of the memory of a worker process that the projected rows of one shard may take, and the memory that is
 # assumed for a worker without a limit.
 _SHARE_OF_SHARD, _ASSUMED = 0.1, 8 * 10**9
@@ -109,14 +110,14 @@ class Division:
         handles = self.group.map("skpatchcore-profile", tasks.profile, sources.handles(), shards, common=[extraction])
         found: tasks.Profile = self.group.gather(handles)[0]
         n_rows = math.ceil(found.n_rows / found.n_images * len(numbers))
-        n_bytes: int = extraction.sampler.estimate_memory(n_rows, found.n_channels) * max(1, found.itemsize // 4)
+        n_bytes: int = extraction.sampler.estimate_memory(n_rows, found.n_channels)
+        n_bytes -= extraction.sampler.estimate_memory(0, found.n_channels)  # what each selection needs for any rows
         memory = extraction.memory
-        if memory is not None and found.overhead + n_bytes / len(self.workers) > memory:
-            warn_user(
-                f"the projected patch features take about {format_bytes(n_bytes / len(self.workers))} on each worker, "
-                f"and libraries, network and one batch {format_bytes(found.overhead)}. A worker may use "
-                f"{format_bytes(memory)}. Dask will write a part of the rows to disk, which takes time. Use more "
-                "workers or more memory per worker, fewer n_projections, or smaller images."
+        if memory is not None and _N_COPIES * n_bytes > memory * len(self.workers):
+            raise ValueError(
+                f"the selection takes {format_bytes(_N_COPIES * n_bytes)}, and the {len(self.workers)} workers may "
+                f"use {format_bytes(memory)} each. Use more workers or more memory per worker (their memory_limit, and "
+                "max_memory of the detector), fewer n_projections of the sampler, or smaller images."
             )
         n_parts = math.ceil(n_bytes / (_SHARE_OF_SHARD * (memory or _ASSUMED)))
         return min(len(numbers), max(_PER_THREAD * self._n_threads(), n_parts))

@@ -89,13 +89,15 @@ class ShardedDetector(PatchCoreDetector):
         self, stream: PatchStream, records: ImageRecords, plan: NoCalibration, stages: dict[str, Any], seed: int
     ) -> Learned:
         n_units = len(stream) * (1 if type(plan) is NoCalibration else 2)
-        with progress_bar(n_units, "connecting", "image", self.verbose) as bar:
-            group = DaskGroup(self.settings.client)
-            with FitProgress(group.client, f"skpatchcore-{group.token}", bar) as progress:
-                group.on_poll = progress.poll
-                fit = _ClusterFit(self, group, progress, stream, records, plan, stages)
-                learned = fit.run()
-                progress.finish()
+        with (
+            progress_bar(n_units, "connecting", "image", self.verbose) as bar,
+            DaskGroup(self.settings.client) as group,
+            FitProgress(group.client, f"skpatchcore-{group.token}", bar) as progress,
+        ):
+            group.on_poll = progress.poll
+            fit = _ClusterFit(self, group, progress, stream, records, plan, stages)
+            learned = fit.run()
+            progress.finish()
         self.selection_report_ = fit.report
         self.shard_sizes_ = np.array([len(shard) for shard in fit.shards])
         if fit.paths is not None:
@@ -182,6 +184,11 @@ class _ClusterFit:
         for shard, summary in zip(self.shards, found, strict=True):
             if summary.n_images != len(shard):
                 raise RuntimeError(f"{summary.n_images} images were extracted, but {len(shard)} were sent out.")
+            if summary.n_channels != found[0].n_channels:
+                raise ValueError(
+                    f"patch features of image {shard.numbers[0]} have {summary.n_channels} channels, expected "
+                    f"{found[0].n_channels} as in the images before."
+                )
             self.records.include(summary.records)
         self.shards = tasks.with_rows(self.shards, found)
         self.starts = np.concatenate([[0], np.cumsum([summary.n_rows for summary in found])])
@@ -203,8 +210,12 @@ class _ClusterFit:
         """Select the memory bank, and return the row numbers of the banks of folds."""
         self.progress.begin("selecting the coreset")
 
-        def on_progress(n_picks: int, n_rounds: int) -> None:
-            self.progress.bar.describe(f"selecting the coreset: round {n_rounds}, {n_picks:,} rows")
+        n_picked = 0
+
+        def on_progress(n_new: int, n_rounds: int) -> None:
+            nonlocal n_picked
+            n_picked += n_new
+            self.progress.bar.describe(f"selecting the coreset: round {n_rounds}, {n_picked:,} rows")
 
         settings = self.detector.settings
         self.report, picks = self.sampler.fit_shards(
@@ -216,9 +227,9 @@ class _ClusterFit:
             on_progress=on_progress,
         )
         n_wanted = count_of(ratio_of(self.sampler), int(self.starts[-1]))
-        n_picked = len(np.unique(self.sampler.component_indices_))
-        if n_picked != n_wanted:
-            raise RuntimeError(f"{n_picked} different rows were selected instead of {n_wanted}.")
+        n_found = len(np.unique(self.sampler.component_indices_))
+        if n_found != n_wanted:
+            raise RuntimeError(f"{n_found} different rows were selected instead of {n_wanted}.")
         self.group.gather(self.group.map("skpatchcore-count", tasks.recount, self.held, self.shards))
         return list(picks)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 import dask
@@ -20,8 +20,10 @@ from distributed import Client, Future
 from skpatchcore.dask._partitions import Given, large_graphs
 from skpatchcore.dask._tasks import run_task, unpack
 
-# Seconds between two looks at the progress, and between two looks at the workers, while results are awaited.
-_POLL, _LOOK = 0.1, 2.0
+# Seconds between two looks at the tasks: during the first second, in which short tasks end, and afterwards.
+_SHORT_POLL, _SHORT, _POLL = 0.002, 1.0, 0.05
+# Seconds between two looks at the workers.
+_LOOK = 2.0
 # Seconds after which a fit without any running worker fails, unless the configuration of Dask sets another time.
 _PATIENCE = 60.0
 
@@ -42,6 +44,7 @@ class DaskGroup:
     def __init__(self, client: Client, on_poll: Callable[[], Any] | None = None):
         self.client, self.on_poll = client, on_poll
         self.token = uuid.uuid4().hex
+        self._futures: weakref.WeakSet[Any] = weakref.WeakSet()
         self._n_calls = 0
         configured = dask.config.get("distributed.scheduler.no-workers-timeout", None)
         self.patience = _PATIENCE if configured is None else float(parse_timedelta(configured))
@@ -67,22 +70,29 @@ class DaskGroup:
         columns += [[shared] * n_shards for shared in map(_literal, common)]
         keys = [f"{self._prefix(name)}-{i}" for i in range(n_shards)]
         with large_graphs():
-            futures: list[Any] = self.client.map(run_task, [Given(function)] * n_shards, *columns, key=keys)
+            futures: list[Any] = self.client.map(run_task, [_Literal(function)] * n_shards, *columns, key=keys)
+        self._futures.update(futures)
         return futures
 
     def share(self, name: str, value: Any) -> Any:
         """Return a handle of a value. The value can be computed again, because it is part of the task."""
         with large_graphs():
-            return self.client.submit(unpack, Given(value), key=self._prefix(name))
+            future = self.client.submit(unpack, _Literal(value), key=self._prefix(name))
+        self._futures.add(future)
+        return future
 
     def joined(self, name: str, function: Callable[..., Any], handles: Sequence[Any], *others: Any) -> Any:
         """Return the handle of ``function([value of each handle], *others)``, which runs as one task."""
-        arguments = (Given(function), list(handles), *map(_literal, others))
-        return self.client.submit(run_task, *arguments, key=self._prefix(name))
+        arguments = (_Literal(function), list(handles), *map(_literal, others))
+        with large_graphs():
+            future = self.client.submit(run_task, *arguments, key=self._prefix(name))
+        self._futures.add(future)
+        return future
 
     def compute(self, delayed: Sequence[Any]) -> list[Any]:
         """Return the handles of partitions of Dask collections."""
         futures: list[Any] = self.client.compute(list(delayed), optimize_graph=False)
+        self._futures.update(futures)
         return futures
 
     def gather(self, handles: Sequence[Any]) -> list[Any]:
@@ -92,40 +102,51 @@ class DaskGroup:
         ------
         RuntimeError
             If no worker is running for 60 seconds, or for the time ``distributed.scheduler.no-workers-timeout`` of
-            Dask's configuration.
+            Dask's configuration; or if the connection to the scheduler is lost.
         Exception
             The error of a task that failed, or KilledWorker if several workers died while they ran the same task.
         """
         handles = list(handles)
+        self._wait(lambda: _are_done(handles))
 
         async def gathered() -> Any:
             return await self.client.gather(handles, asynchronous=True)
 
-        loop: Any = self.client.loop
-        waiting = asyncio.run_coroutine_threadsafe(gathered(), loop.asyncio_loop)
-        looked = running = time.monotonic()
+        # A worker can die before its results are here. Dask then computes them again, and the client waits.
+        coming = asyncio.run_coroutine_threadsafe(gathered(), self.client.loop.asyncio_loop)
         try:
-            while True:
-                try:
-                    values: list[Any] = waiting.result(_POLL)
-                    return values
-                except FutureTimeoutError:
-                    if waiting.done():  # a task raised a TimeoutError of its own
-                        raise
-                if self.on_poll is not None:
-                    self.on_poll()
-                now = time.monotonic()
-                if now - looked > _LOOK:
-                    looked = now
-                    running = now if self._is_any_running() else running
-                    if now - running > self.patience:
-                        raise RuntimeError(
-                            f"the Dask cluster has had no running worker for {self.patience:g} seconds: all workers "
-                            "have stopped or are paused because their memory is full. Start workers, or workers with "
-                            "more memory, and fit again."
-                        )
-        finally:
-            waiting.cancel()
+            self._wait(coming.done)
+        except BaseException:
+            coming.cancel()
+            raise
+        values: list[Any] = coming.result()
+        return values
+
+    def __enter__(self) -> DaskGroup:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # The traceback of an error refers to handles. Their tasks must not stay on the cluster as long as the error.
+        for future in list(self._futures):
+            future.release()
+
+    def _wait(self, is_done: Callable[[], bool]) -> None:
+        """Wait until `is_done` returns True. Raise a RuntimeError if no worker is running for too long."""
+        start = looked = running = time.monotonic()
+        while not is_done():
+            now = time.monotonic()
+            time.sleep(_SHORT_POLL if now - start < _SHORT else _POLL)
+            if self.on_poll is not None:
+                self.on_poll()
+            if now - looked > _LOOK:
+                looked = now
+                running = now if self._is_any_running() else running
+                if now - running > self.patience:
+                    raise RuntimeError(
+                        f"the Dask cluster has had no running worker for {self.patience:g} seconds: all workers have "
+                        "stopped, or are paused because their memory is full. Start workers, or workers with more "
+                        "memory, and fit again."
+                    )
 
     def _prefix(self, name: str) -> str:
         """Return the start of the keys of new tasks, from which Dask reads their name."""
@@ -140,6 +161,23 @@ class DaskGroup:
         return any(worker["status"] == "running" for worker in workers)
 
 
+class _Literal(Given):
+    """Argument of a task that Dask neither searches for futures nor hashes, because it can be large."""
+
+    def __dask_tokenize__(self) -> str:
+        return uuid.uuid4().hex
+
+
 def _literal(item: Any) -> Any:
-    """Return a future as it is, and another object in a form that Dask does not search for futures."""
-    return item if isinstance(item, Future) else Given(item)
+    """Return a future as it is, and another object as a literal."""
+    return item if isinstance(item, Future) else _Literal(item)
+
+
+def _are_done(futures: Sequence[Future]) -> bool:
+    """Return whether all tasks have finished, or a task has failed. Raise a RuntimeError if tasks were cancelled."""
+    statuses = {future.status for future in futures}
+    if "cancelled" in statuses:
+        raise RuntimeError(
+            "the tasks of the fit were cancelled, or the connection to the Dask scheduler was lost. Fit again."
+        )
+    return "error" in statuses or statuses <= {"finished"}

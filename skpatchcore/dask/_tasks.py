@@ -296,7 +296,8 @@ def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> E
     first_cells = (len(first), int(first.sizes.prod(axis=1).sum()))
     estimate = _estimate(stream, first, extraction, stream.expected_patches(first))
     del first
-    needed = estimate.overhead + extraction.n_held * (estimate.features + (estimate.learning or 0))
+    # The selection holds the rows, and the old and the new state of the selection, which are about as large.
+    needed = estimate.overhead + extraction.n_held * (estimate.features + 3 * (estimate.learning or 0))
     patches, layouts = None, []
     batches: Iterator[Patches] = iter(stream)
     if extraction.memory is None or needed <= extraction.memory:
