@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from skpatchcore._utils.bytes import format_bytes
-from skpatchcore.dask import _tasks as tasks
+from skpatchcore.dask import _extraction as tasks
 from skpatchcore.dask._cluster import Worker
 from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._shards import PartitionedImages, Shard, Sources, cut_points, without_regions

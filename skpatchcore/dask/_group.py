@@ -18,7 +18,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, Future
 
 from skpatchcore.dask._partitions import Given, large_graphs
-from skpatchcore.dask._tasks import run_task, unpack
+from skpatchcore.dask._running import run_task, unpack
 
 # Seconds between two looks at the tasks: during the first second, in which short tasks end, and afterwards.
 _SHORT_POLL, _SHORT, _POLL = 0.002, 1.0, 0.05

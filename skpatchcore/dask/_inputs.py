@@ -9,9 +9,9 @@ import dask.array
 import dask.bag
 from distributed import Client
 
+from skpatchcore.dask._extraction import count_images
 from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._shards import PartitionedImages
-from skpatchcore.dask._tasks import count_images
 
 
 def as_partitioned(X: Any, client: Client) -> tuple[Any, list[str] | None]:
