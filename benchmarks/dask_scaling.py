@@ -223,11 +223,11 @@ def main() -> None:
         f"{skpatchcore.__version__}.",
         "",
         "Every fit on the cluster is compared with a local fit in one process with one thread. *Identical*: the "
-        "rows of the bank, their images and their positions are equal bit for bit and in the same order. *Thresholds*: "
-        "largest absolute difference of the image threshold, the pixel threshold, the calibration scores and the calibration "
-        "peaks. *Scores*: largest absolute difference of the scores of the test images. *Files*: the workers read the "
-        "images and run the network. *Features*: the patch features were extracted once, and the workers read them "
-        "from a file; these times contain no network.",
+        "rows of the bank, their images and their positions are equal bit for bit and in the same order. "
+        "*Thresholds*: largest absolute difference of the image threshold, the pixel threshold, the calibration "
+        "scores and the calibration peaks. *Scores*: largest absolute difference of the scores of the test images. "
+        "*Files*: the workers read the images and run the network. *Features*: the patch features were extracted "
+        "once, and the workers read them from a file; these times contain no network.",
         "",
         "| workers | from | ratio | seed | rows of the bank | identical | thresholds | scores | parts | rounds "
         "| local, s | cluster, s |",
