@@ -1,34 +1,27 @@
-"""Functions that run on Dask workers: extract the patches of a shard, collect picked patches, score a shard.
+"""extract: the task that reads the images of a shard and computes their patch features, and what it returns.
 
-All functions are pure: the same arguments give the same result on each worker. Dask can therefore compute a lost result
+All tasks are pure: the same arguments give the same result on each worker. Dask can therefore compute a lost result
 again on another worker.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from dask.sizeof import sizeof
-from distributed import get_worker
 
 from skpatchcore._utils.arrays import largest_value
-from skpatchcore.bank.budget import estimate_memory
-from skpatchcore.bank.collect import bank_needs, extracted_again
-from skpatchcore.bank.folds import FoldBanks
-from skpatchcore.bank.memory_bank import MemoryBank
-from skpatchcore.calibration.folds import scored_by_folds
-from skpatchcore.calibration.plans import NoCalibration, ScoredPart, SketchOf
+from skpatchcore.bank.budget import MemoryEstimate, estimate_memory
+from skpatchcore.bank.collect import bank_needs
 from skpatchcore.coreset.distributed import ProjectedRows
 from skpatchcore.dask._cluster import Environment, difference, environment_of
-from skpatchcore.dask._partitions import Given, warnings_on_client
 from skpatchcore.dask._shards import Shard, absolute_paths
+from skpatchcore.dask._worker import Reports
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
 from skpatchcore.images.errors import ImageError
@@ -36,32 +29,6 @@ from skpatchcore.images.roi import Region
 from skpatchcore.patches.patches import Patches, PatchLayout
 from skpatchcore.patches.stream import PatchStream, as_grids
 from skpatchcore.protocols import Extractor, input_sizes_of, reports_views
-
-# Minimum number of seconds between two reports of a task's progress.
-_REPORT = 0.5
-
-
-def unpack(literal: Given) -> Any:
-    """Return the value of a literal."""
-    return literal.value
-
-
-def run_task(*arguments: Any) -> Any:
-    """Call the first argument with the others. An error names the worker, and warnings are issued on the client."""
-    function, *values = (item.value if isinstance(item, Given) else item for item in arguments)
-    try:
-        with warnings_on_client():
-            return function(*values)
-    except ImageError as error:
-        raise ImageError(f"{error.message} (on the Dask worker {address()})", error.index, error.path) from error
-    except Exception as error:
-        error.add_note(f"This error was raised on the Dask worker {address()}.")
-        raise
-
-
-def address() -> str:
-    """Return the address of the worker on which this code runs."""
-    return str(get_worker().address)
 
 
 @dataclass
@@ -199,32 +166,6 @@ class Extracted:
         return self.projected.__sizeof__() + self.held.__sizeof__()
 
 
-@dataclass
-class Collected:
-    """Picked patches of a shard, or of all shards.
-
-    Attributes
-    ----------
-    rows : array of shape (n_picked, n_channels)
-        The patch features.
-    images, positions, boxes : arrays or None
-        As for :class:`~skpatchcore.bank.memory_bank.MemoryBank`; None if they are not needed.
-    """
-
-    rows: np.ndarray
-    images: np.ndarray | None = None
-    positions: np.ndarray | None = None
-    boxes: np.ndarray | None = None
-
-    def __sizeof__(self) -> int:
-        return sum(some.nbytes for some in (self.rows, self.images, self.positions, self.boxes) if some is not None)
-
-
-@sizeof.register(MemoryBank)
-def _(bank: MemoryBank) -> int:
-    return int(bank.rows.nbytes)
-
-
 def images_of(source: Any, shard: Shard, extractor: Extractor | None) -> Any:
     """Return the images, or the patch features, of a shard from its part of a sequence or from its partition."""
     # A partition of a Dask bag can be any iterable.
@@ -336,7 +277,7 @@ def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> E
     return Extracted(projected, held, summary)
 
 
-def _estimate(stream: PatchStream, first: Patches, extraction: Extraction, n_patches: int) -> Any:
+def _estimate(stream: PatchStream, first: Patches, extraction: Extraction, n_patches: int) -> MemoryEstimate:
     """Return the estimated memory of a fit on the images of a stream, from their first batch."""
     tile = stream.tile_shape(first)
     batch_size = min(len(stream), stream.batch_size()) if tile is None else stream.batch_size()
@@ -362,198 +303,3 @@ def part_of(extracted: Extracted, name: str) -> Any:
 def recount(held: Held, shard: Shard) -> None:
     """Raise a RuntimeError if a shard was extracted again, and the numbers of images or rows differ."""
     held.check(shard)
-
-
-def collect(
-    held: Held, source: Any, shard: Shard, numbers: np.ndarray, extraction: Extraction, with_origin: bool
-) -> Collected:
-    """Return the picked patches of a shard.
-
-    Parameters
-    ----------
-    held : Held
-        Patches of the shard.
-    source : sequence of images, partition or None
-        The images. None if the patch features are held.
-    shard, extraction
-        As for `extract`.
-    numbers : array of int
-        Row numbers of the picked patches in the shard.
-    with_origin : bool
-        Whether the images, positions and boxes of the patches are returned too.
-    """
-    held.check(shard)
-    if held.patches is not None:
-        rows = held.patches.rows[numbers]
-    elif len(numbers):
-        rows = extracted_again(extraction.stream(source, shard), held.layouts, held.layout, numbers)
-    else:
-        rows = np.empty((0, 0), np.float32)
-    if not with_origin:
-        return Collected(rows)
-    layout = held.layout
-    images = layout.image_of(numbers) + shard.first
-    return Collected(rows, images, layout.positions_of(numbers), layout.boxes_of(numbers))
-
-
-def assemble(parts: Sequence[Collected], places: Sequence[np.ndarray]) -> Collected:
-    """Join the picked patches of all shards.
-
-    Parameters
-    ----------
-    parts : sequence of Collected
-        Picked patches of each shard.
-    places : sequence of arrays of int
-        For each shard, the places of its patches in the result.
-    """
-    order = np.argsort(np.concatenate(places), kind="stable")
-    filled = [part for part in parts if len(part.rows)]
-    rows = np.concatenate([part.rows for part in filled])[order]
-    if parts[0].images is None:
-        return Collected(rows)
-    return Collected(rows, *(np.concatenate([getattr(part, name) for part in filled])[order] for name in _ORIGIN))
-
-
-_ORIGIN = ("images", "positions", "boxes")
-
-
-def build_bank(collected: Collected, sampler: Any, index: Any, n_neighbors: int) -> MemoryBank:
-    """Return the memory bank of collected patches, with a fitted index."""
-    origin: Any = {name: getattr(collected, name) for name in _ORIGIN}
-    bank = MemoryBank(collected.rows, **origin, sampler=sampler, index=index, n_neighbors=n_neighbors)
-    bank.build_index()
-    return bank
-
-
-def build_first_bank(collected: Sequence[Collected], index: Any, n_neighbors: int) -> MemoryBank:
-    """Return the memory bank of the only item of a list, without a sampler, for tasks that score images."""
-    return build_bank(collected[0], None, index, n_neighbors)
-
-
-@dataclass
-class Folds:
-    """Picks of the banks of calibration folds that are scored together.
-
-    Attributes
-    ----------
-    first : int
-        Number of the first of these folds.
-    numbers : array of int
-        Row numbers of all picks, ascending, without repetitions.
-    picks : list of arrays of int
-        Per fold, the row numbers of its bank, in order of selection.
-    index : Index
-        Unfitted index.
-    n_neighbors : int
-        As for the detector.
-    """
-
-    first: int
-    numbers: np.ndarray
-    picks: list[np.ndarray]
-    index: Any
-    n_neighbors: int
-
-
-def calibrate_folds(
-    held: Held,
-    source: Any,
-    shard: Shard,
-    tests: list[np.ndarray],
-    number: int,
-    rows: Collected,
-    folds: Folds,
-    extraction: Extraction,
-    sketch_of: SketchOf,
-) -> list[ScoredPart]:
-    """Score the test images of folds in a shard.
-
-    Parameters
-    ----------
-    held, source, shard, number, extraction
-        As for `collect` and `extract`.
-    tests : list of arrays of int
-        Test images of each fold in this shard, as indices among the images of all shards.
-    rows : Collected
-        Patches with the row numbers ``folds.numbers``.
-    folds : Folds
-        Picks of the banks of the folds.
-    sketch_of : callable
-        As for :meth:`~skpatchcore.calibration.plans.NoCalibration.calibrate`.
-    """
-    held.check(shard)
-    used = [i for i, test in enumerate(tests) if len(test)]
-
-    def rows_of(numbers: np.ndarray) -> np.ndarray:
-        return rows.rows[np.searchsorted(folds.numbers, numbers)]
-
-    picks = [folds.picks[i] for i in used]
-    # Patches that are held are scored fold by fold. Otherwise, all banks are needed in one pass over the images.
-    capacity = 0 if held.patches is not None else sum(map(len, picks))
-    banks = FoldBanks(picks, np.zeros_like, rows_of, None, folds.index, folds.n_neighbors, capacity)  # type: ignore[arg-type]
-    patches = held.patches if held.patches is not None else extraction.stream(source, shard)
-    parts = scored_by_folds([tests[i] for i in used], patches, banks, sketch_of, shard.first)
-    reports = Reports(extraction.topic, number)
-    return [part._replace(fold=folds.first + used[part.fold]) for part in reports.of(parts, _n_scored)]
-
-
-def calibrate_shard(
-    held: Held | None,
-    source: Any,
-    shard: Shard,
-    number: int,
-    bank: MemoryBank,
-    plan: NoCalibration,
-    extraction: Extraction,
-    sketch_of: SketchOf,
-) -> tuple[list[ScoredPart], ImageRecords]:
-    """Score the images of a shard with the memory bank, as a plan without folds does it.
-
-    If `held` is None, the shard has not been extracted before. What is recorded of its images is returned too.
-    """
-    if held is not None:
-        held.check(shard)
-    records = ImageRecords(None, of_good_images=True)
-    is_held = held is not None and held.patches is not None
-    patches = held.patches if is_held and held is not None else extraction.stream(source, shard, records)
-    assert patches is not None
-    reports = Reports(extraction.topic, number)
-    return list(reports.of(plan.scored(patches, bank, (), sketch_of, shard.first), _n_scored)), records
-
-
-def _n_scored(part: ScoredPart) -> int:
-    return len(part.images)
-
-
-class Reports:
-    """Reports the progress of a task to the client.
-
-    Parameters
-    ----------
-    topic : str
-        Topic of the events on which the client listens.
-    number : int
-        Number of the task. A task that runs again after a worker has stopped has the same number.
-    """
-
-    def __init__(self, topic: str, number: int):
-        self.topic, self.number = topic, number
-        self._n_done, self._last = 0, 0.0
-
-    def of(self, items: Any, count: Callable[[Any], int] = len) -> Iterator[Any]:
-        """Yield items, and report the sum of their counts at most twice per second and at the end."""
-        for item in items:
-            yield item
-            self._n_done += count(item)
-            if time.monotonic() - self._last > _REPORT:
-                self._send()
-        self._send()
-
-    def _send(self) -> None:
-        self._last = time.monotonic()
-        get_worker().log_event(self.topic, (self.number, self._n_done))
-
-
-def with_rows(shards: Sequence[Shard], summaries: Sequence[Summary]) -> list[Shard]:
-    """Return the shards with their numbers of patches."""
-    return [replace(shard, n_rows=summary.n_rows) for shard, summary in zip(shards, summaries, strict=True)]
