@@ -6,6 +6,7 @@ import asyncio
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,14 @@ def client_of(client: Client | None) -> Client:
     return client
 
 
+def scheduler_workers(client: Client) -> dict[str, Any]:
+    """Return what the scheduler knows of each worker, by the worker's address."""
+    # Some versions of Dask return a few workers only, unless they are asked for all.
+    all_of_them = {"n_workers": -1} if "n_workers" in signature(client.scheduler_info).parameters else {}
+    found: dict[str, Any] = client.scheduler_info(**all_of_them)["workers"]
+    return found
+
+
 def workers_of(client: Client) -> dict[str, Worker]:
     """Return the workers of the cluster by address.
 
@@ -75,7 +84,7 @@ def workers_of(client: Client) -> dict[str, Worker]:
     RuntimeError
         If the cluster has no worker.
     """
-    found = client.scheduler_info()["workers"]
+    found = scheduler_workers(client)
     if not found:
         raise RuntimeError("the Dask cluster has no worker: start workers, e.g. with cluster.scale(2), and fit again.")
     return {address: Worker(info["nthreads"], info["memory_limit"] or None) for address, info in found.items()}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from skpatchcore._utils.bytes import format_bytes
-from skpatchcore.dask import _extraction as tasks
 from skpatchcore.dask._cluster import Worker
+from skpatchcore.dask._extraction import Extraction, Profile, measure, profile
 from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._shards import PartitionedImages, Shard, Sources, cut_points, without_regions
 from skpatchcore.images.containers import items_between
@@ -33,9 +33,9 @@ class Division:
     Parameters
     ----------
     group : DaskGroup
-        Group that runs the tasks.
+        Group that runs the
     extraction : Extraction
-        Settings of the tasks.
+        Settings of the
     workers : dict of str to Worker
         The workers at the start of the fit.
     n_shards : int or None
@@ -47,11 +47,10 @@ class Division:
         Absolute paths of images on the workers, by their indices in `X`.
     """
 
-    def __init__(
-        self, group: DaskGroup, extraction: tasks.Extraction, workers: Mapping[str, Worker], n_shards: int | None
-    ):
+    def __init__(self, group: DaskGroup, extraction: Extraction, workers: Mapping[str, Worker], n_shards: int | None):
         self.group, self.extraction, self.workers, self.n_shards = group, extraction, workers, n_shards
         self.paths: dict[int, str] = {}
+        self._shared = group.share("skpatchcore-settings", extraction)
         self._images_per_shard: float | None = None
 
     def of(self, X: Any, numbers: np.ndarray) -> tuple[list[Shard], Sources]:
@@ -93,7 +92,7 @@ class Division:
             return None
         shards, sources = self._cut(X, None, numbers, cut_points(len(numbers), _PER_THREAD * self._n_threads(), 1))
         found = self.group.gather(
-            self.group.map("skpatchcore-measure", tasks.measure, sources.handles(), shards, common=[self.extraction])
+            self.group.map("skpatchcore-measure", measure, sources.handles(), shards, common=[self._shared])
         )
         for shard, (_, paths) in zip(shards, found, strict=True):
             self.paths.update(zip(shard.numbers.tolist(), paths or (), strict=False))
@@ -107,8 +106,8 @@ class Division:
         extraction = self.extraction
         n_first = len(numbers) if extraction.extractor is None else batch_size_of(extraction.extractor, N_IMAGES)
         shards, sources = self._cut(X, None, numbers, [0, min(n_first, len(numbers))])
-        handles = self.group.map("skpatchcore-profile", tasks.profile, sources.handles(), shards, common=[extraction])
-        found: tasks.Profile = self.group.gather(handles)[0]
+        handles = self.group.map("skpatchcore-profile", profile, sources.handles(), shards, common=[self._shared])
+        found: Profile = self.group.gather(handles)[0]
         n_rows = math.ceil(found.n_rows / found.n_images * len(numbers))
         n_bytes: int = extraction.sampler.estimate_memory(n_rows, found.n_channels)
         n_bytes -= extraction.sampler.estimate_memory(0, found.n_channels)  # what each selection needs for any rows
@@ -120,7 +119,8 @@ class Division:
                 "max_memory of the detector), fewer n_projections of the sampler, or smaller images."
             )
         n_parts = math.ceil(n_bytes / (_SHARE_OF_SHARD * (memory or _ASSUMED)))
-        return min(len(numbers), max(_PER_THREAD * self._n_threads(), n_parts))
+        per_thread = max(_PER_THREAD, math.ceil(n_parts / self._n_threads()))
+        return min(len(numbers), per_thread * self._n_threads())
 
     def _n_threads(self) -> int:
         return sum(worker.n_threads for worker in self.workers.values())

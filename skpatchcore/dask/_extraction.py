@@ -1,27 +1,27 @@
-"""Functions that run on Dask workers: extract the patches of a shard, and describe them.
+"""extract: the task that reads the images of a shard and computes their patch features, and what it returns.
 
-All functions are pure: the same arguments give the same result on each worker. Dask can therefore compute a lost result
+All tasks are pure: the same arguments give the same result on each worker. Dask can therefore compute a lost result
 again on another worker.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from skpatchcore._utils.arrays import largest_value
-from skpatchcore.bank.budget import estimate_memory
+from skpatchcore.bank.budget import MemoryEstimate, estimate_memory
 from skpatchcore.bank.collect import bank_needs
 from skpatchcore.coreset.distributed import ProjectedRows
 from skpatchcore.dask._cluster import Environment, difference, environment_of
-from skpatchcore.dask._running import Reports
 from skpatchcore.dask._shards import Shard, absolute_paths
+from skpatchcore.dask._worker import Reports
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of
 from skpatchcore.images.errors import ImageError
@@ -277,7 +277,7 @@ def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> E
     return Extracted(projected, held, summary)
 
 
-def _estimate(stream: PatchStream, first: Patches, extraction: Extraction, n_patches: int) -> Any:
+def _estimate(stream: PatchStream, first: Patches, extraction: Extraction, n_patches: int) -> MemoryEstimate:
     """Return the estimated memory of a fit on the images of a stream, from their first batch."""
     tile = stream.tile_shape(first)
     batch_size = min(len(stream), stream.batch_size()) if tile is None else stream.batch_size()
@@ -303,8 +303,3 @@ def part_of(extracted: Extracted, name: str) -> Any:
 def recount(held: Held, shard: Shard) -> None:
     """Raise a RuntimeError if a shard was extracted again, and the numbers of images or rows differ."""
     held.check(shard)
-
-
-def with_rows(shards: Sequence[Shard], summaries: Sequence[Summary]) -> list[Shard]:
-    """Return the shards with their numbers of patches."""
-    return [replace(shard, n_rows=summary.n_rows) for shard, summary in zip(shards, summaries, strict=True)]

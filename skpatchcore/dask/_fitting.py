@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -21,12 +21,20 @@ from skpatchcore.calibration.plans import CalibrationScores, HeldOut, LeaveOneOu
 from skpatchcore.coreset._base import count_of
 from skpatchcore.coreset.distributed import SelectionReport
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
-from skpatchcore.dask import _extraction as extraction
-from skpatchcore.dask import _scoring as scoring
 from skpatchcore.dask._cluster import check_workers, workers_of
 from skpatchcore.dask._division import Division
+from skpatchcore.dask._extraction import Extraction, Summary, extract, part_of, recount
 from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._progress import FitProgress
+from skpatchcore.dask._scoring import (
+    Collected,
+    Folds,
+    assemble,
+    build_bank,
+    calibrate_folds,
+    calibrate_shard,
+    collect,
+)
 from skpatchcore.dask._shards import PartitionedImages, Shard
 from skpatchcore.detectors._learning import Learned
 from skpatchcore.detectors._records import ImageRecords
@@ -136,15 +144,13 @@ class _ClusterFit:
         settings, extractor = self.detector.settings, self.stream.extractor
         environment = check_workers(self.group.client, extractor)
         self.memory = self._memory_of_worker()
-        self.task = extraction.Extraction(
+        self.task = Extraction(
             extractor, self.stream.region, self.sampler, environment, self.memory, 1, self.progress.topic
         )
         division = Division(self.group, self.task, self._workers, settings.n_shards)
         with phase("network"):
-            self.shards, self.sources = division.of(
-                safe_indexing(self.stream.X, learnt) if self.plan.learnt is not None else self.stream.X,
-                self.stream.numbers[learnt],
-            )
+            X = self.stream.X if self.plan.learnt is None else safe_indexing(self.stream.X, learnt)
+            self.shards, self.sources = division.of(X, self.stream.numbers[learnt])
             self.task.n_held = math.ceil(len(self.shards) / len(self._workers))
             self.shared_task = self.group.share("skpatchcore-settings", self.task)
             summaries = self._extract()
@@ -152,7 +158,7 @@ class _ClusterFit:
         with phase("selection"):
             picks = self._select()
         bank_rows = self._collected(self.sampler.component_indices_, with_origin=True)
-        collected: scoring.Collected = self.group.gather([bank_rows])[0]
+        collected: Collected = self.group.gather([bank_rows])[0]
         bank = self._bank(collected)
         with phase("calibration"):
             found = self._calibrated(picks, bank_rows, bank, division)
@@ -169,19 +175,19 @@ class _ClusterFit:
             return min([given, *limits])
         return int(_SHARE_OF_WORKER * min(limits)) if limits else None
 
-    def _extract(self) -> list[extraction.Summary]:
+    def _extract(self) -> list[Summary]:
         """Extract all shards, keep the handles of their parts, and return what the client needs to know of them."""
         n_images = sum(len(shard) for shard in self.shards)
         self.progress.begin("extracting features", n_images, n_images)
         group, numbers = self.group, [next(self._task_numbers) for _ in self.shards]
         sources, common = self.sources.handles(), [self.shared_task]
-        extracted = group.map("skpatchcore-extract", extraction.extract, sources, self.shards, numbers, common=common)
+        extracted = group.map("skpatchcore-extract", extract, sources, self.shards, numbers, common=common)
         self.projected, self.held, summaries = (
-            group.map(f"skpatchcore-{title}", extraction.part_of, extracted, common=[name])
+            group.map(f"skpatchcore-{title}", part_of, extracted, common=[name])
             for title, name in (("project", "projected"), ("hold", "held"), ("summarize", "summary"))
         )
         del extracted, sources
-        found: list[extraction.Summary] = group.gather(summaries)
+        found: list[Summary] = group.gather(summaries)
         for shard, summary in zip(self.shards, found, strict=True):
             if summary.n_images != len(shard):
                 raise RuntimeError(f"{summary.n_images} images were extracted, but {len(shard)} were sent out.")
@@ -191,12 +197,12 @@ class _ClusterFit:
                     f"{found[0].n_channels} as in the images before."
                 )
             self.records.include(summary.records)
-        self.shards = extraction.with_rows(self.shards, found)
+        self.shards = [replace(shard, n_rows=some.n_rows) for shard, some in zip(self.shards, found, strict=True)]
         self.starts = np.concatenate([[0], np.cumsum([summary.n_rows for summary in found])])
         self.is_held, self.row_bytes = [summary.is_held for summary in found], found[0].row_bytes
         return found
 
-    def _n_folds(self, summaries: Sequence[extraction.Summary]) -> int:
+    def _n_folds(self, summaries: Sequence[Summary]) -> int:
         """Return the number of folds of ``calibration="auto"``, as a fit on one machine computes it."""
         first, n_images = summaries[0], len(self.stream)
         if self.stream.extractor is None:
@@ -210,7 +216,6 @@ class _ClusterFit:
     def _select(self) -> list[np.ndarray]:
         """Select the memory bank, and return the row numbers of the banks of folds."""
         self.progress.begin("selecting the coreset")
-
         n_picked = 0
 
         def on_progress(n_new: int, n_rounds: int) -> None:
@@ -231,7 +236,7 @@ class _ClusterFit:
         n_found = len(np.unique(self.sampler.component_indices_))
         if n_found != n_wanted:
             raise RuntimeError(f"{n_found} different rows were selected instead of {n_wanted}.")
-        self.group.gather(self.group.map("skpatchcore-count", extraction.recount, self.held, self.shards))
+        self.group.gather(self.group.map("skpatchcore-count", recount, self.held, self.shards))
         return list(picks)
 
     def _collected(self, picks: np.ndarray, with_origin: bool) -> Any:
@@ -241,24 +246,24 @@ class _ClusterFit:
         numbers = [picks[some] - start for some, start in zip(places, self.starts[:-1], strict=True)]
         parts = self.group.map(
             "skpatchcore-collect",
-            scoring.collect,
+            collect,
             self.held,
             self._sources_to_extract([len(some) > 0 for some in places]),
             self.shards,
             numbers,
             common=[self.shared_task, with_origin],
         )
-        return self.group.joined("skpatchcore-join", scoring.assemble, parts, places)
+        return self.group.joined("skpatchcore-join", assemble, parts, places)
 
     def _sources_to_extract(self, needed: Sequence[bool]) -> list[Any]:
         """Return the handles of the images of the shards that must be extracted again, and None for the others."""
         return self.sources.handles([need and not held for need, held in zip(needed, self.is_held, strict=True)])
 
-    def _bank(self, collected: scoring.Collected) -> MemoryBank:
+    def _bank(self, collected: Collected) -> MemoryBank:
         """Return the memory bank with its fitted index. The bank and the sampler share the array of the rows."""
         self.sampler.components_ = collected.rows
         with phase("index"):
-            return scoring.build_bank(collected, self.sampler, clone(self.index), self.detector.n_neighbors)
+            return build_bank(collected, self.sampler, clone(self.index), self.detector.n_neighbors)
 
     def _calibrated(
         self, picks: list[np.ndarray], bank_rows: Any, bank: MemoryBank, division: Division
@@ -279,14 +284,14 @@ class _ClusterFit:
         for first, last in self._fold_groups(picks):
             some = picks[first:last]
             numbers = np.unique(np.concatenate(some))
-            folds = scoring.Folds(first, numbers, some, self.index, self.detector.n_neighbors)
+            folds = Folds(first, numbers, some, self.index, self.detector.n_neighbors)
             of_shards = [
                 [test[(test >= shard.first) & (test < shard.first + len(shard))] for test in tests[first:last]]
                 for shard in self.shards
             ]
             parts = self.group.map(
                 "skpatchcore-calibrate",
-                scoring.calibrate_folds,
+                calibrate_folds,
                 self.held,
                 self._sources_to_extract([True] * len(self.shards)),
                 self.shards,
@@ -323,13 +328,12 @@ class _ClusterFit:
             X = safe_indexing(self.stream.X, plan.held)
             shards, division_sources = division.of(X, self.stream.numbers[plan.held])
             held, sources = [None] * len(shards), division_sources.handles()
-        bank = group.joined(
-            "skpatchcore-index", scoring.build_first_bank, [bank_rows], clone(self.index), self.detector.n_neighbors
-        )
+        common = [None, clone(self.index), self.detector.n_neighbors]
+        bank = group.map("skpatchcore-index", build_bank, [bank_rows], common=common)[0]
         results = group.gather(
             group.map(
                 "skpatchcore-calibrate",
-                scoring.calibrate_shard,
+                calibrate_shard,
                 held,
                 sources,
                 shards,

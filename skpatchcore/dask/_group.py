@@ -17,8 +17,9 @@ import dask
 from dask.utils import parse_timedelta
 from distributed import Client, Future
 
+from skpatchcore.dask._cluster import scheduler_workers
 from skpatchcore.dask._partitions import Given, large_graphs
-from skpatchcore.dask._running import run_task, unpack
+from skpatchcore.dask._worker import run_task, unpack
 
 # Seconds between two looks at the tasks: during the first second, in which short tasks end, and afterwards.
 _SHORT_POLL, _SHORT, _POLL = 0.002, 1.0, 0.05
@@ -157,8 +158,7 @@ class DaskGroup:
         """Return whether a worker can run tasks. If the scheduler cannot be asked, Dask itself reports the error."""
         if self.client.status != "running":
             return True
-        workers = self.client.scheduler_info()["workers"].values()
-        return any(worker["status"] == "running" for worker in workers)
+        return any(worker["status"] == "running" for worker in scheduler_workers(self.client).values())
 
 
 class _Literal(Given):

@@ -20,7 +20,7 @@ class FitProgress:
     client : Client
         Client of the cluster.
     topic : str
-        Topic of the reports (see :class:`~skpatchcore.dask._running.Reports`).
+        Topic of the reports (see :class:`~skpatchcore.dask._worker.Reports`).
     bar : Progress
         The bar. Its unit is one image.
     """

@@ -1,6 +1,6 @@
-"""Functions that run on Dask workers: collect picked patches, and score the images of a shard.
+"""Tasks after the selection: collect picked patches, assemble the memory bank, and score the calibration images.
 
-All functions are pure, as those of :mod:`skpatchcore.dask._extraction`.
+As all tasks, they are pure; see :mod:`skpatchcore.dask._extraction`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.calibration.folds import scored_by_folds
 from skpatchcore.calibration.plans import NoCalibration, ScoredPart, SketchOf
 from skpatchcore.dask._extraction import Extraction, Held
-from skpatchcore.dask._running import Reports
 from skpatchcore.dask._shards import Shard
+from skpatchcore.dask._worker import Reports
 from skpatchcore.detectors._records import ImageRecords
+
+_ORIGIN = ("images", "positions", "boxes")
 
 
 @dataclass
@@ -99,20 +101,12 @@ def assemble(parts: Sequence[Collected], places: Sequence[np.ndarray]) -> Collec
     return Collected(rows, *(np.concatenate([getattr(part, name) for part in filled])[order] for name in _ORIGIN))
 
 
-_ORIGIN = ("images", "positions", "boxes")
-
-
 def build_bank(collected: Collected, sampler: Any, index: Any, n_neighbors: int) -> MemoryBank:
     """Return the memory bank of collected patches, with a fitted index."""
     origin: Any = {name: getattr(collected, name) for name in _ORIGIN}
     bank = MemoryBank(collected.rows, **origin, sampler=sampler, index=index, n_neighbors=n_neighbors)
     bank.build_index()
     return bank
-
-
-def build_first_bank(collected: Sequence[Collected], index: Any, n_neighbors: int) -> MemoryBank:
-    """Return the memory bank of the only item of a list, without a sampler, for tasks that score images."""
-    return build_bank(collected[0], None, index, n_neighbors)
 
 
 @dataclass

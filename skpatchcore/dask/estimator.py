@@ -18,7 +18,7 @@ from skpatchcore._utils.sklearn import Interval, StrOptions, fit_context
 from skpatchcore.dask import _prediction as lazy
 from skpatchcore.dask._cluster import client_of
 from skpatchcore.dask._fitting import ClusterSettings, ShardedDetector
-from skpatchcore.dask._inputs import as_partitioned
+from skpatchcore.dask._partitioned import as_partitioned
 from skpatchcore.detectors._stages import with_stages_for
 from skpatchcore.detectors.patchcore import PatchCoreDetector
 

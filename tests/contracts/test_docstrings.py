@@ -20,6 +20,7 @@ PUBLIC = {
     "skpatchcore.model_selection": None,
     "skpatchcore.display": importlib.import_module("skpatchcore.display").__all__,
     "skpatchcore.detectors": ["ImageResult"],
+    "skpatchcore.dask": importlib.import_module("skpatchcore.dask").__all__,
     "skpatchcore.evaluation": importlib.import_module("skpatchcore.evaluation").__all__,
     "skpatchcore.reports": importlib.import_module("skpatchcore.reports").__all__,
 }

@@ -1,4 +1,4 @@
-"""run_task and Reports: how functions run as tasks on Dask workers, and how they report errors and progress."""
+"""run_task and Reports: run a function as a Dask task on a worker, and report its progress to the client."""
 
 from __future__ import annotations
 

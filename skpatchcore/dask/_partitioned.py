@@ -7,6 +7,7 @@ from typing import Any
 
 import dask.array
 import dask.bag
+from dask.base import is_dask_collection
 from distributed import Client
 
 from skpatchcore.dask._extraction import count_images
@@ -21,12 +22,16 @@ def as_partitioned(X: Any, client: Client) -> tuple[Any, list[str] | None]:
 
     Raises
     ------
+    TypeError
+        If `X` is another collection of Dask.
     ValueError
         If the collection holds no images, or if an array has a wrong number of dimensions.
     """
     if isinstance(X, dask.array.Array):
         return _of_array(X), None
     if not isinstance(X, dask.bag.Bag):
+        if is_dask_collection(X):
+            raise TypeError(f"X is a {type(X).__name__} of dask: pass a list of images, a dask Bag or a dask Array.")
         return X, None
     partitions = X.to_delayed()
     with DaskGroup(client) as group:
