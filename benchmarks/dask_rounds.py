@@ -4,7 +4,8 @@
 
 The shards are in this process: the numbers of rounds, rows and bytes are those of a cluster, the times are not. Each
 number of a table comes from one selection. A power law is fitted to the counts of the exact mode. The last table
-computes the times of a fit from the formulas of the page "Many machines: Dask", with the constants that it states.
+computes the times of a fit from the formulas of the page "Many machines: Dask". Run it with ``OMP_NUM_THREADS=1``, so
+that the constants are those of one core.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 
 from skpatchcore import GreedyCoresetSampler, TorchFeatureExtractor, __version__, list_images
@@ -24,9 +28,8 @@ from skpatchcore.coreset.distributed import InProcessGroup, SelectionReport
 # Columns after the projection.
 D = 128
 PICKS, SHARDS, CANDIDATES = (100, 400, 1600, 6400), (2, 8, 32), (64, 256, 1024)
-# Constants of the last table: seconds of the network per image and core, patches per image, channels, operations per
-# second of one core, bytes per second of one connection, and workers.
-T_NETWORK, PATCHES, CHANNELS, RATE, BANDWIDTH, WORKERS = 0.05, 784, 1536, 4e10, 1e9, 64
+# Constants of the last table: patches per image, channels, bytes per second of one connection, and workers.
+PATCHES, CHANNELS, BANDWIDTH, WORKERS = 784, 1536, 1e9, 64
 
 
 def selected(
@@ -79,10 +82,31 @@ def size(value: float) -> str:
     return quantity(value, ("B", "kB", "MB", "GB", "TB", "PB"), 1000)
 
 
-def times(n: float, k: float, rounds: float, sent: float, b: float) -> tuple[float, float, float]:
+def seconds_per_image(paths: list[str], backbone: str) -> float:
+    """Return the shortest time per image of a batch at 224 pixels, of reading and network, in this process."""
+    extractor = TorchFeatureExtractor(backbone, image_size=(224, 224)).fit(paths)
+    extractor.transform(paths[:4])  # loads the network
+    return min(_seconds(lambda i=i: extractor.transform(paths[i : i + 8])) for i in range(0, 80, 8)) / 8
+
+
+def operations_per_second() -> float:
+    """Return the operations per second of the matrix products of the selection, in this process."""
+    left, right = torch.rand(1024, D + 1), torch.rand(D + 1, 512)
+    return 2 * 1024 * 512 * D / min(_seconds(lambda: torch.mm(left, right)) for _ in range(200))
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def times(
+    n: float, k: float, rounds: float, sent: float, b: float, t_network: float, rate: float
+) -> tuple[float, float, float]:
     """Return the seconds of network, selection and transfer; all three as on the page "Many machines: Dask"."""
-    network = n * T_NETWORK / WORKERS
-    selection = 2 * n * PATCHES * k * D / (WORKERS * RATE)
+    network = n * t_network / WORKERS
+    selection = 2 * n * PATCHES * k * D / (WORKERS * rate)
     moved = 4 * k * (D * WORKERS + CHANNELS) + sent * 4 * D + rounds * WORKERS * b * 16
     return network, selection, moved / BANDWIDTH
 
@@ -164,7 +188,8 @@ def main() -> None:
     n, k, m, b = 1e6, 1e6 * PATCHES * 0.01, 512, 128
     R, S = predicted(of_rounds, k, m, b), k + predicted(of_others, k, m, b)
     moved = S * (4 * D + 8) + R * m * b * 16 + k * m * (4 * D + 8)
-    _, selection, _ = times(n, k, R, S, b)
+    t_network, rate = seconds_per_image(paths, options.backbone), operations_per_second()
+    _, selection, _ = times(n, k, R, S, b, t_network, rate)
     lines += [
         "",
         "## A million images",
@@ -180,16 +205,18 @@ def main() -> None:
         f"- {size(k * 4 * CHANNELS)} for a bank of {CHANNELS} channels, on one machine;",
         f"- {size(S * 4 * D)} on the machine that runs the program for the rows that were sent;",
         f"- up to {2 * n * PATCHES * k * D:.2g} operations for the selection without skipped rows: "
-        f"{seconds(selection * WORKERS)} of one core at {RATE:.0e} per second, and several times as much with "
+        f"{seconds(selection * WORKERS)} of one core at {rate:.1e} per second, and several times as much with "
         "calibration folds.",
         "",
         "A fixed number of rows, e.g. `GreedyCoresetSampler(50_000)`, is the practical choice for so many images:",
         "",
         "## What dominates",
         "",
-        f"Computed, not measured: {WORKERS} workers of one core, {T_NETWORK} s of the network per image, {RATE:.0e} "
-        f"operations per second and core, {BANDWIDTH:.0e} bytes per second, {PATCHES} patches per image, {CHANNELS} "
-        "channels. Without calibration.",
+        f"Measured on one core: t_1 = {t_network:.3f} s per image ({options.backbone}, 224 pixels, with reading), and "
+        f"F = {rate:.1e} operations per second in the matrix products. The network and the selection without skipped rows "
+        f"take the same time at k = {t_network * rate / (2 * PATCHES * D):,.0f} rows. The table is computed, "
+        f"not measured: {WORKERS} workers of one core, B = {BANDWIDTH:.0e} bytes per second, {PATCHES} patches per image, {CHANNELS} "
+        "channels, without calibration.",
         "",
         "| images | rows of the bank | network | selection, at most | transfer |",
         "|---|---|---|---|---|",
@@ -197,7 +224,7 @@ def main() -> None:
     for n in (1e4, 1e5, 1e6, 1e7):
         for k in (0.01 * n * PATCHES, 50_000):
             R, S = predicted(of_rounds, k, WORKERS, 128), k + predicted(of_others, k, WORKERS, 128)
-            network, selection, transfer = times(n, k, R, S, 128)
+            network, selection, transfer = times(n, k, R, S, 128, t_network, rate)
             lines.append(f"| {n:,.0f} | {k:,.0f} | {seconds(network)} | {seconds(selection)} | {seconds(transfer)} |")
     lines += ["", "Made by `python benchmarks/dask_rounds.py PATH/TO/mtd`."]
     options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
