@@ -213,10 +213,10 @@ def main() -> None:
         "## What dominates",
         "",
         f"Measured on one core: t_1 = {t_network:.3f} s per image ({options.backbone}, 224 pixels, with reading), and "
-        f"F = {rate:.1e} operations per second in the matrix products. The network and the selection without skipped rows "
-        f"take the same time at k = {t_network * rate / (2 * PATCHES * D):,.0f} rows. The table is computed, "
-        f"not measured: {WORKERS} workers of one core, B = {BANDWIDTH:.0e} bytes per second, {PATCHES} patches per image, {CHANNELS} "
-        "channels, without calibration.",
+        f"F = {rate:.1e} operations per second in the matrix products. The network and the selection without skipped "
+        f"rows take the same time at k = {t_network * rate / (2 * PATCHES * D):,.0f} rows. The table is computed, "
+        f"not measured: {WORKERS} workers of one core, B = {BANDWIDTH:.0e} bytes per second, {PATCHES} patches per "
+        f"image, {CHANNELS} channels, without calibration.",
         "",
         "| images | rows of the bank | network | selection, at most | transfer |",
         "|---|---|---|---|---|",
