@@ -40,17 +40,22 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
 
     Parameters
     ----------
-    extractor, index, n_neighbors, contamination, pixel_contamination, calibration, smoothing, roi, device : as for \
-:class:`~skpatchcore.PatchCoreDetector`
-        A mask in `roi` is read by this process, not by the workers.
+    extractor : as for :class:`~skpatchcore.PatchCoreDetector`
+        The extractor is sent to the workers. Its network is loaded in this process, too.
     sampler : GreedyCoresetSampler or None, default=None
         The sampler that selects the coreset. Its `n_projections` must not be ``"auto"``, and its cache `memory` is not
         used. None uses ``GreedyCoresetSampler()``. Other samplers need all patch features on one machine.
+    index, n_neighbors, contamination, pixel_contamination, calibration, smoothing : as for `PatchCoreDetector`
+        Settings of the memory bank and of the thresholds.
+    roi : as for `PatchCoreDetector`
+        Region of interest of all images. The path of a mask is read by this process.
     max_memory : int, str or None, default="auto"
         Memory that a fit may use in each worker process, e.g. ``"4GB"``. ``"auto"`` uses 60 % of the workers' smallest
         ``memory_limit``: above this share, Dask writes results to disk. None sets no limit. If the patch features of a
         worker's images do not fit, they are not kept, and the network runs again on images whose patch features are
         needed later. The memory bank is the same.
+    device : str, default="auto"
+        Device of the stages on the workers, as for :class:`~skpatchcore.PatchCoreDetector`.
     random_state : int, RandomState instance or None, default=None
         As for :class:`~skpatchcore.PatchCoreDetector`. Pass an int for the same memory bank as on one machine.
     verbose : int, default=0
@@ -95,7 +100,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
     >>> from distributed import Client
     >>> from skpatchcore.dask import DaskPatchCoreDetector
     >>> features = np.random.default_rng(0).random((20, 4, 4, 8))
-    >>> with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    >>> with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
     ...     detector = DaskPatchCoreDetector("precomputed", random_state=0).fit(features)
     >>> detector.memory_bank_.shape
     (32, 8)
@@ -286,6 +291,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         Returns
         -------
         dask Array of shape (n_images,), float64
+            ``score_samples(X) - offset_``.
         """
         return lazy.decision_function(self.to_local(), X, on_error=on_error, roi=roi, client=self.client)
 
@@ -300,6 +306,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         Returns
         -------
         dask Array of shape (n_images,), int64
+            +1 if the decision function is at least 0, otherwise -1.
         """
         return lazy.predict(self.to_local(), X, on_error=on_error, roi=roi, client=self.client)
 
@@ -308,14 +315,17 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, roi : as for `score_samples`
+        X : as for `fit`
             The images.
         adjust : {"bh", "by"} or None, default=None
             As for :meth:`skpatchcore.PatchCoreDetector.p_values`. All images of `X` count as one batch.
+        roi : as for `score_samples`
+            Region of interest of each image.
 
         Returns
         -------
         dask Array of shape (n_images,), float64
+            Fraction of the good images that look at least as anomalous as the image.
         """
         return lazy.p_values(self.to_local(), X, adjust=adjust, roi=roi, client=self.client)
 
@@ -358,10 +368,12 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, roi : as for `score_samples`
+        X : as for `fit`
             The images.
         pixel_contamination, min_area : as for :meth:`skpatchcore.PatchCoreDetector.predict_mask`
             Fraction of the pixels of good images that may be True, and minimum area of a region.
+        roi : as for `score_samples`
+            Region of interest of each image.
 
         Returns
         -------
