@@ -271,6 +271,7 @@ class GreedyCoresetSampler(SubsetSampler):
         Returns
         -------
         ProjectedRows
+            The projected rows with their images.
 
         Raises
         ------

@@ -253,7 +253,7 @@ class _ClusterFit:
             numbers,
             common=[self.shared_task, with_origin],
         )
-        return self.group.joined("skpatchcore-assemble", assemble, parts, places)
+        return self.group.joined("skpatchcore-join", assemble, parts, places)
 
     def _sources_to_extract(self, needed: Sequence[bool]) -> list[Any]:
         """Return the handles of the images of the shards that must be extracted again, and None for the others."""

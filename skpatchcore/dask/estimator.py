@@ -40,22 +40,32 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
 
     Parameters
     ----------
-    extractor : as for :class:`~skpatchcore.PatchCoreDetector`
-        The extractor is sent to the workers. Its network is loaded in this process, too.
+    extractor : estimator, "precomputed" or None, default=None
+        As for :class:`~skpatchcore.PatchCoreDetector`.
     sampler : GreedyCoresetSampler or None, default=None
         The sampler that selects the coreset. Its `n_projections` must not be ``"auto"``, and its cache `memory` is not
         used. None uses ``GreedyCoresetSampler()``. Other samplers need all patch features on one machine.
-    index, n_neighbors, contamination, pixel_contamination, calibration, smoothing : as for `PatchCoreDetector`
-        Settings of the memory bank and of the thresholds.
-    roi : as for `PatchCoreDetector`
-        Region of interest of all images. The path of a mask is read by this process.
+    index : estimator, {"exact", "pynndescent"} or None, default=None
+        As for :class:`~skpatchcore.PatchCoreDetector`, like the next five parameters.
+    n_neighbors : int, default=9
+        *b* of Equation 7.
+    contamination : float or "auto", default="auto"
+        Accepted false-positive rate.
+    pixel_contamination : float or None, default=None
+        Accepted fraction of the pixels of good images above the pixel threshold.
+    calibration : "auto", "leave-one-out", float, int, splitter or None, default="auto"
+        How the calibration images are scored. The workers score their own images.
+    smoothing : float, default=4.0
+        Standard deviation of the Gaussian that smooths anomaly maps, in pixels.
+    roi : region of interest or None, default=None
+        As for :class:`~skpatchcore.PatchCoreDetector`. A mask is read by this process, not by the workers.
     max_memory : int, str or None, default="auto"
         Memory that a fit may use in each worker process, e.g. ``"4GB"``. ``"auto"`` uses 60 % of the workers' smallest
         ``memory_limit``: above this share, Dask writes results to disk. None sets no limit. If the patch features of a
         worker's images do not fit, they are not kept, and the network runs again on images whose patch features are
         needed later. The memory bank is the same.
     device : str, default="auto"
-        Device of the stages on the workers, as for :class:`~skpatchcore.PatchCoreDetector`.
+        Device of the workers.
     random_state : int, RandomState instance or None, default=None
         As for :class:`~skpatchcore.PatchCoreDetector`. Pass an int for the same memory bank as on one machine.
     verbose : int, default=0
@@ -306,7 +316,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         Returns
         -------
         dask Array of shape (n_images,), int64
-            +1 if the decision function is at least 0, otherwise -1.
+            +1 if `decision_function` is at least 0, otherwise -1.
         """
         return lazy.predict(self.to_local(), X, on_error=on_error, roi=roi, client=self.client)
 
@@ -315,7 +325,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : as for `fit`
+        X : as for `score_samples`
             The images.
         adjust : {"bh", "by"} or None, default=None
             As for :meth:`skpatchcore.PatchCoreDetector.p_values`. All images of `X` count as one batch.
@@ -325,7 +335,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         Returns
         -------
         dask Array of shape (n_images,), float64
-            Fraction of the good images that look at least as anomalous as the image.
+            One chunk per partition of `X`; a single chunk if `adjust` is not None.
         """
         return lazy.p_values(self.to_local(), X, adjust=adjust, roi=roi, client=self.client)
 
@@ -368,10 +378,12 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : as for `fit`
+        X : as for `score_samples`
             The images.
-        pixel_contamination, min_area : as for :meth:`skpatchcore.PatchCoreDetector.predict_mask`
-            Fraction of the pixels of good images that may be True, and minimum area of a region.
+        pixel_contamination : float in (0, 0.5] or None, default=None
+            Accepted fraction of the pixels of good images that are True. None uses ``pixel_offset_``.
+        min_area : int or "auto", default=1
+            Minimum area of a region in pixels, as for :meth:`skpatchcore.PatchCoreDetector.predict_mask`.
         roi : as for `score_samples`
             Region of interest of each image.
 

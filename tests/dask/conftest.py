@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from unittest import mock
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,18 +10,10 @@ from PIL import Image
 @pytest.fixture(scope="session")
 def cluster_client(tmp_path_factory):
     """Return the client of a cluster with two worker processes of one thread each."""
-    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
-    with (
-        mock.patch.dict(os.environ),  # restores OMP_NUM_THREADS, which the cluster sets
-        distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            local_directory=str(tmp_path_factory.mktemp("dask")),
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
-    ):
+    pytest.importorskip("distributed", reason="needs the extra dask")
+    from tests.dask.clusters import local_cluster
+
+    with local_cluster(tmp_path_factory.mktemp("dask"), set_as_default=False) as client:
         yield client
 
 

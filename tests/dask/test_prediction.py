@@ -6,7 +6,6 @@ import os
 import pickle
 import signal
 import warnings
-from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ pytest.importorskip("distributed", reason="needs the extra dask")
 import dask
 import dask.array as da
 import dask.bag as db
-from distributed import Client, LocalCluster, wait
+from distributed import wait
 
 from skpatchcore import (
     ImageError,
@@ -28,6 +27,7 @@ from skpatchcore import (
     PatchCoreEnsemble,
 )
 from skpatchcore.dask import _prediction as lazy
+from tests.dask.clusters import local_cluster
 from tests.factories import CellMeans
 
 METHODS = {
@@ -70,12 +70,7 @@ def threads():
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    with (
-        mock.patch.dict(os.environ),  # restores OMP_NUM_THREADS, which the cluster sets
-        dask.config.set({"temporary-directory": str(tmp_path_factory.mktemp("dask"))}),
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with local_cluster(tmp_path_factory.mktemp("dask")) as client:
         yield client
 
 
