@@ -110,7 +110,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
     >>> from distributed import Client
     >>> from skpatchcore.dask import DaskPatchCoreDetector
     >>> features = np.random.default_rng(0).random((20, 4, 4, 8))
-    >>> with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    >>> with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as client:
     ...     detector = DaskPatchCoreDetector("precomputed", random_state=0).fit(features)
     >>> detector.memory_bank_.shape
     (32, 8)
