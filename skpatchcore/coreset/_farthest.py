@@ -5,8 +5,8 @@ picks ago is an upper bound, and a row with a bound below the current covering r
 comparisons can wait until the radius has come down to its bound. Most rows lie well below the radius, so most of the
 work is deferred or skipped.
 
-Most distances are computed in float32, which is fast but not exact. The largest possible rounding error is added, so
-that the result is still an upper bound. Only the rows with the largest bounds, the candidates, are compared in float64,
+Most distances are computed in float32, which is fast but not exact. A bound of the rounding error is added, so that
+the result is still an upper bound. Only the rows with the largest bounds, the candidates, are compared in float64,
 which is exact (see :mod:`skpatchcore.coreset._grid`). A decision is made only if the exact distance of a candidate is
 above the bounds of all other rows.
 """
@@ -30,6 +30,8 @@ _FEW_PICKS = 64
 _BLOCK = (1024, 512)
 # Maximum number of picks copied into one factor of the matrix products.
 _N_PICKS = 8192
+# Maximum number of rows that are compared exactly at once. It bounds the memory of their float64 copies.
+_N_EXACT = 8192
 # Number of searches for candidates after which all rows that can be the farthest row are compared exactly.
 _N_ATTEMPTS = 4
 
@@ -90,8 +92,8 @@ class FarthestRows:
         self._active = torch.zeros(0, dtype=torch.int64, device=device)
         # Vectors [-2p, |p|²] of the picks, in blocks that are never changed.
         self._picks: list[torch.Tensor] = []
-        # Bound of the rounding errors of a product, relative to (|x| + |p|)². See `_lower`.
-        self._unit = (rows.left.shape[1] + 4) * 2.0**-24
+        # Bound of the rounding errors of a squared distance, relative to (|x| + |p|)². See `_lower`.
+        self._unit = 2 * (rows.left.shape[1] + 4) * 2.0**-24
 
     def copy(self) -> FarthestRows:
         """Return a copy that can be changed without changing this object. The rows and the picks are shared."""
@@ -204,7 +206,9 @@ class FarthestRows:
         """Lower the bound of each row in `members` to its squared distance from the picks from `first` on."""
         norms = self.rows.norms[members]
         lowest = self._lowest_products(members, first, torch.float32).add_(norms).clamp_min_(0)
-        # The error of |x|² + [x, 1]·[-2p, |p|²] is at most unit * (|x| + |p|)², with |p| <= |x| + |x - p|.
+        # The errors of a sum of n products, and those of the squared lengths |x|² and |p|², are each at most n units in
+        # the last place of the sum of the absolute terms. Together they are at most unit * (|x| + |p|)², and |p| is at
+        # most |x| + |x - p|.
         lowest.add_((norms.sqrt() * 2 + lowest.sqrt()).square_(), alpha=self._unit * (1 + 2.0**-10))
         self._squares[members] = torch.minimum(self._squares[members], lowest)
 
@@ -238,11 +242,15 @@ class FarthestRows:
         # Few rows are new candidates of an earlier round. They are compared with some picks again, because one large
         # product is faster than several small ones.
         is_recent = behind >= self._n_compared
-        for some in (members[is_recent & (behind < self.n_picks)], members[~is_recent]):
-            if len(some):
-                points, first = self.rows.exactly(some), int(self._n_exact[some].min())
+        for group in (members[is_recent & (behind < self.n_picks)], members[~is_recent]):
+            if not len(group):
+                continue
+            first = int(self._n_exact[group].min())
+            for some in torch.split(group, _N_EXACT):
+                points = self.rows.exactly(some)
                 squares = self._lowest_products(some, first, torch.float64) + torch.linalg.vecdot(points, points)
-                self._exact[some] = torch.minimum(self._exact[some], squares)
+                # Only distances of rows with huge values are inexact, and can be negative.
+                self._exact[some] = torch.minimum(self._exact[some], squares.clamp_min_(0))
         self._n_compared = self.n_picks
         self._n_exact[members] = self.n_picks
         self._n_seen[members] = self.n_picks

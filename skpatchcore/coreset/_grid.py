@@ -25,9 +25,10 @@ _BLOCK = 2048
 _OFFSET = 1100
 # Exponents of the smallest quantum. Its inverse is finite in float64.
 _SMALLEST = -1000
-# The quantum is chosen for this fraction of the rows. A few rows with far larger values would make it too coarse for
-# all others. Distances of such rows can be inexact in the last bits of float64.
-_SHARE = 0.999
+# The quantum is chosen such that all rows are exact, unless the largest value is more than 2**_MOST_BITS times as large
+# as the values of the fraction _SHARE of the rows. Then it is chosen for this fraction, because it would be too coarse
+# for nearly all rows. Distances of the few other rows are then inexact in the last bits of float64.
+_SHARE, _MOST_BITS = 0.999, 8
 # The largest value is at most 2**_WIDEST quanta, so that squares of float32 values cannot overflow.
 _WIDEST = 52
 
@@ -68,8 +69,10 @@ def quantum_of(counts: np.ndarray, n_columns: int) -> float:
     found = np.flatnonzero(counts)
     if not len(found):
         return 1.0
-    usual = int(np.searchsorted(np.cumsum(counts), math.ceil(_SHARE * counts.sum())))
-    exponent = max(usual - _OFFSET - n_bits(n_columns), int(found[-1]) - _OFFSET - _WIDEST, _SMALLEST)
+    usual = int(np.searchsorted(np.cumsum(counts), math.ceil(_SHARE * counts.sum()))) - _OFFSET
+    largest = int(found[-1]) - _OFFSET
+    exact_for = largest if largest - usual <= _MOST_BITS else usual
+    exponent = max(exact_for - n_bits(n_columns), largest - _WIDEST, _SMALLEST)
     return math.ldexp(1.0, exponent)
 
 

@@ -130,7 +130,7 @@ def pick_among(points: torch.Tensor, found: Candidates, n_wanted: int) -> tuple[
             squares[i], best = distances.max(0)  # the first one, if several candidates are equally far
             order[i] = best
             torch.mv(left, right[best], out=product)  # squared distances from the pick, without the candidates' norms
-            torch.minimum(distances, product.add_(norms), out=distances)
+            torch.minimum(distances, product.add_(norms).clamp_min_(0), out=distances)
             distances[best] = -1.0  # never pick this candidate again
         n_made = min(n_made + _N_UNASKED, n_wanted)
         made = squares[:n_made]

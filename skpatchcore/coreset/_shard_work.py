@@ -217,27 +217,60 @@ def message_of(state: State) -> Message | None:
     return state.message
 
 
+class Reduced(NamedTuple):
+    """Rows that are selected from one shard in merge mode.
+
+    Attributes
+    ----------
+    numbers : array of shape (n_selected,), int64
+        Row numbers, counted over all shards.
+    points : array of shape (n_selected, n_columns), float32
+        The rounded rows.
+    radius : float
+        Covering radius of the rows in their shard.
+    """
+
+    numbers: np.ndarray
+    points: np.ndarray
+    radius: float
+
+
 @default_modes()
 def reduce_shard(
-    rows: Rows, images: np.ndarray, first_row: int, direction: np.ndarray | None, left_out: np.ndarray, n_wanted: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the row numbers and the rows of a selection from one shard, and its covering radius."""
-    (start,) = first_pick(rows, images, 0, direction, 0, [left_out])
-    if start is None:  # all rows are left out
-        return np.zeros(0, np.int64), rows.left[:0, :-1].numpy(), 0.0
-    excluded = np.flatnonzero(np.isin(images, left_out))
-    n_selected = min(n_wanted, len(rows) - len(excluded))
-    order, radii = k_center_greedy(rows, n_selected, start[1], left_out=_tensor(excluded))
-    return order + first_row, rows.left[_tensor(order), :-1].numpy(), float(radii[-1])
+    rows: Rows,
+    images: np.ndarray,
+    first_row: int,
+    direction: np.ndarray | None,
+    left_out: Sequence[np.ndarray],
+    wanted: Sequence[int],
+) -> list[Reduced]:
+    """Select rows from one shard, for each selection."""
+    found = []
+    for start, some, n_wanted in zip(
+        first_pick(rows, images, 0, direction, 0, left_out), left_out, wanted, strict=True
+    ):
+        if start is None:  # all rows are left out
+            found.append(Reduced(np.zeros(0, np.int64), rows.left[:0, :-1].numpy(), 0.0))
+            continue
+        excluded = np.flatnonzero(np.isin(images, some))
+        n_selected = min(n_wanted, len(rows) - len(excluded))
+        order, radii = k_center_greedy(rows, n_selected, start[1], left_out=_tensor(excluded))
+        found.append(Reduced(order + first_row, rows.left[_tensor(order), :-1].numpy(), float(radii[-1])))
+    return found
 
 
 @default_modes()
-def farthest_from(rows: Rows, images: np.ndarray, picks: np.ndarray, left_out: np.ndarray) -> float:
-    """Return the largest distance from a row to the nearest pick."""
-    farthest = _farthest_rows(rows, images, left_out)
-    farthest.add(_tensor(picks), torch.zeros(0, dtype=torch.int64))
-    found = farthest.candidates(1) if len(rows) else None
-    return 0.0 if found is None else math.sqrt(float(found.squares.max())) * rows.quantum
+def farthest_from(
+    rows: Rows, images: np.ndarray, picks: Sequence[np.ndarray], left_out: Sequence[np.ndarray]
+) -> list[float]:
+    """Return the largest distance from a row to the nearest pick, for each selection."""
+    distances = []
+    for points, some in zip(picks, left_out, strict=True):
+        farthest = _farthest_rows(rows, images, some)
+        farthest.add(_tensor(points), torch.zeros(0, dtype=torch.int64))
+        found = farthest.candidates(1) if len(rows) else None
+        distances.append(0.0 if found is None else math.sqrt(float(found.squares.max())) * rows.quantum)
+    return distances
 
 
 def _farthest_rows(rows: Rows, images: np.ndarray, left_out: np.ndarray) -> FarthestRows:

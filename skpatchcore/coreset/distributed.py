@@ -1,7 +1,7 @@
 """Selection of a coreset from rows that are divided among several processes.
 
 :func:`select_exactly` selects the same rows, in the same order, as a selection from all rows in one process.
-:func:`select_merged` needs only two exchanges of data, but covers the rows a little less well. Both describe what they
+:func:`select_merged` needs only two rounds, but covers the rows a little less well. Both describe what they
 did in a :class:`SelectionReport`.
 
 The rows of one process are called a shard. The process that divides the work is called the coordinator. A
@@ -27,6 +27,7 @@ from skpatchcore.coreset._shard_work import (
     Found,
     Measures,
     ProjectedRows,
+    Reduced,
     advance,
     begin,
     checksum_of,
@@ -117,6 +118,8 @@ class Request:
     start : int
         Row number of the first pick if `direction` is None. If this row is left out, the first row that is not left out
         is picked.
+    check : callable
+        ``check(n_rows)`` raises a ValueError if the request is not possible for this number of rows in all shards.
     count : callable
         ``count(n_rows)`` returns the number of rows to select from `n_rows` rows.
     left_out : sequence of arrays of int
@@ -125,6 +128,7 @@ class Request:
 
     direction: np.ndarray | None
     start: int
+    check: Callable[[int], None]
     count: Callable[[int], int]
     left_out: Sequence[np.ndarray]
 
@@ -158,7 +162,8 @@ class SelectionReport:
     n_selections : int
         Number of selections: one for the coreset, and one per fold of the calibration.
     n_rounds : int
-        Number of times that the shards sent rows to the coordinator, over all selections.
+        Number of times that the shards sent distances or rows to the coordinator, except for the grid and the first
+        picks. All selections share their rounds.
     n_picks : int
         Number of selected rows, over all selections.
     n_rows_sent : int
@@ -296,6 +301,7 @@ def select_exactly(
     about a pick are exact, and ties are broken by the row number. Therefore the picks do not depend on the shards.
     """
     shards, sent = _Shards(group, projected), _Counter()
+    request.check(sum(shards.n_rows))
     wanted = [request.count(shards.n_left(images)) for images in request.left_out]
     starts = shards.first_picks(request)
     n_asked = n_candidates or max(_FEWEST, _N_CANDIDATES // len(shards.rows))
@@ -397,67 +403,67 @@ def select_merged(
     VLDB 2019.
     """
     shards, sent = _Shards(group, projected), _Counter()
-    selections: list[Selection] = []
-    bounds: list[float] = []
-    for i, images in enumerate(request.left_out):
-        own = Request(request.direction, request.start, request.count, [images])
-        selection, least = _select_merged_once(shards, own, oversampling, sent)
-        selections.append(selection)
-        bounds.append(least)
-        if on_progress is not None:
-            on_progress(len(selection.order), i + 1)
+    request.check(sum(shards.n_rows))
+    wanted = [request.count(shards.n_left(images)) for images in request.left_out]
+    per_shard = [
+        _per_shard(shards, images, n, oversampling) for images, n in zip(request.left_out, wanted, strict=True)
+    ]
+    starts = shards.first_picks(request)
+    common: tuple[Any, ...] = (request.direction, list(request.left_out), per_shard)
+    answers = group.gather(
+        group.map("skpatchcore-reduce", reduce_shard, shards.rows, shards.row_images, shards.first_rows, common=common)
+    )
+    made, bounds_of_shards = [], []
+    for parts, n, (row, point) in zip(zip(*answers, strict=True), wanted, starts, strict=True):
+        numbers = np.concatenate([own.numbers for own in parts])
+        sent.n_rows_sent += len(numbers)
+        sent.n_bytes_sent += sum(own.points.nbytes + own.numbers.nbytes for own in parts)
+        made.append(_selected_from_union(parts, n, row, point, shards.grid))
+        bounds_of_shards.append(max(own.radius for own in parts))
+    points = [own_points for _, own_points, _ in made]
+    sent.n_bytes_sent += len(shards.rows) * sum(some.nbytes for some in points)
+    common = (group.share("skpatchcore-picks", points), list(request.left_out))
+    covers = group.gather(group.map("skpatchcore-cover", farthest_from, shards.rows, shards.row_images, common=common))
+    sent.n_rounds = 2
+    selections = []
+    for (numbers, _, radii), of_shards, *distances in zip(made, bounds_of_shards, *covers, strict=True):
+        # A row is at most the radius of its shard away from a row of the union. The last radius is measured.
+        bounds = np.maximum(radii + of_shards, max(distances))
+        bounds[-1] = max(distances)
+        selections.append(Selection(numbers, bounds))
+    if on_progress is not None:
+        on_progress(sum(wanted), sent.n_rounds)
     shards.check()
-    radius = float(selections[0].radii[-1])
-    factor = 1.0 if radius == 0 else 2 * radius / bounds[0] if bounds[0] else math.inf
+    # Two choices of k + 1 rows: the picks and the next pick of the union, or the picks and the farthest of all rows.
+    radius, radii = float(selections[0].radii[-1]), made[0][2]
+    apart = max(float(radii[-1]), min(float(radii[-2]) if len(radii) > 1 else math.inf, radius))
+    factor = 1.0 if radius == 0 else 2 * radius / apart
     return selections, _report("merge", shards, selections, sent, radius, factor), shards.n_features
 
 
-def _select_merged_once(
-    shards: _Shards, request: Request, oversampling: float, sent: _Counter
-) -> tuple[Selection, float]:
-    """Run one selection in merge mode.
-
-    Return it, and a distance d: some k + 1 rows have pairwise distances of at least d.
-    """
-    group, left_out = shards.group, request.left_out[0]
+def _per_shard(shards: _Shards, left_out: np.ndarray, wanted: int, oversampling: float) -> int:
+    """Return the number of rows that each shard selects."""
     pairs = zip(shards.images, shards.counts, strict=True)
     n_rows = [int(counts[~np.isin(images, left_out)].sum()) for images, counts in pairs]
-    wanted, n_per_shard = request.count(sum(n_rows)), 1
-    for factor in (oversampling, *(2.0**e for e in range(1, 63))):  # small shards may have fewer rows than their part
-        n_per_shard = math.ceil(factor * wanted / len(n_rows))
-        if sum(min(n, n_per_shard) for n in n_rows) >= wanted:
-            break
-    ((first_row, first_point),) = shards.first_picks(request)
-    parts = group.gather(
-        group.map(
-            "skpatchcore-reduce", reduce_shard, shards.rows, shards.row_images, shards.first_rows,
-            common=(request.direction, left_out, n_per_shard),
-        )
-    )  # fmt: skip
-    sent.n_rounds += 1
-    rows = np.concatenate([numbers for numbers, _, _ in parts])
-    points = np.concatenate([some for _, some, _ in parts])
-    sent.n_rows_sent += len(rows)
-    sent.n_bytes_sent += points.nbytes + rows.nbytes
-    if first_row not in rows:
-        rows, points = np.append(rows, first_row), np.concatenate([points, first_point[None]])
-    sorting = rows.argsort()
-    rows, points = rows[sorting], points[sorting]
-    union = Rows.from_rounded(torch.from_numpy(points), *shards.grid)
-    order, radii = k_center_greedy(union, wanted, int(np.searchsorted(rows, first_row)))
-    shared = group.share("skpatchcore-picks", points[order])
-    sent.n_bytes_sent += len(shards.rows) * points[order].nbytes
-    radius = max(
-        group.gather(
-            group.map("skpatchcore-cover", farthest_from, shards.rows, shards.row_images, common=(shared, left_out))
-        )
-    )
-    # A row is at most the radius of its shard away from a row of the union.
-    bounds = np.maximum(radii + max(radius_of_shard for *_, radius_of_shard in parts), radius)
-    bounds[-1] = radius
-    # Two choices of k + 1 rows: the picks and the next pick of the union, or the picks and the farthest of all rows.
-    apart = radii[-2] if wanted > 1 else math.inf
-    return Selection(rows[order], bounds), max(float(radii[-1]), min(float(apart), radius))
+    n_per_shard = math.ceil(oversampling * wanted / len(n_rows))
+    while sum(min(n, n_per_shard) for n in n_rows) < wanted:  # small shards may have fewer rows than their part
+        n_per_shard *= 2
+    return n_per_shard
+
+
+def _selected_from_union(
+    parts: Sequence[Reduced], wanted: int, first_row: int, first_point: np.ndarray, grid: tuple[float, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Select from the rows that the shards have selected. Return row numbers, rounded rows and radii of the picks."""
+    numbers, points = np.concatenate([own.numbers for own in parts]), np.concatenate([own.points for own in parts])
+    if first_row not in numbers:
+        numbers, points = np.append(numbers, first_row), np.concatenate([points, first_point[None]])
+    sorting = numbers.argsort()
+    numbers, points = numbers[sorting], points[sorting]
+    union = Rows.from_rounded(torch.from_numpy(points), *grid)
+    with default_modes():
+        order, radii = k_center_greedy(union, wanted, int(np.searchsorted(numbers, first_row)))
+    return numbers[order], points[order], radii
 
 
 def _report(

@@ -97,10 +97,12 @@ class GreedyCoresetSampler(SubsetSampler):
     patch features of images. For unstructured data with many columns, few rows are skipped, and the selection takes as
     long as the whole matrix product.
 
-    The projected rows are rounded to multiples of a power of two, at most 2**-20 times the largest values of nearly all
-    rows. All distances that decide about a selected row are exact for these rounded rows, and of several rows with the
-    same distance, the first is selected. Therefore, the same rows are selected for any number of threads, on any
-    device, and by several processes that divide the rows among themselves.
+    The projected rows are rounded to multiples of a power of two, about 2**-22 times the largest values (2**-20 for rows
+    with more than 1,000 columns). All distances that decide about a selected row are exact for these rounded rows, and
+    of several rows with the same distance, the first is selected. Therefore, the same rows are selected for any number
+    of threads, on any device, and by several processes that divide the rows among themselves. The only exception are
+    single rows whose values are more than 256 times as large as those of 99.9 % of the rows: their distances are not
+    exact in the last bits of float64, so that two such rows that are equally far may be selected in another order.
 
     References
     ----------
@@ -246,8 +248,8 @@ class GreedyCoresetSampler(SubsetSampler):
         Returns
         -------
         list of arrays of shape (n_selected,), int64
-            Per item of `folds`, the indices of the selected rows in order of selection: up to rounding, the rows that
-            `fit` would select from the rows that are not left out. `ratio` refers to these rows. If `ratio` is an int
+            Per item of `folds`, the indices of the selected rows in order of selection: up to the rounding to a
+            grid, the rows that `fit` would select from the rows that are not left out. `ratio` refers to these rows. If `ratio` is an int
             and larger than their number, all of them are selected.
 
         Raises
@@ -332,6 +334,10 @@ class GreedyCoresetSampler(SubsetSampler):
             In the same cases as in `fit` and `fit_folds`.
         """
 
+        def check(n_rows: int) -> None:
+            count_of(self.ratio, n_rows)
+            self._check_start(n_rows)
+
         def count(n_rows: int) -> int:
             if not n_rows:
                 raise ValueError("a fold leaves out all rows: pass folds that leave at least one row.")
@@ -341,7 +347,7 @@ class GreedyCoresetSampler(SubsetSampler):
         _, direction = self._draw(n_features, self._columns_of_shards(n_features))
         start = 0 if self.start == "random" else int(self.start)
         nothing = np.zeros(0, np.int64)
-        request = Request(direction, start, count, [nothing, *left_out])
+        request = Request(direction, start, check, count, [nothing, *left_out])
         if mode == "merge":
             found, report, _ = select_merged(group, projected, request, oversampling, on_progress)
         else:
@@ -384,6 +390,10 @@ class GreedyCoresetSampler(SubsetSampler):
             )
         return self._n_columns(0, n_features)
 
+    def _check_start(self, n_samples: int) -> None:
+        if self.start != "random" and int(self.start) >= n_samples:
+            raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X: use a smaller index.")
+
     def _draw(self, n_features: int, n_columns: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Draw the projection matrix, and the direction along which the first pick is the farthest row."""
         rng = check_random_state(self.random_state)
@@ -406,9 +416,10 @@ class GreedyCoresetSampler(SubsetSampler):
         Return the selections of the folds, as in `fit_folds`. Folds require that all rows fit in memory.
         """
         device = require_device(self.device)
+        if device.type == "mps":  # exact distances need float64, which this device does not have
+            device = torch.device("cpu")
         n_selected = count_of(self.ratio, n_samples)
-        if self.start != "random" and int(self.start) >= n_samples:
-            raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X: use a smaller index.")
+        self._check_start(n_samples)
         first, batches = peek(batches)
         n_features = first.shape[1]
         n_columns = self._n_columns(n_samples, n_features)

@@ -189,3 +189,36 @@ def test_rows_that_were_computed_again_with_another_result_raise_an_error():
     sampler = GreedyCoresetSampler(5, random_state=0)
     with pytest.raises(RuntimeError, match=r"images 4 to \d+ were computed again.*results differ"):
         sampler.fit_shards(Restarting(), divided(sampler, X, images, [4]))
+
+
+def test_shards_refuse_a_start_or_a_number_of_rows_beyond_all_rows():
+    X, images = blobs(100, 5)
+    for parameters, message in (
+        ({"ratio": 5, "start": 100}, "start=100 is beyond the 100 rows"),
+        ({"ratio": 101}, "n_samples=100"),
+    ):
+        for mode in ("exact", "merge"):
+            sampler = GreedyCoresetSampler(**parameters, random_state=0)
+            with pytest.raises(ValueError, match=message):
+                sampler.fit_shards(InProcessGroup(), divided(sampler, X, images, [4]), mode=mode)
+
+
+@pytest.mark.parametrize("factor", [64, 250])
+def test_exact_mode_selects_the_same_rows_if_a_few_rows_have_large_values(factor):
+    for seed in range(4):
+        X, images = blobs(600, 20, seed)
+        X[[5, 6, 300, 301]] = np.abs(X).max() / np.abs(X[5]).max() * factor * X[5]
+        X[300] *= np.float32(1 + 1e-6)
+        sampler, local = (GreedyCoresetSampler(1.0, random_state=seed) for _ in range(2))
+        sampler.fit_shards(InProcessGroup(), divided(sampler, X, images, [10, 25]))
+        assert sampler.component_indices_.tolist() == local.fit(X).component_indices_.tolist()
+
+
+def test_merge_mode_needs_two_rounds_for_all_folds():
+    X, images = blobs(500, 6)
+    sampler = GreedyCoresetSampler(0.1, random_state=0)
+    folds = [np.arange(5), np.arange(5, 10), np.arange(10, 15)]
+    report, picks = sampler.fit_shards(InProcessGroup(), divided(sampler, X, images, [10, 25]), folds, "merge")
+    assert (report.n_rounds, report.n_selections, len(picks)) == (2, 4, 3)
+    for fold, picked in zip(folds, picks, strict=True):
+        assert not np.isin(images[picked], fold).any()

@@ -173,6 +173,14 @@ def test_selection_does_not_depend_on_threads_or_batches():
     assert json.loads(found[0].stdout) == json.loads(found[1].stdout)
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e9])
+def test_several_rows_of_huge_values_are_all_selected(factor):
+    X = np.random.default_rng(0).normal(size=(5000, 64)).astype(np.float32)
+    X[[7, 8, 9, 4000]] = X[7] * np.float32(factor)
+    picked = GreedyCoresetSampler(1.0, random_state=0).fit(X).component_indices_
+    assert sorted(picked.tolist()) == list(range(5000))
+
+
 @pytest.mark.parametrize("outlier", [1e6, 1e12])
 def test_a_row_of_huge_values_does_not_make_the_selection_of_the_others_coarse(outlier):
     X = np.random.default_rng(0).normal(size=(2000, 5)).astype(np.float32)
