@@ -12,7 +12,6 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ import distributed
 
 from skpatchcore import ExactIndex, GreedyCoresetSampler
 from skpatchcore.dask import DaskPatchCoreDetector
+from tests.dask.clusters import local_cluster
 from tests.dask.helpers import assert_same_fit, local_fit
 from tests.factories import CellMeans
 
@@ -98,17 +98,8 @@ class KillingSampler(GreedyCoresetSampler):
 @contextmanager
 def cluster_of(n_workers, folder, **config):
     with (
-        mock.patch.dict(os.environ),  # restores OMP_NUM_THREADS, which the cluster sets
         dask.config.set(config),
-        distributed.LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",
-            local_directory=str(folder),
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        distributed.Client(cluster, set_as_default=False) as client,
+        local_cluster(folder, n_workers, set_as_default=False, silence_logs=logging.CRITICAL) as client,
     ):
         yield client
 
@@ -184,19 +175,6 @@ def test_worker_dies_during_the_calibration(client, image_paths, expected, tmp_p
     wait_for(client, 2)
     check(client, image_paths, expected, index=MortalIndex(file=str(tmp_path / "dead")), max_memory=max_memory)
     assert (tmp_path / "dead").exists()
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_worker_dies_at_a_random_moment(client, image_paths, expected, seed):
-    wait_for(client, 2)
-    rng = random.Random(seed)
-    # Usually, a fit takes about 3 seconds.
-    timer = threading.Timer(rng.uniform(0, 3), kill, (client, rng))
-    timer.start()
-    try:
-        check(client, image_paths, expected, extractor=MortalMeans(seconds=0.02))
-    finally:
-        timer.join(PATIENCE)
 
 
 def test_image_that_kills_each_worker_is_an_error(image_paths, tmp_path):
