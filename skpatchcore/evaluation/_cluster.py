@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import uuid
+from collections import deque
 from typing import Any
 
 from sklearn.base import clone
 
 from skpatchcore._utils.progress import phase
 from skpatchcore.dask import DaskPatchCoreDetector
+from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._partitions import OfImages, large_graphs, warnings_on_client
 from skpatchcore.dask._prediction import map_images
 from skpatchcore.detectors.patchcore import PatchCoreDetector
@@ -31,7 +34,9 @@ def fit_on_cluster(client: Any, detector: Any, images: Any, groups: Any) -> Any:
             detector = DaskPatchCoreDetector(**detector.get_params(deep=False))
         if isinstance(detector, DaskPatchCoreDetector):
             return clone(detector).set_params(client=client).fit(images, groups=groups).to_local()
-        return client.submit(_fit, clone(detector), images, groups, key="skpatchcore-fit", pure=False).result()
+        key = f"skpatchcore-fit-{uuid.uuid4().hex}"  # a key of its own, so that no other fit gets this result
+        with DaskGroup(client) as group:
+            return group.gather([client.submit(_fit, clone(detector), images, groups, key=key, pure=False)])[0]
 
 
 def map_on_cluster(client: Any, function: OfImages, fitted: Any, images: Any) -> list[Any]:
@@ -39,7 +44,11 @@ def map_on_cluster(client: Any, function: OfImages, fitted: Any, images: Any) ->
     with phase("cluster"), large_graphs():
         items = map_images(function, fitted, images, name="skpatchcore-evaluate", client=client)
         # part by part: `compute` of the Bag would first collect all maps on one worker
-        return [item for part in client.compute(items.to_delayed()) for item in part.result()]
+        waiting, found = deque(client.compute(items.to_delayed())), []
+        with DaskGroup(client) as group:
+            while waiting:  # a part is released on the workers as soon as it has arrived
+                found += group.gather([waiting.popleft()])[0]
+        return found
 
 
 def _fit(detector: Any, images: Any, groups: Any) -> Any:
