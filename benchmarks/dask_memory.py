@@ -4,8 +4,8 @@
 
 The images are synthetic (noise with stripes) and are made on the workers, because only their number matters. The
 backbone is EfficientNet-Lite0, whose features are pooled to 1,536 channels, as many as those of a WideResNet-50. Images
-of 224×224 pixels give 784 patches. The peak is the largest resident memory of a worker process, including all libraries, looked at ten times per
-second.
+of 224×224 pixels give 784 patches. The peak is the largest resident memory of a worker process, including all
+libraries, looked at ten times per second.
 """
 
 from __future__ import annotations

@@ -97,12 +97,12 @@ class GreedyCoresetSampler(SubsetSampler):
     patch features of images. For unstructured data with many columns, few rows are skipped, and the selection takes as
     long as the whole matrix product.
 
-    The projected rows are rounded to multiples of a power of two, about 2**-22 times the largest values (2**-20 for rows
-    with more than 1,000 columns). All distances that decide about a selected row are exact for these rounded rows, and
-    of several rows with the same distance, the first is selected. Therefore, the same rows are selected for any number
-    of threads, on any device, and by several processes that divide the rows among themselves. The only exception are
-    single rows whose values are more than 256 times as large as those of 99.9 % of the rows: their distances are not
-    exact in the last bits of float64, so that two such rows that are equally far may be selected in another order.
+    The projected rows are rounded to multiples of a power of two, about 2**-22 times the largest values (2**-20 for
+    rows with more than 1,000 columns). All distances that decide about a selected row are exact for these rounded rows,
+    and of several rows with the same distance, the first is selected. Therefore, the same rows are selected for any
+    number of threads, on any device, and by several processes that divide the rows among themselves. The only exception
+    are single rows whose values are more than 256 times as large as those of 99.9 % of the rows: their distances are
+    not exact in the last bits of float64, so that two such rows that are equally far may be selected in another order.
 
     References
     ----------
@@ -248,9 +248,9 @@ class GreedyCoresetSampler(SubsetSampler):
         Returns
         -------
         list of arrays of shape (n_selected,), int64
-            Per item of `folds`, the indices of the selected rows in order of selection: up to the rounding to a
-            grid, the rows that `fit` would select from the rows that are not left out. `ratio` refers to these rows. If `ratio` is an int
-            and larger than their number, all of them are selected.
+            Per item of `folds`, the indices of the selected rows in order of selection: up to the rounding to a grid,
+            the rows that `fit` would select from the rows that are not left out. `ratio` refers to these rows. If
+            `ratio` is an int and larger than their number, all of them are selected.
 
         Raises
         ------

@@ -6,13 +6,16 @@ import asyncio
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from inspect import signature
 from typing import Any
 
 import numpy as np
+import PIL
 import sklearn
 import torch
 from distributed import Client, default_client
+from distributed.comm import CommClosedError
 
 from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
@@ -54,15 +57,18 @@ def client_of(client: Client | None) -> Client:
     Raises
     ------
     ValueError
-        If there is no client, or if it is asynchronous.
+        If there is no client, or if it is closed or asynchronous.
     """
     if client is None:
         try:
             client = default_client()
         except ValueError:
             raise ValueError(
-                "there is no Dask client: create one with distributed.Client(...), or pass it as client=."
+                "there is no Dask client: create one with distributed.Client(...), or pass it as client=. A client is "
+                "not pickled, so that it is not known in other processes."
             ) from None
+    if client.status in ("closing", "closed"):
+        raise ValueError("the Dask client is closed: create a new one, and pass it with set_params(client=...).")
     if client.asynchronous:
         raise ValueError("the Dask client is asynchronous: pass a client that was created with asynchronous=False.")
     return client
@@ -98,6 +104,8 @@ def environment_of(extractor: Any) -> Environment:
         "numpy": np.__version__,
         "scikit-learn": sklearn.__version__,
         "torch": torch.__version__,
+        "torchvision": version("torchvision"),
+        "Pillow": PIL.__version__,
     }
     digests = getattr(extractor, "network_digests", None)
     digest = None if digests is None else digests()[0]
@@ -126,7 +134,7 @@ def check_workers(client: Client, extractor: Any) -> Environment:
     found = client.run(_environment_of, extractor, on_error="return")
     environments: dict[str, Environment] = {}
     for address, result in found.items():
-        if isinstance(result, OSError):  # the worker is gone, so it takes no part
+        if isinstance(result, CommClosedError):  # the worker is gone, so it takes no part
             continue
         if isinstance(result, BaseException):
             raise RuntimeError(f"the Dask worker {address} cannot run a fit: {result}") from result
@@ -147,11 +155,11 @@ def check_workers(client: Client, extractor: Any) -> Environment:
 
 def difference(expected: Environment, found: Environment) -> str | None:
     """Return the second half of an error message if a worker must not take part in a fit; otherwise None."""
-    for name, version in expected.versions.items():
+    for name, own in expected.versions.items():
         other = found.versions.get(name, "none")
-        if other != version:
+        if other != own:
             return (
-                f"has {name} {other}, and the client has {version}: install the same versions on all machines, "
+                f"has {name} {other}, and the client has {own}: install the same versions on all machines, "
                 "because other versions can give other results."
             )
     if found.digest != expected.digest:

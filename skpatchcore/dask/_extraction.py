@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+from sklearn.base import clone
 
 from skpatchcore._utils.arrays import largest_value
 from skpatchcore.bank.budget import MemoryEstimate, estimate_memory
@@ -109,6 +111,8 @@ class Summary:
         Bytes of a patch feature.
     is_held : bool
         Whether the patch features are held.
+    is_table : bool
+        Whether the images are rows of a 2-D table of features.
     """
 
     records: ImageRecords
@@ -120,6 +124,7 @@ class Summary:
     sizes: np.ndarray | None
     row_bytes: int
     is_held: bool
+    is_table: bool
 
 
 @dataclass
@@ -273,6 +278,7 @@ def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> E
         sizes=_sizes_of(extraction.extractor, stream, held.layout),
         row_bytes=estimate.features // max(1, estimate.n_patches),
         is_held=patches is not None,
+        is_table=isinstance(stream.X, np.ndarray) and stream.X.ndim == 2,
     )
     return Extracted(projected, held, summary)
 
@@ -281,8 +287,10 @@ def _estimate(stream: PatchStream, first: Patches, extraction: Extraction, n_pat
     """Return the estimated memory of a fit on the images of a stream, from their first batch."""
     tile = stream.tile_shape(first)
     batch_size = min(len(stream), stream.batch_size()) if tile is None else stream.batch_size()
-    needs = partial(bank_needs, sampler=extraction.sampler)
-    return estimate_memory(n_patches, first, batch_size, 1, needs, tile)
+    sampler = extraction.sampler
+    if isinstance(sampler.ratio, Integral) and int(sampler.ratio) > n_patches:  # a shard has a part of the rows
+        sampler = clone(sampler).set_params(ratio=n_patches)
+    return estimate_memory(n_patches, first, batch_size, 1, partial(bank_needs, sampler=sampler), tile)
 
 
 def _sizes_of(extractor: Extractor | None, stream: PatchStream, layout: PatchLayout) -> np.ndarray | None:

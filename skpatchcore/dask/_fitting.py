@@ -197,6 +197,8 @@ class _ClusterFit:
                     f"{found[0].n_channels} as in the images before."
                 )
             self.records.include(summary.records)
+        if all(summary.is_table for summary in found):
+            self.detector.n_features_in_ = found[0].n_channels
         self.shards = [replace(shard, n_rows=some.n_rows) for shard, some in zip(self.shards, found, strict=True)]
         self.starts = np.concatenate([[0], np.cumsum([summary.n_rows for summary in found])])
         self.is_held, self.row_bytes = [summary.is_held for summary in found], found[0].row_bytes

@@ -23,15 +23,17 @@ def as_partitioned(X: Any, client: Client) -> tuple[Any, list[str] | None]:
     Raises
     ------
     TypeError
-        If `X` is another collection of Dask.
+        If `X` is another collection of Dask, or a list of Dask objects.
     ValueError
         If the collection holds no images, or if an array has a wrong number of dimensions.
     """
     if isinstance(X, dask.array.Array):
-        return _of_array(X), None
+        return _of_array(X, client), None
     if not isinstance(X, dask.bag.Bag):
         if is_dask_collection(X):
             raise TypeError(f"X is a {type(X).__name__} of dask: pass a list of images, a dask Bag or a dask Array.")
+        if isinstance(X, list | tuple) and any(map(is_dask_collection, X)):
+            raise TypeError("X is a list of Dask objects: pass dask.bag.from_delayed(X) or dask.array.concatenate(X).")
         return X, None
     partitions = X.to_delayed()
     with DaskGroup(client) as group:
@@ -44,7 +46,7 @@ def as_partitioned(X: Any, client: Client) -> tuple[Any, list[str] | None]:
     return PartitionedImages(partitions, lengths), list(chain(*paths)) if are_paths else None
 
 
-def _of_array(X: Any) -> PartitionedImages:
+def _of_array(X: Any, client: Client) -> PartitionedImages:
     """Return the blocks of an array along its first axis."""
     if X.ndim not in (2, 4):
         raise ValueError(
@@ -53,7 +55,8 @@ def _of_array(X: Any) -> PartitionedImages:
         )
     X = X.rechunk(dict.fromkeys(range(1, X.ndim), -1))
     if any(length != length for length in X.chunks[0]):  # NaN: unknown lengths
-        X = X.compute_chunk_sizes()
+        with client.as_current():  # on the workers
+            X = X.compute_chunk_sizes()
     if not X.shape[0]:
         raise ValueError("X holds no images: pass at least one image.")
     return PartitionedImages(list(X.to_delayed().ravel()), X.chunks[0], n_columns=X.shape[1] if X.ndim == 2 else None)

@@ -7,6 +7,7 @@ worker is lost. Errors and warnings of a partition are renumbered: the index of 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,7 +200,7 @@ def _on_images(function: OfImages, detector: Any, part: Any, regions: Any, first
         with warnings_on_client(first):
             return function(detector, _value(part), _value(regions))
     except ImageError as error:
-        raise _shifted(error, first) from error
+        raise located(_shifted(error, first)) from error
 
 
 @contextmanager
@@ -225,6 +226,20 @@ def warnings_on_client(first: int = 0) -> Iterator[None]:
                 warn_user(warning)
             else:
                 warn(warning)
+
+
+def located(error: ImageError) -> ImageError:
+    """Return the error of an image with the address of the worker, and with its folder if the path is relative.
+
+    Without a worker, the error is returned unchanged.
+    """
+    try:
+        place = f"on the Dask worker {get_worker().address}"
+    except ValueError:
+        return error
+    if error.path is not None and not os.path.isabs(error.path):
+        place += f", in the folder {os.getcwd()}"
+    return ImageError(f"{error.message} ({place})", error.index, error.path)
 
 
 def _shifted(error: ImageError, first: int) -> ImageError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import get_worker
 
-from skpatchcore.dask._partitions import Given, warnings_on_client
+from skpatchcore.dask._partitions import Given, located, warnings_on_client
 from skpatchcore.images.errors import ImageError
 
 # Minimum number of seconds between two reports of a task's progress.
@@ -27,7 +27,7 @@ def run_task(*arguments: Any) -> Any:
         with warnings_on_client():
             return function(*values)
     except ImageError as error:
-        raise ImageError(f"{error.message} (on the Dask worker {address()})", error.index, error.path) from error
+        raise located(error) from error
     except Exception as error:
         error.add_note(f"This error was raised on the Dask worker {address()}.")
         raise

@@ -18,6 +18,7 @@ from skpatchcore._utils.sklearn import Interval, StrOptions, fit_context
 from skpatchcore.dask import _prediction as lazy
 from skpatchcore.dask._cluster import client_of
 from skpatchcore.dask._fitting import ClusterSettings, ShardedDetector
+from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._partitioned import as_partitioned
 from skpatchcore.detectors._stages import with_stages_for
 from skpatchcore.detectors.patchcore import PatchCoreDetector
@@ -91,7 +92,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
     selection_report_ : SelectionReport
         Numbers of rounds, selected rows, rows and bytes that were sent, and the covering radius of the memory bank.
     shard_sizes_ : array of shape (n_shards,), int64
-        Number of images in each shard.
+        Number of images in each shard, of the images from which the memory bank is selected.
     client_ : distributed.Client
         The client that is used.
 
@@ -169,7 +170,10 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
     @property
     def client_(self) -> Client:
         """The Dask client that is used: `client`, or the current client of this process."""
-        return client_of(self.client)
+        try:
+            return client_of(self.client)
+        except ValueError as error:  # an AttributeError, so that hasattr and HTML diagrams work
+            raise AttributeError(str(error)) from None
 
     def set_params(self, **params: Any) -> DaskPatchCoreDetector:
         """Set parameters of the detector and of its stages, as for :class:`~skpatchcore.PatchCoreDetector`.
@@ -233,13 +237,15 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
             If the workers differ in the number of torch's threads or in the instruction set of their processors, and
             in the same cases as for a fit on one machine.
         """
-        client = self.client_
+        client = client_of(self.client)
         local = ShardedDetector(**self._local_params())
         local.settings = ClusterSettings(client, self.mode, self.oversampling, self.n_shards)
         X, paths = as_partitioned(X, client)
-        y, groups, roi = (
-            client.compute(some).result() if is_dask_collection(some) else some for some in (y, groups, roi)
-        )
+        with DaskGroup(client) as group:
+            y, groups, roi = (
+                group.gather([client.compute(some)])[0] if is_dask_collection(some) else some
+                for some in (y, groups, roi)
+            )
         local.fit(X, y, groups=groups, roi=roi)
         if paths is not None:
             local.training_paths_ = paths
@@ -280,7 +286,8 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         Returns
         -------
         dask Array of shape (n_images,), float64
-            One chunk per partition of `X`. For a Bag, the sizes of the chunks are NaN (unknown).
+            One chunk per partition of `X`. A list is divided into partitions of at most 32 images. For a Bag, the sizes
+            of the chunks are NaN (unknown).
 
         Raises
         ------
@@ -318,7 +325,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         dask Array of shape (n_images,), int64
             +1 if `decision_function` is at least 0, otherwise -1.
         """
-        return lazy.predict(self.to_local(), X, on_error=on_error, roi=roi, client=self.client)
+        return lazy.predict(self._with_threshold(), X, on_error=on_error, roi=roi, client=self.client)
 
     def p_values(self, X: Any, *, adjust: str | None = None, roi: Any = None) -> da.Array:
         """Return conformal p-values, **small = anomalous**, as a lazy dask array.
@@ -337,7 +344,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         dask Array of shape (n_images,), float64
             One chunk per partition of `X`; a single chunk if `adjust` is not None.
         """
-        return lazy.p_values(self.to_local(), X, adjust=adjust, roi=roi, client=self.client)
+        return lazy.p_values(self._with_threshold(), X, adjust=adjust, roi=roi, client=self.client)
 
     def segment(self, X: Any, *, roi: Any = None) -> db.Bag:
         """Return anomaly maps, **bigger = more anomalous**, as a lazy Bag of arrays of shape (height, width), float32.
@@ -393,13 +400,19 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
             One mask per image.
         """
         return lazy.predict_mask(
-            self.to_local(),
+            self._with_threshold(),
             X,
             pixel_contamination=pixel_contamination,
             min_area=min_area,
             roi=roi,
             client=self.client,
         )
+
+    def _with_threshold(self) -> PatchCoreDetector:
+        """Return the local detector. Raise a ValueError if it has no threshold."""
+        local = self.to_local()
+        local._require_threshold()
+        return local
 
     def _local_params(self) -> dict[str, Any]:
         """Return the parameters of a PatchCoreDetector."""

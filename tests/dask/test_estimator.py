@@ -14,6 +14,8 @@ from sklearn.utils import get_tags
 
 pytest.importorskip("distributed", reason="needs the extra dask")
 
+from distributed import Client
+
 from skpatchcore import PatchCoreDetector
 from skpatchcore.dask import DaskPatchCoreDetector
 
@@ -92,6 +94,26 @@ def test_invalid_parameter_is_an_error(cluster_client, parameters):
 def test_fit_without_a_client_is_an_error():
     with pytest.raises(ValueError, match="there is no Dask client"):
         DaskPatchCoreDetector("precomputed").fit(FEATURES)
+
+
+def test_html_and_hasattr_work_without_a_client(fitted):
+    read = pickle.loads(pickle.dumps(fitted))
+    assert "DaskPatchCoreDetector" in read._repr_html_()
+    assert not hasattr(read, "client_")
+
+
+def test_closed_client_is_an_error(cluster_client):
+    closed = Client(cluster_client.scheduler.address, set_as_default=False)
+    closed.close()
+    with pytest.raises(ValueError, match="the Dask client is closed: create a new one"):
+        DaskPatchCoreDetector("precomputed", client=closed).fit(FEATURES)
+
+
+def test_labels_of_a_detector_without_a_threshold_are_an_error_at_once(cluster_client):
+    detector = DaskPatchCoreDetector("precomputed", calibration=None, client=cluster_client).fit(FEATURES)
+    for method in (detector.predict, detector.p_values, detector.predict_mask):
+        with pytest.raises(ValueError, match="has no threshold"):
+            method(FEATURES)
 
 
 def test_fit_uses_the_current_client(cluster_client):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from skpatchcore import ImageError, PatchCoreDetector, SPADEDetector, evaluate
 from skpatchcore.dask import DaskPatchCoreDetector
 from skpatchcore.datasets import make_textures
 from skpatchcore.evaluation import low_shot_curve
+from skpatchcore.evaluation._cluster import fit_on_cluster
 from skpatchcore.evaluation.category import evaluate_category
 from tests.dask.clusters import local_cluster
 from tests.factories import CellMeans
@@ -93,3 +95,15 @@ def test_broken_test_image_is_named(root, client, tmp_path):
     (folder / "test" / "good" / "001.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"001\.png"):
         evaluate(PatchCoreDetector(CellMeans(), random_state=0), folder, client=client)
+
+
+def test_fits_of_other_detectors_at_the_same_time_keep_their_results_apart(client):
+    """Also after a failed fit, whose error still exists."""
+    images = [np.random.default_rng(0).random((n, 2, 2, 4)) for n in (20, 12)]
+    detector = SPADEDetector("precomputed", random_state=0)
+    with pytest.raises(ValueError, match="NaN") as error:
+        fit_on_cluster(client, detector, np.full((5, 2, 2, 4), np.nan), None)
+    with ThreadPoolExecutor(2) as executor:
+        fitted = list(executor.map(lambda X: fit_on_cluster(client, detector, X, None), images))
+    assert [len(one.calibration_scores_) for one in fitted] == [20, 12]
+    assert "NaN" in str(error.value)

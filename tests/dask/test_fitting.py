@@ -14,8 +14,10 @@ from sklearn.model_selection import KFold
 from sklearn.neighbors import NearestNeighbors
 
 pytest.importorskip("distributed", reason="needs the extra dask")
+import dask
 import dask.array as da
 import dask.bag as db
+import distributed
 
 from skpatchcore import GreedyCoresetSampler, ImageError, RandomSampler, TorchFeatureExtractor
 from skpatchcore.dask import DaskPatchCoreDetector
@@ -243,3 +245,43 @@ def _prefixes(dask_scheduler):
 
 def _tasks(dask_scheduler):
     return [str(key) for key in dask_scheduler.tasks if str(key).startswith("skpatchcore")]
+
+
+@pytest.mark.parametrize("ratio", [60, 170])
+def test_number_of_rows_can_be_larger_than_the_rows_of_a_shard(cluster_client, ratio):
+    X = np.random.default_rng(0).random((20, 3, 3, 6))
+    parameters = {
+        "extractor": "precomputed",
+        "sampler": GreedyCoresetSampler(ratio),
+        "random_state": 0,
+        "calibration": 3,
+    }
+    detector = DaskPatchCoreDetector(**parameters, client=cluster_client, n_shards=10, max_memory="4GB").fit(X)
+    assert_same_fit(detector.to_local(), local_fit(cluster_client, parameters, X))
+
+
+def test_bag_of_vectors_sets_the_number_of_features(cluster_client):
+    X = np.random.default_rng(0).random((20, 6))
+    bag = db.from_sequence(list(X), npartitions=3)
+    parameters = {"extractor": "precomputed", "random_state": 0, "calibration": 3}
+    detector = DaskPatchCoreDetector(**parameters, client=cluster_client).fit(bag)
+    assert detector.n_features_in_ == 6
+    assert_same_fit(detector.to_local(), local_fit(cluster_client, parameters, X))
+
+
+def test_array_with_unknown_chunks_is_counted_on_the_workers(cluster_client):
+    X = np.random.default_rng(0).random((20, 3, 3, 6))
+
+    def part(i):
+        distributed.get_worker()  # raises an error in this process
+        return X[5 * i : 5 * i + 5]
+
+    parts = [dask.delayed(part)(i) for i in range(4)]
+    array = da.concatenate([da.from_delayed(p, (np.nan, 3, 3, 6), X.dtype) for p in parts])
+    detector = DaskPatchCoreDetector("precomputed", random_state=0, calibration=3, client=cluster_client).fit(array)
+    assert detector.shard_sizes_.tolist() == [5, 5, 5, 5]
+
+
+def test_list_of_delayed_objects_is_an_error(cluster_client):
+    with pytest.raises(TypeError, match=r"pass dask\.bag\.from_delayed"):
+        DaskPatchCoreDetector("precomputed", client=cluster_client).fit([dask.delayed(np.zeros)((3, 3, 6))] * 4)

@@ -94,11 +94,12 @@ def fit_with(client, killer, paths):
         client=client,
         n_shards=2 * N_WORKERS,
     )
-    with ThreadPoolExecutor(1) as executor:
-        try:
-            return executor.submit(detector.fit, paths).result(timeout=120).to_local()
-        finally:
-            scheduler.remove_plugin(killer.name)
+    executor = ThreadPoolExecutor(1)
+    try:
+        return executor.submit(detector.fit, paths).result(timeout=120).to_local()
+    finally:
+        scheduler.remove_plugin(killer.name)
+        executor.shutdown(wait=False, cancel_futures=True)  # does not wait for a fit that hangs
 
 
 @pytest.mark.slow
