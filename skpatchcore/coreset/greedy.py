@@ -307,7 +307,7 @@ class GreedyCoresetSampler(SubsetSampler):
         Parameters
         ----------
         group : ShardGroup
-            The shards; see :mod:`skpatchcore.coreset.distributed`.
+            The shards; see ``skpatchcore.coreset.distributed``.
         projected : list of handles
             Result of `project_batches` for each shard, in the order of the rows. The list is emptied, so that the group
             can free the memory of the results.
