@@ -174,8 +174,8 @@ def main() -> None:
         "|---|---|---|---|---|",
         *from_files,
         "",
-        f"From stored patch features in {N_PARTITIONS} partitions, which are the shards. Folds repeat the selection up to "
-        "43 times. Therefore some fits use leave-one-out.",
+        f"From stored patch features in {N_PARTITIONS} partitions, which are the shards. Folds repeat the selection "
+        "up to 43 times. Therefore some fits use leave-one-out.",
         "",
         "| ratio | seed | calibration | bank | workers | same bank | largest difference | rounds | bytes moved | "
         "seconds | local, 1 thread |",
