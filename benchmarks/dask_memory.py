@@ -55,8 +55,8 @@ def main() -> None:
     """Fit with different memory limits and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "dask_memory.md")
-    parser.add_argument("--images", type=int, default=1600)
-    parser.add_argument("--limits", nargs="+", default=["12GB", "1.8GB"])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--limits", nargs="+", default=["8GB", "1.4GB"])
     options = parser.parse_args()
 
     import dask
@@ -82,7 +82,7 @@ def main() -> None:
         ):  # fmt: skip
             parts = [dask.delayed(made_up)(first, min(first + 100, options.images)) for first in cuts]
             detector = DaskPatchCoreDetector(
-                extractor, sampler=GreedyCoresetSampler(RATIO), random_state=0, client=client
+                extractor, sampler=GreedyCoresetSampler(RATIO), calibration=None, random_state=0, client=client
             )
             before = client.run(os.getpid)
             watch = Watch(list(before.values()))
@@ -105,7 +105,7 @@ def main() -> None:
         "# Memory of a fit on a Dask cluster",
         "",
         f"{options.images} synthetic images of 224×224 pixels, EfficientNet-Lite0, pooled to 1,536 channels, "
-        f'{options.images * 784:,} patches, ratio {RATIO:g}, `calibration="auto"`. `LocalCluster` with '
+        f"{options.images * 784:,} patches, ratio {RATIO:g}, `calibration=None`. `LocalCluster` with "
         f"{N_WORKERS} workers of "
         f"of one thread on a machine with {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}, skpatchcore "
         f"{__version__}.",
