@@ -243,7 +243,9 @@ def extract(source: Any, shard: Shard, number: int, extraction: Extraction) -> E
     estimate = _estimate(stream, first, extraction, stream.expected_patches(first))
     del first
     # The selection holds the rows, and the old and the new state of the selection, which are about as large.
-    needed = estimate.overhead + extraction.n_held * (estimate.features + 3 * (estimate.learning or 0))
+    scratch = extraction.sampler.estimate_memory(0, estimate.n_channels)  # once per process, not per shard
+    of_rows = (estimate.learning or scratch) - scratch
+    needed = estimate.overhead + scratch + extraction.n_held * (estimate.features + 3 * of_rows)
     patches, layouts = None, []
     batches: Iterator[Patches] = iter(stream)
     if extraction.memory is None or needed <= extraction.memory:
