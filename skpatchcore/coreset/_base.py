@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from typing import Any
 
@@ -66,6 +67,16 @@ def refuse_beyond(rows: np.ndarray, limit: float, first_row: int = 0) -> None:
     if (found := first_beyond(rows, limit)) is not None:
         row, column, value = found
         raise ValueError(f"row {first_row + row} of X holds {describe_beyond(value, f'column {column}', limit)}")
+
+
+def checked_batches(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the batches. Raise a ValueError if a value is NaN, infinite or so large that its square could overflow."""
+    limit, n_before = None, 0
+    for batch in batches:
+        limit = limit or largest_value(batch.dtype)  # the selection uses the dtype of the first batch
+        refuse_beyond(batch, limit, n_before)
+        yield batch
+        n_before += len(batch)
 
 
 def count_of(ratio: float, n_samples: int) -> int:

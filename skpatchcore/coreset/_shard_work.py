@@ -154,6 +154,10 @@ def checksum_of(rows: Rows) -> int:
     return rows.checksum
 
 
+def features_of(projected: ProjectedRows) -> int:
+    return projected.n_features
+
+
 def images_of(projected: ProjectedRows) -> np.ndarray:
     return projected.images
 

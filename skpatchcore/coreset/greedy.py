@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 
-from skpatchcore._utils.arrays import largest_value
 from skpatchcore._utils.device import require_device
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase, progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
-from skpatchcore.coreset._base import SubsetSampler, count_of, refuse_beyond
+from skpatchcore.coreset._base import SubsetSampler, checked_batches, count_of
 from skpatchcore.coreset._k_center import k_center_greedy
 from skpatchcore.coreset._order_cache import OrderCache
 from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
 from skpatchcore.coreset._rows import RowBuffer, Rows
+from skpatchcore.coreset._shard_work import features_of
 from skpatchcore.coreset._shards import SCRATCH_BYTES, peek, row_bytes, select_at_once, select_from_shards
 from skpatchcore.coreset.distributed import (
     ProjectedRows,
@@ -222,7 +222,7 @@ class GreedyCoresetSampler(SubsetSampler):
             In the same cases as in `fit`. The error is also raised if there are no batches, or if the projected rows do
             not fit in `max_memory` and `max_memory` is too small for 6 times as many rows as are to be selected.
         """
-        self._fit(_checked(batches), n_samples, max_memory)
+        self._fit(checked_batches(batches), n_samples, max_memory)
         if hasattr(self, "components_"):  # set by an earlier fit
             del self.components_
         return self
@@ -257,7 +257,7 @@ class GreedyCoresetSampler(SubsetSampler):
         ValueError
             In the same cases as in `fit`, and if a fold leaves out all rows.
         """
-        return self._fit(_checked(batches), n_samples, None, folds)
+        return self._fit(checked_batches(batches), n_samples, None, folds)
 
     def project_batches(self, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> ProjectedRows:
         """Return the projected rows of a shard, for :meth:`fit_shards`. `random_state` must be an int.
@@ -280,7 +280,7 @@ class GreedyCoresetSampler(SubsetSampler):
         ValueError
             As for `fit`. The number of the row is counted within the shard.
         """
-        first, batches = peek(_checked(batches))
+        first, batches = peek(checked_batches(batches))
         matrix, _ = self._draw(first.shape[1], self._columns_of_shards(first.shape[1]))
         dtype = torch.float64 if first.dtype == np.float64 else torch.float32
         with default_modes():
@@ -315,7 +315,7 @@ class GreedyCoresetSampler(SubsetSampler):
             Images that each additional selection leaves out, as in `fit_folds`.
         mode : {"exact", "merge"}, default="exact"
             ``"exact"`` selects the same rows as `fit`. ``"merge"`` selects from each shard, and then from the selected
-            rows: two exchanges of data, and a little larger covering radius.
+            rows: two rounds, and a little larger covering radius.
         oversampling : float, default=2.0
             In ``"merge"`` mode, each of m shards selects ``oversampling / m`` times the requested number of rows.
         on_progress : callable or None, default=None
@@ -343,7 +343,7 @@ class GreedyCoresetSampler(SubsetSampler):
                 raise ValueError("a fold leaves out all rows: pass folds that leave at least one row.")
             return min(int(self.ratio), n_rows) if isinstance(self.ratio, Integral) else count_of(self.ratio, n_rows)
 
-        n_features = group.gather(group.map("skpatchcore-measure", _features_of, projected[:1]))[0]
+        n_features = group.gather(group.map("skpatchcore-measure", features_of, projected[:1]))[0]
         _, direction = self._draw(n_features, self._columns_of_shards(n_features))
         start = 0 if self.start == "random" else int(self.start)
         nothing = np.zeros(0, np.int64)
@@ -486,17 +486,3 @@ class GreedyCoresetSampler(SubsetSampler):
         excluded = torch.from_numpy(np.asarray(left_out, np.int64)).to(rows.left.device)
         start = start_of(rows, np.arange(len(rows)), excluded)
         return k_center_greedy(rows, n_wanted, start, left_out=excluded)[0]
-
-
-def _features_of(projected: ProjectedRows) -> int:
-    return projected.n_features
-
-
-def _checked(batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the batches. Raise a ValueError if a value is NaN, infinite or so large that its square could overflow."""
-    limit, n_before = None, 0
-    for batch in batches:
-        limit = limit or largest_value(batch.dtype)  # the selection uses the dtype of the first batch
-        refuse_beyond(batch, limit, n_before)
-        yield batch
-        n_before += len(batch)
