@@ -107,7 +107,8 @@ def main() -> None:
         f"{options.images} synthetic images of 224×224 pixels, EfficientNet-Lite0, pooled to 1,536 channels, "
         f"{options.images * 784:,} patches, ratio {RATIO:g}, `calibration=None`. `LocalCluster` with "
         f"{N_WORKERS} workers "
-        f"of one thread each, on a machine with {os.cpu_count()} cores, torch {torch.__version__.split('+')[0]}, skpatchcore "
+        f"of one thread each, on a machine with {os.cpu_count()} cores, torch "
+        f"{torch.__version__.split('+')[0]}, skpatchcore "
         f"{__version__}.",
         "",
         "| memory_limit of a worker | patch features in total, and per worker relative to the limit | "
