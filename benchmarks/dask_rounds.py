@@ -35,7 +35,7 @@ PATCHES, CHANNELS, BANDWIDTH, WORKERS = 784, 1536, 1e9, 64
 def selected(
     rows: np.ndarray, images: np.ndarray, k: int, m: int, b: int, mode: str = "exact", oversampling: float = 2.0
 ) -> tuple[SelectionReport, np.ndarray]:
-    """Select k rows from m shards, each of which sends b rows per round; return the report and the picks."""
+    """Select k rows from m shards, and return the report and the picks. Each shard sends b rows per round."""
     sampler = GreedyCoresetSampler(k, random_state=0)
     starts = np.searchsorted(images, np.linspace(0, images[-1] + 1, m + 1).astype(int))
     parts = [slice(*pair) for pair in itertools.pairwise(starts)]

@@ -175,7 +175,7 @@ class SelectionReport:
     approximation_factor : float
         The covering radius is at most this factor times the smallest possible covering radius of as many rows. In
         ``"exact"`` mode, it is 2. In ``"merge"`` mode, it is computed from k + 1 rows with a smallest distance d: no k
-        rows cover them with a radius below d / 2.
+        rows cover them with a radius below d / 2. It is infinite if all known distances are 0.
     """
 
     mode: str
@@ -212,7 +212,7 @@ class _Shards:
     def __init__(self, group: ShardGroup, projected: list[Any]):
         self.group = group
         found: list[Measures] = group.gather(group.map("skpatchcore-measure", measure, projected))
-        self.n_features, n_columns = found[0].n_features, found[0].n_columns
+        n_columns = found[0].n_columns
         if len(numbers := {own.n_features for own in found}) > 1:
             raise ValueError(f"shards have rows of {sorted(numbers)} features: expected one number.")
         self.images, self.counts = [own.images for own in found], [own.counts for own in found]
@@ -266,7 +266,7 @@ def select_exactly(
     request: Request,
     n_candidates: int | None = None,
     on_progress: Callable[[int, int], Any] | None = None,
-) -> tuple[list[Selection], SelectionReport, int]:
+) -> tuple[list[Selection], SelectionReport]:
     """Select the same rows as a selection from all rows in one process.
 
     Parameters
@@ -289,8 +289,6 @@ def select_exactly(
         One per item of ``request.left_out``.
     report : SelectionReport
         Work, communication and quality. The quality is that of the first selection.
-    n_features : int
-        Number of columns before the projection.
 
     Notes
     -----
@@ -316,7 +314,7 @@ def select_exactly(
     shards.check()
     radius = float(selections[0].radii[-1])
     report = _report("exact", shards, selections, sent, radius, 1.0 if radius == 0 else 2.0)
-    return selections, report, shards.n_features
+    return selections, report
 
 
 def _select_together(
@@ -381,7 +379,7 @@ def select_merged(
     request: Request,
     oversampling: float = 2.0,
     on_progress: Callable[[int, int], Any] | None = None,
-) -> tuple[list[Selection], SelectionReport, int]:
+) -> tuple[list[Selection], SelectionReport]:
     """Select rows from each shard, and select the final rows from the rows of all shards.
 
     Parameters
@@ -393,7 +391,7 @@ def select_merged(
 
     Returns
     -------
-    selections, report, n_features
+    selections, report
         As for :func:`select_exactly`. The radii are upper bounds, except for the last one, which is measured.
 
     References
@@ -437,8 +435,8 @@ def select_merged(
     # Two choices of k + 1 rows: the picks and the next pick of the union, or the picks and the farthest of all rows.
     radius, radii = float(selections[0].radii[-1]), made[0][2]
     apart = max(float(radii[-1]), min(float(radii[-2]) if len(radii) > 1 else math.inf, radius))
-    factor = 1.0 if radius == 0 else 2 * radius / apart
-    return selections, _report("merge", shards, selections, sent, radius, factor), shards.n_features
+    factor = 1.0 if radius == 0 else 2 * radius / apart if apart else math.inf  # no bound from equal rows
+    return selections, _report("merge", shards, selections, sent, radius, factor)
 
 
 def _per_shard(shards: _Shards, left_out: np.ndarray, wanted: int, oversampling: float) -> int:

@@ -349,9 +349,9 @@ class GreedyCoresetSampler(SubsetSampler):
         nothing = np.zeros(0, np.int64)
         request = Request(direction, start, check, count, [nothing, *left_out])
         if mode == "merge":
-            found, report, _ = select_merged(group, projected, request, oversampling, on_progress)
+            found, report = select_merged(group, projected, request, oversampling, on_progress)
         else:
-            found, report, _ = select_exactly(group, projected, request, on_progress=on_progress)
+            found, report = select_exactly(group, projected, request, on_progress=on_progress)
         self.n_features_in_ = n_features
         self.component_indices_, self.selection_distances_ = found[0].order, found[0].radii
         if hasattr(self, "components_"):  # set by an earlier fit

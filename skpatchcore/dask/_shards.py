@@ -1,4 +1,4 @@
-"""Shards: the parts of the training images, each of which is extracted by one worker.
+"""Shards are parts of the training images. One worker extracts the patches of a shard.
 
 :class:`PartitionedImages` stands for the images of a Dask bag or array. :func:`cut_points` divides a sequence.
 """

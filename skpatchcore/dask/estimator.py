@@ -219,7 +219,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
             address of the worker.
         ValueError
             If there is no client; if the sampler cannot select on several machines; if the projected patch features
-            do not fit in the memory of the workers; and in the same cases as for a fit on one machine.
+            of a list do not fit in the memory of the workers; and in the same cases as for a fit on one machine.
         RuntimeError
             If the cluster has no worker at the start, or no running worker for 60 seconds (or the time
             ``distributed.scheduler.no-workers-timeout`` of Dask's configuration); if the versions of packages or the

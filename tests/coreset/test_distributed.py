@@ -222,3 +222,13 @@ def test_merge_mode_needs_two_rounds_for_all_folds():
     assert (report.n_rounds, report.n_selections, len(picks)) == (2, 4, 3)
     for fold, picked in zip(folds, picks, strict=True):
         assert not np.isin(images[picked], fold).any()
+
+
+def test_merge_mode_has_no_finite_factor_if_all_rows_that_were_sent_are_equal():
+    X, images = np.float32([[0, 0], [5, 0], [0, 0], [5, 0]]), np.array([0, 0, 1, 1])
+    sampler = GreedyCoresetSampler(2, start=0)
+    report, _ = sampler.fit_shards(
+        InProcessGroup(), divided(sampler.set_params(random_state=0), X, images, [1]), mode="merge", oversampling=1.0
+    )
+    assert report.covering_radius == 5
+    assert report.approximation_factor == np.inf
