@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
-from skpatchcore.features._cache import LayerCache
+from skpatchcore.features._cache import Entry, LayerCache
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
 from skpatchcore.images.resizing import resize_and_crop
@@ -41,8 +40,8 @@ class Prepared:
         Resized and cropped image; None if `maps` come from the cache.
     maps : list of tensors of shape (height, width, n_channels), or None
         Outputs of the layers from the cache; None if the network has to compute them.
-    entry : path or None
-        Path of the cache entry in which new layer maps are stored; None without a cache.
+    entry : tuple of path, or None
+        Files of the cache entry, one per layer, in which new layer maps are stored; None without a cache.
     """
 
     view: View
@@ -50,7 +49,7 @@ class Prepared:
     path: str | None
     pixels: torch.Tensor | None = None
     maps: list[torch.Tensor] | None = None
-    entry: Path | None = None
+    entry: Entry | None = None
 
 
 def prepared_batches(

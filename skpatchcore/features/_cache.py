@@ -1,10 +1,13 @@
 """LayerCache: keeps the layer maps of each image on disk, so that searches run the network once per image.
 
-The key of an entry is a hash of everything that determines the layer maps: the content of the image, the network and
-its weights, the layers, the sizes, the normalisation and the precision. Parameters that only affect how features are
-made from the maps (patch size, stride, channels) are not part of the key. The device and the batch are not part of the
-key either. The tiles are part of the key only if an image is cut into tiles. Each entry is one file, which is written
-atomically. Therefore, several processes may share a folder. A damaged entry is treated as missing.
+The key of a file is a hash of everything that determines a layer map: the content of the image, the network and its
+weights, the layer, the sizes, the normalisation and the precision. Parameters that only affect how features are made
+from the maps (patch size, stride, channels) are not part of the key. The device and the batch are not part of the key
+either. The tiles are part of the key only if an image is cut into tiles.
+
+An entry has one file per layer. Extractors share the files of a layer if the last of their layers is the same: the
+network is identified by its weights up to the last layer. Each file is written atomically. Therefore, several processes
+may share a folder. An entry with a missing or damaged file is treated as missing.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat, content_of, from_tensor, load_image, path_of
 from skpatchcore.images.views import View
 
-_FORMAT = 3  # version of the content of entries
+_FORMAT = 4  # version of the content of entries
+# Files of an entry, one per layer.
+Entry = tuple[Path, ...]
 # Fraction of the limit that may be written before the limit is enforced again.
 _SLACK = 1 / 32
 
@@ -95,7 +100,10 @@ class LayerCache:
     memory : str, path or joblib.Memory
         Folder in which the cache is kept.
     settings : dict
-        All settings that determine the layer maps, apart from the image. The values must be JSON serialisable.
+        All settings that determine the layer maps, apart from the image and the layer. The values must be JSON
+        serialisable.
+    layers : sequence of str
+        Names of the layers whose maps are kept.
     dtype : {"float32", "float16"}
         Type in which the maps are stored.
     limit : int or None
@@ -108,13 +116,13 @@ class LayerCache:
         If `memory` is a joblib.Memory without a location.
     """
 
-    def __init__(self, memory: Any, settings: dict[str, Any], dtype: str, limit: int | None):
+    def __init__(self, memory: Any, settings: dict[str, Any], layers: Sequence[str], dtype: str, limit: int | None):
         folder = cache_folder(memory, "skpatchcore-layers")
         if folder is None:
             raise ValueError(
                 "memory: a joblib.Memory without a location stores nothing. Give it a location, or pass memory=None."
             )
-        self.folder, self.limit, self.dtype = folder, limit, np.dtype(dtype)
+        self.folder, self.layers, self.limit, self.dtype = folder, tuple(layers), limit, np.dtype(dtype)
         text = json.dumps({**settings, "dtype": dtype, "format": _FORMAT}, sort_keys=True)
         self._settings = hashlib.blake2b(text.encode(), digest_size=20)
         self._written = 0
@@ -128,47 +136,54 @@ class LayerCache:
         max_pixels: int | None = None,
         pixel_format: PixelFormat = DEFAULT_FORMAT,
         tile_size: Any = None,
-    ) -> list[Path]:
-        """Return the paths of the image's cache entries, which may not exist.
+    ) -> list[Entry]:
+        """Return the image's cache entries, whose files may not exist.
 
         The first entry is that of the whole image. The second entry is that of an image that is cut into tiles because
         of `tile_size`.
         """
         content_key = hash_content(image, index, content, max_pixels, pixel_format)
         sides = tile_size if tile_size is None or isinstance(tile_size, str) else np.ravel(tile_size).tolist()
-        names = []
-        for text in (content_key, f"{content_key}, tiles {sides}"):
-            key = self._settings.copy()
-            key.update(text.encode())
-            names.append(key.hexdigest())
-        return [self.folder / name[:2] / f"{name}.npz" for name in names]
+        return [
+            tuple(self._file_of(f"{text}, layer {layer}") for layer in self.layers)
+            for text in (content_key, f"{content_key}, tiles {sides}")
+        ]
 
-    def read(self, path: Path) -> tuple[list[torch.Tensor], View] | None:
-        """Return the layer maps and the view of a cache entry; None if the entry is missing or damaged.
+    def _file_of(self, text: str) -> Path:
+        key = self._settings.copy()
+        key.update(text.encode())
+        name = key.hexdigest()
+        return self.folder / name[:2] / f"{name}.npz"
+
+    def read(self, entry: Entry) -> tuple[list[torch.Tensor], View] | None:
+        """Return the layer maps and the view of a cache entry; None if a file is missing or damaged.
 
         Each map has the shape (height, width, n_channels) and the dtype float32.
         """
-        found = read_arrays(path)
-        try:
-            maps = [torch.from_numpy(found[f"layer{i}"]).float() for i in range(len(found) - 1)]  # type: ignore[index, arg-type]
-            view = _as_view(found["view"])  # type: ignore[index]
-        except (TypeError, KeyError, ValueError):
-            return None
-        if self.limit is not None:
-            _touch(path)
-        return maps, view
+        maps, view = [], None
+        for path in entry:
+            found = read_arrays(path)
+            try:
+                maps.append(torch.from_numpy(found["map"]).float())  # type: ignore[index]
+                view = _as_view(found["view"])  # type: ignore[index]
+            except (TypeError, KeyError, ValueError):
+                return None
+            if self.limit is not None:
+                _touch(path)
+        return None if view is None else (maps, view)
 
-    def keep(self, path: Path, maps: Sequence[torch.Tensor], view: View) -> list[torch.Tensor]:
+    def keep(self, entry: Entry, maps: Sequence[torch.Tensor], view: View) -> list[torch.Tensor]:
         """Store layer maps, each of shape (height, width, n_channels), and return them with the stored precision.
 
         The run that fills the cache therefore returns the same features as the runs that read the cache.
         """
         with np.errstate(over="ignore"):
-            arrays = {f"layer{i}": m.cpu().numpy().astype(self.dtype) for i, m in enumerate(maps)}
-        if not all(np.isfinite(array).all() for array in arrays.values()):  # overflow in float16: store nothing
+            arrays = [m.cpu().numpy().astype(self.dtype) for m in maps]
+        if not all(np.isfinite(array).all() for array in arrays):  # overflow in float16: store nothing
             return [m.cpu() for m in maps]
         try:
-            write_arrays(path, **arrays, view=_as_array(view))
+            for path, array in zip(entry, arrays, strict=True):
+                write_arrays(path, map=array, view=_as_array(view))
         except OSError as error:  # the result does not depend on the cache: a full or read-only disk is not fatal
             warnings.warn(
                 f"memory: layer maps cannot be stored in {str(self.folder)!r} ({error}). The next run must compute "
@@ -177,8 +192,8 @@ class LayerCache:
                 stacklevel=2,
             )
         else:
-            self._see_to_limit(sum(array.nbytes for array in arrays.values()))
-        return [torch.from_numpy(array).float() for array in arrays.values()]
+            self._see_to_limit(sum(array.nbytes for array in arrays))
+        return [torch.from_numpy(array).float() for array in arrays]
 
     def _see_to_limit(self, n_bytes: int) -> None:
         """Count `n_bytes` of new entries and prune the folder if it may exceed the limit.
@@ -227,7 +242,6 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to:
     settings = {
         "network": network.architecture,
         "weights": network.digest,
-        "layers": network.layers,
         "sizes": [None if size is None else np.ravel(size).tolist() for size in sizes],
         "sides rounded to": rounded_to,
         "normalisation": [[float(v) for v in values] for values in (mean, std)],
@@ -235,7 +249,7 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to:
         "pixel format": [extractor.channel_order, None if value_range is None else [*map(float, value_range)]],
     }
     limit = None if extractor.cache_limit is None else parse_bytes(extractor.cache_limit)
-    return LayerCache(extractor.memory, settings, extractor.cache_dtype, limit)
+    return LayerCache(extractor.memory, settings, network.layers, extractor.cache_dtype, limit)
 
 
 def prune(folder: Path, limit: int) -> None:

@@ -27,6 +27,7 @@ def extractor(memory=None, **parameters):
 
 
 def entries(folder):
+    """Return the files of the cache: one per image and layer. The extractor of these tests has two layers."""
     return sorted(Path(folder).rglob("*.npz"))
 
 
@@ -62,7 +63,19 @@ def test_network_runs_once_per_image(tmp_path, seen, images):
     np.testing.assert_array_equal(extractor(tmp_path).transform(images), first)
     extractor(tmp_path).transform(np.concatenate([images, images * 0.5]))
     assert sum(seen) == 6
-    assert len(entries(tmp_path)) == 12
+    assert len(entries(tmp_path)) == 2 * 12
+
+
+def test_extractors_with_the_same_last_layer_share_entries(tmp_path, seen, images):
+    layers = ["layer1", "layer2", "layer3"]
+    extractor(tmp_path, layers=layers).transform(images)
+    assert len(entries(tmp_path)) == 3 * 6
+    for some in (["layer1", "layer3"], ["layer3"], ["layer3", "layer2"]):
+        expected = extractor(layers=some).transform(images)
+        seen.clear()
+        np.testing.assert_allclose(extractor(tmp_path, layers=some).transform(images), expected, rtol=1e-5, atol=1e-5)
+        assert sum(seen) == 0
+        assert len(entries(tmp_path)) == 3 * 6
 
 
 def test_parameters_that_change_the_maps_create_new_entries(tmp_path, seen, images):
@@ -83,7 +96,7 @@ def test_parameters_that_change_the_maps_create_new_entries(tmp_path, seen, imag
     n_before = len(entries(tmp_path))
     extractor(tmp_path, layers=["layer1"]).transform(images)
     extractor(tmp_path, dtype="bfloat16").transform(images)
-    assert len(entries(tmp_path)) == n_before + 12
+    assert len(entries(tmp_path)) == n_before + 6 + 2 * 6
 
 
 def _small():
@@ -243,11 +256,11 @@ def test_float16_cache_halves_the_files_and_returns_equal_features_on_every_run(
 
 def test_cache_limit_is_enforced(tmp_path, images):
     extractor(tmp_path).transform(images[:1])
-    size = entries(tmp_path)[0].stat().st_size
+    size = sum(path.stat().st_size for path in entries(tmp_path))
     many = np.concatenate([images * share for share in (0.9, 0.8, 0.7)])
     limit = int(4.5 * size)
     extractor(tmp_path, cache_limit=limit).transform(many)
-    assert 2 <= len(entries(tmp_path)) <= 4
+    assert 2 * 2 <= len(entries(tmp_path)) <= 2 * 4 + 1
     for text in ("1GB", None):
         extractor(tmp_path, cache_limit=text).transform(images)
     with pytest.raises(ValueError, match="not an amount of memory"):
@@ -257,15 +270,17 @@ def test_cache_limit_is_enforced(tmp_path, images):
 def test_least_recently_used_entries_are_evicted(tmp_path, images):
     for i, image in enumerate(images):
         extractor(tmp_path, cache_limit="1GB").transform([image])
-        (new,) = [path for path in entries(tmp_path) if path.stat().st_mtime > 2000]
-        os.utime(new, (1000 + i, 1000 + i))
+        new = [path for path in entries(tmp_path) if path.stat().st_mtime > 2000]
+        assert len(new) == 2
+        for path in new:
+            os.utime(path, (1000 + i, 1000 + i))
     before = {path: path.stat().st_mtime for path in entries(tmp_path)}
     extractor(tmp_path, cache_limit="1GB").transform(images[:1])  # use the oldest entry again
-    used = max(entries(tmp_path), key=lambda path: path.stat().st_mtime)
-    assert before[used] == 1000
-    prune(tmp_path / "skpatchcore-layers", 2 * used.stat().st_size + 10)
-    assert len(entries(tmp_path)) == 2
-    assert used in entries(tmp_path)
+    used = sorted(entries(tmp_path), key=lambda path: path.stat().st_mtime)[-2:]
+    assert [before[path] for path in used] == [1000, 1000]
+    prune(tmp_path / "skpatchcore-layers", 2 * sum(path.stat().st_size for path in used) + 10)
+    assert len(entries(tmp_path)) == 4
+    assert set(used) <= set(entries(tmp_path))
 
 
 def test_processes_and_threads_share_a_folder(tmp_path, images):
@@ -276,7 +291,7 @@ def test_processes_and_threads_share_a_folder(tmp_path, images):
         )
         for features in found:
             np.testing.assert_allclose(features, expected, rtol=1e-5, atol=1e-5)
-        assert len(entries(tmp_path / backend)) == 6
+        assert len(entries(tmp_path / backend)) == 2 * 6
         assert not list((tmp_path / backend).rglob("*.partial"))
 
 
