@@ -88,7 +88,7 @@ class ShardedDetector(PatchCoreDetector):
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         if extractor is None and isinstance(X, PartitionedImages):
             if reset and hasattr(self, "n_features_in_"):
-                del self.n_features_in_  # type: ignore[has-type]
+                del self.n_features_in_
             if reset and X.n_columns is not None:
                 self.n_features_in_ = X.n_columns
             return X
