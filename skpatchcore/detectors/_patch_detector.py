@@ -33,6 +33,7 @@ from skpatchcore.calibration.plan import kind_of, plan_calibration
 from skpatchcore.calibration.plans import NoCalibration, SketchOf
 from skpatchcore.calibration.sketches import sketch_of_scores
 from skpatchcore.detectors._image_detector import ImageDetector
+from skpatchcore.detectors._image_scores import ImageScoring
 from skpatchcore.detectors._inputs import PatchInputs
 from skpatchcore.detectors._learning import Learned, learn_and_calibrate
 from skpatchcore.detectors._records import ImageRecords
@@ -176,6 +177,14 @@ class PatchDetector(
         check_is_fitted(self, "model_")
         model: PatchModel = self.model_
         return model
+
+    def _image_scoring(self) -> ImageScoring:
+        """Return how patch scores become image scores."""
+        return ImageScoring(getattr(self, "image_score", None), self.smoothing)
+
+    def _scoring_model(self) -> PatchModel:
+        """Return the model that computes the image scores and patch scores of new images."""
+        return self._image_scoring().of(self._model())
 
     def _patch_check(self, is_fitted: bool) -> Check | None:
         """Return a function that raises an error for patches that cannot be used, or None."""
@@ -353,9 +362,10 @@ class PatchDetector(
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        model, known = self._model(), getattr(self, "appearance_range_", None)
+        model, known = self._scoring_model(), getattr(self, "appearance_range_", None)
         records = ImageRecords(self._patch_check(is_fitted=True), of_good_images=adapt)
-        stream = self._stream(X, records, with_views=of_map is not None)
+        with_views = of_map is not None or self._image_scoring().needs_views()
+        stream = self._stream(X, records, with_views=with_views)
 
         def keep(patch_scores: np.ndarray, view: View | None, mask: PixelMask | None) -> Any:
             assert of_map is not None
