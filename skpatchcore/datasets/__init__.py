@@ -9,7 +9,7 @@ from skpatchcore._utils.lazy import attach
 from skpatchcore.images.masks import read_mask
 
 if TYPE_CHECKING:
-    from skpatchcore.datasets.defects import DEFECT_KINDS, draw_defect
+    from skpatchcore.datasets.defects import DEFECT_KINDS, SURFACE_KINDS, draw_defect
     from skpatchcore.datasets.fetching import fetch_btad, fetch_mvtec_ad, fetch_visa
     from skpatchcore.datasets.folders import ImageFolder, load_categories, load_image_folder
     from skpatchcore.datasets.layouts import LayoutError, list_test_images, list_training_images
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFECT_KINDS",
+    "SURFACE_KINDS",
     "TEXTURES",
     "ImageFolder",
     "LayoutError",
@@ -40,7 +41,7 @@ __all__ = [
 __getattr__, __dir__ = attach(
     __name__,
     submod_attrs={
-        "defects": ["DEFECT_KINDS", "draw_defect"],
+        "defects": ["DEFECT_KINDS", "SURFACE_KINDS", "draw_defect"],
         "fetching": ["fetch_btad", "fetch_mvtec_ad", "fetch_visa"],
         "folders": ["ImageFolder", "load_categories", "load_image_folder"],
         "layouts": ["LayoutError", "list_test_images", "list_training_images"],

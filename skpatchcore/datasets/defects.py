@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from skpatchcore.datasets._shapes import Shape, blended, curved_line, polygon, round_spot
+from skpatchcore.datasets._surface_inks import surface_ink
 
 # Meaning of the size of each kind of defect.
 DEFECT_SIZES = {
@@ -16,12 +17,32 @@ DEFECT_SIZES = {
     "foreign": "diameter",
     "missing": "diameter",
     "shift": "diameter",
+    "crack": "width",
+    "misplaced": "diameter",
+    "warped": "diameter",
+    "rough": "diameter",
+    "worn": "diameter",
 }
-DEFECT_KINDS = tuple(DEFECT_SIZES)
+# Defects made from the surface of the part, whose strength scales with the variation of the surface.
+SURFACE_KINDS = ("crack", "misplaced", "warped", "rough", "worn")
+DEFECT_KINDS = tuple(kind for kind in DEFECT_SIZES if kind not in SURFACE_KINDS)
+# Kinds that differ from the surface mainly in colour.
+COLOUR_KINDS = ("shift",)
 # Black and white of scratches and blobs, as fractions of white. Ink that differs less from the surface is replaced.
 _DARK, _LIGHT, _LEAST_DIFFERENCE = 0.05, 0.95, 0.25
 # A foreign texture varies at least this much around its mean, as a fraction of white.
 _LEAST_DEVIATION = 0.06
+# Width of the soft edge of round defects: a fraction of the diameter, and a number of pixels that is added.
+_SOFTNESS = {
+    "blob": (0.0, 0.6),
+    "stain": (0.07, 0.5),
+    "foreign": (0.04, 0.5),
+    "shift": (0.04, 0.5),
+    "misplaced": (0.0, 1.0),
+    "warped": (0.2, 0.0),
+    "rough": (0.1, 0.5),
+    "worn": (0.1, 0.5),
+}
 # Positions that are tried to place a defect completely inside a region.
 _N_TRIES = 32
 
@@ -45,7 +66,7 @@ def draw_defect(
     ----------
     image : array of shape (height, width) or (height, width, n_channels)
         Grey (1 channel), RGB (3) or RGBA (4) image of dtype uint8, uint16 or float. Alpha is not changed.
-    kind : {"scratch", "blob", "stain", "foreign", "missing", "shift"}
+    kind : {"scratch", "blob", "stain", "foreign", "missing", "shift", "crack", "misplaced", "warped", "rough", "worn"}
         Kind of the defect:
 
         - ``"scratch"``: a thin, slightly curved, dark or light line. It is 15 to 40 % of the image's shorter side long.
@@ -57,8 +78,17 @@ def draw_defect(
           (the background of the part), or nearly black if the border looks like the surface.
         - ``"shift"``: a spot in which the colour is shifted. In grey images, the texture is faded and the brightness is
           shifted.
+        - ``"crack"``: a thin line as ``"scratch"``, darker or brighter than the surface. The difference scales with the
+          variation of the surface around it.
+        - ``"misplaced"``: a piece of the same image from another place, turned and possibly mirrored.
+        - ``"warped"``: a spot in which the surface is displaced, e.g. a dent.
+        - ``"rough"``: a spot with additional grain, which scales with the variation of the surface.
+        - ``"worn"``: a spot in which the surface is blurred.
+
+        ``DEFECT_KINDS`` contains the first six kinds. ``SURFACE_KINDS`` contains the other five, which are made from
+        the surface of the part itself.
     size : float
-        Size in pixels: the width of a scratch, measured at half opacity, and the diameter of all other kinds. The
+        Size in pixels: the width of a scratch or a crack, measured at half opacity, and the diameter of all other kinds. The
         diameter of an irregular shape is that of the circle with the same area.
     contrast : float in (0, 1], default=0.6
         Strength of the defect. With 1, the surface is replaced by the defect; with 0.3, each pixel changes by 30 % of
@@ -112,9 +142,18 @@ def draw_defect(
     mask[rows, columns] = inside
     result = pixels.copy()
     target = result[rows, columns, :3] if pixels.shape[2] > 2 else result[rows, columns]
-    surface = (target.astype(np.float32) - np.float32(low)) / np.float32(high - low)
-    border = _border_of(pixels, low, high) if kind == "missing" else None
-    ink = _ink(kind, surface, cover, border, rng)
+
+    def crop(some_rows: slice, some_columns: slice) -> np.ndarray:
+        part = pixels[some_rows, some_columns]
+        part = part[:, :, :3] if part.shape[2] > 2 else part
+        scaled: np.ndarray = (part.astype(np.float32) - np.float32(low)) / np.float32(high - low)
+        return scaled
+
+    surface = crop(rows, columns)
+    if kind in SURFACE_KINDS:
+        ink: Any = surface_ink(kind, crop, (pixels.shape[0], pixels.shape[1]), (rows, columns), size, rng)
+    else:
+        ink = _ink(kind, surface, cover, _border_of(pixels, low, high) if kind == "missing" else None, rng)
     # An opacity that changes no grey value is cut off, so that distant pixels stay exactly as they are.
     is_changed = cover >= 1e-3
     ink = np.broadcast_to(np.asarray(ink, np.float32), surface.shape)[is_changed]
@@ -136,7 +175,7 @@ def _checked(image: Any, kind: str, size: float, contrast: float, region: Any) -
     if pixels.dtype.kind not in "uf":
         raise ValueError(f"the image has dtype {pixels.dtype}: expected uint8, uint16 or float.")
     if kind not in DEFECT_SIZES:
-        raise ValueError(f"kind={kind!r}: expected one of {list(DEFECT_KINDS)}.")
+        raise ValueError(f"kind={kind!r}: expected one of {list(DEFECT_SIZES)}.")
     if not 0 < size < np.inf:
         raise ValueError(f"size={size!r}: expected a positive number of pixels.")
     if not 0 < contrast <= 1:
@@ -156,14 +195,14 @@ def _range_of(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple
 
 
 def _shape_of(kind: str, size: float, shorter_side: int, rng: np.random.Generator) -> Shape:
-    if kind == "scratch":
+    if kind in ("scratch", "crack"):
         # at least six times as long as wide, so that it is a line
         length = max(rng.uniform(0.15, 0.4) * shorter_side, 6 * size)
         return curved_line(size, length, 0.4, rng)
     if kind == "missing":
         return polygon(size, 0.4, rng)
-    softness = {"blob": 0.6, "stain": 0.07 * size + 0.5, "foreign": 0.04 * size + 0.5, "shift": 0.04 * size + 0.5}
-    return round_spot(size, softness[kind], rng)
+    share, least = _SOFTNESS[kind]
+    return round_spot(size, share * size + least, rng)
 
 
 def _placed(

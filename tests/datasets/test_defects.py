@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skpatchcore.datasets import DEFECT_KINDS, draw_defect
+from skpatchcore.datasets import DEFECT_KINDS, SURFACE_KINDS, draw_defect
 
+ALL_KINDS = (*DEFECT_KINDS, *SURFACE_KINDS)
 SURFACE = np.random.default_rng(0).normal(0.5, 0.05, (90, 120, 4)).clip(0, 1)
 # Surfaces of all accepted shapes and dtypes.
 FORMS = {
@@ -20,7 +21,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("kind", DEFECT_KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("form", FORMS)
 def test_draw_defect_keeps_shape_dtype_and_input(form, kind):
     image = FORMS[form]
@@ -38,7 +39,7 @@ def test_draw_defect_keeps_shape_dtype_and_input(form, kind):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    kind=st.sampled_from(DEFECT_KINDS),
+    kind=st.sampled_from(ALL_KINDS),
     size=st.floats(0.3, 60),
     contrast=st.floats(0.05, 1),
     seed=st.integers(0, 2**31),
@@ -56,17 +57,18 @@ def test_draw_defect_changes_only_the_region_and_is_reproducible(kind, size, con
     assert not mask[~region].any()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in DEFECT_KINDS if kind != "scratch"])
+@pytest.mark.parametrize("kind", [kind for kind in ALL_KINDS if kind not in ("scratch", "crack")])
 @pytest.mark.parametrize("size", [3, 10, 40])
 def test_area_of_the_mask_is_that_of_a_circle_with_the_diameter(kind, size):
     areas = [draw_defect(FORMS["grey uint8"], kind, size, random_state=seed)[1].sum() for seed in range(20)]
     assert np.mean(areas) == pytest.approx(np.pi * size**2 / 4, rel=0.05)
 
 
+@pytest.mark.parametrize("kind", ["scratch", "crack"])
 @pytest.mark.parametrize("size", [2, 5, 9])
-def test_scratch_has_its_width(size):
+def test_line_has_its_width(kind, size):
     for seed in range(8):
-        mask = draw_defect(np.zeros((256, 256)), "scratch", size, random_state=seed)[1]
+        mask = draw_defect(np.zeros((256, 256)), kind, size, random_state=seed)[1]
         rows, columns = np.nonzero(mask)
         spread = np.linalg.eigvalsh(np.cov(rows, columns))
         length = np.sqrt(12 * spread[1])  # of a line with this variance
@@ -88,10 +90,29 @@ def test_defect_is_visible_on_a_flat_surface_of_any_brightness(kind, grey):
 
 def test_stronger_contrast_changes_more():
     image = FORMS["RGB float64"]
-    for kind in DEFECT_KINDS:
+    for kind in ALL_KINDS:
         changes = [np.abs(draw_defect(image, kind, 12, contrast=c)[0] - image).sum() for c in (0.2, 0.5, 1.0)]
         assert changes == sorted(changes)
         assert changes[0] > 0
+
+
+def test_strength_of_a_crack_follows_the_variation_of_the_surface():
+    rng = np.random.default_rng(0)
+    changes = []
+    for deviation in (0.02, 0.06):
+        image = rng.normal(0.5, deviation, (80, 80))
+        drawn, mask = draw_defect(image, "crack", 4, random_state=5)
+        changes.append(np.abs(drawn - image)[mask].mean())
+    assert 2 < changes[1] / changes[0] < 4
+
+
+def test_misplaced_piece_comes_from_the_image():
+    image = np.random.default_rng(0).choice(np.array([0, 200], np.uint8), (80, 100))
+    drawn, mask = draw_defect(image, "misplaced", 40, contrast=1, random_state=1)
+    rows, columns = np.nonzero(mask)
+    centre = drawn[int(rows.mean()) - 8 : int(rows.mean()) + 8, int(columns.mean()) - 8 : int(columns.mean()) + 8]
+    assert set(np.unique(centre)) == {0, 200}  # no new grey values
+    assert 0.3 < (drawn != image)[mask].mean() < 0.7  # about half of the random pixels differ
 
 
 def test_value_range_of_twelve_bits_is_kept():
