@@ -16,6 +16,8 @@ from skpatchcore.images.views import View, inspected_pixels
 if TYPE_CHECKING:
     import pandas as pd
 
+# Number of rows of an anomaly map that `map_peak` computes at once.
+_N_PEAK_ROWS = 16
 _COLUMNS = {"bbox-0": "top", "bbox-1": "left", "bbox-2": "bottom", "bbox-3": "right", "area": "area"}
 
 
@@ -46,6 +48,60 @@ def map_of(patch_scores: np.ndarray, view: View | None, smoothing: float, mask: 
     drawn = anomaly_map(patch_scores, view.image_size, view.box, sigmas)
     mark_uninspected(drawn, ~np.isnan(patch_scores), view, None if mask is None else mask.as_array())
     return drawn
+
+
+def map_peak(patch_scores: np.ndarray, view: View | None, smoothing: float, mask: PixelMask | None = None) -> float:
+    """Return the maximum of the anomaly map of one image without computing the whole map; bigger = more anomalous.
+
+    Parameters
+    ----------
+    patch_scores, view, smoothing, mask
+        As for :func:`map_of`.
+
+    Returns
+    -------
+    float
+        Maximum of the map over the pixels that are inspected, rounded to float32 as the map is. If `view` is None, or
+        no pixel is inspected: the largest patch score.
+
+    Notes
+    -----
+    A pixel of the map is a weighted mean of patch scores with weights that are not negative. The vertical part of the
+    upsampling and smoothing is computed first. The largest value of a row after this part is a bound for all pixels of
+    the row. The rows are completed in descending order of their bounds, until no bound is above the largest pixel. The
+    result is exact.
+    """
+    largest = float(np.nanmax(patch_scores))
+    if view is None or not np.isfinite(largest):
+        return largest
+    import torch
+
+    from skpatchcore._utils.arrays import as_tensor
+    from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
+
+    down, across = view.scale
+    scores = filled_with_nearest(np.array(patch_scores, np.float64))
+    matrices = axis_matrices(
+        (scores.shape[0], scores.shape[1]), view.image_size, view.box, (smoothing * down, smoothing * across)
+    )
+    rows, columns = (as_tensor(matrix, torch.device("cpu")) for matrix in matrices)
+    inspected = inspected_pixels(~np.isnan(patch_scores), view)
+    masks = [some for some in (inspected, None if mask is None else mask.as_array()) if some is not None]
+    peak = -np.inf
+    with one_thread(rows.shape[0] * scores.size < SMALL_PRODUCT):
+        halfway = rows @ torch.from_numpy(scores)
+        bounds = halfway.amax(dim=1).numpy()
+        order = np.argsort(-bounds, kind="stable")
+        for start in range(0, len(order), _N_PEAK_ROWS):
+            some = order[start : start + _N_PEAK_ROWS]
+            if bounds[some[0]] <= peak:
+                break
+            part = (halfway[torch.from_numpy(some)] @ columns.T).numpy()
+            for is_seen in masks:
+                part[~is_seen[some]] = -np.inf
+            peak = max(peak, float(part.max()))
+    with np.errstate(over="ignore"):
+        return float(np.float32(peak)) if np.isfinite(peak) else largest
 
 
 def mark_uninspected(drawn: np.ndarray, is_counted: np.ndarray, view: View, mask: np.ndarray | None) -> None:

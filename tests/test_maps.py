@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from skpatchcore.maps import anomaly_map, axis_matrices
+from skpatchcore.images.inside import PixelMask
+from skpatchcore.images.views import View
+from skpatchcore.maps import anomaly_map, axis_matrices, map_of, map_peak
 
 
 def test_anomaly_map_equals_the_stored_reference(golden):
@@ -77,3 +79,33 @@ def test_anomaly_map_of_a_box_repeats_the_border_values_outside():
     np.testing.assert_allclose(found[5:15, 10:20], anomaly_map(grid, (10, 10), None, 0.0), atol=1e-6)
     assert (found[:5] == found[5]).all()
     assert (found[:, 20:] == found[:, 19:20]).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), size=st.tuples(st.integers(8, 70), st.integers(8, 70)),
+    smoothing=st.sampled_from([0.0, 1.0, 4.0, 30.0]), crop=st.floats(0, 0.3), is_masked=st.booleans(),
+    n_missing=st.integers(0, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_map_peak_is_the_maximum_of_the_map_over_inspected_pixels(
+    grid, size, smoothing, crop, is_masked, n_missing, seed
+):
+    rng = np.random.default_rng(seed)
+    scores = rng.random(grid) ** 4
+    if scores.size > n_missing:
+        scores.flat[rng.choice(scores.size, n_missing, replace=False)] = np.nan
+    height, width = size
+    box = (crop * height, crop * width, (1 - 2 * crop) * height, (1 - 2 * crop) * width)
+    view = View(size, box, (32, 32), (height / 32, width / 32))
+    mask = PixelMask.of(rng.random(size) < 0.5) if is_masked else None
+    drawn = map_of(scores, view, smoothing, mask)
+    expected = np.nanmax(scores) if np.isnan(drawn).all() else np.nanmax(drawn)
+    np.testing.assert_allclose(map_peak(scores, view, smoothing, mask), expected, rtol=2e-7)
+
+
+def test_map_peak_without_a_view_or_with_infinity_is_the_largest_patch_score():
+    scores = np.array([[0.1, np.nan], [0.3, 0.2]])
+    assert map_peak(scores, None, 4.0) == 0.3
+    view = View((16, 16), (0.0, 0.0, 16.0, 16.0), (16, 16))
+    scores[0, 0] = np.inf
+    assert map_peak(scores, view, 4.0) == np.inf

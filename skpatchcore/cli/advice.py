@@ -17,6 +17,7 @@ _OPTIONS = {
     "patch_size": "--patch-size",
     "ratio": "--ratio",
     "n_neighbors": "--n-neighbors",
+    "image_score": "--image-score",
     "index": "--index",
     "contamination": "--contamination",
     "pixel_contamination": "--pixel-contamination",
@@ -44,8 +45,8 @@ _OPTIONS = {
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
-    "n_neighbors", "index", "contamination", "pixel_contamination", "calibration", "device", "batch_size",
-    "random_state",
+    "n_neighbors", "image_score", "index", "contamination", "pixel_contamination", "calibration", "device",
+    "batch_size", "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",

@@ -20,6 +20,7 @@ from skpatchcore.cli.options import (
     add_debug,
     calibration,
     contamination,
+    image_score,
     ratio,
     refuse_exported,
     size,
@@ -117,6 +118,15 @@ def add_parser(commands: Any) -> None:
         "including the nearest row itself; 1 turns the re-weighting off",
     )
     fit.add_argument(
+        "--image-score",
+        type=image_score,
+        default="reweighted",
+        metavar="SCORE",
+        help="how patch scores become an image score: 'reweighted' (Equation 7 of the PatchCore paper), 'max' (the "
+        "largest patch score), 'map-max' (the maximum of the smoothed anomaly map), or a fraction of the patches whose "
+        "mean is the score, such as 0.01",
+    )
+    fit.add_argument(
         "--index",
         choices=["exact", "pynndescent"],
         default="exact",
@@ -179,6 +189,7 @@ def _fit(options: argparse.Namespace) -> int:
         index=options.index,
         device=options.device,
         n_neighbors=options.n_neighbors,
+        image_score=options.image_score,
         roi=roi,
         max_memory=options.max_memory,
         contamination=options.contamination,

@@ -79,6 +79,11 @@ def contamination(text: str) -> float | str:
     return text if text == "auto" else float(text)
 
 
+def image_score(text: str) -> float | str:
+    """Return a value of the parameter `image_score` of the detectors: a name, or a fraction."""
+    return text if text in ("reweighted", "max", "map-max") else float(text)
+
+
 def fraction_or_count(text: str) -> float | int:
     """Return a fraction if the text contains a decimal point, otherwise a number of images."""
     return float(text) if "." in text else int(text)

@@ -88,7 +88,7 @@ class ShardedDetector(PatchCoreDetector):
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         if extractor is None and isinstance(X, PartitionedImages):
             if reset and hasattr(self, "n_features_in_"):
-                del self.n_features_in_  # type: ignore[has-type]
+                del self.n_features_in_
             if reset and X.n_columns is not None:
                 self.n_features_in_ = X.n_columns
             return X
@@ -137,6 +137,7 @@ class _ClusterFit:
         self._task_numbers = count()
         self._workers = workers_of(group.client)
         self._sketch_of: SketchOf = detector._sketch_of()
+        self._scoring = detector._image_scoring()
 
     def run(self) -> Learned:
         """Run all steps: extract, select, collect the bank, calibrate."""
@@ -265,7 +266,7 @@ class _ClusterFit:
         """Return the memory bank with its fitted index. The bank and the sampler share the array of the rows."""
         self.sampler.components_ = collected.rows
         with phase("index"):
-            return build_bank(collected, self.sampler, clone(self.index), self.detector.n_neighbors)
+            return build_bank(collected, self.sampler, clone(self.index), self.detector._n_in_weight())
 
     def _calibrated(
         self, picks: list[np.ndarray], bank_rows: Any, bank: MemoryBank, division: Division
@@ -286,7 +287,7 @@ class _ClusterFit:
         for first, last in self._fold_groups(picks):
             some = picks[first:last]
             numbers = np.unique(np.concatenate(some))
-            folds = Folds(first, numbers, some, self.index, self.detector.n_neighbors)
+            folds = Folds(first, numbers, some, self.index, self.detector._n_in_weight())
             of_shards = [
                 [test[(test >= shard.first) & (test < shard.first + len(shard))] for test in tests[first:last]]
                 for shard in self.shards
@@ -304,6 +305,7 @@ class _ClusterFit:
                     self.group.share("skpatchcore-folds", folds),
                     self.shared_task,
                     self._sketch_of,
+                    self._scoring,
                 ],
             )
             found += [part for some_parts in self.group.gather(parts) for part in some_parts]
@@ -330,7 +332,7 @@ class _ClusterFit:
             X = safe_indexing(self.stream.X, plan.held)
             shards, division_sources = division.of(X, self.stream.numbers[plan.held])
             held, sources = [None] * len(shards), division_sources.handles()
-        common = [None, clone(self.index), self.detector.n_neighbors]
+        common = [None, clone(self.index), self.detector._n_in_weight()]
         bank = group.map("skpatchcore-index", build_bank, [bank_rows], common=common)[0]
         results = group.gather(
             group.map(
@@ -340,7 +342,7 @@ class _ClusterFit:
                 sources,
                 shards,
                 [next(self._task_numbers) for _ in shards],
-                common=[bank, group.share("skpatchcore-plan", plan), self.shared_task, self._sketch_of],
+                common=[bank, group.share("skpatchcore-plan", plan), self.shared_task, self._sketch_of, self._scoring],
             )
         )
         if isinstance(plan, HeldOut):

@@ -20,6 +20,7 @@ from skpatchcore.calibration.plans import NoCalibration, ScoredPart, SketchOf
 from skpatchcore.dask._extraction import Extraction, Held
 from skpatchcore.dask._shards import Shard
 from skpatchcore.dask._worker import Reports
+from skpatchcore.detectors._image_scores import ImageScoring
 from skpatchcore.detectors._records import ImageRecords
 
 _ORIGIN = ("images", "positions", "boxes")
@@ -144,6 +145,7 @@ def calibrate_folds(
     folds: Folds,
     extraction: Extraction,
     sketch_of: SketchOf,
+    scoring: ImageScoring,
 ) -> list[ScoredPart]:
     """Score the test images of folds in a shard.
 
@@ -159,6 +161,8 @@ def calibrate_folds(
         Picks of the banks of the folds.
     sketch_of : callable
         As for :meth:`~skpatchcore.calibration.plans.NoCalibration.calibrate`.
+    scoring : ImageScoring
+        How patch scores become image scores.
     """
     held.check(shard)
     used = [i for i, test in enumerate(tests) if len(test)]
@@ -171,7 +175,8 @@ def calibrate_folds(
     capacity = 0 if held.patches is not None else sum(map(len, picks))
     banks = FoldBanks(picks, np.zeros_like, rows_of, None, folds.index, folds.n_neighbors, capacity)  # type: ignore[arg-type]
     patches = held.patches if held.patches is not None else extraction.stream(source, shard)
-    parts = scored_by_folds([tests[i] for i in used], patches, banks, sketch_of, shard.first)
+    models = scoring.of_each(banks)
+    parts = scored_by_folds([tests[i] for i in used], patches, models, sketch_of, shard.first)
     reports = Reports(extraction.topic, number)
     return [part._replace(fold=folds.first + used[part.fold]) for part in reports.of(parts, _n_scored)]
 
@@ -185,6 +190,7 @@ def calibrate_shard(
     plan: NoCalibration,
     extraction: Extraction,
     sketch_of: SketchOf,
+    scoring: ImageScoring,
 ) -> tuple[list[ScoredPart], ImageRecords]:
     """Score the images of a shard with the memory bank, as a plan without folds does it.
 
@@ -197,7 +203,8 @@ def calibrate_shard(
     patches = held.patches if is_held and held is not None else extraction.stream(source, shard, records)
     assert patches is not None
     reports = Reports(extraction.topic, number)
-    return list(reports.of(plan.scored(patches, bank, (), sketch_of, shard.first), _n_scored)), records
+    scored = plan.scored(patches, scoring.of(bank), (), sketch_of, shard.first)
+    return list(reports.of(scored, _n_scored)), records
 
 
 def _n_scored(part: ScoredPart) -> int:

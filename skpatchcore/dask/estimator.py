@@ -47,9 +47,11 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         The sampler that selects the coreset. Its `n_projections` must not be ``"auto"``, and its cache `memory` is not
         used. None uses ``GreedyCoresetSampler()``. Other samplers need all patch features on one machine.
     index : estimator, {"exact", "pynndescent"} or None, default=None
-        As for :class:`~skpatchcore.PatchCoreDetector`, like the next five parameters.
+        As for :class:`~skpatchcore.PatchCoreDetector`, like the next six parameters.
     n_neighbors : int, default=9
         *b* of Equation 7.
+    image_score : {"reweighted", "max", "map-max"} or float in (0, 1], default="reweighted"
+        How the image score is computed from the patch scores.
     contamination : float or "auto", default="auto"
         Accepted false-positive rate.
     pixel_contamination : float or None, default=None
@@ -135,6 +137,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         sampler: Any = None,
         index: Any = None,
         n_neighbors: int = 9,
+        image_score: str | float = "reweighted",
         contamination: float | str = "auto",
         pixel_contamination: float | None = None,
         calibration: Any = "auto",
@@ -153,6 +156,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         self.sampler = sampler
         self.index = index
         self.n_neighbors = n_neighbors
+        self.image_score = image_score
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
         self.calibration = calibration

@@ -14,7 +14,15 @@ from skpatchcore.deployment._graph import Graph, Value
 from skpatchcore.deployment._graph_features import aggregated, normalised
 from skpatchcore.deployment._graph_maps import drawn, n_repeats_of
 from skpatchcore.deployment._graph_pixels import crop_start, resized_and_cropped
-from skpatchcore.deployment._graph_scores import bank_scores, decisions, gaussian_scores, is_finite, n_candidates_of
+from skpatchcore.deployment._graph_scores import (
+    bank_scores,
+    decisions,
+    gaussian_scores,
+    is_finite,
+    n_candidates_of,
+    peak,
+    top_mean,
+)
 from skpatchcore.deployment._network import network_model
 from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.outputs import OUTPUTS
@@ -185,7 +193,13 @@ def build_model(
         backbone = transform_network(backbone)
     maps = graph.embed(backbone, normalised(pixels, mean, std), "network/")
     features, grid = aggregated(maps, n_map_channels, extractor.patch_size, extractor.stride, extractor.n_channels)
+    size = pixels.size(1), pixels.size(3)
     scores, filled, is_learnt = _scored(detector, features, inspected, input_size)
+    map_of_image = None
+    if settings.map_size == "image" or detector.image_score == "map-max":
+        map_of_image = _map_of_image(detector, filled, images, size, resized, grid, inspected)
+        if detector.image_score == "map-max":
+            scores = peak(*map_of_image)
     is_valid = is_finite(features)
     if is_learnt is not None:
         is_valid = is_valid & is_learnt
@@ -193,13 +207,11 @@ def build_model(
         is_valid = is_valid & _in_range(images)
     found = decisions(scores, is_valid, detector.calibration_scores_, detector.offset_)
 
-    size = pixels.size(1), pixels.size(3)
     shape: tuple[Any, Any] = ("map_height", "map_width")
-    if settings.map_size == "input":
+    if settings.map_size == "input" or map_of_image is None:
         drawn_map, seen = _map_of_input(detector, filled, size, grid, inspected, input_size)
     else:
-        drawn_map, seen = _map_of_image(detector, filled, images, size, resized, grid, inspected)
-        shape = height, width
+        (drawn_map, seen), shape = map_of_image, (height, width)
     is_anomalous = drawn_map > np.float32(detector.pixel_offset_)
     patch_scores, is_valid, nan = filled, is_valid.unsqueeze(1, 2), np.float32(np.nan)
     if inspected is not None:
@@ -235,7 +247,7 @@ def _scored(
     Returns
     -------
     scores : Value of shape (n_images,)
-        Image scores, bigger = more anomalous.
+        Image scores, bigger = more anomalous: the largest patch scores with ``image_score="map-max"``.
     patch_scores : Value of shape (n_images, grid_height, grid_width)
         Patch scores. A cell that is not inspected has the score of the nearest inspected cell.
     is_learnt : Value or None
@@ -258,6 +270,8 @@ def _scored(
         n_patches = None if input_size is None else max(1, input_size[0] * input_size[1] // 64)
         n_candidates = n_candidates_of(bank, detector.index_)
         scores, distances = bank_scores(rows, bank, other_neighbours(detector), n_candidates, n_patches)
+    if not isinstance(detector.image_score, str):
+        scores = top_mean(distances, float(detector.image_score))
     if inspected is None:
         return scores, distances.reshape(*(shape.between(i, i + 1, 0) for i in range(3))), is_learnt
     fill = np.searchsorted(inspected.cells, inspected.fill)  # position among the inspected cells
@@ -283,7 +297,7 @@ def other_neighbours(detector: Any) -> np.ndarray:
         No columns if the re-weighting is off.
     """
     bank = detector.memory_bank_
-    b = min(detector.n_neighbors, len(bank))
+    b = min(detector._n_in_weight(), len(bank))
     if b <= 1:
         return np.zeros((len(bank), 0), np.int64)
     _, neighbours = detector.index_.kneighbors(bank, b)

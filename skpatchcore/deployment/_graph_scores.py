@@ -8,6 +8,7 @@ import numpy as np
 
 from skpatchcore.deployment._graph import Value
 from skpatchcore.deployment.outputs import with_ties
+from skpatchcore.detectors._image_scores import ROUNDING_OF_SHARES
 
 # Least and largest number of candidates per patch of the search by matrix products, which round. The distances to the
 # candidates are computed again.
@@ -154,6 +155,36 @@ def gaussian_scores(
     centred = (kept - means.astype(np.float32)).transpose(1, 0, 2)  # (n_patches, n_images, n_kept)
     distances = _lengths(centred @ graph.weights(np.ascontiguousarray(whitening.transpose(0, 2, 1)))).transpose(1, 0)
     return distances.max(1), distances
+
+
+def top_mean(patch_scores: Value, share: float) -> Value:
+    """Return the mean of the largest patch scores of each image, as `skpatchcore.detectors._image_scores.top_mean`.
+
+    Parameters
+    ----------
+    patch_scores : Value of shape (n_images, n_patches)
+        Patch scores of the inspected patches.
+    share : float in (0, 1]
+        Fraction of the patches whose mean is returned.
+    """
+    graph = patch_scores.graph
+    count = patch_scores.size(1).cast("float32") * np.float32(share) - np.float32(ROUNDING_OF_SHARES)
+    n_kept = graph.op("Max", graph.op("Ceil", count).cast("int64"), np.array([1]))
+    values, _ = graph.ops("TopK", patch_scores, n_kept, n_outputs=2, axis=1)
+    return graph.op("ReduceMean", values, np.array([1]), keepdims=0)
+
+
+def peak(maps: Value, seen: Value | None) -> Value:
+    """Return the maximum of each anomaly map, of shape (n_images,).
+
+    Parameters
+    ----------
+    maps : Value of shape (n_images, height, width)
+        Anomaly maps.
+    seen : Value of shape (height, width), bool, or None
+        Pixels that count; None for all.
+    """
+    return (maps if seen is None else seen.where(maps, np.float32(-_LARGEST))).max(1, 2)
 
 
 def is_finite(values: Value) -> Value:

@@ -42,7 +42,7 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     pixels = load_image(image, 0)  # without the extractor's format of arrays: the exported input is RGB
     stored = as_stored(pixels, pixel_format_of(extractor))
     patches = next(iter(PatchStream(extractor, [stored], region=detector.roi_)))
-    scores, (patch_scores,) = detector._model().score(patches)
+    scores, (patch_scores,) = detector._scoring_model().score(patches)
     seen = pixels if inspected is None else filled_outside(pixels, inspected.mask)
     view = patches.views[0]
     assert view is not None

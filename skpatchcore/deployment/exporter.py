@@ -133,7 +133,8 @@ def export(
         region of interest, and for transformers without a fixed input. None accepts images of any size.
     map_size : {"input", "image"}, default="input"
         Size of the outputs ``anomaly_map`` and ``mask``: that of the network's input, or that of the image, which takes
-        longer.
+        longer. If the detector has ``image_score="map-max"``, the graph always computes a map at the image's size for
+        the score.
     input_dtype : {"uint8", "float32"}, default="uint8"
         Data type of the images: 8-bit RGB, or RGB values from 0 (black) to 1 (white), e.g. for images with 16 bits.
     golden : sequence of images, default=()

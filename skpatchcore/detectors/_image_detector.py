@@ -56,9 +56,9 @@ class ImageDetector(CalibratedDetector):
         -------
         array of shape (n_images,), float64
             At most 0, except for PatchCoreEnsemble and MultiLightDetector, whose scores are standardised and can be
-            positive. PatchCoreDetector uses Equations 6 and 7 of the PatchCore paper: the score is 0 if all patches of
-            the image are in the memory bank. Scores are in units of feature distance. Those of PaDiMDetector have no
-            unit.
+            positive. By default, PatchCoreDetector uses Equations 6 and 7 of the PatchCore paper; its parameter
+            `image_score` offers other scores. The score is 0 if all patches of the image are in the memory bank. Scores
+            are in units of feature distance. Those of PaDiMDetector have no unit.
 
         Raises
         ------

@@ -80,5 +80,7 @@ def learn_and_calibrate(
     plan = plan.resolved(lambda: detector._n_folds(patches, budget, stages))
     model, fold_models = detector._learn_folds(patches, stages, budget, seed, plan.left_out, held)
     with phase("calibration"):
-        found = plan.calibrate(stream, patches, model, fold_models, detector._sketch_of())
+        scoring = detector._image_scoring()
+        scored_folds = scoring.of_each(fold_models)
+        found = plan.calibrate(stream, patches, scoring.of(model), scored_folds, detector._sketch_of())
     return Learned(model, source.numbers, found, plan.description)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state, get_tags
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
-from skpatchcore._utils.labels import group_codes, is_nominal
 from skpatchcore._utils.progress import report_tasks
 from skpatchcore._utils.sklearn import (
     CallbackSupportMixin,
@@ -26,7 +24,6 @@ from skpatchcore._utils.sklearn import (
     RealNotInt,
     StrOptions,
     fit_context,
-    safe_indexing,
     with_callbacks,
 )
 from skpatchcore._utils.warning import warn_user
@@ -36,19 +33,14 @@ from skpatchcore.calibration.plan import kind_of, plan_calibration
 from skpatchcore.calibration.plans import NoCalibration, SketchOf
 from skpatchcore.calibration.sketches import sketch_of_scores
 from skpatchcore.detectors._image_detector import ImageDetector
+from skpatchcore.detectors._image_scores import ImageScoring
+from skpatchcore.detectors._inputs import PatchInputs
 from skpatchcore.detectors._learning import Learned, learn_and_calibrate
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default, with_stages_for
 from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
 from skpatchcore.features.extractor import TorchFeatureExtractor
-from skpatchcore.images.containers import (
-    DatasetImages,
-    ImagesWithRegions,
-    as_image_sequence,
-    listed,
-    n_images_of,
-    with_regions,
-)
+from skpatchcore.images.containers import ImagesWithRegions, listed, with_regions
 from skpatchcore.images.errors import ImageError, InspectionWarning
 from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.roi import Region, as_region
@@ -57,11 +49,13 @@ from skpatchcore.maps import map_of
 from skpatchcore.patches.inspection import Inspection
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
-from skpatchcore.patches.stream import Check, PatchSource, PatchStream, as_grids
-from skpatchcore.protocols import image_size_of, reports_views
+from skpatchcore.patches.stream import Check, PatchSource, PatchStream
+from skpatchcore.protocols import image_size_of
 
 
-class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMixin, ImageDetector, BaseEstimator):
+class PatchDetector(
+    DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMixin, PatchInputs, ImageDetector, BaseEstimator
+):
     """Base class of the detectors that fit a model to patch features and score patches.
 
     A subclass must have the parameters in ``_parameter_constraints`` and implement `_learn`. A subclass may have
@@ -103,7 +97,6 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     roi_: Region | None
     inspection_: Inspection | None
     appearance_range_: np.ndarray | None
-    training_paths_: list[str] | None
     embeddings_: np.ndarray | None
     appearances_: np.ndarray | None
 
@@ -184,6 +177,14 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
         check_is_fitted(self, "model_")
         model: PatchModel = self.model_
         return model
+
+    def _image_scoring(self) -> ImageScoring:
+        """Return how patch scores become image scores."""
+        return ImageScoring(getattr(self, "image_score", None), self.smoothing)
+
+    def _scoring_model(self) -> PatchModel:
+        """Return the model that computes the image scores and patch scores of new images."""
+        return self._image_scoring().of(self._model())
 
     def _patch_check(self, is_fitted: bool) -> Check | None:
         """Return a function that raises an error for patches that cannot be used, or None."""
@@ -361,9 +362,10 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
     ) -> Iterator[tuple[np.ndarray, list[Any]]]:
-        model, known = self._model(), getattr(self, "appearance_range_", None)
+        model, known = self._scoring_model(), getattr(self, "appearance_range_", None)
         records = ImageRecords(self._patch_check(is_fitted=True), of_good_images=adapt)
-        stream = self._stream(X, records, with_views=of_map is not None)
+        with_views = of_map is not None or self._image_scoring().needs_views()
+        stream = self._stream(X, records, with_views=with_views)
 
         def keep(patch_scores: np.ndarray, view: View | None, mask: PixelMask | None) -> Any:
             assert of_map is not None
@@ -416,42 +418,6 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             for name in self._stage_names
         }
 
-    def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
-        """Return the good images, their indices in `X`, and their groups as integers."""
-        X = self._validated(X, extractor, reset=True)
-        images = X.images if isinstance(X, ImagesWithRegions) else X
-        self.training_paths_ = None if extractor is None else _paths_of(images)
-        if y is None and len(classes := getattr(images, "classes", ())) > 1:
-            raise ValueError(
-                f"X is a dataset with the classes {', '.join(classes)}: pass a dataset of good images only, or y with "
-                "+1 for good and -1 for anomalous images."
-            )
-        if y is None and isinstance(images, DatasetImages) and images.has_targets():
-            warn_user(
-                "X is a dataset of images with targets, which are ignored: fit uses all images as good images. If some "
-                "images are not good, pass y with +1 for good and -1 for anomalous images."
-            )
-        nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
-        codes = None if groups is None else group_codes(groups, nominal)
-        kept = np.flatnonzero(nominal)
-        return X if nominal.all() else safe_indexing(X, kept), kept, codes
-
-    def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
-        """Return `X` as a sequence of images or of grids. Validate a 2-D table with scikit-learn."""
-        X = listed(X)
-        if isinstance(X, ImagesWithRegions):
-            return X.with_images(self._validated(X.images, extractor, reset))
-        if extractor is not None:
-            if reset and hasattr(self, "n_features_in_"):  # an earlier fit on a table has set the attribute
-                del self.n_features_in_
-            return as_image_sequence(X) if reports_views(extractor) else X
-        grids = as_grids(X)
-        if grids is None:
-            return validate_data(self, X, dtype=[np.float64, np.float32], reset=reset)
-        if reset and hasattr(self, "n_features_in_"):  # an earlier fit on a table has set the attribute
-            del self.n_features_in_
-        return grids
-
     def _require_scores_of_training_images(self) -> None:
         if self.calibration is None or isinstance(self.calibration, float):
             raise ValueError(
@@ -480,13 +446,3 @@ class PatchDetector(DocumentationLinkMixin, OlderStatesMixin, CallbackSupportMix
             extractor = TorchFeatureExtractor() if self.extractor is None else self.extractor
             tags.input_tags = get_tags(extractor).input_tags
         return tags
-
-
-def _paths_of(images: Any) -> list[str] | None:
-    """Return the absolute paths of images; None if they are not all given as paths."""
-    if getattr(images, "ndim", None) == 1:  # a column, for an extractor of the user's
-        images = images.tolist()
-    # Other sequences read an image when an item is asked for.
-    if not isinstance(images, list | tuple) or not all(isinstance(image, str | os.PathLike) for image in images):
-        return None
-    return [os.path.abspath(os.fsdecode(image)) for image in images]

@@ -215,13 +215,18 @@ class CalibratedDetector(OutlierMixin):
         return threshold
 
     def _warn_of_thresholds(self, params: dict[str, Any]) -> None:
-        """Warn if `contamination` or `pixel_contamination`, which only `fit` reads, is changed on a fitted detector."""
+        """Warn if a parameter is changed on a fitted detector, and the thresholds remain those of the old value."""
         for name in ("contamination", "pixel_contamination"):
             if hasattr(self, "offset_") and params.get(name, getattr(self, name)) != getattr(self, name):
                 warn_user(
                     f"{name} has no effect on the thresholds of a fitted detector until the next fit. Call "
                     f"recalibrate({name}=...) to change the thresholds without a new fit."
                 )
+        if hasattr(self, "offset_") and params.get("image_score", own := getattr(self, "image_score", None)) != own:
+            warn_user(
+                "image_score changes the scores of a fitted detector, but not its thresholds. Pass good images to "
+                "recalibrate, or fit again."
+            )
 
     def _require_scores_of_training_images(self) -> None:
         """Raise a ValueError if the parameters exclude calibration scores of all training images."""

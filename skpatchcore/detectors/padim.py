@@ -16,6 +16,7 @@ from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget, MemoryNeeds
+from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.images.errors import ImageError
 from skpatchcore.patches.model import check_channels
@@ -130,7 +131,8 @@ class PaDiMDetector(PatchDetector):
 
     PaDiM (Patch Distribution Modeling) fits a Gaussian to the patch features of the good images at each position of the
     patch grid. The patch score is the Mahalanobis distance to the Gaussian at the same position: a distance to the mean
-    that is scaled by the variances and correlations of the good images. The image score is the largest patch score.
+    that is scaled by the variances and correlations of the good images. By default, the image score is the largest
+    patch score.
 
     Parameters
     ----------
@@ -146,6 +148,10 @@ class PaDiMDetector(PatchDetector):
         Value that is added to the diagonal of each covariance matrix. The sum is invertible even if there are fewer
         images than channels. A larger value makes all distances smaller. The unit is that of a variance: the square of
         the unit of the features.
+    image_score : {"max", "map-max"} or float in (0, 1], default="max"
+        How the image score is computed from the patch scores: the largest patch score, the maximum of the smoothed
+        anomaly map, or the mean of a fraction of the patch scores, the largest ones. For details, see
+        :class:`~skpatchcore.PatchCoreDetector`.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
         ``"auto"`` accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger: this is the smallest rate that can be
@@ -253,6 +259,7 @@ class PaDiMDetector(PatchDetector):
         **PatchDetector._parameter_constraints,
         "n_channels": [Interval(Integral, 1, None, closed="left")],
         "regularization": [Interval(Real, 0, None, closed="neither")],
+        "image_score": image_score_constraints("max", "map-max"),
     }
 
     def __init__(
@@ -261,6 +268,7 @@ class PaDiMDetector(PatchDetector):
         *,
         n_channels: int = 100,
         regularization: float = 0.01,
+        image_score: str | float = "max",
         contamination: float | str = "auto",
         pixel_contamination: float | None = None,
         calibration: Any = "auto",
@@ -274,6 +282,7 @@ class PaDiMDetector(PatchDetector):
         self.extractor = extractor
         self.n_channels = n_channels
         self.regularization = regularization
+        self.image_score = image_score
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
         self.calibration = calibration

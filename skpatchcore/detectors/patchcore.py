@@ -17,6 +17,7 @@ from skpatchcore.bank.collect import bank_needs, collect_banks
 from skpatchcore.bank.folds import affordable_folds, describe_long_selection
 from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
 from skpatchcore.bank.scoring import nearest_patches
+from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import INDEXES
@@ -35,7 +36,8 @@ class PatchCoreDetector(PatchDetector):
 
     The detector is fitted on images of good parts only. `fit` computes the patch features of these images, selects a
     coreset of the patch features, and stores the coreset as the memory bank. The distance from a patch of a new image
-    to the nearest row of the bank is the patch score. The patch with the largest distance determines the image score.
+    to the nearest row of the bank is the patch score. By default, the patch with the largest distance determines the
+    image score.
 
     Parameters
     ----------
@@ -52,7 +54,19 @@ class PatchCoreDetector(PatchDetector):
         used too. None uses ``"exact"``.
     n_neighbors : int, default=9
         *b* of Equation 7 of the PatchCore paper: number of bank rows in the neighbourhood of the nearest bank row. The
-        distances to these rows re-weight the image score. 1 turns the re-weighting off.
+        distances to these rows re-weight the image score. 1 turns the re-weighting off. Only
+        ``image_score="reweighted"`` uses this number.
+    image_score : {"reweighted", "max", "map-max"} or float in (0, 1], default="reweighted"
+        How the image score is computed from the patch scores. The calibration uses the same image score. If the
+        parameter is changed after `fit`, pass good images to `recalibrate` to set new thresholds.
+
+        - ``"reweighted"``: the largest patch score (Equation 6 of the paper), multiplied by a weight (Equation 7).
+        - ``"max"``: the largest patch score, as in the program of the paper's authors.
+        - ``"map-max"``: the maximum of the anomaly map over the pixels that are inspected. The map is smoothed, so an
+          anomaly of several neighbouring patches counts more than a single patch. With precomputed features, this is
+          the largest patch score.
+        - a float: mean of this fraction of the patch scores, the largest ones. At least one patch counts. 1.0 is the
+          mean of all patch scores, for defects that change the whole image.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
         ``"auto"`` accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger: this is the smallest rate that can be
@@ -209,6 +223,7 @@ class PatchCoreDetector(PatchDetector):
         "sampler": [HasMethods(["fit"]), None],
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
+        "image_score": image_score_constraints("reweighted", "max", "map-max"),
     }
     _stage_names = ("extractor", "sampler", "index")
     _draws = False
@@ -220,6 +235,7 @@ class PatchCoreDetector(PatchDetector):
         sampler: Any = None,
         index: Any = None,
         n_neighbors: int = 9,
+        image_score: str | float = "reweighted",
         contamination: float | str = "auto",
         pixel_contamination: float | None = None,
         calibration: Any = "auto",
@@ -234,6 +250,7 @@ class PatchCoreDetector(PatchDetector):
         self.sampler = sampler
         self.index = index
         self.n_neighbors = n_neighbors
+        self.image_score = image_score
         self.contamination = contamination
         self.pixel_contamination = pixel_contamination
         self.calibration = calibration
@@ -266,7 +283,8 @@ class PatchCoreDetector(PatchDetector):
             One row per patch, in the order of the images, with these columns:
 
             - ``image``: index of the image in `X`.
-            - ``rank``: 0 for the patch that determines the image score, then 1, 2 and so on.
+            - ``rank``: 0 for the patch with the largest distance, then 1, 2 and so on. With
+              ``image_score="reweighted"`` and ``"max"``, the patch of rank 0 determines the image score.
             - ``top``, ``left``, ``height``, ``width``: the cell of the patch (its rectangle of the patch grid), in the
               image's own pixels.
             - ``distance``: distance to the nearest row of the bank, bigger = more anomalous. For rank 0, this is the
@@ -305,7 +323,7 @@ class PatchCoreDetector(PatchDetector):
         )
 
     def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> MemoryBank:
-        return collect_banks(patches, stages["sampler"], stages["index"], budget, self.n_neighbors)[0]
+        return collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight())[0]
 
     def _learn_folds(
         self,
@@ -321,7 +339,7 @@ class PatchCoreDetector(PatchDetector):
             warn_user(problem)
         if not self._shares_folds(budget, patches, stages):
             return super()._learn_folds(patches, stages, budget, seed, left_out, held)
-        return collect_banks(patches, stages["sampler"], stages["index"], budget, self.n_neighbors, left_out)
+        return collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight(), left_out)
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         if not self._shares_folds(budget, patches, stages):
@@ -363,8 +381,12 @@ class PatchCoreDetector(PatchDetector):
             self.bank_boxes_,
             self.sampler_,
             self.index_,
-            self.n_neighbors,
+            self._n_in_weight(),
         )
+
+    def _n_in_weight(self) -> int:
+        """Return *b* of Equation 7, or 1 if the image scores are not re-weighted."""
+        return self.n_neighbors if self.image_score == "reweighted" else 1
 
     def __getstate__(self) -> dict[str, Any]:
         return without_copies_of_bank(super().__getstate__())

@@ -42,7 +42,8 @@ def make_detector(
           patches.
     method : {"patchcore", "spade", "padim"}, default="patchcore"
         PatchCore, or one of the baselines SPADE and PaDiM. A baseline uses the extractor of the preset, and has no
-        memory bank.
+        memory bank. The image score is that of the method's paper: re-weighted (Equation 7) for PatchCore, the largest
+        patch score for PaDiM.
     ratio : float or None, default=None
         Fraction of the patches in the memory bank of PatchCore. None uses the fraction of the preset. For
         ``method="spade"`` and ``method="padim"``, only None is valid, and the fraction of the preset has no effect.
@@ -81,9 +82,11 @@ def make_detector(
     if method != "patchcore":
         if ratio is not None:
             raise ValueError(f"ratio={ratio} cannot be used with method={method!r}, which has no memory bank.")
-        return (SPADEDetector if method == "spade" else PaDiMDetector)(features, **common)
+        if method == "spade":
+            return SPADEDetector(features, **common)
+        return PaDiMDetector(features, image_score="max", **common)
     sampler = GreedyCoresetSampler(PRESETS[preset] if ratio is None else ratio)
-    return PatchCoreDetector(features, sampler=sampler, **common)
+    return PatchCoreDetector(features, sampler=sampler, image_score="reweighted", **common)
 
 
 def default_resolution(preset: str) -> str:

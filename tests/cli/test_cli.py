@@ -69,6 +69,18 @@ def test_fit_and_predict_write_the_scores_of_the_python_methods(folder, model, c
         assert picture.size == (64, 48)
 
 
+@pytest.mark.parametrize(("text", "expected"), [("map-max", "map-max"), ("0.05", 0.05)])
+def test_fit_passes_the_image_score_to_the_detector(folder, text, expected):
+    words = ["fit", str(folder / "good"), "-o", str(folder / "model.skops"), *FAST, "--image-score", text]
+    assert main(words) == 0
+    assert load(folder / "model.skops").image_score == expected
+
+
+def test_fit_names_the_option_of_an_invalid_image_score(folder, capsys):
+    assert main(["fit", str(folder / "good"), "-o", str(folder / "m.skops"), *FAST, "--image-score", "1.5"]) == 1
+    assert "--image-score must" in capsys.readouterr().err
+
+
 def test_fit_writes_a_pickle_if_the_name_ends_in_joblib(folder, parts):
     assert main(["fit", str(folder / "good"), "-o", str(folder / "model.joblib"), *FAST]) == 0
     detector = joblib.load(folder / "model.joblib")

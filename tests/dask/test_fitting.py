@@ -52,6 +52,15 @@ def test_fit_equals_a_local_fit_for_each_calibration_plan(cluster_client, image_
     check(cluster_client, settings(calibration=calibration), image_paths)
 
 
+@pytest.mark.parametrize("calibration", ["leave-one-out", 4, 0.25])
+@pytest.mark.parametrize("image_score", ["map-max", 0.1])
+def test_image_score_is_calibrated_as_in_a_local_fit(cluster_client, image_paths, image_score, calibration):
+    detector = check(cluster_client, settings(image_score=image_score, calibration=calibration), image_paths)
+    with cluster_client.as_current():
+        found = detector.score_samples(image_paths).compute()
+    np.testing.assert_allclose(found, detector.to_local().score_samples(image_paths), rtol=1e-6)
+
+
 @pytest.mark.parametrize("calibration", [4, 0.25])
 def test_network_sees_the_same_batches_as_in_a_local_fit(cluster_client, image_paths, calibration):
     extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=64)

@@ -74,6 +74,19 @@ CASES = {
         True,
         {"image_size": SIZE, "input_dtype": "float32"},
     ),
+    "smoothed maximum": (lambda: fitted(image_score="map-max"), False, {}),
+    "smoothed maximum, region, crop and map of the image": (
+        lambda: fitted(image_score="map-max", roi=(0.2, 0.1, 0.5, 0.7), extractor=extractor(crop_size=(56, 64))),
+        True,
+        {"image_size": SIZE, "map_size": "image"},
+    ),
+    "smoothed maximum with a crop": (
+        lambda: fitted(image_score="map-max", extractor=extractor(crop_size=(48, 56), stride=2)),
+        False,
+        {},
+    ),
+    "mean of the largest patch scores": (lambda: fitted(image_score=0.1), False, {}),
+    "PaDiM, mean of the largest": (lambda: fitted(PaDiMDetector, image_score=0.3), True, {"image_size": SIZE}),
     "PaDiM with a region": (lambda: fitted(PaDiMDetector, roi=REGION), True, {"image_size": SIZE}),
 }
 
