@@ -68,7 +68,7 @@ def _text_of(error: Exception, command: str) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
         text = f"{error.strerror}: {str(error.filename)!r}"
     # WeightsError is not imported, because its module imports torch
-    is_of_weights = is_instance_of(error, "skpatchcore.features._backbones", "WeightsError")
+    is_of_weights = is_instance_of(error, "skpatchcore.features._weights", "WeightsError")
     known = is_of_weights or isinstance(error, OSError | ValueError | CommandError)
     return shown_text(in_options(text if known else f"{type(error).__name__}: {text}", command))
 

@@ -107,7 +107,7 @@ def _exported(network: Network, size: tuple[int, int] | None) -> ModelProto:
     try:
         with _quiet():
             program = torch.onnx.export(
-                _LayerMaps(module, network.layers, network.channels_last),
+                _LayerMaps(module, network),
                 (example,),
                 dynamo=True,
                 dynamic_shapes=(dynamic,),
@@ -145,8 +145,8 @@ def _reason(error: Exception, size: tuple[int, int] | None) -> str:
 
 @torch.inference_mode()
 def _is_transformer(network: Network, example: torch.Tensor) -> bool:
-    """Return whether a network returns tokens, or has the channels as last axis, as transformers do."""
-    if network.channels_last:
+    """Return whether a network returns tokens, or has its channels last, or takes multiples of a patch."""
+    if network.channels_last or network.side_multiple > 1:
         return True
     try:
         return any(network.module(example[:1])[layer].ndim == 3 for layer in network.layers)
@@ -157,18 +157,18 @@ def _is_transformer(network: Network, example: torch.Tensor) -> bool:
 class _LayerMaps(nn.Module):
     """Runs a network and returns its layer maps as a tuple, with the channels in the second axis."""
 
-    def __init__(self, module: nn.Module, layers: tuple[str, ...], channels_last: frozenset[str]):
+    def __init__(self, module: nn.Module, network: Network):
         super().__init__()
-        self.module, self.layers, self.channels_last = module, layers, channels_last
+        self.module, self.network = module, network
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.module(x)
-        return tuple(self._as_map(outputs[layer], layer, x) for layer in self.layers)
+        return tuple(self._as_map(outputs[layer], layer, x) for layer in self.network.layers)
 
     def _as_map(self, output: torch.Tensor, layer: str, x: torch.Tensor) -> torch.Tensor:
         if output.ndim == 3:
-            return tokens_to_grid(output, (int(x.shape[2]), int(x.shape[3])))
-        return output.permute(0, 3, 1, 2) if layer in self.channels_last else output
+            return tokens_to_grid(output, (int(x.shape[2]), int(x.shape[3])), self.network.n_prefix_tokens)
+        return output.permute(0, 3, 1, 2) if layer in self.network.channels_last else output
 
 
 def _padded_everywhere(x: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:

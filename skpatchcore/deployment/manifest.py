@@ -18,11 +18,13 @@ from skpatchcore.deployment.container import FORMAT
 from skpatchcore.deployment.outputs import OUTPUTS
 from skpatchcore.features import _efficientnet_lite
 from skpatchcore.features._backbones import Network
+from skpatchcore.features._timm import is_timm
 from skpatchcore.protocols import pixel_format_of
 
 _LICENSES = {
     "efficientnet_lite": "Weights of Google's EfficientNet-Lite: Apache License 2.0.",
     "torchvision": "Weights of torchvision (BSD 3-Clause), trained on ImageNet. The terms of ImageNet may apply.",
+    "timm": "Weights that timm downloaded. Their licence is stated where they are published.",
     "file": "Weights from a file of the user. Their licence is not known to skpatchcore.",
     "random": "Random weights.",
 }
@@ -143,4 +145,6 @@ def _license(extractor: Any) -> str:
         return _LICENSES["random"]
     if str(extractor.weights).endswith((".pth", ".pt", ".safetensors")):
         return _LICENSES["file"]
-    return _LICENSES["efficientnet_lite" if extractor.backbone in _efficientnet_lite.NAMES else "torchvision"]
+    if extractor.backbone in _efficientnet_lite.NAMES:
+        return _LICENSES["efficientnet_lite"]
+    return _LICENSES["timm" if is_timm(extractor.backbone) else "torchvision"]

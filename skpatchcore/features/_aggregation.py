@@ -160,7 +160,7 @@ def _to_grid(layer: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
     return F.interpolate(layer, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
-def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int], n_prefix: int | None = None) -> torch.Tensor:
     """Arrange a transformer's patch tokens as a layer map and drop the class and register tokens before them.
 
     Parameters
@@ -169,6 +169,8 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
         Class and register tokens, if any, then the patch tokens in row-major order.
     image_size : (int, int)
         Height and width in pixels of the network's input.
+    n_prefix : int or None, default=None
+        Number of class and register tokens, if the network states it.
 
     Returns
     -------
@@ -184,21 +186,20 @@ def tokens_to_grid(tokens: torch.Tensor, image_size: tuple[int, int]) -> torch.T
     Notes
     -----
     The side of a patch divides both sides of the image. The function tries the common divisors in ascending order, from
-    the largest grid to the smallest. The first grid with no more positions than there are tokens is used. The
-    remaining tokens are class and register tokens.
+    the largest grid to the smallest. With a known number of class and register tokens, the grid must have as many
+    positions as there are other tokens. Otherwise, the first grid with no more positions than there are tokens is used,
+    and the remaining tokens are class and register tokens.
     """
     n_images, n_tokens, n_channels = tokens.shape
     height, width = image_size
-    for side in range(1, min(height, width) + 1):
-        if height % side or width % side:
-            continue
-        grid = (height // side, width // side)
-        n_prefix = n_tokens - grid[0] * grid[1]
-        if n_prefix < 0:
-            continue
-        if n_prefix > _MAX_PREFIX_TOKENS:
-            break
-        return tokens[:, n_prefix:].transpose(1, 2).reshape(n_images, n_channels, *grid)
+    sides = [side for side in range(1, min(height, width) + 1) if not height % side and not width % side]
+    n_prefixes = [n_tokens - height // side * (width // side) for side in sides]
+    # A layer may not have the network's class token: some networks add it in their last blocks.
+    if n_prefix is None or n_prefix not in n_prefixes:
+        n_prefix = next((n for n in n_prefixes if n >= 0), -1)
+    if 0 <= n_prefix <= _MAX_PREFIX_TOKENS:
+        side = sides[n_prefixes.index(n_prefix)]
+        return tokens[:, n_prefix:].transpose(1, 2).reshape(n_images, n_channels, height // side, width // side)
     raise NotAGridError(
         f"the {n_tokens} tokens of a layer do not form a grid of square patches of an image of {height}×{width} "
         "pixels. Choose an image_size or crop_size with sides that are multiples of the network's patch size."

@@ -21,29 +21,52 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 PROBE_SIDES = (96, 224)
 
 
-def cut_after(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+def _traced(module: nn.Module, layers: list[str]) -> nn.Module:
+    """Cut a network with the tracer of torchvision."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    cut: nn.Module = create_feature_extractor(module, return_nodes=layers)
+    return cut
+
+
+def cut_after(
+    module: nn.Module, layers: tuple[str, ...], tracer: Callable[..., nn.Module] | None = _traced
+) -> nn.Module:
     """Return a module that returns the outputs of `layers` as a dictionary and computes nothing after the last layer.
 
     A network that torch.fx cannot trace is not cut: forward hooks collect the outputs and the whole network runs.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Network in evaluation mode.
+    layers : tuple of str
+        Dotted names of the modules with the outputs to return.
+    tracer : callable or None
+        Function of the network and of a list of names that cuts the network with torch.fx. None does not cut it.
 
     Raises
     ------
     ValueError
         If the network has no module with the name of a layer.
     """
+    check_layers(module, layers)
+    try:
+        if tracer is not None:
+            return tracer(module, list(layers))
+    except Exception:  # torch.fx cannot trace every network, and fails with many types of errors: use hooks
+        pass
+    # A failed attempt has left the network in training mode, in which batch normalisation depends on the batch.
+    return _HookedLayers(module, layers).eval()
+
+
+def check_layers(module: nn.Module, layers: tuple[str, ...]) -> None:
+    """Raise a ValueError that suggests similar names if the network has no module with the name of a layer."""
     names = [name for name, _ in module.named_modules() if name]
     for layer in layers:
         if layer not in names:
             near = difflib.get_close_matches(layer, names, n=3) or [name for name, _ in module.named_children()]
             raise ValueError(f"layers: the backbone has no {layer!r}. Did you mean {near}?")
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    try:
-        cut: nn.Module = create_feature_extractor(module, return_nodes=list(layers))
-        return cut
-    except Exception:  # torch.fx cannot trace every network, and fails with many types of errors: use hooks
-        # The failed attempt has left the network in training mode, in which batch normalisation depends on the batch.
-        return _HookedLayers(module, layers).eval()
 
 
 def _output_of(graph: fx.Graph) -> fx.Node:

@@ -1,8 +1,9 @@
-"""digest_of_file and network_fingerprint: identify weights files and networks by content, to detect every change."""
+"""digest_of_file, network_fingerprint and others: identify weights files and networks by content, to detect changes."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import time
 import types
@@ -119,3 +120,42 @@ def _checksum(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return shape, dtype and CRC-32 of a tensor."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return tuple(tensor.shape), tensor.dtype, zlib.crc32(flat.view(torch.uint8).numpy().data)
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of the names and values of a network's weights."""
+    sha = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(value.contiguous().cpu().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def architecture_text(module: nn.Module) -> str | None:
+    """Return a hash of a network's modules, their settings and their source code; None if a source is unavailable."""
+    parts = [repr(module)]
+    if isinstance(module, fx.GraphModule):
+        parts.append(module.code)
+    for part in module.modules():
+        settings = {k: v for k, v in sorted(vars(part).items()) if isinstance(v, bool | int | float | str | tuple)}
+        held = {k: _named(v) for k, v in frozen_settings(part) if k not in settings}
+        parts.append(f"{type(part).__qualname__} {settings}{held or ''}")
+    for kind in sorted({type(part) for part in module.modules()}, key=lambda kind: kind.__qualname__):
+        if issubclass(kind, fx.GraphModule):  # torch.fx generates this class: its code was added above
+            continue
+        try:
+            parts.append(inspect.getsource(kind))
+        except (OSError, TypeError):  # the class was defined interactively, not in a file
+            return None
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _named(value: Any) -> Any:
+    """Return a text for a frozen setting that is the same in each process: no addresses, sets in sorted order."""
+    if isinstance(value, frozenset):
+        return sorted(map(str, map(_named, value)))
+    if isinstance(value, tuple):
+        return tuple(_named(item) for item in value)
+    if isinstance(value, types.FunctionType):
+        return f"{value.__qualname__} {value.__code__.co_code.hex()}"
+    return getattr(value, "__qualname__", None) or str(value)

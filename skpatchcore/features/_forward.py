@@ -169,7 +169,7 @@ class ForwardPass:
         size = normalised.shape[2], normalised.shape[3]
         network = self.network
         outputs = network.module(normalised)
-        return [_as_map(outputs[layer], layer, size, layer in network.channels_last) for layer in network.layers]
+        return [_as_map(outputs[layer], layer, size, network) for layer in network.layers]
 
     def _maps_of(self, pixels: list[torch.Tensor], images: list[Prepared]) -> list[torch.Tensor]:
         """Run the network on images or tiles of one size; return the layer maps.
@@ -222,14 +222,14 @@ class ForwardPass:
         return as_array(self.aggregate(maps).contiguous())
 
 
-def _as_map(output: Any, layer: str, size: tuple[int, int], channels_last: bool) -> torch.Tensor:
+def _as_map(output: Any, layer: str, size: tuple[int, int], network: Network) -> torch.Tensor:
     """Return the output of a layer as a float32 map of shape (n_images, n_channels, height, width).
 
     A 3-D output holds the tokens of a transformer. A ValueError is raised for an output that is neither 3-D nor 4-D.
     """
     if isinstance(output, torch.Tensor) and output.ndim == 3:
-        return tokens_to_grid(output, size).float()
+        return tokens_to_grid(output, size, network.n_prefix_tokens).float()
     if not isinstance(output, torch.Tensor) or output.ndim != 4:
         shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(f"layer {layer!r} returns {shape}, expected maps (4-D) or tokens (3-D). Choose another layer.")
-    return (output.permute(0, 3, 1, 2) if channels_last else output).float()
+    return (output.permute(0, 3, 1, 2) if layer in network.channels_last else output).float()

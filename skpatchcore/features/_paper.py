@@ -19,8 +19,8 @@ class PaperSettings:
         Parameters
         ----------
         backbone : str or callable, default="wide_resnet50_2"
-            Network that computes the features, as for the class. An EfficientNet-Lite or a callable has the weights
-            ``"DEFAULT"``.
+            Network that computes the features, as for the class. All networks except those of torchvision
+            have the weights ``"DEFAULT"``. A network of timm needs `weights` in `params`.
         **params : dict
             Parameters of the class. They replace the settings of the paper.
 
@@ -42,7 +42,7 @@ class PaperSettings:
         >>> (extractor.image_size, extractor.crop_size)
         (256, 224)
         """
-        is_torchvision = isinstance(backbone, str) and not backbone.startswith("efficientnet_lite")
+        is_torchvision = isinstance(backbone, str) and not backbone.startswith(("efficientnet_lite", "timm/"))
         settings = {
             "weights": "IMAGENET1K_V1" if is_torchvision else "DEFAULT",
             "image_size": 256,

@@ -1,10 +1,40 @@
-"""check_parameters: check the parameters of a feature extractor that constraints of single values do not cover."""
+"""CONSTRAINTS, check_parameters and check_sides: the ranges of the parameters of a feature extractor."""
 
 from __future__ import annotations
 
 import math
+import os
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+
+from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+
+# Ranges of single parameters. Relations that these do not cover are checked by the functions below.
+CONSTRAINTS: dict[str, Any] = {
+    "backbone": [str, callable],
+    "weights": [str, os.PathLike, None],
+    "layers": [list, tuple, None],
+    "patch_size": [Interval(Integral, 1, None, closed="left")],
+    "stride": [Interval(Integral, 1, None, closed="left")],
+    "n_channels": [Interval(Integral, 1, None, closed="left"), None],
+    "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+    "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
+    "tile_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), tuple, list, None],
+    "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
+    "channel_order": [StrOptions({"rgb", "bgr"})],
+    "value_range": [list, tuple, None],
+    "mean": [list, tuple, None],
+    "std": [list, tuple, None],
+    "batch_size": [Interval(Integral, 1, None, closed="left")],
+    "device": [str],
+    "dtype": [StrOptions({"float32", "bfloat16"})],
+    "memory": [str, os.PathLike, HasMethods(["cache"]), None],
+    "cache_dtype": [StrOptions({"float32", "float16"})],
+    "cache_limit": [Interval(Integral, 1, None, closed="left"), str, None],
+    "verbose": ["verbose"],
+}
 
 
 def check_parameters(extractor: Any) -> None:
@@ -31,3 +61,26 @@ def check_parameters(extractor: Any) -> None:
         values = getattr(extractor, name)
         if values is not None and len(values) != 3:
             raise ValueError(f"{name}={values!r}: expected three numbers: for red, green and blue.")
+
+
+def check_sides(extractor: Any, multiple: int) -> None:
+    """Raise a ValueError if the network's input cannot have sides that are multiples of a number of pixels.
+
+    Parameters
+    ----------
+    extractor : TorchFeatureExtractor
+        Extractor with `image_size` and `crop_size`.
+    multiple : int
+        Side in pixels of the patches into which the network cuts its input.
+    """
+    name = "image_size" if extractor.crop_size is None else "crop_size"
+    size = getattr(extractor, name)
+    if size is None or not np.any(np.atleast_1d(size) % multiple):
+        return
+    below = np.maximum(np.atleast_1d(size) // multiple, 1) * multiple
+    nearest = [tuple(sides.tolist()) for sides in (below, below + multiple)]
+    shown = [sides if isinstance(size, tuple | list) else sides[0] for sides in nearest]
+    raise ValueError(
+        f"{name}={size!r} is not a multiple of {multiple}, the side in pixels of the patches of {extractor.backbone}. "
+        f"Choose e.g. {name}={shown[0]} or {shown[1]}."
+    )

