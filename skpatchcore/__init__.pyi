@@ -30,6 +30,7 @@ from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisp
 from .evaluation.capability import capability_of_defects as capability_of_defects
 from .evaluation.capability import detection_capability as detection_capability
 from .evaluation.category import evaluate as evaluate
+from .evaluation.settings import select_settings as select_settings
 from .features._weights import WeightsError as WeightsError
 from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor
 from .images.errors import AppearanceWarning as AppearanceWarning

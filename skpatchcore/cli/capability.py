@@ -13,7 +13,7 @@ from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.options import CommandError, Formatter, add_debug, require_folder
 from skpatchcore.cli.predict import images_of, load_detector
-from skpatchcore.datasets import DEFECT_KINDS
+from skpatchcore.datasets import DEFECT_KINDS, SURFACE_KINDS
 
 
 def add_parser(commands: Any) -> None:
@@ -41,7 +41,10 @@ def add_parser(commands: Any) -> None:
         "model. Without this option, the threshold of the model is used",
     )
     parser.add_argument(
-        "--kinds", nargs="+", choices=DEFECT_KINDS, help="kinds of synthetic defects (default: all kinds)"
+        "--kinds",
+        nargs="+",
+        choices=(*DEFECT_KINDS, *SURFACE_KINDS),
+        help=f"kinds of synthetic defects (default: {', '.join(DEFECT_KINDS)})",
     )
     parser.add_argument(
         "--contrasts",

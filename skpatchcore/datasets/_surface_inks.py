@@ -1,7 +1,7 @@
 """surface_ink: the material of defects that are made from the surface of the part itself.
 
-The strength of these defects scales with the variation of the surface around them. On a smooth surface, a faint crack is
-visible; on a rough surface, the same crack would not be.
+The strength of cracks and rough spots scales with the variation of the surface around them: a faint crack is visible on
+a smooth surface, but not on a rough one.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def surface_ink(
     if kind == "misplaced":
         return _elsewhere(crop, image_size, box, rng)
     if kind == "worn":
-        return gaussian_filter(surface, (size / 5, size / 5, 0), mode="nearest")
+        blurred: np.ndarray = gaussian_filter(surface, (size / 5, size / 5, 0), mode="nearest")
+        return blurred
     if kind == "warped":
         angle, shift = rng.uniform(0, 2 * np.pi), size * rng.uniform(*_SHIFTS)
         rows, columns = np.mgrid[: surface.shape[0], : surface.shape[1]].astype(np.float32)
@@ -71,7 +72,8 @@ def surface_ink(
         return (surface + np.float32(sign * _CRACK * variation)).clip(0, 1)
     grain = gaussian_filter(rng.standard_normal(surface.shape[:2], np.float32), rng.uniform(0.6, 2.0))
     grain *= np.float32(_GRAIN * variation / (grain.std() or 1))
-    return (surface + grain[..., None]).clip(0, 1)
+    rough: np.ndarray = (surface + grain[..., None]).clip(0, 1)
+    return rough
 
 
 def variation_of(crop: Crop, image_size: tuple[int, int], box: tuple[slice, slice]) -> float:

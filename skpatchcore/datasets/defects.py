@@ -88,8 +88,8 @@ def draw_defect(
         ``DEFECT_KINDS`` contains the first six kinds. ``SURFACE_KINDS`` contains the other five, which are made from
         the surface of the part itself.
     size : float
-        Size in pixels: the width of a scratch or a crack, measured at half opacity, and the diameter of all other kinds. The
-        diameter of an irregular shape is that of the circle with the same area.
+        Size in pixels: the width of a scratch or a crack, measured at half opacity, and the diameter of all other
+        kinds. The diameter of an irregular shape is that of the circle with the same area.
     contrast : float in (0, 1], default=0.6
         Strength of the defect. With 1, the surface is replaced by the defect; with 0.3, each pixel changes by 30 % of
         the difference between the surface and the defect.

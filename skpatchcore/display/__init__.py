@@ -1,4 +1,4 @@
-"""Figures of anomaly maps, scores, memory banks, evidence of drift, detection capability and inspected pixels.
+"""Figures of anomaly maps, scores, memory banks, drift, detection capability, settings and inspected pixels.
 
 Names are imported on first use. Therefore an anomaly map can be drawn over an image without importing torch.
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from skpatchcore.display.inspection import InspectionDisplay
     from skpatchcore.display.overlay import outline_mask, overlay_anomaly_map
     from skpatchcore.display.score_histogram import ScoreHistogramDisplay
+    from skpatchcore.display.settings import SettingsDisplay
 
 __all__ = [
     "AnomalyMapDisplay",
@@ -23,6 +24,7 @@ __all__ = [
     "DriftDisplay",
     "InspectionDisplay",
     "ScoreHistogramDisplay",
+    "SettingsDisplay",
     "outline_mask",
     "overlay_anomaly_map",
 ]
@@ -37,5 +39,6 @@ __getattr__, __dir__ = attach(
         "inspection": ["InspectionDisplay"],
         "overlay": ["outline_mask", "overlay_anomaly_map"],
         "score_histogram": ["ScoreHistogramDisplay"],
+        "settings": ["SettingsDisplay"],
     },
 )

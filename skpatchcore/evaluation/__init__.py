@@ -6,6 +6,9 @@ from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_c
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.evaluation.presets import make_detector
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of, run_evaluation
+from skpatchcore.evaluation.settings import select_settings
+from skpatchcore.evaluation.settings_grid import default_grid
+from skpatchcore.evaluation.settings_result import SelectedSettings
 from skpatchcore.evaluation.studies import ablation, low_shot_curve, named_grid
 
 __all__ = [
@@ -14,8 +17,10 @@ __all__ = [
     "Evaluation",
     "FinishedRun",
     "PodCurve",
+    "SelectedSettings",
     "ablation",
     "capability_of_defects",
+    "default_grid",
     "detection_capability",
     "evaluate",
     "evaluate_category",
@@ -25,5 +30,6 @@ __all__ = [
     "means_of",
     "named_grid",
     "run_evaluation",
+    "select_settings",
     "with_mean",
 ]

@@ -13,7 +13,7 @@ from skpatchcore.datasets.defects import draw_defect
 from skpatchcore.evaluation.pod import PodCurve
 from skpatchcore.images.reading import PixelFormat, as_stored, load_image
 
-# Smallest tested size in pixels, and the largest as a fraction of the shorter side: of scratches, and of other kinds.
+# Smallest tested size in pixels, and the largest as a fraction of the shorter side: of lines, and of other kinds.
 _SCRATCH_RANGE, _SPOT_RANGE = (0.5, 0.1), (2.0, 0.5)
 # Sizes between these probabilities of detection are tested in the second stage.
 _TRANSITION = (0.15, 0.98)
@@ -88,7 +88,20 @@ class DrawnImages(Sequence[Any]):
 
     def draw(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the image of a trial as an array that the detector reads, and the mask of the defect."""
-        trial = self.trials[index]
+        return self._drawn(self.trials[index])
+
+    def change_of(self, trial: Trial) -> float:
+        """Return the mean change of the pixels of a defect, as a fraction of white; 0 if no pixel belongs to it."""
+        image, mask = self._drawn(trial)
+        assert self._last is not None
+        before = self._last[1][mask].astype(np.float64)
+        low, high = self.pixel_format.value_range or (
+            0.0,
+            1.0 if image.dtype.kind == "f" else np.iinfo(image.dtype).max,
+        )
+        return float(np.abs(image[mask] - before).mean() / (high - low)) if mask.any() else 0.0
+
+    def _drawn(self, trial: Trial) -> tuple[np.ndarray, np.ndarray]:
         if self._last is None or self._last[0] != trial.image:
             self._last = trial.image, _as_array(self.images[trial.image], trial.image, self.pixel_format)
         return draw_defect(
@@ -105,17 +118,48 @@ class DrawnImages(Sequence[Any]):
 def _as_array(image: Any, index: int, pixel_format: PixelFormat) -> np.ndarray:
     """Return an image as an array in the form in which the detector reads arrays.
 
-    Arrays keep their dtype and their channels. All other images become float32, in the range and with the order of
-    channels that the detector expects of arrays.
+    Arrays keep their dtype. All other images become float32, in the range and with the order of channels that the
+    detector expects of arrays. An image with three equal channels becomes a grey image: a camera that sees no colour
+    sees no coloured defects either.
     """
-    if isinstance(image, np.ndarray) and image.dtype.kind in "uf" and image.ndim in (2, 3):
-        return image
-    return as_stored(load_image(image, index, pixel_format=pixel_format), pixel_format)
+    if not (isinstance(image, np.ndarray) and image.dtype.kind in "uf" and image.ndim in (2, 3)):
+        image = as_stored(load_image(image, index, pixel_format=pixel_format), pixel_format)
+    is_grey = image.ndim == 3 and image.shape[2] == 3 and (image[..., :1] == image[..., 1:]).all()
+    grey: np.ndarray = image[..., :1] if is_grey else image
+    return grey
+
+
+def drawable_pixels(anomaly_map: np.ndarray, region: np.ndarray | None, index: int) -> np.ndarray | None:
+    """Return the pixels that may get a defect: those that are inspected and in the region. None means all pixels.
+
+    Parameters
+    ----------
+    anomaly_map : array of shape (height, width)
+        Anomaly map of the image; NaN for pixels that are not inspected.
+    region : array of shape (height, width), bool, or None
+        The region; None means all pixels.
+    index : int
+        Index of the image, for the error message.
+    """
+    known = ~np.isnan(anomaly_map)
+    if known.all():
+        return region
+    drawable: np.ndarray = known if region is None else known & region
+    if not drawable.any():
+        raise ValueError(f"the detector inspects no pixel of image {index} in region: no defect can be drawn there.")
+    return drawable
+
+
+def extent_of(size: tuple[int, ...], region: np.ndarray | None) -> tuple[int, int]:
+    """Return the height and width of an image, or of the bounding box of a region."""
+    if region is None:
+        return size[0], size[1]
+    return int(np.ptp(np.flatnonzero(region.any(axis=1)))) + 1, int(np.ptp(np.flatnonzero(region.any(axis=0)))) + 1
 
 
 def size_range(kind: str, shorter_side: float) -> tuple[float, float]:
     """Return the smallest and the largest tested size in pixels, by default."""
-    low, share = _SCRATCH_RANGE if kind == "scratch" else _SPOT_RANGE
+    low, share = _SCRATCH_RANGE if kind in ("scratch", "crack") else _SPOT_RANGE
     return low, max(share * shorter_side, 2 * low)
 
 

@@ -17,8 +17,16 @@ from sklearn.utils.validation import check_is_fitted
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import conformal_threshold
-from skpatchcore.datasets.defects import DEFECT_KINDS
-from skpatchcore.evaluation._trials import DrawnImages, Trial, size_range, spread_sizes, transition
+from skpatchcore.datasets.defects import DEFECT_KINDS, DEFECT_SIZES
+from skpatchcore.evaluation._trials import (
+    DrawnImages,
+    Trial,
+    drawable_pixels,
+    extent_of,
+    size_range,
+    spread_sizes,
+    transition,
+)
 from skpatchcore.evaluation.capability_result import ALL_KINDS, DetectionCapability, size_name_of
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.images.containers import as_image_sequence, listed
@@ -56,7 +64,7 @@ def detection_capability(
         A fitted detector that reads images. It is not changed.
     good_images : as for the detector's `predict`
         Images of good parts on which the detector was not fitted. More images give more reliable bounds.
-    kinds : sequence of str, default=all
+    kinds : sequence of str, default=DEFECT_KINDS
         Kinds of defects, see :func:`~skpatchcore.datasets.draw_defect`.
     contrasts : float or sequence of float in (0, 1], default=0.6
         Contrasts of the defects. There is one curve per kind and contrast.
@@ -129,8 +137,8 @@ def detection_capability(
     untouched, regions, sides = [], [], []
     for result in detector.iter_results(images):
         untouched.append(result.score)
-        regions.append(_drawable(result.anomaly_map, region, result.index))
-        sides.append(min(_extent(result.anomaly_map.shape, regions[-1])))
+        regions.append(drawable_pixels(result.anomaly_map, region, result.index))
+        sides.append(min(extent_of(result.anomaly_map.shape, regions[-1])))
     usable = np.flatnonzero(np.array(untouched) >= offset)
     if not len(usable):
         raise ValueError(
@@ -384,9 +392,9 @@ class _Plan:
 
 
 def _check(kinds: Sequence[str], contrasts: Sequence[float], n_trials: int, size_ranges: Any) -> None:
-    unknown = [kind for kind in kinds if kind not in DEFECT_KINDS]
+    unknown = [kind for kind in kinds if kind not in DEFECT_SIZES]
     if unknown or not kinds:
-        raise ValueError(f"kinds={list(kinds)!r}: expected some of {list(DEFECT_KINDS)}.")
+        raise ValueError(f"kinds={list(kinds)!r}: expected some of {list(DEFECT_SIZES)}.")
     if not contrasts or not all(0 < contrast <= 1 for contrast in contrasts):
         raise ValueError(f"contrasts={list(contrasts)!r}: expected numbers in (0, 1].")
     if n_trials < _LEAST_TRIALS:
@@ -442,24 +450,6 @@ def _check_region(image: Any, index: int, region: np.ndarray, pixel_format: Any)
         raise ValueError(
             f"region has shape {region.shape} and {int(region.sum())} True pixels, but image {index} has shape {size}."
         )
-
-
-def _drawable(anomaly_map: np.ndarray, region: np.ndarray | None, index: int) -> np.ndarray | None:
-    """Return the pixels that may get a defect: inspected and in the region. None means all pixels."""
-    known = ~np.isnan(anomaly_map)
-    if known.all():
-        return region
-    drawable: np.ndarray = known if region is None else known & region
-    if not drawable.any():
-        raise ValueError(f"the detector inspects no pixel of image {index} in region: no defect can be drawn there.")
-    return drawable
-
-
-def _extent(size: tuple[int, ...], region: np.ndarray | None) -> tuple[int, int]:
-    """Return the height and width of an image, or of the bounding box of a region."""
-    if region is None:
-        return size[0], size[1]
-    return int(np.ptp(np.flatnonzero(region.any(axis=1)))) + 1, int(np.ptp(np.flatnonzero(region.any(axis=0)))) + 1
 
 
 def _range_of(kind: str, given: Any, shorter_side: float) -> tuple[float, float]:

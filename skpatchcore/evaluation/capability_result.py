@@ -23,6 +23,11 @@ _PLURALS = {
     "foreign": "spots of foreign texture",
     "missing": "missing pieces",
     "shift": "colour shifts",
+    "crack": "cracks",
+    "misplaced": "misplaced pieces",
+    "warped": "warped spots",
+    "rough": "rough spots",
+    "worn": "worn spots",
 }
 
 

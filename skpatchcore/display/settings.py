@@ -1,0 +1,143 @@
+"""SettingsDisplay: a figure of how many more synthetic defects each setting finds than the given one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from skpatchcore._utils.names import shown_text
+from skpatchcore.display.capability import close_up
+
+# Blue and orange of the palette of Okabe and Ito, which colour-blind readers can distinguish.
+_CHOSEN, _OTHER, _KIND = "#0072B2", "#555555", "#D55E00"
+# Settings below the first ones are left out of the figure.
+_N_SHOWN = 30
+_N_EXAMPLES = 6
+_LONGEST_NAME = 70
+
+
+class SettingsDisplay:
+    """Gain of each setting over the given one, with standard errors, and examples of the synthetic defects.
+
+    Use :meth:`from_result` to create a display. Each row is a setting, the one that finds most defects at the top. The
+    dot is the gain in percentage points, the line is one standard error to each side, and the small ticks are the gains
+    for the single kinds of defects. The chosen setting is blue.
+
+    Parameters
+    ----------
+    result : SelectedSettings
+        Result of :func:`~skpatchcore.select_settings`.
+
+    Attributes
+    ----------
+    figure_ : matplotlib Figure
+        The Figure of the last plot.
+    ax_ : matplotlib Axes
+        The Axes of the gains.
+
+    Examples
+    --------
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, select_settings
+    >>> from skpatchcore.datasets import make_textures
+    >>> from skpatchcore.display import SettingsDisplay
+    >>> good = make_textures("gravel").train_images[:12]
+    >>> detector = PatchCoreDetector(TorchFeatureExtractor("efficientnet_lite0", image_size=64), random_state=0)
+    >>> result = select_settings(detector, {"image_score": ["max"]}, good, n_defects=3)
+    >>> display = SettingsDisplay.from_result(result, examples=False)
+    >>> display.ax_.get_xlabel()
+    'additional defects found, percentage points'
+    """
+
+    def __init__(self, result: Any):
+        self.result = result
+
+    @classmethod
+    def from_result(cls, result: Any, **options: Any) -> SettingsDisplay:
+        """Plot a result.
+
+        Parameters
+        ----------
+        result : SelectedSettings
+            Parameter of the class.
+        **options : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        SettingsDisplay
+            The display, already plotted.
+        """
+        return cls(result).plot(**options)
+
+    def plot(self, *, examples: bool = True, figure: Any = None) -> SettingsDisplay:
+        """Plot the gains, and examples of the synthetic defects.
+
+        Parameters
+        ----------
+        examples : bool, default=True
+            If True, synthetic defects of several kinds are drawn below the gains, with their outlines.
+        figure : matplotlib Figure or None, default=None
+            Figure to plot on. None creates a new figure.
+
+        Returns
+        -------
+        SettingsDisplay
+            The display itself.
+        """
+        import matplotlib.pyplot as plt
+
+        n_rows = min(len(self.result.table), _N_SHOWN)
+        height = 1.2 + 0.28 * n_rows
+        if figure is None:
+            figure = plt.figure(figsize=(10, height + (2.0 if examples else 0)))
+        figure.set_layout_engine("constrained")
+        grid = figure.add_gridspec(2 if examples else 1, 1, height_ratios=(height, 2.0) if examples else None)
+        self.figure_, self.ax_ = figure, figure.add_subplot(grid[0])
+        self._draw_gains(self.ax_, n_rows)
+        if examples:
+            self._draw_examples(figure, grid[1])
+        return self
+
+    def _draw_gains(self, ax: Any, n_rows: int) -> None:
+        shown = self._rows_shown(n_rows)
+        table, by_kind = self.result.table.iloc[shown], self.result.by_kind.iloc[shown]
+        given = self.result.by_kind[self.result.table["n_changes"] == 0].iloc[0, 1:].to_numpy(float)
+        for row, (_, setting) in enumerate(table.iterrows()):
+            color = _CHOSEN if setting["chosen"] else _OTHER
+            kinds = 100 * (by_kind.iloc[row, 1:].to_numpy(float) - given)
+            ax.plot(kinds, np.full(len(kinds), row), "|", color=_KIND, markersize=6, alpha=0.45)
+            gain, error = 100 * setting["gain"], 100 * setting["gain_se"]
+            ax.plot([gain - error, gain + error], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
+            ax.plot(gain, row, "o", color=color, markersize=7 if setting["chosen"] else 5)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_yticks(range(len(table)), [self._name(text, chosen) for text, chosen in zip(
+            table["setting"], table["chosen"], strict=True)], fontsize=8, parse_math=False)  # fmt: skip
+        ax.invert_yaxis()
+        ax.set_xlabel("additional defects found, percentage points")
+        ax.grid(axis="x", color="#dddddd", linewidth=0.6)
+        ax.set_axisbelow(True)
+
+    def _rows_shown(self, n_rows: int) -> list[int]:
+        """Return the rows of the table that are drawn: the first ones, and always the given and the chosen setting."""
+        table = self.result.table
+        must = np.flatnonzero((table["n_changes"] == 0) | table["chosen"]).tolist()
+        others = [row for row in range(len(table)) if row not in must]
+        return sorted(must + others[: max(0, n_rows - len(must))])
+
+    def _name(self, text: str, is_chosen: bool) -> str:
+        short = text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+        return shown_text(f"{short}  (chosen)" if is_chosen else short)
+
+    def _draw_examples(self, figure: Any, place: Any) -> None:
+        """Draw defects of several kinds, each of a medium size."""
+        trials = self.result.trials
+        kinds = list(dict.fromkeys(self.result.by_kind.columns[1:]))[:_N_EXAMPLES]
+        inner = place.subgridspec(1, len(kinds))
+        for column, kind in enumerate(kinds):
+            own = trials[trials["kind"] == kind]
+            trial = int(own["size"].sort_values().index[len(own) * 3 // 4])
+            ax = figure.add_subplot(inner[column])
+            ax.imshow(close_up(*self.result.draw(trial)))
+            ax.set_title(f"{kind}, {own.loc[trial, 'size']:.1f} px", fontsize=8)
+            ax.set_axis_off()

@@ -1,0 +1,159 @@
+"""Scores of good images and of synthetic defects under each setting of :func:`~skpatchcore.select_settings`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from skpatchcore._utils.progress import progress_bar
+from skpatchcore.evaluation._trials import DrawnImages, Trial
+from skpatchcore.features._families import default_layers
+from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.images.errors import ImageError
+
+# Parameters of the extractor that do not change which outputs of the network are needed, and the layers.
+_NOT_OF_THE_NETWORK = {"layers": None, "patch_size": 3, "stride": 1, "n_channels": None}
+
+
+@dataclass
+class SettingScores:
+    """Anomaly scores under one setting, **bigger = more anomalous**, and what the setting costs.
+
+    Attributes
+    ----------
+    good : array of shape (n_images,), float64
+        Scores of the good images by detectors that were fitted without them.
+    defects : array of shape (n_defects,), float64
+        Scores of the images with a defect by the same detectors.
+    fit_seconds : float
+        Duration of one fit, mean over the folds.
+    ms_per_image : float
+        Duration of scoring one image in milliseconds.
+    model_bytes : int
+        Size of the memory bank; 0 if the detector has none.
+    """
+
+    good: np.ndarray
+    defects: np.ndarray
+    fit_seconds: float = 0.0
+    ms_per_image: float = 0.0
+    model_bytes: int = 0
+
+
+def warm_caches(detectors: Sequence[Any], images: Sequence[Any], verbose: int) -> None:
+    """Run the network once per image and size, and store its outputs in the cache of the extractors.
+
+    Extractors that differ only in their layers and in how features are made from them share one run, in which the
+    network returns the outputs of all these layers.
+    """
+    shared: dict[str, tuple[Any, list[str]]] = {}
+    for detector in detectors:
+        extractor = getattr(detector, "extractor", None)
+        if not isinstance(extractor, TorchFeatureExtractor) or extractor.memory is None:
+            continue
+        plain = clone(extractor).set_params(**_NOT_OF_THE_NETWORK)
+        _, layers = shared.setdefault(plain.__repr__(N_CHAR_MAX=10**6), (plain, []))
+        used = default_layers(extractor.backbone) if extractor.layers is None else extractor.layers
+        layers += [name for name in used if name not in layers]
+    with progress_bar(len(shared) * len(images), "network", "image", verbose) as bar:
+        for extractor, layers in shared.values():
+            for _, views in extractor.set_params(layers=layers).fit(images[:1]).iter_transform(images):
+                bar.update(len(views))
+
+
+def score_settings(
+    detectors: Sequence[Any],
+    settings: Sequence[Mapping[str, Any]],
+    images: Sequence[Any],
+    trials: Sequence[Trial],
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    draw: Callable[[Sequence[Trial]], DrawnImages],
+    verbose: int,
+) -> list[SettingScores]:
+    """Fit each detector on the training part of each fold, and score the test part with and without defects.
+
+    Parameters
+    ----------
+    detectors : sequence of detectors
+        One unfitted detector per setting. Detectors that differ only in `image_score` share their fits.
+    settings : sequence of mapping of str to object
+        Changed parameters of each detector, for error messages.
+    images : sequence of images
+        The good images.
+    trials : sequence of Trial
+        The defects.
+    folds : sequence of (array of int, array of int)
+        Indices of the training and of the test images. Each image is in one test part.
+    draw : callable
+        ``draw(trials)`` returns the images with these defects.
+    verbose : int
+        If not 0, a progress bar is shown.
+
+    Raises
+    ------
+    ValueError
+        If a detector cannot be fitted on the images. The error names the setting.
+    """
+    found = [SettingScores(np.full(len(images), np.nan), np.full(len(trials), np.nan)) for _ in detectors]
+    of_images = np.array([trial.image for trial in trials])
+    with progress_bar(len(detectors) * len(folds), "comparing settings", "fit", verbose) as bar:
+        for members in _sharing_fits(detectors):
+            for train, test in folds:
+                begin = time.perf_counter()
+                fitted = fitted_on(detectors[members[0]], images, train, settings[members[0]])
+                seconds = time.perf_counter() - begin
+                defects = np.flatnonzero(np.isin(of_images, test))
+                for i in members:
+                    model = copy(fitted)
+                    if hasattr(model, "image_score"):
+                        model.image_score = detectors[i].image_score
+                    begin = time.perf_counter()
+                    with original_numbers(test):
+                        found[i].good[test] = -model.score_samples([images[j] for j in test])
+                    found[i].defects[defects] = -model.score_samples(draw([trials[j] for j in defects.tolist()]))
+                    elapsed = time.perf_counter() - begin
+                    found[i].fit_seconds += seconds / len(folds)
+                    found[i].ms_per_image += 1000 * elapsed / (len(images) + len(trials))
+                    found[i].model_bytes = int(getattr(getattr(fitted, "memory_bank_", None), "nbytes", 0))
+                    bar.update(1)
+    return found
+
+
+def fitted_on(detector: Any, images: Sequence[Any], some: np.ndarray, params: Mapping[str, Any]) -> Any:
+    """Fit a clone of a detector on some of the images; an error names the image's index, or the changed parameters."""
+    try:
+        with original_numbers(some):
+            return clone(detector).fit([images[i] for i in some])
+    except ImageError:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"the setting {dict(params)} cannot be fitted on {len(some)} of the images: {error}"
+        ) from error
+
+
+@contextmanager
+def original_numbers(some: np.ndarray) -> Iterator[None]:
+    """In an ImageError, replace the index of an image among `some` images by its index among all images."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(error.message, int(some[error.index]), error.path) from error
+
+
+def _sharing_fits(detectors: Sequence[Any]) -> list[list[int]]:
+    """Return lists of detectors that differ only in `image_score`."""
+    groups: dict[str, list[int]] = {}
+    for i, detector in enumerate(detectors):
+        plain = clone(detector)
+        if "image_score" in plain.get_params(deep=False):
+            plain.set_params(image_score="max")
+        groups.setdefault(plain.__repr__(N_CHAR_MAX=10**6), []).append(i)
+    return list(groups.values())

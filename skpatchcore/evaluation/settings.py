@@ -1,0 +1,381 @@
+"""select_settings: choose the settings of a detector from images of good parts only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, KFold, ParameterGrid
+from sklearn.utils import check_random_state, get_tags
+
+from skpatchcore._utils.labels import group_codes
+from skpatchcore.coreset.greedy import GreedyCoresetSampler
+from skpatchcore.datasets.defects import DEFECT_KINDS, DEFECT_SIZES, SURFACE_KINDS
+from skpatchcore.evaluation._settings_rule import Comparison, choose, compare, largest_rate
+from skpatchcore.evaluation._settings_runs import SettingScores, fitted_on, score_settings, warm_caches
+from skpatchcore.evaluation._settings_trials import planned_trials
+from skpatchcore.evaluation._trials import DrawnImages, Trial, drawable_pixels, extent_of
+from skpatchcore.evaluation.settings_grid import default_grid
+from skpatchcore.evaluation.settings_result import SelectedSettings
+from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.images.containers import as_image_sequence, listed
+from skpatchcore.images.reading import load_image
+from skpatchcore.protocols import pixel_format_of, ratio_of
+
+_LEAST_IMAGES = 6
+# Detectors without a seed get this one, so that all settings use the same draws.
+_SEED = 0
+
+
+def select_settings(
+    detector: Any,
+    grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Sequence[Any]]] | None,
+    good_images: Any,
+    *,
+    groups: Any = None,
+    cv: Any = 3,
+    kinds: Sequence[str] = (*DEFECT_KINDS, *SURFACE_KINDS),
+    n_defects: int = 50,
+    contamination: float = 0.05,
+    n_standard_errors: float = 1.5,
+    ratio: float | None = 0.01,
+    region: Any = None,
+    memory: Any = None,
+    random_state: Any = 0,
+    verbose: int = 0,
+) -> SelectedSettings:
+    """Choose the settings of a detector from images of good parts only, without a single real defect.
+
+    Each setting is fitted on a part of the images. It then scores the other images, without and with synthetic defects
+    of graded sizes. The criterion is the fraction of the defects that are found at a low false-alarm rate. The given
+    setting is kept unless the evidence for another one is clear.
+
+    Parameters
+    ----------
+    detector : detector
+        Detector that reads images, such as :class:`~skpatchcore.PatchCoreDetector`, with the given setting: the one
+        that is kept if no other setting is clearly better. It is not changed, and need not be fitted.
+    grid : dict of str to sequence, list of such dicts, or None
+        Values to try for each parameter, as for scikit-learn's ``GridSearchCV``, e.g.
+        ``{"image_score": ["reweighted", "map-max"]}``. None uses :func:`~skpatchcore.evaluation.default_grid`.
+    good_images : as for the detector's `fit`
+        Images of good parts, at least 6. They can be the training images of the final fit.
+    groups : array of shape (n_images,) or None, default=None
+        Group of each image, as for the detector's `fit`. All images of a group are in the same fold.
+    cv : int or splitter, default=3
+        Number of folds, or a scikit-learn splitter whose test parts contain each image once. With more folds, the
+        detectors are fitted on more images, which takes longer.
+    kinds : sequence of str, default=all 11 kinds
+        Kinds of synthetic defects, see :func:`~skpatchcore.datasets.draw_defect`. The comparison is more reliable with
+        more kinds. Leave out only kinds that are impossible on these parts.
+    n_defects : int, default=50
+        Number of defects per kind.
+    contamination : float in (0, 0.5], default=0.05
+        False-alarm rate that matters. Settings are compared at all rates from the smallest that the number of images
+        can promise to twice this rate.
+    n_standard_errors : float, default=1.5
+        The given setting is kept unless the best setting finds more defects by more than this number of standard errors
+        of the difference. Larger numbers keep the given setting more often.
+    ratio : float or None, default=0.01
+        Fraction of the patches in the memory banks of the comparison, if the detector has a sampler with a larger
+        `ratio`, and the grid does not contain ``sampler__ratio``. None uses the detector's own ratio, which takes
+        longer.
+    region : array of shape (height, width), bool, or None, default=None
+        Region to which the defects are confined. All images must have its size. Pixels that the detector does not
+        inspect never get a defect.
+    memory : str, path, joblib.Memory or None, default=None
+        Folder of the cache of the extractor, so that the network runs once per image and size. None uses a temporary
+        folder, which is deleted at the end, unless the extractor has a cache of its own. The cache takes about 0.7 MB
+        per image and defect with the network efficientnet_lite2 and images of 256 × 256 pixels.
+    random_state : int, RandomState or None, default=0
+        Seed of the folds, the defects and the standard errors.
+    verbose : int, default=0
+        If not 0, progress bars are shown.
+
+    Returns
+    -------
+    SelectedSettings
+        The ranked table of the settings, the chosen parameters, the reason, and the detector with these parameters. The
+        detector is not fitted.
+
+    Raises
+    ------
+    ImageError
+        If an image cannot be read. The error names its index and path.
+    ValueError
+        If there are fewer than 6 images or too few groups, if the grid or another parameter is not valid, or if a
+        setting cannot be fitted on the images. The last error names the setting.
+
+    Notes
+    -----
+    All settings score the same images with the same defects. The standard errors come from bootstrap samples of the
+    images *and of the kinds of defects*: the kinds are a sample of all defects that a part can have. A setting that is
+    better for a few kinds only, e.g. for coloured spots, has a large standard error and is not chosen.
+
+    Among the settings that are at most one standard error below the best one, the setting with the fewest changes is
+    chosen.
+
+    The choice concerns the ranking of images. It does not use the thresholds of the detectors, which are calibrated
+    when the chosen detector is fitted. If there are labelled defects, measure them: use
+    :func:`~skpatchcore.evaluate`, or ``GridSearchCV`` with :class:`~skpatchcore.OneClassSplit`.
+
+    Images with three equal channels get grey defects.
+
+    Examples
+    --------
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, select_settings
+    >>> from skpatchcore.datasets import make_textures
+    >>> good = make_textures("gravel").train_images[:12]
+    >>> detector = PatchCoreDetector(TorchFeatureExtractor("efficientnet_lite0", image_size=64), random_state=0)
+    >>> result = select_settings(detector, {"image_score": ["max", "map-max"]}, good, n_defects=4)
+    >>> len(result.table), result.n_defects
+    (3, 44)
+    """
+    images = as_image_sequence(listed(good_images))
+    kinds = list(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
+    _check(detector, len(images), kinds, n_defects, contamination, n_standard_errors, ratio)
+    rng = check_random_state(random_state)
+    folds = _folds(cv, len(images), groups, rng)
+    seed = int(rng.randint(2**31 - 1))
+    rate = largest_rate(contamination, len(images))
+    settings = _settings(detector, default_grid(detector) if grid is None else grid)
+    if any(name.startswith("sampler") for params in settings for name in params):
+        ratio = None  # the grid states the ratios
+    with TemporaryDirectory(prefix="skpatchcore-") as folder:
+        detectors = [_prepared(detector, params, ratio, folder if memory is None else memory) for params in settings]
+        warm_caches(detectors, images, verbose)
+        train, test = folds[0]
+        fitted = fitted_on(detectors[0], images, train, {})
+        regions, side, known = _regions(fitted, images, region)
+        pixel_format = pixel_format_of(detectors[0].extractor)
+
+        def draw(trials: Sequence[Trial]) -> DrawnImages:
+            return DrawnImages(images, trials, regions, pixel_format)
+
+        trials = planned_trials(
+            lambda some: -fitted.score_samples(some),
+            known[test],
+            test,
+            len(images),
+            kinds,
+            n_defects,
+            side,
+            rate,
+            seed,
+            draw,
+        )
+        warm_caches(detectors, draw(trials), verbose)
+        scores = score_settings(detectors, settings, images, trials, folds, draw, verbose)
+    comparison = compare(
+        np.array([one.good for one in scores]),
+        np.array([one.defects for one in scores]),
+        np.array([kinds.index(trial.kind) for trial in trials]),
+        np.array([trial.image for trial in trials]),
+        rate,
+        seed,
+    )
+    changes = np.array([len(params) for params in settings])
+    chosen = choose(comparison, changes, n_standard_errors)
+    table, by_kind = _tables(settings, scores, comparison, changes, chosen, kinds)
+    all_drawn = draw(trials)
+
+    def drawn(trial: int) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = all_drawn.draw(trial)
+        return load_image(image, trials[trial].image, pixel_format=pixel_format), mask
+
+    return SelectedSettings(
+        table,
+        by_kind,
+        settings[chosen],
+        _reason(settings, comparison, chosen, n_standard_errors),
+        clone(detector).set_params(**settings[chosen]),
+        len(images),
+        len(trials),
+        rate,
+        pd.DataFrame(
+            {
+                "image": [trial.image for trial in trials],
+                "kind": [trial.kind for trial in trials],
+                "size": [trial.size for trial in trials],
+                "contrast": [trial.contrast for trial in trials],
+            }
+        ),
+        drawn,
+    )
+
+
+def _check(
+    detector: Any,
+    n_images: int,
+    kinds: Sequence[str],
+    n_defects: int,
+    contamination: float,
+    n_errors: float,
+    ratio: Any,
+) -> None:
+    if not hasattr(detector, "extractor") or not get_tags(detector).input_tags.string:
+        raise ValueError(
+            f"{type(detector).__name__} has no extractor that reads images, so no defects can be drawn. Use a detector "
+            "such as PatchCoreDetector with an extractor such as TorchFeatureExtractor."
+        )
+    if n_images < _LEAST_IMAGES:
+        raise ValueError(f"{n_images} good images: expected at least {_LEAST_IMAGES}.")
+    if not kinds or any(kind not in DEFECT_SIZES for kind in kinds):
+        raise ValueError(f"kinds={kinds!r}: expected some of {list(DEFECT_SIZES)}.")
+    if n_defects < 1:
+        raise ValueError(f"n_defects={n_defects}: expected at least 1.")
+    if not 0 < contamination <= 0.5:
+        raise ValueError(f"contamination={contamination!r}: expected a fraction in (0, 0.5].")
+    if not n_errors >= 0:
+        raise ValueError(f"n_standard_errors={n_errors!r}: expected a number of at least 0.")
+    if ratio is not None and not 0 < ratio <= 1:
+        raise ValueError(f"ratio={ratio!r}: expected a fraction in (0, 1] or None.")
+
+
+def _folds(cv: Any, n_images: int, groups: Any, rng: np.random.RandomState) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the training and test images of each fold."""
+    codes = None if groups is None else group_codes(groups, np.ones(n_images, bool))
+    if hasattr(cv, "split"):
+        splitter = cv
+    elif codes is None:
+        splitter = KFold(min(int(cv), n_images), shuffle=True, random_state=rng.randint(2**31 - 1))
+    else:
+        n_groups = len(np.unique(codes))
+        if n_groups < 2:
+            raise ValueError("all good images are in one group: expected at least two groups.")
+        splitter = GroupKFold(min(int(cv), n_groups), shuffle=True, random_state=rng.randint(2**31 - 1))
+    folds = list(splitter.split(np.zeros((n_images, 1)), groups=codes))
+    tested = np.sort(np.concatenate([test for _, test in folds]))
+    if not np.array_equal(tested, np.arange(n_images)):
+        raise ValueError(f"cv={cv!r}: expected a splitter whose test parts contain each image once.")
+    return folds
+
+
+def _settings(detector: Any, grid: Any) -> list[dict[str, Any]]:
+    """Return the changed parameters of each setting: none for the given setting, which comes first.
+
+    A parameter whose value is that of the given setting does not count as changed.
+    """
+    given = clone(detector)
+    settings: list[dict[str, Any]] = [{}]
+    seen = {_described(given)}
+    for params in ParameterGrid(grid):
+        changed = {}
+        for name in sorted(params):
+            if _described(clone(given).set_params(**{name: params[name]})) != _described(given):
+                changed[name] = params[name]
+        text = _described(clone(given).set_params(**changed))
+        if text not in seen:
+            seen.add(text)
+            settings.append(changed)
+    if len(settings) < 2:
+        raise ValueError("grid: there is no setting other than that of the detector.")
+    return settings
+
+
+def _described(detector: Any) -> str:
+    text: str = detector.__repr__(N_CHAR_MAX=10**6)
+    return text
+
+
+def _prepared(detector: Any, params: Mapping[str, Any], ratio: float | None, memory: Any) -> Any:
+    """Return the detector of a setting for the comparison: without calibration, with a cache and a small bank."""
+    prepared = clone(detector).set_params(**params)
+    names = prepared.get_params(deep=False)
+    changed: dict[str, Any] = {"calibration": None, "verbose": 0}
+    if names.get("random_state") is None:
+        changed["random_state"] = _SEED
+    if ratio is not None and "sampler" in names:
+        sampler = GreedyCoresetSampler() if names["sampler"] is None else names["sampler"]
+        own = ratio_of(sampler)
+        if "ratio" in sampler.get_params() and isinstance(own, float) and own > ratio:
+            changed["sampler__ratio"] = ratio
+    extractor = TorchFeatureExtractor() if names["extractor"] is None else names["extractor"]
+    if isinstance(extractor, TorchFeatureExtractor) and extractor.memory is None:
+        changed["extractor__memory"] = memory
+    return prepared.set_params(**changed)
+
+
+def _regions(fitted: Any, images: Sequence[Any], region: Any) -> tuple[list[np.ndarray | None], float, np.ndarray]:
+    """Return the pixels of each image that may get a defect, the median length of the shorter side, and the scores."""
+    region = None if region is None else np.asarray(region, bool)
+    regions, sides, scores = [], [], []
+    for result in fitted.iter_results(images):
+        assert result.anomaly_map is not None
+        if region is not None and (region.shape != result.anomaly_map.shape or not region.any()):
+            raise ValueError(
+                f"region has shape {region.shape} and {int(region.sum())} True pixels, but image {result.index} has "
+                f"shape {result.anomaly_map.shape}."
+            )
+        regions.append(drawable_pixels(result.anomaly_map, region, result.index))
+        sides.append(min(extent_of(result.anomaly_map.shape, regions[-1])))
+        scores.append(-result.score)
+    return regions, float(np.median(sides)), np.array(scores)
+
+
+def _text_of(params: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in params.items()) or "as given"
+
+
+def _tables(
+    settings: Sequence[Mapping[str, Any]],
+    scores: Sequence[SettingScores],
+    comparison: Comparison,
+    changes: np.ndarray,
+    chosen: int,
+    kinds: Sequence[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    gains, errors = comparison.gains_over(0)
+    order = np.lexsort((changes, -comparison.found))
+    table = pd.DataFrame(
+        {
+            "setting": [_text_of(settings[i]) for i in order],
+            "chosen": order == chosen,
+            "found": comparison.found[order],
+            "gain": gains[order],
+            "gain_se": errors[order],
+            "n_changes": changes[order],
+            "fit_seconds": [scores[i].fit_seconds for i in order],
+            "ms_per_image": [scores[i].ms_per_image for i in order],
+            "model_mb": [scores[i].model_bytes / 1e6 for i in order],
+        }
+    )
+    for name in dict.fromkeys(name for params in settings for name in params):
+        table[name] = pd.Series([settings[i].get(name, "as given") for i in order], dtype=object)
+    by_kind = pd.DataFrame(comparison.by_kind[order], columns=list(kinds))
+    by_kind.insert(0, "setting", table["setting"])
+    return table, by_kind
+
+
+def _reason(
+    settings: Sequence[Mapping[str, Any]], comparison: Comparison, chosen: int, n_standard_errors: float
+) -> str:
+    """Return why the setting is chosen, in words."""
+    gains, errors = comparison.gains_over(0)
+
+    def gain_of(setting: int) -> str:
+        return f"{100 * gains[setting]:.1f} ± {100 * errors[setting]:.1f} percentage points more"
+
+    best = int(gains.argmax())
+    given = f"the given setting finds {comparison.found[0]:.0%} of the synthetic defects"
+    if best == 0:
+        return f"The given setting is kept: {given}, and no other setting finds more."
+    if chosen == 0:
+        return (
+            f"The given setting is kept: {given}. The best other setting ({_text_of(settings[best])}) finds "
+            f"{gain_of(best)}, which is at most {n_standard_errors:g} standard errors and may be chance."
+        )
+    text = (
+        f"Chosen: {_text_of(settings[chosen])}. It finds {gain_of(chosen)}, and {given}. This is more than "
+        f"{n_standard_errors:g} standard errors."
+    )
+    if chosen != best:
+        text += (
+            f" {_text_of(settings[best])} finds {gain_of(best)}, but needs more changes, and the difference is within "
+            "one standard error."
+        )
+    return text
