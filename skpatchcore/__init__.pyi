@@ -32,6 +32,8 @@ from .evaluation.capability import detection_capability as detection_capability
 from .evaluation.category import evaluate as evaluate
 from .features._backbones import WeightsError as WeightsError
 from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor
+from .features.scaling import LayerScaling as LayerScaling
+from .features.whitening import PatchWhitening as PatchWhitening
 from .images.errors import AppearanceWarning as AppearanceWarning
 from .images.errors import ImageError as ImageError
 from .images.errors import ImageWarning as ImageWarning
