@@ -33,6 +33,8 @@ from .evaluation.category import evaluate as evaluate
 from .evaluation.settings import select_settings as select_settings
 from .features._weights import WeightsError as WeightsError
 from .features.extractor import TorchFeatureExtractor as TorchFeatureExtractor
+from .features.scaling import LayerScaling as LayerScaling
+from .features.whitening import PatchWhitening as PatchWhitening
 from .images.errors import AppearanceWarning as AppearanceWarning
 from .images.errors import ImageError as ImageError
 from .images.errors import ImageWarning as ImageWarning

@@ -1,4 +1,4 @@
-"""Protocols of the stages of a detector: `Extractor`, `Sampler` and `Index`.
+"""Protocols of the stages of a detector: `Extractor`, `Transformer`, `Sampler` and `Index`.
 
 Any estimator with the members of one of these protocols can be used as a stage. This includes estimators of
 scikit-learn and your own classes. Your classes need not inherit from a protocol, but must inherit from
@@ -52,6 +52,9 @@ class Extractor(Protocol):
       :class:`~skpatchcore.TorchFeatureExtractor`. Figures and reports use these values to draw the images. If an
       extractor has both and ``iter_transform``, pixels outside the region of interest are replaced by one colour before
       the extractor reads an image. Such images are passed as arrays.
+    - ``layer_channels()``: method that returns how many consecutive channels of a patch feature come from each layer,
+      as a tuple of ints; None if a channel belongs to several layers. A transformer with the parameter
+      ``layer_channels=None`` gets these numbers.
     - ``image_size`` and ``crop_size``: size to which images are resized and cropped, as in
       :class:`~skpatchcore.TorchFeatureExtractor`. :func:`~skpatchcore.evaluate` with ``resolution="seen"`` uses these
       sizes to resize and crop anomaly maps and masks in the same way. Reports use these sizes to state which part of an
@@ -73,6 +76,37 @@ class Extractor(Protocol):
             A list if the grids have different sizes. The list has one array of shape (grid_height, grid_width,
             n_channels) per image.
         """
+
+
+class Transformer(Protocol):
+    """Protocol of transformers: a transformer changes the patch features before the sampler and the index get them.
+
+    A transformer is an estimator with the methods `fit` and `transform`, e.g. :class:`~skpatchcore.PatchWhitening` or
+    ``sklearn.decomposition.PCA``. `X` is a matrix with one row per patch. The rows of the result are compared by their
+    Euclidean distances.
+
+    Notes
+    -----
+    A transformer can have more members. All of them are optional:
+
+    - ``partial_fit(X)``: method that continues the fit with more rows. The detector then fits the transformer from
+      parts of 4,096 to 8,191 rows. Only with this method can the detector fit on more patch features than fit into RAM.
+    - ``n_components``: parameter with the number of columns of the result, to estimate memory. If it is not an int, the
+      result is assumed to have as many columns as `X`.
+    - ``layer_channels``: parameter. If it is None, the detector sets a clone's parameter to the number of channels of
+      each layer of the extractor, if the extractor has ``layer_channels``.
+    - ``drop_fit_state()``: method that frees the memory that only ``partial_fit`` needs. The detector calls it after
+      the fit.
+    - ``n_features_in_``: number of columns of `X` in the fit. With it, the error for patch features with another number
+      of channels names both numbers.
+    - ``random_state`` and ``device``: parameters, as for samplers.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> Any:
+        """Fit on the rows of `X`, of shape (n_rows, n_channels), and return the estimator."""
+
+    def transform(self, X: Any) -> Any:
+        """Return the transformed rows, of shape (n_rows, n_columns)."""
 
 
 class Sampler(Protocol):
@@ -251,6 +285,40 @@ def pixel_format_of(estimator: Any) -> PixelFormat:
 def image_size_of(extractor: Any) -> Any:
     """Return ``image_size`` of an extractor; None if the extractor has no such parameter."""
     return getattr(extractor, "image_size", None)
+
+
+def layer_channels_of(extractor: Any) -> tuple[int, ...] | None:
+    """Return how many channels come from each layer of an extractor; None if this is unknown."""
+    channels_of = getattr(extractor, "layer_channels", None)
+    return None if channels_of is None else channels_of()
+
+
+def with_layer_channels(transformer: Any, extractor: Any) -> Any:
+    """Set the parameter ``layer_channels`` of a transformer to that of an extractor, if it is None; return the former.
+
+    A transformer without this parameter is not changed.
+    """
+    is_open = "layer_channels" in transformer.get_params(deep=False) and transformer.layer_channels is None
+    if is_open and (channels := layer_channels_of(extractor)) is not None:
+        transformer.set_params(layer_channels=channels)
+    return transformer
+
+
+def fits_in_parts(transformer: Any) -> bool:
+    """Return whether a transformer has the method ``partial_fit``."""
+    return hasattr(transformer, "partial_fit")
+
+
+def drop_fit_state(transformer: Any) -> None:
+    """Free the memory that only ``partial_fit`` of a transformer needs, if the transformer can do so."""
+    if hasattr(transformer, "drop_fit_state"):
+        transformer.drop_fit_state()
+
+
+def n_columns_of(transformer: Any, n_channels: int) -> int:
+    """Return the expected number of columns after a transformer; `n_channels` for None or without ``n_components``."""
+    n_components = getattr(transformer, "n_components", None)
+    return min(n_components, n_channels) if isinstance(n_components, int) else n_channels
 
 
 def selects_from_batches(sampler: Any) -> TypeGuard[BatchSampler]:

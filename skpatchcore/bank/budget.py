@@ -48,12 +48,21 @@ class MemoryNeeds:
         True if the detector can be fitted shard by shard.
     least_learning : int, default=0
         Bytes needed to fit in the smallest possible shards.
+    transforming : int, default=0
+        Bytes that a transformer of the patch features needs for its own fit.
+    transformed : int or None, default=None
+        Bytes of all transformed patch features; None without a transformer.
+    advice : str, default=""
+        End of the error message if the memory limit is too small.
     """
 
     learning: int | None
     model: int
     in_shards: bool = False
     least_learning: int = 0
+    transforming: int = 0
+    transformed: int | None = None
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,11 @@ class MemoryEstimate:
         True if the detector can be fitted shard by shard.
     least_learning : int, default=0
         Bytes needed to fit in the smallest possible shards.
-    at_once, two_passes, least : int or None
-        Total bytes for fitting ``"at once"``, in ``"two passes"`` and in ``"shards"`` (see `way`). None for a way that
-        the detector does not support.
+    transforming, transformed, advice
+        As for :class:`MemoryNeeds`.
+    at_once, only_transformed, two_passes, least : int or None
+        Total bytes for fitting ``"at once"``, ``"transformed"``, in ``"two passes"`` and in ``"shards"`` (see `way`).
+        None for a way that the detector does not support.
     """
 
     n_patches: int
@@ -92,25 +103,39 @@ class MemoryEstimate:
     model: int
     in_shards: bool = False
     least_learning: int = 0
+    transforming: int = 0
+    transformed: int | None = None
+    advice: str = ""
 
     @property
     def at_once(self) -> int:
-        """Total bytes if all patch features are held in memory."""
-        return self.overhead + self.features + max(self.learning or 0, _MODEL_AND_DERIVED * self.model)
+        """Total bytes if all patch features are held in memory, as extracted and, with a transformer, transformed."""
+        learning = max(self.learning or 0, _MODEL_AND_DERIVED * self.model)
+        return self._overhead() + self.features + (self.transformed or 0) + learning
+
+    @property
+    def only_transformed(self) -> int | None:
+        """Total bytes if only transformed patch features are held in memory; None if this is not possible."""
+        if self.transformed is None or self.learning is None:
+            return None
+        return self._overhead() + self.transformed + max(self.learning, _MODEL_AND_DERIVED * self.model)
 
     @property
     def two_passes(self) -> int | None:
         """Total bytes if the patch features are not held in memory; None if the detector needs them in memory."""
         if self.learning is None:
             return None
-        return self.overhead + max(self.learning, _MODEL_AND_DERIVED * self.model)
+        return self._overhead() + max(self.learning, _MODEL_AND_DERIVED * self.model)
 
     @property
     def least(self) -> int | None:
         """Total bytes if only the model and one shard of the patches are held; None if shards are not supported."""
         if not self.in_shards:
             return None
-        return self.overhead + max(self.least_learning, _MODEL_AND_DERIVED * self.model)
+        return self._overhead() + max(self.least_learning, _MODEL_AND_DERIVED * self.model)
+
+    def _overhead(self) -> int:
+        return self.overhead + self.transforming
 
     def way(self, max_memory: int | str) -> str:
         """Return the fastest way to fit within a memory limit.
@@ -122,12 +147,13 @@ class MemoryEstimate:
 
         Returns
         -------
-        {"at once", "two passes", "shards"}
-            ``"at once"`` holds all patch features in memory. ``"two passes"`` does not hold the patch features, and
-            runs the network again on images whose patch features are needed later. The model is the same. ``"shards"``
-            divides the patch features into shards (parts), and selects the memory bank shard by shard. The covering
-            radius of the bank (the largest distance of a patch feature from the bank) is then at most 4 times the
-            smallest possible radius, instead of 2 times.
+        {"at once", "transformed", "two passes", "shards"}
+            ``"at once"`` holds all patch features in memory. ``"transformed"`` fits the transformer in a pass of its
+            own, extracts the patch features again, and holds only the transformed ones. ``"two passes"`` does not hold
+            the patch features, and runs the network again on images whose patch features are needed later. The model is
+            the same. ``"shards"`` divides the patch features into shards (parts), and selects the memory bank shard by
+            shard. The covering radius of the bank (the largest distance of a patch feature from the bank) is then at
+            most 4 times the smallest possible radius, instead of 2 times.
 
         Raises
         ------
@@ -137,15 +163,18 @@ class MemoryEstimate:
         max_memory = parse_bytes(max_memory)
         if self.at_once <= max_memory:
             return "at once"
+        if self.only_transformed is not None and self.only_transformed <= max_memory:
+            return "transformed"
         if self.two_passes is not None and self.two_passes <= max_memory:
             return "two passes"
         if self.least is not None and self.least <= max_memory:
             return "shards"
-        smallest = min(total for total in (self.at_once, self.two_passes, self.least) if total is not None)
+        ways = (self.at_once, self.only_transformed, self.two_passes, self.least)
+        smallest = min(total for total in ways if total is not None)
         raise ValueError(
             f"max_memory={format_bytes(max_memory)} is too small: this fit needs at least {format_bytes(smallest)} "
             f"({self}). Allow more memory, or use smaller images, smaller batches, fewer channels or, for PatchCore, a "
-            "smaller ratio."
+            f"smaller ratio.{self.advice}"
         )
 
     def __str__(self) -> str:
@@ -159,6 +188,8 @@ class MemoryEstimate:
             parts.insert(1, f"{format_bytes(self.least)} in shards")
         if self.two_passes is not None:
             parts.insert(1, f"{format_bytes(self.two_passes)} in two passes")
+        if self.only_transformed is not None:
+            parts.insert(1, f"{format_bytes(self.only_transformed)} with only the transformed ones in memory")
         return ", ".join(parts)
 
 
@@ -180,6 +211,11 @@ class Budget:
     n_patches: int
     n_bytes: int | None
     n_cells: int | None = None
+
+    def holds(self, n_bytes: int, needed: MemoryNeeds) -> bool:
+        """Return whether patch features of a number of bytes can be held in memory beside what the fit needs."""
+        learning = max(needed.learning or 0, _MODEL_AND_DERIVED * needed.model)
+        return self.n_bytes is None or n_bytes + learning + needed.transforming <= self.n_bytes
 
 
 # Callable that returns the memory needs of a detector from the number of patches and the patches of some images.
@@ -228,6 +264,9 @@ def estimate_memory(
         model=needed.model,
         in_shards=needed.in_shards,
         least_learning=needed.least_learning,
+        transforming=needed.transforming,
+        transformed=needed.transformed,
+        advice=needed.advice,
     )
 
 

@@ -20,7 +20,7 @@ from skpatchcore.protocols import Index, Sampler, columns_of, ratio_of, selects_
 
 # Limits of the number of folds. Fewer folds have banks of clearly fewer images than the final bank. More folds change
 # the scores by less than their noise.
-_FEWEST, _MOST = 5, 40
+FEWEST_FOLDS, _MOST = 5, 40
 # Work of the additional coarse folds (see `Extrapolated`), in selections.
 _COARSE = 2
 # Work in units of one multiply-add of a matrix product. The constants were fitted to measured times on a CPU, and only
@@ -67,11 +67,11 @@ def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: I
     if n_selected >= n_patches or not selects_folds(sampler):
         return 0
     if not isinstance(index, ExactIndex):
-        return _FEWEST
+        return FEWEST_FOLDS
     network = n_patches * (_NETWORK_PATCH + _NETWORK_CHANNEL * n_channels)
     products = _DISTANCE * n_patches * n_selected * columns_of(sampler, n_channels)
     selection = products + _SELECTION_PATCH * n_patches + _SELECTION_ROW * n_selected
-    return int(np.clip(max(_PASSES * network, _LITTLE) / selection - _COARSE, _FEWEST, _MOST))
+    return int(np.clip(max(_PASSES * network, _LITTLE) / selection - _COARSE, FEWEST_FOLDS, _MOST))
 
 
 def describe_long_selection(n_patches: int, n_channels: int, sampler: Sampler) -> str | None:

@@ -71,6 +71,12 @@ class ShardedDetector(PatchCoreDetector):
     def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
         stages = super()._make_stages(rng)
         sampler = stages["sampler"]
+        if stages["transformer"] is not None:
+            raise ValueError(
+                f"transformer={type(stages['transformer']).__name__}: a fit on a Dask cluster has no transformer. Each "
+                "worker would fit on its own images, and the sum of their results depends on the division into shards. "
+                "Fit a PatchCoreDetector on one machine."
+            )
         if not isinstance(sampler, GreedyCoresetSampler):
             raise ValueError(
                 f"sampler={sampler!r}: a fit on a Dask cluster needs a GreedyCoresetSampler. Fit a PatchCoreDetector "

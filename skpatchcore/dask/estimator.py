@@ -43,6 +43,8 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
     ----------
     extractor : estimator, "precomputed" or None, default=None
         As for :class:`~skpatchcore.PatchCoreDetector`.
+    transformer : None, default=None
+        Not supported: only None is valid. A transformer would depend on the division of the images into shards.
     sampler : GreedyCoresetSampler or None, default=None
         The sampler that selects the coreset. Its `n_projections` must not be ``"auto"``, and its cache `memory` is not
         used. None uses ``GreedyCoresetSampler()``. Other samplers need all patch features on one machine.
@@ -134,6 +136,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         self,
         extractor: Any = None,
         *,
+        transformer: Any = None,
         sampler: Any = None,
         index: Any = None,
         n_neighbors: int = 9,
@@ -153,6 +156,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         n_shards: int | None = None,
     ):
         self.extractor = extractor
+        self.transformer = transformer
         self.sampler = sampler
         self.index = index
         self.n_neighbors = n_neighbors

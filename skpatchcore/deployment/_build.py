@@ -23,6 +23,7 @@ from skpatchcore.deployment._graph_scores import (
     peak,
     top_mean,
 )
+from skpatchcore.deployment._linear import linear_map_of
 from skpatchcore.deployment._network import network_model
 from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.outputs import OUTPUTS
@@ -266,6 +267,10 @@ def _scored(
         chosen = slice(None) if inspected is None else np.searchsorted(_cells_of(model), inspected.cells)
         scores, distances = gaussian_scores(rows, model.means[chosen], model.whitening[chosen], model.channels)
     else:
+        if detector.transformer_ is not None:
+            linear = linear_map_of(detector.transformer_)
+            assert linear is not None  # check_detector refuses other transformers
+            rows = linear.applied(rows)
         bank = np.asarray(detector.memory_bank_, np.float32)
         n_patches = None if input_size is None else max(1, input_size[0] * input_size[1] // 64)
         n_candidates = n_candidates_of(bank, detector.index_)

@@ -8,6 +8,7 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 
 from skpatchcore.deployment._build import input_size_of
+from skpatchcore.deployment._linear import linear_map_of
 from skpatchcore.deployment._settings import ExportSettings
 from skpatchcore.deployment.errors import ExportError
 from skpatchcore.detectors.padim import PaDiMDetector
@@ -59,6 +60,12 @@ def check_detector(detector: Any, settings: ExportSettings) -> None:
         raise ExportError(
             f"value_range={extractor.value_range} of the extractor: such images do not fit into uint8. Export with "
             "input_dtype='float32'."
+        )
+    transformer = detector.transformer_ if isinstance(detector, PatchCoreDetector) else None
+    if transformer is not None and linear_map_of(transformer) is None:
+        raise ExportError(
+            f"transformer: a {type(transformer).__name__} cannot be exported, because it is not known to be linear. "
+            "Fit again with PatchWhitening, LayerScaling, StandardScaler, PCA, IncrementalPCA or a pipeline of these."
         )
     if isinstance(detector, PatchCoreDetector) and type(detector.index_) is not ExactIndex:
         raise ExportError(

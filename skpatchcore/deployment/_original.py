@@ -41,7 +41,8 @@ def original_results(detector: Any, image: np.ndarray, map_size: str, inspected:
     extractor = detector.extractor_
     pixels = load_image(image, 0)  # without the extractor's format of arrays: the exported input is RGB
     stored = as_stored(pixels, pixel_format_of(extractor))
-    patches = next(iter(PatchStream(extractor, [stored], region=detector.roi_)))
+    stream = PatchStream(extractor, [stored], region=detector.roi_, transform=detector._row_transform())
+    patches = next(iter(stream))
     scores, (patch_scores,) = detector._scoring_model().score(patches)
     seen = pixels if inspected is None else filled_outside(pixels, inspected.mask)
     view = patches.views[0]

@@ -48,6 +48,8 @@ _TRUSTED = (
     "skpatchcore.detectors.ensemble.PatchCoreEnsemble",
     "skpatchcore.detectors.lights.MultiLightDetector",
     "skpatchcore.features.extractor.TorchFeatureExtractor",
+    "skpatchcore.features.scaling.LayerScaling",
+    "skpatchcore.features.whitening.PatchWhitening",
     "skpatchcore.index.exact.ExactIndex",
     "skpatchcore.index.pynndescent.PyNNDescentIndex",
     "skpatchcore.bank.memory_bank.SameAsBank",

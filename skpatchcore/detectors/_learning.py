@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skpatchcore._utils.progress import phase
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, within_memory
-from skpatchcore.calibration.plans import CalibrationScores, NoCalibration
+from skpatchcore.calibration.plans import CalibrationScores, LeaveOneOut, NoCalibration
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource, PatchStream
@@ -78,6 +79,12 @@ def learn_and_calibrate(
 
     patches, budget = held(source, detector._copies_for_folds(stages) if plan.left_out else 0)
     plan = plan.resolved(lambda: detector._n_folds(patches, budget, stages))
+    if stages.get("transformer") is not None and isinstance(plan, LeaveOneOut) and len(patches) > 1:
+        warn_user(
+            "leave-one-out scores images with a transformer that was fitted on them: more good images are flagged than "
+            "contamination accepts, especially with few training images. Use calibration='auto', a number of folds or "
+            "a held-out fraction."
+        )
     model, fold_models = detector._learn_folds(patches, stages, budget, seed, plan.left_out, held)
     with phase("calibration"):
         scoring = detector._image_scoring()

@@ -50,7 +50,8 @@ from skpatchcore.patches.inspection import Inspection
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import Check, PatchSource, PatchStream
-from skpatchcore.protocols import image_size_of
+from skpatchcore.patches.transform import RowTransform
+from skpatchcore.protocols import image_size_of, with_layer_channels
 
 
 class PatchDetector(
@@ -86,6 +87,8 @@ class PatchDetector(
 
     extractor: Any
     extractor_: Any
+    transformer: Any = None  # PatchCoreDetector has the parameter
+    transformer_: Any = None
     calibration: Any
     smoothing: float
     roi: Any
@@ -276,6 +279,8 @@ class PatchDetector(
         seed = int(rng.randint(2**31 - 1)) if self._draws else 0
         if extractor is not None:
             extractor.fit(X.images if isinstance(X, ImagesWithRegions) else X)
+        if stages.get("transformer") is not None:
+            with_layer_channels(stages["transformer"], extractor)
         self.roi_ = None if self.roi is None else as_region(self.roi)
         records = ImageRecords(self._patch_check(is_fitted=False), of_good_images=True)
         stream = PatchStream(extractor, X, kept, check=records, verbose=self.verbose, region=self.roi_)
@@ -316,11 +321,12 @@ class PatchDetector(
         Returns
         -------
         MemoryEstimate
-            Estimate in bytes. `fit` chooses the fastest of up to three methods that fit into `max_memory`: ``"at
-            once"`` holds all patch features in memory, ``"two passes"`` runs the network again where patch features are
-            needed later, and ``"shards"`` selects from a part of the patch features at a time. ``str(estimate)`` lists
-            the memory that each method needs. ``estimate.way(n_bytes)`` returns the name of the method that `fit` uses
-            with ``max_memory=n_bytes``.
+            Estimate in bytes. `fit` chooses the fastest of up to four methods that fit into `max_memory`: ``"at
+            once"`` holds all patch features in memory, ``"transformed"`` runs the network twice and holds the patch
+            features after the transformer (if there is one), ``"two passes"`` runs the network again where patch
+            features are needed later, and ``"shards"`` selects from a part of the patch features at a time.
+            ``str(estimate)`` lists the memory that each method needs. ``estimate.way(n_bytes)`` returns the name of the
+            method that `fit` uses with ``max_memory=n_bytes``.
 
         Raises
         ------
@@ -400,7 +406,12 @@ class PatchDetector(
             description="scoring",
             verbose=self.verbose,
             region=self.roi_,
+            transform=self._row_transform(),
         )
+
+    def _row_transform(self) -> RowTransform | None:
+        """Return the fitted step between the extractor and the model; None if there is none."""
+        return None if self.transformer_ is None else RowTransform(self.transformer_)
 
     def _memory_limit(self) -> int | str | None:
         """Return `max_memory` in bytes, or ``"auto"`` or None."""
@@ -427,10 +438,10 @@ class PatchDetector(
 
     def _sk_visual_block_(self) -> Any:
         # Show the fitted stages if there are any, otherwise the estimators that fit would use.
-        names = self._stage_names
+        names = [name for name in self._stage_names if name != "transformer" or self.transformer is not None]
         stages = [getattr(self, f"{name}_", None) for name in names]
         given = [getattr(self, name) if s is None else s for name, s in zip(names, stages, strict=True)]
-        stages = [default_stage(n, g) if stands_for_default(g) else g for n, g in zip(names, given, strict=True)]
+        stages = [default_stage(n, g) if stands_for_default(n, g) else g for n, g in zip(names, given, strict=True)]
         return diagram_of("serial", stages, list(names))
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -15,9 +15,11 @@ from skpatchcore.index.pynndescent import PyNNDescentIndex
 INDEXES = {"exact": ExactIndex, "pynndescent": PyNNDescentIndex}
 
 
-def stands_for_default(given: Any) -> bool:
-    """Return whether a stage parameter is None or the name of an index."""
-    return given is None or (isinstance(given, str) and given in INDEXES)
+def stands_for_default(name: str, given: Any) -> bool:
+    """Return whether a stage parameter is None or the name of an index. ``transformer=None`` stands for no stage."""
+    if given is None:
+        return name != "transformer"
+    return isinstance(given, str) and given in INDEXES
 
 
 def default_stage(name: str, given: str | None) -> Any:
@@ -40,7 +42,13 @@ def with_stages_for(detector: Any, params: dict[str, Any]) -> dict[str, Any]:
     """
     for name in detector._stage_names:
         given = params.get(name, getattr(detector, name))
-        if stands_for_default(given) and any(key.startswith(f"{name}__") for key in params):
+        nested = [key for key in params if key.startswith(f"{name}__")]
+        if nested and name == "transformer" and given is None:
+            raise ValueError(
+                f"{nested[0]} cannot be set, because transformer=None. Set transformer to an estimator first, e.g. "
+                "PatchWhitening()."
+            )
+        if nested and stands_for_default(name, given):
             params = {**params, name: default_stage(name, given)}
     return params
 
@@ -52,7 +60,7 @@ def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device:
 
     Parameters
     ----------
-    name : {"extractor", "sampler", "index"}
+    name : {"extractor", "transformer", "sampler", "index"}
         Name of the stage.
     given : estimator, str or None
         Value of the detector's parameter with this name.
@@ -66,11 +74,11 @@ def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device:
     Returns
     -------
     estimator or None
-        None for precomputed features.
+        None for precomputed features, and without a transformer.
     """
-    if isinstance(given, str) and given == "precomputed":
+    if (isinstance(given, str) and given == "precomputed") or (name == "transformer" and given is None):
         return None
-    estimator = default_stage(name, given) if stands_for_default(given) else clone(given)
+    estimator = default_stage(name, given) if stands_for_default(name, given) else clone(given)
     params = estimator.get_params(deep=False)
     inherited: dict[str, Any] = {}
     if "random_state" in params and params["random_state"] is None and rng is not None:

@@ -13,10 +13,11 @@ from sklearn.utils.validation import check_is_fitted
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
-from skpatchcore.bank.collect import bank_needs, collect_banks
-from skpatchcore.bank.folds import affordable_folds, describe_long_selection
+from skpatchcore.bank.collect import collect_banks
+from skpatchcore.bank.folds import FEWEST_FOLDS, affordable_folds, describe_long_selection
 from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
 from skpatchcore.bank.scoring import nearest_patches
+from skpatchcore.bank.transformer import TransformedModel, fit_transformer, transformed, transformed_needs
 from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._records import ImageRecords
@@ -46,6 +47,12 @@ class PatchCoreDetector(PatchDetector):
         transformer can be used if its ``transform`` returns an array of shape (n_images, grid_height, grid_width,
         n_channels) or a list of grids of shape (grid_height, grid_width, n_channels). With ``"precomputed"``, `X` is
         such an array or list, or a 2-D array with one patch per image.
+    transformer : estimator or None, default=None
+        The transformer changes the patch features between the extractor and the sampler, e.g.
+        :class:`~skpatchcore.PatchWhitening`, :class:`~skpatchcore.LayerScaling`, or ``PCA``, ``StandardScaler`` and
+        other transformers of scikit-learn. It is fitted on the patch features of the good images on which the detector
+        is fitted, one row per patch. The memory bank, the sampler and the index contain transformed patch features.
+        Each fold of the calibration fits its own transformer. None leaves the patch features unchanged.
     sampler : estimator or None, default=None
         The sampler selects the coreset. Its ``fit`` must set ``component_indices_``, the indices of the selected rows.
         None uses ``GreedyCoresetSampler()``.
@@ -83,11 +90,12 @@ class PatchCoreDetector(PatchDetector):
           The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
           for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
           training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
-          folds, or selects shard by shard.
+          folds, or selects shard by shard. With a transformer, there are always 5 folds.
         - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
           its group). This method costs one additional search. The bank was selected with the image present, and no
           other rows replace the rows of the image. Therefore fewer good images are flagged than `contamination`
-          accepts, and fewer defects are found.
+          accepts, and fewer defects are found. A transformer has seen the image, so more good images are flagged: a
+          warning is issued.
         - a float in (0, 1): this fraction of the images (or of the groups) is kept out of the bank and scored. The
           bound on the false-positive rate is exact without groups, but the bank is built from fewer images.
         - an int (number of folds), or a scikit-learn splitter: the training images are divided into folds, and the
@@ -119,9 +127,11 @@ class PatchCoreDetector(PatchDetector):
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
-        no limit. `fit` works in one of three ways. `estimate_memory` returns the memory that each way needs.
+        no limit. `fit` works in one of these ways. `estimate_memory` returns the memory that each way needs.
 
         - at once: all patch features are held in memory, if they fit.
+        - transformed: only with a transformer. The transformer is fitted in a pass of its own with its method
+          ``partial_fit``. The network runs again, and the transformed patch features are held in memory.
         - two passes: only the data that the selection needs is held in memory. The network runs again on the images
           from which patches were selected. The memory bank is the same, but the fit takes longer.
         - shards: the coreset is selected shard by shard. This coreset covers the patch features slightly less well,
@@ -137,10 +147,12 @@ class PatchCoreDetector(PatchDetector):
 
     Attributes
     ----------
-    extractor_, sampler_, index_ : estimators
-        The fitted stages. ``extractor_`` is None with precomputed features.
-    memory_bank_ : array of shape (n_bank, n_channels)
-        The patch features of the coreset, in order of selection.
+    extractor_, transformer_, sampler_, index_ : estimators
+        The fitted stages. ``extractor_`` is None with precomputed features, and ``transformer_`` is None without a
+        transformer.
+    memory_bank_ : array of shape (n_bank, n_columns)
+        The patch features of the coreset, in order of selection, after the transformer. Without a transformer, there
+        are as many columns as channels.
     bank_image_indices_ : array of shape (n_bank,), int64
         Index in `X` of the image from which each row of the bank was computed.
     bank_positions_ : array of shape (n_bank, 2), int64
@@ -220,18 +232,20 @@ class PatchCoreDetector(PatchDetector):
 
     _parameter_constraints: dict[str, Any] = {
         **PatchDetector._parameter_constraints,
+        "transformer": [HasMethods(["fit", "transform"]), None],
         "sampler": [HasMethods(["fit"]), None],
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "image_score": image_score_constraints("reweighted", "max", "map-max"),
     }
-    _stage_names = ("extractor", "sampler", "index")
+    _stage_names = ("extractor", "transformer", "sampler", "index")
     _draws = False
 
     def __init__(
         self,
         extractor: Any = None,
         *,
+        transformer: Any = None,
         sampler: Any = None,
         index: Any = None,
         n_neighbors: int = 9,
@@ -247,6 +261,7 @@ class PatchCoreDetector(PatchDetector):
         verbose: int = 0,
     ):
         self.extractor = extractor
+        self.transformer = transformer
         self.sampler = sampler
         self.index = index
         self.n_neighbors = n_neighbors
@@ -322,8 +337,18 @@ class PatchCoreDetector(PatchDetector):
             }
         )
 
-    def _learn(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> MemoryBank:
-        return collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight())[0]
+    def _learn(
+        self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int
+    ) -> MemoryBank | TransformedModel:
+        transform = None
+        if (transformer := stages["transformer"]) is not None:
+            first = patches if isinstance(patches, Patches) else patches.peek()
+            needs = self._memory_needs(budget.n_patches, first, stages)
+            del first
+            transform = fit_transformer(transformer, patches)
+            patches, budget = transformed(patches, transform, budget, needs)
+        bank = collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight())[0]
+        return bank if transform is None else TransformedModel(bank, transform)
 
     def _learn_folds(
         self,
@@ -337,11 +362,13 @@ class PatchCoreDetector(PatchDetector):
         first = patches if isinstance(patches, Patches) else patches.peek()
         if problem := describe_long_selection(budget.n_patches, first.rows.shape[1], stages["sampler"]):
             warn_user(problem)
-        if not self._shares_folds(budget, patches, stages):
+        if stages["transformer"] is not None or not self._shares_folds(budget, patches, stages):
             return super()._learn_folds(patches, stages, budget, seed, left_out, held)
         return collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight(), left_out)
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
+        if stages["transformer"] is not None:  # the folds share no work
+            return FEWEST_FOLDS
         if not self._shares_folds(budget, patches, stages):
             return 0
         n_channels = patches.rows.shape[1] if isinstance(patches, Patches) else patches.peek().rows.shape[1]
@@ -350,7 +377,7 @@ class PatchCoreDetector(PatchDetector):
         return affordable_folds(n_cells, n_channels, stages["sampler"], stages["index"])
 
     def _copies_for_folds(self, stages: dict[str, Any]) -> int:
-        return 0 if selects_folds(stages["sampler"]) else 1
+        return 0 if stages["transformer"] is None and selects_folds(stages["sampler"]) else 1
 
     def _shares_folds(self, budget: Budget, patches: PatchSource, stages: dict[str, Any]) -> bool:
         """Return whether the banks of folds can be selected from one pass over the patches: they fit in memory."""
@@ -364,13 +391,15 @@ class PatchCoreDetector(PatchDetector):
         return bool(needed <= budget.n_bytes)
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
-        return bank_needs(n_patches, first, stages["sampler"])
+        return transformed_needs(n_patches, first, stages["transformer"], stages["sampler"])
 
-    def _keep(self, model: MemoryBank, numbers: np.ndarray) -> None:
-        self.sampler_, self.index_ = model.sampler, model.index
-        self.memory_bank_ = model.rows
-        self.bank_image_indices_ = numbers[model.images]
-        self.bank_positions_, self.bank_boxes_ = model.positions, model.boxes
+    def _keep(self, model: MemoryBank | TransformedModel, numbers: np.ndarray) -> None:
+        bank: MemoryBank = model.model if isinstance(model, TransformedModel) else model
+        self.transformer_ = model.transform.transformer if isinstance(model, TransformedModel) else None
+        self.sampler_, self.index_ = bank.sampler, bank.index
+        self.memory_bank_ = bank.rows
+        self.bank_image_indices_ = numbers[bank.images]
+        self.bank_positions_, self.bank_boxes_ = bank.positions, bank.boxes
 
     def _model(self) -> MemoryBank:
         check_is_fitted(self, "memory_bank_")
@@ -392,4 +421,6 @@ class PatchCoreDetector(PatchDetector):
         return without_copies_of_bank(super().__getstate__())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "offset_" in state:  # a fitted detector of an older version has no transformer
+            state = {"transformer_": None, **state}
         super().__setstate__(with_shared_bank(state))

@@ -82,7 +82,10 @@ class CoresetDisplay:
         """
         check_is_fitted(estimator, "memory_bank_")
         features = X if estimator.extractor_ is None else estimator.extractor_.transform(X)
-        return cls.from_predictions(Patches.from_features(features).rows, estimator.memory_bank_, **options)
+        rows = Patches.from_features(features).rows
+        if (transformer := getattr(estimator, "transformer_", None)) is not None:
+            rows = transformer.transform(rows)
+        return cls.from_predictions(rows, estimator.memory_bank_, **options)
 
     @classmethod
     def from_predictions(cls, patches: Any, components: Any, **options: Any) -> CoresetDisplay:

@@ -2,5 +2,7 @@
 
 from skpatchcore.features._weights import WeightsError
 from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.features.scaling import LayerScaling
+from skpatchcore.features.whitening import PatchWhitening
 
-__all__ = ["TorchFeatureExtractor", "WeightsError"]
+__all__ = ["LayerScaling", "PatchWhitening", "TorchFeatureExtractor", "WeightsError"]

@@ -20,6 +20,7 @@ from skpatchcore.features._batches import Prepared
 from skpatchcore.features._cache import LayerCache
 from skpatchcore.features.tiling import TilePlan, TileSize, check_tile_size, plan_tiles, stitched_maps
 from skpatchcore.images.errors import ImageError
+from skpatchcore.images.views import as_pair
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,19 @@ class ForwardPass:
             If the network cannot be applied to tiles, or `tile_size` is too small.
         """
         return plan_tiles(self.network, size, self.tile_size, self._outputs, self.device, self.dtype)
+
+    @default_modes()
+    @torch.inference_mode()
+    def n_channels_of_layers(self, size: Any) -> tuple[int, ...]:
+        """Return the number of channels of each layer map, from a blank image.
+
+        Parameters
+        ----------
+        size : int, (int, int) or None
+            Side, or height and width, of the image in pixels. None uses a side of 224 pixels.
+        """
+        blank = torch.zeros(1, 3, *as_pair(size or 224), device=self.device, dtype=self.dtype)
+        return tuple(int(output.shape[1]) for output in self._outputs(blank))
 
     def check_tile_size(self) -> None:
         """Raise a ValueError if the network cannot be applied to tiles, or `tile_size` is too small."""

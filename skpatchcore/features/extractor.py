@@ -356,18 +356,10 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         forward = self._forward_pass(network, device)
         batches = in_default_modes(
             prepared_batches(
-                images,
-                self.batch_size,
-                self.image_size,
-                self.crop_size,
-                self.max_pixels,
-                forward.cache,
-                pixel_format_of(self),
-                self._rounded_to(),
-                self.tile_size,
-                forward.plan_of,
+                images, self.batch_size, self.image_size, self.crop_size, self.max_pixels, forward.cache,
+                pixel_format_of(self), self._rounded_to(), self.tile_size, forward.plan_of,
             )
-        )
+        )  # fmt: skip
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             # With one batch only, there is no next batch to prepare in another thread.
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
@@ -435,6 +427,19 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         device = available_device(self.device)
         plan = self._forward_pass(self._load(device), device).plan_of(input_size)
         return None if plan is None else plan.tile
+
+    def layer_channels(self) -> tuple[int, ...] | None:
+        """Return how many consecutive channels of a patch feature come from each layer.
+
+        Returns
+        -------
+        tuple of int or None
+            Number of channels of each layer, in order. None if `n_channels` pools the layers together.
+        """
+        if self.n_channels is not None:
+            return None
+        device, size = available_device(self.device), self.crop_size or self.image_size
+        return self._forward_pass(self._load(device), device).n_channels_of_layers(size)
 
     def _rounded_to(self) -> int:
         """Return `rounded_to_`, or 1 for an extractor that a version without rounding has fitted."""

@@ -289,6 +289,10 @@ class Patches(PatchLayout):
         for start in range(0, len(self), N_IMAGES):
             yield self.between(start, min(start + N_IMAGES, len(self)))
 
+    def with_rows(self, rows: np.ndarray) -> Patches:
+        """Return patches with the same layout and other features."""
+        return Patches(rows, self.sizes, self.views, self.cells if self.has_region() else None, self.masks)
+
     def subset(self, images: np.ndarray) -> Patches:
         """Return the patches of the images with the given indices; the rows are copied if there are several images."""
         parts = [self.rows[self.starts[i] : self.starts[i + 1]] for i in images]

@@ -22,6 +22,7 @@ from skpatchcore.images.roi import Region, as_region
 from skpatchcore.images.views import View
 from skpatchcore.patches.cells import CountedCells
 from skpatchcore.patches.patches import N_IMAGES, Patches
+from skpatchcore.patches.transform import RowTransform
 from skpatchcore.protocols import (
     Extractor,
     batch_size_of,
@@ -85,6 +86,8 @@ class PatchStream:
     region : Region or None, default=None
         Region of interest of all images. The stream yields only the patches in the region. If `X` has a region for each
         image (:func:`~skpatchcore.images.containers.with_regions`), a patch must lie in both.
+    transform : RowTransform or None, default=None
+        Step that each batch passes after `check`. None yields the rows as they are extracted.
     """
 
     def __init__(
@@ -98,9 +101,10 @@ class PatchStream:
         description: str = "extracting features",
         verbose: int = 0,
         region: Region | None = None,
+        transform: RowTransform | None = None,
     ):
         self.extractor, self.X, self.verbose = extractor, X, verbose
-        self.region = region
+        self.region, self.transform = region, transform
         self._masks, self._counted = RegionMasks(region), CountedCells()
         self.numbers = np.arange(n_images_of(X)) if numbers is None else numbers
         self.with_views, self.check, self.description = with_views, check, description
@@ -146,29 +150,32 @@ class PatchStream:
 
     def subset(self, images: np.ndarray) -> PatchStream:
         """Return a stream of the images with the given indices."""
+        return self._like(safe_indexing(self.X, images), self.numbers[images])
+
+    def between(self, start: int, stop: int) -> PatchStream:
+        """Return a stream of the images from `start` to `stop` - 1, without a progress bar."""
+        some = self._like(safe_indexing(self.X, slice(start, stop)), self.numbers[start:stop])
+        some.verbose = 0
+        return some
+
+    def transformed(self, transform: RowTransform) -> PatchStream:
+        """Return a stream of the same images whose rows are transformed. `check` still gets the rows as extracted."""
+        some = self._like(self.X, self.numbers)
+        some.transform = transform
+        return some
+
+    def _like(self, X: Any, numbers: np.ndarray) -> PatchStream:
+        """Return a stream of other images with the same settings."""
         some = PatchStream(
             self.extractor,
-            safe_indexing(self.X, images),
-            self.numbers[images],
+            X,
+            numbers,
             with_views=self.with_views,
             check=self.check,
             description=self.description,
             verbose=self.verbose,
             region=self.region,
-        )
-        some.limit = self.limit
-        return some
-
-    def between(self, start: int, stop: int) -> PatchStream:
-        """Return a stream of the images from `start` to `stop` - 1, without a progress bar."""
-        X = safe_indexing(self.X, slice(start, stop))
-        some = PatchStream(
-            self.extractor,
-            X,
-            self.numbers[start:stop],
-            with_views=self.with_views,
-            check=self.check,
-            region=self.region,
+            transform=self.transform,
         )
         some.limit = self.limit
         return some
@@ -189,7 +196,7 @@ class PatchStream:
     def is_in_memory(self) -> bool:
         """Return whether the features are one precomputed float array, which is used without a copy."""
         is_array = isinstance(self.X, np.ndarray) and self.X.dtype in (np.float32, np.float64)
-        return self.extractor is None and is_array and self.region is None
+        return self.extractor is None and is_array and self.region is None and self.transform is None
 
     def held(self, n_patches: int) -> Patches:
         """Return the patches of all images in memory.
@@ -248,9 +255,10 @@ class PatchStream:
                         f"patch features of image {self.numbers[done]} have {patches.rows.shape[1]} channels, expected "
                         f"{n_channels} as in the images before."
                     )
+                numbers = self.numbers[done : done + len(patches)]
                 if self.check is not None:
-                    self.check(patches, self.numbers[done : done + len(patches)])
-                yield patches
+                    self.check(patches, numbers)
+                yield patches if self.transform is None else self.transform.of(patches, numbers, self.limit)
                 done += len(patches)
                 bar.update(len(patches))
 

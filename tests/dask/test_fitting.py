@@ -19,7 +19,7 @@ import dask.array as da
 import dask.bag as db
 import distributed
 
-from skpatchcore import GreedyCoresetSampler, ImageError, RandomSampler, TorchFeatureExtractor
+from skpatchcore import GreedyCoresetSampler, ImageError, PatchWhitening, RandomSampler, TorchFeatureExtractor
 from skpatchcore.dask import DaskPatchCoreDetector
 from tests.dask.helpers import LoggedMeans, assert_same_fit, local_fit
 from tests.factories import CellMeans
@@ -59,6 +59,12 @@ def test_image_score_is_calibrated_as_in_a_local_fit(cluster_client, image_paths
     with cluster_client.as_current():
         found = detector.score_samples(image_paths).compute()
     np.testing.assert_allclose(found, detector.to_local().score_samples(image_paths), rtol=1e-6)
+
+
+def test_fit_refuses_a_transformer_with_a_reason(cluster_client, image_paths):
+    detector = DaskPatchCoreDetector(**settings(transformer=PatchWhitening()), client=cluster_client)
+    with pytest.raises(ValueError, match="transformer=PatchWhitening: a fit on a Dask cluster has no transformer"):
+        detector.fit(image_paths)
 
 
 @pytest.mark.parametrize("calibration", [4, 0.25])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.exceptions import NotFittedError
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, QuantileTransformer
 
 import skpatchcore
 from skpatchcore import (
@@ -243,6 +243,7 @@ REFUSED = {
         lambda: PatchCoreDetector("precomputed", random_state=0).fit(np.random.default_rng(0).random((9, 4, 4, 3))),
         {},
     ),
+    "not known to be linear": (lambda: fitted(transformer=QuantileTransformer(n_quantiles=10)), {}),
     "SPADEDetector": (lambda: fitted(SPADEDetector), {}),
     "roi: a function": (lambda: fitted(roi=lambda image: image[:, :, 0] > 0.1), {"image_size": (72, 96)}),
     "Pass image_size": (lambda: fitted(roi=(0.1, 0.1, 0.5, 0.5)), {}),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.colors import to_rgb
 from skimage.morphology import dilation, footprint_rectangle
 
-from skpatchcore import DriftMonitor, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
+from skpatchcore import DriftMonitor, GreedyCoresetSampler, PatchCoreDetector, PatchWhitening, TorchFeatureExtractor
 from skpatchcore.display import (
     AnomalyMapDisplay,
     CoresetDisplay,
@@ -142,6 +142,9 @@ def test_coreset_display_draws_bank_and_patches(fitted, parts):
     assert display.explained is None
     features = PatchCoreDetector("precomputed", random_state=0).fit(rows[:300])
     assert CoresetDisplay.from_estimator(features, rows[:300]).patches.shape == (300, 2)
+    grids = np.random.default_rng(0).normal(size=(9, 4, 4, 5))
+    whitened = PatchCoreDetector("precomputed", transformer=PatchWhitening(n_components=2), random_state=0).fit(grids)
+    np.testing.assert_array_equal(CoresetDisplay.from_estimator(whitened, grids).components, whitened.memory_bank_)
     for wrong in ((rows, bank[:, :1]), (rows[:, :1], bank[:, :1]), (rows[:1], bank)):
         with pytest.raises(ValueError, match=r"do not fit|one channel"):
             CoresetDisplay.from_predictions(*wrong)
