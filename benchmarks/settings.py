@@ -300,7 +300,8 @@ def main() -> None:
                 "seconds": f"{choice['seconds']:.0f}",
             }
         )
-        counts = f"{len(data.train)} training images, {int((~data.bad).sum())} good and {int(data.bad.sum())} defective"
+        n_bad = int(data.bad.sum())
+        counts = f"{len(data.train)} training images, {len(data.bad) - n_bad} good and {n_bad} defective"
         sections += [
             f"## {name}",
             "",

@@ -30,8 +30,8 @@ result = select_settings(detector, grid, good, n_defects=20)
 print(result)
 
 # %%
-# Each row of the figure is a setting. The dot is the gain over the given setting, the line is one standard error to each
-# side, and the ticks are the gains for the single kinds of defects. The pictures show some of the synthetic defects.
+# Each row of the figure is a setting. The dot is the gain over the given setting, the line is one standard error to
+# each side, and the ticks are the gains for the single kinds of defects. The pictures show some of the defects.
 
 SettingsDisplay.from_result(result)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from skpatchcore.features._families import default_layers
 from skpatchcore.features.extractor import TorchFeatureExtractor
-
 from skpatchcore.features.whitening import PatchWhitening
 
 # Additional layers by family of backbones: the layer at stride 4, and a layer between the two default layers (None if
