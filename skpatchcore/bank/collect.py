@@ -98,9 +98,8 @@ def collect_banks(
         # Each row is read once, copied to its banks, and held again in the data that is derived for the search.
         capacity = sum(map(len, picks)) if budget.n_bytes is None else budget.n_bytes // (4 * rows[:1].nbytes)
         fold_banks = FoldBanks(picks, layout.image_of, rows_of, sampler, index, n_neighbors, capacity)
-    bank = MemoryBank(
-        rows, layout.image_of(picked), layout.positions_of(picked), layout.boxes_of(picked), sampler, index, n_neighbors
-    )
+    origin = layout.image_of(picked), layout.original_positions_of(picked), layout.boxes_of(picked)
+    bank = MemoryBank(rows, *origin, sampler, index, n_neighbors)
     with phase("index"):
         bank.build_index()
     return bank, fold_banks

@@ -84,6 +84,16 @@ class MemoryBank:
         excluded = np.flatnonzero(np.isin(self.images, images))
         return None if len(excluded) == len(self.rows) else replace(self, excluded=excluded)
 
+    def of_originals(self, n_images: int) -> MemoryBank:
+        """Return the bank in which rows of turned views belong to the original images.
+
+        Parameters
+        ----------
+        n_images : int
+            Number of original images. The bank was selected from them and from the same number of each view after them.
+        """
+        return replace(self, images=self.images % n_images)
+
 
 # Stages of a detector that refer to the array of the memory bank. Model files store the array once.
 _HOLDERS = ("sampler_", "index_")

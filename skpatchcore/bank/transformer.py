@@ -127,3 +127,7 @@ class TransformedModel:
         """Return the model without the given images; None if nothing is left. The transformer stays the same."""
         model = self.model.without(images)
         return None if model is None else TransformedModel(model, self.transform)
+
+    def of_originals(self, n_images: int) -> TransformedModel:
+        """Return the model in which patches of turned views count as patches of their original images."""
+        return TransformedModel(self.model.of_originals(n_images), self.transform)

@@ -70,6 +70,11 @@ class ShardedDetector(PatchCoreDetector):
 
     def _make_stages(self, rng: np.random.RandomState) -> dict[str, Any]:
         stages = super()._make_stages(rng)
+        if self.augment is not None:
+            raise ValueError(
+                f"augment={self.augment!r} is not possible on a Dask cluster: it is made for few training images. Fit "
+                "a PatchCoreDetector on one machine, or pass augment=None."
+            )
         sampler = stages["sampler"]
         if stages["transformer"] is not None:
             raise ValueError(

@@ -64,6 +64,8 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         Standard deviation of the Gaussian that smooths anomaly maps, in pixels.
     roi : region of interest or None, default=None
         As for :class:`~skpatchcore.PatchCoreDetector`. A mask is read by this process, not by the workers.
+    augment : None, default=None
+        Turned views of training images are not possible on a cluster: other values raise an error.
     max_memory : int, str or None, default="auto"
         Memory that a fit may use in each worker process, e.g. ``"4GB"``. ``"auto"`` uses 60 % of the workers' smallest
         ``memory_limit``: above this share, Dask writes results to disk. None sets no limit. If the patch features of a
@@ -146,6 +148,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         calibration: Any = "auto",
         smoothing: float = 4.0,
         roi: Any = None,
+        augment: str | None = None,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -166,6 +169,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         self.calibration = calibration
         self.smoothing = smoothing
         self.roi = roi
+        self.augment = augment
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
@@ -226,8 +230,9 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
             If an image cannot be read or is not an image. The error names the image's index in `X`, its path and the
             address of the worker.
         ValueError
-            If there is no client; if the sampler cannot select on several machines; if the projected patch features
-            of a list do not fit in the memory of the workers; and in the same cases as for a fit on one machine.
+            If there is no client; if the sampler cannot select on several machines; if `augment` is set; if the
+            projected patch features of a list do not fit in the memory of the workers; and in the same cases as for a
+            fit on one machine.
         RuntimeError
             If the cluster has no worker at the start, or no running worker for 60 seconds (or the time
             ``distributed.scheduler.no-workers-timeout`` of Dask's configuration); if the versions of packages or the

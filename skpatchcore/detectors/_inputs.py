@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from skpatchcore._utils.labels import group_codes, is_nominal
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.images.containers import DatasetImages, ImagesWithRegions, as_image_sequence, listed, n_images_of
+from skpatchcore.images.turned import with_turned_views
+from skpatchcore.images.turns import Turn
 from skpatchcore.patches.stream import as_grids
-from skpatchcore.protocols import reports_views
+from skpatchcore.protocols import max_pixels_of, pixel_format_of, reports_views
 
 
 class PatchInputs:
@@ -57,6 +60,32 @@ class PatchInputs:
         if reset and hasattr(self, "n_features_in_"):  # an earlier fit on a table has set the attribute
             del self.n_features_in_
         return grids
+
+
+def turned_training_images(X: Any, turns: Sequence[Turn], extractor: Any) -> Any:
+    """Return training images followed by their turned views.
+
+    Raises
+    ------
+    ValueError
+        If `X` consists of patch features, the extractor does not report views, or turned images would be stretched to
+        other proportions.
+    """
+    if extractor is None or not reports_views(extractor):
+        kind = "precomputed features" if extractor is None else f"a {type(extractor).__name__}"
+        raise ValueError(
+            f"augment needs images and an extractor that reports views, such as TorchFeatureExtractor, and not {kind}. "
+            "Pass augment=None."
+        )
+    if any(turn.quarters % 2 for turn in turns):
+        for name in ("image_size", "crop_size"):
+            size = getattr(extractor, name, None)
+            if isinstance(size, tuple | list) and size[0] != size[1]:
+                raise ValueError(
+                    f"augment turns images by 90 degrees, and {name}={size} would give turned images other "
+                    f"proportions. Pass an int or equal sides as {name} of the extractor, or augment='flips'."
+                )
+    return with_turned_views(X, turns, pixel_format_of(extractor), max_pixels_of(extractor))
 
 
 def _paths_of(images: Any) -> list[str] | None:

@@ -56,7 +56,7 @@ def learn_and_calibrate(
     detector : PatchDetector
         The detector. It is not changed.
     stream : PatchStream
-        Patches of all good images.
+        Patches of all good images, and then of their turned views if the detector has the parameter `augment`.
     plan : NoCalibration
         Calibration plan of these images.
     stages : dict of str to estimator
@@ -69,7 +69,15 @@ def learn_and_calibrate(
     Learned
     """
     max_memory = detector._memory_limit()
-    source = stream if plan.learnt is None else stream.subset(plan.learnt)
+    n_views = 1 + len(detector._turns())
+    n_images = len(stream) // n_views
+
+    def with_views(images: np.ndarray, n_images: int) -> np.ndarray:
+        """Return the indices of some original images, and of their turned views, which follow `n_images` originals."""
+        return np.concatenate([images + view * n_images for view in range(n_views)])
+
+    source = stream if plan.learnt is None else stream.subset(with_views(plan.learnt, n_images))
+    n_learnt = len(source) // n_views
     needs = partial(detector._memory_needs, stages=stages)
 
     def held(some: PatchSource, extra_copies: int = 0) -> tuple[PatchSource, Budget]:
@@ -85,9 +93,15 @@ def learn_and_calibrate(
             "contamination accepts, especially with few training images. Use calibration='auto', a number of folds or "
             "a held-out fraction."
         )
-    model, fold_models = detector._learn_folds(patches, stages, budget, seed, plan.left_out, held)
+    left_out = [with_views(images, n_learnt) for images in plan.left_out]
+    model, fold_models = detector._learn_folds(patches, stages, budget, seed, left_out, held)
+    if n_views > 1:
+        # The calibration scores the original images. A model leaves out an image together with its views.
+        model = model.of_originals(n_learnt)  # type: ignore[attr-defined]
+        is_held = isinstance(patches, Patches)
+        patches = patches.between(0, n_learnt) if is_held else patches.subset(np.arange(n_learnt))
     with phase("calibration"):
         scoring = detector._image_scoring()
         scored_folds = scoring.of_each(fold_models)
         found = plan.calibrate(stream, patches, scoring.of(model), scored_folds, detector._sketch_of())
-    return Learned(model, source.numbers, found, plan.description)
+    return Learned(model, source.numbers[:n_learnt], found, plan.description)

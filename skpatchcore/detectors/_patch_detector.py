@@ -34,7 +34,7 @@ from skpatchcore.calibration.plans import NoCalibration, SketchOf
 from skpatchcore.calibration.sketches import sketch_of_scores
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._image_scores import ImageScoring
-from skpatchcore.detectors._inputs import PatchInputs
+from skpatchcore.detectors._inputs import PatchInputs, turned_training_images
 from skpatchcore.detectors._learning import Learned, learn_and_calibrate
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default, with_stages_for
@@ -44,6 +44,7 @@ from skpatchcore.images.containers import ImagesWithRegions, listed, with_region
 from skpatchcore.images.errors import ImageError, InspectionWarning
 from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.roi import Region, as_region
+from skpatchcore.images.turns import TURNS, Turn
 from skpatchcore.images.views import View
 from skpatchcore.maps import map_of
 from skpatchcore.patches.inspection import Inspection
@@ -283,7 +284,11 @@ class PatchDetector(
             with_layer_channels(stages["transformer"], extractor)
         self.roi_ = None if self.roi is None else as_region(self.roi)
         records = ImageRecords(self._patch_check(is_fitted=False), of_good_images=True)
-        stream = PatchStream(extractor, X, kept, check=records, verbose=self.verbose, region=self.roi_)
+        turns = self._turns()
+        if turns:
+            X = turned_training_images(X, turns, extractor)
+        numbers = np.tile(kept, 1 + len(turns))
+        stream = PatchStream(extractor, X, numbers, check=records, verbose=self.verbose, region=self.roi_)
         learned = self._learned(stream, records, plan, stages, seed)
         self.calibration_plan_ = learned.description
 
@@ -363,7 +368,8 @@ class PatchDetector(
         if kind_of(self.calibration) is CrossFitted:
             n_copies += self._copies_for_folds(stages)
         needs = partial(self._memory_needs, stages=stages)
-        return estimate_memory(n_images * len(first.rows), first, batch_size, n_copies, needs, tile)
+        n_patches = (1 + len(self._turns())) * n_images * len(first.rows)
+        return estimate_memory(n_patches, first, batch_size, n_copies, needs, tile)
 
     def _iter_scores(
         self, X: Any, of_map: Callable[[np.ndarray], Any] | None, adapt: bool = False
@@ -412,6 +418,10 @@ class PatchDetector(
     def _row_transform(self) -> RowTransform | None:
         """Return the fitted step between the extractor and the model; None if there is none."""
         return None if self.transformer_ is None else RowTransform(self.transformer_)
+
+    def _turns(self) -> tuple[Turn, ...]:
+        """Return the turned views of each training image on which the detector is fitted."""
+        return TURNS[getattr(self, "augment", None)]
 
     def _memory_limit(self) -> int | str | None:
         """Return `max_memory` in bytes, or ``"auto"`` or None."""

@@ -30,9 +30,15 @@ class ImageRecords:
         self.appearance, self.embedding, self.inspection = AppearanceLog(), EmbeddingLog(), InspectionLog()
 
     def __call__(self, patches: Patches, numbers: np.ndarray) -> None:
-        self.appearance.add(patches.views, numbers)
+        # Turned views of training images are checked, but not recorded.
+        own = [i for i, view in enumerate(patches.views) if view is None or view.turn is None]
+        self.appearance.add([patches.views[i] for i in own], numbers[own])
         if self.check is not None:
             self.check(patches, numbers)
+        if len(own) < len(patches):
+            if not own:
+                return
+            patches, numbers = patches.subset(np.array(own)), numbers[own]
         if self.of_good_images:
             self.embedding.add(patches, numbers)
             self.inspection.add(patches, numbers)

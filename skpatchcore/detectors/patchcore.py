@@ -23,6 +23,7 @@ from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import INDEXES
 from skpatchcore.images.containers import with_regions
+from skpatchcore.images.turns import TURNS
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource
@@ -124,6 +125,16 @@ class PatchCoreDetector(PatchDetector):
 
         If the region differs between images, e.g. for parts that move, pass one region per image to the argument `roi`
         of `fit`, `predict` and the other methods.
+    augment : {"rotations", "flips", "rotations+flips"} or None, default=None
+        Turned views of each training image from which the detector learns, too. Use them if the training images are few
+        and the parts lie in any orientation. The views have exactly the pixels of the image, in another order. The
+        calibration scores the images themselves only, against a bank without the image and its views. New images are
+        not turned. Views make a `fit` slower and the bank larger.
+
+        - ``"rotations"``: by 90, 180 and 270 degrees. Also for parts that must not be mirrored.
+        - ``"flips"``: left-right and up-down.
+        - ``"rotations+flips"``: all 7 symmetries of the square.
+        - None: no views.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
@@ -156,10 +167,11 @@ class PatchCoreDetector(PatchDetector):
     bank_image_indices_ : array of shape (n_bank,), int64
         Index in `X` of the image from which each row of the bank was computed.
     bank_positions_ : array of shape (n_bank, 2), int64
-        Row and column of each bank row's patch in the patch grid of its image.
+        Row and column of each bank row's patch in the patch grid of its image. For a patch of a turned view, the grid
+        is turned back.
     bank_boxes_ : array of shape (n_bank, 4), float64
-        Top, left, height and width of each bank row's patch in its image, in the image's own pixels. NaN with
-        precomputed features.
+        Top, left, height and width of each bank row's patch in its image, in the image's own pixels, also for a patch
+        of a turned view. NaN with precomputed features.
     calibration_scores_ : array of shape (n_calibration,), float64
         Scores of the calibration images, bigger = more normal. The array is empty with ``calibration=None``. With
         ``"leave-one-out"``, the score of an image is NaN if all rows of the bank come from this image or its group.
@@ -237,6 +249,7 @@ class PatchCoreDetector(PatchDetector):
         "index": [HasMethods(["fit", "kneighbors"]), StrOptions(set(INDEXES)), None],
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "image_score": image_score_constraints("reweighted", "max", "map-max"),
+        "augment": [StrOptions({name for name in TURNS if name is not None}), None],
     }
     _stage_names = ("extractor", "transformer", "sampler", "index")
     _draws = False
@@ -255,6 +268,7 @@ class PatchCoreDetector(PatchDetector):
         calibration: Any = "auto",
         smoothing: float = 4.0,
         roi: Any = None,
+        augment: str | None = None,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -271,6 +285,7 @@ class PatchCoreDetector(PatchDetector):
         self.calibration = calibration
         self.smoothing = smoothing
         self.roi = roi
+        self.augment = augment
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from skpatchcore.images.appearance import Appearance, appearance_of
-from skpatchcore.images.containers import item_of
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.reading import PixelFormat, as_stored, load_image, path_of
 from skpatchcore.images.roi import Region, as_region
+from skpatchcore.images.turned import original_of, turn_of
+from skpatchcore.images.turns import Turn
 
 # Maximum number of image sizes for which the mask of the region of all images is kept.
 _N_KEPT = 16
@@ -43,6 +44,10 @@ class PixelMask:
         """Return the mask as an array of shape (height, width), bool."""
         n_pixels = self.shape[0] * self.shape[1]
         return np.unpackbits(self.bits, count=n_pixels).astype(bool).reshape(self.shape)
+
+    def turned(self, turn: Turn | None) -> PixelMask:
+        """Return the mask of the turned image; the mask itself for None."""
+        return self if turn is None else PixelMask.of(turn.of(self.as_array()))
 
 
 class RegionMasks:
@@ -118,7 +123,7 @@ class InsideImages(Sequence[Any]):
     Parameters
     ----------
     images : sequence of images
-        The images.
+        The images. The region of a turned view is the turned region of its original image.
     masks : RegionMasks
         The region of all images.
     regions : sequence
@@ -151,13 +156,14 @@ class InsideImages(Sequence[Any]):
         return len(self.images)
 
     def __getitem__(self, index: Any) -> Any:
-        image = item_of(self.images, index)
+        image, turn = original_of(self.images, index), turn_of(self.images, index)
         pixels = load_image(image, index, self.max_pixels, pixel_format=self.pixel_format)
         size = (pixels.shape[0], pixels.shape[1])
         mask = self.masks.of(size, self.regions[index], lambda: pixels, index, path_of(image))
         inside = np.ones(size, bool) if mask is None else mask.as_array()
-        self.seen[index] = mask, appearance_inside(pixels, inside)
-        return as_stored(filled_outside(pixels, inside), self.pixel_format)
+        filled = filled_outside(pixels, inside)
+        self.seen[index] = None if mask is None else mask.turned(turn), appearance_inside(pixels, inside)
+        return as_stored(filled if turn is None else turn.of(filled), self.pixel_format)
 
 
 def filled_outside(pixels: np.ndarray, inside: np.ndarray) -> np.ndarray:

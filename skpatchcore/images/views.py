@@ -10,6 +10,7 @@ import numpy as np
 
 from skpatchcore.images.appearance import Appearance
 from skpatchcore.images.errors import ImageError
+from skpatchcore.images.turns import Turn
 
 Size = int | tuple[int, int] | None
 
@@ -41,6 +42,9 @@ class View:
     seen : (float, float, float, float) or None
         Top, left, height and width of the region that the network sees, in pixels of the image before resizing. None
         means that it is `box`. With a stride above 1, `box` is a little larger or smaller than this region.
+    turn : Turn or None
+        How the image was turned before it was resized; None if it was not. All other attributes refer to the turned
+        image.
     """
 
     image_size: tuple[int, int]
@@ -49,6 +53,7 @@ class View:
     scale: tuple[float, float] = (1.0, 1.0)
     appearance: Appearance | None = None
     seen: tuple[float, float, float, float] | None = None
+    turn: Turn | None = None
 
     @property
     def region(self) -> tuple[float, float, float, float]:
@@ -95,11 +100,12 @@ class View:
         Returns
         -------
         array of shape (n_patches, 4), float64
-            Top, left, height and width of the grid cell of each patch, in pixels of the image before resizing. The
-            receptive field of a patch feature is larger than its cell.
+            Top, left, height and width of the grid cell of each patch, in pixels of the image before turning and
+            resizing. The receptive field of a patch feature is larger than its cell.
         """
         cell = np.array(self.box[2:]) / grid
-        return np.hstack([self.box[:2] + positions * cell, np.broadcast_to(cell, positions.shape)])
+        boxes = np.hstack([self.box[:2] + positions * cell, np.broadcast_to(cell, positions.shape)])
+        return boxes if self.turn is None else self.turn.original_boxes(boxes, self.image_size)
 
 
 def inspected_pixels(is_counted: np.ndarray, view: View) -> np.ndarray | None:

@@ -86,6 +86,17 @@ class PatchLayout:
                 places[here] = own[places[here]]
         return np.stack(np.divmod(places, self.sizes[images, 1]), axis=1)
 
+    def original_positions_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the grid positions of patches as `positions_of`, for turned images in the grid that is turned back."""
+        images, positions = self.image_of(rows), self.positions_of(rows)
+        for image in np.unique(images):
+            if (view := self.views[image]) is not None and view.turn is not None:
+                here = images == image
+                cells = np.hstack([positions[here], np.ones_like(positions[here])])
+                n_rows, n_columns = self.sizes[image]
+                positions[here] = view.turn.original_boxes(cells, (int(n_rows), int(n_columns)))[:, :2]
+        return positions
+
     def boxes_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the boxes of patches in their images.
 

@@ -14,11 +14,12 @@ import pandas as pd
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.images.appearance import Appearance
-from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, item_of, n_images_of
+from skpatchcore.images.containers import ImagesWithRegions, as_image_sequence, n_images_of
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.inside import InsideImages, PixelMask, RegionMasks
 from skpatchcore.images.reading import image_size, load_image, path_of
 from skpatchcore.images.roi import Region, as_region
+from skpatchcore.images.turned import TurnedImages, original_of, turn_of
 from skpatchcore.images.views import View
 from skpatchcore.patches.cells import CountedCells
 from skpatchcore.patches.patches import N_IMAGES, Patches
@@ -230,7 +231,10 @@ class PatchStream:
         if self.extractor is None and isinstance(X, list) and (counts_all or not self.has_region()):
             return sum(int(np.prod(grid.shape[:2])) for grid in X)
         with self._numbered():
-            sizes = input_sizes_of(self.extractor, X)
+            if isinstance(X, TurnedImages):  # the sizes of the originals are read from the headers of the files
+                sizes = X.sizes_from(input_sizes_of(self.extractor, X.images))
+            else:
+                sizes = input_sizes_of(self.extractor, X)
         return extrapolated_count(n_rows, len(first), len(self), sizes)
 
     @contextmanager
@@ -270,10 +274,11 @@ class PatchStream:
             pixel_format = pixel_format_or_none(extractor)
             if self.has_region() and pixel_format is not None:
                 images = InsideImages(images, self._masks, self._regions(), pixel_format, max_pixels_of(extractor))
-            for features, views in iterate_as_phase("network", extractor.iter_transform(images)):
+            for features, given in iterate_as_phase("network", extractor.iter_transform(images)):
+                views = self._turned(given, done)
                 numbers = self.numbers[done : done + len(views)]
                 seen = images.seen if isinstance(images, InsideImages) else {}
-                yield self._counted_of(Patches.from_features(features, list(views), numbers, self.limit), done, seen)
+                yield self._counted_of(Patches.from_features(features, views, numbers, self.limit), done, seen)
                 done += len(views)
             if done != len(self):
                 raise ValueError(f"the extractor returned features of {done} images for {len(self)} images.")
@@ -299,6 +304,11 @@ class PatchStream:
     def _images(self) -> Any:
         """Return the images, or the patch features, without their regions."""
         return self.X.images if isinstance(self.X, ImagesWithRegions) else self.X
+
+    def _turned(self, views: Sequence[View], start: int) -> list[View]:
+        """Return the views of images with their turns; `start` is the index of the first image in this stream."""
+        turns = (turn_of(self._images(), start + i) for i in range(len(views)))
+        return [view if turn is None else replace(view, turn=turn) for view, turn in zip(views, turns, strict=True)]
 
     def _regions(self) -> Sequence[Any]:
         """Return the region of each image; None for the whole image."""
@@ -340,11 +350,13 @@ class PatchStream:
         def load() -> np.ndarray:
             if self.extractor is None:
                 raise ValueError("roi is a function of an image, but there are only patch features: pass a mask.")
-            image = item_of(self._images(), index)
+            image = original_of(self._images(), index)
             return load_image(image, index, pixel_format=pixel_format_of(self.extractor))
 
         if view is not None:
-            return self._masks.of(view.image_size, roi, load, index, None)
+            turn = view.turn
+            mask = self._masks.of(turn.size_of(view.image_size) if turn else view.image_size, roi, load, index, None)
+            return None if mask is None else mask.turned(turn)
         for region in (self.region, roi):
             if region is not None and any(not relative for relative in as_region(region).in_shares):
                 raise ImageError(

@@ -34,6 +34,11 @@ def test_parameters_are_those_of_the_local_detector_and_of_the_cluster():
     assert {name: DaskPatchCoreDetector().get_params()[name] for name in local} == local
 
 
+def test_turned_views_are_refused_with_the_reason(cluster_client):
+    with pytest.raises(ValueError, match=r"augment='flips' is not possible on a Dask cluster"):
+        DaskPatchCoreDetector("precomputed", augment="flips", client=cluster_client).fit(FEATURES)
+
+
 def test_nested_parameters_create_the_default_stages():
     detector = DaskPatchCoreDetector().set_params(extractor__image_size=64, sampler__ratio=0.01)
     assert (detector.extractor.image_size, detector.sampler.ratio) == (64, 0.01)
