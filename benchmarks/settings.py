@@ -315,8 +315,9 @@ def main() -> None:
         "# Settings, and the choice without defects",
         "",
         f"Backbone efficientnet_lite2 (ImageNet weights from the package index), images of {SIDE}×{SIDE} pixels, ratio "
-        f"1 %, {N_FOLDS} folds, seed 0, {len(list(ParameterGrid(GRID)))} settings. The given setting is '{given}', the default of the "
-        "package. Recalls are measured at the thresholds that promise a false-alarm rate of 1 % and 5 %, and `flagged "
+        f"1 %, {N_FOLDS} folds, seed 0, {len(list(ParameterGrid(GRID)))} settings. The given setting is '{given}', the "
+        "default of the package. Recalls are measured at the thresholds that promise a false-alarm rate of 1 % and "
+        "5 %, and `flagged "
         "good` is the measured rate. Intervals are 95 % bootstrap intervals over test images. 'Recall at 5 %' in the "
         "first table is measured at the 95th percentile of the good test images. `fit s` includes the calibration. The "
         "network's outputs come from a cache. The chosen setting is bold.",

@@ -9,9 +9,8 @@ good images, and compares how many of them each setting finds at a low false-ala
 The images are crops of the texture ``gravel`` of scikit-image.
 """
 
-from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, select_settings
+from skpatchcore import PatchCoreDetector, SettingsDisplay, TorchFeatureExtractor, select_settings
 from skpatchcore.datasets import make_textures
-from skpatchcore.display import SettingsDisplay
 
 task = make_textures("gravel")
 good = task.train_images[:40]

@@ -27,6 +27,7 @@ from .display.coreset import CoresetDisplay as CoresetDisplay
 from .display.drift import DriftDisplay as DriftDisplay
 from .display.inspection import InspectionDisplay as InspectionDisplay
 from .display.score_histogram import ScoreHistogramDisplay as ScoreHistogramDisplay
+from .display.settings import SettingsDisplay as SettingsDisplay
 from .evaluation.capability import capability_of_defects as capability_of_defects
 from .evaluation.capability import detection_capability as detection_capability
 from .evaluation.category import evaluate as evaluate

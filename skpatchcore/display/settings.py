@@ -38,9 +38,8 @@ class SettingsDisplay:
 
     Examples
     --------
-    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor, select_settings
+    >>> from skpatchcore import PatchCoreDetector, SettingsDisplay, TorchFeatureExtractor, select_settings
     >>> from skpatchcore.datasets import make_textures
-    >>> from skpatchcore.display import SettingsDisplay
     >>> good = make_textures("gravel").train_images[:12]
     >>> detector = PatchCoreDetector(TorchFeatureExtractor("efficientnet_lite0", image_size=64), random_state=0)
     >>> result = select_settings(detector, {"image_score": ["max"]}, good, n_defects=3)

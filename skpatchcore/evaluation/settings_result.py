@@ -73,7 +73,7 @@ class SelectedSettings:
         return self._draw(trial)
 
     def plot(self, **options: Any) -> Any:
-        """Return a :class:`~skpatchcore.display.SettingsDisplay` of the result; `options` as for its `plot`."""
+        """Return a :class:`~skpatchcore.SettingsDisplay` of the result; `options` as for its `plot`."""
         from skpatchcore.display import SettingsDisplay
 
         return SettingsDisplay.from_result(self, **options)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skpatchcore import load
+from skpatchcore import PatchWhitening, load
 from skpatchcore.cli.main import main
 from skpatchcore.datasets import make_textures
 
@@ -35,7 +35,8 @@ def test_tune_prints_the_choice_and_fits_it(folder, tmp_path, capsys):
     assert len(table) == 8  # two layers, two transformers, two image scores
     assert table["setting"].iloc[0] in shown
     assert list(pd.read_csv(out / "kinds.csv")["setting"]) == list(table["setting"])
-    assert Image.open(out / "settings.png").width > 500
+    with Image.open(out / "settings.png") as picture:
+        assert picture.width > 500
     model = load(tmp_path / "parts.skops")
     chosen = table[table["chosen"]].iloc[0]
     assert ("image_score" in str(chosen["setting"])) == (model.image_score == "map-max")
@@ -45,6 +46,14 @@ def test_tune_prints_the_choice_and_fits_it(folder, tmp_path, capsys):
 
 def test_tune_output_is_checked_before_the_work(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(words(folder, tmp_path, "--tune-output", str(tmp_path / "file"))) == 2
+    assert main(words(folder, tmp_path, "--tune-output", str(tmp_path / "file"))) == 1
     assert "cannot create the folder" in capsys.readouterr().err
     assert not (tmp_path / "parts.skops").exists()
+
+
+def test_whitening_and_views_are_options_of_fit(folder, tmp_path):
+    more = ["--whiten", "--augment", "flips", "--image-score", "map-max", "--quiet"]
+    assert main(words(folder, tmp_path, *more)) == 0
+    model = load(tmp_path / "parts.skops")
+    assert isinstance(model.transformer_, PatchWhitening)
+    assert (model.augment, model.image_score) == ("flips", "map-max")

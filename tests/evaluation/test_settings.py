@@ -102,7 +102,8 @@ def test_useless_setting_is_not_chosen_and_is_ranked_last(good):
 
 def test_clearly_better_setting_is_chosen(good):
     poor = detector().set_params(extractor__patch_size=15)
-    result = few(poor, {"extractor__patch_size": [3]}, good, n_defects=12)
+    kinds = ["blob", "scratch", "misplaced", "missing", "stain", "rough"]
+    result = few(poor, {"extractor__patch_size": [3]}, good, n_defects=16, kinds=kinds)
     assert result.best_params == {"extractor__patch_size": 3}
     assert result.detector.get_params()["extractor__patch_size"] == 3
     assert few(poor, {"extractor__patch_size": [3]}, good, n_defects=12, n_standard_errors=1e3).best_params == {}
@@ -116,7 +117,7 @@ def test_network_runs_once_per_image_and_defect(good, monkeypatch, tmp_path):
     monkeypatch.setattr(ForwardPass, "_outputs", lambda self, x: (counts.append(len(x)), run(self, x))[1])
     grid = {"extractor__layers": [["layer1", "layer2"], ["layer2"]], "extractor__patch_size": [1, 3]}
     few(detector(), grid, good, memory=str(tmp_path))
-    n_pilots = 3 * 20
+    n_pilots = 3 * 2 * 16
     assert sum(counts) <= len(good) + 12 + n_pilots
     counts.clear()
     few(detector(), grid, good, memory=str(tmp_path))
