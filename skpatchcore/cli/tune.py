@@ -58,4 +58,4 @@ def tuned(detector: PatchCoreDetector, images: Any, output: str | None, seed: in
 def _draw(result: Any, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    result.plot(figure=Figure(figsize=(11, 3.5 + 0.28 * min(len(result.table), 30)))).figure_.savefig(path, dpi=120)
+    result.plot(figure=Figure(figsize=(11, 3.5 + 0.33 * min(len(result.table), 30)))).figure_.savefig(path, dpi=120)

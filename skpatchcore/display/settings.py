@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,9 @@ _CHOSEN, _OTHER, _KIND = "#0072B2", "#555555", "#D55E00"
 # Settings below the first ones are left out of the figure.
 _N_SHOWN = 30
 _N_EXAMPLES = 6
-_LONGEST_NAME = 70
+# Names longer than this number of characters take two lines. The names of stages before parameters are not shown.
+_LONGEST_NAME = 62
+_PREFIX = re.compile(r"\b\w+?__")
 
 
 class SettingsDisplay:
@@ -87,7 +91,7 @@ class SettingsDisplay:
         import matplotlib.pyplot as plt
 
         n_rows = min(len(self.result.table), _N_SHOWN)
-        height = 1.2 + 0.28 * n_rows
+        height = 1.2 + 0.33 * n_rows
         if figure is None:
             figure = plt.figure(figsize=(10, height + (2.0 if examples else 0)))
         figure.set_layout_engine("constrained")
@@ -125,8 +129,8 @@ class SettingsDisplay:
         return sorted(must + others[: max(0, n_rows - len(must))])
 
     def _name(self, text: str, is_chosen: bool) -> str:
-        short = text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
-        return shown_text(f"{short}  (chosen)" if is_chosen else short)
+        lines = textwrap.wrap(_PREFIX.sub("", text), _LONGEST_NAME, max_lines=2, placeholder=" …")
+        return "\n".join(shown_text(line) for line in [*lines[:-1], lines[-1] + ("  (chosen)" if is_chosen else "")])
 
     def _draw_examples(self, figure: Any, place: Any) -> None:
         """Draw defects of several kinds, each of a medium size."""

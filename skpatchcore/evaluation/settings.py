@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state, get_tags
 from skpatchcore._utils.labels import group_codes
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.datasets.defects import DEFECT_KINDS, DEFECT_SIZES, SURFACE_KINDS
+from skpatchcore.evaluation._part import part_of
 from skpatchcore.evaluation._settings_rule import Comparison, choose, compare, largest_rate
 from skpatchcore.evaluation._settings_runs import SettingScores, fitted_on, score_settings, warm_caches
 from skpatchcore.evaluation._settings_trials import planned_trials
@@ -43,7 +44,7 @@ def select_settings(
     contamination: float = 0.05,
     n_standard_errors: float = 1.5,
     ratio: float | None = 0.01,
-    region: Any = None,
+    region: Any = "part",
     memory: Any = None,
     random_state: Any = 0,
     verbose: int = 0,
@@ -84,9 +85,10 @@ def select_settings(
         Fraction of the patches in the memory banks of the comparison, if the detector has a sampler with a larger
         `ratio`, and the grid does not contain ``sampler__ratio``. None uses the detector's own ratio, which takes
         longer.
-    region : array of shape (height, width), bool, or None, default=None
-        Region to which the defects are confined. All images must have its size. Pixels that the detector does not
-        inspect never get a defect.
+    region : {"part"}, array of shape (height, width), bool, or None, default="part"
+        Pixels that may get a defect. ``"part"`` finds the part in each image that has a uniform background, and uses
+        all pixels of other images. An array is the region of all images, which must have its size. None means all
+        pixels. Pixels that the detector does not inspect never get a defect.
     memory : str, path, joblib.Memory or None, default=None
         Folder of the cache of the extractor, so that the network runs once per image and size. None uses a temporary
         folder, which is deleted at the end, unless the extractor has a cache of its own. The cache takes about 0.7 MB
@@ -137,7 +139,7 @@ def select_settings(
     """
     images = as_image_sequence(listed(good_images))
     kinds = list(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
-    _check(detector, len(images), kinds, n_defects, contamination, n_standard_errors, ratio)
+    _check(detector, len(images), kinds, n_defects, contamination, n_standard_errors, ratio, region)
     rng = check_random_state(random_state)
     folds = _folds(cv, len(images), groups, rng)
     seed = int(rng.randint(2**31 - 1))
@@ -216,6 +218,7 @@ def _check(
     contamination: float,
     n_errors: float,
     ratio: Any,
+    region: Any,
 ) -> None:
     if not hasattr(detector, "extractor") or not get_tags(detector).input_tags.string:
         raise ValueError(
@@ -226,6 +229,8 @@ def _check(
         raise ValueError(f"{n_images} good images: expected at least {_LEAST_IMAGES}.")
     if not kinds or any(kind not in DEFECT_SIZES for kind in kinds):
         raise ValueError(f"kinds={kinds!r}: expected some of {list(DEFECT_SIZES)}.")
+    if isinstance(region, str) and region != "part":
+        raise ValueError(f"region={region!r}: expected 'part', an array or None.")
     if n_defects < 1:
         raise ValueError(f"n_defects={n_defects}: expected at least 1.")
     if not 0 < contamination <= 0.5:
@@ -302,7 +307,9 @@ def _prepared(detector: Any, params: Mapping[str, Any], ratio: float | None, mem
 
 def _regions(fitted: Any, images: Sequence[Any], region: Any) -> tuple[list[np.ndarray | None], float, np.ndarray]:
     """Return the pixels of each image that may get a defect, the median length of the shorter side, and the scores."""
-    region = None if region is None else np.asarray(region, bool)
+    finds_parts = isinstance(region, str)
+    region = None if finds_parts or region is None else np.asarray(region, bool)
+    pixel_format = pixel_format_of(fitted)
     regions, sides, scores = [], [], []
     for result in fitted.iter_results(images):
         assert result.anomaly_map is not None
@@ -311,7 +318,12 @@ def _regions(fitted: Any, images: Sequence[Any], region: Any) -> tuple[list[np.n
                 f"region has shape {region.shape} and {int(region.sum())} True pixels, but image {result.index} has "
                 f"shape {result.anomaly_map.shape}."
             )
-        regions.append(drawable_pixels(result.anomaly_map, region, result.index))
+        own = region
+        if finds_parts:
+            part = part_of(load_image(images[result.index], result.index, pixel_format=pixel_format))
+            # A part outside the inspected pixels would leave no place for a defect.
+            own = part if part is not None and (part & ~np.isnan(result.anomaly_map)).any() else None
+        regions.append(drawable_pixels(result.anomaly_map, own, result.index))
         sides.append(min(extent_of(result.anomaly_map.shape, regions[-1])))
         scores.append(-result.score)
     return regions, float(np.median(sides)), np.array(scores)

@@ -175,6 +175,28 @@ def test_defects_lie_in_the_region(good):
     assert not any(inspected.draw(i)[1][28:].any() for i in range(inspected.n_defects))  # cells at the border count
 
 
+def test_defects_lie_on_the_part_in_front_of_a_uniform_background():
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:96, :96]
+    images, discs = [], []
+    for _ in range(9):
+        disc = np.hypot(rows - rng.uniform(40, 56), columns - rng.uniform(40, 56)) < 22
+        image = np.where(disc[..., None], 0.7, 0.1) + rng.normal(0, 0.02, (96, 96, 3))
+        images.append(image.clip(0, 1))
+        discs.append(disc)
+    small = {"kinds": ["blob", "rough"], "n_defects": 6}
+
+    def shares(region):
+        result = few(detector(), {"image_score": ["max"]}, images, region=region, **small)
+        drawn = [result.draw(i)[1] for i in range(result.n_defects)]
+        return [
+            mask[discs[image]].sum() / mask.sum() for mask, image in zip(drawn, result.trials["image"], strict=True)
+        ]
+
+    assert min(shares("part")) > 0.9
+    assert min(shares(None)) < 0.1
+
+
 def test_grey_images_get_grey_defects(good):
     grey = [np.repeat(np.asarray(image)[..., :1] if np.ndim(image) == 3 else image[..., None], 3, 2) for image in good]
     result = few(detector(), {"image_score": ["max"]}, grey, kinds=["shift", "blob"])
@@ -207,6 +229,7 @@ def test_setting_that_cannot_be_fitted_is_named(good):
         ({"ratio": 2}, "ratio=2"),
         ({"groups": ["a"] * 12}, "one group"),
         ({"region": np.ones((3, 3), bool)}, "region has shape"),
+        ({"region": "hole"}, "region='hole'"),
     ],
 )
 def test_bad_arguments_raise(good, options, message):
