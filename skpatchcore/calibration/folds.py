@@ -235,7 +235,7 @@ class Automatic(NoCalibration):
         """Return the indices of all images."""
         return np.arange(self.n_images)
 
-    def resolved(self, n_folds: Callable[[], int]) -> NoCalibration:
+    def resolved(self, n_folds: Callable[[], int], is_corrected: bool = True) -> NoCalibration:
         """Return the plan with at most as many folds as groups; leave-one-out if `n_folds` returns 0."""
         own = np.arange(self.n_images) if self.groups is None else self.groups
         n_groups = len(np.unique(own))
@@ -243,7 +243,7 @@ class Automatic(NoCalibration):
             return LeaveOneOut(own, self.verbose)
         rng = np.random.RandomState(self.seed)
         fine = CrossFitted(self.n_images, self.groups, min(n_wanted, n_groups), rng, self.verbose)
-        if len(fine.folds) <= _N_COARSE:
+        if len(fine.folds) <= _N_COARSE or not is_corrected:
             return fine
         return Extrapolated(fine, CrossFitted(self.n_images, self.groups, _N_COARSE, rng, self.verbose))
 

@@ -94,13 +94,15 @@ class NoCalibration:
         """Return the indices of the calibration images, in ascending order."""
         return np.zeros(0, np.int64)
 
-    def resolved(self, n_folds: Callable[[], int]) -> NoCalibration:
+    def resolved(self, n_folds: Callable[[], int], is_corrected: bool = True) -> NoCalibration:
         """Return the plan itself, or the plan that is chosen when the patches are known.
 
         Parameters
         ----------
         n_folds : callable
             ``n_folds()`` returns the number of folds that are affordable. 0 means that no folds are needed.
+        is_corrected : bool, default=True
+            Whether scores of folds are corrected for the images that the folds leave out.
         """
         return self
 

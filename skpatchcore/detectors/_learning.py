@@ -86,8 +86,10 @@ def learn_and_calibrate(
         return within_memory(some, max_memory, extra_copies, needs)
 
     patches, budget = held(source, detector._copies_for_folds(stages) if plan.left_out else 0)
-    plan = plan.resolved(lambda: detector._n_folds(patches, budget, stages))
-    if stages.get("transformer") is not None and isinstance(plan, LeaveOneOut) and len(patches) > 1:
+    has_transformer = stages.get("transformer") is not None
+    # The scores of a transformer are no linear function of the number of images: the correction is too large.
+    plan = plan.resolved(lambda: detector._n_folds(patches, budget, stages), is_corrected=not has_transformer)
+    if has_transformer and isinstance(plan, LeaveOneOut) and len(patches) > 1:
         warn_user(
             "leave-one-out scores images with a transformer that was fitted on them: more good images are flagged than "
             "contamination accepts, especially with few training images. Use calibration='auto', a number of folds or "

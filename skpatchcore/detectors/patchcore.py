@@ -91,7 +91,8 @@ class PatchCoreDetector(PatchDetector):
           The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
           for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
           training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
-          folds, or selects shard by shard. With a transformer, there are always 5 folds.
+          folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
+          not corrected.
         - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
           its group). This method costs one additional search. The bank was selected with the image present, and no
           other rows replace the rows of the image. Therefore fewer good images are flagged than `contamination`

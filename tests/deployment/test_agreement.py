@@ -96,18 +96,18 @@ CASES = {
         {},
     ),
     "mean of the largest patch scores": (lambda: fitted(image_score=0.1), False, {}),
-    "whitening": (lambda: fitted(transformer=PatchWhitening()), False, {}),
+    "whitening": (lambda: fitted(calibration=3, transformer=PatchWhitening()), False, {}),
     "fewer columns and a region": (
-        lambda: fitted(transformer=PatchWhitening(n_components=20), roi=(0.2, 0.1, 0.5, 0.7)),
+        lambda: fitted(calibration=3, transformer=PatchWhitening(n_components=20), roi=(0.2, 0.1, 0.5, 0.7)),
         True,
         {"image_size": SIZE},
     ),
     "scaled layers, then PCA": (
-        lambda: fitted(transformer=make_pipeline(LayerScaling((128, 256)), PCA(30, whiten=True))),
+        lambda: fitted(calibration=3, transformer=make_pipeline(LayerScaling((128, 256)), PCA(30, whiten=True))),
         False,
         {},
     ),
-    "scaled layers": (lambda: fitted(transformer=LayerScaling()), False, {"map_size": "image"}),
+    "scaled layers": (lambda: fitted(calibration=3, transformer=LayerScaling()), False, {"map_size": "image"}),
     "PaDiM, mean of the largest": (lambda: fitted(PaDiMDetector, image_score=0.3), True, {"image_size": SIZE}),
     "PaDiM with a region": (lambda: fitted(PaDiMDetector, roi=REGION), True, {"image_size": SIZE}),
 }

@@ -243,7 +243,7 @@ REFUSED = {
         lambda: PatchCoreDetector("precomputed", random_state=0).fit(np.random.default_rng(0).random((9, 4, 4, 3))),
         {},
     ),
-    "not known to be linear": (lambda: fitted(transformer=QuantileTransformer(n_quantiles=10)), {}),
+    "not known to be linear": (lambda: fitted(calibration=0.3, transformer=QuantileTransformer(n_quantiles=10)), {}),
     "SPADEDetector": (lambda: fitted(SPADEDetector), {}),
     "roi: a function": (lambda: fitted(roi=lambda image: image[:, :, 0] > 0.1), {"image_size": (72, 96)}),
     "Pass image_size": (lambda: fitted(roi=(0.1, 0.1, 0.5, 0.5)), {}),

@@ -148,6 +148,7 @@ def test_default_calibration_keeps_its_promise_with_few_images():
         detector.fit(images(20))
         rates.append((detector.predict(images(200)) == -1).mean())
     assert np.mean(rates) < 0.15
+    assert detector.calibration_plan_ == "5 folds"
 
 
 def test_transformer_is_not_fitted_on_held_out_or_anomalous_images():
