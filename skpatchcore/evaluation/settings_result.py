@@ -37,11 +37,6 @@ class SelectedSettings:
         Largest false-alarm rate at which the settings are compared.
     trials : DataFrame
         The synthetic defects: ``image`` (index of the good image), ``kind``, ``size`` (pixels) and ``contrast``.
-
-    Methods
-    -------
-    draw(trial)
-        Return the image of one of the trials, and the mask of its defect.
     """
 
     table: pd.DataFrame
@@ -73,7 +68,18 @@ class SelectedSettings:
         return self._draw(trial)
 
     def plot(self, **options: Any) -> Any:
-        """Return a :class:`~skpatchcore.SettingsDisplay` of the result; `options` as for its `plot`."""
+        """Plot the gains of the settings, and examples of the synthetic defects.
+
+        Parameters
+        ----------
+        **options : dict
+            Arguments of :meth:`SettingsDisplay.plot <skpatchcore.SettingsDisplay.plot>`.
+
+        Returns
+        -------
+        SettingsDisplay
+            The display, already plotted.
+        """
         from skpatchcore.display import SettingsDisplay
 
         return SettingsDisplay.from_result(self, **options)
