@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat
 
 if TYPE_CHECKING:
@@ -296,11 +297,22 @@ def layer_channels_of(extractor: Any) -> tuple[int, ...] | None:
 def with_layer_channels(transformer: Any, extractor: Any) -> Any:
     """Set the parameter ``layer_channels`` of a transformer to that of an extractor, if it is None; return the former.
 
-    A transformer without this parameter is not changed.
+    This includes a transformer that is the first step of a pipeline. A transformer without this parameter is not
+    changed. An extractor that cannot tell its layers apart gives a warning.
     """
-    is_open = "layer_channels" in transformer.get_params(deep=False) and transformer.layer_channels is None
-    if is_open and (channels := layer_channels_of(extractor)) is not None:
-        transformer.set_params(layer_channels=channels)
+    steps = getattr(transformer, "steps", None)
+    first = transformer if steps is None else steps[0][1]
+    if not hasattr(first, "get_params") or "layer_channels" not in first.get_params(deep=False):
+        return transformer
+    if first.layer_channels is None:
+        channels = layer_channels_of(extractor)
+        if channels is None:
+            warn_user(
+                f"{type(first).__name__}: the extractor does not state which channels come from which layer, so all "
+                "channels are scaled by one factor. Pass layer_channels, or use an extractor with n_channels=None."
+            )
+        else:
+            first.set_params(layer_channels=channels)
     return transformer
 
 
@@ -310,9 +322,17 @@ def fits_in_parts(transformer: Any) -> bool:
 
 
 def drop_fit_state(transformer: Any) -> None:
-    """Free the memory that only ``partial_fit`` of a transformer needs, if the transformer can do so."""
+    """Free the memory that only ``partial_fit`` of a transformer needs, if the transformer can do so.
+
+    Fitted arrays become C-contiguous, as they are after saving and loading: products of arrays in another order would
+    be rounded in another way.
+    """
     if hasattr(transformer, "drop_fit_state"):
         transformer.drop_fit_state()
+    for part in [transformer, *(step for _, step in getattr(transformer, "steps", ()))]:
+        for name, value in vars(part).items() if hasattr(part, "__dict__") else ():
+            if name.endswith("_") and isinstance(value, np.ndarray) and value.ndim > 1:
+                setattr(part, name, np.ascontiguousarray(value))
 
 
 def n_columns_of(transformer: Any, n_channels: int) -> int:

@@ -24,8 +24,8 @@ _N_MATRICES, _N_PARTS = 5, 6
 # Number of copies of all patch features that a transformer without `partial_fit` makes.
 _N_COPIES = 2
 _ADVICE = (
-    " transformer={} has no partial_fit and needs all patch features in memory. A transformer with partial_fit needs "
-    "less, e.g. PatchWhitening or sklearn.decomposition.IncrementalPCA."
+    " transformer={} has no partial_fit and needs all patch features in memory. With many images, a transformer with "
+    "partial_fit needs less, e.g. PatchWhitening or sklearn.decomposition.IncrementalPCA."
 )
 
 

@@ -18,6 +18,7 @@ _OPTIONS = {
     "ratio": "--ratio",
     "n_neighbors": "--n-neighbors",
     "image_score": "--image-score",
+    "augment": "--augment",
     "index": "--index",
     "contamination": "--contamination",
     "pixel_contamination": "--pixel-contamination",
@@ -45,7 +46,7 @@ _OPTIONS = {
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
-    "n_neighbors", "image_score", "index", "contamination", "pixel_contamination", "calibration", "device",
+    "n_neighbors", "image_score", "augment", "index", "contamination", "pixel_contamination", "calibration", "device",
     "batch_size", "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (

@@ -206,6 +206,8 @@ def _fit(options: argparse.Namespace) -> int:
     directory, output = Path(options.directory), Path(options.output)
     _require_output(output)
     if options.tune_output is not None:
+        if not options.tune:
+            raise CommandError("--tune-output needs --tune.")
         require_output_folder(options.tune_output)
     roi = _region_of(options.roi, options.ignore)
     paths = list_training_images(directory)
@@ -234,7 +236,7 @@ def _fit(options: argparse.Namespace) -> int:
         random_state=options.seed,
         verbose=0 if options.quiet else 1,
     )
-    if options.tune or options.tune_output is not None:
+    if options.tune:
         detector = tuned(detector, paths, options.tune_output, options.seed, options.quiet)
     begin = time.perf_counter()
     with warnings.catch_warnings():

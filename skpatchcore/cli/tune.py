@@ -6,11 +6,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skpatchcore._utils.files import require_writable
 from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.options import CommandError
 
 if TYPE_CHECKING:
     from skpatchcore import PatchCoreDetector
+
+_TABLE, _KINDS, _FIGURE = "settings.csv", "kinds.csv", "settings.png"
 
 
 def require_output_folder(folder: str) -> None:
@@ -19,8 +22,12 @@ def require_output_folder(folder: str) -> None:
         raise CommandError("--tune-output draws a figure, which needs matplotlib. Run: pip install matplotlib")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in (_TABLE, _KINDS, _FIGURE):
+            require_writable(Path(folder) / name)
     except OSError as error:
-        raise CommandError(f"cannot create the folder {folder!r}: {error.strerror}.") from error
+        raise CommandError(
+            f"cannot write to the folder {folder!r}: {error.strerror}: {str(error.filename)!r}."
+        ) from error
 
 
 def tuned(detector: PatchCoreDetector, images: Any, output: str | None, seed: int, is_quiet: bool) -> PatchCoreDetector:
@@ -46,9 +53,9 @@ def tuned(detector: PatchCoreDetector, images: Any, output: str | None, seed: in
         print(result)
     if output is not None:
         folder = Path(output)
-        result.table.to_csv(folder / "settings.csv", index=False)
-        result.by_kind.to_csv(folder / "kinds.csv", index=False)
-        _draw(result, folder / "settings.png")
+        result.table.to_csv(folder / _TABLE, index=False)
+        result.by_kind.to_csv(folder / _KINDS, index=False)
+        _draw(result, folder / _FIGURE)
         if not is_quiet:
             print(f"table and figure of the settings: {shown_name(output)}")
     chosen: PatchCoreDetector = result.detector
@@ -58,4 +65,4 @@ def tuned(detector: PatchCoreDetector, images: Any, output: str | None, seed: in
 def _draw(result: Any, path: Path) -> None:
     from matplotlib.figure import Figure
 
-    result.plot(figure=Figure(figsize=(11, 3.5 + 0.33 * min(len(result.table), 30)))).figure_.savefig(path, dpi=120)
+    result.plot(figure=Figure(figsize=(11, 4.1 + 0.33 * min(len(result.table), 30)))).figure_.savefig(path, dpi=120)

@@ -56,7 +56,7 @@ def linear_map_of(transformer: Any) -> LinearMap | None:
     centre = np.zeros(n_channels)
     if (mean := getattr(steps[0], "mean_", None)) is not None:
         centre = np.asarray(mean, np.float64)
-    shift = transformer.transform(centre[None])[0]
+    shift = np.asarray(transformer.transform(centre[None]))[0]
     # The rows of the matrix are the changes of the result if one channel changes by 1.
-    matrix = transformer.transform(centre + np.eye(n_channels)) - shift
+    matrix = np.asarray(transformer.transform(centre + np.eye(n_channels))) - shift
     return LinearMap(centre.astype(np.float32), matrix.astype(np.float32), shift.astype(np.float32))

@@ -63,6 +63,14 @@ class ImageScoring:
     image_score: str | float | None
     smoothing: float
 
+    def __post_init__(self) -> None:
+        value = self.image_score
+        is_share = isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1
+        if value not in (*_BY_MODEL, "map-max") and not is_share:
+            raise ValueError(
+                f"image_score={value!r}: expected 'reweighted', 'max', 'map-max' or a fraction in (0, 1] of the patches."
+            )
+
     def needs_views(self) -> bool:
         """Return whether the image scores depend on the sizes of the images."""
         return self.image_score == "map-max"

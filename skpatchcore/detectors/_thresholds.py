@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
@@ -168,6 +169,7 @@ class CalibratedDetector(OutlierMixin):
             scores, sketches = turned(self.calibration_scores_), self.calibration_sketches_
             peaks, images = self.calibration_peaks_, self.calibration_image_indices_
         else:
+            _warn_of_training_images(X, getattr(self, "training_paths_", None))
             with restored_on_failure(self):
                 parts = list(self._iter_scores(with_regions(X, roi), sketch_of_map, adapt=True))
             scores = np.concatenate([some for some, _ in parts])
@@ -224,8 +226,17 @@ class CalibratedDetector(OutlierMixin):
                 )
         if hasattr(self, "offset_") and params.get("image_score", own := getattr(self, "image_score", None)) != own:
             warn_user(
-                "image_score changes the scores of a fitted detector, but not its thresholds. Pass good images to "
-                "recalibrate, or fit again."
+                "image_score changes the scores of a fitted detector, but not its thresholds. Pass good images that "
+                "were not used for the fit to recalibrate, or fit again."
+            )
+        if (
+            hasattr(self, "offset_")
+            and getattr(self, "image_score", None) == "map-max"
+            and params.get("smoothing", own := getattr(self, "smoothing", None)) != own
+        ):
+            warn_user(
+                "smoothing changes the scores of a fitted detector with image_score='map-max', but not its thresholds. "
+                "Pass good images that were not used for the fit to recalibrate, or fit again."
             )
 
     def _require_scores_of_training_images(self) -> None:
@@ -269,3 +280,16 @@ def older_thresholds(state: dict[str, Any]) -> dict[str, Any]:
         "min_area_": math.nan,
         "calibration_plan_": "unknown",
     }
+
+
+def _warn_of_training_images(X: Any, training_paths: list[str] | None) -> None:
+    """Warn if images for a recalibration are training images, whose scores are far too low."""
+    if training_paths is None or not isinstance(X, list | tuple):
+        return
+    known = set(training_paths)
+    n_known = sum(isinstance(x, str | os.PathLike) and os.path.abspath(os.fsdecode(x)) in known for x in X)
+    if n_known:
+        warn_user(
+            f"{n_known} of {len(X)} images are training images of the detector. Their scores are too low, so that most "
+            "new good images will be flagged. Pass good images that were not used for the fit."
+        )

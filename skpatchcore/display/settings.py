@@ -15,7 +15,6 @@ from skpatchcore.display.capability import close_up
 _CHOSEN, _OTHER, _KIND = "#0072B2", "#555555", "#D55E00"
 # Settings below the first ones are left out of the figure.
 _N_SHOWN = 30
-_N_EXAMPLES = 6
 # Names longer than this number of characters take two lines. The names of stages before parameters are not shown.
 _LONGEST_NAME = 62
 _PREFIX = re.compile(r"\b\w+?__")
@@ -79,7 +78,7 @@ class SettingsDisplay:
         Parameters
         ----------
         examples : bool, default=True
-            If True, synthetic defects of several kinds are drawn below the gains, with their outlines.
+            If True, two synthetic defects of each kind are drawn below the gains, with their outlines.
         figure : matplotlib Figure or None, default=None
             Figure to plot on. None creates a new figure.
 
@@ -93,9 +92,9 @@ class SettingsDisplay:
         n_rows = min(len(self.result.table), _N_SHOWN)
         height = 1.2 + 0.33 * n_rows
         if figure is None:
-            figure = plt.figure(figsize=(10, height + (2.0 if examples else 0)))
+            figure = plt.figure(figsize=(11, height + (2.6 if examples else 0)))
         figure.set_layout_engine("constrained")
-        grid = figure.add_gridspec(2 if examples else 1, 1, height_ratios=(height, 2.0) if examples else None)
+        grid = figure.add_gridspec(2 if examples else 1, 1, height_ratios=(height, 2.6) if examples else None)
         self.figure_, self.ax_ = figure, figure.add_subplot(grid[0])
         self._draw_gains(self.ax_, n_rows)
         if examples:
@@ -114,6 +113,7 @@ class SettingsDisplay:
             ax.plot([gain - error, gain + error], [row, row], color=color, linewidth=2.2, solid_capstyle="butt")
             ax.plot(gain, row, "o", color=color, markersize=7 if setting["chosen"] else 5)
         ax.axvline(0, color="black", linewidth=0.8)
+        ax.set_ylim(-0.6, len(table) - 0.4)
         ax.set_yticks(range(len(table)), [self._name(text, chosen) for text, chosen in zip(
             table["setting"], table["chosen"], strict=True)], fontsize=8, parse_math=False)  # fmt: skip
         ax.invert_yaxis()
@@ -133,14 +133,16 @@ class SettingsDisplay:
         return "\n".join(shown_text(line) for line in [*lines[:-1], lines[-1] + ("  (chosen)" if is_chosen else "")])
 
     def _draw_examples(self, figure: Any, place: Any) -> None:
-        """Draw defects of several kinds, each of a medium size."""
+        """Draw two defects of each kind: one of the smaller and one of the larger ones."""
         trials = self.result.trials
-        kinds = list(dict.fromkeys(self.result.by_kind.columns[1:]))[:_N_EXAMPLES]
-        inner = place.subgridspec(1, len(kinds))
+        kinds = list(self.result.by_kind.columns[1:])
+        inner = place.subgridspec(2, len(kinds))
         for column, kind in enumerate(kinds):
             own = trials[trials["kind"] == kind]
-            trial = int(own["size"].sort_values().index[len(own) * 3 // 4])
-            ax = figure.add_subplot(inner[column])
-            ax.imshow(close_up(*self.result.draw(trial)))
-            ax.set_title(f"{kind}, {own.loc[trial, 'size']:.1f} px", fontsize=8)
-            ax.set_axis_off()
+            in_order = own["size"].sort_values().index
+            for row, share in enumerate((0.25, 0.75)):
+                trial = int(in_order[int(share * (len(in_order) - 1) + 0.5)])
+                ax = figure.add_subplot(inner[row, column])
+                ax.imshow(close_up(*self.result.draw(trial)))
+                ax.set_title(f"{own.loc[trial, 'size']:.1f} px" if row else kind, fontsize=7)
+                ax.set_axis_off()

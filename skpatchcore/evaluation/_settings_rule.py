@@ -76,7 +76,13 @@ class Comparison:
 
 
 def compare(
-    good: np.ndarray, defects: np.ndarray, kinds: np.ndarray, images: np.ndarray, rate: float, seed: int
+    good: np.ndarray,
+    defects: np.ndarray,
+    kinds: np.ndarray,
+    images: np.ndarray,
+    rate: float,
+    seed: int,
+    groups: np.ndarray | None = None,
 ) -> Comparison:
     """Compare settings by the defects that they find, with standard errors.
 
@@ -94,6 +100,8 @@ def compare(
         Largest false-alarm rate, see :func:`found_shares`.
     seed : int
         Seed of the bootstrap samples.
+    groups : array of shape (n_good,), int, or None, default=None
+        Group of each good image: 0, 1, 2 and so on. The bootstrap draws groups. None draws images.
 
     Returns
     -------
@@ -103,11 +111,15 @@ def compare(
     -----
     The kinds of synthetic defects are a sample of all kinds of defects that a part can have. A setting that finds more
     defects of a few kinds only may find fewer real defects. Therefore, a bootstrap sample draws the kinds as well as
-    the images: a gain that depends on a few kinds has a large standard error. All settings use the same samples.
+    the images: a gain that depends on a few kinds has a large standard error. All settings use the same samples. The
+    bootstrap variance over `k` kinds is too small by the factor ``(k - 1) / k``, which is corrected.
     """
     n_good, n_kinds = good.shape[1], int(kinds.max()) + 1
+    groups = np.arange(n_good) if groups is None else groups
+    n_groups = int(groups.max()) + 1
     rng = np.random.default_rng(seed)
-    of_images = rng.multinomial(n_good, np.full(n_good, 1 / n_good), N_DRAWS).T.astype(np.float64)
+    of_groups = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), N_DRAWS).T.astype(np.float64)
+    of_images = of_groups[groups]
     of_kinds = rng.multinomial(n_kinds, np.full(n_kinds, 1 / n_kinds), N_DRAWS).T.astype(np.float64)
     of_images, of_kinds = (np.hstack([np.ones((len(some), 1)), some]) for some in (of_images, of_kinds))
     of_defects = of_images[images]
@@ -121,10 +133,26 @@ def compare(
         for kind, own in enumerate(members):
             means[i, kind] = shares[own].sum(axis=0) / np.maximum(counts[kind], 1)
     found = (means * of_kinds).sum(axis=1) / np.maximum(of_kinds.sum(axis=0), 1)
-    return Comparison(found[:, 0], means[:, :, 0], found[:, 1:])
+    draws = found[:, :1] + (found[:, 1:] - found[:, :1]) * np.sqrt(n_kinds / max(n_kinds - 1, 1))
+    return Comparison(found[:, 0], means[:, :, 0], draws)
 
 
-def choose(comparison: Comparison, n_changes: np.ndarray, n_standard_errors: float) -> int:
+def needed_errors(comparison: Comparison, confidence: float) -> float:
+    """Return by how many standard errors the best setting must be better than the given one, setting 0.
+
+    If all settings were equal, the largest of the gains, divided by their standard errors, would be at most this
+    number with the probability `confidence`. The number grows with the number of settings, because the best of many
+    is often better by chance.
+    """
+    gains, errors = comparison.gains_over(0)
+    varies = errors > 0
+    if not varies.any():
+        return 0.0
+    noise = (comparison.draws - comparison.draws[0])[varies] - gains[varies, None]
+    return float(np.quantile((noise / errors[varies, None]).max(axis=0), confidence))
+
+
+def choose(comparison: Comparison, n_changes: np.ndarray, confidence: float) -> int:
     """Return the chosen setting; setting 0 is the given one and is kept unless the evidence against it is clear.
 
     Parameters
@@ -133,9 +161,9 @@ def choose(comparison: Comparison, n_changes: np.ndarray, n_standard_errors: flo
         The comparison. Setting 0 is the given setting.
     n_changes : array of shape (n_settings,)
         Number of parameters in which each setting differs from the given one.
-    n_standard_errors : float
-        Another setting is chosen only if the best setting finds more defects than the given one by more than this
-        number of standard errors of the difference.
+    confidence : float
+        Another setting is chosen only if the best setting finds more defects than the given one with this confidence,
+        see :func:`needed_errors`.
 
     Returns
     -------
@@ -150,7 +178,7 @@ def choose(comparison: Comparison, n_changes: np.ndarray, n_standard_errors: flo
     """
     gains, errors = comparison.gains_over(0)
     best = int(gains.argmax())
-    is_better = gains > n_standard_errors * errors
+    is_better = gains > needed_errors(comparison, confidence) * errors
     if not is_better[best]:
         return 0
     behind, errors_to_best = comparison.gains_over(best)

@@ -13,10 +13,13 @@ import numpy as np
 from sklearn.base import clone
 
 from skpatchcore._utils.progress import progress_bar
+from skpatchcore.evaluation._settings_params import hash_of, key_of
 from skpatchcore.evaluation._trials import DrawnImages, Trial
 from skpatchcore.features._families import default_layers
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.errors import ImageError
+from skpatchcore.images.roi import as_region
+from skpatchcore.patches.stream import PatchStream
 
 # Parameters of the extractor that do not change which outputs of the network are needed, and the layers.
 _NOT_OF_THE_NETWORK = {"layers": None, "patch_size": 3, "stride": 1, "n_channels": None}
@@ -35,7 +38,7 @@ class SettingScores:
     fit_seconds : float
         Duration of one fit, mean over the folds.
     ms_per_image : float
-        Duration of scoring one image in milliseconds.
+        Duration of scoring one image in milliseconds, with the drawing of its defect.
     model_bytes : int
         Size of the memory bank; 0 if the detector has none.
     """
@@ -50,22 +53,28 @@ class SettingScores:
 def warm_caches(detectors: Sequence[Any], images: Sequence[Any], verbose: int) -> None:
     """Run the network once per image and size, and store its outputs in the cache of the extractors.
 
-    Extractors that differ only in their layers and in how features are made from them share one run, in which the
-    network returns the outputs of all these layers.
+    Extractors of one network that differ only in their layers, with the same last layer, and in how features are made
+    from them share one run, in which the network returns the outputs of all these layers.
     """
-    shared: dict[str, tuple[Any, list[str]]] = {}
+    shared: dict[Any, tuple[Any, Any, list[str]]] = {}
     for detector in detectors:
         extractor = getattr(detector, "extractor", None)
         if not isinstance(extractor, TorchFeatureExtractor) or extractor.memory is None:
             continue
         plain = clone(extractor).set_params(**_NOT_OF_THE_NETWORK)
-        _, layers = shared.setdefault(plain.__repr__(N_CHAR_MAX=10**6), (plain, []))
+        if plain.device == "auto":
+            plain.set_params(device=detector.device)
+        # The weights up to the last layer identify this layer.
+        key = key_of(plain), hash_of(detector.roi), extractor.network_digests()
+        _, _, layers = shared.setdefault(key, (plain, detector.roi, []))
         used = default_layers(extractor.backbone) if extractor.layers is None else extractor.layers
         layers += [name for name in used if name not in layers]
     with progress_bar(len(shared) * len(images), "network", "image", verbose) as bar:
-        for extractor, layers in shared.values():
-            for _, views in extractor.set_params(layers=layers).fit(images[:1]).iter_transform(images):
-                bar.update(len(views))
+        for extractor, roi, layers in shared.values():
+            extractor.set_params(layers=layers).fit(images[:1])
+            # The stream fills the pixels outside the region of interest, as the detector does.
+            for patches in PatchStream(extractor, images, region=None if roi is None else as_region(roi)):
+                bar.update(len(patches))
 
 
 def score_settings(
@@ -106,10 +115,10 @@ def score_settings(
     with progress_bar(len(detectors) * len(folds), "comparing settings", "fit", verbose) as bar:
         for members in _sharing_fits(detectors):
             for train, test in folds:
+                defects = np.flatnonzero(np.isin(of_images, test))
                 begin = time.perf_counter()
                 fitted = fitted_on(detectors[members[0]], images, train, settings[members[0]])
                 seconds = time.perf_counter() - begin
-                defects = np.flatnonzero(np.isin(of_images, test))
                 for i in members:
                     model = copy(fitted)
                     if hasattr(model, "image_score"):
@@ -117,7 +126,8 @@ def score_settings(
                     begin = time.perf_counter()
                     with original_numbers(test):
                         found[i].good[test] = -model.score_samples([images[j] for j in test])
-                    found[i].defects[defects] = -model.score_samples(draw([trials[j] for j in defects.tolist()]))
+                    if len(defects):
+                        found[i].defects[defects] = -model.score_samples(draw([trials[j] for j in defects.tolist()]))
                     elapsed = time.perf_counter() - begin
                     found[i].fit_seconds += seconds / len(folds)
                     found[i].ms_per_image += 1000 * elapsed / (len(images) + len(trials))
@@ -150,10 +160,10 @@ def original_numbers(some: np.ndarray) -> Iterator[None]:
 
 def _sharing_fits(detectors: Sequence[Any]) -> list[list[int]]:
     """Return lists of detectors that differ only in `image_score`."""
-    groups: dict[str, list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for i, detector in enumerate(detectors):
         plain = clone(detector)
         if "image_score" in plain.get_params(deep=False):
             plain.set_params(image_score="max")
-        groups.setdefault(plain.__repr__(N_CHAR_MAX=10**6), []).append(i)
+        groups.setdefault(key_of(plain), []).append(i)
     return list(groups.values())

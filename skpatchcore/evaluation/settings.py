@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from numbers import Integral
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
-from sklearn.model_selection import GroupKFold, KFold, ParameterGrid
+from sklearn.model_selection import GroupKFold, KFold
 from sklearn.utils import check_random_state, get_tags
 
 from skpatchcore._utils.labels import group_codes
-from skpatchcore.coreset.greedy import GreedyCoresetSampler
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.datasets.defects import DEFECT_KINDS, DEFECT_SIZES, SURFACE_KINDS
 from skpatchcore.evaluation._part import part_of
-from skpatchcore.evaluation._settings_rule import Comparison, choose, compare, largest_rate
+from skpatchcore.evaluation._settings_params import prepared, settings_of, with_params
+from skpatchcore.evaluation._settings_rule import Comparison, choose, compare, largest_rate, needed_errors
 from skpatchcore.evaluation._settings_runs import SettingScores, fitted_on, score_settings, warm_caches
 from skpatchcore.evaluation._settings_trials import planned_trials
 from skpatchcore.evaluation._trials import DrawnImages, Trial, drawable_pixels, extent_of
 from skpatchcore.evaluation.settings_grid import default_grid
 from skpatchcore.evaluation.settings_result import SelectedSettings
-from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.containers import as_image_sequence, listed
 from skpatchcore.images.reading import load_image
-from skpatchcore.protocols import pixel_format_of, ratio_of
+from skpatchcore.protocols import pixel_format_of
 
-_LEAST_IMAGES = 6
-# Detectors without a seed get this one, so that all settings use the same draws.
-_SEED = 0
+_LEAST_IMAGES, _LEAST_KINDS = 10, 2
 
 
 def select_settings(
@@ -42,7 +41,7 @@ def select_settings(
     kinds: Sequence[str] = (*DEFECT_KINDS, *SURFACE_KINDS),
     n_defects: int = 50,
     contamination: float = 0.05,
-    n_standard_errors: float = 1.5,
+    confidence: float = 0.9,
     ratio: float | None = 0.01,
     region: Any = "part",
     memory: Any = None,
@@ -64,27 +63,28 @@ def select_settings(
         Values to try for each parameter, as for scikit-learn's ``GridSearchCV``, e.g.
         ``{"image_score": ["reweighted", "map-max"]}``. None uses :func:`~skpatchcore.evaluation.default_grid`.
     good_images : as for the detector's `fit`
-        Images of good parts, at least 6. They can be the training images of the final fit.
+        Images of good parts, at least 10. They can be the training images of the final fit.
     groups : array of shape (n_images,) or None, default=None
-        Group of each image, as for the detector's `fit`. All images of a group are in the same fold.
+        Group of each image, as for the detector's `fit`. All images of a group are in the same fold, and the standard
+        errors are those of groups.
     cv : int or splitter, default=3
         Number of folds, or a scikit-learn splitter whose test parts contain each image once. With more folds, the
         detectors are fitted on more images, which takes longer.
     kinds : sequence of str, default=all 11 kinds
-        Kinds of synthetic defects, see :func:`~skpatchcore.datasets.draw_defect`. The comparison is more reliable with
-        more kinds. Leave out only kinds that are impossible on these parts.
+        Kinds of synthetic defects, at least two, see :func:`~skpatchcore.datasets.draw_defect`. The comparison is more
+        reliable with more kinds. Leave out only kinds that are impossible on these parts.
     n_defects : int, default=50
         Number of defects per kind.
     contamination : float in (0, 0.5], default=0.05
-        False-alarm rate that matters. Settings are compared at all rates from the smallest that the number of images
-        can promise to twice this rate.
-    n_standard_errors : float, default=1.5
-        The given setting is kept unless the best setting finds more defects by more than this number of standard errors
-        of the difference. Larger numbers keep the given setting more often.
+        False-alarm rate that matters. Settings are compared at all rates from ``1 / (n_images + 1)``, the smallest that
+        the number of images can promise, to twice this rate, or to ``3 / (n_images + 1)`` if this is larger.
+    confidence : float in (0, 1), default=0.9
+        The given setting is kept unless the best setting finds more defects with this confidence, which takes the
+        number of settings into account. Larger numbers keep the given setting more often.
     ratio : float or None, default=0.01
         Fraction of the patches in the memory banks of the comparison, if the detector has a sampler with a larger
-        `ratio`, and the grid does not contain ``sampler__ratio``. None uses the detector's own ratio, which takes
-        longer.
+        `ratio`, and the grid contains neither ``sampler`` nor ``sampler__ratio``. The fraction is raised if the bank
+        would have fewer than 500 rows. None uses the detector's own ratio, which takes longer.
     region : {"part"}, array of shape (height, width), bool, or None, default="part"
         Pixels that may get a defect. ``"part"`` finds the part in each image that has a uniform background, and uses
         all pixels of other images. An array is the region of all images, which must have its size. None means all
@@ -92,7 +92,8 @@ def select_settings(
     memory : str, path, joblib.Memory or None, default=None
         Folder of the cache of the extractor, so that the network runs once per image and size. None uses a temporary
         folder, which is deleted at the end, unless the extractor has a cache of its own. The cache takes about 0.7 MB
-        per image and defect with the network efficientnet_lite2 and images of 256 × 256 pixels.
+        per image with the network efficientnet_lite2 and images of 256 × 256 pixels. There are the good images,
+        `n_defects` images per kind, and 32 more images per kind for the first series.
     random_state : int, RandomState or None, default=0
         Seed of the folds, the defects and the standard errors.
     verbose : int, default=0
@@ -109,8 +110,14 @@ def select_settings(
     ImageError
         If an image cannot be read. The error names its index and path.
     ValueError
-        If there are fewer than 6 images or too few groups, if the grid or another parameter is not valid, or if a
-        setting cannot be fitted on the images. The last error names the setting.
+        If there are fewer than 10 images or too few groups, if the grid or another parameter is not valid, or if a
+        setting cannot be fitted on the images. The last error names the setting. Parameters that describe how images
+        are stored, such as ``extractor__channel_order``, cannot be compared.
+
+    Warns
+    -----
+    UserWarning
+        If settings have exactly the scores of the given setting, e.g. because they differ in thresholds only.
 
     Notes
     -----
@@ -118,8 +125,9 @@ def select_settings(
     images *and of the kinds of defects*: the kinds are a sample of all defects that a part can have. A setting that is
     better for a few kinds only, e.g. for coloured spots, has a large standard error and is not chosen.
 
-    Among the settings that are at most one standard error below the best one, the setting with the fewest changes is
-    chosen.
+    The best of many settings is often better by chance. The needed number of standard errors is therefore a quantile
+    of the largest standardised difference between equal settings, from the same bootstrap samples. Among the clearly
+    better settings that are at most one standard error below the best one, the one with the fewest changes is chosen.
 
     The choice concerns the ranking of images. It does not use the thresholds of the detectors, which are calibrated
     when the chosen detector is fitted. If there are labelled defects, measure them: use
@@ -139,21 +147,24 @@ def select_settings(
     """
     images = as_image_sequence(listed(good_images))
     kinds = list(dict.fromkeys([kinds] if isinstance(kinds, str) else kinds))
-    _check(detector, len(images), kinds, n_defects, contamination, n_standard_errors, ratio, region)
+    _check(detector, len(images), kinds, n_defects, contamination, confidence, ratio, region)
     rng = check_random_state(random_state)
-    folds = _folds(cv, len(images), groups, rng)
+    codes = None if groups is None else group_codes(groups, np.ones(len(images), bool))
+    folds = _folds(cv, len(images), codes, rng)
     seed = int(rng.randint(2**31 - 1))
     rate = largest_rate(contamination, len(images))
-    settings = _settings(detector, default_grid(detector) if grid is None else grid)
-    if any(name.startswith("sampler") for params in settings for name in params):
+    settings = settings_of(detector, default_grid(detector) if grid is None else grid)
+    if any({"sampler", "sampler__ratio"} & set(params) for params in settings):
         ratio = None  # the grid states the ratios
+    least_train = min(len(train) for train, _ in folds)
     with TemporaryDirectory(prefix="skpatchcore-") as folder:
-        detectors = [_prepared(detector, params, ratio, folder if memory is None else memory) for params in settings]
+        prepare = partial(prepared, detector, images=images[:least_train], memory=folder if memory is None else memory)
+        detectors = [prepare(params, ratio) for params in settings]
         warm_caches(detectors, images, verbose)
         train, test = folds[0]
         fitted = fitted_on(detectors[0], images, train, {})
         regions, side, known = _regions(fitted, images, region)
-        pixel_format = pixel_format_of(detectors[0].extractor)
+        pixel_format = pixel_format_of(fitted)
 
         def draw(trials: Sequence[Trial]) -> DrawnImages:
             return DrawnImages(images, trials, regions, pixel_format)
@@ -172,6 +183,7 @@ def select_settings(
         )
         warm_caches(detectors, draw(trials), verbose)
         scores = score_settings(detectors, settings, images, trials, folds, draw, verbose)
+    _warn_of_equal_scores(settings, scores)
     comparison = compare(
         np.array([one.good for one in scores]),
         np.array([one.defects for one in scores]),
@@ -179,22 +191,17 @@ def select_settings(
         np.array([trial.image for trial in trials]),
         rate,
         seed,
+        codes,
     )
     changes = np.array([len(params) for params in settings])
-    chosen = choose(comparison, changes, n_standard_errors)
+    chosen = choose(comparison, changes, confidence)
     table, by_kind = _tables(settings, scores, comparison, changes, chosen, kinds)
-    all_drawn = draw(trials)
-
-    def drawn(trial: int) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = all_drawn.draw(trial)
-        return load_image(image, trials[trial].image, pixel_format=pixel_format), mask
-
     return SelectedSettings(
         table,
         by_kind,
         settings[chosen],
-        _reason(settings, comparison, chosen, n_standard_errors),
-        clone(detector).set_params(**settings[chosen]),
+        _reason(settings, comparison, chosen, confidence),
+        with_params(detector, settings[chosen]),
         len(images),
         len(trials),
         rate,
@@ -206,7 +213,7 @@ def select_settings(
                 "contrast": [trial.contrast for trial in trials],
             }
         ),
-        drawn,
+        draw(trials),
     )
 
 
@@ -216,36 +223,39 @@ def _check(
     kinds: Sequence[str],
     n_defects: int,
     contamination: float,
-    n_errors: float,
+    confidence: float,
     ratio: Any,
     region: Any,
 ) -> None:
     if not hasattr(detector, "extractor") or not get_tags(detector).input_tags.string:
         raise ValueError(
-            f"{type(detector).__name__} has no extractor that reads images, so no defects can be drawn. Use a detector "
-            "such as PatchCoreDetector with an extractor such as TorchFeatureExtractor."
+            f"{type(detector).__name__} does not read images, so no defects can be drawn. Use a detector such as "
+            "PatchCoreDetector with an extractor whose tags state that it reads images: input_tags.string is True."
         )
     if n_images < _LEAST_IMAGES:
         raise ValueError(f"{n_images} good images: expected at least {_LEAST_IMAGES}.")
-    if not kinds or any(kind not in DEFECT_SIZES for kind in kinds):
-        raise ValueError(f"kinds={kinds!r}: expected some of {list(DEFECT_SIZES)}.")
+    if len(kinds) < _LEAST_KINDS or any(kind not in DEFECT_SIZES for kind in kinds):
+        raise ValueError(f"kinds={kinds!r}: expected at least {_LEAST_KINDS} of {list(DEFECT_SIZES)}.")
     if isinstance(region, str) and region != "part":
         raise ValueError(f"region={region!r}: expected 'part', an array or None.")
-    if n_defects < 1:
-        raise ValueError(f"n_defects={n_defects}: expected at least 1.")
+    if not isinstance(n_defects, Integral) or n_defects < 1:
+        raise ValueError(f"n_defects={n_defects!r}: expected a whole number of at least 1.")
     if not 0 < contamination <= 0.5:
         raise ValueError(f"contamination={contamination!r}: expected a fraction in (0, 0.5].")
-    if not n_errors >= 0:
-        raise ValueError(f"n_standard_errors={n_errors!r}: expected a number of at least 0.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence!r}: expected a fraction in (0, 1).")
     if ratio is not None and not 0 < ratio <= 1:
         raise ValueError(f"ratio={ratio!r}: expected a fraction in (0, 1] or None.")
 
 
-def _folds(cv: Any, n_images: int, groups: Any, rng: np.random.RandomState) -> list[tuple[np.ndarray, np.ndarray]]:
+def _folds(
+    cv: Any, n_images: int, codes: np.ndarray | None, rng: np.random.RandomState
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the training and test images of each fold."""
-    codes = None if groups is None else group_codes(groups, np.ones(n_images, bool))
     if hasattr(cv, "split"):
         splitter = cv
+    elif not isinstance(cv, Integral) or cv < 2:
+        raise ValueError(f"cv={cv!r}: expected a whole number of at least 2, or a splitter.")
     elif codes is None:
         splitter = KFold(min(int(cv), n_images), shuffle=True, random_state=rng.randint(2**31 - 1))
     else:
@@ -258,51 +268,6 @@ def _folds(cv: Any, n_images: int, groups: Any, rng: np.random.RandomState) -> l
     if not np.array_equal(tested, np.arange(n_images)):
         raise ValueError(f"cv={cv!r}: expected a splitter whose test parts contain each image once.")
     return folds
-
-
-def _settings(detector: Any, grid: Any) -> list[dict[str, Any]]:
-    """Return the changed parameters of each setting: none for the given setting, which comes first.
-
-    A parameter whose value is that of the given setting does not count as changed.
-    """
-    given = clone(detector)
-    settings: list[dict[str, Any]] = [{}]
-    seen = {_described(given)}
-    for params in ParameterGrid(grid):
-        changed = {}
-        for name in sorted(params):
-            if _described(clone(given).set_params(**{name: params[name]})) != _described(given):
-                changed[name] = params[name]
-        text = _described(clone(given).set_params(**changed))
-        if text not in seen:
-            seen.add(text)
-            settings.append(changed)
-    if len(settings) < 2:
-        raise ValueError("grid: there is no setting other than that of the detector.")
-    return settings
-
-
-def _described(detector: Any) -> str:
-    text: str = detector.__repr__(N_CHAR_MAX=10**6)
-    return text
-
-
-def _prepared(detector: Any, params: Mapping[str, Any], ratio: float | None, memory: Any) -> Any:
-    """Return the detector of a setting for the comparison: without calibration, with a cache and a small bank."""
-    prepared = clone(detector).set_params(**params)
-    names = prepared.get_params(deep=False)
-    changed: dict[str, Any] = {"calibration": None, "verbose": 0}
-    if names.get("random_state") is None:
-        changed["random_state"] = _SEED
-    if ratio is not None and "sampler" in names:
-        sampler = GreedyCoresetSampler() if names["sampler"] is None else names["sampler"]
-        own = ratio_of(sampler)
-        if "ratio" in sampler.get_params() and isinstance(own, float) and own > ratio:
-            changed["sampler__ratio"] = ratio
-    extractor = TorchFeatureExtractor() if names["extractor"] is None else names["extractor"]
-    if isinstance(extractor, TorchFeatureExtractor) and extractor.memory is None:
-        changed["extractor__memory"] = memory
-    return prepared.set_params(**changed)
 
 
 def _regions(fitted: Any, images: Sequence[Any], region: Any) -> tuple[list[np.ndarray | None], float, np.ndarray]:
@@ -327,6 +292,21 @@ def _regions(fitted: Any, images: Sequence[Any], region: Any) -> tuple[list[np.n
         sides.append(min(extent_of(result.anomaly_map.shape, regions[-1])))
         scores.append(-result.score)
     return regions, float(np.median(sides)), np.array(scores)
+
+
+def _warn_of_equal_scores(settings: Sequence[Mapping[str, Any]], scores: Sequence[SettingScores]) -> None:
+    """Warn of settings whose scores are exactly those of the given setting."""
+    given = scores[0]
+    equal = [
+        _text_of(params)
+        for params, own in zip(settings[1:], scores[1:], strict=True)
+        if np.array_equal(own.good, given.good) and np.array_equal(own.defects, given.defects)
+    ]
+    if equal:
+        warn_user(
+            f"{len(equal)} of {len(settings) - 1} settings have exactly the scores of the given setting, so the "
+            f"comparison says nothing about them: {'; '.join(equal[:3])}{'; ...' if len(equal) > 3 else ''}."
+        )
 
 
 def _text_of(params: Mapping[str, Any]) -> str:
@@ -363,27 +343,27 @@ def _tables(
     return table, by_kind
 
 
-def _reason(
-    settings: Sequence[Mapping[str, Any]], comparison: Comparison, chosen: int, n_standard_errors: float
-) -> str:
+def _reason(settings: Sequence[Mapping[str, Any]], comparison: Comparison, chosen: int, confidence: float) -> str:
     """Return why the setting is chosen, in words."""
     gains, errors = comparison.gains_over(0)
 
     def gain_of(setting: int) -> str:
         return f"{100 * gains[setting]:.1f} ± {100 * errors[setting]:.1f} percentage points more"
 
-    best = int(gains.argmax())
+    best, needed = int(gains.argmax()), needed_errors(comparison, confidence)
     given = f"the given setting finds {comparison.found[0]:.0%} of the synthetic defects"
     if best == 0:
         return f"The given setting is kept: {given}, and no other setting finds more."
     if chosen == 0:
         return (
             f"The given setting is kept: {given}. The best other setting ({_text_of(settings[best])}) finds "
-            f"{gain_of(best)}, which is at most {n_standard_errors:g} standard errors and may be chance."
+            f"{gain_of(best)}. With {len(settings)} settings, this may be chance: {needed:.1f} standard errors are "
+            f"needed for a confidence of {confidence:.0%}."
         )
     text = (
-        f"Chosen: {_text_of(settings[chosen])}. It finds {gain_of(chosen)}, and {given}. This is more than "
-        f"{n_standard_errors:g} standard errors."
+        f"Chosen: {_text_of(settings[chosen])}. It finds {gain_of(chosen)}, and {given}. This is more than the "
+        f"{needed:.1f} standard errors that are needed for a confidence of {confidence:.0%} with {len(settings)} "
+        "settings."
     )
     if chosen != best:
         text += (

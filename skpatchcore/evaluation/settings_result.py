@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from skpatchcore.evaluation._trials import DrawnImages
+from skpatchcore.images.reading import load_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class SelectedSettings:
     n_defects: int
     largest_rate: float
     trials: pd.DataFrame
-    _draw: Callable[[int], tuple[np.ndarray, np.ndarray]] = field(repr=False)
+    _drawn: DrawnImages = field(repr=False)
 
     def draw(self, trial: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the image of a trial and the mask of its defect.
@@ -65,7 +68,9 @@ class SelectedSettings:
         mask : array of shape (height, width), bool
             True for the pixels of the defect.
         """
-        return self._draw(trial)
+        image, mask = self._drawn.draw(trial)
+        index = int(self.trials["image"].iloc[trial])
+        return load_image(image, index, pixel_format=self._drawn.pixel_format), mask
 
     def plot(self, **options: Any) -> Any:
         """Plot the gains of the settings, and examples of the synthetic defects.
@@ -97,4 +102,8 @@ class SelectedSettings:
                 "model_mb": "{:.2f}".format,
             },
         )
-        return f"{self.reason}\n\n{lines}"
+        note = (
+            "found: fraction of synthetic defects that the given setting just finds or just misses; it says nothing "
+            "about real defects. Times exclude the network if its outputs are cached; memory banks are small."
+        )
+        return f"{self.reason}\n\n{lines}\n\n{note}"

@@ -23,7 +23,8 @@ class LayerScaling(OneToOneFeatureMixin, RowTransformer):
     ----------
     layer_channels : sequence of int or None, default=None
         Number of channels of each layer, in order. The sum must be the number of columns of `X`. None in a detector
-        takes the numbers from the extractor. Otherwise, None means that all channels belong to one layer.
+        takes the numbers from the extractor, also if this is the first step of a pipeline. Otherwise, None means that
+        all channels belong to one layer.
 
     Attributes
     ----------

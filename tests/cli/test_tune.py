@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:contamination", "ignore::skpatch
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("good")
-    for i, image in enumerate(make_textures("brick").train_images[:9]):
+    for i, image in enumerate(make_textures("brick").train_images[:10]):
         Image.fromarray(image.squeeze()).save(folder / f"{i}.png")
     return folder
 
@@ -46,8 +46,13 @@ def test_tune_prints_the_choice_and_fits_it(folder, tmp_path, capsys):
 
 def test_tune_output_is_checked_before_the_work(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(words(folder, tmp_path, "--tune-output", str(tmp_path / "file"))) == 1
-    assert "cannot create the folder" in capsys.readouterr().err
+    assert main(words(folder, tmp_path, "--tune-output", str(tmp_path / "new"))) == 1
+    assert "--tune-output needs --tune" in capsys.readouterr().err
+    assert main(words(folder, tmp_path, "--tune", "--tune-output", str(tmp_path / "file"))) == 1
+    assert "cannot write to the folder" in capsys.readouterr().err
+    (tmp_path / "out/settings.csv").mkdir(parents=True)
+    assert main(words(folder, tmp_path, "--tune", "--tune-output", str(tmp_path / "out"))) == 1
+    assert "settings.csv" in capsys.readouterr().err
     assert not (tmp_path / "parts.skops").exists()
 
 

@@ -178,3 +178,20 @@ def test_top_mean_is_between_mean_and_maximum_and_counts_at_least_one_patch(n, s
 @pytest.mark.parametrize(("share", "n", "expected"), [(0.1, 30, 3), (0.1, 31, 4), (1e-9, 7, 1), (1.0, 7, 7)])
 def test_n_top_rounds_up_but_ignores_rounding_errors(share, n, expected):
     assert n_top(share, n) == expected
+
+
+@pytest.mark.parametrize("value", ["mapmax", 0.0, 1.5, True])
+def test_wrong_image_score_of_a_fitted_detector_is_named(value):
+    features = np.random.default_rng(0).random((12, 3, 3, 4))
+    detector = PatchCoreDetector("precomputed", random_state=0).fit(features)
+    with pytest.warns(UserWarning, match="image_score changes the scores"):
+        detector.set_params(image_score=value)
+    with pytest.raises(ValueError, match="image_score="):
+        detector.score_samples(features)
+
+
+def test_smoothing_of_a_fitted_detector_with_map_max_warns_of_the_thresholds():
+    features = np.random.default_rng(0).random((12, 3, 3, 4))
+    detector = PatchCoreDetector("precomputed", image_score="map-max", random_state=0).fit(features)
+    with pytest.warns(UserWarning, match="smoothing changes the scores"):
+        detector.set_params(smoothing=1.0)

@@ -8,6 +8,8 @@ import pytest
 
 from skpatchcore.display import SettingsDisplay
 from skpatchcore.evaluation import SelectedSettings
+from skpatchcore.evaluation._trials import DrawnImages, Trial
+from skpatchcore.images.reading import PixelFormat
 
 
 def made(n_settings, chosen=1, n_kinds=3):
@@ -30,11 +32,13 @@ def made(n_settings, chosen=1, n_kinds=3):
     kinds = {f"kind{k}": found + 0.1 * (k - 1) for k in range(n_kinds)}
     by_kind = pd.DataFrame({"setting": table["setting"], **kinds})
     trials = pd.DataFrame({"image": 0, "kind": [f"kind{k}" for k in range(n_kinds)], "size": 3.0, "contrast": 0.5})
-    mask = np.zeros((120, 130), bool)
-    mask[50:60, 60:70] = True
-    return SelectedSettings(
-        table, by_kind, {}, "reason", None, 10, n_kinds, 0.1, trials, lambda trial: (np.full((120, 130, 3), 0.5), mask)
-    )  # fmt: skip
+    drawn = DrawnImages(
+        [np.full((120, 130, 3), 0.5, np.float32)],
+        [Trial(0, "blob", 3.0, 0.5, (0, k)) for k in range(n_kinds)],
+        [None],
+        PixelFormat("rgb", None),
+    )
+    return SelectedSettings(table, by_kind, {}, "reason", None, 10, n_kinds, 0.1, trials, drawn)
 
 
 def names_of(display):
@@ -46,7 +50,7 @@ def test_rows_are_in_the_order_of_the_table_and_the_choice_is_named():
     assert names_of(display) == [
         "patch_size=0", "patch_size=1  (chosen)", "as given", "patch_size=3", "patch_size=4",
     ]  # fmt: skip
-    assert len(display.figure_.axes) == 1 + 3  # the gains and an example of each kind
+    assert len(display.figure_.axes) == 1 + 2 * 3  # the gains and two examples of each kind
     gains = [line.get_xdata()[0] for line in display.ax_.lines if line.get_marker() == "o"]
     np.testing.assert_allclose(gains, 100 * made(5).table["gain"])
 

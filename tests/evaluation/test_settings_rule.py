@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_curve
 
-from skpatchcore.evaluation._settings_rule import Comparison, choose, compare, found_shares, largest_rate
+from skpatchcore.evaluation._settings_rule import Comparison, choose, compare, found_shares, largest_rate, needed_errors
 
 
 def test_largest_rate_is_twice_the_contamination_but_never_below_three_steps():
@@ -77,15 +77,44 @@ def made(found, spreads, seed=0):
 
 
 def test_given_setting_is_kept_unless_the_best_one_is_clearly_better():
-    assert choose(made([0.5, 0.55], [0, 0.05]), np.array([0, 1]), 1.5) == 0
-    assert choose(made([0.5, 0.60], [0, 0.05]), np.array([0, 1]), 1.5) == 1
-    assert choose(made([0.5, 0.40], [0, 0.01]), np.array([0, 1]), 1.5) == 0
-    assert choose(made([0.5, 0.60], [0, 0.05]), np.array([0, 1]), 3.0) == 0
+    assert choose(made([0.5, 0.55], [0, 0.05]), np.array([0, 1]), 0.9) == 0
+    assert choose(made([0.5, 0.60], [0, 0.05]), np.array([0, 1]), 0.9) == 1
+    assert choose(made([0.5, 0.40], [0, 0.01]), np.array([0, 1]), 0.9) == 0
+    assert choose(made([0.5, 0.60], [0, 0.05]), np.array([0, 1]), 0.99) == 0
+    assert choose(made([0.5, 0.5], [0, 0]), np.array([0, 1]), 0.9) == 0
+
+
+def test_more_settings_need_more_standard_errors():
+    few, many = (needed_errors(made([0.5] * n, [0, *[0.05] * (n - 1)]), 0.9) for n in (2, 25))
+    assert few == pytest.approx(1.28, abs=0.12)  # the 90 % quantile of a normal distribution
+    assert many == pytest.approx(2.62, abs=0.15)  # its quantile of 0.9 ** (1 / 24)
+
+
+def test_equal_settings_are_rarely_told_apart():
+    rng = np.random.default_rng(0)
+    n_wrong = 0
+    for seed in range(40):
+        kinds, images = np.repeat(np.arange(8), 20), rng.integers(0, 40, 160)
+        good, defects = rng.normal(size=(1, 40)), rng.normal(1.5, 1, (1, 160))
+        good = good + rng.normal(0, 0.4, (10, 40))
+        defects = defects + rng.normal(0, 0.4, (10, 160))
+        n_wrong += choose(compare(good, defects, kinds, images, 0.1, seed), np.arange(10), 0.9) != 0
+    assert n_wrong <= 9  # expected: 4; more than 9 have a probability below 1 %
+
+
+def test_groups_of_equal_images_have_larger_errors():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 8)
+    good = rng.normal(size=(2, 8))[:, groups]
+    defects = rng.normal(1, 1, (2, 8))[:, groups]
+    arguments = (good, defects, np.arange(64) % 4, np.arange(64), 0.2, 0)
+    (_, alone), (_, grouped) = (compare(*arguments, some).gains_over(0) for some in (None, groups))
+    assert grouped[1] > 1.5 * alone[1]
 
 
 def test_fewest_changes_win_within_one_standard_error_of_the_best():
     comparison = made([0.5, 0.68, 0.70, 0.55], [0, 0.02, 0.02, 0.02])
-    assert choose(comparison, np.array([0, 1, 3, 1]), 1.5) == 1
-    assert choose(comparison, np.array([0, 3, 1, 1]), 1.5) == 2
+    assert choose(comparison, np.array([0, 1, 3, 1]), 0.9) == 1
+    assert choose(comparison, np.array([0, 3, 1, 1]), 0.9) == 2
     clear = made([0.5, 0.62, 0.70], [0, 0.02, 0.02])
-    assert choose(clear, np.array([0, 1, 3]), 1.5) == 2
+    assert choose(clear, np.array([0, 1, 3]), 0.9) == 2
