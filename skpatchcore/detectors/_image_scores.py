@@ -68,7 +68,7 @@ class ImageScoring:
         is_share = isinstance(value, Real) and not isinstance(value, bool) and 0 < value <= 1
         if value not in (*_BY_MODEL, "map-max") and not is_share:
             raise ValueError(
-                f"image_score={value!r}: expected 'reweighted', 'max', 'map-max' or a fraction in (0, 1] of the patches."
+                f"image_score={value!r}: expected 'reweighted', 'max', 'map-max' or a fraction of patches in (0, 1]."
             )
 
     def needs_views(self) -> bool:
