@@ -42,7 +42,6 @@ class LayerScaling(OneToOneFeatureMixin, RowTransformer):
     See Also
     --------
     PatchWhitening : Give all directions of the patch features the same variance.
-    sklearn.preprocessing.StandardScaler : Scale each column on its own.
 
     Notes
     -----

@@ -56,7 +56,6 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     See Also
     --------
     LayerScaling : Scale the channels of each layer by one factor.
-    sklearn.decomposition.PCA : Keep the directions with the largest variances, without shrinkage.
 
     Notes
     -----
