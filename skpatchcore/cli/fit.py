@@ -170,8 +170,8 @@ def add_parser(commands: Any) -> None:
         "--tune",
         action="store_true",
         help="choose layers, whitening of the features and the image score from the good images, by synthetic defects "
-        "that are drawn on them. The settings of the options are kept unless the evidence for others is clear. With "
-        "300 images, this takes about 15 minutes on two cores",
+        "that are drawn on them. The settings of the options are kept unless the evidence for others is clear. This "
+        "takes minutes, because more than 500 images with defects are scored under 12 settings",
     )
     fit.add_argument(
         "--tune-output",
