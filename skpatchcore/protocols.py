@@ -298,13 +298,13 @@ def with_layer_channels(transformer: Any, extractor: Any) -> Any:
     """Set the parameter ``layer_channels`` of a transformer to that of an extractor, if it is None; return the former.
 
     This includes a transformer that is the first step of a pipeline. A transformer without this parameter is not
-    changed. An extractor that cannot tell its layers apart gives a warning.
+    changed. An extractor whose settings mix the layers gives a warning.
     """
     steps = getattr(transformer, "steps", None)
     first = transformer if steps is None else steps[0][1]
     if not hasattr(first, "get_params") or "layer_channels" not in first.get_params(deep=False):
         return transformer
-    if first.layer_channels is None:
+    if first.layer_channels is None and hasattr(extractor, "layer_channels"):
         channels = layer_channels_of(extractor)
         if channels is None:
             warn_user(

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
 
 # Function that returns the pixels of an image in some rows and columns, in [0, 1], as float32.
 Crop = Callable[[slice, slice], np.ndarray]
@@ -51,6 +50,8 @@ def surface_ink(
     -------
     array of shape (height, width, n_channels), float32
     """
+    from scipy.ndimage import gaussian_filter, map_coordinates  # scipy takes long to import
+
     surface = crop(*box)
     if kind == "misplaced":
         return _elsewhere(crop, image_size, box, rng)
@@ -78,6 +79,8 @@ def surface_ink(
 
 def variation_of(crop: Crop, image_size: tuple[int, int], box: tuple[slice, slice]) -> float:
     """Return how much the grey values around a bounding box vary, as a fraction of white; at least 0.02."""
+    from scipy.ndimage import gaussian_filter
+
     window = [
         slice(max(0, some.start - _MARGIN), min(side, some.stop + _MARGIN))
         for some, side in zip(box, image_size, strict=True)

@@ -53,8 +53,8 @@ class LayerScaling(OneToOneFeatureMixin, RowTransformer):
     >>> import numpy as np
     >>> from skpatchcore import LayerScaling
     >>> X = np.array([[3.0, 4.0, 10.0], [4.0, 3.0, -10.0]])
-    >>> LayerScaling(layer_channels=(2, 1)).fit(X).scale_.round(4).tolist()
-    [0.2828000068664551, 0.2828000068664551, 0.10000000149011612]
+    >>> LayerScaling(layer_channels=(2, 1)).fit(X).scale_.astype(float).round(4).tolist()
+    [0.2828, 0.2828, 0.1]
     """
 
     _parameter_constraints: dict[str, Any] = {"layer_channels": ["array-like", None]}

@@ -204,8 +204,11 @@ def test_layer_scaling_takes_the_layers_of_the_extractor():
     assert detector.transformer_.layer_channels == (128, 256)
     assert scaling.layer_channels is None
     assert len(np.unique(detector.transformer_.scale_)) == 2
-    pooled = make(LayerScaling(), extractor(n_channels=64)).fit(images)
+    with pytest.warns(UserWarning, match="does not state which channels come from which layer"):
+        pooled = make(LayerScaling(), extractor(n_channels=64)).fit(images)
     assert len(np.unique(pooled.transformer_.scale_)) == 1
+    in_pipeline = make(make_pipeline(LayerScaling(), PatchWhitening()), extractor()).fit(images)
+    assert in_pipeline.transformer_[0].layer_channels == (128, 256)
 
 
 def test_nested_parameters_can_be_set_and_searched():
