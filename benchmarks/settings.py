@@ -335,6 +335,8 @@ def main() -> None:
         "## Choice by `select_settings`, from good images only",
         "",
         *markdown(pd.DataFrame(summary)),
+        "Times were measured while other programs ran. The test crops of a texture come from another part of its image "
+        "than the training crops, so promised false-alarm rates do not hold there. "
         "'best' and 'chosen' are differences from the default. mtd, hazelnut_toy have real defects, the textures "
         "synthetic ones, and the transplants are real defects of mtd that are drawn on other surfaces.",
         "",
