@@ -126,7 +126,7 @@ def draw_defect(
     12
     """
     pixels = _checked(image, kind, size, contrast, region)
-    low, high = _range_of(pixels.dtype, value_range)
+    low, high = black_and_white(pixels.dtype, value_range)
     rng = np.random.default_rng(random_state)
     shape = _shape_of(kind, size, min(pixels.shape[:2]), rng)
     top, left = _placed(shape, pixels.shape[:2], region, rng)
@@ -188,7 +188,8 @@ def _checked(image: Any, kind: str, size: float, contrast: float, region: Any) -
     return pixels
 
 
-def _range_of(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple[float, float]:
+def black_and_white(dtype: np.dtype, value_range: tuple[float, float] | None) -> tuple[float, float]:
+    """Return the stored values of black and white; `value_range` if it is given."""
     if value_range is not None:
         return float(value_range[0]), float(value_range[1])
     return 0.0, 1.0 if dtype.kind == "f" else float(np.iinfo(dtype).max)

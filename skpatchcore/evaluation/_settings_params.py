@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import joblib
@@ -73,7 +73,7 @@ def hash_of(value: Any) -> Any:
 
 
 def prepared(
-    detector: Any, params: Mapping[str, Any], ratio: float | None, *, images: Sequence[Any], memory: Any
+    detector: Any, params: Mapping[str, Any], ratio: float | None, *, image: Any, n_images: int, memory: Any
 ) -> Any:
     """Return the detector of a setting for the comparison: without calibration, with a cache and a small bank.
 
@@ -85,8 +85,10 @@ def prepared(
         Changed parameters of the setting.
     ratio : float or None
         Fraction of the patches in the memory bank, which is raised to at least 500 rows. None keeps the detector's own.
-    images : sequence of images
-        As many images as the smallest training part has.
+    image : image
+        Example of a training image.
+    n_images : int
+        Number of images of the smallest training part.
     memory : str, path or joblib.Memory
         Folder of the cache of an extractor without a cache of its own.
 
@@ -120,7 +122,7 @@ def prepared(
     if ratio is not None and "ratio" in sampler.get_params(deep=False):
         largest = ratio_of(sampler)
         if isinstance(largest, float) and largest > ratio:
-            n_patches = len(images) * _n_patches_of(extractor, images[0])
+            n_patches = n_images * _n_patches_of(extractor, image)
             changed["sampler__ratio"] = min(largest, max(ratio, min(1.0, _LEAST_ROWS / n_patches)))
     return made.set_params(**changed)
 

@@ -168,8 +168,9 @@ def choose(comparison: Comparison, n_changes: np.ndarray, confidence: float) -> 
     Returns
     -------
     int
-        0, or the setting with the fewest changes among those that are also clearly better than the given one, and at
-        most one standard error below the best setting. Of several, the one that finds most defects.
+        0 if the given setting is kept. Otherwise, a setting that is clearly better than the given one, and at most one
+        standard error of the difference below the best setting. Of several such settings, the one with the fewest
+        changes is chosen, and of these the one that finds most defects.
 
     References
     ----------

@@ -72,7 +72,7 @@ class _Series:
         return replace(self, sizes=transition(curve, *self.sizes), seed=(*self.seed, 1))
 
     def trials(self, n: int, images: np.ndarray) -> list[Trial]:
-        """Return `n` defects on random images, of which each occurs about equally often."""
+        """Return `n` defects on random images. Each image occurs about equally often."""
         rng = np.random.default_rng(self.seed)
         sizes, contrasts = spread_sizes(*self.sizes, n, rng), spread_sizes(*self.contrasts, n, rng)
         graded = rng.permutation(n)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.special import logit
 
-from skpatchcore.datasets.defects import draw_defect
+from skpatchcore.datasets.defects import black_and_white, draw_defect
 from skpatchcore.evaluation.pod import PodCurve
 from skpatchcore.images.reading import PixelFormat, as_stored, load_image
 
@@ -95,10 +95,7 @@ class DrawnImages(Sequence[Any]):
         image, mask = self._drawn(trial)
         assert self._last is not None
         before = self._last[1][mask].astype(np.float64)
-        low, high = self.pixel_format.value_range or (
-            0.0,
-            1.0 if image.dtype.kind == "f" else np.iinfo(image.dtype).max,
-        )
+        low, high = black_and_white(image.dtype, self.pixel_format.value_range)
         return float(np.abs(image[mask] - before).mean() / (high - low)) if mask.any() else 0.0
 
     def _drawn(self, trial: Trial) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +127,7 @@ def _as_array(image: Any, index: int, pixel_format: PixelFormat) -> np.ndarray:
 
 
 def drawable_pixels(anomaly_map: np.ndarray, region: np.ndarray | None, index: int) -> np.ndarray | None:
-    """Return the pixels that may get a defect: those that are inspected and in the region. None means all pixels.
+    """Return the inspected pixels in the region, which may get a defect. None means all pixels.
 
     Parameters
     ----------

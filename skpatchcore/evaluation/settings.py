@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from numbers import Integral
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -156,10 +155,12 @@ def select_settings(
     settings = settings_of(detector, default_grid(detector) if grid is None else grid)
     if any({"sampler", "sampler__ratio"} & set(params) for params in settings):
         ratio = None  # the grid states the ratios
-    least_train = min(len(train) for train, _ in folds)
+    n_train = min(len(train) for train, _ in folds)
     with TemporaryDirectory(prefix="skpatchcore-") as folder:
-        prepare = partial(prepared, detector, images=images[:least_train], memory=folder if memory is None else memory)
-        detectors = [prepare(params, ratio) for params in settings]
+        cache = folder if memory is None else memory
+        detectors = [
+            prepared(detector, params, ratio, image=images[0], n_images=n_train, memory=cache) for params in settings
+        ]
         warm_caches(detectors, images, verbose)
         train, test = folds[0]
         fitted = fitted_on(detectors[0], images, train, {})

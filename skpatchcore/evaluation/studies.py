@@ -20,7 +20,7 @@ from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.coreset.proxies import LearnedProxySampler
 from skpatchcore.coreset.uniform import RandomSampler
 from skpatchcore.evaluation.category import as_categories, check_before, evaluate_category
-from skpatchcore.features._backbones import default_layers
+from skpatchcore.features._families import default_layers
 from skpatchcore.features.extractor import TorchFeatureExtractor
 
 ABLATIONS = ("patch_size", "layers", "stride", "sampler")

@@ -23,7 +23,7 @@ from skpatchcore.features import _efficientnet_lite as efficientnet_lite
 from skpatchcore.features._cut import PROBE_SIDES, cut_after, overwritten_layers, with_copies
 from skpatchcore.features._cut import folded as _folded
 from skpatchcore.features._digests import architecture_text, network_fingerprint, weights_digest
-from skpatchcore.features._families import default_layers as default_layers
+from skpatchcore.features._families import default_layers
 from skpatchcore.features._named import IMAGENET_MEAN, IMAGENET_STD, embedded, from_torchvision
 from skpatchcore.features._timm import IntermediateLayers, cut_timm, from_timm, is_timm, side_multiple_of
 from skpatchcore.features._weights import digest_of_weights, load_weights, read_weights, weights_file

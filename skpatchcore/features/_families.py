@@ -90,8 +90,8 @@ def check_name(name: str) -> None:
 def sides_rounded_to(backbone: str | Callable[[], nn.Module]) -> int:
     """Return the number of pixels to whose multiple the difference of the sides of a resized image is rounded.
 
-    This is 16. For a transformer of timm with patches of another size, e.g. 14 pixels, of which 16 is no multiple, it
-    is the side of a patch: the longer side is then a multiple of the patch if the shorter side is one.
+    The number is 16, or the side of a patch for a transformer of timm whose patch size does not divide 16, e.g. 14. The
+    longer side is then a multiple of the patch size if the shorter side is one.
     """
     side = patch_side_of(backbone) if isinstance(backbone, str) else None
     return ROUNDED_TO if side is None or ROUNDED_TO % side == 0 else side

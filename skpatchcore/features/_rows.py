@@ -15,9 +15,9 @@ from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import OlderStatesMixin
 
-# Number of rows of a matrix product, and the number of which its columns are a multiple. All products have the same
-# number of rows, and none has a rest of a few columns, for which libraries use other sums at other rows. Therefore, a
-# row has the same result in each batch.
+# All matrix products have this number of rows, and a number of columns that is a multiple of this number. Libraries sum
+# in another order if a few columns are left over, or if the number of rows differs. With equal products, a row has the
+# same result in each batch.
 _N_ROWS = 256
 _N_COLUMNS = 16
 # Number of rows whose sums are computed at once in float64.

@@ -132,7 +132,7 @@ def cut_timm(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
 
 
 def side_multiple_of(module: nn.Module) -> int:
-    """Return the number of pixels of which the sides of an image must be multiples: the side of a transformer's patch.
+    """Return the number of pixels that must divide the sides of an image: the side of a transformer's patch.
 
     It is 1 for networks without patches, and for networks that pad the image.
     """

@@ -32,7 +32,7 @@ def _no_connections(monkeypatch):
 
 
 def random_network(name, seed=3, **given):
-    """Return a network of timm in which each tensor has random values, also those that are constant at first."""
+    """Return a network of timm with random values in all tensors, also in those that are constant at first."""
     network = timm.create_model(name, pretrained=False, **given)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
