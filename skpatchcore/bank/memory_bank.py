@@ -99,6 +99,11 @@ class MemoryBank:
         reserve = None if self.reserve is None else self.reserve.with_images(lambda images: images % n_images)
         return replace(self, images=self.images % n_images, reserve=reserve)
 
+    def numbered(self, numbers: np.ndarray) -> MemoryBank:
+        """Return the bank in which ``numbers[i]`` replaces the index i of an image."""
+        reserve = None if self.reserve is None else self.reserve.with_images(numbers.__getitem__)
+        return replace(self, images=numbers[self.images], reserve=reserve)
+
 
 # Stages of a detector that refer to the array of the memory bank. Model files store the array once.
 _HOLDERS = ("sampler_", "index_")

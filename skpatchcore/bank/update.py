@@ -22,7 +22,7 @@ from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.bank.reserve import Reserve, images_of_rows
 from skpatchcore.coreset.reserve import ReserveRequest
 from skpatchcore.patches.patches import Patches, PatchLayout
-from skpatchcore.patches.stream import PatchSource, PatchStream
+from skpatchcore.patches.stream import PatchSource
 from skpatchcore.protocols import require_extension, with_components
 
 
@@ -90,8 +90,10 @@ def grown(
     seen = sampler.n_samples_seen_
     picked = sampler.extend(rows(), budget.n_patches, growth, request)
     layout = PatchLayout.joined(layouts)
-    is_stream = isinstance(patches, PatchStream)
-    rows_of = partial(extracted_again, patches, layouts, layout) if is_stream else patches.rows.__getitem__
+    if isinstance(patches, Patches):
+        rows_of: Callable[[np.ndarray], np.ndarray] = patches.rows.__getitem__
+    else:
+        rows_of = partial(extracted_again, patches, layouts, layout)
     reserved = np.zeros(0, np.int64) if request is None or request.rows is None else request.rows
     wanted = np.concatenate([picked, reserved])
     found = rows_of(wanted) if len(wanted) else bank.rows[:0]

@@ -55,9 +55,11 @@ class GrowingSelection(ProjectingSampler):
         Raises
         ------
         ValueError
-            If the rows have another number of columns than those in `fit`, or are not finite, or if the sampler was
-            fitted by an older version without an int as `random_state`.
+            If `growth` has another value, if the rows have another number of columns than those in `fit`, or are not
+            finite, or if the sampler was fitted by an older version without an int as `random_state`.
         """
+        if growth not in ("radius", "ratio"):
+            raise ValueError(f"growth={growth!r}: expected 'radius' or 'ratio'.")
         first, batches = peek(checked_batches(batches))
         rows, n_known = self._gathered(first, batches, n_samples)
         n_new = len(rows) - n_known
