@@ -29,7 +29,8 @@ def grids(n_images=N, seed=0, n_channels=6):
 
 def fitted(X, ratio=0.03, **parameters):
     sampler = GreedyCoresetSampler(ratio, n_projections=None)
-    return PatchCoreDetector(**{"extractor": "precomputed", "sampler": sampler, "random_state": 0, **parameters}).fit(X)
+    defaults = {"extractor": "precomputed", "sampler": sampler, "random_state": 0, "calibration": None}
+    return PatchCoreDetector(**{**defaults, **parameters}).fit(X)
 
 
 def covering_radius(detector, X):
@@ -48,11 +49,11 @@ def holds_row_of(detector, X, images):
     return any(row.tobytes() in own | half for array in arrays for row in array)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 8), st.sampled_from([0.01, 0.03, 0.2]), st.integers(1, 3))
 def test_no_row_is_left_and_the_rest_is_covered(seed, n_forgotten, ratio, n_calls):
     X = grids()
-    detector = fitted(X, ratio, calibration=None)
+    detector = fitted(X, ratio)
     radius = detector.sampler_.radius_
     gone = np.random.default_rng(seed).choice(N, n_forgotten, replace=False)
     for part in np.array_split(gone, min(n_calls, n_forgotten)):
@@ -62,7 +63,7 @@ def test_no_row_is_left_and_the_rest_is_covered(seed, n_forgotten, ratio, n_call
     for name in ("bank_image_indices_", "reserve_image_indices_", "training_image_indices_"):
         assert not np.isin(getattr(detector, name), gone).any()
     assert covering_radius(detector, X[left]) <= radius * 1.01
-    fresh = fitted(X[left], ratio, calibration=None)
+    fresh = fitted(X[left], ratio)
     assert covering_radius(detector, X[left]) <= 1.05 * max(radius, fresh.sampler_.radius_)
     # Rows know where they come from, also those of the reserve.
     for row, image, (i, j) in zip(
@@ -75,7 +76,7 @@ def test_no_row_is_left_and_the_rest_is_covered(seed, n_forgotten, ratio, n_call
 
 def test_reserve_fills_holes_with_few_rows():
     X = grids()
-    with_it, without = fitted(X, calibration=None), fitted(X, calibration=None, reserve=False)
+    with_it, without = fitted(X), fitted(X, calibration=None, reserve=False)
     assert without.reserve_rows_ is None
     gone, left = [0, 7, 14, 21], np.setdiff1d(np.arange(N), [0, 7, 14, 21])
     n_bank = len(with_it.memory_bank_)
@@ -89,7 +90,7 @@ def test_reserve_fills_holes_with_few_rows():
 
 def test_scores_and_images_of_forgotten_images_are_removed():
     X = grids()
-    detector = fitted(X)
+    detector = fitted(X, calibration="auto")
     scores, slope = detector.calibration_scores_.copy(), detector.calibration_slope_
     detector.forget([3, 10])
     left = np.setdiff1d(np.arange(N), [3, 10])
@@ -107,7 +108,7 @@ def test_scores_and_images_of_forgotten_images_are_removed():
 
 def test_forgetting_new_images_restores_the_thresholds():
     X = grids()
-    detector = fitted(X[:40])
+    detector = fitted(X[:40], calibration="auto")
     offset, pixel_offset = detector.offset_, detector.pixel_offset_
     detector.partial_fit(X[40:]).forget(range(40, N))
     assert detector.offset_ == pytest.approx(offset, rel=1e-6)
@@ -208,7 +209,6 @@ def test_forget_stopped_half_way_leaves_the_detector_unchanged(monkeypatch):
 
 @pytest.mark.parametrize("sampler", [RandomSampler(0.2), Nystroem(n_components=100)], ids=str)
 @pytest.mark.filterwarnings("ignore:forget")
-@pytest.mark.filterwarnings("ignore:the sampler|ignore:calibration")
 def test_other_samplers_forget_without_refill(sampler):
     X = grids()
     detector = PatchCoreDetector("precomputed", sampler=sampler, random_state=0, calibration=None).fit(X)
