@@ -85,11 +85,13 @@ class GrowingDetector(PatchDetector):
 
         Parameters
         ----------
-        X, y, roi : as for `fit`
-            The new images, their labels and their regions of interest.
+        X, y : as for `fit`
+            The new images and their labels.
         groups : array of shape (n_images,) or None, default=None
             Group of each image, as for `fit`. A new image of a group that the detector knows is scored without the rows
             of this group.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
         calibrate : bool, default=True
             If False, the new images do not become calibration images. Use this for images that were added because they
             were flagged: they are no random sample of good images, and would raise the thresholds without need.
