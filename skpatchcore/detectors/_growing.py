@@ -239,7 +239,8 @@ class GrowingDetector(PatchDetector):
         own = self.embeddings_[self.embedding_image_indices_ >= 0]
         if not len(own) or own.shape[1] != new.shape[1]:
             return np.zeros(0, np.int64)
-        is_known = [bool((_lengths(own - row) <= _SAME * _lengths(row[None])).any()) for row in new]
+        with np.errstate(all="ignore"):  # embeddings of huge features are infinite, and equal no other
+            is_known = [bool((_lengths(own - row) <= _SAME * _lengths(row[None])).any()) for row in new]
         return np.asarray(kept[np.array(is_known)])
 
     def _count(self, n_images: int, numbers: np.ndarray, paths: Sequence[str] | None, groups: Any) -> None:
