@@ -82,6 +82,8 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         Covering radius of the rows that `fit` selected, which `extend` keeps with ``growth="radius"``.
     ratio_ : float
         Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+    n_beyond_ratio_ : int
+        Number of rows that `extend` with ``growth="ratio"`` has selected beyond this fraction, to keep the radius.
     n_samples_seen_ : int
         Number of rows in `fit` and all calls of `extend`.
     n_projections_ : int
