@@ -192,14 +192,19 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float
     Returns
     -------
     float
-        Factor for the scores in `fine`. 1 if no image has two positive scores, or if the coarse models do not leave out
-        more images.
+        Factor for the scores in `fine`. 1 if no image has two positive scores, if the coarse models do not leave out
+        more images, or if the factor would be less than ``1 - fine_share``.
 
     Notes
     -----
     The mean logarithm of the scores is assumed to be a linear function of the fraction that is left out. This is the
     idea of the jackknife's correction of bias and of Richardson's extrapolation. The factor is the same for all images,
     so it does not change their order. It is an average over all images, so its own error is small.
+
+    The distance to the nearest of n random points in d dimensions falls as ``n ** (-1 / d)``, at most as 1 / n. A factor
+    below ``1 - fine_share`` is therefore not plausible. The coarse models are then too small to cover what all images
+    have in common, e.g. one row per position of the grid. Their scores show nothing about larger models, and the scores
+    are not corrected.
 
     References
     ----------
@@ -209,7 +214,8 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float
     if not counts.any() or coarse_share <= fine_share:
         return 1.0
     change = float(np.mean(np.log(coarse[counts]) - np.log(fine[counts])))
-    return float(np.exp(-change * fine_share / (coarse_share - fine_share)))
+    factor = float(np.exp(-change * fine_share / (coarse_share - fine_share)))
+    return factor if factor >= 1 - fine_share else 1.0
 
 
 class Automatic(NoCalibration):
