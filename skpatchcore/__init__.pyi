@@ -20,6 +20,7 @@ from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
 from .detectors.lights import MultiLightDetector as MultiLightDetector
 from .detectors.padim import PaDiMDetector as PaDiMDetector
 from .detectors.patchcore import PatchCoreDetector as PatchCoreDetector
+from .detectors.products import MultiProductDetector as MultiProductDetector
 from .detectors.spade import SPADEDetector as SPADEDetector
 from .display.anomaly_map import AnomalyMapDisplay as AnomalyMapDisplay
 from .display.capability import DetectionCapabilityDisplay as DetectionCapabilityDisplay

@@ -201,10 +201,10 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float
     idea of the jackknife's correction of bias and of Richardson's extrapolation. The factor is the same for all images,
     so it does not change their order. It is an average over all images, so its own error is small.
 
-    The distance to the nearest of n random points in d dimensions falls as ``n ** (-1 / d)``, at most as 1 / n. A factor
-    below ``1 - fine_share`` is therefore not plausible. The coarse models are then too small to cover what all images
-    have in common, e.g. one row per position of the grid. Their scores show nothing about larger models, and the scores
-    are not corrected.
+    The distance to the nearest of n random points in d dimensions falls as ``n ** (-1 / d)``, at most as 1 / n.
+    Therefore, a factor below ``1 - fine_share`` is not plausible. The coarse models are then too small to cover what
+    all images have in common, e.g. one row per position of the grid. Their scores show nothing about larger models, and
+    the scores are not corrected.
 
     References
     ----------

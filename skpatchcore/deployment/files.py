@@ -47,6 +47,7 @@ _TRUSTED = (
     "skpatchcore.detectors.patchcore.PatchCoreDetector",
     "skpatchcore.detectors.ensemble.PatchCoreEnsemble",
     "skpatchcore.detectors.lights.MultiLightDetector",
+    "skpatchcore.detectors.products.MultiProductDetector",
     "skpatchcore.features.extractor.TorchFeatureExtractor",
     "skpatchcore.features.scaling.LayerScaling",
     "skpatchcore.features.whitening.PatchWhitening",
