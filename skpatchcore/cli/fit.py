@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from skpatchcore.cli.options import (
 )
 from skpatchcore.cli.tune import require_output_folder, tuned
 from skpatchcore.datasets import list_training_images
-
-if TYPE_CHECKING:
-    from skpatchcore import PatchCoreDetector
 
 # Endings of a model file: .skops is a file without code, .joblib a pickle.
 _SUFFIXES = (".skops", ".joblib")
@@ -178,6 +175,12 @@ def add_parser(commands: Any) -> None:
         metavar="OUT",
         help="folder for the results of --tune: settings.csv, kinds.csv and settings.png",
     )
+    fit.add_argument(
+        "--products",
+        action="store_true",
+        help="DIR contains one folder per product, each with good images or a data set. The model gets one memory bank "
+        "and one threshold per product, named after the folder",
+    )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     fit.add_argument("--batch-size", type=int, default=4, help="images per network pass")
     fit.add_argument(
@@ -196,6 +199,7 @@ def _fit(options: argparse.Namespace) -> int:
     from skpatchcore import (
         GreedyCoresetSampler,
         InspectionWarning,
+        MultiProductDetector,
         PatchCoreDetector,
         PatchWhitening,
         TorchFeatureExtractor,
@@ -209,9 +213,11 @@ def _fit(options: argparse.Namespace) -> int:
         if not options.tune:
             raise CommandError("--tune-output needs --tune.")
         require_output_folder(options.tune_output)
+    if options.products and options.tune:
+        raise CommandError("--tune: settings are chosen for one product. Choose them with the images of one product.")
     roi = _region_of(options.roi, options.ignore)
-    paths = list_training_images(directory)
-    detector = PatchCoreDetector(
+    paths, products = training_images(directory, options.products)
+    detector: Any = PatchCoreDetector(
         TorchFeatureExtractor(
             options.backbone,
             weights=options.weights,
@@ -238,27 +244,64 @@ def _fit(options: argparse.Namespace) -> int:
     )
     if options.tune:
         detector = tuned(detector, paths, options.tune_output, options.seed, options.quiet)
+    if products is not None:
+        detector = MultiProductDetector(
+            detector, contamination=options.contamination, pixel_contamination=options.pixel_contamination
+        )
     begin = time.perf_counter()
     with warnings.catch_warnings():
         if not options.quiet:  # the text is printed below
             warnings.simplefilter("ignore", InspectionWarning)
-        detector.fit(paths)
-    detector.set_params(verbose=0)  # the progress bars belong to this command, not to the model
-    _save(detector, output)
+        detector.fit(paths, **({} if products is None else {"products": products}))
+    for part in (detector, *getattr(detector, "estimators_", ())):
+        if "verbose" in part.get_params(deep=False):
+            part.set_params(verbose=0)  # the progress bars belong to this command, not to the model
+    if products is not None:
+        detector.set_params(estimator__verbose=0)
+    save_model(detector, output)
     if not options.quiet:
         folders = Counter(str(Path(path).parent) for path in paths)
-        if len(folders) > 1:
+        if len(folders) > 1 and products is None:
             shown = [f"{shown_name(folder)} ({n})" for folder, n in folders.most_common(5)]
             print(
                 f"fitted on images of {len(folders)} folders: {', '.join(shown)}{', ...' if len(folders) > 5 else ''}"
             )
-        print(
-            f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
-            f"image threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
-        )
-        print(f"{promise_of(detector)} Calibration: {detector.calibration_plan_}.")
+        seconds = f"{time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
+        if products is not None:
+            print(f"{len(paths)} images of {len(detector.products_)} products, {seconds}")
+        for name, part in named_parts(detector):
+            n_images = f"{len(part.training_paths_)} images, "
+            print(
+                f"{name}{n_images}{len(part.memory_bank_)} rows in the memory bank, "
+                f"image threshold {part.offset_:.4g}{'' if products is not None else f', {seconds}'}"
+            )
+            print(f"{promise_of(part)} Calibration: {part.calibration_plan_}.")
         print(detector.inspection_)
     return 0
+
+
+def training_images(directory: Path, by_product: bool) -> tuple[list[str], list[str] | None]:
+    """Return the training images of a folder, and their products; None if there is one product."""
+    if not by_product:
+        return list_training_images(directory), None
+    folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise CommandError(f"--products: {str(directory)!r} must contain one folder per product, and at least two.")
+    paths: list[str] = []
+    products: list[str] = []
+    for folder in folders:
+        own = list_training_images(folder)
+        paths += own
+        products += [folder.name] * len(own)
+    return paths, products
+
+
+def named_parts(detector: Any) -> list[tuple[str, Any]]:
+    """Return the detector of each product with the start of a line; the detector itself if there are no products."""
+    if not hasattr(detector, "products_"):
+        return [("", detector)]
+    names = [f"{shown_name(name)}: " for name in detector.products_]
+    return list(zip(names, detector.estimators_, strict=True))
 
 
 def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
@@ -298,7 +341,7 @@ def _require_output(output: Path) -> None:
         raise CommandError(f"cannot write {str(output)!r}: {error.strerror}: {str(error.filename)!r}.") from error
 
 
-def _save(detector: PatchCoreDetector, output: Path) -> None:
+def save_model(detector: Any, output: Path) -> None:
     """Write the model file: a pickle if the name ends in .joblib, otherwise a file without code."""
     if output.suffix != ".joblib":
         skpatchcore.save(detector, output)

@@ -237,17 +237,17 @@ def sketches_of_maximum(sketches: np.ndarray) -> np.ndarray:
 def _standardised(anomaly_scores: np.ndarray, detector: Any) -> np.ndarray:
     """Standardise anomaly scores with the mean and the standard deviation of the calibration scores."""
     known = turned(detector.calibration_scores_)
-    standardised: np.ndarray = (anomaly_scores - np.nanmean(known)) / spread_of(known)
+    standardised: np.ndarray = (anomaly_scores - np.nanmean(known)) / _spread(known)
     return standardised
 
 
 def _standardised_map(anomaly_map: np.ndarray, detector: Any) -> np.ndarray:
     """Standardise an anomaly map with the mean and the standard deviation of the calibration peaks."""
     known = detector.calibration_peaks_
-    standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / spread_of(known)
+    standardised: np.ndarray = (anomaly_map - np.nanmean(known)) / _spread(known)
     return standardised
 
 
-def spread_of(known: np.ndarray) -> float:
+def _spread(known: np.ndarray) -> float:
     """Return the standard deviation without NaN, or 1 if the standard deviation is 0."""
     return float(np.nanstd(known)) or 1.0

@@ -18,7 +18,7 @@ class WithProducts(ImageDetector):
     """
 
     def score_samples(self, X: Any, *, products: Any = None, on_error: str = "raise", roi: Any = None) -> np.ndarray:
-        """Return image scores of shape (n_images,), **bigger = more normal**, 0 = at the threshold of the product.
+        """Return image scores of shape (n_images,), **bigger = more normal**, -1 = at the threshold.
 
         Parameters
         ----------
@@ -34,8 +34,8 @@ class WithProducts(ImageDetector):
         Returns
         -------
         array of shape (n_images,), float64
-            Score of the product's detector minus its threshold, divided by the standard deviation of its calibration
-            scores. An image that shows none of the products has a negative score.
+            Minus the anomaly score of the product's detector as a multiple of its threshold: -2 is twice as anomalous
+            as the threshold. An image that shows none of the products has a score below -1.
 
         Raises
         ------
@@ -47,7 +47,7 @@ class WithProducts(ImageDetector):
     def decision_function(
         self, X: Any, *, products: Any = None, on_error: str = "raise", roi: Any = None
     ) -> np.ndarray:
-        """Return the scores of `score_samples`: **bigger = more normal**, negative = anomalous.
+        """Return scores relative to the threshold, **bigger = more normal**, negative = anomalous.
 
         Parameters
         ----------
@@ -57,9 +57,9 @@ class WithProducts(ImageDetector):
         Returns
         -------
         array of shape (n_images,), float64
-            The same values as of `score_samples`, because the threshold of each product is 0.
+            The values of `score_samples` plus 1.
         """
-        return self.score_samples(X, products=products, on_error=on_error, roi=roi)
+        return self.score_samples(X, products=products, on_error=on_error, roi=roi) - self.offset_
 
     def predict(self, X: Any, *, products: Any = None, on_error: str = "raise", roi: Any = None) -> np.ndarray:
         """Return +1 for normal and -1 for anomalous images. Images of none of the products are anomalous.
@@ -76,7 +76,7 @@ class WithProducts(ImageDetector):
         return np.where(self.decision_function(X, products=products, on_error=on_error, roi=roi) >= 0, 1, -1)
 
     def segment(self, X: Any, *, products: Any = None, roi: Any = None) -> np.ndarray | list[np.ndarray]:
-        """Return anomaly maps, **bigger = more anomalous**, 0 = at the pixel threshold of the product.
+        """Return anomaly maps, **bigger = more anomalous**, 1 = at the pixel threshold of the product.
 
         Parameters
         ----------

@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import upper_tail_p_values
-from skpatchcore.detectors._combined import spread_of
 from skpatchcore.detectors._product_methods import WithProducts
 from skpatchcore.detectors._recognition import by_product, codes_of, recognised
 from skpatchcore.detectors._records import ImageRecords
@@ -85,7 +84,7 @@ class ProductScores(WithProducts):
                 for place, value in zip(here.tolist(), maps, strict=False):
                     kept[place] = value
             is_none = codes < 0
-            scores[is_none] = np.maximum(scores[is_none], distances[is_none] / self.tolerance - 1)
+            scores[is_none] = np.maximum(scores[is_none], distances[is_none] / self.tolerance)
             yield scores, codes, nearest, kept
             done.append(nearest)
             first += len(patches)
@@ -148,12 +147,22 @@ def _scored(
 
 
 def standardised(anomaly_scores: np.ndarray, member: Any) -> np.ndarray:
-    """Return anomaly scores minus the threshold, in standard deviations of the calibration scores."""
-    relative: np.ndarray = (anomaly_scores - turned(member.offset_)) / spread_of(member.calibration_scores_)
-    return relative
+    """Return anomaly scores as multiples of the image threshold of a product's detector."""
+    return multiples(anomaly_scores, turned(member.offset_))
 
 
 def standardised_map(anomaly_map: np.ndarray, member: Any) -> np.ndarray:
-    """Return map values minus the pixel threshold, in standard deviations of the calibration peaks."""
-    relative: np.ndarray = (anomaly_map - member.pixel_offset_) / spread_of(member.calibration_peaks_)
+    """Return map values as multiples of the pixel threshold of a product's detector."""
+    return multiples(anomaly_map, member.pixel_offset_)
+
+
+def multiples(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Return values as multiples of a threshold; if the threshold is 0, the values plus 1.
+
+    Values above the threshold become larger than 1, and other values at most 1. A threshold is 0 if all calibration
+    images are copies of each other.
+    """
+    # A value next to the threshold can be rounded to 1, and the threshold itself must not exceed 1.
+    relative: np.ndarray = values / threshold if threshold > 0 else values + 1.0
+    relative = np.where(values > threshold, np.maximum(relative, np.nextafter(1.0, 2.0)), np.minimum(relative, 1.0))
     return relative

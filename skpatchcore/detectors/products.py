@@ -76,7 +76,7 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
     product_radii_ : array of shape (n_products,), float64
         Largest distance from a training image of the product to its nearest neighbour, between mean patch features.
     calibration_scores_ : array of shape (n_calibration,), float64
-        Standardised scores of the calibration images of all products, bigger = more normal, negative = flagged.
+        Standardised scores of the calibration images of all products, bigger = more normal, below -1 = flagged.
     calibration_peaks_ : array of shape (n_calibration,), float64
         Standardised maxima of the maps of the calibration images, bigger = more anomalous.
     calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
@@ -93,7 +93,7 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
     promised_rate_ : float
         False-positive rate that the thresholds promise: the largest of all products.
     offset_, pixel_offset_ : float
-        0: standardised scores and maps are relative to the thresholds of the product.
+        -1 and 1: standardised scores and maps are multiples of the thresholds of the product.
     min_area_ : float
         Area for ``min_area="auto"``, as a fraction of the pixels of a map; see `PatchCoreDetector.predict_mask`.
 
@@ -103,11 +103,10 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
 
     Notes
     -----
-    Let s be the anomaly score of an image by the detector of its product, t the threshold of this detector, and d the
-    standard deviation of its calibration scores. The standardised anomaly score is (s - t) / d. Maps are standardised
-    in the same way with the pixel threshold and the calibration peaks. An image that shows none of the products is
-    scored by the most similar product. Its anomaly score is at least u / `tolerance` - 1, where u is the distance from
-    this product in the unit of `tolerance`.
+    Scores of different products are not comparable. Therefore the anomaly score of an image is divided by the image
+    threshold of its product, and the map by the pixel threshold of its product. An image that shows none of the
+    products is scored by the most similar product. Its anomaly score is at least u / `tolerance`, where u is the
+    distance from this product in the unit of `tolerance`: this is more than 1.
 
     Examples
     --------
@@ -249,9 +248,9 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
         self.calibration_sketches_, self.calibration_image_indices_ = sketches, indices
         self.calibration_products_ = np.repeat(products, [len(m.calibration_scores_) for m in members])
         self.calibration_plan_ = "; ".join(dict.fromkeys(m.calibration_plan_ for m in members))
-        self.offset_ = self.pixel_offset_ = 0.0
+        self.offset_, self.pixel_offset_ = turned(1.0), 1.0
         self.promised_rate_ = max(m.promised_rate_ for m in members)
-        self.min_area_ = smallest_area(sketches, 0.0, self.promised_rate_)
+        self.min_area_ = smallest_area(sketches, 1.0, self.promised_rate_)
         parts = [m.inspection_ for m in members]
         self.inspection_ = None if None in parts else joint_inspection(parts)
 
@@ -398,7 +397,7 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
                 yield part
 
         X = with_regions(with_products(X, products), roi)
-        results = results_of(X, scored, self.calibration_scores_, 0.0, chunk_size)
+        results = results_of(X, scored, self.calibration_scores_, self.offset_, chunk_size)
         return (self._with_product(result) for result in results)
 
     def _with_product(self, result: ImageResult) -> ProductResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,39 @@ def group_of(detector: Any, name: str = "") -> CardGroup:
         promise=promise_of(detector),
         settings=settings_of(detector),
     )
+
+
+def groups_of(detector: Any, name: str = "") -> dict[str | None, tuple[Any, CardGroup]]:
+    """Return the detector and the group of each product; the detector itself as product None if it has no products.
+
+    Parameters
+    ----------
+    detector : detector or Pipeline
+        A fitted detector. A :class:`~skpatchcore.MultiProductDetector` has one group per product, and one group for
+        images that show none of the products (None), for which the detector is None.
+    name : str, default=""
+        Name of the group, as for :func:`group_of`.
+    """
+    own = detector_of(detector)
+    if not hasattr(own, "for_product"):
+        return {None: (detector, group_of(detector, name))}
+    whole = group_of(own)
+    start = f"{name}, " if name else ""
+    groups: dict[str | None, tuple[Any, CardGroup]] = {
+        None: (None, replace(whole, name=f"{start}none of the products", calibration_scores=np.zeros(0)))
+    }
+    for product in own.products_.tolist():
+        member = own.for_product(product)
+        scores = anomaly_scores(own.calibration_scores_[own.calibration_products_ == product])
+        group = replace(
+            whole,
+            name=f"{start}{product}",
+            calibration_scores=scores,
+            promise=promise_of(member),
+            settings=settings_of(member),
+        )
+        groups[product] = member, group
+    return groups
 
 
 def promise_of(detector: Any) -> str:

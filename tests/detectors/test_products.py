@@ -6,6 +6,8 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -22,6 +24,7 @@ from skpatchcore import (
     SPADEDetector,
     TorchFeatureExtractor,
 )
+from skpatchcore.detectors._product_scores import multiples
 from skpatchcore.detectors._recognition import distances_to_nearest, radius_of, recognised
 
 NAMES = ("bolt", "nut", "plate")
@@ -55,8 +58,7 @@ def test_each_product_is_scored_by_a_detector_of_its_own_images(fitted):
         own = fitted.for_product(name)
         assert len(own.embeddings_) == 20
         assert (fitted.identify(new) == name).all()
-        decision = own.decision_function(new) / own.calibration_scores_.std()
-        np.testing.assert_allclose(fitted.score_samples(new), decision, rtol=1e-9)
+        np.testing.assert_allclose(fitted.score_samples(new), own.score_samples(new) / -own.offset_, rtol=1e-9)
         np.testing.assert_array_equal(fitted.predict(new), own.predict(new))
         np.testing.assert_allclose(fitted.p_values(new), own.p_values(new))
 
@@ -95,7 +97,7 @@ def test_given_product_is_used_even_if_another_one_is_more_similar(fitted):
     scores = fitted.score_samples(new, products=["bolt", "plate", None])
     np.testing.assert_array_equal(scores[[0, 2]], fitted.score_samples(new)[[0, 2]])
     own = fitted.for_product("plate")
-    np.testing.assert_allclose(scores[1], own.decision_function(new[1:2])[0] / own.calibration_scores_.std())
+    np.testing.assert_allclose(scores[1], own.score_samples(new[1:2])[0] / -own.offset_)
     assert [r.product for r in fitted.iter_results(new, products=["bolt", "plate", None])] == ["bolt", "plate", "bolt"]
 
 
@@ -304,3 +306,11 @@ def test_product_is_the_nearest_one_in_units_of_its_own_radius():
     codes, distances = recognised(np.array([[4.0], [8.0], [np.inf]]), of_products, np.array([1.0, 4.0]))
     assert codes[:2].tolist() == [1, 1]
     np.testing.assert_allclose(distances, [1.5, 0.5, np.inf])
+
+
+@given(
+    values=st.lists(st.floats(0, 1e6), min_size=1, max_size=9), threshold=st.sampled_from([0.0, 1e-3, 0.1, 7.0, 1e5])
+)
+def test_multiples_keep_the_side_of_the_threshold(values, threshold):
+    some = np.array([*values, threshold, np.nextafter(threshold, 1e9)])
+    np.testing.assert_array_equal(multiples(some, threshold) > 1, some > threshold)
