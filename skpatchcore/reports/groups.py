@@ -15,6 +15,10 @@ from skpatchcore.reports.cards import CardGroup, anomaly_scores
 from skpatchcore.reports.pipelines import detector_of
 
 
+# Promise for images that show none of the products.
+_OF_NONE = "images of none of the products are always flagged."
+
+
 def group_of(detector: Any, name: str = "") -> CardGroup:
     """Return the group of the images that a detector scores.
 
@@ -53,7 +57,10 @@ def groups_of(detector: Any, name: str = "") -> dict[str | None, tuple[Any, Card
     whole = group_of(own)
     start = f"{name}, " if name else ""
     groups: dict[str | None, tuple[Any, CardGroup]] = {
-        None: (None, replace(whole, name=f"{start}none of the products", calibration_scores=np.zeros(0)))
+        None: (
+            None,
+            replace(whole, name=f"{start}none of the products", calibration_scores=np.zeros(0), promise=_OF_NONE),
+        )
     }
     for product in own.products_.tolist():
         member = own.for_product(product)
