@@ -259,6 +259,20 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
     return detector
 
 
+def manifest_of_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the manifest of a file that :func:`save` wrote: versions, networks, data type of the bank, and digests.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ModelFileError
+        If the file was not written by :func:`save`, or is damaged.
+    """
+    path = Path(path)
+    return _checked(path.read_bytes(), path)
+
+
 def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
     """Return a copy of an estimator without the folders of its caches and with paths as strings.
 

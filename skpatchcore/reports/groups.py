@@ -14,7 +14,6 @@ from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.reports.cards import CardGroup, anomaly_scores
 from skpatchcore.reports.pipelines import detector_of
 
-
 # Promise for images that show none of the products.
 _OF_NONE = "images of none of the products are always flagged."
 
