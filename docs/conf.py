@@ -88,6 +88,7 @@ sphinx_gallery_conf = {
             "plot_low_shot.py",
             "plot_grid_search.py",
             "plot_settings.py",
+            "plot_products.py",
             "plot_ensemble.py",
             "plot_pandas_pipeline.py",
             "plot_image_sizes.py",

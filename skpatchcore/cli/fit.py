@@ -208,7 +208,7 @@ def _fit(options: argparse.Namespace) -> int:
 
     refuse_exported(options.directory, "which cannot be fitted. Pass a folder of good images.")
     directory, output = Path(options.directory), Path(options.output)
-    _require_output(output)
+    require_output(output)
     if options.tune_output is not None:
         if not options.tune:
             raise CommandError("--tune-output needs --tune.")
@@ -328,7 +328,7 @@ def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
     return inside
 
 
-def _require_output(output: Path) -> None:
+def require_output(output: Path) -> None:
     """Raise a CommandError before the work if the model file cannot be written."""
     if output.suffix not in _SUFFIXES:
         advice = " 'skpatchcore export' writes an .onnx file from a .skops file." if output.suffix == ".onnx" else ""
@@ -341,10 +341,10 @@ def _require_output(output: Path) -> None:
         raise CommandError(f"cannot write {str(output)!r}: {error.strerror}: {str(error.filename)!r}.") from error
 
 
-def save_model(detector: Any, output: Path) -> None:
+def save_model(detector: Any, output: Path, bank_dtype: str | None = None) -> None:
     """Write the model file: a pickle if the name ends in .joblib, otherwise a file without code."""
     if output.suffix != ".joblib":
-        skpatchcore.save(detector, output)
+        skpatchcore.save(detector, output, bank_dtype=bank_dtype)
         return
     import joblib
 

@@ -58,7 +58,7 @@ def _show(options: argparse.Namespace) -> int:
             raise CommandError("--training: an exported file contains no training images. Pass the file of 'fit'.")
         return _show_exported(options)
     model = load_detector(options.model, options.trust or ())
-    summary = summary_of(model, _manifest_of(options.model))
+    summary = summary_of(model, manifest_or_none(options.model))
     tables = {} if options.training is None else _reports_of(detector_of(model))
     if options.json:
         for name, table in tables.items():
@@ -74,7 +74,7 @@ def _show(options: argparse.Namespace) -> int:
     return 0
 
 
-def _manifest_of(path: str) -> dict[str, Any] | None:
+def manifest_or_none(path: str) -> dict[str, Any] | None:
     """Return the manifest of a model file; None for a pickle."""
     from skpatchcore.deployment.errors import ModelFileError
     from skpatchcore.deployment.files import manifest_of_file

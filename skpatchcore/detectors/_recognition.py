@@ -43,13 +43,19 @@ def distances_to_nearest(embeddings: np.ndarray, known: np.ndarray, is_same: boo
 
 
 def radius_of(embeddings: np.ndarray) -> float:
-    """Return the largest distance from an embedding to its nearest neighbour, over the training images of a product.
+    """Return the distance within which a new image of a product is expected to have a neighbour in the training images.
 
-    It is the distance within which a new image of the product is expected to have a neighbour. If all embeddings are
-    equal, a tiny distance is returned, so that other images are infinitely far only in practice.
+    Returns
+    -------
+    float
+        The larger of two distances: the largest distance from a training image to its nearest neighbour, and the root
+        mean square distance from the mean. The second one counts if images have near copies among the training images,
+        e.g. several photographs of one part. If all embeddings are equal, a tiny number.
     """
     largest = float(distances_to_nearest(embeddings, embeddings, is_same=True).max())
-    return max(largest, 1e-6 * float(np.abs(embeddings).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+    rows = embeddings.astype(np.float64)
+    spread = float(np.sqrt(((rows - rows.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    return max(largest, spread, 1e-6 * float(np.abs(rows).max(initial=0.0)), float(np.finfo(np.float32).tiny))
 
 
 def recognised(
@@ -69,14 +75,14 @@ def recognised(
     Returns
     -------
     codes : array of shape (n_images,), int
-        Index of the product with the smallest distance in units of its radius.
+        Index of the product with the nearest training image.
     distances : array of shape (n_images,), float64
-        This distance in units of the radius. Images of the product have distances of about 1 or less.
+        Distance to this training image in units of the radius of its product. Images of the product have distances of
+        about 1 or less.
     """
-    units = [distances_to_nearest(embeddings, known) / radius for known, radius in zip(of_products, radii, strict=True)]
-    table = np.stack(units, axis=1)
+    table = np.stack([distances_to_nearest(embeddings, known) for known in of_products], axis=1)
     codes = table.argmin(axis=1)
-    return codes, table[np.arange(len(table)), codes]
+    return codes, table[np.arange(len(table)), codes] / radii[codes]
 
 
 def codes_of(names: np.ndarray, known: Sequence[str]) -> np.ndarray:

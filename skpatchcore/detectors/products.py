@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import BaseEstimator
 from sklearn.utils import get_tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -18,11 +18,10 @@ from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
 from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context, safe_indexing
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import adjusted_p_values, check_adjust
-from skpatchcore.calibration.sketches import smallest_area
-from skpatchcore.detectors._combined import joint_inspection, without_inspection_warnings
 from skpatchcore.detectors._patch_detector import PatchDetector
-from skpatchcore.detectors._product_scores import ProductResult, ProductScores, standardised, standardised_map
-from skpatchcore.detectors._recognition import by_product, codes_of, radius_of
+from skpatchcore.detectors._product_members import ProductMembers
+from skpatchcore.detectors._product_scores import ProductResult
+from skpatchcore.detectors._recognition import by_product, codes_of
 from skpatchcore.detectors._results import (
     ImageResult,
     Scored,
@@ -32,13 +31,12 @@ from skpatchcore.detectors._results import (
     turned,
 )
 from skpatchcore.detectors._thresholds import restored_on_failure
-from skpatchcore.images.containers import listed, with_regions
-from skpatchcore.images.errors import ImageError, InspectionWarning
+from skpatchcore.images.containers import listed, n_images_of, with_regions
+from skpatchcore.images.errors import InspectionWarning
 from skpatchcore.images.products import divided, with_products
-from skpatchcore.patches.inspection import Inspection
 
 
-class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
+class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     """Detect anomalous images of several products with one detector, which knows or recognises the product.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
@@ -55,10 +53,10 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
     estimator : detector
         Detector that is copied for each product: a :class:`PatchCoreDetector`, a :class:`PaDiMDetector` or a
         :class:`SPADEDetector`. Its `calibration` must not be None.
-    tolerance : float, default=2.0
-        How far an image may be from the training images of a product. The unit is the largest distance from a training
-        image of the product to its nearest neighbour. An image that is farther from all products shows none of them. A
-        smaller value finds more images of other products, and a larger value accepts more unusual images.
+    tolerance : float, default=1.5
+        How far an image may be from the nearest training image, in the unit `product_radii_` of the product. An image
+        that is farther shows none of the products. A smaller value finds more images of other products, and a larger
+        value accepts more unusual images.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate of each product: fraction of good images for which `predict` may return -1
         (anomalous). The `contamination` of `estimator` is not used.
@@ -73,8 +71,16 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
     estimators_ : list of detectors
         The fitted detector of each product. Their scores and thresholds are not standardised, and the indices of their
         training images count the images of the product only.
+    product_image_indices_ : list of arrays of int64
+        For each product, the index of each image of its detector, counted over the `X` of `fit` and of all calls of
+        `partial_fit`. An index of the product's detector, e.g. in its ``bank_image_indices_``, is a position in this
+        array.
+    n_images_seen_ : int
+        Number of images in the `X` of `fit` and of all calls of `partial_fit`.
     product_radii_ : array of shape (n_products,), float64
-        Largest distance from a training image of the product to its nearest neighbour, between mean patch features.
+        Distance within which a new image of the product is expected to have a neighbour among the training images,
+        between mean patch features: the largest distance from a training image to its nearest neighbour, or the root
+        mean square distance from the mean if this is larger.
     calibration_scores_ : array of shape (n_calibration,), float64
         Standardised scores of the calibration images of all products, bigger = more normal, below -1 = flagged.
     calibration_peaks_ : array of shape (n_calibration,), float64
@@ -82,7 +88,8 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
     calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
         Sketches of the maps of the calibration images, with standardised values.
     calibration_image_indices_ : array of shape (n_calibration,), int64
-        Index in `X` of each calibration image; -1 after `recalibrate` with other images.
+        Index of each calibration image, counted over the `X` of `fit` and of all calls of `partial_fit`; -1 for images
+        of `recalibrate`.
     calibration_products_ : array of shape (n_calibration,), str
         Product of each calibration image.
     calibration_plan_ : str
@@ -131,14 +138,11 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
         "pixel_contamination": [Interval(Real, 0, 0.5, closed="right"), None],
     }
 
-    estimators_: list[Any]
-    inspection_: Inspection | None
-
     def __init__(
         self,
         estimator: Any,
         *,
-        tolerance: float = 2.0,
+        tolerance: float = 1.5,
         contamination: float | str = "auto",
         pixel_contamination: float | None = None,
     ):
@@ -196,63 +200,20 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
             As in the `fit` of `estimator`; the error names the product. In addition, a ValueError if `products` is
             None, has another length than `X` or a missing value, or if a product has fewer than two good images.
         """
-        X, names = divided(with_products(listed(X), products))
-        if names is None:
-            raise ValueError("products=None: pass the name of the product of each image.")
-        if missing := [i for i, name in enumerate(names) if name is None]:
-            raise ValueError(f"products[{missing[0]}] is missing: pass the product of each training image.")
+        X, names = self._named(X, products)
+        n_images = n_images_of(X)
         X = with_regions(X, roi)
         with restored_on_failure(self):
-            self.products_ = np.unique(names.astype(str))
-            codes = codes_of(names, self.products_.tolist())
-            self.estimators_, indices = [], []
+            codes, indices = codes_of(names, (known := sorted(set(names)))), {}
+            members = {}
             for code, here in by_product(codes):
-                member = self._fitted_to(str(self.products_[code]), here, X, y, groups)
-                self.estimators_.append(member)
-                indices.append(here[member.calibration_image_indices_])
-            self.product_radii_ = np.array([radius_of(member.embeddings_) for member in self.estimators_])
-            self._join(np.concatenate(indices))
+                members[known[code]] = self._fitted_to(known[code], here, X, y, groups)
+                indices[known[code]] = here
+            self.n_images_seen_ = n_images
+            self._keep_members(members, indices)
             if self.inspection_ is not None and (problem := self.inspection_.problem()):
                 warn_user(problem, InspectionWarning)
         return self
-
-    def _fitted_to(self, product: str, here: np.ndarray, X: Any, y: Any, groups: Any) -> Any:
-        """Return the detector of a product, fitted on the images with the indices `here`."""
-        member = clone(self.estimator)
-        own = {name: getattr(self, name) for name in ("contamination", "pixel_contamination")}
-        member.set_params(**own)
-        labels, own_groups = (None if values is None else safe_indexing(values, here) for values in (y, groups))
-        try:
-            with without_inspection_warnings():
-                member.fit(safe_indexing(X, here), labels, groups=own_groups)
-        except ImageError as error:
-            raise ImageError(error.message, int(here[error.index]), error.path) from error
-        except ValueError as error:
-            raise ValueError(f"product {product!r}: {error}") from error
-        if np.isnan(member.offset_):
-            raise ValueError(
-                f"product {product!r} has no threshold: its detector was fitted with calibration=None or on too few "
-                "images. Set the calibration of estimator, or fit on more images."
-            )
-        return member
-
-    def _join(self, indices: np.ndarray) -> None:
-        """Set the attributes that describe all products together, from those of each product."""
-        members, products = self.estimators_, self.products_
-        self.calibration_scores_ = turned(
-            np.concatenate([standardised(turned(m.calibration_scores_), m) for m in members])
-        )
-        self.calibration_peaks_ = np.concatenate([standardised_map(m.calibration_peaks_, m) for m in members])
-        sketches = np.concatenate([m.calibration_sketches_ for m in members])
-        sketches[:, 0] = np.concatenate([standardised_map(m.calibration_sketches_[:, 0], m) for m in members])
-        self.calibration_sketches_, self.calibration_image_indices_ = sketches, indices
-        self.calibration_products_ = np.repeat(products, [len(m.calibration_scores_) for m in members])
-        self.calibration_plan_ = "; ".join(dict.fromkeys(m.calibration_plan_ for m in members))
-        self.offset_, self.pixel_offset_ = turned(1.0), 1.0
-        self.promised_rate_ = max(m.promised_rate_ for m in members)
-        self.min_area_ = smallest_area(sketches, 1.0, self.promised_rate_)
-        parts = [m.inspection_ for m in members]
-        self.inspection_ = None if None in parts else joint_inspection(parts)
 
     def for_product(self, product: str) -> Any:
         """Return the fitted detector of a product. Its scores and thresholds are not standardised.
@@ -423,10 +384,13 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
         Parameters
         ----------
         X : as for `fit`, or None, default=None
-            Good images on which the detector was not fitted. Products without images in `X` keep their calibration
-            images. None uses the existing calibration scores of all products.
-        products, roi
-            As for `score_samples`. Pass the products: an image that shows none of them is an error.
+            Good images on which the detector was not fitted. Products without images in `X` are not changed. None uses
+            the existing calibration scores.
+        products : str, sequence of shape (n_images,), or None, default=None
+            Product of each image, as for `score_samples`. An image that shows none of the products is an error. If `X`
+            is None, the name of the product to recalibrate; None recalibrates all products.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
         contamination, pixel_contamination
             As for `PatchCoreDetector.recalibrate`.
 
@@ -445,20 +409,25 @@ class MultiProductDetector(ProductScores, DocumentationLinkMixin, OlderStatesMix
             "contamination": self.contamination if contamination is None else contamination,
             "pixel_contamination": self.pixel_contamination if pixel_contamination is None else pixel_contamination,
         }
-        images = {code: None for code in range(len(self.estimators_))}
-        if X is not None:
+        images: dict[int, Any] = {}
+        if X is None:
+            changed = [products] if isinstance(products, str) else self.products_
+            images = dict.fromkeys(codes_of(np.array(changed, object), self.products_.tolist()).tolist())
+        else:
             X, names = divided(with_products(listed(X), products))
             X = with_regions(X, roi)
             codes = codes_of(self.identify(X) if names is None else names, self.products_.tolist())
             if (codes < 0).any():
                 raise ValueError(f"image {int((codes < 0).argmax())} shows none of the products: pass its product.")
-            images = {**images, **{code: safe_indexing(X, here) for code, here in by_product(codes)}}
+            images = {code: safe_indexing(X, here) for code, here in by_product(codes)}
         with restored_on_failure(self):
             # Copies: if one of them raises, all detectors stay as they are.
-            members = [copy(member).recalibrate(images[code], **rates) for code, member in enumerate(self.estimators_)]
+            members = [
+                copy(member).recalibrate(images[code], **rates) if code in images else member
+                for code, member in enumerate(self.estimators_)
+            ]
             self.estimators_ = members
-            indices = self.calibration_image_indices_
-            self._join(indices if X is None else np.full(sum(len(m.calibration_scores_) for m in members), -1))
+            self._join()
         return self
 
     def _require_scores_of_training_images(self) -> None:

@@ -301,11 +301,17 @@ def test_distances_to_nearest_leave_out_the_image_itself():
     assert radius_of(np.ones((3, 2), np.float32)) > 0
 
 
-def test_product_is_the_nearest_one_in_units_of_its_own_radius():
+def test_product_is_the_nearest_one_and_the_distance_has_its_unit():
     of_products = [np.array([[0.0], [1]]), np.array([[10.0], [14]])]
     codes, distances = recognised(np.array([[4.0], [8.0], [np.inf]]), of_products, np.array([1.0, 4.0]))
-    assert codes[:2].tolist() == [1, 1]
-    np.testing.assert_allclose(distances, [1.5, 0.5, np.inf])
+    assert codes[:2].tolist() == [0, 1]
+    np.testing.assert_allclose(distances, [3, 0.5, np.inf])
+
+
+def test_copies_of_training_images_do_not_make_the_radius_small():
+    rows = np.random.default_rng(0).normal(0, 1, (20, 5)).astype(np.float32)
+    copies = np.concatenate([rows, rows + 1e-4])
+    assert radius_of(copies) > 0.8 * np.sqrt(5)
 
 
 @given(
