@@ -2,8 +2,8 @@
 Several products in one detector
 ================================
 
-A line makes three products. One detector has a memory bank and thresholds for each of them. It recognises the product of
-each new image, and it names an image that shows none of the products.
+A line makes three products. One detector has a memory bank and thresholds for each of them. It recognises the product
+of each new image, and it names an image that shows none of the products.
 
 The products of this example are the textures ``brick``, ``grass`` and ``gravel`` of scikit-image.
 """

@@ -10,6 +10,7 @@ optional member.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -142,6 +143,17 @@ class Sampler(Protocol):
       were missing. ``folds`` is an iterable of arrays of row indices, to be read after the last batch. With this
       method, ``calibration="auto"`` scores each training image against a bank that is selected without it. Without
       this method, the rows of the image are removed from the final bank, and no other rows replace them.
+    - ``extend(batches, n_samples, growth, reserve)``: method of a fitted sampler that goes on selecting from new rows.
+      ``growth`` is ``"radius"`` (until the new rows are as close to selected rows as the old ones) or ``"ratio"``
+      (until the fraction of selected rows is that of `fit`); a ValueError states that a value is not possible. The
+      method returns the row numbers of the newly selected rows, counted over the new rows, and appends to
+      ``component_indices_``, counted on from the rows seen before. The detector appends the selected rows to
+      ``components_``. With this method and ``n_samples_seen_``, the number of rows seen, a detector has `partial_fit`.
+    - ``refill(reserve, needed)``: method of a fitted sampler that selects from the reserve after images were forgotten.
+      ``fit_batches``, ``fit_folds`` and ``extend`` of such a sampler have a parameter ``reserve``, a
+      :class:`~skpatchcore.coreset.reserve.ReserveRequest` or None.
+    - ``computes_components``: True if ``components_`` are computed from all rows, e.g. cluster centres. The detector
+      then refuses to forget images, because each row can depend on each image.
     - ``n_projections``: number of columns with which ``fit_folds`` computes. It is used to estimate the time.
     - ``ratio``: how many rows the sampler selects, to estimate the size of the memory bank before the fit. A float in
       (0, 1] is a fraction of the rows. An int is a number of rows. If a sampler has no ``ratio``, the estimate assumes
@@ -349,6 +361,55 @@ def selects_from_batches(sampler: Any) -> TypeGuard[BatchSampler]:
 def selects_folds(sampler: Any) -> bool:
     """Return whether a sampler has the method ``fit_folds``."""
     return hasattr(sampler, "fit_folds")
+
+
+def selects_reserve(sampler: Any) -> bool:
+    """Return whether a sampler has the method ``refill``, and therefore selects a reserve."""
+    return hasattr(sampler, "refill")
+
+
+def require_extension(sampler: Any) -> None:
+    """Raise a ValueError if a sampler has no method ``extend``."""
+    if not hasattr(sampler, "extend"):
+        raise ValueError(
+            f"sampler={sampler!r} cannot go on selecting from new images: it has no method extend. Use "
+            "GreedyCoresetSampler or RandomSampler, or fit again on all images."
+        )
+
+
+def with_components(sampler: Any, places: np.ndarray, indices: np.ndarray, rows: np.ndarray) -> Any:
+    """Return a copy of a fitted sampler with other selected rows.
+
+    Parameters
+    ----------
+    sampler : Sampler
+        The fitted sampler. It is not changed.
+    places : array of int
+        Places of the previously selected rows that stay.
+    indices : array of int64
+        Indices of rows that are selected in addition.
+    rows : array of shape (n_selected, n_features)
+        All rows that are selected now.
+
+    Raises
+    ------
+    ValueError
+        If the sampler computes its components.
+    """
+    if getattr(sampler, "computes_components", False):
+        raise ValueError(
+            f"sampler={sampler!r} computes the rows of the memory bank from all images, so that no row belongs to one "
+            "image only. Fit again without the images."
+        )
+    changed = copy(sampler)
+    changed.component_indices_ = np.concatenate([selected_by(sampler)[places], indices])
+    if hasattr(sampler, "components_"):
+        changed.components_ = rows
+    if hasattr(sampler, "selection_distances_"):
+        radii = sampler.selection_distances_[places]
+        added = np.full(len(indices), getattr(sampler, "covering_radius_", np.nan))
+        changed.selection_distances_ = np.concatenate([radii, added])
+    return changed
 
 
 def columns_of(sampler: Any, n_features: int) -> int:

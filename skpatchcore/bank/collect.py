@@ -13,10 +13,20 @@ from skpatchcore._utils.progress import phase, progress_bar
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.folds import FoldBanks
 from skpatchcore.bank.memory_bank import MemoryBank
+from skpatchcore.bank.reserve import Reserve, images_of_rows
 from skpatchcore.coreset._base import count_of
+from skpatchcore.coreset.reserve import ReserveRequest
 from skpatchcore.patches.patches import Patches, PatchLayout
 from skpatchcore.patches.stream import PatchSource, PatchStream
-from skpatchcore.protocols import Index, Sampler, components_of, ratio_of, selected_by, selects_from_batches
+from skpatchcore.protocols import (
+    Index,
+    Sampler,
+    components_of,
+    ratio_of,
+    selected_by,
+    selects_from_batches,
+    selects_reserve,
+)
 
 
 def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
@@ -56,6 +66,7 @@ def collect_banks(
     budget: Budget,
     n_neighbors: int,
     left_out: Sequence[np.ndarray] = (),
+    reserve_of: int | None = None,
 ) -> tuple[MemoryBank, Iterable[list[MemoryBank]]]:
     """Select the memory bank and fit its index. Also select the banks of calibration folds.
 
@@ -73,6 +84,9 @@ def collect_banks(
         *b* of Equation 7 of the PatchCore paper: number of neighbours in the re-weighting of image scores.
     left_out : sequence of arrays of int, default=()
         Images that each fold leaves out. Folds require a sampler with the method ``fit_folds``.
+    reserve_of : int or None, default=None
+        Number of original images, which are followed by their turned views, if the bank of all images gets a reserve.
+        There is no reserve if the sampler cannot select one, or selects in shards. None selects no reserve.
 
     Returns
     -------
@@ -90,38 +104,60 @@ def collect_banks(
         If the features are not valid, the memory limit is too small, or the sampler selects no rows.
     """
     sampler, index = clone(sampler), clone(index)
+    if not selects_reserve(sampler):
+        reserve_of = None
     if isinstance(patches, Patches):
-        rows, picked, layout, picks = _select_held(patches, sampler, left_out)
+        rows, picked, layout, picks, request = _select_held(patches, sampler, left_out, reserve_of)
+        reserve = Reserve.of_request(request, layout, patches.rows.__getitem__, _radius_of(sampler))
         fold_banks = FoldBanks(picks, layout.image_of, patches.rows.__getitem__, sampler, index, n_neighbors)
     else:
-        rows, picked, layout, picks, rows_of = _select_seen_once(patches, sampler, budget, left_out)
+        rows, picked, layout, picks, rows_of, reserve = _select_seen_once(
+            patches, sampler, budget, left_out, reserve_of
+        )
         # Each row is read once, copied to its banks, and held again in the data that is derived for the search.
         capacity = sum(map(len, picks)) if budget.n_bytes is None else budget.n_bytes // (4 * rows[:1].nbytes)
         fold_banks = FoldBanks(picks, layout.image_of, rows_of, sampler, index, n_neighbors, capacity)
     origin = layout.image_of(picked), layout.original_positions_of(picked), layout.boxes_of(picked)
-    bank = MemoryBank(rows, *origin, sampler, index, n_neighbors)
+    bank = MemoryBank(rows, *origin, sampler, index, n_neighbors, reserve=reserve)
     with phase("index"):
         bank.build_index()
     return bank, fold_banks
 
 
 def _select_held(
-    patches: Patches, sampler: Any, left_out: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, PatchLayout, list[np.ndarray]]:
+    patches: Patches, sampler: Any, left_out: Sequence[np.ndarray], reserve_of: int | None
+) -> tuple[np.ndarray, np.ndarray, PatchLayout, list[np.ndarray], ReserveRequest | None]:
     """Select from patches in memory.
 
-    Return the rows of the bank, their row numbers among all patches, the layout, and the row numbers of each fold.
+    Return the rows of the bank, their row numbers among all patches, the layout, the row numbers of each fold, and the
+    selected reserve.
     """
     picks: list[np.ndarray] = []
+    n_rows = len(patches.rows)
+    request = None if reserve_of is None else ReserveRequest(iter([images_of_rows(patches) % reserve_of]))
     with phase("selection"):
         if len(left_out):
-            picks = sampler.fit_folds([patches.rows], len(patches.rows), _rows_of_images(patches, left_out))
+            folds = _rows_of_images(patches, left_out)
+            picks = sampler.fit_folds([patches.rows], n_rows, folds, **_with(request))
+            sampler.components_ = patches.rows[selected_by(sampler)]
+        elif request is not None:
+            sampler.fit_batches([patches.rows], n_rows, reserve=request)
             sampler.components_ = patches.rows[selected_by(sampler)]
         else:
             sampler.fit(patches.rows)
     picked = selected_by(sampler)
     rows = components_of(sampler)  # the bank and the sampler share this array
-    return patches.rows[picked] if rows is None else rows, picked, patches, picks
+    return patches.rows[picked] if rows is None else rows, picked, patches, picks, request
+
+
+def _with(request: ReserveRequest | None) -> dict[str, ReserveRequest]:
+    """Return the request as a keyword argument, which samplers without a reserve do not have."""
+    return {} if request is None else {"reserve": request}
+
+
+def _radius_of(sampler: Any) -> float:
+    """Return the covering radius of a sampler that can select a reserve; 0 if it is unknown."""
+    return float(getattr(sampler, "covering_radius_", 0.0))
 
 
 def _rows_of_images(layout: PatchLayout, folds: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -132,12 +168,12 @@ def _rows_of_images(layout: PatchLayout, folds: Iterable[np.ndarray]) -> Iterato
 
 
 def _select_seen_once(
-    stream: PatchStream, sampler: Any, budget: Budget, left_out: Sequence[np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, PatchLayout, list[np.ndarray], Callable[[np.ndarray], np.ndarray]]:
+    stream: PatchStream, sampler: Any, budget: Budget, left_out: Sequence[np.ndarray], reserve_of: int | None
+) -> tuple[np.ndarray, np.ndarray, PatchLayout, list[np.ndarray], Callable[[np.ndarray], np.ndarray], Reserve | None]:
     """Select from a stream in two passes.
 
     The first pass gives each batch to the sampler once. The second pass extracts only the batches that contain
-    selected patches. Return the same values as `_select_held`, and a function that extracts rows again.
+    selected patches. Return the first values of `_select_held`, a function that extracts rows again, and the reserve.
     """
     layouts: list[PatchLayout] = []
 
@@ -149,16 +185,24 @@ def _select_seen_once(
     def folds() -> Iterator[np.ndarray]:
         yield from _rows_of_images(PatchLayout.joined(layouts), left_out)  # complete after the last batch
 
+    def images(n_images: int) -> Iterator[np.ndarray]:
+        yield images_of_rows(PatchLayout.joined(layouts)) % n_images
+
     picks: list[np.ndarray] = []
+    request = None if reserve_of is None else ReserveRequest(images(reserve_of))
     with phase("selection"):
         if len(left_out):
-            picks = sampler.fit_folds(rows(), budget.n_patches, folds())
+            picks = sampler.fit_folds(rows(), budget.n_patches, folds(), **_with(request))
         else:
-            sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes)
+            sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes, **_with(request))
     picked, layout = selected_by(sampler), PatchLayout.joined(layouts)
     rows_of = partial(extracted_again, stream, layouts, layout)
-    sampler.components_ = rows_of(picked)
-    return sampler.components_, picked, layout, picks, rows_of
+    # One pass extracts the rows of the bank and those of the reserve.
+    reserved = np.zeros(0, np.int64) if request is None or request.rows is None else request.rows
+    found = rows_of(np.concatenate([picked, reserved]))
+    sampler.components_ = found[: len(picked)].copy() if len(reserved) else found
+    reserve = Reserve.of_request(request, layout, lambda _: found[len(picked) :], _radius_of(sampler))
+    return sampler.components_, picked, layout, picks, rows_of, reserve
 
 
 def extracted_again(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from skpatchcore.bank.reserve import Reserve
 from skpatchcore.bank.scoring import score_patches
 from skpatchcore.patches.patches import Patches
 from skpatchcore.protocols import Index, Sampler, components_of, stored_rows_of
@@ -40,6 +41,8 @@ class MemoryBank:
         *b* of Equation 7 of the PatchCore paper: number of neighbours in the re-weighting of image scores.
     excluded : array of int or None, default=None
         Rows that are ignored when images are scored. None ignores no row.
+    reserve : Reserve or None, default=None
+        Patches that can replace rows of the bank when images are forgotten.
     """
 
     rows: np.ndarray
@@ -50,6 +53,7 @@ class MemoryBank:
     index: Index
     n_neighbors: int
     excluded: np.ndarray | None = None
+    reserve: Reserve | None = None
 
     def build_index(self) -> None:
         """Fit the index. If the index stores the rows in another dtype, the bank and the sampler use these rows."""
@@ -92,7 +96,13 @@ class MemoryBank:
         n_images : int
             Number of original images. The bank was selected from them and from the same number of each view after them.
         """
-        return replace(self, images=self.images % n_images)
+        reserve = None if self.reserve is None else self.reserve.with_images(lambda images: images % n_images)
+        return replace(self, images=self.images % n_images, reserve=reserve)
+
+    def numbered(self, numbers: np.ndarray) -> MemoryBank:
+        """Return the bank in which ``numbers[i]`` replaces the index i of an image."""
+        reserve = None if self.reserve is None else self.reserve.with_images(numbers.__getitem__)
+        return replace(self, images=numbers[self.images], reserve=reserve)
 
 
 # Stages of a detector that refer to the array of the memory bank. Model files store the array once.

@@ -169,8 +169,9 @@ class Extrapolated(NoCalibration):
         shares = [self._mean_share(plan.left_out) for plan in (self.fine, self.coarse)]
         factor = extrapolation_factor(fine, coarse, *shares)
         peaks, coarse_peaks = (some[:, 0, 0].astype(np.float64) for some in (sketches, coarse_sketches))
+        slopes = growth_slope(fine, coarse, *shares), growth_slope(peaks, coarse_peaks, *shares)
         sketches[:, 0] *= np.float32(extrapolation_factor(peaks, coarse_peaks, *shares))
-        return CalibrationScores(self.images(), fine * factor, sketches)
+        return CalibrationScores(self.images(), fine * factor, sketches, slopes)
 
     def _mean_share(self, left_out: Sequence[np.ndarray]) -> float:
         """Return the fraction of the images that the model of an image leaves out, averaged over the images."""
@@ -210,12 +211,36 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float
     ----------
     Quenouille, "Notes on bias in estimation", Biometrika 43, 1956.
     """
-    counts = (fine > 0) & (coarse > 0) & np.isfinite(fine) & np.isfinite(coarse)
-    if not counts.any() or coarse_share <= fine_share:
-        return 1.0
-    change = float(np.mean(np.log(coarse[counts]) - np.log(fine[counts])))
-    factor = float(np.exp(-change * fine_share / (coarse_share - fine_share)))
+    change = _mean_change(fine, coarse)
+    factor = float(np.exp(-change * fine_share / (coarse_share - fine_share))) if coarse_share > fine_share else 1.0
     return factor if factor >= 1 - fine_share else 1.0
+
+
+def growth_slope(fine: np.ndarray, coarse: np.ndarray, fine_share: float, coarse_share: float) -> float:
+    """Return how fast the scores of good images fall as a model is fitted on more images.
+
+    Parameters
+    ----------
+    fine, coarse, fine_share, coarse_share
+        As for :func:`extrapolation_factor`.
+
+    Returns
+    -------
+    float
+        The mean logarithm of the scores is assumed to be a linear function of the logarithm of the number of images,
+        with the slope ``-a``. The result is a, at least 0: scores do not grow with more images. 0 if a is unknown or
+        larger than 1, which is not plausible: see the notes of :func:`extrapolation_factor`.
+    """
+    if not fine_share < coarse_share < 1:
+        return 0.0
+    slope = _mean_change(fine, coarse) / float(np.log1p(-fine_share) - np.log1p(-coarse_share))
+    return slope if 0 <= slope <= 1 else 0.0
+
+
+def _mean_change(fine: np.ndarray, coarse: np.ndarray) -> float:
+    """Return the mean change of the logarithm of the scores; 0 if no image has two positive scores."""
+    counts = (fine > 0) & (coarse > 0) & np.isfinite(fine) & np.isfinite(coarse)
+    return float(np.mean(np.log(coarse[counts]) - np.log(fine[counts]))) if counts.any() else 0.0
 
 
 class Automatic(NoCalibration):

@@ -44,11 +44,15 @@ class CalibrationScores:
     sketches : array of shape (n, 2, n_levels), float32
         Sketch of each image's anomaly map; see :func:`~skpatchcore.calibration.sketches.sketch_of_map`. NaN where
         `scores` is NaN.
+    slopes : (float, float)
+        How fast the scores and the values of the sketches fall with the number of training images n: both are assumed
+        to be proportional to ``n ** -slope``. 0 if this is unknown.
     """
 
     images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0))
     sketches: np.ndarray = field(default_factory=lambda: no_sketches(0))
+    slopes: tuple[float, float] = (0.0, 0.0)
 
 
 class ScoredPart(NamedTuple):

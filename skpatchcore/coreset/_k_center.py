@@ -34,6 +34,7 @@ def k_center_greedy(
     on_pick: Callable[[int], Any] | None = None,
     resume: tuple[np.ndarray, np.ndarray] | None = None,
     left_out: torch.Tensor | None = None,
+    radius: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick rows in greedy order: each pick is the row farthest from all previous picks (Algorithm 1).
 
@@ -52,12 +53,15 @@ def k_center_greedy(
         continues after these picks. None starts a new selection.
     left_out : tensor of int64 or None
         Indices of rows that are ignored: they are not picked, and they do not count in the radii. None ignores no row.
+    radius : float or None
+        Covering radius that suffices: the selection stops as soon as no row is farther away from its nearest pick. None
+        picks `n_selected` rows.
 
     Returns
     -------
     order : array of shape (n_selected,), int64
-        Indices of the picked rows in order of selection, all distinct.
-    radii : array of shape (n_selected,), float64
+        Indices of the picked rows in order of selection, all distinct. Fewer rows if `radius` is reached.
+    radii : array of the same shape, float64
         Covering radius after each pick: the largest distance from a row to the nearest of the picks made so far.
 
     Raises
@@ -68,6 +72,7 @@ def k_center_greedy(
     if not bool(torch.isfinite(rows.norms).all()):
         raise ArithmeticError("squared distances between rows are not finite: scale the features.")
     order, radii = (np.array([start]), np.zeros(1)) if resume is None else resume
+    enough = -1.0 if radius is None else squared_units(radius, rows.quantum)
     picks, squares = [torch.from_numpy(order).to(rows.left.device)], []
     n_given = n_picked = len(order)
     farthest = FarthestRows(rows, left_out)
@@ -80,6 +85,11 @@ def k_center_greedy(
             break
         points = rows.exactly(found.rows)
         places, new_squares = pick_among(points, found, n_selected + 1 - n_picked)
+        n_far = int((new_squares > enough).sum())  # the distances never increase
+        if n_far < len(places):  # the covering radius is reached: the first distance that is small enough
+            picks.append(found.rows[places[:n_far]])
+            squares.append(new_squares[: n_far + 1])
+            break
         new = found.rows[places]
         farthest.add(rows.left[new, :-1], new)
         picks.append(new)
@@ -92,7 +102,13 @@ def k_center_greedy(
     # The radii of the given picks are known, except that of the last one.
     found_radii = np.sqrt(torch.cat(squares).cpu().numpy()) * rows.quantum if squares else np.zeros(0)
     all_radii = np.concatenate([radii[: n_given - 1], found_radii, np.zeros(1)])
-    return torch.cat(picks).cpu().numpy()[:n_selected], all_radii[:n_selected]
+    order = torch.cat(picks).cpu().numpy()[:n_selected]
+    return order, all_radii[: len(order)]
+
+
+def squared_units(radius: float, quantum: float) -> float:
+    """Return a radius as a squared distance in units of the squared quantum, rounded up."""
+    return (radius / quantum) ** 2 * (1 + 1e-12)
 
 
 def pick_among(points: torch.Tensor, found: Candidates, n_wanted: int) -> tuple[torch.Tensor, torch.Tensor]:

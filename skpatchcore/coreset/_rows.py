@@ -142,6 +142,11 @@ class RowBuffer:
         """Number of rows in the buffer."""
         return self._n_written + len(self._waiting)
 
+    @property
+    def n_seen(self) -> int:
+        """Number of rows that were ever appended."""
+        return self._n_before + self.n_gathered
+
     def reserve(self, n_rows: int) -> None:
         """Allocate space for `n_rows` rows. The operating system provides memory only for rows that are written."""
         if n_rows > len(self._left):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,26 +15,18 @@ from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase, progress_bar
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions, fit_context
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
-from skpatchcore.coreset._base import SubsetSampler, checked_batches, count_of
+from skpatchcore.coreset._base import checked_batches, count_of
+from skpatchcore.coreset._growth import GrowingSelection
 from skpatchcore.coreset._k_center import k_center_greedy
 from skpatchcore.coreset._order_cache import OrderCache
-from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
+from skpatchcore.coreset._projecting import PROJECTIONS
 from skpatchcore.coreset._rows import RowBuffer, Rows
-from skpatchcore.coreset._shard_work import features_of
+from skpatchcore.coreset._sharded import ShardedSelection
 from skpatchcore.coreset._shards import SCRATCH_BYTES, peek, row_bytes, select_at_once, select_from_shards
-from skpatchcore.coreset.distributed import (
-    ProjectedRows,
-    Request,
-    SelectionReport,
-    ShardGroup,
-    select_exactly,
-    select_merged,
-)
-
-_PROJECTIONS = {"gaussian": gaussian_projection, "sparse": sparse_projection}
+from skpatchcore.coreset.reserve import ReserveRequest
 
 
-class GreedyCoresetSampler(SubsetSampler):
+class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
     """Select a coreset: a subset of the rows such that every row is near a selected row (k-center greedy algorithm).
 
     The selection follows Equation 5 and Algorithm 1 of the PatchCore paper (Roth et al., 2022). By default, the first
@@ -82,7 +74,20 @@ class GreedyCoresetSampler(SubsetSampler):
         Indices of the selected rows in `X`, in order of selection.
     selection_distances_ : array of shape (n_selected,), float64
         Covering radius after each selected row, measured between projected rows. The values never increase. Every row
-        is at most ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows.
+        is at most ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows. For rows that
+        `extend` has selected, the values are upper bounds for all rows seen, and can be larger than those before.
+    covering_radius_ : float
+        Upper bound of the distance from any row seen to its nearest selected row, measured between projected rows.
+    radius_ : float
+        Covering radius of the rows that `fit` selected, which `extend` keeps with ``growth="radius"``.
+    ratio_ : float
+        Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+    n_samples_seen_ : int
+        Number of rows in `fit` and all calls of `extend`.
+    n_projections_ : int
+        Number of columns of the projected rows.
+    seed_ : int
+        Seed of the projection and the start: `random_state` if it is an int, otherwise a random number.
     n_features_in_ : int
         Number of columns of `X`.
     feature_names_in_ : array of str
@@ -123,7 +128,7 @@ class GreedyCoresetSampler(SubsetSampler):
     _parameter_constraints: dict[str, Any] = {
         "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
         "n_projections": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
-        "projection": [StrOptions(set(_PROJECTIONS))],
+        "projection": [StrOptions(set(PROJECTIONS))],
         "start": [StrOptions({"random"}), Interval(Integral, 0, None, closed="left")],
         "device": [str],
         "memory": [str, HasMethods(["cache"]), None],
@@ -186,7 +191,11 @@ class GreedyCoresetSampler(SubsetSampler):
     @fit_context(prefer_skip_nested_validation=True)
     @default_modes()
     def fit_batches(
-        self, batches: Iterable[np.ndarray], n_samples: int, max_memory: int | None = None
+        self,
+        batches: Iterable[np.ndarray],
+        n_samples: int,
+        max_memory: int | None = None,
+        reserve: ReserveRequest | None = None,
     ) -> GreedyCoresetSampler:
         """Select rows from batches in a single pass, with only the projected rows in memory.
 
@@ -210,6 +219,9 @@ class GreedyCoresetSampler(SubsetSampler):
             more memory.
         max_memory : int or None, default=None
             Maximum memory of the selection in bytes. None sets no limit: all projected rows are kept in memory.
+        reserve : ReserveRequest or None, default=None
+            If given, further rows are selected, from which `refill` fills holes if images are left out later. There is
+            no reserve if the rows are divided into shards. None selects no reserve.
 
         Returns
         -------
@@ -222,14 +234,20 @@ class GreedyCoresetSampler(SubsetSampler):
             In the same cases as in `fit`. The error is also raised if there are no batches, or if the projected rows do
             not fit in `max_memory` and `max_memory` is too small for 6 times as many rows as are to be selected.
         """
-        self._fit(checked_batches(batches), n_samples, max_memory)
+        self._fit(checked_batches(batches), n_samples, max_memory, reserve=reserve)
         if hasattr(self, "components_"):  # set by an earlier fit
             del self.components_
         return self
 
     @fit_context(prefer_skip_nested_validation=True)
     @default_modes()
-    def fit_folds(self, batches: Iterable[np.ndarray], n_samples: int, folds: Iterable[np.ndarray]) -> list[np.ndarray]:
+    def fit_folds(
+        self,
+        batches: Iterable[np.ndarray],
+        n_samples: int,
+        folds: Iterable[np.ndarray],
+        reserve: ReserveRequest | None = None,
+    ) -> list[np.ndarray]:
         """Fit as `fit_batches` without a memory limit, and also select from parts of the rows.
 
         The rows are projected once for all selections. All selections use the same projection and, with
@@ -244,6 +262,8 @@ class GreedyCoresetSampler(SubsetSampler):
         folds : iterable of arrays of int
             Indices of the rows that each additional selection leaves out, counted over all batches. The iterable is
             read after the last batch.
+        reserve : ReserveRequest or None, default=None
+            As for `fit_batches`. The folds have no reserve.
 
         Returns
         -------
@@ -257,106 +277,7 @@ class GreedyCoresetSampler(SubsetSampler):
         ValueError
             In the same cases as in `fit`, and if a fold leaves out all rows.
         """
-        return self._fit(checked_batches(batches), n_samples, None, folds)
-
-    def project_batches(self, batches: Iterable[np.ndarray], images: Iterable[np.ndarray]) -> ProjectedRows:
-        """Return the projected rows of a shard, for :meth:`fit_shards`. `random_state` must be an int.
-
-        Parameters
-        ----------
-        batches : iterable of arrays of shape (n_rows, n_features)
-            The rows of the shard, in order, as float32 or float64.
-        images : iterable of arrays of shape (n_rows,)
-            Index of the image of each row, per batch. It is read after the last batch. All rows of an image must be in
-            one shard.
-
-        Returns
-        -------
-        ProjectedRows
-            The projected rows with their images.
-
-        Raises
-        ------
-        ValueError
-            As for `fit`. The number of the row is counted within the shard.
-        """
-        first, batches = peek(checked_batches(batches))
-        matrix, _ = self._draw(first.shape[1], self._columns_of_shards(first.shape[1]))
-        dtype = torch.float64 if first.dtype == np.float64 else torch.float32
-        with default_modes():
-            buffer = RowBuffer(matrix, first.shape[1], dtype, require_device(self.device))
-            for batch in batches:
-                buffer.extend(batch)
-            values = buffer.take()[0][:, :-1].cpu().numpy()
-        return ProjectedRows(values, np.concatenate(list(images)).astype(np.int64), first.shape[1])
-
-    def fit_shards(
-        self,
-        group: ShardGroup,
-        projected: list[Any],
-        left_out: Sequence[np.ndarray] = (),
-        mode: str = "exact",
-        oversampling: float = 2.0,
-        on_progress: Callable[[int, int], Any] | None = None,
-    ) -> tuple[SelectionReport, list[np.ndarray]]:
-        """Fit on rows that are divided among several processes. `random_state` must be an int.
-
-        Sets the same attributes as `fit`, except ``components_``. In ``"exact"`` mode, they have the same values, if
-        the rows are the same. The cache `memory` is not used.
-
-        Parameters
-        ----------
-        group : ShardGroup
-            The shards; see ``skpatchcore.coreset.distributed``.
-        projected : list of handles
-            Result of `project_batches` for each shard, in the order of the rows. The list is emptied, so that the group
-            can free the memory of the results.
-        left_out : sequence of arrays of int, default=()
-            Images that each additional selection leaves out, as in `fit_folds`.
-        mode : {"exact", "merge"}, default="exact"
-            ``"exact"`` selects the same rows as `fit`. ``"merge"`` selects from each shard, and then from the selected
-            rows: two rounds, and a little larger covering radius.
-        oversampling : float, default=2.0
-            In ``"merge"`` mode, each of m shards selects ``oversampling / m`` times the requested number of rows.
-        on_progress : callable or None, default=None
-            Called with the number of new picks and the number of rounds so far.
-
-        Returns
-        -------
-        report : SelectionReport
-            Work, communication and quality of the selection.
-        picks : list of arrays of int64
-            Per item of `left_out`, the selected rows, as in `fit_folds`.
-
-        Raises
-        ------
-        ValueError
-            In the same cases as in `fit` and `fit_folds`.
-        """
-
-        def check(n_rows: int) -> None:
-            count_of(self.ratio, n_rows)
-            self._check_start(n_rows)
-
-        def count(n_rows: int) -> int:
-            if not n_rows:
-                raise ValueError("a fold leaves out all rows: pass folds that leave at least one row.")
-            return min(int(self.ratio), n_rows) if isinstance(self.ratio, Integral) else count_of(self.ratio, n_rows)
-
-        n_features = group.gather(group.map("skpatchcore-measure", features_of, projected[:1]))[0]
-        _, direction = self._draw(n_features, self._columns_of_shards(n_features))
-        start = 0 if self.start == "random" else int(self.start)
-        nothing = np.zeros(0, np.int64)
-        request = Request(direction, start, check, count, [nothing, *left_out])
-        if mode == "merge":
-            found, report = select_merged(group, projected, request, oversampling, on_progress)
-        else:
-            found, report = select_exactly(group, projected, request, on_progress=on_progress)
-        self.n_features_in_ = n_features
-        self.component_indices_, self.selection_distances_ = found[0].order, found[0].radii
-        if hasattr(self, "components_"):  # set by an earlier fit
-            del self.components_
-        return report, [selection.order for selection in found[1:]]
+        return self._fit(checked_batches(batches), n_samples, None, folds, reserve)
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the memory that `fit_batches` needs if all projected rows are kept in memory.
@@ -375,41 +296,13 @@ class GreedyCoresetSampler(SubsetSampler):
         """
         return SCRATCH_BYTES + n_samples * row_bytes(self._n_columns(n_samples, n_features))
 
-    def _n_columns(self, n_samples: int, n_features: int) -> int:
-        """Return the number of columns after the projection."""
-        if self.n_projections == "auto":
-            return lemma_projections(n_samples, n_features)
-        return n_features if self.n_projections is None else min(n_features, int(self.n_projections))
-
-    def _columns_of_shards(self, n_features: int) -> int:
-        """Return the number of columns after the projection of shards, which must not depend on the number of rows."""
-        if self.n_projections == "auto":
-            raise ValueError(
-                "n_projections='auto' depends on the number of patches, which is not known before the projection if "
-                "the patches are divided among several processes: choose a number, e.g. 128."
-            )
-        return self._n_columns(0, n_features)
-
-    def _check_start(self, n_samples: int) -> None:
-        if self.start != "random" and int(self.start) >= n_samples:
-            raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X: use a smaller index.")
-
-    def _draw(self, n_features: int, n_columns: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Draw the projection matrix, and the direction along which the first pick is the farthest row."""
-        rng = check_random_state(self.random_state)
-        matrix = None
-        if n_columns < n_features:
-            matrix = _PROJECTIONS[self.projection](n_features, n_columns, rng)
-        # The direction is drawn after the projection matrix. All shards use the same direction.
-        direction = rng.standard_normal(n_columns) if self.start == "random" else None
-        return matrix, direction
-
     def _fit(
         self,
         batches: Iterable[np.ndarray],
         n_samples: int,
         max_memory: int | None,
         folds: Iterable[np.ndarray] = (),
+        reserve: ReserveRequest | None = None,
     ) -> list[np.ndarray]:
         """Select rows from validated batches, and set the fitted attributes except ``components_``.
 
@@ -423,7 +316,8 @@ class GreedyCoresetSampler(SubsetSampler):
         first, batches = peek(batches)
         n_features = first.shape[1]
         n_columns = self._n_columns(n_samples, n_features)
-        matrix, direction = self._draw(n_features, n_columns)
+        seed = self._new_seed()
+        matrix, direction = self._draw(n_features, n_columns, check_random_state(seed))
         dtype = torch.float64 if first.dtype == np.float64 else torch.float32
         # Without an int seed, the random draws differ from fit to fit. A cached order would never be read again.
         is_drawn = matrix is not None or direction is not None
@@ -449,6 +343,8 @@ class GreedyCoresetSampler(SubsetSampler):
             with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
                 start = start_of(rows, numbers)
                 order, radii = self._select(rows, n_wanted, start, memory if capacity is None else None)
+                if reserve is not None and capacity is None:
+                    reserve.select(rows, order, float(radii[-1]))
                 with phase("calibration"), progress_bar(None, "selecting for calibration", "fold", self.verbose) as bar:
                     for left_out in folds:
                         selected.append(self._select_without(rows, left_out, start_of))
@@ -460,9 +356,8 @@ class GreedyCoresetSampler(SubsetSampler):
             summary = select_at_once(batches, n_samples, buffer, select)
         else:
             summary = select_from_shards(batches, capacity, n_selected, buffer, select)
-        self.n_features_in_ = n_features
-        self.component_indices_ = summary.numbers
-        self.selection_distances_ = summary.radii
+        self.component_indices_, self.selection_distances_ = summary.numbers, summary.radii
+        self._remember(seed, n_features, n_columns, buffer.n_seen)
         return selected
 
     def _select(self, rows: Rows, n_selected: int, start: int, memory: Any) -> tuple[np.ndarray, np.ndarray]:

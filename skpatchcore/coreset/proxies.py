@@ -105,6 +105,8 @@ class LearnedProxySampler(SubsetSampler):
     True
     """
 
+    computes_components = True  # see the protocol of samplers
+
     _parameter_constraints: dict[str, Any] = {
         "ratio": [Interval(Real, 0, 1, closed="right"), Interval(Integral, 1, None, closed="left")],
         "n_epochs": [Interval(Integral, 1, None, closed="left")],

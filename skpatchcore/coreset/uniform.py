@@ -35,6 +35,10 @@ class RandomSampler(SubsetSampler):
         The selected rows.
     component_indices_ : array of shape (n_selected,), int64
         Indices of the selected rows in `X`, in random order.
+    ratio_ : float
+        Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+    n_samples_seen_ : int
+        Number of rows in `fit` and all calls of `extend`.
     n_features_in_ : int
         Number of columns of `X`.
     feature_names_in_ : array of str
@@ -125,6 +129,50 @@ class RandomSampler(SubsetSampler):
             del self.components_
         return self
 
+    def extend(
+        self,
+        batches: Iterable[np.ndarray],
+        n_samples: int,
+        growth: str = "ratio",
+        reserve: Any = None,
+    ) -> np.ndarray:
+        """Go on selecting from new rows. The rows that are already selected stay.
+
+        Parameters
+        ----------
+        batches : iterable of arrays of shape (n_rows, n_features)
+            The new rows, in order. Only the number of rows is used.
+        n_samples : ignored
+            Present for API consistency.
+        growth : {"ratio"}, default="ratio"
+            The selected rows are the fraction `ratio_` of all rows seen.
+        reserve : ignored
+            Present for API consistency. There is no reserve.
+
+        Returns
+        -------
+        array of int64
+            Indices of the newly selected rows among the new rows.
+
+        Raises
+        ------
+        ValueError
+            If `growth` is another value.
+        """
+        if growth != "ratio":
+            raise ValueError(
+                f"growth={growth!r} needs a GreedyCoresetSampler, which knows its covering radius: use growth='ratio'."
+            )
+        n_new = sum(map(len, batches))
+        seen = self.n_samples_seen_
+        n_wanted = min(n_new, count_of(self.ratio_, seen + n_new) - count_of(self.ratio_, seen))
+        is_int = isinstance(self.random_state, Integral)
+        rng = np.random.RandomState([int(self.random_state), seen] if is_int else None)
+        picks = rng.permutation(n_new)[:n_wanted].astype(np.int64)
+        self.component_indices_ = np.concatenate([self.component_indices_, picks + seen])
+        self.n_samples_seen_ += n_new
+        return picks
+
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the memory that `fit_batches` needs.
 
@@ -145,4 +193,15 @@ class RandomSampler(SubsetSampler):
     def _draw(self, n_samples: int) -> np.ndarray:
         """Return random row indices: the first entries of a random permutation of all row indices."""
         order: np.ndarray = check_random_state(self.random_state).permutation(n_samples)
-        return order[: count_of(self.ratio, n_samples)]
+        picked = order[: count_of(self.ratio, n_samples)]
+        self.ratio_ = len(picked) / n_samples if isinstance(self.ratio, Integral) else float(self.ratio)
+        self.n_samples_seen_ = n_samples
+        return picked
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "component_indices_" in state and "ratio_" not in state:  # fitted by an older version
+            order = state["component_indices_"]
+            seen = max(int(order.max()) + 1, len(order))
+            ratio = len(order) / seen if isinstance(state["ratio"], Integral) else float(state["ratio"])
+            state = {"ratio_": ratio, "n_samples_seen_": seen, **state}
+        super().__setstate__(state)

@@ -66,6 +66,10 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         As for :class:`~skpatchcore.PatchCoreDetector`. A mask is read by this process, not by the workers.
     augment : None, default=None
         Turned views of training images are not possible on a cluster: other values raise an error.
+    growth : {"radius", "ratio"}, default="radius"
+        How `partial_fit` of the local detector (`to_local`) grows, as for :class:`~skpatchcore.PatchCoreDetector`.
+    reserve : bool, default=True
+        Not used: a fit on a cluster selects no reserve.
     max_memory : int, str or None, default="auto"
         Memory that a fit may use in each worker process, e.g. ``"4GB"``. ``"auto"`` uses 60 % of the workers' smallest
         ``memory_limit``: above this share, Dask writes results to disk. None sets no limit. If the patch features of a
@@ -149,6 +153,8 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         smoothing: float = 4.0,
         roi: Any = None,
         augment: str | None = None,
+        growth: str = "radius",
+        reserve: bool = True,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -170,6 +176,8 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         self.smoothing = smoothing
         self.roi = roi
         self.augment = augment
+        self.growth = growth
+        self.reserve = reserve
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state

@@ -268,7 +268,7 @@ def _require_packages() -> None:
 
 def _training_images(detector: Any) -> list[str]:
     """Return the paths of the detector's training images. Raise an ExportError if they are unknown or missing."""
-    paths = detector.training_paths_ or []
+    paths = [path for path in detector.training_paths_ or [] if path is not None]
     missing = [path for path in paths if not os.path.exists(path)]
     if not paths or missing:
         reason = f"{missing[0]!r} does not exist" if missing else "their paths are unknown"
@@ -276,7 +276,7 @@ def _training_images(detector: Any) -> list[str]:
             f"precision='int8' needs images of good parts, and the training images cannot be used: {reason}. Pass "
             "good_images."
         )
-    return list(paths)
+    return paths
 
 
 def _images(images: Any, name: str) -> Sequence[Any]:

@@ -23,13 +23,24 @@ class PatchInputs:
     """Base class that validates the `X`, `y` and `groups` of a detector on patch features."""
 
     n_features_in_: int
-    training_paths_: list[str] | None
+    training_paths_: list[Any] | None
 
     def _nominal_images(self, X: Any, y: Any, groups: Any, extractor: Any) -> tuple[Any, np.ndarray, np.ndarray | None]:
         """Return the good images, their indices in `X`, and their groups as integers."""
-        X = self._validated(X, extractor, reset=True)
+        X, images, nominal = self._labelled(X, y, extractor, reset=True)
+        self.training_paths_ = None if extractor is None else paths_of(images)
+        codes = None if groups is None else group_codes(groups, nominal)
+        kept = np.flatnonzero(nominal)
+        self._keep_numbers(len(nominal), kept, groups)
+        return X if nominal.all() else safe_indexing(X, kept), kept, codes
+
+    def _keep_numbers(self, n_images: int, kept: np.ndarray, groups: Any) -> None:
+        """Set fitted attributes from the number of images, the indices of the good images and the groups of all."""
+
+    def _labelled(self, X: Any, y: Any, extractor: Any, reset: bool) -> tuple[Any, Any, np.ndarray]:
+        """Return the validated `X`, its images without their regions, and a mask of the good images."""
+        X = self._validated(X, extractor, reset)
         images = X.images if isinstance(X, ImagesWithRegions) else X
-        self.training_paths_ = None if extractor is None else _paths_of(images)
         if y is None and len(classes := getattr(images, "classes", ())) > 1:
             raise ValueError(
                 f"X is a dataset with the classes {', '.join(classes)}: pass a dataset of good images only, or y with "
@@ -40,10 +51,7 @@ class PatchInputs:
                 "X is a dataset of images with targets, which are ignored: fit uses all images as good images. If some "
                 "images are not good, pass y with +1 for good and -1 for anomalous images."
             )
-        nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
-        codes = None if groups is None else group_codes(groups, nominal)
-        kept = np.flatnonzero(nominal)
-        return X if nominal.all() else safe_indexing(X, kept), kept, codes
+        return X, images, is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         """Return `X` as a sequence of images or of grids. Validate a 2-D table with scikit-learn."""
@@ -88,7 +96,7 @@ def turned_training_images(X: Any, turns: Sequence[Turn], extractor: Any) -> Any
     return with_turned_views(X, turns, pixel_format_of(extractor), max_pixels_of(extractor))
 
 
-def _paths_of(images: Any) -> list[str] | None:
+def paths_of(images: Any) -> list[str] | None:
     """Return the absolute paths of images; None if they are not all given as paths."""
     if getattr(images, "ndim", None) == 1:  # a column, for an extractor of the user's
         images = images.tolist()

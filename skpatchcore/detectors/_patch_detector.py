@@ -30,7 +30,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryEstimate, MemoryNeeds, estimate_memory
 from skpatchcore.calibration.folds import CrossFitted
 from skpatchcore.calibration.plan import kind_of, plan_calibration
-from skpatchcore.calibration.plans import NoCalibration, SketchOf
+from skpatchcore.calibration.plans import CalibrationScores, NoCalibration, SketchOf
 from skpatchcore.calibration.sketches import sketch_of_scores
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._image_scores import ImageScoring
@@ -155,7 +155,11 @@ class PatchDetector(
         everything = np.arange(len(patches))
         parts = (held(patches.subset(np.setdiff1d(everything, images))) for images in left_out)
         fold_models = ([self._learn(part, stages, part_budget, seed)] for part, part_budget in parts)
-        return self._learn(patches, stages, budget, seed), fold_models
+        return self._learn_all(patches, stages, budget, seed), fold_models
+
+    def _learn_all(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
+        """Fit the model that `fit` keeps, which may hold more than those of folds."""
+        return self._learn(patches, stages, budget, seed)
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         """Return the number of folds for ``calibration="auto"``. 0 means that the model leaves out images exactly."""
@@ -300,11 +304,15 @@ class PatchDetector(
             warn_user(problem, InspectionWarning)
         self._keep(learned.model, learned.numbers)
         found = learned.found
+        self._keep_calibration(found)
         self._set_thresholds(
             found.scores, peaks_of(found.sketches), found.sketches, kept[found.images],
             self.contamination, self.pixel_contamination,
         )  # fmt: skip
         return self
+
+    def _keep_calibration(self, found: CalibrationScores) -> None:
+        """Set fitted attributes from the calibration scores, in addition to the thresholds."""
 
     def _learned(
         self, stream: PatchStream, records: ImageRecords, plan: NoCalibration, stages: dict[str, Any], seed: int
@@ -398,12 +406,7 @@ class PatchDetector(
     def _stream(self, X: Any, records: ImageRecords, with_views: bool = True) -> PatchStream:
         """Return the stream of the patches of new images, which are recorded in `records`."""
         X = self._validated(X, self.extractor_, reset=False)
-        if self.inspection_ is not None and self.inspection_.has_own_regions and not isinstance(X, ImagesWithRegions):
-            warn_user(
-                "the detector was fitted with a region of interest for each image (roi), and the new images have none: "
-                "they are inspected as a whole, and good images can be flagged. Pass roi to this method, too.",
-                InspectionWarning,
-            )
+        self._warn_of_missing_regions(X)
         return PatchStream(
             self.extractor_,
             X,
@@ -414,6 +417,15 @@ class PatchDetector(
             region=self.roi_,
             transform=self._row_transform(),
         )
+
+    def _warn_of_missing_regions(self, X: Any) -> None:
+        """Warn if the detector was fitted with a region for each image, and `X` has none."""
+        if self.inspection_ is not None and self.inspection_.has_own_regions and not isinstance(X, ImagesWithRegions):
+            warn_user(
+                "the detector was fitted with a region of interest for each image (roi), and the new images have none: "
+                "they are inspected as a whole, and good images can be flagged. Pass roi to this method, too.",
+                InspectionWarning,
+            )
 
     def _row_transform(self) -> RowTransform | None:
         """Return the fitted step between the extractor and the model; None if there is none."""

@@ -164,6 +164,7 @@ class CalibratedDetector(OutlierMixin):
         if pixel_contamination is None:
             pixel_contamination = self.pixel_contamination
         check_pixel_contamination(pixel_contamination)
+        X, before = listed(X), self._before_recalibration()
         if X is None:
             self._require_threshold()
             scores, sketches = turned(self.calibration_scores_), self.calibration_sketches_
@@ -177,7 +178,14 @@ class CalibratedDetector(OutlierMixin):
             peaks, images = peaks_of(sketches), np.arange(len(scores))
             self.calibration_plan_ = "other good images"
         self._set_thresholds(scores, peaks, sketches, images, contamination, pixel_contamination)
+        self._after_recalibration(before, X, 0 if X is None else len(scores))
         return self
+
+    def _before_recalibration(self) -> Any:
+        """Return what `_after_recalibration` needs to know of the detector before."""
+
+    def _after_recalibration(self, before: Any, X: Any, n_images: int) -> None:
+        """Record that `recalibrate` has set the thresholds. `X` are its images, or None."""
 
     def _set_thresholds(
         self,
@@ -282,7 +290,7 @@ def older_thresholds(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _warn_of_training_images(X: Any, training_paths: list[str] | None) -> None:
+def _warn_of_training_images(X: Any, training_paths: list[str | None] | None) -> None:
     """Warn if images for a recalibration are training images, whose scores are far too low."""
     if training_paths is None or not isinstance(X, list | tuple):
         return

@@ -7,7 +7,6 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
@@ -16,13 +15,12 @@ from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.collect import collect_banks
 from skpatchcore.bank.folds import FEWEST_FOLDS, affordable_folds, describe_long_selection
 from skpatchcore.bank.memory_bank import MemoryBank, with_shared_bank, without_copies_of_bank
-from skpatchcore.bank.scoring import nearest_patches
 from skpatchcore.bank.transformer import TransformedModel, fit_transformer, transformed, transformed_needs
+from skpatchcore.detectors._explaining import ExplainingDetector
+from skpatchcore.detectors._growing import GrowingDetector
 from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
-from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import INDEXES
-from skpatchcore.images.containers import with_regions
 from skpatchcore.images.turns import TURNS
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
@@ -30,7 +28,7 @@ from skpatchcore.patches.stream import PatchSource
 from skpatchcore.protocols import selects_folds
 
 
-class PatchCoreDetector(PatchDetector):
+class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     """Detect anomalous images, and the anomalous pixels in them, with PatchCore.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
@@ -136,6 +134,15 @@ class PatchCoreDetector(PatchDetector):
         - ``"flips"``: left-right and up-down.
         - ``"rotations+flips"``: all 7 symmetries of the square.
         - None: no views.
+    growth : {"radius", "ratio"}, default="radius"
+        How many patches of new images `partial_fit` adds to the memory bank. ``"radius"`` adds patches until each new
+        patch is as close to a row of the bank as the patches of `fit` are (the covering radius of the sampler). Images
+        that look like those before add few rows. ``"ratio"`` keeps the fraction of the patches that the sampler has
+        selected. RandomSampler needs ``"ratio"``.
+    reserve : bool, default=True
+        Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
+        bank. Model files are about 1.5 times as large with a `ratio` of 1 %, and 1.1 times with 10 %. There is no
+        reserve if the sampler is no GreedyCoresetSampler, or selects shard by shard.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
@@ -166,7 +173,8 @@ class PatchCoreDetector(PatchDetector):
         The patch features of the coreset, in order of selection, after the transformer. Without a transformer, there
         are as many columns as channels.
     bank_image_indices_ : array of shape (n_bank,), int64
-        Index in `X` of the image from which each row of the bank was computed.
+        Index in `X` of the image from which each row of the bank was computed. Images of `partial_fit` count on from
+        `n_images_seen_`.
     bank_positions_ : array of shape (n_bank, 2), int64
         Row and column of each bank row's patch in the patch grid of its image. For a patch of a turned view, the grid
         is turned back.
@@ -183,7 +191,8 @@ class PatchCoreDetector(PatchDetector):
         thresholds: values that fixed fractions of the pixels exceed, and the area of the largest region above each of
         these values.
     calibration_image_indices_ : array of shape (n_calibration,), int64
-        Index in `X` of each calibration image.
+        Index in `X` of each calibration image, as in `bank_image_indices_`. -1 for images of `recalibrate` if
+        `partial_fit` or `forget` was called afterwards.
     appearance_range_ : array of shape (2, 5) or None
         Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
         green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
@@ -195,14 +204,40 @@ class PatchCoreDetector(PatchDetector):
         Fraction of the training images' pixels that is inspected, and the size of a patch in pixels of the image.
         ``print(detector.inspection_)`` describes both. None if the extractor does not report views.
     training_paths_ : list of str or None
-        Absolute paths of the images in the `X` of `fit`, in the same order, including images that `y` leaves out.
-        ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if `X` did not consist of paths.
-        Model files hold these paths. Set the attribute to None before saving if the names of folders and images must
-        not be passed on.
+        Absolute paths of the images in the `X` of `fit` and `partial_fit`, in the same order, including images that `y`
+        leaves out. ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if no `X` consisted of
+        paths. An item is None if the image was no path, or is forgotten. Model files hold these paths, and those in
+        `updates_`. Set both attributes to None and [] before saving if the names of folders and images must not be
+        passed on.
+    training_image_indices_ : array of int64
+        Indices of the training images, without those that `y` left out and those that are forgotten.
+    training_groups_ : list or None
+        Group of each image, in the order of the indices. None if there were no groups.
+    n_images_seen_ : int
+        Number of images in the `X` of `fit` and of all calls of `partial_fit`, including those that `y` leaves out.
+    updates_ : list of dict
+        What was done with the detector: an entry for `fit`, and for each call of `partial_fit`, `forget` and
+        `recalibrate`. Keys: ``kind``, ``time`` (UTC), ``n_images``, ``paths``, ``digests`` (SHA-256 of the images), the
+        pairs before and after ``offset``, ``pixel_offset``, ``promised_rate`` and ``n_bank``, and ``note``.
+    calibration_slope_, pixel_calibration_slope_ : float
+        How fast scores and map values of good images fall with the number n of training images: as ``n ** -slope``. 0
+        if this is unknown. See `partial_fit`.
+    contamination_, pixel_contamination_ : float, "auto" or None
+        The values with which the thresholds were set last.
+    reserve_rows_ : array of shape (n_reserve, n_columns) or None
+        Patches of the training images from which `forget` fills holes of the bank. None without a reserve.
+    reserve_image_indices_, reserve_positions_, reserve_boxes_ : arrays or None
+        Image, position and box of each row of the reserve, as for the bank.
+    reserve_indices_ : array of shape (n_reserve,), int64, or None
+        Number of each row of the reserve among all patches of the training images.
+    reserve_supports_ : array of shape (n_supports, 4), int64, or None
+        Number of a row of the reserve, followed by the images without which this row is needed in the bank.
     embeddings_ : array of shape (n_images, n_columns), float32
         Mean patch feature of each good training image, projected at random to at most 32 columns.
         :class:`~skpatchcore.DriftMonitor` compares new images with these embeddings. `recalibrate` replaces them by
         those of its images. None in a model of an older version.
+    embedding_image_indices_ : array of shape (n_images,), int64
+        Index of the image of each of these rows; -1 for images of `recalibrate`.
     appearances_ : array of shape (n_images, 5) or None
         Values of `appearance_range_` for each of these images. None if the extractor does not report views.
     offset_ : float
@@ -251,6 +286,8 @@ class PatchCoreDetector(PatchDetector):
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "image_score": image_score_constraints("reweighted", "max", "map-max"),
         "augment": [StrOptions({name for name in TURNS if name is not None}), None],
+        "growth": [StrOptions({"radius", "ratio"})],
+        "reserve": ["boolean"],
     }
     _stage_names = ("extractor", "transformer", "sampler", "index")
     _draws = False
@@ -270,6 +307,8 @@ class PatchCoreDetector(PatchDetector):
         smoothing: float = 4.0,
         roi: Any = None,
         augment: str | None = None,
+        growth: str = "radius",
+        reserve: bool = True,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -287,74 +326,15 @@ class PatchCoreDetector(PatchDetector):
         self.smoothing = smoothing
         self.roi = roi
         self.augment = augment
+        self.growth = growth
+        self.reserve = reserve
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
 
-    def nearest_patches(self, X: Any, *, n_patches: int = 1, roi: Any = None) -> pd.DataFrame:
-        """Return the most anomalous patches of images, with the most similar bank row of each, **bigger = farther**.
-
-        The table explains image scores. For each of the most anomalous patches of an image, the table contains the
-        nearest row of the memory bank and the training image from which this row was computed.
-
-        Parameters
-        ----------
-        X : as for `fit`
-            The images.
-        n_patches : int, default=1
-            Number of patches to return per image. The patches with the largest distances from the bank are returned,
-            the largest first. The returned patches are often neighbours in the patch grid.
-        roi : sequence of shape (n_images,) or None, default=None
-            Region of interest of each image, as for `fit`.
-
-        Returns
-        -------
-        DataFrame
-            One row per patch, in the order of the images, with these columns:
-
-            - ``image``: index of the image in `X`.
-            - ``rank``: 0 for the patch with the largest distance, then 1, 2 and so on. With
-              ``image_score="reweighted"`` and ``"max"``, the patch of rank 0 determines the image score.
-            - ``top``, ``left``, ``height``, ``width``: the cell of the patch (its rectangle of the patch grid), in the
-              image's own pixels.
-            - ``distance``: distance to the nearest row of the bank, bigger = more anomalous. For rank 0, this is the
-              distance of Equation 6 of the PatchCore paper.
-            - ``bank_row``: index of the nearest row in ``memory_bank_``.
-            - ``nominal_image``: index in the `X` of `fit` of the image from which this bank row was computed.
-            - ``nominal_top``, ``nominal_left``, ``nominal_height``, ``nominal_width``: the cell of the bank row's
-              patch in that image, in the image's own pixels.
-
-            With precomputed features, the columns of cells contain NaN.
-
-        Raises
-        ------
-        ImageError
-            If an image cannot be read or is not an image.
-        ValueError
-            If `n_patches` is less than 1.
-        """
-        check_is_fitted(self, "memory_bank_")
-        if n_patches < 1:
-            raise ValueError(f"n_patches={n_patches}: expected at least 1.")
-        records = ImageRecords(self._patch_check(is_fitted=True), of_good_images=False)
-        found = nearest_patches(self._stream(with_regions(X, roi), records), self.index_, n_patches, self.memory_bank_)
-        nearest = found["nearest"]
-        sides = ("top", "left", "height", "width")
-        return pd.DataFrame(
-            {
-                "image": found["image"],
-                "rank": found["rank"],
-                **dict(zip(sides, found["box"].T, strict=True)),
-                "distance": found["distance"],
-                "bank_row": nearest,
-                "nominal_image": self.bank_image_indices_[nearest],
-                **{f"nominal_{side}": values for side, values in zip(sides, self.bank_boxes_[nearest].T, strict=True)},
-            }
-        )
-
     def _learn(
-        self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int
+        self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int, reserve_of: int | None = None
     ) -> MemoryBank | TransformedModel:
         transform = None
         if (transformer := stages["transformer"]) is not None:
@@ -363,7 +343,8 @@ class PatchCoreDetector(PatchDetector):
             del first
             transform = fit_transformer(transformer, patches)
             patches, budget = transformed(patches, transform, budget, needs)
-        bank = collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight())[0]
+        stage = stages["sampler"], stages["index"]
+        bank = collect_banks(patches, *stage, budget, self._n_in_weight(), reserve_of=reserve_of)[0]
         return bank if transform is None else TransformedModel(bank, transform)
 
     def _learn_folds(
@@ -380,7 +361,17 @@ class PatchCoreDetector(PatchDetector):
             warn_user(problem)
         if stages["transformer"] is not None or not self._shares_folds(budget, patches, stages):
             return super()._learn_folds(patches, stages, budget, seed, left_out, held)
-        return collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight(), left_out)
+        stage, reserve_of = (stages["sampler"], stages["index"]), self._reserve_of(patches)
+        return collect_banks(patches, *stage, budget, self._n_in_weight(), left_out, reserve_of)
+
+    def _learn_all(
+        self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int
+    ) -> MemoryBank | TransformedModel:
+        return self._learn(patches, stages, budget, seed, self._reserve_of(patches))
+
+    def _reserve_of(self, patches: PatchSource) -> int | None:
+        """Return the number of original images among `patches` if there is a reserve; otherwise None."""
+        return len(patches) // (1 + len(self._turns())) if self.reserve else None
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         if stages["transformer"] is not None:  # the folds share no work
@@ -412,10 +403,14 @@ class PatchCoreDetector(PatchDetector):
     def _keep(self, model: MemoryBank | TransformedModel, numbers: np.ndarray) -> None:
         bank: MemoryBank = model.model if isinstance(model, TransformedModel) else model
         self.transformer_ = model.transform.transformer if isinstance(model, TransformedModel) else None
+        self._keep_bank(bank.numbered(numbers))
+
+    def _keep_bank(self, bank: MemoryBank) -> None:
         self.sampler_, self.index_ = bank.sampler, bank.index
         self.memory_bank_ = bank.rows
-        self.bank_image_indices_ = numbers[bank.images]
+        self.bank_image_indices_ = bank.images
         self.bank_positions_, self.bank_boxes_ = bank.positions, bank.boxes
+        self._keep_reserve(bank.reserve)
 
     def _model(self) -> MemoryBank:
         check_is_fitted(self, "memory_bank_")
@@ -427,6 +422,7 @@ class PatchCoreDetector(PatchDetector):
             self.sampler_,
             self.index_,
             self._n_in_weight(),
+            reserve=self._reserve(),
         )
 
     def _n_in_weight(self) -> int:

@@ -434,6 +434,7 @@ def _require_held_out(detector: Any, images: Sequence[Any]) -> None:
         os.path.realpath(path)
         for member in (detector, *getattr(detector, "estimators_", ()))
         for path in getattr(member, "training_paths_", None) or ()
+        if path is not None
     }
     paths = [path for image in images if (path := path_of(image)) is not None] if known else []
     if trained := [path for path in paths if os.path.realpath(path) in known]:

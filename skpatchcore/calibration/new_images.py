@@ -1,0 +1,59 @@
+"""`HeldOutScores`: calibration scores of new images by a model that was not fitted on them."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+
+from skpatchcore.calibration.plans import CalibrationScores, SketchOf
+from skpatchcore.calibration.sketches import no_sketches
+from skpatchcore.patches.model import PatchModel, score_batches
+from skpatchcore.patches.patches import Patches
+
+
+class HeldOutScores:
+    """Scores new images before a model is extended by them.
+
+    Parameters
+    ----------
+    model : PatchModel
+        Model of the earlier images.
+    sketch_of : callable
+        Returns the sketch of an anomaly map, as for the calibration plans.
+    numbers : array of shape (n_images,), int64
+        Index of each new image among all training images.
+    kin : dict of int to array of int
+        For the index of a new image, the earlier images of its group. The model leaves them out when it scores the
+        image. Images that are not in the dict have no such images.
+    """
+
+    def __init__(self, model: PatchModel, sketch_of: SketchOf, numbers: np.ndarray, kin: dict[int, np.ndarray]):
+        self._model, self._sketch_of, self._numbers, self._kin = model, sketch_of, numbers, kin
+        self._scores, self._sketches = np.full(len(numbers), np.nan), no_sketches(len(numbers))
+        self._models: dict[bytes, PatchModel | None] = {b"": model}
+
+    def add(self, batch: Patches, first: int) -> None:
+        """Score the images of a batch. `first` is the place of its first image in `numbers`; later places are ignored.
+
+        An image has no score if all rows of the model come from its group.
+        """
+        n_own = min(len(batch), len(self._numbers) - first)
+
+        def group_of(place: int) -> bytes:
+            return self._kin.get(int(self._numbers[first + place]), np.zeros(0, np.int64)).tobytes()
+
+        for key, places in groupby(range(n_own), group_of):
+            some = list(places)
+            if key not in self._models:
+                self._models = {b"": self._model, key: self._model.without(np.frombuffer(key, np.int64))}
+            if (model := self._models[key]) is None:
+                continue
+            part = batch.between(some[0], some[-1] + 1)
+            for scores, sketches in score_batches([part], model, self._sketch_of):
+                here = slice(first + some[0], first + some[-1] + 1)
+                self._scores[here], self._sketches[here] = scores, np.array(sketches)
+
+    def found(self) -> CalibrationScores:
+        """Return the scores and sketches of all images, bigger = more anomalous."""
+        return CalibrationScores(self._numbers, self._scores, self._sketches)

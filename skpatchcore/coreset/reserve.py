@@ -1,0 +1,203 @@
+"""ReserveRequest: selects the reserve, from which a coreset is refilled after some images were forgotten.
+
+If the rows of an image are dropped from a coreset, patches of other images can lose the row that covered them. These
+patches are not stored, so the holes cannot be found later. Therefore, two things are computed when the coreset is
+selected:
+
+1. The reserve: rows with which each image covers itself. A row is added until each row of the image is within the
+   covering radius of a selected row, or of a row of the reserve, of the same image.
+2. The supports: a row that is not covered by the coreset's rows of its own image is represented by the nearest row of
+   the reserve of its image. If its cover comes from few other images only, these images are stored. If all of them are
+   forgotten, the row of the reserve is needed.
+
+If the needed rows of the reserve are added, each row is covered by a row of its own image, or by a row of an image that
+is not forgotten. Rows whose cover comes from many images are not stored. They lose it only if many images are forgotten
+together. For this case, rows of the reserve that are no longer covered themselves are added, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from skpatchcore.coreset._k_center import squared_units
+from skpatchcore.coreset._rows import Rows
+
+# A row is stored with the images that cover it if there are at most so many of them.
+N_SUPPORTS = 3
+# Number of squared distances that are computed at once.
+_BLOCK = 1 << 22
+
+
+@dataclass
+class ReserveRequest:
+    """Request to select a reserve together with a coreset. A sampler fills in the result.
+
+    Attributes
+    ----------
+    images : iterable of arrays of shape (n_rows,)
+        Index of the image of each row, per batch of rows. It is read after the last batch.
+    known : array of shape (n_known,), int64
+        Image of each row that was selected before; empty in a new fit.
+    rows : array of shape (n_reserve,), int64, or None
+        Result: the row numbers of the reserve, counted over the rows of the batches. None if no reserve was selected.
+    row_images : array of shape (n_reserve,), int64
+        Result: the image of each of these rows.
+    supports : array of shape (n_supports, 1 + N_SUPPORTS), int64
+        Result: place of a row in the reserve, followed by the images without which this row is needed, filled up by -1.
+    """
+
+    images: Iterable[np.ndarray]
+    known: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    rows: np.ndarray | None = None
+    row_images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    supports: np.ndarray = field(default_factory=lambda: np.zeros((0, 1 + N_SUPPORTS), np.int64))
+
+    def select(self, rows: Rows, picks: np.ndarray, radius: float) -> None:
+        """Select the reserve.
+
+        Parameters
+        ----------
+        rows : Rows
+            The rows that were selected before, followed by the rows of the batches.
+        picks : array of int64
+            All selected rows.
+        radius : float
+            Covering radius of the selected rows.
+        """
+        n_known = len(self.known)
+        images = np.concatenate([self.known, *self.images])
+        is_picked = np.zeros(len(rows), bool)
+        is_picked[picks] = True
+        enough = squared_units(radius, rows.quantum)
+        reserve: list[np.ndarray] = []
+        uncovered: list[np.ndarray] = []  # rows that no selected row of their own image covers
+        places: list[np.ndarray] = []  # place in the reserve of the row that represents each of them
+        n_reserve = 0
+        for members in _of_each_image(images, n_known):
+            found, lacking, nearest = _own_cover(rows.exactly(_tensor(members, rows)), is_picked[members], enough)
+            reserve.append(members[found])
+            uncovered.append(members[lacking])
+            places.append(n_reserve + nearest)
+            n_reserve += len(found)
+        nothing = np.zeros(0, np.int64)
+        picked = np.concatenate([nothing, *reserve])
+        self.rows, self.row_images = picked - n_known, images[picked]
+        self.supports = _supports(
+            rows, np.concatenate([nothing, *uncovered]), np.concatenate([nothing, *places]), picks, images, enough
+        )
+
+
+def _of_each_image(images: np.ndarray, first: int) -> Iterator[np.ndarray]:
+    """Yield the row numbers of each image, among the rows from `first` on. The images are in ascending order."""
+    order = first + np.argsort(images[first:], kind="stable")
+    if len(order):
+        yield from np.split(order, np.flatnonzero(np.diff(images[order])) + 1)
+
+
+def _own_cover(points: torch.Tensor, is_picked: np.ndarray, enough: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Select the reserve of one image.
+
+    Parameters
+    ----------
+    points : tensor of shape (n_points, n_columns), float64
+        The rows of the image.
+    is_picked : array of shape (n_points,), bool
+        Whether each row belongs to the coreset.
+    enough : float
+        Squared covering radius.
+
+    Returns
+    -------
+    found : array of int64
+        The rows of the reserve, in greedy order.
+    lacking : array of int64
+        The rows that are not covered by rows of the coreset.
+    nearest : array of int64
+        For each of them, the nearest row of the reserve, as a place in `found`.
+    """
+    # All coordinates are integers, so that all squared distances are exact in float64, in any order of summation.
+    norms = torch.linalg.vecdot(points, points)
+
+    def squares_from(point: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = norms + torch.dot(point, point) - 2 * (points @ point)
+        return found.clamp_min_(0)
+
+    squares = torch.full_like(norms, torch.inf)
+    for i in np.flatnonzero(is_picked).tolist():
+        torch.minimum(squares, squares_from(points[i]), out=squares)
+    lacking = torch.nonzero(squares > enough)[:, 0]
+    found: list[int] = []
+    own = torch.full_like(norms, torch.inf)  # squared distances from the nearest row of the reserve
+    nearest = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    for _ in range(len(points)):
+        best = int(squares.argmax())
+        if float(squares[best]) <= enough:
+            break
+        if not found and not is_picked.any():  # start in the middle, from where most rows are covered
+            middle = points.mean(dim=0).round_()
+            best = int((norms - 2 * (points @ middle)).argmin())
+        new = squares_from(points[best])
+        nearest[new < own] = len(found)
+        torch.minimum(own, new, out=own)
+        torch.minimum(squares, new, out=squares)
+        found.append(best)
+    return np.array(found, np.int64), lacking.cpu().numpy(), nearest[lacking].cpu().numpy()
+
+
+def _supports(
+    rows: Rows, uncovered: np.ndarray, places: np.ndarray, picks: np.ndarray, images: np.ndarray, enough: float
+) -> np.ndarray:
+    """Return which rows of the reserve are needed if which images are forgotten, as ``ReserveRequest.supports``.
+
+    `uncovered` are rows that no selected row of their own image covers, and `places` the places in the reserve of the
+    rows that represent them.
+    """
+    by_image = picks[np.argsort(images[picks], kind="stable")]
+    of_picks = images[by_image]
+    starts = np.flatnonzero(np.diff(of_picks, prepend=-1))
+    covering, chosen = of_picks[starts], _tensor(by_image, rows)
+    points = rows.left[chosen, :-1]
+    n_at_once = max(1, _BLOCK // len(by_image))
+    found = [np.zeros((0, 1 + N_SUPPORTS), np.int64)]
+    for i in range(0, len(uncovered), n_at_once):
+        some = uncovered[i : i + n_at_once]
+        is_near = np.logical_or.reduceat(_within(rows, _tensor(some, rows), chosen, points, enough), starts, axis=1)
+        few = np.flatnonzero(is_near.sum(axis=1) <= N_SUPPORTS)
+        entries = np.full((len(few), 1 + N_SUPPORTS), -1, np.int64)
+        entries[:, 0] = places[i + few]
+        of_few, supporting = np.nonzero(is_near[few])
+        # The position of each True in its row of the matrix.
+        counts = is_near[few].sum(axis=1)
+        entries[of_few, 1 + np.arange(len(of_few)) - np.repeat(np.cumsum(counts) - counts, counts)] = covering[
+            supporting
+        ]
+        found.append(np.unique(entries, axis=0))
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _within(rows: Rows, some: torch.Tensor, picks: torch.Tensor, points: torch.Tensor, enough: float) -> np.ndarray:
+    """Return whether some rows are within the covering radius of each pick, exactly: array of shape (n_rows, n_picks).
+
+    float32 decides about most pairs. Only pairs whose distance is within the rounding error of the radius are compared
+    again in float64, where all distances are exact.
+    """
+    norms, of_picks = rows.norms[some], rows.norms[picks]
+    squares = norms[:, None] + of_picks[None] - 2 * (rows.left[some, :-1] @ points.T)
+    bound = 2 * (points.shape[1] + 4) * 2.0**-24 * (norms.sqrt()[:, None] + of_picks.sqrt()[None]).square()
+    is_near = squares <= enough
+    i, j = torch.nonzero((squares - enough).abs() <= 2 * bound, as_tuple=True)
+    for first in range(0, len(i), 8192):
+        of_row, of_pick = i[first : first + 8192], j[first : first + 8192]
+        differences = rows.exactly(some[of_row]) - rows.exactly(picks[of_pick])
+        is_near[of_row, of_pick] = torch.linalg.vecdot(differences, differences) <= enough
+    near: np.ndarray = is_near.cpu().numpy()
+    return near
+
+
+def _tensor(numbers: np.ndarray, rows: Rows) -> torch.Tensor:
+    """Return row numbers as a tensor on the device of the rows."""
+    return torch.from_numpy(numbers).to(rows.left.device)
