@@ -291,6 +291,6 @@ def _warn_of_training_images(X: Any, training_paths: list[str] | None) -> None:
     if n_known:
         warn_user(
             f"{n_known} of {len(X)} images are training images of the detector. Their scores look too normal (too "
-            "high). With a threshold from such scores, most new good images are flagged. Pass good images that were not "
-            "used for the fit."
+            "high). With a threshold from these scores, most new good images are flagged. Pass good images that were "
+            "not used for the fit."
         )

@@ -92,7 +92,7 @@ def evaluate(
         :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders` or
         :func:`~skpatchcore.datasets.make_textures`.
     resolution : {"own", "seen"}, default="own"
-        Resolution of the pixel metrics. ``"own"``: the own size of each image. ``"seen"``: the size
+        Resolution of the pixel metrics. ``"own"``: the original size of each image. ``"seen"``: the size
         and the crop of the network's input, as in the paper (224 × 224).
     client : distributed.Client or None, default=None
         Client of a Dask cluster. The workers read the images, compute the fit and score the test images. The fit of a

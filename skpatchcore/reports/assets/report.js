@@ -343,7 +343,7 @@
     const areas = $(".areas", viewer), n = card.n || 0, listed = card.regions || [];
     areas.hidden = !n;
     if (!n) return;
-    $("h3", areas).textContent = listed.length < n ? `${listed.length} of ${whole(n)} regions, highest first` : "Regions, highest first";
+    $("h3", areas).textContent = listed.length < n ? `${listed.length} of ${whole(n)} regions, most anomalous first` : "Regions, most anomalous first";
     $("ol", areas).replaceChildren(...listed.map(([top, left, bottom, right, area], i) => {
       const button = make("button", { type: "button" }, `${i + 1}: ${whole(area)} pixels, box ${right - left} × ${bottom - top} at x ${left}, y ${top}`);
       const mark = on => $$("rect.region", sheet)[i].classList.toggle("chosen", on);
