@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections import Counter
@@ -254,8 +255,10 @@ def _fit(options: argparse.Namespace) -> int:
             )
         print(
             f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
-            f"image threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
+            f"{time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
         )
+        if not math.isnan(detector.offset_):
+            print(f"Image threshold {detector.offset_:.4g}: images with a lower score (more anomalous) are flagged.")
         print(f"{promise_of(detector)} Calibration: {detector.calibration_plan_}.")
         print(detector.inspection_)
     return 0
