@@ -119,7 +119,7 @@ class OneClassSplit:
         Returns
         -------
         MetadataRequest
-            `groups`, if the splitter accepts `groups`.
+            The request for `groups` if the splitter accepts `groups`, otherwise an empty request.
         """
         return get_routing_for_object(self._splitter(groups=()))
 

@@ -230,7 +230,7 @@ class BatchSampler(Sampler, Protocol):
 
 
 def reports_views(extractor: Any) -> TypeGuard[ViewExtractor]:
-    """Return whether an extractor has the method ``iter_transform``."""
+    """Return whether an extractor has the method ``iter_transform``, which also reports the view of each image."""
     return hasattr(extractor, "iter_transform")
 
 

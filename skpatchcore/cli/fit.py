@@ -39,7 +39,13 @@ _SUFFIXES = (".skops", ".joblib")
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    fit = commands.add_parser("fit", help="fit a detector on a folder of good images", formatter_class=Formatter)
+    fit = commands.add_parser(
+        "fit",
+        help="fit a detector on a folder of good images",
+        description="Fit a detector on images of good parts, set its thresholds from these images, and write a model "
+        "file.",
+        formatter_class=Formatter,
+    )
     fit.add_argument("directory", metavar="DIR", help="folder of good images, or a data set that contains train/good")
     fit.add_argument(
         "-o",

@@ -63,7 +63,7 @@ class InspectionDisplay:
         Returns
         -------
         InspectionDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
