@@ -75,8 +75,8 @@ def write_evaluation_report(
     method : str or None, default=None
         Description of the detector. If None, the name of its class.
     path : path or None, default=None
-        File of the page. If None, ``report.html`` in the folder of the evaluation. Pictures that do not fit into the
-        page are written to the folder ``report_files`` beside it.
+        File of the page. If None, ``report.html`` in the folder of the evaluation. If the page would
+        be larger than 10 MB, its pictures stay in the folder ``report_files`` beside it.
 
     Returns
     -------
