@@ -41,7 +41,7 @@ def promise_of(detector: Any) -> str:
     Parameters
     ----------
     detector : detector
-        Fitted. The promised rate is given only if the threshold is the one of this rate and of the calibration scores.
+        Fitted. The promised rate is given only if the threshold was computed from this rate and the calibration scores.
     """
     detector = detector_of(detector)
     scores, threshold = _calibration_of(detector)

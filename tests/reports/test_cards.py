@@ -361,7 +361,7 @@ def test_a_missing_training_image_is_named(trained, tmp_path, fault):
     (found,) = make_cards([bad], detector, tmp_path)
     assert found.nearest.nominal is None
     assert found.nearest.patch is not None
-    assert "not at hand" in found.nearest.problem
+    assert "not available" in found.nearest.problem
     assert (found.nearest.name in files) == (fault != "unknown")
 
 
