@@ -197,10 +197,10 @@ def _page(
 
 
 def _promises(groups: list[CardGroup]) -> Iterator[str]:
-    """Yield a sentence about false positives for each group."""
-    for group in groups:
-        if group.promise:
-            yield f"{group.name}: {group.promise}" if len(groups) > 1 and group.name else group.promise
+    """Yield the promise of each group. Groups with the same promise share one text."""
+    for promise in dict.fromkeys(group.promise for group in groups if group.promise):
+        names = ", ".join(group.name for group in groups if group.promise == promise and group.name)
+        yield f"{names}: {promise}" if len(groups) > 1 and names else promise
 
 
 def _definitions(facts: Sequence[tuple[str, str]]) -> str:

@@ -312,6 +312,13 @@ def test_texts_in_the_page_end_no_element(tmp_path):
     assert data_of(page)["cards"][0]["problem"] == bad
 
 
+def test_groups_with_the_same_promise_share_one_sentence(tmp_path):
+    groups = [CardGroup(name, promise=promise) for name, promise in [("a", "One."), ("b", "Two."), ("c", "One.")]]
+    cards = [Card(f"/{group.name}.png", "undecided", 1.0, group) for group in groups]
+    text = write_card_page(cards, tmp_path / "report.html", title="T").read_text(encoding="utf-8")
+    assert '<div class="promises"><p>a, c: One.</p><p>b: Two.</p></div>' in text
+
+
 def test_page_needs_no_network(tmp_path):
     text = write_card_page([card()], tmp_path / "report.html", title="T").read_text(encoding="utf-8")
     assert "default-src 'none'" in text
