@@ -23,7 +23,8 @@ class OneClassSplit:
     """Cross-validator whose training sets hold good images only, and whose test sets hold good and anomalous images.
 
     Pass an instance to a parameter search: ``GridSearchCV(..., cv=OneClassSplit(5))``. Labels are +1 (good) and -1
-    (anomalous).
+    (anomalous). Do not pass an int as ``cv`` of the search: scikit-learn then divides the images in their order. If a
+    test set contains good images only, its AUROC is nan.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ class OneClassSplit:
         Returns
         -------
         MetadataRequest
-            `groups`, if the splitter accepts `groups`.
+            The request for `groups` if the splitter accepts `groups`, otherwise an empty request.
         """
         return get_routing_for_object(self._splitter(groups=()))
 

@@ -55,9 +55,9 @@ class DriftMonitor:
         Upper bound on the probability that the monitor *ever* raises a false alarm, however many images it sees. The
         alarm level of the evidence is ``1 / alpha``.
     defect_rate : float in [0, 0.5], default=0.02
-        Fraction of defective images that is no drift. The bound on false alarms still holds if each image is defective
-        with a probability of at most `defect_rate`, however anomalous the defective images are. A higher value delays
-        alarms.
+        Fraction of defective images that does not count as drift. The bound on false alarms still holds if each image
+        is defective with a probability of at most `defect_rate`, however anomalous the defective images are. A higher
+        value delays alarms.
     random_state : int, RandomState instance or None, default=0
         Seed for the split of the training images and for the order of equal values.
 

@@ -124,9 +124,9 @@ def _parts(patches: PatchSource, tests: Sequence[np.ndarray], start: int) -> Ite
 class Extrapolated(NoCalibration):
     """Cross-fitting plan that corrects the scores for the images which the folds leave out.
 
-    The model of a fold is fitted on fewer images than the final model, so its scores of good images are a little
-    higher. A few coarse folds leave out more images. The change of the scores from the coarse folds to the fine folds
-    is extrapolated to the final model, which leaves out no image.
+    The model of a fold is fitted on fewer images than the final model, so its anomaly scores of good images are a
+    little higher (more anomalous). A few coarse folds leave out more images. The change of the scores from the coarse
+    folds to the fine folds is extrapolated to the final model, which leaves out no image.
 
     Parameters
     ----------

@@ -78,8 +78,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resolution",
         choices=["own", "seen"],
-        help="pixel metrics at the own size of each image ('own'), or at the size and in the crop of the network's "
-        "input ('seen'). The default is 'seen' for the presets of the paper, and 'own' for the other presets",
+        help="pixel metrics at the original size of each image ('own'), or at the size and in the crop of the "
+        "network's input ('seen'). The default is 'seen' for the presets of the paper, and 'own' for the other presets",
     )
     parser.add_argument(
         "--shots", type=int, nargs="+", metavar="N", help="also evaluate with only N training images, for each N"

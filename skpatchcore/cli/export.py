@@ -18,8 +18,8 @@ def add_parser(commands: Any) -> None:
         "export",
         help="write a fitted model to one ONNX file, which runs without this package",
         description="Write a fitted model to one ONNX file: resizing, network, memory bank, scores, decisions and "
-        "maps. The file carries golden images with the results of the model, with which 'skpatchcore verify' checks it "
-        "on any machine. The file is verified in ONNX Runtime before it is written.",
+        "maps. The file carries golden images with the results of the model. 'skpatchcore verify' uses these images "
+        "to check the file on any machine. The file is verified in ONNX Runtime before it is written.",
         formatter_class=Formatter,
     )
     parser.add_argument(
@@ -65,8 +65,9 @@ def add_parser(commands: Any) -> None:
         "--good",
         nargs="+",
         metavar="IMAGE",
-        help="good images: files or folders. They set the ranges of int8, and their decisions are compared with those "
-        "of the model. Without this option, int8 uses the training images",
+        help="good images: files or folders. With int8, they determine the ranges of the integers. The decisions "
+        "of the file for these images are compared with those of the model. Without this option, int8 uses the "
+        "training images",
     )
     parser.add_argument(
         "--defective",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections import Counter
@@ -35,7 +36,13 @@ _SUFFIXES = (".skops", ".joblib")
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    fit = commands.add_parser("fit", help="fit a detector on a folder of good images", formatter_class=Formatter)
+    fit = commands.add_parser(
+        "fit",
+        help="fit a detector on a folder of good images",
+        description="Fit a detector on images of good parts, set its thresholds from these images, and write a model "
+        "file.",
+        formatter_class=Formatter,
+    )
     fit.add_argument("directory", metavar="DIR", help="folder of good images, or a data set that contains train/good")
     fit.add_argument(
         "-o",
@@ -270,11 +277,12 @@ def _fit(options: argparse.Namespace) -> int:
         if products is not None:
             print(f"{len(paths)} images of {len(detector.products_)} products, {seconds}")
         for name, part in named_parts(detector):
-            n_images = f"{len(part.training_paths_)} images, "
             print(
-                f"{name}{n_images}{len(part.memory_bank_)} rows in the memory bank, "
-                f"image threshold {part.offset_:.4g}{'' if products is not None else f', {seconds}'}"
+                f"{name}{len(part.training_paths_)} images, {len(part.memory_bank_)} rows in the memory bank"
+                f"{'' if products is not None else f', {seconds}'}"
             )
+            if not math.isnan(part.offset_):
+                print(f"Image threshold {part.offset_:.4g}: images with a lower score (more anomalous) are flagged.")
             print(f"{promise_of(part)} Calibration: {part.calibration_plan_}.")
         print(detector.inspection_)
     return 0

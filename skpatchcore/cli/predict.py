@@ -34,7 +34,13 @@ ANOMALIES_FOUND = 3
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    predict = commands.add_parser("predict", help="score images with a fitted model", formatter_class=Formatter)
+    predict = commands.add_parser(
+        "predict",
+        help="score images with a fitted model",
+        description="Score images with a fitted model. The folder of the results gets a table scores.csv (bigger score "
+        "= more normal) and a heat map of each image.",
+        formatter_class=Formatter,
+    )
     predict.add_argument(
         "model",
         metavar="MODEL",

@@ -46,7 +46,7 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What :func:`~skpatchcore.export` wrote. ``print(report)`` shows it.
+    """Description of the file that :func:`~skpatchcore.export` wrote. ``print(report)`` shows it.
 
     Attributes
     ----------

@@ -55,7 +55,7 @@ class Check:
 
     @property
     def is_passed(self) -> bool:
-        """Whether there are no failures, no stage is off, and no more labels are flipped than accepted."""
+        """Whether nothing failed, no stage differs by more than its tolerance, and at most the accepted labels flip."""
         if self.failures or not self.decisions.n_images or any(stage.is_off for stage in self.stages):
             return False
         return self.decisions.n_flipped <= self.max_flipped * self.decisions.n_images
@@ -224,7 +224,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a file states about the results that are expected from it.
+    """Expected results of an exported file, and their tolerances, as the file states them.
 
     `margin` is the largest difference of a decision from the golden decision that counts as rounding, as a fraction of
     the threshold.

@@ -291,13 +291,14 @@ def older_thresholds(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_training_images(X: Any, training_paths: list[str | None] | None) -> None:
-    """Warn if images for a recalibration are training images, whose scores are far too low."""
+    """Warn if images for a recalibration are training images, whose scores look far too normal."""
     if training_paths is None or not isinstance(X, list | tuple):
         return
     known = set(training_paths)
     n_known = sum(isinstance(x, str | os.PathLike) and os.path.abspath(os.fsdecode(x)) in known for x in X)
     if n_known:
         warn_user(
-            f"{n_known} of {len(X)} images are training images of the detector. Their scores are too low, so that most "
-            "new good images will be flagged. Pass good images that were not used for the fit."
+            f"{n_known} of {len(X)} images are training images of the detector. Their scores look too normal (too "
+            "high). With a threshold from these scores, most new good images are flagged. Pass good images that were "
+            "not used for the fit."
         )

@@ -104,7 +104,8 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
           than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The difference
           becomes smaller with more folds.
         - None: no threshold is set. `predict` raises a ValueError, and `decision_function` returns the values of
-          `score_samples`.
+          `score_samples`. Use None in a search whose scorer needs no threshold, e.g. ``GridSearchCV`` with
+          ``scoring="roc_auc"`` and ``cv=OneClassSplit(5)``: otherwise, each of its fits is calibrated.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input. The default is the
         value in the paper. If an image is larger than the network's input, the standard deviation in pixels of the

@@ -112,7 +112,7 @@ class AnomalyMapDisplay:
         Returns
         -------
         AnomalyMapDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -162,7 +162,7 @@ class AnomalyMapDisplay:
         Returns
         -------
         AnomalyMapDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

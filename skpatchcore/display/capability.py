@@ -61,14 +61,14 @@ class DetectionCapabilityDisplay:
         Parameters
         ----------
         result : DetectionCapability
-            Parameter of the class.
+            The result to plot, as described for the class.
         **options : dict
             Arguments of :meth:`plot`.
 
         Returns
         -------
         DetectionCapabilityDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class DetectionCapabilityDisplay:
         Returns
         -------
         DetectionCapabilityDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

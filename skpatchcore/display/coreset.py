@@ -73,7 +73,7 @@ class CoresetDisplay:
         Returns
         -------
         CoresetDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class CoresetDisplay:
         Returns
         -------
         CoresetDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

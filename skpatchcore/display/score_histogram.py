@@ -81,7 +81,7 @@ class ScoreHistogramDisplay:
         Returns
         -------
         ScoreHistogramDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -123,7 +123,7 @@ class ScoreHistogramDisplay:
         Returns
         -------
         ScoreHistogramDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

@@ -61,14 +61,14 @@ class SettingsDisplay:
         Parameters
         ----------
         result : SelectedSettings
-            Parameter of the class.
+            The result to plot, as described for the class.
         **options : dict
             Arguments of :meth:`plot`.
 
         Returns
         -------
         SettingsDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
         """
         return cls(result).plot(**options)
 

@@ -72,8 +72,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         8 × 8 and for 16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. In a vision
         transformer, all layers have the same stride. None then uses the layers at half and at three quarters of the
         depth, e.g. ``("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")`` for ``"vit_b_16"``, and
-        ``("blocks.5", "blocks.8")`` for ViT-S and ViT-B of timm. For a callable,
-        None uses ``("layer2", "layer3")``. To save time, the parts of the network after these layers are not run. If
+        ``("blocks.5", "blocks.8")`` for ViT-S and ViT-B of timm. For a callable, None uses
+        ``("layer2", "layer3")``. To save time, the parts of the network after these layers are not run. If
         torch.fx cannot trace the network, the whole network is run. The outputs of a vision transformer's layer are
         tokens. The tokens of the image patches are arranged as a grid. Tokens that do not belong to a place in the
         image (class and register tokens) are dropped.
@@ -84,7 +84,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Step between neighbouring patches, in positions of the first layer's grid. With ``stride=2``, the patch grid has
         every second row and every second column of the first layer's grid. If `n_channels` is an int, the step is
         applied in each layer's own grid before the layers are resized to the patch grid, as in the authors'
-        implementation. With a stride above 1, the joined positions of the layers are then slightly displaced.
+        implementation. With a stride above 1, the joined positions of the layers are then slightly displaced from each
+        other.
     n_channels : int or None, default=None
         Length of a patch feature. The numbers of the vector are called channels. None concatenates the channels of all
         layers. An int reduces the channels to this number by adaptive average pooling: the sequence of channels is
@@ -95,10 +96,10 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Size in pixels to which images are resized (bilinear, antialiased): the length of the shorter side, or height
         and width. None keeps the size of each image, and sizes may differ between images. With an int and
         ``crop_size=None``, the longer side is rounded so that it is a multiple of 16 pixels longer than the shorter
-        side. This changes the longer side by at most 8 pixels, e.g. the proportions by at most 3 % if the shorter side
-        has 256 pixels. Without rounding, the last row or column of patches of some images is partly outside the image.
-        For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is no multiple
-        of the patch size, the multiple of 16 pixels is replaced by a multiple of the patch size.
+        side. This changes the longer side by at most 8 pixels. If the shorter side has 256 pixels, the proportions
+        change by at most 3 %. Without rounding, the last row or column of patches of some images is partly outside the
+        image. For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is no
+        multiple of the patch size, the multiple of 16 pixels is replaced by a multiple of the patch size.
     crop_size : int, (int, int) or None, default=None
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
         and width. The area outside this region **is not inspected**. None inspects the whole image. The paper's

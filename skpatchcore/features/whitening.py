@@ -145,7 +145,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         ------
         ValueError
             If `X` contains NaN or infinity, if its number of columns differs from that of the first rows, or if
-            ``covariance_`` was dropped.
+            ``covariance_`` was deleted, e.g. because a detector was fitted with this transformer.
         """
         is_first = not self._sums_begun()
         rows = self._validated(X, reset=is_first)

@@ -22,7 +22,7 @@ from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
 from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction, background_of, prediction_of
 
-# Images that are explained in any case: those with the highest scores.
+# Number of images that are explained in any case: the most anomalous ones.
 _N_EXPLAINED = 50
 
 
@@ -127,8 +127,8 @@ def make_cards(
     Returns
     -------
     list of Card
-        In the order of `images`. All images that are flagged, and the 50 images with the highest scores, have their
-        nearest nominal patch, if the detector has ``nearest_patches``.
+        In the order of `images`. All images that are flagged, and the 50 most anomalous images, have their nearest
+        nominal patch, if the detector has ``nearest_patches``.
     """
     detector, pictures = as_image_detector(detector), PictureFolder(folder)
     groups = groups_of(detector, group)
