@@ -185,15 +185,19 @@ def _answer_misses(detector: Any, paths: Sequence[str], options: argparse.Namesp
         rate = float(p_values.max())
         if not missed:
             pass
+        elif rate > _MOST:
+            worst = some[int(p_values.argmax())]
+            text = (
+                f"{100 * rate:.3g} % of good images have at least the anomaly score of {worst!r}: no useful threshold "
+                "flags all of them."
+            )
+            if options.move_threshold:
+                raise CommandError(f"--move-threshold: {text} Nothing was written.")
+            lines.append(f"{name}{text}")
         elif not options.move_threshold:
             lines.append(
-                f"{name}To flag all of them, {100 * rate:.3g} % of good images would be flagged, too. "
-                "--move-threshold sets this threshold."
-            )
-        elif rate > _MOST:
-            raise CommandError(
-                f"--move-threshold: {100 * rate:.3g} % of good images have a higher anomaly score than "
-                f"{some[int(p_values.argmax())]!r}. No useful threshold finds this defect."
+                f"{name}A threshold that flags all of them also flags up to {100 * rate:.3g} % of good images. "
+                "--move-threshold sets it."
             )
         else:
             old = target.promised_rate_
