@@ -148,20 +148,20 @@ def without_images(bank: MemoryBank, forgotten: np.ndarray, remaining: np.ndarra
         If there is no reserve, so that the holes are not filled.
     """
     places = np.flatnonzero(~np.isin(bank.images, forgotten))
+    indices, refilled = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    sampler = with_components(bank.sampler, places, indices, bank.rows[places])
     reserve = None if bank.reserve is None else bank.reserve.without(forgotten)
-    if reserve is None and len(places) < len(bank.rows):
+    if reserve is not None:
+        needed = reserve.needed_without(remaining)
+        refilled = sampler.refill(reserve.rows.astype(_row_dtype(bank.rows)), needed)
+        indices = reserve.indices[refilled]
+    elif len(places) < len(bank.rows):
         warn_user(
             f"forget: {len(bank.rows) - len(places)} of {len(bank.rows)} rows of the memory bank are removed, and no "
             "other rows replace them, because the detector holds no reserve (reserve=False, a sampler other than "
             "GreedyCoresetSampler, a selection in shards, a Dask cluster, or an older version). More good images may "
             "be flagged. Fit again without the images for a complete bank."
         )
-    indices, refilled = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if reserve is not None:
-        needed = reserve.needed_without(remaining)
-        sampler = with_components(bank.sampler, places, indices, bank.rows[places])
-        refilled = sampler.refill(reserve.rows.astype(_row_dtype(bank.rows)), needed)
-        indices = reserve.indices[refilled]
     if not len(places) + len(refilled):
         raise ValueError("forget: no row of the memory bank would remain. Fit again on other images.")
     rows, images, positions, boxes = bank.rows[places], bank.images[places], bank.positions[places], bank.boxes[places]
