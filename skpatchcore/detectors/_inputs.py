@@ -43,7 +43,11 @@ class PatchInputs:
         nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"))
         codes = None if groups is None else group_codes(groups, nominal)
         kept = np.flatnonzero(nominal)
+        self._keep_numbers(len(nominal), kept, groups)
         return X if nominal.all() else safe_indexing(X, kept), kept, codes
+
+    def _keep_numbers(self, n_images: int, kept: np.ndarray, groups: Any) -> None:
+        """Set fitted attributes from the number of images, the indices of the good images and the groups of all."""
 
     def _validated(self, X: Any, extractor: Any, reset: bool) -> Any:
         """Return `X` as a sequence of images or of grids. Validate a 2-D table with scikit-learn."""

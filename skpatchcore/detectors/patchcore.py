@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore._utils.sklearn import HasMethods, Interval, RealNotInt, StrOptions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.collect import collect_banks
@@ -22,6 +22,7 @@ from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import INDEXES
+from skpatchcore.detectors._training_report import TrainingReport
 from skpatchcore.images.containers import with_regions
 from skpatchcore.images.turns import TURNS
 from skpatchcore.patches.model import PatchModel
@@ -30,7 +31,7 @@ from skpatchcore.patches.stream import PatchSource
 from skpatchcore.protocols import selects_folds
 
 
-class PatchCoreDetector(PatchDetector):
+class PatchCoreDetector(TrainingReport, PatchDetector):
     """Detect anomalous images, and the anomalous pixels in them, with PatchCore.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
@@ -136,6 +137,13 @@ class PatchCoreDetector(PatchDetector):
         - ``"flips"``: left-right and up-down.
         - ``"rotations+flips"``: all 7 symmetries of the square.
         - None: no views.
+    suspect_share : float in (0, 0.5) or None, default=None
+        Fraction of the training images' patches that is not learnt, because these patches are unlike the patches of all
+        other images. Use it if some training images may be defective: a defect in the memory bank makes similar defects
+        look normal. Choose about half of the expected fraction of defective images, e.g. 0.05. The scores of new images
+        and the calibration use all patches. Images of the same group are not compared (see `groups` of `fit`). `fit`
+        takes up to twice as long, and needs the memory of one more copy of the patch features if it holds them. None
+        learns all patches.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
@@ -251,9 +259,9 @@ class PatchCoreDetector(PatchDetector):
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "image_score": image_score_constraints("reweighted", "max", "map-max"),
         "augment": [StrOptions({name for name in TURNS if name is not None}), None],
+        "suspect_share": [Interval(RealNotInt, 0, 0.5, closed="neither"), None],
     }
     _stage_names = ("extractor", "transformer", "sampler", "index")
-    _draws = False
 
     def __init__(
         self,
@@ -270,6 +278,7 @@ class PatchCoreDetector(PatchDetector):
         smoothing: float = 4.0,
         roi: Any = None,
         augment: str | None = None,
+        suspect_share: float | None = None,
         max_memory: int | str | None = "auto",
         device: str = "auto",
         random_state: Any = None,
@@ -287,6 +296,7 @@ class PatchCoreDetector(PatchDetector):
         self.smoothing = smoothing
         self.roi = roi
         self.augment = augment
+        self.suspect_share = suspect_share
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
@@ -382,6 +392,9 @@ class PatchCoreDetector(PatchDetector):
             return super()._learn_folds(patches, stages, budget, seed, left_out, held)
         return collect_banks(patches, stages["sampler"], stages["index"], budget, self._n_in_weight(), left_out)
 
+    def _draws(self) -> bool:
+        return self.suspect_share is not None
+
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         if stages["transformer"] is not None:  # the folds share no work
             return FEWEST_FOLDS
@@ -438,5 +451,5 @@ class PatchCoreDetector(PatchDetector):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version has no transformer
-            state = {"transformer_": None, **state}
+            state = {"transformer_": None, "training_groups_": None, **state}
         super().__setstate__(with_shared_bank(state))
