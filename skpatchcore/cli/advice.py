@@ -19,6 +19,7 @@ _OPTIONS = {
     "n_neighbors": "--n-neighbors",
     "image_score": "--image-score",
     "augment": "--augment",
+    "suspect_share": "--suspect-share",
     "index": "--index",
     "contamination": "--contamination",
     "pixel_contamination": "--pixel-contamination",
@@ -47,8 +48,8 @@ _OPTIONS = {
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
-    "n_neighbors", "image_score", "augment", "index", "contamination", "pixel_contamination", "calibration", "device",
-    "batch_size", "random_state",
+    "n_neighbors", "image_score", "augment", "suspect_share", "index", "contamination", "pixel_contamination",
+    "calibration", "device", "batch_size", "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",

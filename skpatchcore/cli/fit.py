@@ -116,6 +116,13 @@ def add_parser(commands: Any) -> None:
         "orientation",
     )
     fit.add_argument(
+        "--suspect-share",
+        type=float,
+        metavar="SHARE",
+        help="fraction of the patches that is not learnt, because they are unlike those of all other images, such as "
+        "0.02; for images of which some may be defective",
+    )
+    fit.add_argument(
         "--ratio",
         type=ratio,
         default=0.1,
@@ -241,6 +248,7 @@ def _fit(options: argparse.Namespace) -> int:
         n_neighbors=options.n_neighbors,
         image_score=options.image_score,
         augment=options.augment,
+        suspect_share=options.suspect_share,
         roi=roi,
         max_memory=options.max_memory,
         contamination=options.contamination,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore._utils.sklearn import HasMethods, Interval, RealNotInt, StrOptions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.collect import collect_banks
@@ -21,6 +21,7 @@ from skpatchcore.detectors._growing import GrowingDetector
 from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._stages import INDEXES
+from skpatchcore.detectors._training_report import TrainingReport
 from skpatchcore.images.turns import TURNS
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
@@ -28,7 +29,7 @@ from skpatchcore.patches.stream import PatchSource
 from skpatchcore.protocols import selects_folds
 
 
-class PatchCoreDetector(GrowingDetector, ExplainingDetector):
+class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     """Detect anomalous images, and the anomalous pixels in them, with PatchCore.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
@@ -135,6 +136,13 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         - ``"flips"``: left-right and up-down.
         - ``"rotations+flips"``: all 7 symmetries of the square.
         - None: no views.
+    suspect_share : float in (0, 0.5) or None, default=None
+        Fraction of the training images' patches that is not learnt, because these patches are unlike the patches of all
+        other images. Use it if some training images may be defective: a defect in the memory bank makes similar defects
+        look normal. Choose about half of the expected fraction of defective images, e.g. 0.05. The scores of new images
+        and the calibration use all patches. Images of the same group are not compared (see `groups` of `fit`). `fit`
+        takes up to twice as long, and needs the memory of one more copy of the patch features if it holds them. None
+        learns all patches.
     growth : {"radius", "ratio"}, default="radius"
         How many patches of new images `partial_fit` adds to the memory bank. ``"radius"`` adds patches until each new
         patch is as close to a row of the bank as the patches of `fit` are (the covering radius of the sampler). Images
@@ -287,11 +295,11 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "image_score": image_score_constraints("reweighted", "max", "map-max"),
         "augment": [StrOptions({name for name in TURNS if name is not None}), None],
+        "suspect_share": [Interval(RealNotInt, 0, 0.5, closed="neither"), None],
         "growth": [StrOptions({"radius", "ratio"})],
         "reserve": ["boolean"],
     }
     _stage_names = ("extractor", "transformer", "sampler", "index")
-    _draws = False
 
     def __init__(
         self,
@@ -308,6 +316,7 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         smoothing: float = 4.0,
         roi: Any = None,
         augment: str | None = None,
+        suspect_share: float | None = None,
         growth: str = "radius",
         reserve: bool = True,
         max_memory: int | str | None = "auto",
@@ -327,6 +336,7 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         self.smoothing = smoothing
         self.roi = roi
         self.augment = augment
+        self.suspect_share = suspect_share
         self.growth = growth
         self.reserve = reserve
         self.max_memory = max_memory
@@ -373,6 +383,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     def _reserve_of(self, patches: PatchSource) -> int | None:
         """Return the number of original images among `patches` if there is a reserve; otherwise None."""
         return len(patches) // (1 + len(self._turns())) if self.reserve else None
+
+    def _draws(self) -> bool:
+        return self.suspect_share is not None
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         if stages["transformer"] is not None:  # the folds share no work
@@ -435,5 +448,5 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version has no transformer
-            state = {"transformer_": None, **state}
+            state = {"transformer_": None, "training_groups_": None, **state}
         super().__setstate__(with_shared_bank(state))
