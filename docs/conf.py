@@ -86,6 +86,7 @@ sphinx_gallery_conf = {
             "plot_coreset.py",
             "plot_indexes.py",
             "plot_low_shot.py",
+            "plot_growth.py",
             "plot_grid_search.py",
             "plot_settings.py",
             "plot_products.py",

@@ -28,8 +28,12 @@ from skpatchcore.protocols import (
     selects_reserve,
 )
 
+# Rows of the reserve per row of the bank, times the fraction of the patches that is selected, and at most. Measured on
+# images of magnetic tiles: 1.7 rows at 1 %, and 0.12 rows at 10 %.
+_RESERVED, _MOST_RESERVED = 0.02, 2.0
 
-def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
+
+def bank_needs(n_patches: int, first: Patches, sampler: Sampler, with_reserve: bool = False) -> MemoryNeeds:
     """Return the memory that the selection of a memory bank needs.
 
     Parameters
@@ -40,6 +44,8 @@ def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
         Patches of some of the images.
     sampler : Sampler
         Sampler that will select the coreset.
+    with_reserve : bool, default=False
+        Whether the bank gets a reserve, if the sampler can select one.
 
     Returns
     -------
@@ -50,6 +56,8 @@ def bank_needs(n_patches: int, first: Patches, sampler: Sampler) -> MemoryNeeds:
     n_channels = first.rows.shape[1]
     n_selected = count_of(ratio_of(sampler), n_patches)
     model = n_selected * n_channels * first.rows.itemsize
+    if with_reserve and selects_reserve(sampler):
+        model += int(min(_MOST_RESERVED, _RESERVED * n_patches / n_selected) * model)
     if not selects_from_batches(sampler):
         return MemoryNeeds(learning=None, model=model)
     # A shard has at least twice as many rows as are selected, and takes a third of the memory: 6 * n_selected rows.

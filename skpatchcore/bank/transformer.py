@@ -29,21 +29,24 @@ _ADVICE = (
 )
 
 
-def transformed_needs(n_patches: int, first: Patches, transformer: Any, sampler: Sampler) -> MemoryNeeds:
+def transformed_needs(
+    n_patches: int, first: Patches, transformer: Any, sampler: Sampler, with_reserve: bool = False
+) -> MemoryNeeds:
     """Return the memory that a transformer and the selection of a memory bank need.
 
     Parameters
     ----------
-    n_patches, first, sampler
+    n_patches, first, sampler, with_reserve
         As for :func:`~skpatchcore.bank.collect.bank_needs`. The patches are not transformed.
     transformer : Transformer or None
         The transformer; None if there is none.
     """
     if transformer is None:
-        return bank_needs(n_patches, first, sampler)
+        return bank_needs(n_patches, first, sampler, with_reserve)
     n_channels, itemsize = first.rows.shape[1], first.rows.itemsize
     n_columns = n_columns_of(transformer, n_channels)
-    needs = bank_needs(n_patches, first.with_rows(np.empty((len(first.rows), n_columns), first.rows.dtype)), sampler)
+    like_first = first.with_rows(np.empty((len(first.rows), n_columns), first.rows.dtype))
+    needs = bank_needs(n_patches, like_first, sampler, with_reserve)
     needs = replace(needs, transformed=n_patches * n_columns * itemsize)
     if fits_in_parts(transformer):
         own = _N_MATRICES * 8 * n_channels**2 + _N_PARTS * N_ROWS * n_channels * itemsize

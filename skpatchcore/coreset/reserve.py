@@ -29,7 +29,7 @@ from skpatchcore.coreset._rows import Rows
 # A row is stored with the images that cover it if there are at most so many of them.
 N_SUPPORTS = 3
 # Number of squared distances that are computed at once.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 
 
 @dataclass

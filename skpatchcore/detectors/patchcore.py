@@ -412,7 +412,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         return bool(needed <= budget.n_bytes)
 
     def _memory_needs(self, n_patches: int, first: Patches, stages: dict[str, Any]) -> MemoryNeeds:
-        return transformed_needs(n_patches, first, stages["transformer"], stages["sampler"])
+        return transformed_needs(n_patches, first, stages["transformer"], stages["sampler"], self.reserve)
 
     def _keep(self, model: MemoryBank | TransformedModel, numbers: np.ndarray) -> None:
         bank: MemoryBank = model.model if isinstance(model, TransformedModel) else model
