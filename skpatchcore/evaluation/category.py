@@ -15,12 +15,12 @@ import joblib
 import numpy as np
 import pandas as pd
 from scipy.ndimage import distance_transform_edt, map_coordinates
-from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar, record_seconds
 from skpatchcore.datasets import load_categories, load_image_folder, read_mask
+from skpatchcore.evaluation._clones import unfitted
 from skpatchcore.evaluation.promises import decisions_at_rates
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.views import placed
@@ -257,7 +257,7 @@ def evaluate_category(
         client = detector.client_
     with record_seconds() as fit_seconds:
         if client is None:
-            fitted = clone(detector).fit(dataset.train_images, groups=dataset.train_groups)
+            fitted = unfitted(detector).fit(dataset.train_images, groups=dataset.train_groups)
         else:
             fitted = _on_cluster().fit_on_cluster(client, detector, dataset.train_images, dataset.train_groups)
     with record_seconds() as test_seconds:
