@@ -23,8 +23,8 @@ class OneClassSplit:
     """Cross-validator whose training sets hold good images only, and whose test sets hold good and anomalous images.
 
     Pass an instance to a parameter search: ``GridSearchCV(..., cv=OneClassSplit(5))``. Labels are +1 (good) and -1
-    (anomalous). Do not pass an int as ``cv`` of the search: scikit-learn then divides the images in their order. If a
-    test set contains good images only, its AUROC is nan.
+    (anomalous). Do not pass an int as ``cv`` of the search: each test set is then a block of consecutive images. If
+    a block contains good images only, its AUROC is nan.
 
     Parameters
     ----------

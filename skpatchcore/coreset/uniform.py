@@ -136,7 +136,7 @@ class RandomSampler(SubsetSampler):
         growth: str = "ratio",
         reserve: Any = None,
     ) -> np.ndarray:
-        """Go on selecting from new rows. The rows that are already selected stay.
+        """Select additional rows from new rows. The rows that were selected earlier stay selected.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class RandomSampler(SubsetSampler):
         n_samples : ignored
             Present for API consistency.
         growth : {"ratio"}, default="ratio"
-            The selected rows are the fraction `ratio_` of all rows seen.
+            After the call, the rows selected in all calls are the fraction `ratio_` of all rows seen in all calls.
         reserve : ignored
             Present for API consistency. There is no reserve.
 
@@ -157,7 +157,7 @@ class RandomSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `growth` is another value.
+            If `growth` is not ``"ratio"``.
         """
         if growth != "ratio":
             raise ValueError(

@@ -262,9 +262,9 @@ class OnnxDetector:
         -------
         array of shape (n_images,), float64
             ``(1 + number of calibration scores that are at most the image's score) / (n_calibration + 1)``, before the
-            adjustment. ``1 / (n_calibration + 1)`` if the score is not finite. A calibration score that is larger by
-            less than 1e-6 of the largest calibration score counts as equal, as in the output ``p_value`` of the file:
-            the score of a calibration image is rounded.
+            adjustment. ``1 / (n_calibration + 1)`` if the score is not finite. A calibration score also counts if it
+            exceeds the image's score by at most 1e-6 times the largest absolute calibration score, because runtimes
+            round the score of the same image differently. The output ``p_value`` of the file has the same rule.
 
         Raises
         ------

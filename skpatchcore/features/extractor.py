@@ -323,7 +323,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         return grids
 
     def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
-        """Yield the patch features of one batch of images after another, with the view of each image.
+        """Yield the patch features of the images, batch by batch, with the view of each image.
 
         The view states which region of the image the network sees.
 

@@ -129,7 +129,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     def partial_fit(self, X: Any, y: Any = None) -> PatchWhitening:
         """Continue the fit with more rows. The result is that of `fit` on all rows, except for rounding.
 
-        ``components_`` is computed when it is needed next, and is not set until then.
+        This method deletes ``components_``. The next call of `transform` or `inverse_transform` computes it again.
 
         Parameters
         ----------
