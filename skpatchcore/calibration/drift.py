@@ -238,15 +238,16 @@ class DriftMonitor:
         return np.array(self._history, np.float64)
 
     def summary(self) -> pd.DataFrame:
-        """Return a table of the channels, the one with the most evidence first.
+        """Return a table of the channels (kinds of values), sorted by evidence in descending order.
 
         Returns
         -------
         DataFrame
-            One row per kind of value, with the columns ``channel``, ``change`` ("higher", "lower" or "changed"),
-            ``evidence`` (bigger = drift is more probable; the alarm level is ``1 / alpha``) and ``mean_p_value`` (0.5
-            without drift; small if the values are higher than in the reference; NaN for ``"embedding"``, which has
-            several).
+            One row per channel of ``channels_``, with the columns ``channel``, ``change`` ("higher", "lower" or
+            "changed"), ``evidence`` (bigger = drift is more probable; the alarm level is ``1 / alpha``) and
+            ``mean_p_value`` (about 0.5 without drift; small if the new values are higher than in the reference; NaN for
+            ``"embedding"``, which has several p-values per image). The values of the channel ``"scores"`` are anomaly
+            scores, **bigger = more anomalous**.
         """
         log_capital, p_values = self._martingale.log_capital(), self._mean_p_values()
         rows = []
