@@ -75,7 +75,8 @@ class PatchCoreEnsemble(CombinedDetector):
     calibration_plan_ : str
         How the calibration images were scored, e.g. ``"40 folds"``.
     min_area_ : float
-        Area for ``min_area="auto"``, as a fraction of an image's pixels; see `predict_mask`.
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels of an image; see
+        `predict_mask`.
 
     References
     ----------

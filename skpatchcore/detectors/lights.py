@@ -84,7 +84,8 @@ class MultiLightDetector(CombinedDetector):
     calibration_plan_ : str
         How the calibration parts were scored, e.g. ``"40 folds"``.
     min_area_ : float
-        Area for ``min_area="auto"``, as a fraction of the pixels of a map; see `predict_mask`.
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels of a map; see
+        `predict_mask`.
 
     See Also
     --------
@@ -145,8 +146,8 @@ class MultiLightDetector(CombinedDetector):
         ----------
         X : list of lists of images, or array of shape (n_parts, n_lights, height, width, n_channels)
             Good parts. Each part is a list of images (paths, arrays or PIL images), one per light, in the same order
-            for all parts. The images of a part must have the same height and width. A table has one row per part and
-            one column of paths per light.
+            for all parts. The images of a part must have the same height and width. `X` can also be a table with one
+            row per part and one column of paths per light.
         y : array of shape (n_parts,) or None, default=None
             Labels of the parts, as for `PatchCoreDetector.fit`.
         groups : array of shape (n_parts,) or None, default=None

@@ -247,8 +247,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. NaN if there is no
         calibration score.
     min_area_ : float
-        Area for ``min_area="auto"`` in `predict_mask` and `regions`, as a fraction of an image's pixels: at most the
-        fraction `promised_rate_` of good images is expected to have a larger region above `pixel_offset_`.
+        Largest area of a region that ``min_area="auto"`` removes in `predict_mask` and `regions`, as a fraction of the
+        inspected pixels of an image. At most the fraction `promised_rate_` of good images is expected to have a larger
+        region above `pixel_offset_`.
     promised_rate_ : float
         False-positive rate that the image threshold promises: `contamination`, or ``1 / (n_calibration + 1)`` if this
         is larger. NaN if there is no calibration score.
