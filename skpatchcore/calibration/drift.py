@@ -173,7 +173,7 @@ class DriftMonitor:
         return self
 
     def update(self, X: Any) -> DriftMonitor:
-        """Score the next images, and compare them.
+        """Score the next images, and compare them with the reference and with the earlier new images.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class DriftMonitor:
         Returns
         -------
         DriftMonitor
-            The monitor itself. Images one by one, or several at once, give the same result.
+            The monitor itself. Passing images one by one or several at once gives the same result.
 
         Raises
         ------
