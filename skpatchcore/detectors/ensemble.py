@@ -75,7 +75,7 @@ class PatchCoreEnsemble(CombinedDetector):
     calibration_plan_ : str
         How the calibration images were scored, e.g. ``"40 folds"``.
     min_area_ : float
-        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels of an image; see
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels; see
         `predict_mask`.
 
     References
