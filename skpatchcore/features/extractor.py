@@ -270,7 +270,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Returns
         -------
         weights : str
-            SHA-256 of the weights up to the last layer.
+            SHA-256 of the weights up to the last selected layer.
         architecture : str or None
             Name of the backbone. For a callable, a hash of the network's modules and of their source code, or None if
             the source code cannot be read. If the outputs of some layers must be copied, a suffix names these layers.

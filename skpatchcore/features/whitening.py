@@ -192,7 +192,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         return product(rows, self.mean_, self.components_.T)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Return rows of patch features whose whitened rows are given.
+        """Return the rows of patch features that belong to whitened rows.
 
         Parameters
         ----------
