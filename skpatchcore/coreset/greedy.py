@@ -73,15 +73,17 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
     component_indices_ : array of shape (n_selected,), int64
         Indices of the selected rows in `X`, in order of selection.
     selection_distances_ : array of shape (n_selected,), float64
-        Covering radius after each selected row, measured between projected rows. The values never increase. Every row
-        is at most ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows. For rows that
-        `extend` has selected, the values are upper bounds for all rows seen, and can be larger than those before.
+        Covering radius after each selected row, measured between projected rows. Every row is at most
+        ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows. The values of the rows
+        that `fit` has selected never increase. The values of the rows that `extend` has selected are upper bounds for
+        all rows seen, and can be larger than the values before.
     covering_radius_ : float
         Upper bound of the distance from any row seen to its nearest selected row, measured between projected rows.
     radius_ : float
         Covering radius of the rows that `fit` selected, which `extend` keeps with ``growth="radius"``.
     ratio_ : float
-        Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+        Fraction of the rows that `fit` selected: `ratio`, or `ratio` divided by the number of rows if `ratio` is an
+        int.
     n_samples_seen_ : int
         Number of rows in `fit` and all calls of `extend`.
     n_projections_ : int

@@ -36,7 +36,8 @@ class RandomSampler(SubsetSampler):
     component_indices_ : array of shape (n_selected,), int64
         Indices of the selected rows in `X`, in random order.
     ratio_ : float
-        Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+        Fraction of the rows that `fit` selected: `ratio`, or `ratio` divided by the number of rows if `ratio` is an
+        int.
     n_samples_seen_ : int
         Number of rows in `fit` and all calls of `extend`.
     n_features_in_ : int

@@ -85,11 +85,11 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
 
-        - ``"auto"``: 5 to 40 folds (see below), so many that `fit` takes about twice as long as with leave-one-out.
-          The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
-          for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
-          training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
-          folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
+        - ``"auto"``: 5 to 40 folds (see below). Their number is chosen such that `fit` takes about twice as long as
+          with leave-one-out. The number depends on the number of patches and on the stages, not on the machine. The
+          scores are corrected for the images that the folds leave out: 3 coarse folds show how much the scores change
+          with the number of training images. ``"leave-one-out"`` is used instead if the sampler selects all rows,
+          cannot select for folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
           not corrected.
         - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
           its group). This method costs one additional search. The bank was selected with the image present, and no
@@ -133,7 +133,7 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
 
         - ``"rotations"``: by 90, 180 and 270 degrees. Also for parts that must not be mirrored.
         - ``"flips"``: left-right and up-down.
-        - ``"rotations+flips"``: all 7 symmetries of the square.
+        - ``"rotations+flips"``: the 7 rotations and reflections of the square that change the image.
         - None: no views.
     growth : {"radius", "ratio"}, default="radius"
         How many patches of new images `partial_fit` adds to the memory bank. ``"radius"`` adds patches until each new
@@ -143,11 +143,12 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     reserve : bool, default=True
         Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
         bank. Model files are about 1.5 times as large with a `ratio` of 1 %, and 1.1 times with 10 %. There is no
-        reserve if the sampler is no GreedyCoresetSampler, or selects shard by shard.
+        reserve if the sampler is not a GreedyCoresetSampler, or selects shard by shard.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
-        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
-        no limit. `fit` works in one of these ways. `estimate_memory` returns the memory that each way needs.
+        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` allows 60 % of the free memory, or more if
+        `fit` needs more. None means no limit. `fit` works in one of these ways. `estimate_memory` returns the memory
+        that each way needs.
 
         - at once: all patch features are held in memory, if they fit.
         - transformed: only with a transformer. The transformer is fitted in a pass of its own with its method
@@ -207,9 +208,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     training_paths_ : list of str or None
         Absolute paths of the images in the `X` of `fit` and `partial_fit`, in the same order, including images that `y`
         leaves out. ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if no `X` consisted of
-        paths. An item is None if the image was no path, or is forgotten. Model files hold these paths, and those in
-        `updates_`. Set both attributes to None and [] before saving if the names of folders and images must not be
-        passed on.
+        paths. An item is None if the image was not a path, or is forgotten. Model files hold these paths, and those in
+        `updates_`. If the names of folders and images must not be passed on, set `training_paths_` to None and
+        `updates_` to [] before saving.
     training_image_indices_ : array of int64
         Indices of the training images, without those that `y` left out and those that are forgotten.
     training_groups_ : list or None
@@ -221,8 +222,8 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         `recalibrate`. Keys: ``kind``, ``time`` (UTC), ``n_images``, ``paths``, ``digests`` (SHA-256 of the images), the
         pairs before and after ``offset``, ``pixel_offset``, ``promised_rate`` and ``n_bank``, and ``note``.
     calibration_slope_, pixel_calibration_slope_ : float
-        How fast scores and map values of good images fall with the number n of training images: as ``n ** -slope``. 0
-        if this is unknown. See `partial_fit`.
+        How fast the absolute values of the scores and the map values of good images fall with the number n of training
+        images: as ``n ** -slope``. 0 if this is unknown. See `partial_fit`.
     contamination_, pixel_contamination_ : float, "auto" or None
         The values with which the thresholds were set last.
     reserve_rows_ : array of shape (n_reserve, n_columns) or None
@@ -251,8 +252,8 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         inspected pixels of an image. At most the fraction `promised_rate_` of good images is expected to have a larger
         region above `pixel_offset_`.
     promised_rate_ : float
-        False-positive rate that the image threshold promises: `contamination`, or ``1 / (n_calibration + 1)`` if this
-        is larger. NaN if there is no calibration score.
+        False-positive rate that the image threshold promises: `contamination` (0.01 for ``"auto"``), or
+        ``1 / (n_calibration + 1)`` if this is larger. NaN if there is no calibration score.
     calibration_plan_ : str
         How the calibration images were scored, e.g. ``"40 folds"``.
     n_features_in_ : int
