@@ -95,7 +95,7 @@ class DriftMonitor:
     calibration images: ``calibration=0.2`` without groups, or `recalibrate`. With the other calibrations, the
     calibration images are scored by other models than the new images, so the bound is approximate. With
     ``"leave-one-out"``, their scores are slightly more anomalous than those of new good images, so alarms come later.
-    Only an increase of the anomaly scores counts as drift for this reason. Several photographs of one part are not
+    For this reason, only an increase of the anomaly scores counts as drift. Several photographs of one part are not
     exchangeable with photographs of a new part.
 
     The method. Each image gets a conformal p-value per channel: its rank among the reference values and all earlier new
@@ -294,7 +294,7 @@ class DriftMonitor:
         return f"{words}. {advice}"
 
     def plot(self, *, ax: Any = None) -> Any:
-        """Draw the evidence over the images, with the alarm level.
+        """Plot the evidence after each image as a curve, with the alarm level.
 
         Parameters
         ----------
