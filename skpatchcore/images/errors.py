@@ -58,7 +58,8 @@ class InspectionWarning(UserWarning):
     Pixels outside the crop (`crop_size` of the extractor) or outside the region of interest (`roi` of the detector) are
     not inspected: defects there are not found, and the anomaly map is NaN there. A patch that is more than 32 pixels of
     the image wide or high averages over small defects: increase `image_size` of the extractor. The attribute
-    ``inspection_`` of the fitted detector holds the numbers. """
+    ``inspection_`` of the fitted detector holds the numbers.
+    """
 
 
 class ImageWarning(UserWarning):
