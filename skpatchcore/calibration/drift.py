@@ -144,7 +144,7 @@ class DriftMonitor:
         Returns
         -------
         DriftMonitor
-            The monitor itself. Its evidence is 1, and its reference is read from the detector again.
+            The monitor itself. Its evidence is at most 1 again, and its reference is read from the detector again.
 
         Raises
         ------

@@ -250,9 +250,9 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Raises
         ------
         ValueError
-            If a parameter is out of its range, the device is not available, `tile_size` is too small, or a network that
-            looks at the whole image has an explicit `tile_size`, or `image_size` or `crop_size` is not a multiple of
-            the patch size of a transformer.
+            If a parameter is out of its range, if the device is not available, if `tile_size` is too small, if
+            `tile_size` is neither ``"auto"`` nor None for a network that looks at the whole image, or if `image_size`
+            or `crop_size` is not a multiple of the patch size of a transformer.
         WeightsError
             If the weights are missing, are unreadable or belong to another network.
         """
