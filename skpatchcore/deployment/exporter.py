@@ -55,7 +55,7 @@ class ExportReport:
     n_bytes : int
         Size of the file.
     precision : str
-        Precision of the constants.
+        The parameter `precision` of :func:`~skpatchcore.export`.
     stages : tuple of StageDifference
         Largest differences between the file, run in ONNX Runtime, and the *detector*, on the golden images. With a
         reduced precision, they are larger than those that :func:`verify` shows: the golden results of such a file are

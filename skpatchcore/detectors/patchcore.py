@@ -63,8 +63,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         distances to these rows re-weight the image score. 1 turns the re-weighting off. Only
         ``image_score="reweighted"`` uses this number.
     image_score : {"reweighted", "max", "map-max"} or float in (0, 1], default="reweighted"
-        How the image score is computed from the patch scores. The calibration uses the same image score. If the
-        parameter is changed after `fit`, pass good images that were not used for the fit to `recalibrate`.
+        How the image score is computed from the patch scores. `score_samples` returns the result with a negative sign.
+        The calibration uses the same image score. If the parameter is changed after `fit`, pass good images that were
+        not used for the fit to `recalibrate`.
 
         - ``"reweighted"``: the largest patch score (Equation 6 of the paper), multiplied by a weight (Equation 7).
         - ``"max"``: the largest patch score, as in the program of the paper's authors.

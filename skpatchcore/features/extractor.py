@@ -98,7 +98,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         ``crop_size=None``, the longer side is rounded so that it is a multiple of 16 pixels longer than the shorter
         side. This changes the longer side by at most 8 pixels. If the shorter side has 256 pixels, the proportions
         change by at most 3 %. Without rounding, the last row or column of patches of some images is partly outside the
-        image. For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is no
+        image. For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is not a
         multiple of the patch size, the multiple of 16 pixels is replaced by a multiple of the patch size.
     crop_size : int, (int, int) or None, default=None
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
@@ -135,8 +135,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         trained with other values.
     batch_size : int, default=4
         Maximum number of images, or of tiles of an image, that go through the network at once. The features do not
-        depend on this number. Only consecutive images in `X` with the same size after resizing are in one batch. On a
-        GPU, a larger batch can be faster. On a CPU, a larger batch takes longer per image.
+        depend on this number, except for rounding. Only consecutive images in `X` with the same size after resizing are
+        in one batch. On a GPU, a larger batch can be faster. On a CPU, a larger batch takes longer per image.
     device : str, default="auto"
         Device on which the network runs, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` uses CUDA if available,
         otherwise the CPU.
