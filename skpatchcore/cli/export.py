@@ -58,8 +58,8 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="additional golden images: files or folders. The file will contain these images. Without this option, the "
-        "golden images are made from formulas",
+        help="additional golden images: files or folders. The file will contain these images. It also contains "
+        "golden images that are made from formulas, with and without this option",
     )
     parser.add_argument(
         "--good",
@@ -67,20 +67,22 @@ def add_parser(commands: Any) -> None:
         metavar="IMAGE",
         help="good images: files or folders. With int8, they determine the ranges of the integers. The decisions "
         "of the file for these images are compared with those of the model. Without this option, int8 uses the "
-        "training images",
+        "training images, which must still be at their paths",
     )
     parser.add_argument(
         "--defective",
         nargs="+",
         metavar="IMAGE",
-        help="defective images: files or folders. Their decisions are compared, and the change of the AUROC is printed",
+        help="defective images: files or folders. The decisions of the file for these images are compared with those "
+        "of the model, too, and the change of the AUROC is printed",
     )
     parser.add_argument(
         "--max-flipped",
         type=float,
         default=0.01,
         metavar="FRACTION",
-        help="accepted fraction of flipped decisions among the good and defective images with float16 and int8",
+        help="accepted fraction of flipped decisions among the good and defective images with float16 and int8. If "
+        "more decisions flip, no file is written",
     )
     parser.add_argument(
         "--trust",

@@ -89,7 +89,7 @@ def add_parser(commands: Any) -> None:
     fit.add_argument(
         "--ignore",
         metavar="MASK",
-        help="the opposite of --roi: a mask image in which the pixels that are not inspected are not black",
+        help="the opposite of --roi: pixels that are not black in this mask image are not inspected",
     )
     fit.add_argument(
         "--value-range",
@@ -133,13 +133,14 @@ def add_parser(commands: Any) -> None:
         "--max-memory",
         default="auto",
         metavar="SIZE",
-        help="memory that the fit may use, such as 8GB; 'auto' uses a fraction of the free memory",
+        help="memory that the fit may use, such as 8GB; 'auto' allows 60 %% of the free memory, or more if the "
+        "fit needs more",
     )
     fit.add_argument(
         "--n-neighbors",
         type=int,
         default=9,
-        help="number b in Equation 7 of the PatchCore paper: the memory-bank rows that re-weight an image score, "
+        help="number b in Equation 7 of the PatchCore paper: how many memory-bank rows re-weight an image score, "
         "including the nearest row itself; 1 turns the re-weighting off",
     )
     fit.add_argument(
@@ -182,7 +183,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="choose layers, whitening of the features and the image score from the good images, by synthetic defects "
         "that are drawn on them. The settings of the options are kept unless the evidence for others is clear. This "
-        "takes minutes, because more than 500 images with defects are scored under 12 settings",
+        "takes minutes, because more than 500 images with defects are scored with each of 12 settings",
     )
     fit.add_argument(
         "--tune-output",

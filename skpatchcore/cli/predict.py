@@ -37,8 +37,8 @@ def add_parser(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
         help="score images with a fitted model",
-        description="Score images with a fitted model. The folder of the results gets a table scores.csv (bigger score "
-        "= more normal) and a heat map of each image.",
+        description="Score images with a fitted model. Writes a table scores.csv (bigger score = more normal) and a "
+        "heat map of each image to the folder OUT.",
         formatter_class=Formatter,
     )
     predict.add_argument(
@@ -83,7 +83,7 @@ def add_parser(commands: Any) -> None:
         choices=RUNTIMES,
         help="library that runs a file of 'export' (default: onnxruntime)",
     )
-    predict.add_argument("--threads", type=int, metavar="N", help="number of threads of the runtime")
+    predict.add_argument("--threads", type=int, metavar="N", help="threads of the runtime, for a file of 'export'")
     predict.add_argument("--quiet", action="store_true", help="print no progress and no summary; warnings are printed")
     add_debug(predict)
     predict.set_defaults(run=_predict)

@@ -17,7 +17,7 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "show",
         help="print what a model file contains",
-        description="Print the network, the memory bank, the training images, the thresholds with what they promise, "
+        description="Print the network, the memory bank, the training images, the thresholds with their promises, "
         "and all changes of a model file since its fit.",
         formatter_class=Formatter,
     )
@@ -31,8 +31,8 @@ def add_parser(commands: Any) -> None:
         "--training",
         type=int,
         metavar="N",
-        help="also print the N most suspicious training images. The images are read again, at the places from which "
-        "they were learnt",
+        help="also print the N most suspicious training images. The images are read again from the paths that they "
+        "had when they were learnt",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, with all paths and digests")
     parser.add_argument(

@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         help="add good images to a model, remove images from it, and correct wrong decisions",
         description="Change a model file without a new fit. The file is replaced only after the new file has been "
         "verified, and stays unchanged if the command fails or is interrupted. The model keeps a log of all changes, "
-        "which 'show' prints. The order is: --forget, IMAGE, --good, --bad.",
+        "which 'show' prints. Images are processed in the order --forget, IMAGE, --good, --bad.",
         formatter_class=Formatter,
     )
     update.add_argument(
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
         nargs="*",
         metavar="IMAGE",
         help="new good images, or folders of them: a random sample of the production. They are learnt, and they "
-        "calibrate the thresholds. Images that the model knows already are left out",
+        "calibrate the thresholds. Images that are already training images of the model are skipped",
     )
     update.add_argument(
         "--good",
@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
         default=[],
         metavar="IMAGE",
         help="good images that were flagged (false alarms). They are learnt, but they do not calibrate the thresholds, "
-        "because they are no random sample of good images",
+        "because they are not a random sample of good images",
     )
     update.add_argument(
         "--bad",
@@ -73,9 +73,9 @@ def add_parser(commands: Any) -> None:
     update.add_argument(
         "--growth",
         choices=["radius", "ratio"],
-        help="when the selection among new patches ends: if they are covered as well as at the fit (radius), or if the "
-        "memory bank has the fraction of all patches that was given at the fit (ratio). Default: as the model was "
-        "fitted",
+        help="when the selection of new patches ends: when they are covered as well as the patches of the fit "
+        "(radius), or when the memory bank contains the fraction of all patches that was set for the fit (ratio). The "
+        "model keeps this choice for later updates (default: the choice of the model)",
     )
     update.add_argument(
         "--product",

@@ -271,7 +271,7 @@ class PatchDetector(
             ignored), if there are too few calibration images or groups for the value of `contamination`, if the
             calibration cannot score some images, or if all images are nearly black.
         InspectionWarning
-            If a part of the images is not inspected, or if a patch covers more than 32 pixels of an image.
+            If a part of the images is not inspected, or if a patch is more than 32 pixels wide or high.
         """
         X = with_regions(listed(X), roi)
         with report_tasks(self, X, y), restored_on_failure(self):

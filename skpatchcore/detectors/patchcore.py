@@ -64,8 +64,9 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         distances to these rows re-weight the image score. 1 turns the re-weighting off. Only
         ``image_score="reweighted"`` uses this number.
     image_score : {"reweighted", "max", "map-max"} or float in (0, 1], default="reweighted"
-        How the image score is computed from the patch scores. The calibration uses the same image score. If the
-        parameter is changed after `fit`, pass good images that were not used for the fit to `recalibrate`.
+        How the image score is computed from the patch scores. `score_samples` returns the result with a negative sign.
+        The calibration uses the same image score. If the parameter is changed after `fit`, pass good images that were
+        not used for the fit to `recalibrate`.
 
         - ``"reweighted"``: the largest patch score (Equation 6 of the paper), multiplied by a weight (Equation 7).
         - ``"max"``: the largest patch score, as in the program of the paper's authors.
@@ -86,11 +87,11 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
 
-        - ``"auto"``: 5 to 40 folds (see below), so many that `fit` takes about twice as long as with leave-one-out.
-          The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
-          for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
-          training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
-          folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
+        - ``"auto"``: 5 to 40 folds (see below). Their number is chosen such that `fit` takes about twice as long as
+          with leave-one-out. The number depends on the number of patches and on the stages, not on the machine. The
+          scores are corrected for the images that the folds leave out: 3 coarse folds show how much the scores change
+          with the number of training images. ``"leave-one-out"`` is used instead if the sampler selects all rows,
+          cannot select for folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
           not corrected.
         - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
           its group). This method costs one additional search. The bank was selected with the image present, and no
@@ -134,7 +135,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
 
         - ``"rotations"``: by 90, 180 and 270 degrees. Also for parts that must not be mirrored.
         - ``"flips"``: left-right and up-down.
-        - ``"rotations+flips"``: all 7 symmetries of the square.
+        - ``"rotations+flips"``: the 7 rotations and reflections of the square that change the image.
         - None: no views.
     suspect_share : float in (0, 0.5) or None, default=None
         Fraction of the training images' patches that is not learnt, because these patches are unlike the patches of all
@@ -151,11 +152,12 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     reserve : bool, default=True
         Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
         bank. Model files are about 1.5 times as large with a `ratio` of 1 %, and 1.1 times with 10 %. There is no
-        reserve if the sampler is no GreedyCoresetSampler, or selects shard by shard.
+        reserve if the sampler is not a GreedyCoresetSampler, or selects shard by shard.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
-        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
-        no limit. `fit` works in one of these ways. `estimate_memory` returns the memory that each way needs.
+        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` allows 60 % of the free memory, or more if
+        `fit` needs more. None means no limit. `fit` works in one of these ways. `estimate_memory` returns the memory
+        that each way needs.
 
         - at once: all patch features are held in memory, if they fit.
         - transformed: only with a transformer. The transformer is fitted in a pass of its own with its method
@@ -215,9 +217,9 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     training_paths_ : list of str or None
         Absolute paths of the images in the `X` of `fit` and `partial_fit`, in the same order, including images that `y`
         leaves out. ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if no `X` consisted of
-        paths. An item is None if the image was no path, or is forgotten. Model files hold these paths, and those in
-        `updates_`. Set both attributes to None and [] before saving if the names of folders and images must not be
-        passed on.
+        paths. An item is None if the image was not a path, or is forgotten. Model files hold these paths, and those in
+        `updates_`. If the names of folders and images must not be passed on, set `training_paths_` to None and
+        `updates_` to [] before saving.
     training_image_indices_ : array of int64
         Indices of the training images, without those that `y` left out and those that are forgotten.
     training_groups_ : list or None
@@ -229,8 +231,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         `recalibrate`. Keys: ``kind``, ``time`` (UTC), ``n_images``, ``paths``, ``digests`` (SHA-256 of the images), the
         pairs before and after ``offset``, ``pixel_offset``, ``promised_rate`` and ``n_bank``, and ``note``.
     calibration_slope_, pixel_calibration_slope_ : float
-        How fast scores and map values of good images fall with the number n of training images: as ``n ** -slope``. 0
-        if this is unknown. See `partial_fit`.
+        How fast the absolute values of the scores and the map values of good images fall with the number n of training
+        images: as ``n ** -slope``. 0 if this is unknown. See `partial_fit`.
     contamination_, pixel_contamination_ : float, "auto" or None
         The values with which the thresholds were set last.
     reserve_rows_ : array of shape (n_reserve, n_columns) or None
@@ -255,11 +257,12 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. NaN if there is no
         calibration score.
     min_area_ : float
-        Area for ``min_area="auto"`` in `predict_mask` and `regions`, as a fraction of an image's pixels: at most the
-        fraction `promised_rate_` of good images is expected to have a larger region above `pixel_offset_`.
+        Largest area of a region that ``min_area="auto"`` removes in `predict_mask` and `regions`, as a fraction of the
+        inspected pixels of an image. At most the fraction `promised_rate_` of good images is expected to have a larger
+        region above `pixel_offset_`.
     promised_rate_ : float
-        False-positive rate that the image threshold promises: `contamination`, or ``1 / (n_calibration + 1)`` if this
-        is larger. NaN if there is no calibration score.
+        False-positive rate that the image threshold promises: `contamination` (0.01 for ``"auto"``), or
+        ``1 / (n_calibration + 1)`` if this is larger. NaN if there is no calibration score.
     calibration_plan_ : str
         How the calibration images were scored, e.g. ``"40 folds"``.
     n_features_in_ : int

@@ -75,7 +75,7 @@ class InspectionDisplay:
         return cls(pixels, ~np.isnan(anomaly_map)).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> InspectionDisplay:
-        """Draw the image with stripes over the pixels that are not inspected, and a line around the others.
+        """Draw the image with stripes over the pixels that are not inspected, and a line around the inspected pixels.
 
         Parameters
         ----------

@@ -112,8 +112,8 @@ def evaluate(
           ``flagged_at_01``, ``flagged_at_05``, ``flagged_at_10`` (lower is better): fractions of the good test images
           that are flagged with the same thresholds. NaN if there are too few calibration images to promise the rate.
         - ``image_auroc``, ``image_ap``, ``image_f1_max``: metrics of the image scores, over all thresholds.
-          ``misclassified``: number of wrong images at the threshold with the highest F1 score, as counted in the paper.
-          The labels of the test images set this threshold.
+          ``misclassified``: number of misclassified images at the threshold with the highest F1 score, as counted in
+          the paper. The labels of the test images set this threshold.
         - ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3), ``aupro_05``
           (up to 0.05, as in MVTec AD 2), ``aupimo`` (mean over the defective images): metrics of the anomaly maps. NaN
           without masks. They describe inspected pixels only.

@@ -56,8 +56,8 @@ class InspectionWarning(UserWarning):
     """Issued by `fit` if a part of the images is not inspected, or if a patch covers many pixels of an image.
 
     Pixels outside the crop (`crop_size` of the extractor) or outside the region of interest (`roi` of the detector) are
-    not inspected: defects there are not found, and the anomaly map is NaN there. A patch that covers more than 32
-    pixels of the image averages over small defects: increase `image_size` of the extractor. The attribute
+    not inspected: defects there are not found, and the anomaly map is NaN there. A patch that is more than 32 pixels of
+    the image wide or high averages over small defects: increase `image_size` of the extractor. The attribute
     ``inspection_`` of the fitted detector holds the numbers.
     """
 
