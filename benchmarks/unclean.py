@@ -2,9 +2,9 @@
 
     python benchmarks/unclean.py PATH/TO/data --cache CACHE -o benchmarks/results/unclean.md
 
-The folder contains ``mtd`` (Magnetic Tile Defects in MVTec AD layout) and ``hazelnut_toy``. Defective images are added to
-the good training images, so that they are 0, 5, 10 or 20 % of the training set. The test images are all other good and
-defective images. Results are stored in the folder CACHE, so that an interrupted run continues where it stopped.
+The folder contains ``mtd`` (Magnetic Tile Defects in MVTec AD layout) and ``hazelnut_toy``. Defective images are added
+to the good training images, so that they are 0, 5, 10 or 20 % of the training set. The test images are all other good
+and defective images. Results are stored in the folder CACHE, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -116,16 +116,16 @@ def page(table: pd.DataFrame, times: dict[str, list[float]]) -> str:
     lines = [
         "# Training sets with defective images", "",
         f"`benchmarks/unclean.py`; {BACKBONE}, {SIDE} pixels, ratio {RATIO:g}, {platform.processor() or 'CPU'}, "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}. Means over random training sets; AUROC and rates "
-        f"in percent; the promised false-positive rate is {RATE:.0%}.", "",
+        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}. Means over random training sets; AUROC and "
+        f"rates in percent; the promised false-positive rate is {RATE:.0%}.", "",
     ]  # fmt: skip
     for name, some in table.groupby("data"):
         clean = some[(some["noise"] == 0) & some["share"].isna()]["auroc"].mean()
         lines += [
             f"## {name}: {N_TRAIN[name]} good images and defective ones, {some['seed'].nunique()} training sets", "",
-            "| defective | suspect_share | AUROC | loss against clean | recall | flagged good | recall, calibrated on good "
-            "images only | flagged good | report: defective among the first n | among the first 10 | warnings | images "
-            "named, of them defective |",
+            "| defective | suspect_share | AUROC | loss against clean | recall | flagged good | recall, calibrated on "
+            "good images only | flagged good | report: defective among the first n | among the first 10 | warnings | "
+            "images named, of them defective |",
             "|---" * 12 + "|",
         ]  # fmt: skip
         for (noise, share), rows in some.assign(share=some["share"].fillna(0.0)).groupby(["noise", "share"]):
@@ -134,14 +134,14 @@ def page(table: pd.DataFrame, times: dict[str, list[float]]) -> str:
             first = "" if noise == 0 else f"{rows['first_n'].astype(float).mean():.0%}"
             ten = "" if noise == 0 else f"{rows['first_10'].mean():.1f} of {min(10, rows['n_bad'].max())}"
             lines.append(
-                f"| {noise:.0%} | {share or 'None'} | {auroc * 100:.1f} | {(clean - auroc) * 100:.1f} | {rates[0]:.1f} | "
-                f"{rates[1]:.1f} | {good[0]:.1f} | {good[1]:.1f} | {first} | {ten} | {rows['warned'].sum()} of "
-                f"{len(rows)} | {rows['flagged'].sum()}, {rows['flagged_bad'].sum()} |"
+                f"| {noise:.0%} | {share or 'None'} | {auroc * 100:.1f} | {(clean - auroc) * 100:.1f} | "
+                f"{rates[0]:.1f} | {rates[1]:.1f} | {good[0]:.1f} | {good[1]:.1f} | {first} | {ten} | "
+                f"{rows['warned'].sum()} of {len(rows)} | {rows['flagged'].sum()}, {rows['flagged_bad'].sum()} |"
             )
         lines.append("")
     if times:
-        lines += ["## Time and memory of a fit on 158 images of mtd, without a cache", "", "| suspect_share | seconds | peak "
-                  "memory (MB) |", "|---|---|---|"]  # fmt: skip
+        lines += ["## Time and memory of a fit on 158 images of mtd, without a cache", ""]
+        lines += ["| suspect_share | seconds | peak memory (MB) |", "|---|---|---|"]
         lines += [f"| {share} | {seconds:.0f} | {memory:.0f} |" for share, (seconds, memory) in times.items()]
     return "\n".join(lines) + "\n"
 

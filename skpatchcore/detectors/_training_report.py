@@ -268,10 +268,10 @@ class TrainingReport:
         paths = self.training_paths_
         names = [f"image {i}" if paths is None or paths[i] is None else shown_name(paths[i]) for i in found[:_N_NAMED]]
         more = f" and {len(found) - _N_NAMED} more" if len(found) > _N_NAMED else ""
-        look = "looks" if len(found) == 1 else "look"
+        of_all = f"{len(found)} of {len(self.calibration_scores_)} training images"
         return (
-            f"{len(found)} of {len(self.calibration_scores_)} training images {look} anomalous: {', '.join(names)}{more}. "
-            "Look at the first rows of training_report(), and fit again without the images that are defective."
+            f"{of_all} {'looks' if len(found) == 1 else 'look'} anomalous: {', '.join(names)}{more}. Look at the first "
+            "rows of training_report(), and fit again without the images that are defective."
         )
 
     def _keep_numbers(self, n_images: int, kept: np.ndarray, groups: Any) -> None:
