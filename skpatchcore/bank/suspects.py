@@ -29,6 +29,9 @@ _N_NEIGHBORS = 5
 # to the typical distance of its neighbours: otherwise, tiny deviations in very dense regions (a uniform background)
 # would be suspicious.
 _DENSE = 0.5
+# The typical distance counts as at most this multiple of the median distance: otherwise, a few equal defects in several
+# images would be a sparse region of their own.
+_SPARSE = 3.0
 # Standard deviation, in cells of the grid, of the Gaussian that smooths the suspicion of an image.
 _SMOOTHING = 1.0
 # Number of patches that are compared at once.
@@ -96,8 +99,9 @@ def suspicion(patches: PatchSource, groups: np.ndarray, seed: int) -> list[np.nd
     The measure is a local outlier factor with a random sample of reference patches:
 
     1. The distance of a patch to its 5th nearest reference patch of other groups is computed.
-    2. The distance is divided by the typical value of this distance for the patch's nearest reference patches. A patch
-       between rare but normal patches is therefore less suspicious than a patch that lies apart from all others.
+    2. The distance is divided by the typical value of this distance for the patch's nearest reference patches, within
+       limits. A patch between rare but normal patches is therefore less suspicious than a patch that lies apart from
+       all others.
     3. The values are smoothed within the image, because a defect usually covers several neighbouring patches.
     4. The median of the image is subtracted. An image that differs as a whole, e.g. in brightness, is less suspicious
        than an image with a few deviating patches.
@@ -144,7 +148,9 @@ class _References:
             raise ValueError("suspect_share needs patches of at least two images. Pass suspect_share=None.")
         parts = [slice(start, start + _N_ROWS) for start in range(0, len(rows), _N_ROWS)]
         self.typical = torch.cat([self._nearest(self.rows[part], self.groups[part])[0] for part in parts])
-        self.floor = _DENSE * float(self.typical.median())
+        median = float(self.typical.median())
+        self.typical.clamp_max_(_SPARSE * median)
+        self.floor = _DENSE * median
 
     def factors_of(self, rows: np.ndarray, group: np.int64) -> np.ndarray:
         """Return the local outlier factor of each patch of one image, bigger = more suspicious."""
