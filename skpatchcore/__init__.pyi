@@ -41,6 +41,7 @@ from .images.errors import AppearanceWarning as AppearanceWarning
 from .images.errors import ImageError as ImageError
 from .images.errors import ImageWarning as ImageWarning
 from .images.errors import InspectionWarning as InspectionWarning
+from .images.errors import SuspectImageWarning as SuspectImageWarning
 from .index.exact import ExactIndex as ExactIndex
 from .index.pynndescent import PyNNDescentIndex as PyNNDescentIndex
 from .model_selection import OneClassSplit as OneClassSplit

@@ -22,13 +22,16 @@ from skpatchcore.patches.stream import PatchSource
 
 # Number of random patches with which each patch is compared, and number of columns after a random projection. The
 # comparison of an image then takes less time than its pass through a small network.
-_N_REFERENCES, _N_COLUMNS = 4096, 64
+_N_REFERENCES, _N_COLUMNS = 8192, 64
 # The distance to this nearest reference patch counts, so that a few similar defects in other images do not hide one.
-_N_NEIGHBORS = 10
+_N_NEIGHBORS = 5
 # A patch in a sparse region is not suspicious because of the sparseness. This fraction of the median distance is added
 # to the typical distance of its neighbours: otherwise, tiny deviations in very dense regions (a uniform background)
 # would be suspicious.
-_DENSE = 0.3
+_DENSE = 0.5
+# The typical distance counts as at most this multiple of the median distance: otherwise, a few equal defects in several
+# images would be a sparse region of their own.
+_SPARSE = 3.0
 # Standard deviation, in cells of the grid, of the Gaussian that smooths the suspicion of an image.
 _SMOOTHING = 1.0
 # Number of patches that are compared at once.
@@ -95,9 +98,10 @@ def suspicion(patches: PatchSource, groups: np.ndarray, seed: int) -> list[np.nd
     -----
     The measure is a local outlier factor with a random sample of reference patches:
 
-    1. The distance of a patch to its 10th nearest reference patch of other groups is computed.
-    2. The distance is divided by the typical value of this distance for the patch's nearest reference patches. A patch
-       between rare but normal patches is therefore less suspicious than a patch that lies apart from all others.
+    1. The distance of a patch to its 5th nearest reference patch of other groups is computed.
+    2. The distance is divided by the typical value of this distance for the patch's nearest reference patches, within
+       limits. A patch between rare but normal patches is therefore less suspicious than a patch that lies apart from
+       all others.
     3. The values are smoothed within the image, because a defect usually covers several neighbouring patches.
     4. The median of the image is subtracted. An image that differs as a whole, e.g. in brightness, is less suspicious
        than an image with a few deviating patches.
@@ -138,13 +142,15 @@ class _References:
         self.centre = rows.mean(axis=0)  # small values keep the differences of the matrix products precise
         self.rows = self._projected(rows)
         self.norms = (self.rows**2).sum(dim=1)
-        # The 10th nearest neighbour, or a nearer one if a group has nearly all of the sample.
+        # The 5th nearest neighbour, or a nearer one if a group has nearly all of the sample.
         self.n_neighbors = min(_N_NEIGHBORS, len(rows) - int(np.unique(self.groups, return_counts=True)[1].max()))
         if self.n_neighbors < 1:  # the sample holds all patches of a small data set
             raise ValueError("suspect_share needs patches of at least two images. Pass suspect_share=None.")
         parts = [slice(start, start + _N_ROWS) for start in range(0, len(rows), _N_ROWS)]
         self.typical = torch.cat([self._nearest(self.rows[part], self.groups[part])[0] for part in parts])
-        self.floor = _DENSE * float(self.typical.median())
+        median = float(self.typical.median())
+        self.typical.clamp_max_(_SPARSE * median)
+        self.floor = _DENSE * median
 
     def factors_of(self, rows: np.ndarray, group: np.int64) -> np.ndarray:
         """Return the local outlier factor of each patch of one image, bigger = more suspicious."""
@@ -160,7 +166,7 @@ class _References:
         return centred if self.projection is None else centred @ as_tensor(self.projection, torch.device("cpu"))
 
     def _nearest(self, rows: torch.Tensor, groups: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the distance to the 10th nearest reference of other groups, and the 10 nearest references.
+        """Return the distance to the 5th nearest reference of other groups, and the 5 nearest references.
 
         `groups` is the group of each row, or one group for all rows.
         """

@@ -120,7 +120,7 @@ def add_parser(commands: Any) -> None:
         type=float,
         metavar="SHARE",
         help="fraction of the patches that is not learnt, because they are unlike those of all other images, such as "
-        "0.02; for images of which some may be defective",
+        "0.01; for images of which some may be defective",
     )
     fit.add_argument(
         "--ratio",

@@ -272,6 +272,8 @@ class PatchDetector(
             calibration cannot score some images, or if all images are nearly black.
         InspectionWarning
             If a part of the images is not inspected, or if a patch is more than 32 pixels wide or high.
+        SuspectImageWarning
+            If a few calibration images are far more anomalous than the others (only PatchCoreDetector).
         """
         X = with_regions(listed(X), roi)
         with report_tasks(self, X, y), restored_on_failure(self):

@@ -138,12 +138,13 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         - ``"rotations+flips"``: the 7 rotations and reflections of the square that change the image.
         - None: no views.
     suspect_share : float in (0, 0.5) or None, default=None
-        Fraction of the training images' patches that is not learnt, because these patches are unlike the patches of all
-        other images. Use it if some training images may be defective: a defect in the memory bank makes similar defects
-        look normal. Choose about half of the expected fraction of defective images, e.g. 0.05. The scores of new images
-        and the calibration use all patches. Images of the same group are not compared (see `groups` of `fit`). `fit`
-        takes up to twice as long, and needs the memory of one more copy of the patch features if it holds them. None
-        learns all patches.
+        Fraction of the training images' patches that is not learnt: the patches that are most unlike the patches of
+        other images. Use it if some training images may be defective, because a defect in the memory bank makes similar
+        defects look normal. 0.01 is a good first value, also for 10 % defective images, because a defect covers a small
+        part of an image. Larger values leave out more rare but normal patches, so that good images look more anomalous.
+        The scores of new images and the calibration use all patches. Images of the same group are not compared (see
+        `groups` of `fit`). `fit` takes up to twice as long. If it holds the patch features in memory, it needs memory
+        for one more copy of them. None learns all patches. See also `training_report`.
     growth : {"radius", "ratio"}, default="radius"
         How many patches of new images `partial_fit` adds to the memory bank. ``"radius"`` adds patches until each new
         patch is as close to a row of the bank as the patches of `fit` are (the covering radius of the sampler). Images
