@@ -30,7 +30,7 @@ class Reserve:
         Top, left, height and width of each patch in pixels of its original image; NaN if the view is unknown.
     indices : array of shape (n_reserve,), int64
         Number of each row among all patches that the sampler has seen.
-    supports : array of shape (n_supports, 4), int64
+    supports : array of shape (n_supports, 4), int32
         Number of a row of the reserve, followed by up to 3 images, filled up by -1. The row is needed in the bank if
         none of these images remains.
     """

@@ -46,7 +46,7 @@ class ReserveRequest:
         Result: the row numbers of the reserve, counted over the rows of the batches. None if no reserve was selected.
     row_images : array of shape (n_reserve,), int64
         Result: the image of each of these rows.
-    supports : array of shape (n_supports, 1 + N_SUPPORTS), int64
+    supports : array of shape (n_supports, 1 + N_SUPPORTS), int32
         Result: place of a row in the reserve, followed by the images without which this row is needed, filled up by -1.
     """
 
@@ -54,7 +54,7 @@ class ReserveRequest:
     known: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     rows: np.ndarray | None = None
     row_images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    supports: np.ndarray = field(default_factory=lambda: np.zeros((0, 1 + N_SUPPORTS), np.int64))
+    supports: np.ndarray = field(default_factory=lambda: np.zeros((0, 1 + N_SUPPORTS), np.int32))
 
     def select(self, rows: Rows, picks: np.ndarray, radius: float) -> None:
         """Select the reserve.
@@ -176,7 +176,7 @@ def _supports(
             supporting
         ]
         found.append(np.unique(entries, axis=0))
-    return np.unique(np.concatenate(found), axis=0)
+    return np.unique(np.concatenate(found), axis=0).astype(np.int32)
 
 
 def _within(rows: Rows, some: torch.Tensor, picks: torch.Tensor, points: torch.Tensor, enough: float) -> np.ndarray:

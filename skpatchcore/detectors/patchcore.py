@@ -152,7 +152,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         selected. RandomSampler needs ``"ratio"``.
     reserve : bool, default=True
         Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
-        bank. Model files are about 1.5 times as large with a `ratio` of 1 %, and 1.1 times with 10 %. There is no
+        bank. Model files are about 2.2 times as large with a `ratio` of 1 %, and 1.2 times with 10 %. There is no
         reserve if the sampler is not a GreedyCoresetSampler, or selects shard by shard.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
@@ -242,7 +242,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         Image, position and box of each row of the reserve, as for the bank.
     reserve_indices_ : array of shape (n_reserve,), int64, or None
         Number of each row of the reserve among all patches of the training images.
-    reserve_supports_ : array of shape (n_supports, 4), int64, or None
+    reserve_supports_ : array of shape (n_supports, 4), int32, or None
         Number of a row of the reserve, followed by the images without which this row is needed in the bank.
     embeddings_ : array of shape (n_images, n_columns), float32
         Mean patch feature of each good training image, projected at random to at most 32 columns.
