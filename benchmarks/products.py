@@ -31,7 +31,7 @@ from skpatchcore import GreedyCoresetSampler, MultiProductDetector, PatchCoreDet
 
 NETWORK, RATIO, RATE = "efficientnet_lite2", 0.01, 0.05
 TOLERANCES = (1.0, 1.25, 1.5, 2.0, 3.0)
-N_TIMED, N_ROUNDS = 48, 5
+N_TIMED, N_ROUNDS = 48, 9
 NAMES = {
     "mtd, random": "tile",
     "hazelnut_toy": "hazelnut",
@@ -102,7 +102,7 @@ def of_tolerances(detector: MultiProductDetector, sets: dict[str, Any], memory: 
 
 
 def of_time(detector: MultiProductDetector, sets: dict[str, Any]) -> pd.DataFrame:
-    """Return milliseconds per image, without the cache of the network's outputs: medians of alternating rounds."""
+    """Return milliseconds per image, without the cache of the network's outputs: the shortest of alternating rounds."""
     name = "metal part"
     images = sets[name].test[:N_TIMED]
     for member in detector.estimators_:
@@ -119,7 +119,7 @@ def of_time(detector: MultiProductDetector, sets: dict[str, Any]) -> pd.DataFram
             start = time.perf_counter()
             run()
             times[way].append((time.perf_counter() - start) * 1000 / len(images))
-    return pd.DataFrame([{"detector": way, "ms per image": np.median(values)} for way, values in times.items()])
+    return pd.DataFrame([{"detector": way, "ms per image": min(values)} for way, values in times.items()])
 
 
 def table(frame: pd.DataFrame) -> str:
@@ -135,12 +135,16 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--times", action="store_true", help="only print the times")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     readers = data_sets(options.data)
     sets = {name: readers[key]() for key, name in NAMES.items()}
     memory = str(options.cache)
     detector = fitted(sets, memory)
+    if options.times:
+        print(table(of_time(detector, sets)))
+        return
     products = of_products(detector, sets)
     tolerances = of_tolerances(detector, sets, memory)
     detector.set_params(tolerance=1.5)
