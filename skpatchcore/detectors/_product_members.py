@@ -140,7 +140,8 @@ class ProductMembers(ProductScores):
         """Return the product of a training image, and the index of the image among those of the product."""
         for code, (member, indices) in enumerate(zip(self.estimators_, self.product_image_indices_, strict=True)):
             if isinstance(image, Integral):
-                if len(found := np.flatnonzero(indices == int(image))):
+                found = np.intersect1d(np.flatnonzero(indices == int(image)), member.training_image_indices_)
+                if len(found):
                     return code, int(found[0])
             elif (path := os.path.abspath(os.fsdecode(image))) in (paths := member.training_paths_ or []):
                 return code, len(paths) - 1 - paths[::-1].index(path)

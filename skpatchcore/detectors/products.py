@@ -102,7 +102,8 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
     offset_, pixel_offset_ : float
         -1 and 1: standardised scores and maps are multiples of the thresholds of the product.
     min_area_ : float
-        Area for ``min_area="auto"``, as a fraction of the pixels of a map; see `PatchCoreDetector.predict_mask`.
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels; see
+        `PatchCoreDetector.predict_mask`.
 
     See Also
     --------
@@ -291,10 +292,12 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
 
         Parameters
         ----------
-        X, products, roi
+        X, products
             As for `score_samples`.
         adjust : {"bh", "by"} or None, default=None
             As for `PatchCoreDetector.p_values`.
+        roi
+            As for `score_samples`.
 
         Returns
         -------
@@ -326,14 +329,16 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
 
         Parameters
         ----------
-        X, products, on_error, roi
+        X, products
             As for `score_samples`. `X` may also be a generator if `products` is None.
-        with_maps, chunk_size
+        with_maps, on_error, chunk_size
             As for `PatchCoreDetector.iter_results`.
+        roi
+            As for `score_samples`.
 
-        Yields
-        ------
-        ProductResult
+        Returns
+        -------
+        iterator of ProductResult
             Score, decision, label, p-value, anomaly map, error and product of one image, in the order of `X`.
 
         Raises
@@ -389,10 +394,10 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         products : str, sequence of shape (n_images,), or None, default=None
             Product of each image, as for `score_samples`. An image that shows none of the products is an error. If `X`
             is None, the name of the product to recalibrate; None recalibrates all products.
-        roi : sequence of shape (n_images,) or None, default=None
-            Region of interest of each image, as for `fit`.
         contamination, pixel_contamination
             As for `PatchCoreDetector.recalibrate`.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
 
         Returns
         -------

@@ -320,3 +320,62 @@ def test_copies_of_training_images_do_not_make_the_radius_small():
 def test_multiples_keep_the_side_of_the_threshold(values, threshold):
     some = np.array([*values, threshold, np.nextafter(threshold, 1e9)])
     np.testing.assert_array_equal(multiples(some, threshold) > 1, some > threshold)
+
+
+def test_growing_adds_images_to_their_product_and_new_products(fitted):
+    found = joblib.load(_pickled(fitted))
+    before = found.thresholds()
+    bank = found.for_product("nut").memory_bank_
+    found.partial_fit(
+        np.concatenate([grids(1, 6, seed=10), grids(3, 20, seed=10)]), products=["nut"] * 6 + ["screw"] * 20
+    )
+    assert found.products_.tolist() == ["bolt", "nut", "plate", "screw"]
+    assert found.n_images_seen_ == 86
+    after = found.thresholds()
+    assert after["n_calibration"].tolist() == [20, 26, 20, 20]
+    np.testing.assert_array_equal(found.for_product("nut").memory_bank_[: len(bank)], bank)
+    pd.testing.assert_frame_equal(after.iloc[[0]], before.iloc[[0]])
+    assert found.identify(grids(3, 3, seed=11)).tolist() == ["screw"] * 3
+    indices = found.calibration_image_indices_
+    assert set(indices[found.calibration_products_ == "screw"]) == set(range(66, 86))
+    assert set(range(60, 66)) <= set(indices[found.calibration_products_ == "nut"])
+    # The indices of the product's detector are positions in product_image_indices_.
+    own = found.for_product("screw")
+    assert set(found.product_image_indices_[3][own.bank_image_indices_]) <= set(range(66, 86))
+
+
+def test_first_call_of_partial_fit_is_a_fit():
+    X, names = training_set(12)
+    first, second = detector().fit(X, products=names), detector().partial_fit(X, products=names)
+    np.testing.assert_array_equal(first.score_samples(X), second.score_samples(X))
+
+
+def test_forgotten_images_leave_their_product_only(fitted):
+    found = joblib.load(_pickled(fitted))
+    place = int(found.product_image_indices_[1][3])
+    found.forget(place)
+    own = found.for_product("nut")
+    assert 3 not in own.bank_image_indices_
+    assert place not in found.calibration_image_indices_
+    assert found.thresholds()["n_calibration"].tolist() == [20, 19, 20]
+    with pytest.raises(ValueError, match=f"{place}"):
+        found.forget(place)
+    with pytest.raises(ValueError, match="99 is not a training image"):
+        found.forget([0, 99])
+    with pytest.raises(ValueError, match="product 'nut'"):
+        found.forget(found.product_image_indices_[1])
+
+
+def test_failed_growth_changes_no_product(fitted):
+    found = joblib.load(_pickled(fitted))
+    before = found.thresholds()
+    X = np.concatenate([grids(0, 3, seed=12), np.full((1, 5, 4, 6), np.nan)])
+    with pytest.raises(ValueError, match="NaN"):
+        found.partial_fit(X, products=["bolt"] * 3 + ["plate"])
+    pd.testing.assert_frame_equal(found.thresholds(), before)
+    assert found.n_images_seen_ == 60
+
+
+def test_detectors_that_cannot_grow_have_no_such_methods():
+    assert not hasattr(MultiProductDetector(PaDiMDetector("precomputed")), "partial_fit")
+    assert hasattr(detector(), "forget")
