@@ -145,7 +145,8 @@ class ProductMembers(ProductScores):
                     return code, int(found[0])
             elif (path := os.path.abspath(os.fsdecode(image))) in (paths := member.training_paths_ or []):
                 return code, len(paths) - 1 - paths[::-1].index(path)
-        raise ValueError(f"{image!r} is not a training image of this detector.")
+        shown = int(image) if isinstance(image, Integral) else os.fspath(image)
+        raise ValueError(f"{shown!r} is not a training image of this detector.")
 
     def _named(self, X: Any, products: Any) -> tuple[Any, np.ndarray]:
         """Return training images, and the product of each of them."""
