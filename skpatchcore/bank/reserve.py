@@ -109,7 +109,7 @@ class Reserve:
 
 def stored(rows: np.ndarray, radius: float) -> np.ndarray:
     """Return rows as float16 if the rounding is negligible compared with the covering radius; otherwise unchanged."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         half = rows.astype(np.float16)
         error = np.linalg.norm(half.astype(rows.dtype) - rows, axis=1).max(initial=0.0)
     return half if np.isfinite(error) and error <= _ROUNDING * radius else rows

@@ -129,6 +129,7 @@ def _own_cover(points: torch.Tensor, is_picked: np.ndarray, enough: float) -> tu
     squares = torch.full_like(norms, torch.inf)
     for i in np.flatnonzero(is_picked).tolist():
         torch.minimum(squares, squares_from(points[i]), out=squares)
+        squares[i] = 0  # distances between rows with huge values are not exact
     lacking = torch.nonzero(squares > enough)[:, 0]
     found: list[int] = []
     own = torch.full_like(norms, torch.inf)  # squared distances from the nearest row of the reserve
@@ -144,6 +145,7 @@ def _own_cover(points: torch.Tensor, is_picked: np.ndarray, enough: float) -> tu
         nearest[new < own] = len(found)
         torch.minimum(own, new, out=own)
         torch.minimum(squares, new, out=squares)
+        squares[best] = 0
         found.append(best)
     return np.array(found, np.int64), lacking.cpu().numpy(), nearest[lacking].cpu().numpy()
 

@@ -85,11 +85,13 @@ class GrowingDetector(PatchDetector):
 
         Parameters
         ----------
-        X, y, roi : as for `fit`
-            The new images, their labels and their regions of interest.
+        X, y : as for `fit`
+            The new images and their labels.
         groups : array of shape (n_images,) or None, default=None
             Group of each image, as for `fit`. A new image of a group that the detector knows is scored without the rows
             of this group.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, as for `fit`.
         calibrate : bool, default=True
             If False, the new images do not become calibration images. Use this for images that were added because they
             were flagged: they are not a random sample of good images, and would raise the thresholds without need.
@@ -238,7 +240,8 @@ class GrowingDetector(PatchDetector):
         own = self.embeddings_[self.embedding_image_indices_ >= 0]
         if not len(own) or own.shape[1] != new.shape[1]:
             return np.zeros(0, np.int64)
-        is_known = [bool((_lengths(own - row) <= _SAME * _lengths(row[None])).any()) for row in new]
+        with np.errstate(all="ignore"):  # embeddings of huge features are infinite, and equal no other
+            is_known = [bool((_lengths(own - row) <= _SAME * _lengths(row[None])).any()) for row in new]
         return np.asarray(kept[np.array(is_known)])
 
     def _count(self, n_images: int, numbers: np.ndarray, paths: Sequence[str] | None, groups: Any) -> None:

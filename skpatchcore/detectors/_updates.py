@@ -76,7 +76,10 @@ def digest_of(image: Any) -> str:
             return hashlib.file_digest(content, "sha256").hexdigest()
     if isinstance(image, bytes | bytearray):
         return hashlib.sha256(image).hexdigest()
-    return hashlib.sha256(np.asarray(image).tobytes()).hexdigest()
+    array = np.asarray(image)
+    if array.dtype.hasobject:  # its bytes are addresses in memory
+        raise TypeError(f"{type(image).__name__} is neither a file nor an array.")
+    return hashlib.sha256(array.tobytes()).hexdigest()
 
 
 def digests_of(images: Iterable[Any]) -> list[str] | None:

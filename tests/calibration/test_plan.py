@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import GroupKFold, KFold
 
 from skpatchcore import PatchCoreDetector
-from skpatchcore.calibration.folds import extrapolation_factor, make_folds
+from skpatchcore.calibration.folds import extrapolation_factor, growth_slope, make_folds
 from skpatchcore.calibration.plan import plan_calibration
 from skpatchcore.calibration.plans import LeaveOneOut, hold_out
 from skpatchcore.calibration.sketches import sketch_of_map
@@ -94,6 +94,17 @@ def test_extrapolation_factor_is_exact_if_log_scores_are_linear_in_the_fraction_
     scores = [final * np.exp(slope * share) for share in (fine, coarse)]
     factor = extrapolation_factor(*scores, fine, coarse)
     np.testing.assert_allclose(scores[0] * factor, final, rtol=1e-9)
+
+
+@pytest.mark.parametrize("slope", [0.02, 0.3])
+def test_growth_slope_is_exact_for_a_power_of_the_number_of_images(slope):
+    scores = np.random.default_rng(0).random(50) + 1
+    fine, coarse = (scores * (1 - share) ** -slope for share in (0.1, 0.4))
+    assert growth_slope(fine, coarse, 0.1, 0.4) == pytest.approx(slope)
+    assert growth_slope(coarse, fine, 0.1, 0.4) == 0  # scores do not grow with more images
+    assert growth_slope(fine, coarse, 0.4, 0.4) == 0
+    assert growth_slope(fine * 0, coarse, 0.1, 0.4) == 0
+    assert growth_slope(fine, fine * 4, 0.1, 0.4) == 0  # faster than 1 / n is not plausible
 
 
 def test_extrapolation_factor_ignores_scores_that_have_no_logarithm():

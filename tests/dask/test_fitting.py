@@ -300,3 +300,16 @@ def test_array_with_unknown_chunks_is_counted_on_the_workers(cluster_client):
 def test_list_of_delayed_objects_is_an_error(cluster_client):
     with pytest.raises(TypeError, match=r"pass dask\.bag\.from_delayed"):
         DaskPatchCoreDetector("precomputed", client=cluster_client).fit([dask.delayed(np.zeros)((3, 3, 6))] * 4)
+
+
+def test_local_detector_grows_and_forgets_without_refill(cluster_client, image_paths):
+    half = len(image_paths) // 2
+    detector = DaskPatchCoreDetector(**settings(), client=cluster_client).fit(image_paths[:half]).to_local()
+    expected = local_fit(cluster_client, settings(), image_paths[:half])
+    for some in (detector, expected):
+        some.partial_fit(image_paths[half:])
+    assert detector.memory_bank_.tobytes() == expected.memory_bank_.tobytes()
+    assert detector.n_images_seen_ == len(image_paths)
+    with pytest.warns(UserWarning, match="no reserve"):
+        detector.forget(image_paths[0])
+    assert 0 not in detector.bank_image_indices_

@@ -121,6 +121,17 @@ def test_export_agrees_with_detector_for_sizes_and_batches(case, tmp_path):
         assert close(found["features"], detector.extractor_.transform(images))
 
 
+def test_detector_that_has_grown_and_forgotten_is_exported(tmp_path):
+    detector = fitted(images=pictures(12)).partial_fit(pictures(8, seed=1)).forget([0, 14])
+    skpatchcore.export(detector, tmp_path / "parts.onnx")
+    images = pictures(4, seed=2)
+    found = run(tmp_path / "parts.onnx", images)
+    scores = detector.score_samples(images)
+    assert any(np.allclose(np.abs(np.ravel(value)), -scores, rtol=CLOSE) for value in found.values() if value.size == 4)
+    exported = skpatchcore.OnnxDetector(tmp_path / "parts.onnx")
+    assert exported.offset_ == pytest.approx(detector.offset_, rel=1e-6)
+
+
 def test_export_with_region_agrees_with_detector(tmp_path):
     region = [(0.1, 0.2, 0.6, 0.5), [(0.7, 0.1), (0.95, 0.5), (0.7, 0.4)]]
     for kind in (PatchCoreDetector, PaDiMDetector):

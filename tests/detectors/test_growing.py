@@ -391,3 +391,19 @@ def test_appearance_of_all_new_images_is_compared():
         detector.partial_fit([image // 8 for image in X[16:]])
     assert detector.n_images_seen_ == 24
     np.testing.assert_array_equal(detector.embedding_image_indices_, np.arange(24))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_other_weights_and_other_kinds_of_input_are_refused(tmp_path):
+    X = images()
+    extractor = skpatchcore.TorchFeatureExtractor("resnet18", weights=None, image_size=None, crop_size=None)
+    detector = of_images(X[:8], extractor=extractor, calibration=None)
+    before = joblib.hash(detector.memory_bank_)
+    detector.extractor_.weights_digest_ = "0" * 64
+    with pytest.raises(skpatchcore.WeightsError, match="0000"):
+        detector.partial_fit(X[8:])
+    assert joblib.hash(detector.memory_bank_) == before
+    with pytest.raises(ValueError, match="X"):
+        detector.partial_fit(np.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"image|dtype|convert"):
+        fitted(grids()).partial_fit(["a.png", "b.png"])
