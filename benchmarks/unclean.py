@@ -121,8 +121,8 @@ def page(table: pd.DataFrame, times: dict[str, list[float]]) -> str:
         f"{platform.processor() or 'CPU'}, {torch.get_num_threads()} thread(s), torch {torch.__version__}. Means over "
         f"random training sets; AUROC and rates in percent; the promised false-positive rate is {RATE:.0%}.", "",
         "Each pair of rates is the recall and the fraction of good test images that is flagged: with the threshold of "
-        "`fit`; calibrated on the good training images only. Report: fraction of defective images among its first n rows, "
-        "if n are defective, and their number among the first 10.", "",
+        "`fit`; calibrated on the good training images only. Report: fraction of defective images among its first n "
+        "rows, if n are defective, and their number among the first 10.", "",
     ]  # fmt: skip
     for name, some in table.groupby("data"):
         clean = some[(some["noise"] == 0) & some["share"].isna()]["auroc"].mean()
