@@ -105,10 +105,11 @@ class CalibratedDetector(OutlierMixin):
         self._require_threshold()
         # warn=False: fit has already warned about labels.
         nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"), warn=False)
-        if len(self.calibration_scores_) < nominal.sum():
+        known = self._scores_of_training_images()
+        if len(known) < nominal.sum():
             raise ValueError("calibration scores only a part of the training images: use 'leave-one-out' or folds.")
         scores = np.empty(len(nominal))
-        scores[nominal] = self.calibration_scores_
+        scores[nominal] = known
         if not nominal.all():
             scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
         return np.where(scores >= self.offset_, 1, -1)
@@ -249,6 +250,10 @@ class CalibratedDetector(OutlierMixin):
 
     def _require_scores_of_training_images(self) -> None:
         """Raise a ValueError if the parameters exclude calibration scores of all training images."""
+
+    def _scores_of_training_images(self) -> np.ndarray:
+        """Return the scores of the training images with a score, in ascending order of their indices."""
+        return self.calibration_scores_
 
     def _only_ranks(self) -> bool:
         """Return whether the detector has no threshold because of ``calibration=None``."""

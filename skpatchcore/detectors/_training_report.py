@@ -67,7 +67,14 @@ class TrainingReport:
     memory_bank_: np.ndarray
     bank_image_indices_: np.ndarray
     bank_boxes_: np.ndarray
+    suspect_share: float | None
+    suspect_image_indices_: np.ndarray
+    suspect_scores_: np.ndarray
+    contamination: float | str
+    pixel_contamination: float | None
     calibration_scores_: np.ndarray
+    calibration_peaks_: np.ndarray
+    calibration_sketches_: np.ndarray
     calibration_image_indices_: np.ndarray
     calibration_plan_: str
     smoothing: float
@@ -140,10 +147,8 @@ class TrainingReport:
         if n_images is not None and n_images < 1:
             raise ValueError(f"n_images={n_images}: expected at least 1.")
         images = self._training_images()
-        scores = pd.Series(np.nan, index=images)
-        if self.calibration_plan_ != "other good images":
-            known = pd.Series(self.calibration_scores_, index=self.calibration_image_indices_)
-            scores = known.reindex(images)
+        scored, known = self._scored_images()
+        scores = pd.Series(known, index=scored).reindex(images)
         order = np.argsort(scores.to_numpy(), kind="stable")  # NaN comes last
         table = pd.DataFrame({"image": images, "score": scores.to_numpy()})
         table["p_value"] = left_out_p_values(table["score"].to_numpy())
@@ -202,8 +207,8 @@ class TrainingReport:
                 "or its group."
             )
         given = self.training_paths_[image] if X is None else listed(X)[image]  # type: ignore[index]
-        is_other = self.calibration_plan_ == "other good images"
-        scores = [] if is_other else self.calibration_scores_[self.calibration_image_indices_ == image]
+        scored, known = self._scored_images()
+        scores = known[scored == image]
         return given, found[0].anomaly_map(self.smoothing), float(scores[0]) if len(scores) else np.nan
 
     def _compared(self, images: np.ndarray, X: Any, roi: Any) -> Iterator[Compared]:
@@ -251,27 +256,47 @@ class TrainingReport:
         if known is not None:
             return known
         # The state of an older version: images without a row in the bank and without a score are unknown.
-        is_other = self.calibration_plan_ == "other good images"
-        return np.union1d(self.bank_image_indices_, [] if is_other else self.calibration_image_indices_).astype(int)
+        return np.union1d(self.bank_image_indices_, self._scored_images()[0])
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Any:
         super()._fit(X, y, groups)  # type: ignore[misc]
-        if problem := self._describe_suspects():
-            warn_user(problem, SuspectImageWarning)
+        suspects = anomalous_scores(-self.calibration_scores_)
+        self.suspect_image_indices_ = self.calibration_image_indices_[suspects]
+        self.suspect_scores_ = self.calibration_scores_[suspects]
+        if not len(suspects):
+            return self
+        if self.suspect_share is not None:  # otherwise, they raise the thresholds
+            others = np.setdiff1d(np.arange(len(self.calibration_scores_)), suspects)
+            self._set_thresholds(  # type: ignore[attr-defined]
+                -self.calibration_scores_[others], self.calibration_peaks_[others], self.calibration_sketches_[others],
+                self.calibration_image_indices_[others], self.contamination, self.pixel_contamination,
+            )  # fmt: skip
+        warn_user(self._describe_suspects(), SuspectImageWarning)
         return self
 
-    def _describe_suspects(self) -> str | None:
-        """Return the text of a warning if a few calibration images look anomalous; otherwise None."""
-        found = self.calibration_image_indices_[anomalous_scores(-self.calibration_scores_)]
-        if not len(found):
-            return None
-        paths = self.training_paths_
+    def _scores_of_training_images(self) -> np.ndarray:
+        """Return the calibration scores and those that the thresholds leave out, in ascending order of the images."""
+        images, scores = self._scored_images()
+        return scores[np.argsort(images)]
+
+    def _scored_images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the training images with a score, in any order, and their scores."""
+        if self.calibration_plan_ == "other good images":
+            return np.zeros(0, np.int64), np.zeros(0)
+        is_apart = ~np.isin(self.suspect_image_indices_, self.calibration_image_indices_)
+        images = np.concatenate([self.calibration_image_indices_, self.suspect_image_indices_[is_apart]])
+        return images, np.concatenate([self.calibration_scores_, self.suspect_scores_[is_apart]])
+
+    def _describe_suspects(self) -> str:
+        """Return the text of the warning that a few calibration images look anomalous."""
+        found, paths = self.suspect_image_indices_, self.training_paths_
         names = [f"image {i}" if paths is None or paths[i] is None else shown_name(paths[i]) for i in found[:_N_NAMED]]
         more = f" and {len(found) - _N_NAMED} more" if len(found) > _N_NAMED else ""
-        of_all = f"{len(found)} of {len(self.calibration_scores_)} training images"
+        of_all = f"{len(found)} of {len(self._scored_images()[0])} training images"
+        effect = "" if self.suspect_share is None else " The thresholds are computed without their scores."
         return (
-            f"{of_all} {'looks' if len(found) == 1 else 'look'} anomalous: {', '.join(names)}{more}. Look at the first "
-            "rows of training_report(), and fit again without the images that are defective."
+            f"{of_all} {'looks' if len(found) == 1 else 'look'} anomalous: {', '.join(names)}{more}.{effect} Look at "
+            "the first rows of training_report(), and fit again without the images that are defective."
         )
 
 

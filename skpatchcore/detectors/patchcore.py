@@ -142,7 +142,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         other images. Use it if some training images may be defective, because a defect in the memory bank makes similar
         defects look normal. 0.01 is a good first value, also for 10 % defective images, because a defect covers a small
         part of an image. Larger values leave out more rare but normal patches, so that good images look more anomalous.
-        The scores of new images and the calibration use all patches. Images of the same group are not compared (see
+        The scores of new images and the calibration use all patches. The thresholds are computed without the scores of
+        images that look anomalous (`suspect_image_indices_`). Images of the same group are not compared (see
         `groups` of `fit`). `fit` takes up to twice as long. If it holds the patch features in memory, it needs memory
         for one more copy of them. None learns all patches. See also `training_report`.
     growth : {"radius", "ratio"}, default="radius"
@@ -205,6 +206,11 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image, as in `bank_image_indices_`. -1 for images of `recalibrate` if
         `partial_fit` or `forget` was called afterwards.
+    suspect_image_indices_ : array of shape (n_suspects,), int64
+        Index in `X` of each calibration image that looked anomalous in `fit`, the most anomalous first. `fit` warns of
+        them. With `suspect_share`, the calibration attributes above do not contain these images.
+    suspect_scores_ : array of shape (n_suspects,), float64
+        Scores of these images, bigger = more normal.
     appearance_range_ : array of shape (2, 5) or None
         Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
         green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
@@ -452,5 +458,6 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version has no transformer
-            state = {"transformer_": None, "training_groups_": None, **state}
+            none = {"suspect_image_indices_": np.zeros(0, np.int64), "suspect_scores_": np.zeros(0)}
+            state = {"transformer_": None, "training_groups_": None, **none, **state}
         super().__setstate__(with_shared_bank(state))

@@ -185,7 +185,7 @@ def test_image_whose_group_has_all_rows_has_no_distance():
 def many_images(n_bad, n=30):
     images = [np.clip(0.5 + RNG.normal(0, 0.03, (48, 64, 3)), 0, 1).astype(np.float32) for _ in range(n)]
     for i in range(n_bad):
-        images[3 * i][16:32, 16:32] = 0.1 * (1 + (i % 2))
+        images[3 * i][16:32, 16:32] = [0.05 + 0.9 * (i >> bit & 1) for bit in range(3)]  # a colour of its own
     return images
 
 
@@ -207,6 +207,32 @@ def test_fit_does_not_warn_of_good_images_or_without_calibration():
 
 
 def test_warning_names_at_most_five_images():
-    fitted = detector(calibration=5).fit(many_images(0))
-    fitted.calibration_scores_[:7] = -100.0
-    assert "and 2 more" in fitted._describe_suspects()
+    images = many_images(7, 60)
+    with pytest.warns(SuspectImageWarning, match=r"7 of 60 .*(image \d+, ){4}image \d+ and 2 more\."):
+        detector(calibration=5).fit(images)
+
+
+def test_thresholds_leave_out_anomalous_images_with_suspect_share_only():
+    images = many_images(2)
+    with pytest.warns(SuspectImageWarning, match="thresholds are computed without their scores"):
+        cleared = detector(calibration=5, suspect_share=0.01).fit(images)
+    with pytest.warns(SuspectImageWarning):
+        fitted = detector(calibration=5).fit(images)
+    assert sorted(cleared.suspect_image_indices_) == sorted(fitted.suspect_image_indices_) == [0, 3]
+    assert len(fitted.calibration_scores_) == 30
+    assert sorted(cleared.calibration_image_indices_) == [i for i in range(30) if i not in (0, 3)]
+    assert (cleared.suspect_scores_ < cleared.offset_).all()
+    assert fitted.offset_ == fitted.suspect_scores_[0]
+    report = cleared.training_report(images)
+    assert set(report["image"][:2]) == {0, 3}
+    assert report["score"].notna().all()
+    assert cleared.recalibrate(contamination=0.1).predict(images[:1]) == [-1]
+
+
+def test_fit_predict_labels_anomalous_training_images():
+    images = many_images(2)
+    with pytest.warns(SuspectImageWarning):
+        labels = detector(calibration=5, suspect_share=0.01, contamination=0.05).fit_predict(images)
+    assert labels.shape == (30,)
+    assert labels[[0, 3]].tolist() == [-1, -1]
+    assert labels.sum() >= 30 - 2 * 4
