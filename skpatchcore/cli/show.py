@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from typing import Any
 
@@ -59,10 +60,10 @@ def _show(options: argparse.Namespace) -> int:
         return _show_exported(options)
     model = load_detector(options.model, options.trust or ())
     summary = summary_of(model, manifest_or_none(options.model))
-    tables = {} if options.training is None else _reports_of(detector_of(model))
+    tables = {} if options.training is None else _reports_of(detector_of(model), options.training)
     if options.json:
         for name, table in tables.items():
-            rows = json.loads(table.head(options.training).to_json(orient="records"))
+            rows = json.loads(table.to_json(orient="records"))
             summary.setdefault("training report", {})[name or "model"] = rows
         print(json.dumps(summary, indent=1, ensure_ascii=False))
         return 0
@@ -70,7 +71,7 @@ def _show(options: argparse.Namespace) -> int:
     for name, table in tables.items():
         of_product = f" of product {shown_name(name)}" if name else ""
         print(f"\nMost suspicious training images{of_product}:")
-        print(shown_text(table.head(options.training).to_string(index=False)))
+        print(shown_text(_as_text(table)))
     return 0
 
 
@@ -85,7 +86,7 @@ def manifest_or_none(path: str) -> dict[str, Any] | None:
         return None
 
 
-def _reports_of(detector: Any) -> dict[str, Any]:
+def _reports_of(detector: Any, n_images: int) -> dict[str, Any]:
     """Return the training report of each product, or of the detector itself under the name ''."""
     members = {"": detector}
     if hasattr(detector, "for_product"):
@@ -94,8 +95,23 @@ def _reports_of(detector: Any) -> dict[str, Any]:
     for name, member in members.items():
         if not hasattr(member, "training_report"):
             raise CommandError(f"--training: a {type(member).__name__} has no report of its training images.")
-        found[name] = member.training_report()
+        found[name] = member.training_report(n_images=n_images)
     return found
+
+
+def _as_text(table: Any) -> str:
+    """Return a training report as lines: image, score, p-value, region, and the nearest other image."""
+    lines = []
+    for row in table.itertuples(index=False):
+        name = f"image {row.image}" if row.path is None else shown_name(row.path)
+        score = "no score" if math.isnan(row.score) else f"score {row.score:.4g}, p-value {row.p_value:.3g}"
+        lines.append(f"  {name}: {score}")
+        if not math.isnan(row.top):
+            size, place = f"{row.height:.0f} × {row.width:.0f}", f"row {row.top:.0f}, column {row.left:.0f}"
+            lines.append(f"      region of {size} pixels, its top left corner is in {place}")
+        if row.nominal_path is not None:
+            lines.append(f"      most similar patch of another image: {shown_name(row.nominal_path)}")
+    return "\n".join(lines)
 
 
 def _show_exported(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 import joblib
 import numpy as np
 import pytest
+from PIL import Image
 
 from skpatchcore import PaDiMDetector, PatchCoreDetector, TorchFeatureExtractor, export, save
 from skpatchcore.cli.main import main
@@ -92,3 +93,23 @@ def test_missing_or_damaged_file_is_an_error(content, tmp_path, capsys):
         path.write_bytes(content)
     assert main(["show", str(path)]) == 1
     assert "parts.skops" in capsys.readouterr().err
+
+
+def test_suspicious_training_images_are_printed(parts, tmp_path, capsys):
+    train, _, bad = parts
+    paths = []
+    for i, image in enumerate([*train, bad[0]]):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray((image * 255).astype(np.uint8)).save(paths[-1])
+    extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=(64, 64))
+    detector = PatchCoreDetector(extractor, random_state=0).fit(paths)
+    save(detector, tmp_path / "m.skops")
+    assert main(["show", str(tmp_path / "m.skops"), "--training", "2"]) == 0
+    text = capsys.readouterr().out.split("Most suspicious training images:")[1]
+    assert text.index(paths[-1]) < text.index("p-value")  # the defective image is the first
+    assert text.count("score") == 2
+    assert "most similar patch of another image" in text
+    assert main(["show", str(tmp_path / "m.skops"), "--training", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["training report"]["model"]
+    assert next(row["image"] for row in rows) == len(paths) - 1
+    assert main(["show", str(tmp_path / "m.skops"), "--training", "0"]) == 1
