@@ -38,7 +38,7 @@ BACKBONES = {"efficientnet_lite2": "DEFAULT", "wide_resnet50_2": None}
 
 @dataclass(frozen=True)
 class Job:
-    """What a process runs: a model file, a runtime, and the settings of the runtime."""
+    """Model file, runtime and settings of the runtime that a process runs."""
 
     name: str
     path: str

@@ -89,6 +89,7 @@ sphinx_gallery_conf = {
             "plot_growth.py",
             "plot_grid_search.py",
             "plot_settings.py",
+            "plot_products.py",
             "plot_ensemble.py",
             "plot_pandas_pipeline.py",
             "plot_image_sizes.py",
@@ -113,7 +114,7 @@ sphinx_gallery_conf = {
 # Store the --help output of each command. The page on the command line includes these files.
 _generated = Path(__file__).parent / "_generated"
 _generated.mkdir(exist_ok=True)
-for _command in ("fit", "predict", "export", "verify", "evaluate", "capability", "demo"):
+for _command in ("fit", "predict", "update", "show", "export", "verify", "evaluate", "capability", "demo"):
     _shown = subprocess.run(
         [sys.executable, "-m", "skpatchcore", _command, "--help"],
         env={**os.environ, "COLUMNS": "88"}, capture_output=True, text=True, check=True,

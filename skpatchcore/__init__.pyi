@@ -20,6 +20,7 @@ from .detectors.ensemble import PatchCoreEnsemble as PatchCoreEnsemble
 from .detectors.lights import MultiLightDetector as MultiLightDetector
 from .detectors.padim import PaDiMDetector as PaDiMDetector
 from .detectors.patchcore import PatchCoreDetector as PatchCoreDetector
+from .detectors.products import MultiProductDetector as MultiProductDetector
 from .detectors.spade import SPADEDetector as SPADEDetector
 from .display.anomaly_map import AnomalyMapDisplay as AnomalyMapDisplay
 from .display.capability import DetectionCapabilityDisplay as DetectionCapabilityDisplay
@@ -40,6 +41,7 @@ from .images.errors import AppearanceWarning as AppearanceWarning
 from .images.errors import ImageError as ImageError
 from .images.errors import ImageWarning as ImageWarning
 from .images.errors import InspectionWarning as InspectionWarning
+from .images.errors import SuspectImageWarning as SuspectImageWarning
 from .index.exact import ExactIndex as ExactIndex
 from .index.pynndescent import PyNNDescentIndex as PyNNDescentIndex
 from .model_selection import OneClassSplit as OneClassSplit

@@ -23,7 +23,8 @@ class OneClassSplit:
     """Cross-validator whose training sets hold good images only, and whose test sets hold good and anomalous images.
 
     Pass an instance to a parameter search: ``GridSearchCV(..., cv=OneClassSplit(5))``. Labels are +1 (good) and -1
-    (anomalous).
+    (anomalous). Do not pass an int as ``cv`` of the search: each test set is then a block of consecutive images. If
+    a block contains good images only, its AUROC is nan.
 
     Parameters
     ----------
@@ -60,7 +61,8 @@ class OneClassSplit:
             Only its length is used.
         y : array of shape (n_images,) or None, default=None
             +1 good, -1 anomalous. Images labelled 0, NaN or None are in no fold. ``y=None`` means that all images are
-            good: the test sets then contain no anomalous images, and scorers that need both classes raise an error.
+            good. The test sets then contain no anomalous images, and the AUROC is not defined: ``scoring="roc_auc"``
+            returns nan, and `image_roc_auc_scorer` raises an error.
         groups : array of shape (n_images,) or None, default=None
             Group of each image, e.g. the number of the workpiece. If `cv` is an int, images of the same group are
             always in the same fold. If `cv` is a splitter, `groups` is passed to the splitter.
@@ -118,7 +120,7 @@ class OneClassSplit:
         Returns
         -------
         MetadataRequest
-            `groups`, if the splitter accepts `groups`.
+            The request for `groups` if the splitter accepts `groups`, otherwise an empty request.
         """
         return get_routing_for_object(self._splitter(groups=()))
 

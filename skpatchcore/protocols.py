@@ -151,7 +151,7 @@ class Sampler(Protocol):
       ``components_``. With this method and ``n_samples_seen_``, the number of rows seen, a detector has `partial_fit`.
     - ``refill(reserve, needed)``: method of a fitted sampler that selects from the reserve after images were forgotten.
       ``fit_batches``, ``fit_folds`` and ``extend`` of such a sampler have a parameter ``reserve``, a
-      ``skpatchcore.coreset.reserve.ReserveRequest`` or None.
+      an object of the class ``skpatchcore.coreset.reserve.ReserveRequest``, or None.
     - ``computes_components``: True if ``components_`` are computed from all rows, e.g. cluster centres. The detector
       then refuses to forget images, because each row can depend on each image.
     - ``n_projections``: number of columns with which ``fit_folds`` computes. It is used to estimate the time.
@@ -242,7 +242,7 @@ class BatchSampler(Sampler, Protocol):
 
 
 def reports_views(extractor: Any) -> TypeGuard[ViewExtractor]:
-    """Return whether an extractor has the method ``iter_transform``."""
+    """Return whether an extractor has the method ``iter_transform``, which also reports the view of each image."""
     return hasattr(extractor, "iter_transform")
 
 
@@ -307,10 +307,10 @@ def layer_channels_of(extractor: Any) -> tuple[int, ...] | None:
 
 
 def with_layer_channels(transformer: Any, extractor: Any) -> Any:
-    """Set the parameter ``layer_channels`` of a transformer to that of an extractor, if it is None; return the former.
+    """Return a transformer, after setting its parameter ``layer_channels`` to the channels of an extractor.
 
-    This includes a transformer that is the first step of a pipeline. A transformer without this parameter is not
-    changed. An extractor whose settings mix the layers gives a warning.
+    The parameter is set only if it is None. This includes a transformer that is the first step of a pipeline. A
+    transformer without this parameter is not changed. An extractor whose settings mix the layers gives a warning.
     """
     steps = getattr(transformer, "steps", None)
     first = transformer if steps is None else steps[0][1]
@@ -348,7 +348,7 @@ def drop_fit_state(transformer: Any) -> None:
 
 
 def n_columns_of(transformer: Any, n_channels: int) -> int:
-    """Return the expected number of columns after a transformer; `n_channels` for None or without ``n_components``."""
+    """Return the number of columns after a transformer: `n_channels`, or ``n_components`` if this number is smaller."""
     n_components = getattr(transformer, "n_components", None)
     return min(n_components, n_channels) if isinstance(n_components, int) else n_channels
 

@@ -102,7 +102,7 @@ def conformal_threshold(anomaly_scores: np.ndarray, contamination: float | str) 
         on this image. Scores that are NaN are left out.
     contamination : float in (0, 0.5] or "auto"
         Accepted fraction of good images that are flagged, i.e., labelled anomalous. ``"auto"`` accepts 1 %, or
-        ``1 / (n + 1)`` if there are fewer than 99 calibration scores. The latter returns the largest score.
+        ``1 / (n + 1)`` if there are fewer than 99 calibration scores. In this case, the largest score is returned.
 
     Returns
     -------

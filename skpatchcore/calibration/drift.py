@@ -55,9 +55,9 @@ class DriftMonitor:
         Upper bound on the probability that the monitor *ever* raises a false alarm, however many images it sees. The
         alarm level of the evidence is ``1 / alpha``.
     defect_rate : float in [0, 0.5], default=0.02
-        Fraction of defective images that is no drift. The bound on false alarms still holds if each image is defective
-        with a probability of at most `defect_rate`, however anomalous the defective images are. A higher value delays
-        alarms.
+        Fraction of defective images that does not count as drift. The bound on false alarms still holds if each image
+        is defective with a probability of at most `defect_rate`, however anomalous the defective images are. A higher
+        value delays alarms.
     random_state : int, RandomState instance or None, default=0
         Seed for the split of the training images and for the order of equal values.
 
@@ -95,7 +95,7 @@ class DriftMonitor:
     calibration images: ``calibration=0.2`` without groups, or `recalibrate`. With the other calibrations, the
     calibration images are scored by other models than the new images, so the bound is approximate. With
     ``"leave-one-out"``, their scores are slightly more anomalous than those of new good images, so alarms come later.
-    Only an increase of the anomaly scores counts as drift for this reason. Several photographs of one part are not
+    For this reason, only an increase of the anomaly scores counts as drift. Several photographs of one part are not
     exchangeable with photographs of a new part.
 
     The method. Each image gets a conformal p-value per channel: its rank among the reference values and all earlier new
@@ -144,7 +144,7 @@ class DriftMonitor:
         Returns
         -------
         DriftMonitor
-            The monitor itself. Its evidence is 1, and its reference is read from the detector again.
+            The monitor itself. Its evidence is at most 1 again, and its reference is read from the detector again.
 
         Raises
         ------
@@ -173,7 +173,7 @@ class DriftMonitor:
         return self
 
     def update(self, X: Any) -> DriftMonitor:
-        """Score the next images, and compare them.
+        """Score the next images, and compare them with the reference and with the earlier new images.
 
         Parameters
         ----------
@@ -215,7 +215,7 @@ class DriftMonitor:
         Returns
         -------
         DriftMonitor
-            The monitor itself. Images one by one, or several at once, give the same result.
+            The monitor itself. Passing images one by one or several at once gives the same result.
 
         Raises
         ------
@@ -238,15 +238,16 @@ class DriftMonitor:
         return np.array(self._history, np.float64)
 
     def summary(self) -> pd.DataFrame:
-        """Return a table of the channels, the one with the most evidence first.
+        """Return a table of the channels (kinds of values), sorted by evidence in descending order.
 
         Returns
         -------
         DataFrame
-            One row per kind of value, with the columns ``channel``, ``change`` ("higher", "lower" or "changed"),
-            ``evidence`` (bigger = drift is more probable; the alarm level is ``1 / alpha``) and ``mean_p_value`` (0.5
-            without drift; small if the values are higher than in the reference; NaN for ``"embedding"``, which has
-            several).
+            One row per channel of ``channels_``, with the columns ``channel``, ``change`` ("higher", "lower" or
+            "changed"), ``evidence`` (bigger = drift is more probable; the alarm level is ``1 / alpha``) and
+            ``mean_p_value`` (about 0.5 without drift; small if the new values are higher than in the reference; NaN for
+            ``"embedding"``, which has several p-values per image). The values of the channel ``"scores"`` are anomaly
+            scores, **bigger = more anomalous**.
         """
         log_capital, p_values = self._martingale.log_capital(), self._mean_p_values()
         rows = []
@@ -293,7 +294,7 @@ class DriftMonitor:
         return f"{words}. {advice}"
 
     def plot(self, *, ax: Any = None) -> Any:
-        """Draw the evidence over the images, with the alarm level.
+        """Plot the evidence after each image as a curve, with the alarm level.
 
         Parameters
         ----------

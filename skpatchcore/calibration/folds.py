@@ -124,9 +124,9 @@ def _parts(patches: PatchSource, tests: Sequence[np.ndarray], start: int) -> Ite
 class Extrapolated(NoCalibration):
     """Cross-fitting plan that corrects the scores for the images which the folds leave out.
 
-    The model of a fold is fitted on fewer images than the final model, so its scores of good images are a little
-    higher. A few coarse folds leave out more images. The change of the scores from the coarse folds to the fine folds
-    is extrapolated to the final model, which leaves out no image.
+    The model of a fold is fitted on fewer images than the final model, so its anomaly scores of good images are a
+    little higher (more anomalous). A few coarse folds leave out more images. The change of the scores from the coarse
+    folds to the fine folds is extrapolated to the final model, which leaves out no image.
 
     Parameters
     ----------
@@ -193,8 +193,8 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float
     Returns
     -------
     float
-        Factor for the scores in `fine`. 1 if no image has two positive scores, or if the coarse models do not leave out
-        more images.
+        Factor for the scores in `fine`. 1 if no image has two positive scores, if the coarse models do not leave out
+        more images, or if the factor would be less than ``1 - fine_share``.
 
     Notes
     -----
@@ -202,12 +202,18 @@ def extrapolation_factor(fine: np.ndarray, coarse: np.ndarray, fine_share: float
     idea of the jackknife's correction of bias and of Richardson's extrapolation. The factor is the same for all images,
     so it does not change their order. It is an average over all images, so its own error is small.
 
+    The distance to the nearest of n random points in d dimensions falls as ``n ** (-1 / d)``, at most as 1 / n.
+    Therefore, a factor below ``1 - fine_share`` is not plausible. The coarse models are then too small to cover what
+    all images have in common, e.g. one row per position of the grid. Their scores show nothing about larger models, and
+    the scores are not corrected.
+
     References
     ----------
     Quenouille, "Notes on bias in estimation", Biometrika 43, 1956.
     """
     change = _mean_change(fine, coarse)
-    return float(np.exp(-change * fine_share / (coarse_share - fine_share))) if coarse_share > fine_share else 1.0
+    factor = float(np.exp(-change * fine_share / (coarse_share - fine_share))) if coarse_share > fine_share else 1.0
+    return factor if factor >= 1 - fine_share else 1.0
 
 
 def growth_slope(fine: np.ndarray, coarse: np.ndarray, fine_share: float, coarse_share: float) -> float:
@@ -222,11 +228,13 @@ def growth_slope(fine: np.ndarray, coarse: np.ndarray, fine_share: float, coarse
     -------
     float
         The mean logarithm of the scores is assumed to be a linear function of the logarithm of the number of images,
-        with the slope ``-a``. The result is a, at least 0: scores do not grow with more images. 0 if it is unknown.
+        with the slope ``-a``. The result is a, at least 0: scores do not grow with more images. 0 if a is unknown or
+        larger than 1, which is not plausible: see the notes of :func:`extrapolation_factor`.
     """
     if not fine_share < coarse_share < 1:
         return 0.0
-    return max(0.0, _mean_change(fine, coarse) / float(np.log1p(-fine_share) - np.log1p(-coarse_share)))
+    slope = _mean_change(fine, coarse) / float(np.log1p(-fine_share) - np.log1p(-coarse_share))
+    return slope if 0 <= slope <= 1 else 0.0
 
 
 def _mean_change(fine: np.ndarray, coarse: np.ndarray) -> float:

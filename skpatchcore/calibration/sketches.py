@@ -193,8 +193,9 @@ def smallest_area(sketches: np.ndarray, threshold: float, contamination: float) 
     Returns
     -------
     float
-        Area as a fraction of the image's pixels. If the n largest regions of the images are sorted by area in ascending
-        order, this is the area at position ``ceil((n + 1)(1 - contamination))``, at most n. NaN without sketches.
+        Area as a fraction of the image's inspected pixels. If the n largest regions of the images are sorted by area in
+        ascending order, this is the area at position ``ceil((n + 1)(1 - contamination))``, at most n. NaN without
+        sketches.
     """
     known = sketches[~np.isnan(sketches[:, 0, 0])]
     if not len(known):

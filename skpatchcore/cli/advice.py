@@ -19,6 +19,7 @@ _OPTIONS = {
     "n_neighbors": "--n-neighbors",
     "image_score": "--image-score",
     "augment": "--augment",
+    "suspect_share": "--suspect-share",
     "index": "--index",
     "contamination": "--contamination",
     "pixel_contamination": "--pixel-contamination",
@@ -43,11 +44,12 @@ _OPTIONS = {
     "good_images": "--good",
     "runtime": "--runtime",
     "n_threads": "--threads",
+    "growth": "--growth",
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
-    "n_neighbors", "image_score", "augment", "index", "contamination", "pixel_contamination", "calibration", "device",
-    "batch_size", "random_state",
+    "n_neighbors", "image_score", "augment", "suspect_share", "index", "contamination", "pixel_contamination",
+    "calibration", "device", "batch_size", "random_state",
 )  # fmt: skip
 _OF_EVALUATE = (
     "weights", "ratio", "contamination", "device", "batch_size", "random_state", "shots", "n_repeats", "resolution",
@@ -62,6 +64,8 @@ _OF_COMMAND = {
     "demo": ("backbone", "device", "random_state"),
     "export": ("precision", "image_size", "map_size", "input_dtype", "max_flipped", "good_images"),
     "verify": _OF_RUNTIME,
+    "show": (),
+    "update": ("contamination", "growth"),
     "capability": ("contamination", "kinds", "contrasts", "n_trials", "random_state"),
 }
 _WITHOUT_VALUE = {"image_size": "own"}
@@ -91,7 +95,7 @@ def in_options(message: str, command: str) -> str:
     ----------
     message : str
         Text that may contain parameters, such as ``calibration=None``.
-    command : {"fit", "predict", "export", "verify", "evaluate", "capability", "demo"}
+    command : {"fit", "predict", "update", "show", "export", "verify", "evaluate", "capability", "demo"}
         The command that raised the error or the warning.
 
     Returns

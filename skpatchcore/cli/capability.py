@@ -52,8 +52,8 @@ def add_parser(commands: Any) -> None:
         type=float,
         default=[0.6],
         metavar="C",
-        help="contrasts of the defects: 1 replaces the surface, 0.3 changes it by 30 %% of the difference; one curve "
-        "per kind and contrast",
+        help="contrasts of the defects: 1 replaces the surface by the defect, 0.3 changes it by 30 %% of the "
+        "difference between the two; one curve per kind and contrast",
     )
     parser.add_argument("--trials", type=int, default=60, metavar="N", help="defects per kind and contrast")
     parser.add_argument(
@@ -63,7 +63,10 @@ def add_parser(commands: Any) -> None:
         "--masks", metavar="DIR", help="masks of the real defects: DIR/dent/7_mask.png or DIR/dent/7.png for dent/7.jpg"
     )
     parser.add_argument(
-        "--size", choices=["diameter", "width"], default="diameter", help="size of real defects, from their masks"
+        "--size",
+        choices=["diameter", "width"],
+        default="diameter",
+        help="size of real defects that is computed from the masks",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sizes, positions and shapes (default: 0)")
     parser.add_argument(

@@ -78,8 +78,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--resolution",
         choices=["own", "seen"],
-        help="pixel metrics at the own size of each image ('own'), or at the size and in the crop of the network's "
-        "input ('seen'). The default is 'seen' for the presets of the paper, and 'own' for the other presets",
+        help="pixel metrics at the original size of each image ('own'), or at the size and in the crop of the "
+        "network's input ('seen'). The default is 'seen' for the presets of the paper, and 'own' for the other presets",
     )
     parser.add_argument(
         "--shots", type=int, nargs="+", metavar="N", help="also evaluate with only N training images, for each N"
@@ -93,7 +93,7 @@ def add_parser(commands: Any) -> None:
         help="also evaluate with other values of these parameters",
     )
     parser.add_argument(
-        "--cache", metavar="DIR", help="folder for the outputs of the network, which --shots and --ablate use again"
+        "--cache", metavar="DIR", help="folder for the outputs of the network, which --shots and --ablate reuse"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--batch-size", type=int, default=4, help="images per network pass")
@@ -131,8 +131,8 @@ def _add_two_folders(group: Any) -> None:
         help="good images that are used for the test, not for the fit: a fraction such as 0.25, or a number of images "
         f"such as 30 (default: {_TEST_SIZE}). The images are drawn at random. If several photographs show the same "
         "part, photographs of this part can be in the fit and in the test, and the results are then too good. In this "
-        "case, make train and test folders with different parts, and give their data set as ROOT instead of --good and "
-        "--defective",
+        "case, make a folder in the layout of MVTec AD in which train and test contain different parts, and give this "
+        "folder as ROOT instead of --good and --defective",
     )
 
 

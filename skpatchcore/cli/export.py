@@ -18,8 +18,8 @@ def add_parser(commands: Any) -> None:
         "export",
         help="write a fitted model to one ONNX file, which runs without this package",
         description="Write a fitted model to one ONNX file: resizing, network, memory bank, scores, decisions and "
-        "maps. The file carries golden images with the results of the model, with which 'skpatchcore verify' checks it "
-        "on any machine. The file is verified in ONNX Runtime before it is written.",
+        "maps. The file carries golden images with the results of the model. 'skpatchcore verify' uses these images "
+        "to check the file on any machine. The file is verified in ONNX Runtime before it is written.",
         formatter_class=Formatter,
     )
     parser.add_argument(
@@ -58,28 +58,31 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="additional golden images: files or folders. The file will contain these images. Without this option, the "
-        "golden images are made from formulas",
+        help="additional golden images: files or folders. The file will contain these images. It also contains "
+        "golden images that are made from formulas, with and without this option",
     )
     parser.add_argument(
         "--good",
         nargs="+",
         metavar="IMAGE",
-        help="good images: files or folders. They set the ranges of int8, and their decisions are compared with those "
-        "of the model. Without this option, int8 uses the training images",
+        help="good images: files or folders. With int8, they determine the ranges of the integers. The decisions "
+        "of the file for these images are compared with those of the model. Without this option, int8 uses the "
+        "training images, which must still be at their paths",
     )
     parser.add_argument(
         "--defective",
         nargs="+",
         metavar="IMAGE",
-        help="defective images: files or folders. Their decisions are compared, and the change of the AUROC is printed",
+        help="defective images: files or folders. The decisions of the file for these images are compared with those "
+        "of the model, too, and the change of the AUROC is printed",
     )
     parser.add_argument(
         "--max-flipped",
         type=float,
         default=0.01,
         metavar="FRACTION",
-        help="accepted fraction of flipped decisions among the good and defective images with float16 and int8",
+        help="accepted fraction of flipped decisions among the good and defective images with float16 and int8. If "
+        "more decisions flip, no file is written",
     )
     parser.add_argument(
         "--trust",

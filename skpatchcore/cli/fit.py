@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -29,16 +30,19 @@ from skpatchcore.cli.options import (
 from skpatchcore.cli.tune import require_output_folder, tuned
 from skpatchcore.datasets import list_training_images
 
-if TYPE_CHECKING:
-    from skpatchcore import PatchCoreDetector
-
 # Endings of a model file: .skops is a file without code, .joblib a pickle.
 _SUFFIXES = (".skops", ".joblib")
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    fit = commands.add_parser("fit", help="fit a detector on a folder of good images", formatter_class=Formatter)
+    fit = commands.add_parser(
+        "fit",
+        help="fit a detector on a folder of good images",
+        description="Fit a detector on images of good parts, set its thresholds from these images, and write a model "
+        "file.",
+        formatter_class=Formatter,
+    )
     fit.add_argument("directory", metavar="DIR", help="folder of good images, or a data set that contains train/good")
     fit.add_argument(
         "-o",
@@ -85,7 +89,7 @@ def add_parser(commands: Any) -> None:
     fit.add_argument(
         "--ignore",
         metavar="MASK",
-        help="the opposite of --roi: a mask image in which the pixels that are not inspected are not black",
+        help="the opposite of --roi: pixels that are not black in this mask image are not inspected",
     )
     fit.add_argument(
         "--value-range",
@@ -112,6 +116,13 @@ def add_parser(commands: Any) -> None:
         "orientation",
     )
     fit.add_argument(
+        "--suspect-share",
+        type=float,
+        metavar="SHARE",
+        help="fraction of the patches that is not learnt, because they are unlike those of all other images, such as "
+        "0.01; for images of which some may be defective",
+    )
+    fit.add_argument(
         "--ratio",
         type=ratio,
         default=0.1,
@@ -122,13 +133,14 @@ def add_parser(commands: Any) -> None:
         "--max-memory",
         default="auto",
         metavar="SIZE",
-        help="memory that the fit may use, such as 8GB; 'auto' uses a fraction of the free memory",
+        help="memory that the fit may use, such as 8GB; 'auto' allows 60 %% of the free memory, or more if the "
+        "fit needs more",
     )
     fit.add_argument(
         "--n-neighbors",
         type=int,
         default=9,
-        help="number b in Equation 7 of the PatchCore paper: the memory-bank rows that re-weight an image score, "
+        help="number b in Equation 7 of the PatchCore paper: how many memory-bank rows re-weight an image score, "
         "including the nearest row itself; 1 turns the re-weighting off",
     )
     fit.add_argument(
@@ -171,12 +183,18 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="choose layers, whitening of the features and the image score from the good images, by synthetic defects "
         "that are drawn on them. The settings of the options are kept unless the evidence for others is clear. This "
-        "takes minutes, because more than 500 images with defects are scored under 12 settings",
+        "takes minutes, because more than 500 images with defects are scored with each of 12 settings",
     )
     fit.add_argument(
         "--tune-output",
         metavar="OUT",
         help="folder for the results of --tune: settings.csv, kinds.csv and settings.png",
+    )
+    fit.add_argument(
+        "--products",
+        action="store_true",
+        help="DIR contains one folder per product, each with good images or a data set. The model gets one memory bank "
+        "and one threshold per product, named after the folder",
     )
     fit.add_argument("--device", default="auto", help="auto, cpu or cuda")
     fit.add_argument("--batch-size", type=int, default=4, help="images per network pass")
@@ -196,6 +214,7 @@ def _fit(options: argparse.Namespace) -> int:
     from skpatchcore import (
         GreedyCoresetSampler,
         InspectionWarning,
+        MultiProductDetector,
         PatchCoreDetector,
         PatchWhitening,
         TorchFeatureExtractor,
@@ -204,14 +223,16 @@ def _fit(options: argparse.Namespace) -> int:
 
     refuse_exported(options.directory, "which cannot be fitted. Pass a folder of good images.")
     directory, output = Path(options.directory), Path(options.output)
-    _require_output(output)
+    require_output(output)
     if options.tune_output is not None:
         if not options.tune:
             raise CommandError("--tune-output needs --tune.")
         require_output_folder(options.tune_output)
+    if options.products and options.tune:
+        raise CommandError("--tune: settings are chosen for one product. Choose them with the images of one product.")
     roi = _region_of(options.roi, options.ignore)
-    paths = list_training_images(directory)
-    detector = PatchCoreDetector(
+    paths, products = training_images(directory, options.products)
+    detector: Any = PatchCoreDetector(
         TorchFeatureExtractor(
             options.backbone,
             weights=options.weights,
@@ -228,6 +249,7 @@ def _fit(options: argparse.Namespace) -> int:
         n_neighbors=options.n_neighbors,
         image_score=options.image_score,
         augment=options.augment,
+        suspect_share=options.suspect_share,
         roi=roi,
         max_memory=options.max_memory,
         contamination=options.contamination,
@@ -238,27 +260,65 @@ def _fit(options: argparse.Namespace) -> int:
     )
     if options.tune:
         detector = tuned(detector, paths, options.tune_output, options.seed, options.quiet)
+    if products is not None:
+        detector = MultiProductDetector(
+            detector, contamination=options.contamination, pixel_contamination=options.pixel_contamination
+        )
     begin = time.perf_counter()
     with warnings.catch_warnings():
         if not options.quiet:  # the text is printed below
             warnings.simplefilter("ignore", InspectionWarning)
-        detector.fit(paths)
-    detector.set_params(verbose=0)  # the progress bars belong to this command, not to the model
-    _save(detector, output)
+        detector.fit(paths, **({} if products is None else {"products": products}))
+    for part in (detector, *getattr(detector, "estimators_", ())):
+        if "verbose" in part.get_params(deep=False):
+            part.set_params(verbose=0)  # the progress bars belong to this command, not to the model
+    if products is not None:
+        detector.set_params(estimator__verbose=0)
+    save_model(detector, output)
     if not options.quiet:
         folders = Counter(str(Path(path).parent) for path in paths)
-        if len(folders) > 1:
+        if len(folders) > 1 and products is None:
             shown = [f"{shown_name(folder)} ({n})" for folder, n in folders.most_common(5)]
             print(
                 f"fitted on images of {len(folders)} folders: {', '.join(shown)}{', ...' if len(folders) > 5 else ''}"
             )
-        print(
-            f"{len(paths)} images, {len(detector.memory_bank_)} rows in the memory bank, "
-            f"image threshold {detector.offset_:.4g}, {time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
-        )
-        print(f"{promise_of(detector)} Calibration: {detector.calibration_plan_}.")
+        seconds = f"{time.perf_counter() - begin:.1f} s: {shown_name(str(output))}"
+        if products is not None:
+            print(f"{len(paths)} images of {len(detector.products_)} products, {seconds}")
+        for name, part in named_parts(detector):
+            print(
+                f"{name}{len(part.training_paths_)} images, {len(part.memory_bank_)} rows in the memory bank"
+                f"{'' if products is not None else f', {seconds}'}"
+            )
+            if not math.isnan(part.offset_):
+                print(f"Image threshold {part.offset_:.4g}: images with a lower score (more anomalous) are flagged.")
+            print(f"{promise_of(part)} Calibration: {part.calibration_plan_}.")
         print(detector.inspection_)
     return 0
+
+
+def training_images(directory: Path, by_product: bool) -> tuple[list[str], list[str] | None]:
+    """Return the training images of a folder, and their products; None if there is one product."""
+    if not by_product:
+        return list_training_images(directory), None
+    folders = sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise CommandError(f"--products: {str(directory)!r} must contain one folder per product, and at least two.")
+    paths: list[str] = []
+    products: list[str] = []
+    for folder in folders:
+        own = list_training_images(folder)
+        paths += own
+        products += [folder.name] * len(own)
+    return paths, products
+
+
+def named_parts(detector: Any) -> list[tuple[str, Any]]:
+    """Return the detector of each product with the start of a line; the detector itself if there are no products."""
+    if not hasattr(detector, "products_"):
+        return [("", detector)]
+    names = [f"{shown_name(name)}: " for name in detector.products_]
+    return list(zip(names, detector.estimators_, strict=True))
 
 
 def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
@@ -285,7 +345,7 @@ def _region_of(roi: str | None, ignore: str | None) -> np.ndarray | None:
     return inside
 
 
-def _require_output(output: Path) -> None:
+def require_output(output: Path) -> None:
     """Raise a CommandError before the work if the model file cannot be written."""
     if output.suffix not in _SUFFIXES:
         advice = " 'skpatchcore export' writes an .onnx file from a .skops file." if output.suffix == ".onnx" else ""
@@ -298,10 +358,10 @@ def _require_output(output: Path) -> None:
         raise CommandError(f"cannot write {str(output)!r}: {error.strerror}: {str(error.filename)!r}.") from error
 
 
-def _save(detector: PatchCoreDetector, output: Path) -> None:
+def save_model(detector: Any, output: Path, bank_dtype: str | None = None) -> None:
     """Write the model file: a pickle if the name ends in .joblib, otherwise a file without code."""
     if output.suffix != ".joblib":
-        skpatchcore.save(detector, output)
+        skpatchcore.save(detector, output, bank_dtype=bank_dtype)
         return
     import joblib
 

@@ -34,7 +34,13 @@ ANOMALIES_FOUND = 3
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser."""
-    predict = commands.add_parser("predict", help="score images with a fitted model", formatter_class=Formatter)
+    predict = commands.add_parser(
+        "predict",
+        help="score images with a fitted model",
+        description="Score images with a fitted model. Writes a table scores.csv (bigger score = more normal) and a "
+        "heat map of each image to the folder OUT.",
+        formatter_class=Formatter,
+    )
     predict.add_argument(
         "model",
         metavar="MODEL",
@@ -60,6 +66,12 @@ def add_parser(commands: Any) -> None:
         "that could not be scored, always exits with 1, even if other images are anomalous",
     )
     predict.add_argument(
+        "--product",
+        metavar="NAME",
+        help="product of all images, for a model of 'fit --products'. Without this option, each image's product is "
+        "recognised",
+    )
+    predict.add_argument(
         "--trust",
         action="append",
         default=None,
@@ -71,7 +83,7 @@ def add_parser(commands: Any) -> None:
         choices=RUNTIMES,
         help="library that runs a file of 'export' (default: onnxruntime)",
     )
-    predict.add_argument("--threads", type=int, metavar="N", help="number of threads of the runtime")
+    predict.add_argument("--threads", type=int, metavar="N", help="threads of the runtime, for a file of 'export'")
     predict.add_argument("--quiet", action="store_true", help="print no progress and no summary; warnings are printed")
     add_debug(predict)
     predict.set_defaults(run=_predict)
@@ -135,6 +147,7 @@ def _predict(options: argparse.Namespace) -> int:
         detector = as_image_detector(load_detector(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
+    _check_product(options, detector)
     paths, folder = images_of(options.images, Path(options.output)), require_folder(options.output)
     with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar, _embeddings(is_onnx) as log:
 
@@ -144,7 +157,8 @@ def _predict(options: argparse.Namespace) -> int:
                 bar.write(f"skpatchcore: {shown_name(text)}")
             bar.update(1)
 
-        predictions = write_predictions(detector, paths, folder, on_prediction=show, layers=options.report)
+        given = {} if options.product is None else {"products": options.product}
+        predictions = write_predictions(detector, paths, folder, on_prediction=show, layers=options.report, **given)
     drift = None if is_onnx else _describe_drift(detector, predictions, log)
     problem = _write_report(options, detector, predictions, folder, drift) if options.report else None
     scored = [prediction for prediction in predictions if prediction.is_scored]
@@ -152,6 +166,8 @@ def _predict(options: argparse.Namespace) -> int:
     if not options.quiet:
         where = f"{folder / 'scores.csv'}{' and report.html' if options.report and problem is None else ''}"
         print(f"{_count(len(scored), 'image')} scored, {n_flagged} of them anomalous: {shown_name(where)}")
+        if hasattr(detector, "products_"):
+            print(_counted_products(scored))
     if uninspected := describe_inspection({p.path: p.inspected for p in scored}):
         if not options.quiet:
             print(uninspected)
@@ -184,6 +200,16 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
+def _counted_products(scored: Sequence[Any]) -> str:
+    """Return the number of images and of anomalous images of each product."""
+    parts = []
+    for product in sorted({p.product for p in scored}, key=lambda name: (name is None, name)):
+        some = [p for p in scored if p.product == product]
+        name = "none of the products" if product is None else shown_name(product)
+        parts.append(f"{name}: {len(some)} ({sum(p.label == -1 for p in some)} anomalous)")
+    return "Products: " + "; ".join(parts) + "."
+
+
 def _refuse_runtime(options: argparse.Namespace) -> None:
     """Raise a CommandError if there is an option for exported files, because the model is none."""
     for name, value in (("--runtime", options.runtime), ("--threads", options.threads)):
@@ -191,6 +217,20 @@ def _refuse_runtime(options: argparse.Namespace) -> None:
             raise CommandError(
                 f"{name}: only a file of 'export' is run by a runtime, and {options.model!r} is none. Leave out {name}."
             )
+
+
+def _check_product(options: argparse.Namespace, detector: Any) -> None:
+    """Raise a CommandError if the given product is not one of the model."""
+    if options.product is None:
+        return
+    from skpatchcore.reports.pipelines import detector_of
+
+    known = getattr(detector_of(detector), "products_", None)
+    if known is None:
+        raise CommandError(f"--product: the model {options.model!r} has no products.")
+    if options.product not in known:
+        names = ", ".join(shown_name(name) for name in known)
+        raise CommandError(f"--product {options.product!r}: the model knows {names}.")
 
 
 def _load_onnx(options: argparse.Namespace) -> Any:

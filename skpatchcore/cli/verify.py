@@ -16,12 +16,16 @@ def add_parser(commands: Any) -> None:
         "verify",
         help="check that an exported ONNX file gives the results of the model on this machine",
         description="Run an exported file in ONNX Runtime, and in OpenVINO if it is installed. Compare the results of "
-        "every stage with the golden results in the file, and with the model for a folder of images. The exit code is "
-        "1 if a stage is off, if too many decisions flip, or if an image cannot be read.",
+        "every stage with the golden results in the file. With --images and --model, also compare the file with the "
+        "model. A decision flips "
+        "if the file gives another label than expected. The exit code is 1 if a stage differs by more than its "
+        "tolerance, if more decisions flip than accepted, or if an image cannot be read.",
         formatter_class=Formatter,
     )
     parser.add_argument("file", metavar="FILE", help="file of 'export'")
-    parser.add_argument("--images", nargs="+", metavar="IMAGE", help="images or folders to compare with --model")
+    parser.add_argument(
+        "--images", nargs="+", metavar="IMAGE", help="images or folders on which the file is compared with --model"
+    )
     parser.add_argument(
         "--model",
         metavar="MODEL",

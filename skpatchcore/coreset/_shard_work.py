@@ -99,7 +99,7 @@ class State:
 
 
 class Measures(NamedTuple):
-    """What the coordinator needs to know of the rows of a shard.
+    """Size, images and checksum of the rows of a shard, which the coordinator needs.
 
     Attributes
     ----------

@@ -109,7 +109,7 @@ class InProcessGroup:
 
 @dataclass
 class Request:
-    """What is to be selected.
+    """Selection to make: its start, its number of rows, and the images that it leaves out.
 
     Attributes
     ----------

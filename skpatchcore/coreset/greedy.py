@@ -73,15 +73,17 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
     component_indices_ : array of shape (n_selected,), int64
         Indices of the selected rows in `X`, in order of selection.
     selection_distances_ : array of shape (n_selected,), float64
-        Covering radius after each selected row, measured between projected rows. The values never increase. Every row
-        is at most ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows. For rows that
-        `extend` has selected, the values are upper bounds for all rows seen, and can be larger than those before.
+        Covering radius after each selected row, measured between projected rows. Every row is at most
+        ``selection_distances_[k - 1]`` away from the nearest of the first ``k`` selected rows. The values of the rows
+        that `fit` has selected never increase. The values of the rows that `extend` has selected are upper bounds for
+        all rows seen, and can be larger than the values before.
     covering_radius_ : float
         Upper bound of the distance from any row seen to its nearest selected row, measured between projected rows.
     radius_ : float
         Covering radius of the rows that `fit` selected, which `extend` keeps with ``growth="radius"``.
     ratio_ : float
-        Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+        Fraction of the rows that `fit` selected: `ratio`, or `ratio` divided by the number of rows if `ratio` is an
+        int.
     n_beyond_ratio_ : int
         Number of rows that `extend` with ``growth="ratio"`` has selected beyond this fraction, to keep the radius.
     n_samples_seen_ : int
@@ -202,12 +204,12 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         """Select rows from batches in a single pass, with only the projected rows in memory.
 
         If all projected rows fit in `max_memory`, the same rows are selected as in `fit`, for any sizes of the batches.
-        Otherwise, the rows are divided into parts that fit, the shards. Rows are selected from each shard. The final
-        rows are then selected from the rows that were selected from all shards. The covering radius is at most 4 times
-        the smallest possible covering radius, instead of 2 times as for `fit`. If the selected rows of all shards do
-        not fit in memory together, the selected rows are merged several times, and each additional merge adds 2 to the
-        factor 4. With shards, the values of ``selection_distances_`` are upper bounds of the covering radii, and a
-        smaller `ratio` can select rows that a larger `ratio` does not select.
+        Otherwise, the rows are divided into shards: parts that fit in `max_memory`. Rows are selected from each shard.
+        The final rows are then selected from the rows that were selected from all shards. The covering radius is at
+        most 4 times the smallest possible covering radius, instead of 2 times as for `fit`. If the selected rows of all
+        shards do not fit in memory together, the selected rows are merged several times, and each additional merge adds
+        2 to the factor 4. With shards, the values of ``selection_distances_`` are upper bounds of the covering radii,
+        and a smaller `ratio` can select rows that a larger `ratio` does not select.
 
         This method sets the same attributes as `fit`, except ``components_``. The selected rows are the rows at
         ``component_indices_``, counted over all batches.
@@ -222,8 +224,9 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         max_memory : int or None, default=None
             Maximum memory of the selection in bytes. None sets no limit: all projected rows are kept in memory.
         reserve : ReserveRequest or None, default=None
-            If given, further rows are selected, from which `refill` fills holes if images are left out later. There is
-            no reserve if the rows are divided into shards. None selects no reserve.
+            If given, further rows are selected: the reserve. If images are removed later, `refill` selects rows of the
+            reserve in the place of their rows. There is no reserve if the rows are divided into shards. None selects no
+            reserve.
 
         Returns
         -------
@@ -250,7 +253,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         folds: Iterable[np.ndarray],
         reserve: ReserveRequest | None = None,
     ) -> list[np.ndarray]:
-        """Fit as `fit_batches` without a memory limit, and also select from parts of the rows.
+        """Fit as `fit_batches` does without a memory limit, and select rows once more for each fold.
 
         The rows are projected once for all selections. All selections use the same projection and, with
         ``start="random"``, the same random direction.
@@ -270,9 +273,9 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         Returns
         -------
         list of arrays of shape (n_selected,), int64
-            Per item of `folds`, the indices of the selected rows in order of selection: up to the rounding to a grid,
-            the rows that `fit` would select from the rows that are not left out. `ratio` refers to these rows. If
-            `ratio` is an int and larger than their number, all of them are selected.
+            One array per item of `folds`: the indices of the selected rows, in order of selection. These are the rows
+            that `fit` selects from the remaining rows, except for rounding (see Notes of the class). `ratio` refers to
+            the remaining rows. If `ratio` is an int and larger than their number, all of them are selected.
 
         Raises
         ------

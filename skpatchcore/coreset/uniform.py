@@ -36,7 +36,8 @@ class RandomSampler(SubsetSampler):
     component_indices_ : array of shape (n_selected,), int64
         Indices of the selected rows in `X`, in random order.
     ratio_ : float
-        Fraction of the rows that `fit` selected: `ratio`, also if it is an int.
+        Fraction of the rows that `fit` selected: `ratio`, or `ratio` divided by the number of rows if `ratio` is an
+        int.
     n_samples_seen_ : int
         Number of rows in `fit` and all calls of `extend`.
     n_features_in_ : int
@@ -136,7 +137,7 @@ class RandomSampler(SubsetSampler):
         growth: str = "ratio",
         reserve: Any = None,
     ) -> np.ndarray:
-        """Go on selecting from new rows. The rows that are already selected stay.
+        """Select additional rows from new rows. The rows that were selected earlier stay selected.
 
         Parameters
         ----------
@@ -145,7 +146,7 @@ class RandomSampler(SubsetSampler):
         n_samples : ignored
             Present for API consistency.
         growth : {"ratio"}, default="ratio"
-            The selected rows are the fraction `ratio_` of all rows seen.
+            After the call, the rows selected in all calls are the fraction `ratio_` of all rows seen in all calls.
         reserve : ignored
             Present for API consistency. There is no reserve.
 
@@ -157,7 +158,7 @@ class RandomSampler(SubsetSampler):
         Raises
         ------
         ValueError
-            If `growth` is another value.
+            If `growth` is not ``"ratio"``.
         """
         if growth != "ratio":
             raise ValueError(

@@ -35,7 +35,7 @@ from skpatchcore.protocols import Extractor, input_sizes_of, reports_views
 
 @dataclass
 class Extraction:
-    """What is the same for the tasks of all shards.
+    """Objects and settings that the tasks of all shards share.
 
     Attributes
     ----------

@@ -75,6 +75,11 @@ class ShardedDetector(PatchCoreDetector):
                 f"augment={self.augment!r} is not possible on a Dask cluster: it is made for few training images. Fit "
                 "a PatchCoreDetector on one machine, or pass augment=None."
             )
+        if self.suspect_share is not None:
+            raise ValueError(
+                f"suspect_share={self.suspect_share!r} is not possible on a Dask cluster, because patches of all "
+                "images would have to be compared. Fit a PatchCoreDetector on one machine, or pass suspect_share=None."
+            )
         sampler = stages["sampler"]
         if stages["transformer"] is not None:
             raise ValueError(

@@ -66,6 +66,8 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         As for :class:`~skpatchcore.PatchCoreDetector`. A mask is read by this process, not by the workers.
     augment : None, default=None
         Turned views of training images are not possible on a cluster: other values raise an error.
+    suspect_share : None, default=None
+        Suspicious patches cannot be found on a cluster: other values raise an error.
     growth : {"radius", "ratio"}, default="radius"
         How `partial_fit` of the local detector (`to_local`) grows, as for :class:`~skpatchcore.PatchCoreDetector`.
     reserve : bool, default=True
@@ -153,6 +155,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         smoothing: float = 4.0,
         roi: Any = None,
         augment: str | None = None,
+        suspect_share: float | None = None,
         growth: str = "radius",
         reserve: bool = True,
         max_memory: int | str | None = "auto",
@@ -176,6 +179,7 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
         self.smoothing = smoothing
         self.roi = roi
         self.augment = augment
+        self.suspect_share = suspect_share
         self.growth = growth
         self.reserve = reserve
         self.max_memory = max_memory
@@ -238,9 +242,9 @@ class DaskPatchCoreDetector(DocumentationLinkMixin, BaseEstimator):
             If an image cannot be read or is not an image. The error names the image's index in `X`, its path and the
             address of the worker.
         ValueError
-            If there is no client; if the sampler cannot select on several machines; if `augment` is set; if the
-            projected patch features of a list do not fit in the memory of the workers; and in the same cases as for a
-            fit on one machine.
+            If there is no client; if the sampler cannot select on several machines; if `augment` or `suspect_share` is
+            set; if the projected patch features of a list do not fit in the memory of the workers; and in the same
+            cases as for a fit on one machine.
         RuntimeError
             If the cluster has no worker at the start, or no running worker for 60 seconds (or the time
             ``distributed.scheduler.no-workers-timeout`` of Dask's configuration); if the versions of packages or the

@@ -71,7 +71,8 @@ def draw_defect(
 
         - ``"scratch"``: a thin, slightly curved, dark or light line. It is 15 to 40 % of the image's shorter side long.
         - ``"blob"``: a spot of dark or light material with an irregular edge, e.g. a drop of paint or a crumb.
-        - ``"stain"``: a dark spot with a soft edge, through which the surface is visible; light on a dark surface.
+        - ``"stain"``: a dark spot with a soft edge, through which the surface is visible. On a dark surface, it
+          is light.
         - ``"foreign"``: a spot with another texture, of the same mean as the surface. The texture is fibrous noise, so
           no other image is needed.
         - ``"missing"``: a flat polygon with sharp edges, e.g. a chipped piece. Its colour is that of the image's border

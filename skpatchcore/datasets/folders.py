@@ -109,8 +109,8 @@ def load_image_folder(root: str | os.PathLike[str]) -> ImageFolder:
         The error is also raised if the data set has masks, but a defective image has none. The error names the missing
         folder or file.
     ValueError
-        If several masks match one image, if one mask matches several images, or if the mask of an image consists of
-        several files.
+        If several masks match one image, if one mask matches several images, or if the masks of an image are several
+        files in a folder, as in MVTec LOCO AD.
 
     Warns
     -----

@@ -42,7 +42,7 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class Inspected:
-    """What is inspected of images of one size, if a detector has a region of interest.
+    """Inspected pixels and cells of images of one size, if a detector has a region of interest.
 
     Attributes
     ----------

@@ -16,7 +16,7 @@ _N_ROWS, _N_MULTIPLICATIONS = 16, 2**17
 
 @dataclass(frozen=True)
 class MapRules:
-    """How anomaly maps are drawn.
+    """Rules by which anomaly maps are drawn.
 
     Attributes
     ----------

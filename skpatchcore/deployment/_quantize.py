@@ -35,7 +35,7 @@ _MAX_BIAS = 2**30
 
 @dataclass(frozen=True)
 class _Observations:
-    """What the calibration images show: the range of each tensor, and the mean of each channel (the second axis)."""
+    """Range of each tensor and mean of each channel (the second axis), observed on the calibration images."""
 
     ranges: dict[str, tuple[float, float]]
     means: dict[str, np.ndarray]

@@ -41,7 +41,7 @@ class Prepared:
 
 @dataclass(frozen=True)
 class InputRules:
-    """How images are read, and which images the graph takes.
+    """Rules by which images are read, and the images that the graph accepts.
 
     Attributes
     ----------

@@ -46,7 +46,7 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What :func:`~skpatchcore.export` wrote. ``print(report)`` shows it.
+    """Description of the file that :func:`~skpatchcore.export` wrote. ``print(report)`` shows it.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class ExportReport:
     n_bytes : int
         Size of the file.
     precision : str
-        Precision of the constants.
+        The parameter `precision` of :func:`~skpatchcore.export`.
     stages : tuple of StageDifference
         Largest differences between the file, run in ONNX Runtime, and the *detector*, on the golden images. With a
         reduced precision, they are larger than those that :func:`verify` shows: the golden results of such a file are
@@ -111,7 +111,7 @@ def export(
 
     The file takes images and returns scores, decisions, labels, p-values, anomaly maps and masks. It contains the
     resizing, the network, the memory bank and the thresholds. It also carries *golden images* with the results at every
-    stage. :func:`~skpatchcore.verify` compares the results of a runtime with them, on any machine. With
+    stage. :func:`~skpatchcore.verify` compares the results of a runtime with these golden results, on any machine. With
     ``precision="float32"``, the golden results are those of the detector. With a reduced precision, they are those of
     the file in ONNX Runtime, which other runtimes must reproduce. Before the file is written, it is run in ONNX Runtime
     and compared with the detector.
@@ -138,8 +138,8 @@ def export(
     input_dtype : {"uint8", "float32"}, default="uint8"
         Data type of the images: 8-bit RGB, or RGB values from 0 (black) to 1 (white), e.g. for images with 16 bits.
     golden : sequence of images, default=()
-        Additional golden images, e.g. a few good and a few defective parts. **The file contains these images.** By
-        default, the golden images are made from formulas and contain no image of yours.
+        Additional golden images, e.g. a few good and a few defective parts. **The file contains these images.** It
+        always contains golden images that are made from formulas, too. By default, it contains no image of yours.
     good_images : sequence of images or None, default=None
         Images of good parts that set the ranges of the integers with ``precision="int8"``. At most 64 of them are used.
         None uses the detector's training images, if they were paths and the files still exist.

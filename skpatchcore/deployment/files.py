@@ -47,6 +47,7 @@ _TRUSTED = (
     "skpatchcore.detectors.patchcore.PatchCoreDetector",
     "skpatchcore.detectors.ensemble.PatchCoreEnsemble",
     "skpatchcore.detectors.lights.MultiLightDetector",
+    "skpatchcore.detectors.products.MultiProductDetector",
     "skpatchcore.features.extractor.TorchFeatureExtractor",
     "skpatchcore.features.scaling.LayerScaling",
     "skpatchcore.features.whitening.PatchWhitening",
@@ -256,6 +257,20 @@ def load(path: str | os.PathLike[str], *, trusted: Sequence[str] = ()) -> Any:
         ) from error
     warn_of_versions(manifest["versions"], manifest["holds"], repr(str(path)))
     return detector
+
+
+def manifest_of_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the manifest of a file that :func:`save` wrote: versions, networks, data type of the bank, and digests.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file does not exist.
+    ModelFileError
+        If the file was not written by :func:`save`, or is damaged.
+    """
+    path = Path(path)
+    return _checked(path.read_bytes(), path)
 
 
 def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> Any:

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 class OnnxDetector:
     """Detector that runs an ONNX file written by ``skpatchcore.export``, with the methods of the exported detector.
 
-    The class needs numpy, Pillow and ONNX Runtime or OpenVINO. It imports neither torch nor scikit-learn. Therefore it
+    The class needs numpy, Pillow and ONNX Runtime or OpenVINO. It imports neither torch nor scikit-learn. Therefore, it
     starts faster and needs less memory than the detector that was exported. ``skpatchcore verify`` measures how much
-    the results of both differ.
+    the results of the file differ from those of the exported detector.
 
     The detector is fitted already. It cannot be fitted again, and its thresholds cannot be changed: recalibrate the
     original detector and export it again. The class is not an estimator of scikit-learn.
@@ -67,9 +67,10 @@ class OnnxDetector:
     pixel_offset_ : float
         Pixel threshold: `predict_mask` returns True for values of the anomaly map above it.
     min_area_ : float
-        The area that a region must exceed with ``min_area="auto"``, as a fraction of the inspected pixels.
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels.
     promised_rate_ : float
-        Fraction of good images for which `predict` is expected to return -1 at most.
+        False-positive rate that the image threshold promises: an upper bound on the expected fraction of good images
+        for which `predict` returns -1.
     calibration_scores_ : array of shape (n_calibration,), float64
         Scores of good images, **bigger = more normal**. NaN for images without a score.
     calibration_peaks_ : array of shape (n_calibration,), float64
@@ -105,8 +106,8 @@ class OnnxDetector:
 
     Notes
     -----
-    A score that is not finite counts as anomalous. `predict` returns -1 for it, and `p_values` the smallest p-value.
-    Anomaly maps of such an image raise an ImageError.
+    An image whose score is not finite counts as anomalous. For such an image, `predict` returns -1, `p_values` returns
+    the smallest p-value, and `segment` raises an ImageError.
 
     A pickle of this object contains the path of the file and its digest, not the file. Unpickling reads the file.
 
@@ -118,7 +119,7 @@ class OnnxDetector:
     ...
     FileNotFoundError: [Errno 2] No such file or directory: 'parts.csv'
 
-    With a file of a detector of good images::
+    With an exported file::
 
         detector = OnnxDetector("parts.onnx")
         labels = detector.predict(["part_01.png", "part_02.png"])   # +1 normal, -1 anomalous
@@ -262,9 +263,9 @@ class OnnxDetector:
         -------
         array of shape (n_images,), float64
             ``(1 + number of calibration scores that are at most the image's score) / (n_calibration + 1)``, before the
-            adjustment. ``1 / (n_calibration + 1)`` if the score is not finite. A calibration score that is larger by
-            less than 1e-6 of the largest calibration score counts as equal, as in the output ``p_value`` of the file:
-            the score of a calibration image is rounded.
+            adjustment. ``1 / (n_calibration + 1)`` if the score is not finite. A calibration score also counts if it
+            exceeds the image's score by at most 1e-6 times the largest absolute calibration score, because runtimes
+            round the score of the same image differently. The output ``p_value`` of the file has the same rule.
 
         Raises
         ------

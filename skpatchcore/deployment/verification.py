@@ -55,7 +55,7 @@ class Check:
 
     @property
     def is_passed(self) -> bool:
-        """Whether there are no failures, no stage is off, and no more labels are flipped than accepted."""
+        """Whether nothing failed, no stage differs by more than its tolerance, and at most the accepted labels flip."""
         if self.failures or not self.decisions.n_images or any(stage.is_off for stage in self.stages):
             return False
         return self.decisions.n_flipped <= self.max_flipped * self.decisions.n_images
@@ -138,7 +138,7 @@ def verify(
     path : path
         The exported file.
     runtimes : {"onnxruntime", "openvino"}, sequence of these names, or None, default=None
-        Runtimes that run the file. None uses all that are installed.
+        Runtimes that run the file. None uses all installed runtimes.
     detector : PatchCoreDetector, PaDiMDetector or None, default=None
         The detector that was exported.
     images : sequence of images or None, default=None
@@ -154,10 +154,10 @@ def verify(
     Returns
     -------
     Verification
-        One check per runtime for the golden images, and one for `images`. ``verification.is_passed`` states the
-        result, and ``print(verification)`` shows the largest difference of each stage and the flipped decisions. An
-        image that cannot be read, and an error of a runtime, is a failure of the check: the check is not passed, the
-        failure is shown, and everything else is still compared.
+        One check per runtime for the golden images, and one for `images`. ``verification.is_passed`` states the result,
+        and ``print(verification)`` shows the largest difference of each stage and the flipped decisions. If an image
+        cannot be read or a runtime raises an error, the check is not passed. ``print(verification)`` shows the failure,
+        and everything else is still compared.
 
     Raises
     ------
@@ -176,9 +176,10 @@ def verify(
     Notes
     -----
     The difference of a stage is the largest absolute difference, divided by the largest expected value for the same
-    image. Scores and maps are divided by at least the threshold, because the scores of training images can be nearly 0.
-    A p-value may be that of any score that is accepted: the score of a calibration image is exactly a calibration
-    score, where rounding changes the rank. The difference of ``mask`` is the fraction of pixels that differ.
+    image. For scores and maps, the divisor is at least the threshold, because the scores of training images can be
+    nearly 0. A p-value passes if a score within the tolerance has this p-value: a small difference of the score can
+    change its rank among the calibration scores, e.g. if the image is a calibration image. The difference of ``mask``
+    is the fraction of pixels that differ.
 
     The tolerance is 1e-4 for files in float32 and float16, which compute in float32, and 1e-3 for ``mask``. For int8,
     runtimes round differently, and the tolerances are larger; the manifest contains them. For `images` and a reduced
@@ -224,7 +225,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Expected:
-    """What a file states about the results that are expected from it.
+    """Expected results of an exported file, and their tolerances, as the file states them.
 
     `margin` is the largest difference of a decision from the golden decision that counts as rounding, as a fraction of
     the threshold.

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from skpatchcore.detectors.lights import MultiLightDetector
     from skpatchcore.detectors.padim import PaDiMDetector
     from skpatchcore.detectors.patchcore import PatchCoreDetector
+    from skpatchcore.detectors.products import MultiProductDetector
     from skpatchcore.detectors.spade import SPADEDetector
 
 __all__ = [
     "ImageDetector",
     "ImageResult",
     "MultiLightDetector",
+    "MultiProductDetector",
     "PaDiMDetector",
     "PatchCoreDetector",
     "PatchCoreEnsemble",
@@ -38,6 +40,7 @@ __getattr__, __dir__ = attach(
         "lights": ["MultiLightDetector"],
         "padim": ["PaDiMDetector"],
         "patchcore": ["PatchCoreDetector"],
+        "products": ["MultiProductDetector"],
         "spade": ["SPADEDetector"],
     },
 )

@@ -94,7 +94,7 @@ class GrowingDetector(PatchDetector):
             Region of interest of each image, as for `fit`.
         calibrate : bool, default=True
             If False, the new images do not become calibration images. Use this for images that were added because they
-            were flagged: they are no random sample of good images, and would raise the thresholds without need.
+            were flagged: they are not a random sample of good images, and would raise the thresholds without need.
 
         Returns
         -------
@@ -123,12 +123,13 @@ class GrowingDetector(PatchDetector):
 
         Notes
         -----
-        Scores of good images fall when the detector learns more images. The calibration scores were computed by models
-        of fewer images. Therefore, they are multiplied by ``(n / m) ** a`` when the number of training images grows
-        from n to m. The exponent a, `calibration_slope_`, is known if ``calibration="auto"`` has used folds: it is the
-        slope of the mean log score of the images against the logarithm of the number of images, between models without
-        a third of the images and models without a small fold. Otherwise a is 0: the old scores stay, and fewer good
-        images are flagged than `contamination` accepts.
+        Good images look more normal when the detector learns more images: the absolute values of their scores fall. The
+        calibration scores were computed by models of fewer images. Therefore, they are multiplied by ``(n / m) ** a``
+        when the number of training images grows from n to m. The exponent a, `calibration_slope_`, is known if
+        ``calibration="auto"`` has used folds: it is the slope of the mean logarithm of the absolute scores of the
+        images against the logarithm of the number of images, between models without a third of the images and models
+        without a small fold. Otherwise a is 0: the old scores stay, and fewer good images are flagged than
+        `contamination` accepts.
 
         With ``growth="radius"``, each new patch is within the covering radius of `fit` from a row of the bank,
         whatever the order and the number of the calls.

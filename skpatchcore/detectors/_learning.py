@@ -6,7 +6,7 @@ on several machines replaces this step only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, within_memory
+from skpatchcore.bank.suspects import learnt_cells
 from skpatchcore.calibration.plans import CalibrationScores, LeaveOneOut, NoCalibration
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
@@ -85,10 +86,19 @@ def learn_and_calibrate(
             return some, Budget(len(some.rows), None)
         return within_memory(some, max_memory, extra_copies, needs)
 
-    patches, budget = held(source, detector._copies_for_folds(stages) if plan.left_out else 0)
+    share = getattr(detector, "suspect_share", None)
+    n_copies = (detector._copies_for_folds(stages) if plan.left_out else 0) + (share is not None)
+    patches, budget = held(source, n_copies)
+    # The calibration scores whole images, also with suspicious patches: nobody knows these of new images.
+    learnt = patches
+    if share is not None:
+        groups = detector._groups_of(source.numbers[:n_learnt])
+        learnt = patches.limited_to(learnt_cells(patches, share, groups, seed, detector._turns()))
+        if isinstance(learnt, Patches):
+            budget = replace(budget, n_patches=len(learnt.rows))
     has_transformer = stages.get("transformer") is not None
     # The scores of a transformer are no linear function of the number of images: the correction is too large.
-    plan = plan.resolved(lambda: detector._n_folds(patches, budget, stages), is_corrected=not has_transformer)
+    plan = plan.resolved(lambda: detector._n_folds(learnt, budget, stages), is_corrected=not has_transformer)
     if has_transformer and isinstance(plan, LeaveOneOut) and len(patches) > 1:
         warn_user(
             "leave-one-out scores images with a transformer that was fitted on them: more good images are flagged than "
@@ -96,7 +106,7 @@ def learn_and_calibrate(
             "a held-out fraction."
         )
     left_out = [with_views(images, n_learnt) for images in plan.left_out]
-    model, fold_models = detector._learn_folds(patches, stages, budget, seed, left_out, held)
+    model, fold_models = detector._learn_folds(learnt, stages, budget, seed, left_out, held)
     if n_views > 1:
         # The calibration scores the original images. A model leaves out an image together with its views.
         model = model.of_originals(n_learnt)  # type: ignore[attr-defined]

@@ -84,7 +84,6 @@ class PatchDetector(
         "verbose": ["verbose"],
     }
     _stage_names: tuple[str, ...] = ("extractor",)
-    _draws = True  # whether `_learn` uses its `seed`
 
     extractor: Any
     extractor_: Any
@@ -160,6 +159,10 @@ class PatchDetector(
     def _learn_all(self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int) -> PatchModel:
         """Fit the model that `fit` keeps, which may hold more than those of folds."""
         return self._learn(patches, stages, budget, seed)
+
+    def _draws(self) -> bool:
+        """Return whether the fit uses the `seed` of `_learn`."""
+        return True
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         """Return the number of folds for ``calibration="auto"``. 0 means that the model leaves out images exactly."""
@@ -268,7 +271,9 @@ class PatchDetector(
             ignored), if there are too few calibration images or groups for the value of `contamination`, if the
             calibration cannot score some images, or if all images are nearly black.
         InspectionWarning
-            If a part of the images is not inspected, or if a patch covers more than 32 pixels of an image.
+            If a part of the images is not inspected, or if a patch is more than 32 pixels wide or high.
+        SuspectImageWarning
+            If a few calibration images are far more anomalous than the others (only PatchCoreDetector).
         """
         X = with_regions(listed(X), roi)
         with report_tasks(self, X, y), restored_on_failure(self):
@@ -281,7 +286,7 @@ class PatchDetector(
         extractor = stages["extractor"]
         X, kept, groups = self._nominal_images(X, y, groups, extractor)
         plan = plan_calibration(self.calibration, groups, len(kept), rng, self.contamination, self.verbose)
-        seed = int(rng.randint(2**31 - 1)) if self._draws else 0
+        seed = int(rng.randint(2**31 - 1)) if self._draws() else 0
         if extractor is not None:
             extractor.fit(X.images if isinstance(X, ImagesWithRegions) else X)
         if stages.get("transformer") is not None:
@@ -375,6 +380,8 @@ class PatchDetector(
         n_copies = 0 if extractor is None else 1
         if kind_of(self.calibration) is CrossFitted:
             n_copies += self._copies_for_folds(stages)
+        if getattr(self, "suspect_share", None) is not None:
+            n_copies += 1
         needs = partial(self._memory_needs, stages=stages)
         n_patches = (1 + len(self._turns())) * n_images * len(first.rows)
         return estimate_memory(n_patches, first, batch_size, n_copies, needs, tile)
@@ -434,6 +441,13 @@ class PatchDetector(
     def _turns(self) -> tuple[Turn, ...]:
         """Return the turned views of each training image on which the detector is fitted."""
         return TURNS[getattr(self, "augment", None)]
+
+    def _groups_of(self, images: np.ndarray) -> np.ndarray:
+        """Return the group of each training image with these indices in `X`, as integers."""
+        groups = getattr(self, "training_groups_", None)
+        if groups is None:
+            return images
+        return np.unique([str(groups[i]) for i in images], return_inverse=True)[1]
 
     def _memory_limit(self) -> int | str | None:
         """Return `max_memory` in bytes, or ``"auto"`` or None."""

@@ -105,10 +105,11 @@ class CalibratedDetector(OutlierMixin):
         self._require_threshold()
         # warn=False: fit has already warned about labels.
         nominal = is_nominal(y, n_images_of(X), is_table=hasattr(self, "n_features_in_"), warn=False)
-        if len(self.calibration_scores_) < nominal.sum():
+        known = self._scores_of_training_images()
+        if len(known) < nominal.sum():
             raise ValueError("calibration scores only a part of the training images: use 'leave-one-out' or folds.")
         scores = np.empty(len(nominal))
-        scores[nominal] = self.calibration_scores_
+        scores[nominal] = known
         if not nominal.all():
             scores[~nominal] = self.score_samples(safe_indexing(X, np.flatnonzero(~nominal)))
         return np.where(scores >= self.offset_, 1, -1)
@@ -250,6 +251,10 @@ class CalibratedDetector(OutlierMixin):
     def _require_scores_of_training_images(self) -> None:
         """Raise a ValueError if the parameters exclude calibration scores of all training images."""
 
+    def _scores_of_training_images(self) -> np.ndarray:
+        """Return the scores of the training images with a score, in ascending order of their indices."""
+        return self.calibration_scores_
+
     def _only_ranks(self) -> bool:
         """Return whether the detector has no threshold because of ``calibration=None``."""
         return math.isnan(self.offset_) and getattr(self, "calibration", "auto") is None
@@ -291,13 +296,14 @@ def older_thresholds(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _warn_of_training_images(X: Any, training_paths: list[str | None] | None) -> None:
-    """Warn if images for a recalibration are training images, whose scores are far too low."""
+    """Warn if images for a recalibration are training images, whose scores look far too normal."""
     if training_paths is None or not isinstance(X, list | tuple):
         return
     known = set(training_paths)
     n_known = sum(isinstance(x, str | os.PathLike) and os.path.abspath(os.fsdecode(x)) in known for x in X)
     if n_known:
         warn_user(
-            f"{n_known} of {len(X)} images are training images of the detector. Their scores are too low, so that most "
-            "new good images will be flagged. Pass good images that were not used for the fit."
+            f"{n_known} of {len(X)} images are training images of the detector. Their scores look too normal (too "
+            "high). With a threshold from these scores, most new good images are flagged. Pass good images that were "
+            "not used for the fit."
         )

@@ -18,7 +18,7 @@ from skpatchcore.images.containers import as_image_sequence, listed, with_region
 
 
 class PatchCoreEnsemble(CombinedDetector):
-    """Combine the standardised scores and maps of several detectors, by default by their mean.
+    """Combine the standardised scores and maps of several detectors by their mean or their maximum.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
     and -1 for anomalous images. ``segment`` returns anomaly maps, **bigger = more anomalous**.
@@ -57,10 +57,12 @@ class PatchCoreEnsemble(CombinedDetector):
         averaged map is at most the average of the maxima. Therefore, with ``aggregate="mean"``, the pixel threshold is
         conservative: at most the accepted fraction of good images, and usually fewer, is expected to have anomalous
         pixels. With ``aggregate="max"``, the maxima are exact. If the detectors inspect different pixels, the
-        maximum over the detectors is used for both.
+        largest of the detectors' maxima is used with ``aggregate="mean"``, too.
     calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
-        Sketches of the combined maps, with standardised values. They are averages of the detectors' sketches, or upper
-        bounds with ``aggregate="max"``. The exact sketches are not known, because the maps are not stored.
+        Sketch of the combined map of each calibration image: the standardised values that fixed fractions of the pixels
+        exceed, and the area of the largest region above each value. They are estimated from the detectors' sketches,
+        because the maps are not stored. With ``aggregate="mean"``, values and areas are averages over the detectors.
+        With ``"max"``, the values are upper bounds.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image.
     inspection_ : Inspection or None
@@ -75,7 +77,8 @@ class PatchCoreEnsemble(CombinedDetector):
     calibration_plan_ : str
         How the calibration images were scored, e.g. ``"40 folds"``.
     min_area_ : float
-        Area for ``min_area="auto"``, as a fraction of an image's pixels; see `predict_mask`.
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels; see
+        `predict_mask`.
 
     References
     ----------

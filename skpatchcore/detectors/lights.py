@@ -29,10 +29,12 @@ class MultiLightDetector(CombinedDetector):
 
     A sample is a *part*: a list of images of the same size that show the same place in the same pixel, e.g. under
     several lights, in several spectral channels, or before and after a coating. All parts have the same lights in the
-    same order. `fit` fits one copy of `estimator` per light, on the images of this light only. The scores and the maps
-    of each light are standardised with the mean and the standard deviation of the light's calibration scores and
-    calibration peaks. The standardised scores and maps of the lights are combined by the maximum or by the mean. All
-    methods return one result per part.
+    same order. `fit` fits one copy of `estimator` per light, on the images of this light only.
+
+    The scores of each light are standardised with the mean and the standard deviation of the light's calibration
+    scores. The maps of each light are standardised with the mean and the standard deviation of the light's calibration
+    peaks, which are the maxima of the maps of the calibration parts. The standardised scores and maps of the lights are
+    combined by the maximum or by the mean. All methods return one result per part.
 
     Parameters
     ----------
@@ -64,8 +66,10 @@ class MultiLightDetector(CombinedDetector):
         Combined standardised maxima of the maps of the calibration parts, bigger = more anomalous. With
         ``aggregate="mean"``, they are upper bounds of the maxima of the combined maps.
     calibration_sketches_ : array of shape (n_calibration, 2, n_levels), float32
-        Sketches of the combined maps, with standardised values. They are upper bounds with ``aggregate="max"``, and
-        averages of the sketches of the lights with ``"mean"``.
+        Sketch of the combined map of each calibration part: the standardised values that fixed fractions of the pixels
+        exceed, and the area of the largest region above each value. They are estimated from the sketches of the lights,
+        because the maps are not stored. With ``aggregate="max"``, the values are upper bounds. With ``"mean"``, values
+        and areas are averages over the lights.
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration part.
     inspection_ : Inspection or None
@@ -80,7 +84,8 @@ class MultiLightDetector(CombinedDetector):
     calibration_plan_ : str
         How the calibration parts were scored, e.g. ``"40 folds"``.
     min_area_ : float
-        Area for ``min_area="auto"``, as a fraction of the pixels of a map; see `predict_mask`.
+        Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels of a map; see
+        `predict_mask`.
 
     See Also
     --------
@@ -141,8 +146,8 @@ class MultiLightDetector(CombinedDetector):
         ----------
         X : list of lists of images, or array of shape (n_parts, n_lights, height, width, n_channels)
             Good parts. Each part is a list of images (paths, arrays or PIL images), one per light, in the same order
-            for all parts. The images of a part must have the same height and width. A table has one row per part and
-            one column of paths per light.
+            for all parts. The images of a part must have the same height and width. `X` can also be a table with one
+            row per part and one column of paths per light.
         y : array of shape (n_parts,) or None, default=None
             Labels of the parts, as for `PatchCoreDetector.fit`.
         groups : array of shape (n_parts,) or None, default=None

@@ -132,7 +132,7 @@ class PaDiMDetector(PatchDetector):
     PaDiM (Patch Distribution Modeling) fits a Gaussian to the patch features of the good images at each position of the
     patch grid. The patch score is the Mahalanobis distance to the Gaussian at the same position: a distance to the mean
     that is scaled by the variances and correlations of the good images. By default, the image score is the largest
-    patch score.
+    patch score, with a negative sign.
 
     Parameters
     ----------
@@ -150,8 +150,8 @@ class PaDiMDetector(PatchDetector):
         the unit of the features.
     image_score : {"max", "map-max"} or float in (0, 1], default="max"
         How the image score is computed from the patch scores: the largest patch score, the maximum of the smoothed
-        anomaly map, or the mean of a fraction of the patch scores, the largest ones. For details, see
-        :class:`~skpatchcore.PatchCoreDetector`.
+        anomaly map, or the mean of a fraction of the patch scores, the largest ones. `score_samples` returns the result
+        with a negative sign. For details, see :class:`~skpatchcore.PatchCoreDetector`.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate: the fraction of *good* images for which `predict` may return -1 (anomalous).
         ``"auto"`` accepts 1 %, or ``1 / (n_calibration + 1)`` if this is larger: this is the smallest rate that can be

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skpatchcore._utils.sklearn import HasMethods, Interval, StrOptions
+from skpatchcore._utils.sklearn import HasMethods, Interval, RealNotInt, StrOptions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.collect import collect_banks
@@ -21,6 +21,7 @@ from skpatchcore.detectors._growing import GrowingDetector
 from skpatchcore.detectors._image_scores import image_score_constraints
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._stages import INDEXES
+from skpatchcore.detectors._training_report import TrainingReport
 from skpatchcore.images.turns import TURNS
 from skpatchcore.patches.model import PatchModel
 from skpatchcore.patches.patches import Patches
@@ -28,7 +29,7 @@ from skpatchcore.patches.stream import PatchSource
 from skpatchcore.protocols import selects_folds
 
 
-class PatchCoreDetector(GrowingDetector, ExplainingDetector):
+class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     """Detect anomalous images, and the anomalous pixels in them, with PatchCore.
 
     ``score_samples`` and ``decision_function`` return scores, bigger = more normal. ``predict`` returns +1 for normal
@@ -63,8 +64,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         distances to these rows re-weight the image score. 1 turns the re-weighting off. Only
         ``image_score="reweighted"`` uses this number.
     image_score : {"reweighted", "max", "map-max"} or float in (0, 1], default="reweighted"
-        How the image score is computed from the patch scores. The calibration uses the same image score. If the
-        parameter is changed after `fit`, pass good images that were not used for the fit to `recalibrate`.
+        How the image score is computed from the patch scores. `score_samples` returns the result with a negative sign.
+        The calibration uses the same image score. If the parameter is changed after `fit`, pass good images that were
+        not used for the fit to `recalibrate`.
 
         - ``"reweighted"``: the largest patch score (Equation 6 of the paper), multiplied by a weight (Equation 7).
         - ``"max"``: the largest patch score, as in the program of the paper's authors.
@@ -85,11 +87,11 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
 
-        - ``"auto"``: 5 to 40 folds (see below), so many that `fit` takes about twice as long as with leave-one-out.
-          The number depends on the number of patches and on the stages, not on the machine. The scores are corrected
-          for the images that the folds leave out: 3 coarse folds show how much the scores change with the number of
-          training images. ``"leave-one-out"`` is used instead if the sampler selects all rows, cannot select for
-          folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
+        - ``"auto"``: 5 to 40 folds (see below). Their number is chosen such that `fit` takes about twice as long as
+          with leave-one-out. The number depends on the number of patches and on the stages, not on the machine. The
+          scores are corrected for the images that the folds leave out: 3 coarse folds show how much the scores change
+          with the number of training images. ``"leave-one-out"`` is used instead if the sampler selects all rows,
+          cannot select for folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
           not corrected.
         - ``"leave-one-out"``: each training image is scored against the bank without the rows from this image (or from
           its group). This method costs one additional search. The bank was selected with the image present, and no
@@ -104,7 +106,8 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
           than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The difference
           becomes smaller with more folds.
         - None: no threshold is set. `predict` raises a ValueError, and `decision_function` returns the values of
-          `score_samples`.
+          `score_samples`. Use None in a search whose scorer needs no threshold, e.g. ``GridSearchCV`` with
+          ``scoring="roc_auc"`` and ``cv=OneClassSplit(5)``: otherwise, each of its fits is calibrated.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the network's input. The default is the
         value in the paper. If an image is larger than the network's input, the standard deviation in pixels of the
@@ -132,8 +135,17 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
 
         - ``"rotations"``: by 90, 180 and 270 degrees. Also for parts that must not be mirrored.
         - ``"flips"``: left-right and up-down.
-        - ``"rotations+flips"``: all 7 symmetries of the square.
+        - ``"rotations+flips"``: the 7 rotations and reflections of the square that change the image.
         - None: no views.
+    suspect_share : float in (0, 0.5) or None, default=None
+        Fraction of the training images' patches that is not learnt: the patches that are most unlike the patches of
+        other images. Use it if some training images may be defective, because a defect in the memory bank makes similar
+        defects look normal. 0.01 is a good first value, also for 10 % defective images, because a defect covers a small
+        part of an image. Larger values leave out more rare but normal patches, so that good images look more anomalous.
+        The scores of new images and the calibration use all patches. The thresholds are computed without the scores of
+        images that look anomalous (`suspect_image_indices_`). Images of the same group are not compared (see
+        `groups` of `fit`). `fit` takes up to twice as long. If it holds the patch features in memory, it needs memory
+        for one more copy of them. None learns all patches. See also `training_report`.
     growth : {"radius", "ratio"}, default="radius"
         How many patches of new images `partial_fit` adds to the memory bank. ``"radius"`` adds patches until each new
         patch is as close to a row of the bank as the patches of `fit` are (the covering radius of the sampler). Images
@@ -142,11 +154,12 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     reserve : bool, default=True
         Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
         bank. Model files are about 2.2 times as large with a `ratio` of 1 %, and 1.2 times with 10 %. There is no
-        reserve if the sampler is no GreedyCoresetSampler, or selects shard by shard.
+        reserve if the sampler is not a GreedyCoresetSampler, or selects shard by shard.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
-        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` uses a fraction of the free memory. None means
-        no limit. `fit` works in one of these ways. `estimate_memory` returns the memory that each way needs.
+        is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` allows 60 % of the free memory, or more if
+        `fit` needs more. None means no limit. `fit` works in one of these ways. `estimate_memory` returns the memory
+        that each way needs.
 
         - at once: all patch features are held in memory, if they fit.
         - transformed: only with a transformer. The transformer is fitted in a pass of its own with its method
@@ -193,6 +206,11 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     calibration_image_indices_ : array of shape (n_calibration,), int64
         Index in `X` of each calibration image, as in `bank_image_indices_`. -1 for images of `recalibrate` if
         `partial_fit` or `forget` was called afterwards.
+    suspect_image_indices_ : array of shape (n_suspects,), int64
+        Index in `X` of each calibration image that looked anomalous in `fit`, the most anomalous first. `fit` warns of
+        them. With `suspect_share`, the calibration attributes above do not contain these images.
+    suspect_scores_ : array of shape (n_suspects,), float64
+        Scores of these images, bigger = more normal.
     appearance_range_ : array of shape (2, 5) or None
         Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
         green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
@@ -206,9 +224,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     training_paths_ : list of str or None
         Absolute paths of the images in the `X` of `fit` and `partial_fit`, in the same order, including images that `y`
         leaves out. ``nominal_image`` of :meth:`nearest_patches` is an index in this list. None if no `X` consisted of
-        paths. An item is None if the image was no path, or is forgotten. Model files hold these paths, and those in
-        `updates_`. Set both attributes to None and [] before saving if the names of folders and images must not be
-        passed on.
+        paths. An item is None if the image was not a path, or is forgotten. Model files hold these paths, and those in
+        `updates_`. If the names of folders and images must not be passed on, set `training_paths_` to None and
+        `updates_` to [] before saving.
     training_image_indices_ : array of int64
         Indices of the training images, without those that `y` left out and those that are forgotten.
     training_groups_ : list or None
@@ -220,8 +238,8 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         `recalibrate`. Keys: ``kind``, ``time`` (UTC), ``n_images``, ``paths``, ``digests`` (SHA-256 of the images), the
         pairs before and after ``offset``, ``pixel_offset``, ``promised_rate`` and ``n_bank``, and ``note``.
     calibration_slope_, pixel_calibration_slope_ : float
-        How fast scores and map values of good images fall with the number n of training images: as ``n ** -slope``. 0
-        if this is unknown. See `partial_fit`.
+        How fast the absolute values of the scores and the map values of good images fall with the number n of training
+        images: as ``n ** -slope``. 0 if this is unknown. See `partial_fit`.
     contamination_, pixel_contamination_ : float, "auto" or None
         The values with which the thresholds were set last.
     reserve_rows_ : array of shape (n_reserve, n_columns) or None
@@ -246,11 +264,12 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         Pixel threshold: pixels with an anomaly map value above ``pixel_offset_`` are anomalous. NaN if there is no
         calibration score.
     min_area_ : float
-        Area for ``min_area="auto"`` in `predict_mask` and `regions`, as a fraction of an image's pixels: at most the
-        fraction `promised_rate_` of good images is expected to have a larger region above `pixel_offset_`.
+        Largest area of a region that ``min_area="auto"`` removes in `predict_mask` and `regions`, as a fraction of the
+        inspected pixels of an image. At most the fraction `promised_rate_` of good images is expected to have a larger
+        region above `pixel_offset_`.
     promised_rate_ : float
-        False-positive rate that the image threshold promises: `contamination`, or ``1 / (n_calibration + 1)`` if this
-        is larger. NaN if there is no calibration score.
+        False-positive rate that the image threshold promises: `contamination` (0.01 for ``"auto"``), or
+        ``1 / (n_calibration + 1)`` if this is larger. NaN if there is no calibration score.
     calibration_plan_ : str
         How the calibration images were scored, e.g. ``"40 folds"``.
     n_features_in_ : int
@@ -286,11 +305,11 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "image_score": image_score_constraints("reweighted", "max", "map-max"),
         "augment": [StrOptions({name for name in TURNS if name is not None}), None],
+        "suspect_share": [Interval(RealNotInt, 0, 0.5, closed="neither"), None],
         "growth": [StrOptions({"radius", "ratio"})],
         "reserve": ["boolean"],
     }
     _stage_names = ("extractor", "transformer", "sampler", "index")
-    _draws = False
 
     def __init__(
         self,
@@ -307,6 +326,7 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         smoothing: float = 4.0,
         roi: Any = None,
         augment: str | None = None,
+        suspect_share: float | None = None,
         growth: str = "radius",
         reserve: bool = True,
         max_memory: int | str | None = "auto",
@@ -326,6 +346,7 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
         self.smoothing = smoothing
         self.roi = roi
         self.augment = augment
+        self.suspect_share = suspect_share
         self.growth = growth
         self.reserve = reserve
         self.max_memory = max_memory
@@ -372,6 +393,9 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
     def _reserve_of(self, patches: PatchSource) -> int | None:
         """Return the number of original images among `patches` if there is a reserve; otherwise None."""
         return len(patches) // (1 + len(self._turns())) if self.reserve else None
+
+    def _draws(self) -> bool:
+        return self.suspect_share is not None
 
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         if stages["transformer"] is not None:  # the folds share no work
@@ -434,5 +458,6 @@ class PatchCoreDetector(GrowingDetector, ExplainingDetector):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version has no transformer
-            state = {"transformer_": None, **state}
+            none = {"suspect_image_indices_": np.zeros(0, np.int64), "suspect_scores_": np.zeros(0)}
+            state = {"transformer_": None, "training_groups_": None, **none, **state}
         super().__setstate__(with_shared_bank(state))

@@ -76,9 +76,9 @@ class SPADEDetector(PatchDetector):
 
     SPADE (Semantic Pyramid Anomaly Detection) compares a new image with the *K* most similar training images. The
     distance between two images is the distance between the means of their patch features. The image score is the mean
-    distance to the *K* nearest training images. The score of a patch is the distance to the most similar patch in these
-    *K* images, wherever that patch lies in its image. SPADE has no parameter `image_score`: its image score compares
-    whole images and is not computed from patch scores.
+    distance to the *K* nearest training images, with a negative sign. The score of a patch is the distance to the most
+    similar patch in these *K* images, wherever that patch lies in its image. SPADE has no parameter `image_score`: its
+    image score compares whole images and is not computed from patch scores.
 
     Parameters
     ----------

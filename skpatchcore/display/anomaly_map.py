@@ -112,7 +112,7 @@ class AnomalyMapDisplay:
         Returns
         -------
         AnomalyMapDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -132,6 +132,48 @@ class AnomalyMapDisplay:
         images = [load_image(image, i, pixel_format=pixel_format) for i, image in enumerate(images)]
         return cls.from_predictions(
             images, list(maps), threshold=estimator.pixel_offset_, masks=masks, titles=titles, **options
+        )
+
+    @classmethod
+    def from_training_image(
+        cls, estimator: Any, index: int, X: Any = None, *, roi: Any = None, **options: Any
+    ) -> AnomalyMapDisplay:
+        """Plot a training image and its anomaly map, compared with the rows of the memory bank from other images.
+
+        A defect in a training image is in the memory bank, so that :meth:`from_estimator` would show the defect as
+        normal. Here, the rows of the image itself and of its group do not count.
+
+        Parameters
+        ----------
+        estimator : PatchCoreDetector
+            A fitted detector.
+        index : int
+            Index of the image in the `X` of `fit`: the column ``image`` of `training_report`.
+        X : as for `fit`, or None, default=None
+            The same images as in `fit`, in the same order. None reads the image from its path.
+        roi : sequence of shape (n_images,) or None, default=None
+            Region of interest of each image, the same as in `fit`.
+        **options : dict
+            Arguments of :meth:`plot`.
+
+        Returns
+        -------
+        AnomalyMapDisplay
+            The display, already plotted.
+
+        Raises
+        ------
+        ImageError
+            If the image cannot be read.
+        ValueError
+            If there is no training image with this index, if its path is unknown and `X` is None, or if all rows of the
+            memory bank come from the image or its group.
+        """
+        given, anomaly_map, score = estimator._training_map(index, X, roi)
+        image = load_image(given, index, pixel_format=pixel_format_of(estimator))
+        title = f"{_name(given)}training image {index}" + ("" if math.isnan(score) else f", score {score:.1f}")
+        return cls.from_predictions(
+            [image], [anomaly_map], threshold=estimator.pixel_offset_, titles=[title], **options
         )
 
     @classmethod
@@ -162,7 +204,7 @@ class AnomalyMapDisplay:
         Returns
         -------
         AnomalyMapDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

@@ -16,11 +16,12 @@ _N_COLUMNS = 3
 
 
 class DetectionCapabilityDisplay:
-    """Probability of detection against size: curve, confidence band, hits, misses, a90 and a90/95.
+    """Plot of the probability of detection against the size of defects: curve, confidence band, a90 and a90/95.
 
     Use :meth:`from_result` or :meth:`from_detector` to create a display. Each panel shows one kind of defect. Ticks at
-    the top are hits, and ticks at the bottom are misses. The band has one-sided 95 % confidence bounds. Below each
-    panel, the smallest found and the largest missed defect are shown with their outlines.
+    the top are hits, and ticks at the bottom are misses. Each edge of the band is a one-sided 95 % confidence bound.
+    The vertical lines mark a90, the size at which 90 % of the defects are found, and a90/95, its upper bound at 95 %
+    confidence. Below each panel, the smallest found and the largest missed defect are shown with their outlines.
 
     Parameters
     ----------
@@ -61,14 +62,14 @@ class DetectionCapabilityDisplay:
         Parameters
         ----------
         result : DetectionCapability
-            Parameter of the class.
+            The result to plot, as described for the class.
         **options : dict
             Arguments of :meth:`plot`.
 
         Returns
         -------
         DetectionCapabilityDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -95,7 +96,7 @@ class DetectionCapabilityDisplay:
         Returns
         -------
         DetectionCapabilityDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

@@ -38,7 +38,7 @@ class CoresetDisplay:
 
     Notes
     -----
-    Patch features have some hundred dimensions, and the plot shows only two. Points that are close in the plot can be
+    Patch features have hundreds of dimensions, and the plot shows only two. Points that are close in the plot can be
     far apart in the other dimensions.
 
     Examples
@@ -73,7 +73,7 @@ class CoresetDisplay:
         Returns
         -------
         CoresetDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -104,7 +104,7 @@ class CoresetDisplay:
         Returns
         -------
         CoresetDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class CoresetDisplay:
         return cls(patches, components, explained=explained).plot(**options)
 
     def plot(self, *, ax: Any = None) -> CoresetDisplay:
-        """Plot the patches, and the coreset over them.
+        """Plot the patch features, and the coreset on top of them.
 
         Parameters
         ----------

@@ -57,7 +57,7 @@ class DriftDisplay:
         Returns
         -------
         DriftDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
         """
         display = cls(monitor.log_evidence_, alpha=monitor.alpha, alarm_image=monitor.alarm_image_)
         return display.plot(**options)

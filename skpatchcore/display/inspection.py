@@ -56,14 +56,14 @@ class InspectionDisplay:
             One image, in any form that the detector accepts. For a :class:`~skpatchcore.MultiLightDetector`, one part:
             the image of its first light is drawn.
         roi : region of interest of this image or None, default=None
-            As one item of the argument `roi` of the detector's `predict`.
+            In the form of one item of the argument `roi` of the detector's `predict`.
         ax : matplotlib Axes or None, default=None
             Axes to draw on. None creates a new figure.
 
         Returns
         -------
         InspectionDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class InspectionDisplay:
         return cls(pixels, ~np.isnan(anomaly_map)).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> InspectionDisplay:
-        """Draw the image with stripes over the pixels that are not inspected, and a line around the others.
+        """Draw the image with stripes over the pixels that are not inspected, and a line around the inspected pixels.
 
         Parameters
         ----------

@@ -29,11 +29,11 @@ class ScoreHistogramDisplay:
     calibration_scores : array of shape (n_calibration,) or None, default=None
         The detector's ``calibration_scores_``. If None, no calibration scores are drawn.
     promise : float or None, default=None
-        Upper bound on the fraction of good images that are labelled -1, which the legend shows. `from_estimator` uses
-        the detector's `contamination`, or ``1 / (n_calibration + 1)`` if this is larger or if `contamination` is
-        ``"auto"``. The bound assumes that new good images are exchangeable with the calibration images (their order
-        carries no information). If the detector was fitted with `groups`, e.g. one group per workpiece, the bound does
-        not hold for images of new groups. If None, no bound is shown.
+        Upper bound on the fraction of good images that are labelled -1. The legend shows the bound. `from_estimator`
+        computes the bound from the image threshold: ``(1 + number of calibration scores below offset_) /
+        (n_calibration + 1)``. The bound assumes that new good images are exchangeable with the calibration images
+        (their order carries no information). If the detector was fitted with `groups`, e.g. one group per workpiece,
+        the bound is not guaranteed for images of new groups. If None, no bound is shown.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class ScoreHistogramDisplay:
         Returns
         -------
         ScoreHistogramDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------
@@ -123,7 +123,7 @@ class ScoreHistogramDisplay:
         Returns
         -------
         ScoreHistogramDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
 
         Raises
         ------

@@ -21,11 +21,13 @@ _PREFIX = re.compile(r"\b\w+?__")
 
 
 class SettingsDisplay:
-    """Gain of each setting over the given one, with standard errors, and examples of the synthetic defects.
+    """Plot of the gain of each setting over the given setting, with standard errors and examples of the defects.
 
-    Use :meth:`from_result` to create a display. Each row is a setting, the one that finds most defects at the top. The
-    dot is the gain in percentage points, the line is one standard error to each side, and the small ticks are the gains
-    for the single kinds of defects. The chosen setting is blue.
+    Use :meth:`from_result` to create a display. The given setting is the setting of the detector that was passed to
+    :func:`~skpatchcore.select_settings`. Each row is a setting. The setting that finds most defects is at the top. At
+    most 30 settings are drawn, always including the given and the chosen setting. The dot is the gain in percentage
+    points, and the line is one standard error to each side. Each small tick is the gain for one kind of defect. The
+    chosen setting is blue.
 
     Parameters
     ----------
@@ -61,14 +63,14 @@ class SettingsDisplay:
         Parameters
         ----------
         result : SelectedSettings
-            Parameter of the class.
+            The result to plot, as described for the class.
         **options : dict
             Arguments of :meth:`plot`.
 
         Returns
         -------
         SettingsDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
         """
         return cls(result).plot(**options)
 

@@ -14,6 +14,7 @@ from skpatchcore.dask._group import DaskGroup
 from skpatchcore.dask._partitions import OfImages, large_graphs, warnings_on_client
 from skpatchcore.dask._prediction import map_images
 from skpatchcore.detectors.patchcore import PatchCoreDetector
+from skpatchcore.evaluation._clones import unfitted
 
 
 def fit_on_cluster(client: Any, detector: Any, images: Any, groups: Any) -> Any:
@@ -36,7 +37,7 @@ def fit_on_cluster(client: Any, detector: Any, images: Any, groups: Any) -> Any:
             return clone(detector).set_params(client=client).fit(images, groups=groups).to_local()
         key = f"skpatchcore-fit-{uuid.uuid4().hex}"  # a key of its own, so that no other fit gets this result
         with DaskGroup(client) as group:
-            return group.gather([client.submit(_fit, clone(detector), images, groups, key=key, pure=False)])[0]
+            return group.gather([client.submit(_fit, unfitted(detector), images, groups, key=key, pure=False)])[0]
 
 
 def map_on_cluster(client: Any, function: OfImages, fitted: Any, images: Any) -> list[Any]:

@@ -53,7 +53,7 @@ def found_shares(good: np.ndarray, defects: np.ndarray, rate: float, weights: np
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many synthetic defects each setting finds.
+    """Fraction of the synthetic defects that each setting finds.
 
     Attributes
     ----------

@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.base import clone
 
 from skpatchcore._utils.progress import progress_bar
+from skpatchcore.evaluation._clones import unfitted
 from skpatchcore.evaluation._settings_params import hash_of, key_of
 from skpatchcore.evaluation._trials import DrawnImages, Trial
 from skpatchcore.features._families import default_layers
@@ -140,7 +141,7 @@ def fitted_on(detector: Any, images: Sequence[Any], some: np.ndarray, params: Ma
     """Fit a clone of a detector on some of the images; an error names the image's index, or the changed parameters."""
     try:
         with original_numbers(some):
-            return clone(detector).fit([images[i] for i in some])
+            return unfitted(detector).fit([images[i] for i in some])
     except ImageError:
         raise
     except ValueError as error:

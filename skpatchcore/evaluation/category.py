@@ -15,12 +15,12 @@ import joblib
 import numpy as np
 import pandas as pd
 from scipy.ndimage import distance_transform_edt, map_coordinates
-from sklearn.base import clone
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar, record_seconds
 from skpatchcore.datasets import load_categories, load_image_folder, read_mask
+from skpatchcore.evaluation._clones import unfitted
 from skpatchcore.evaluation.promises import decisions_at_rates
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.views import placed
@@ -92,13 +92,13 @@ def evaluate(
         :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders` or
         :func:`~skpatchcore.datasets.make_textures`.
     resolution : {"own", "seen"}, default="own"
-        Resolution of the pixel metrics. ``"own"``: the own size of each image. ``"seen"``: the size
+        Resolution of the pixel metrics. ``"own"``: the original size of each image. ``"seen"``: the size
         and the crop of the network's input, as in the paper (224 × 224).
     client : distributed.Client or None, default=None
         Client of a Dask cluster. The workers read the images, compute the fit and score the test images. The fit of a
         PatchCoreDetector is distributed to all workers; any other detector is fitted on one worker. The masks are read
-        and the metrics are computed in this process. Only the times differ from the table without a client, and
-        ``bytes`` by about a hundred, under the conditions of :doc:`/user_guide/dask`. None uses no cluster.
+        and the metrics are computed in this process. Under the conditions of :doc:`/user_guide/dask`, only the
+        times and ``bytes`` differ from the table without a client, ``bytes`` by about 100. None uses no cluster.
     verbose : int, default=0
         1 shows a progress bar.
 
@@ -107,13 +107,13 @@ def evaluate(
     DataFrame
         One row per category, indexed by its name. Metrics are in [0, 1], and higher is better unless stated otherwise.
 
-        - ``found_at_01``, ``found_at_05``, ``found_at_10``: fractions of the defective images that are found at a
-          promised false-positive rate of 1, 5 and 10 %, which is set from good images only. ``flagged_at_01``,
-          ``flagged_at_05``, ``flagged_at_10`` (lower is better): fractions of the good test images that are flagged at
-          the same thresholds. NaN if there are too few calibration images to promise the rate.
+        - ``found_at_01``, ``found_at_05``, ``found_at_10``: fractions of the defective images that are found with a
+          threshold that promises a false-positive rate of 1, 5 and 10 %. The threshold is set from good images only.
+          ``flagged_at_01``, ``flagged_at_05``, ``flagged_at_10`` (lower is better): fractions of the good test images
+          that are flagged with the same thresholds. NaN if there are too few calibration images to promise the rate.
         - ``image_auroc``, ``image_ap``, ``image_f1_max``: metrics of the image scores, over all thresholds.
-          ``misclassified``: number of wrong images at the threshold with the highest F1 score, as counted in the paper.
-          The labels of the test images set this threshold.
+          ``misclassified``: number of misclassified images at the threshold with the highest F1 score, as counted in
+          the paper. The labels of the test images set this threshold.
         - ``pixel_auroc``, ``pixel_ap``, ``pixel_f1_max``, ``aupro`` (up to a false-positive rate of 0.3), ``aupro_05``
           (up to 0.05, as in MVTec AD 2), ``aupimo`` (mean over the defective images): metrics of the anomaly maps. NaN
           without masks. They describe inspected pixels only.
@@ -122,10 +122,12 @@ def evaluate(
           NaN without calibration.
         - ``n_train``, ``n_good``, ``n_defective``: numbers of images. ``n_masks``: number of defective images in the
           pixel metrics, which have an inspected defective pixel. ``inspected``: fraction of the pixels of the test
-          images that is inspected (not NaN in the maps). ``n_uninspected_defects``: number of images whose defective
-          pixels all lie elsewhere. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled detector.
-        - ``fit_seconds`` and ``test_seconds``: time in seconds, and the time of each phase, such as ``fit_network``.
-          With a client, ``fit_cluster`` and ``test_cluster`` are the times in which this process waits for the workers.
+          images that is inspected (not NaN in the maps). ``n_uninspected_defects``: number of images whose
+          defective pixels are all not inspected. ``bank_rows``: rows of the memory bank. ``bytes``: size of the pickled
+          detector.
+        - ``fit_seconds`` and ``test_seconds``: times in seconds. Further columns contain the time of each phase, e.g.
+          ``fit_network``. With a client, ``fit_cluster`` and ``test_cluster`` are the times in which this process waits
+          for the workers.
 
     Raises
     ------
@@ -255,7 +257,7 @@ def evaluate_category(
         client = detector.client_
     with record_seconds() as fit_seconds:
         if client is None:
-            fitted = clone(detector).fit(dataset.train_images, groups=dataset.train_groups)
+            fitted = unfitted(detector).fit(dataset.train_images, groups=dataset.train_groups)
         else:
             fitted = _on_cluster().fit_on_cluster(client, detector, dataset.train_images, dataset.train_groups)
     with record_seconds() as test_seconds:

@@ -65,7 +65,7 @@ class PodCurve:
     _boundary: tuple[np.ndarray, np.ndarray, np.ndarray] = field(repr=False)
 
     def at(self, sizes: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the POD at given sizes, and its lower and upper confidence bounds.
+        """Return the probability of detection (POD) at given sizes, and its lower and upper confidence bounds.
 
         Parameters
         ----------

@@ -83,7 +83,7 @@ class SelectedSettings:
         Returns
         -------
         SettingsDisplay
-            The display, already plotted.
+            The display, after its plot was drawn.
         """
         from skpatchcore.display import SettingsDisplay
 

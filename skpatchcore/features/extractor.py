@@ -72,8 +72,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         8 × 8 and for 16 × 16 pixels (stride 8 and 16), e.g. ``("layer2", "layer3")`` for a ResNet. In a vision
         transformer, all layers have the same stride. None then uses the layers at half and at three quarters of the
         depth, e.g. ``("encoder.layers.encoder_layer_5", "encoder.layers.encoder_layer_8")`` for ``"vit_b_16"``, and
-        ``("blocks.5", "blocks.8")`` for ViT-S and ViT-B of timm. For a callable,
-        None uses ``("layer2", "layer3")``. To save time, the parts of the network after these layers are not run. If
+        ``("blocks.5", "blocks.8")`` for ViT-S and ViT-B of timm. For a callable, None uses
+        ``("layer2", "layer3")``. To save time, the parts of the network after these layers are not run. If
         torch.fx cannot trace the network, the whole network is run. The outputs of a vision transformer's layer are
         tokens. The tokens of the image patches are arranged as a grid. Tokens that do not belong to a place in the
         image (class and register tokens) are dropped.
@@ -84,7 +84,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Step between neighbouring patches, in positions of the first layer's grid. With ``stride=2``, the patch grid has
         every second row and every second column of the first layer's grid. If `n_channels` is an int, the step is
         applied in each layer's own grid before the layers are resized to the patch grid, as in the authors'
-        implementation. With a stride above 1, the joined positions of the layers are then slightly displaced.
+        implementation. With a stride above 1, the joined positions of the layers are then slightly displaced from each
+        other.
     n_channels : int or None, default=None
         Length of a patch feature. The numbers of the vector are called channels. None concatenates the channels of all
         layers. An int reduces the channels to this number by adaptive average pooling: the sequence of channels is
@@ -95,10 +96,10 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Size in pixels to which images are resized (bilinear, antialiased): the length of the shorter side, or height
         and width. None keeps the size of each image, and sizes may differ between images. With an int and
         ``crop_size=None``, the longer side is rounded so that it is a multiple of 16 pixels longer than the shorter
-        side. This changes the longer side by at most 8 pixels, e.g. the proportions by at most 3 % if the shorter side
-        has 256 pixels. Without rounding, the last row or column of patches of some images is partly outside the image.
-        For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is no multiple
-        of the patch size, the multiple of 16 pixels is replaced by a multiple of the patch size.
+        side. This changes the longer side by at most 8 pixels. If the shorter side has 256 pixels, the proportions
+        change by at most 3 %. Without rounding, the last row or column of patches of some images is partly outside the
+        image. For a transformer of timm, both sides must be multiples of its patch size, e.g. 14 pixels. If 16 is not a
+        multiple of the patch size, the multiple of 16 pixels is replaced by a multiple of the patch size.
     crop_size : int, (int, int) or None, default=None
         Size in pixels of the central region of the resized image that the network sees: the side of a square, or height
         and width. The area outside this region **is not inspected**. None inspects the whole image. The paper's
@@ -134,8 +135,8 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         trained with other values.
     batch_size : int, default=4
         Maximum number of images, or of tiles of an image, that go through the network at once. The features do not
-        depend on this number. Only consecutive images in `X` with the same size after resizing are in one batch. On a
-        GPU, a larger batch can be faster. On a CPU, a larger batch takes longer per image.
+        depend on this number, except for rounding. Only consecutive images in `X` with the same size after resizing are
+        in one batch. On a GPU, a larger batch can be faster. On a CPU, a larger batch takes longer per image.
     device : str, default="auto"
         Device on which the network runs, such as ``"cpu"`` or ``"cuda:1"``. ``"auto"`` uses CUDA if available,
         otherwise the CPU.
@@ -249,9 +250,9 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Raises
         ------
         ValueError
-            If a parameter is out of its range, the device is not available, `tile_size` is too small, or a network that
-            looks at the whole image has an explicit `tile_size`, or `image_size` or `crop_size` is not a multiple of
-            the patch size of a transformer.
+            If a parameter is out of its range, if the device is not available, if `tile_size` is too small, if
+            `tile_size` is neither ``"auto"`` nor None for a network that looks at the whole image, or if `image_size`
+            or `crop_size` is not a multiple of the patch size of a transformer.
         WeightsError
             If the weights are missing, are unreadable or belong to another network.
         """
@@ -269,7 +270,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         Returns
         -------
         weights : str
-            SHA-256 of the weights up to the last layer.
+            SHA-256 of the weights up to the last selected layer.
         architecture : str or None
             Name of the backbone. For a callable, a hash of the network's modules and of their source code, or None if
             the source code cannot be read. If the outputs of some layers must be copied, a suffix names these layers.
@@ -322,7 +323,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         return grids
 
     def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
-        """Yield the patch features of one batch of images after another, with the view of each image.
+        """Yield the patch features of the images, batch by batch, with the view of each image.
 
         The view states which region of the image the network sees.
 

@@ -22,9 +22,9 @@ class LayerScaling(OneToOneFeatureMixin, RowTransformer):
     Parameters
     ----------
     layer_channels : sequence of int or None, default=None
-        Number of channels of each layer, in order. The sum must be the number of columns of `X`. None in a detector
-        takes the numbers from the extractor, also if this is the first step of a pipeline. Otherwise, None means that
-        all channels belong to one layer.
+        Number of channels of each layer, in order. The sum must be the number of columns of `X`. With None, a
+        detector passes the numbers of its extractor, also if the scaling is the first step of a pipeline. Outside a
+        detector, None means that all channels belong to one layer.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
 
     Distances between whitened patch features are about Mahalanobis distances. A deviation counts more in a direction in
     which good patches differ little, and less in a direction in which they differ much. This can make subtle defects
-    stand out, and it can amplify noise. Compare the results with and without whitening, if you have defects to do so.
+    stand out, and it can amplify noise. If you have labelled defects, compare the results with and without whitening.
 
     Parameters
     ----------
@@ -44,8 +44,9 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         array.
     components_ : array of shape (n_columns, n_features), float32
         ``transform`` returns ``(X - mean_) @ components_.T``. With ``n_components=None``, this is the symmetric (ZCA)
-        matrix :math:`C^{-1/2}`: rows stay as close to the original rows as possible. Otherwise, each row is a principal
-        direction, divided by the root of its variance.
+        matrix :math:`S^{-1/2}` of the covariance *S* after the shrinkage: whitened rows stay as close to the original
+        rows as possible. Otherwise, each row is a principal direction, divided by the root of its variance after the
+        shrinkage.
     n_samples_seen_ : int
         Number of rows of the fit.
     n_features_in_ : int
@@ -129,7 +130,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
     def partial_fit(self, X: Any, y: Any = None) -> PatchWhitening:
         """Continue the fit with more rows. The result is that of `fit` on all rows, except for rounding.
 
-        ``components_`` is computed when it is needed next, and is not set until then.
+        This method deletes ``components_``. The next call of `transform` or `inverse_transform` computes it again.
 
         Parameters
         ----------
@@ -145,7 +146,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         ------
         ValueError
             If `X` contains NaN or infinity, if its number of columns differs from that of the first rows, or if
-            ``covariance_`` was dropped.
+            ``covariance_`` was deleted, e.g. because a detector was fitted with this transformer.
         """
         is_first = not self._sums_begun()
         rows = self._validated(X, reset=is_first)
@@ -192,7 +193,7 @@ class PatchWhitening(ClassNamePrefixFeaturesOutMixin, RowTransformer):
         return product(rows, self.mean_, self.components_.T)
 
     def inverse_transform(self, X: Any) -> np.ndarray:
-        """Return rows of patch features whose whitened rows are given.
+        """Return the rows of patch features that belong to whitened rows.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Errors and warnings about images: `ImageError`, `ImageWarning`, `AppearanceWarning` and `InspectionWarning`."""
+"""Errors and warnings about images: `ImageError`, `ImageWarning` and the warnings about training images."""
 
 from __future__ import annotations
 
@@ -56,9 +56,21 @@ class InspectionWarning(UserWarning):
     """Issued by `fit` if a part of the images is not inspected, or if a patch covers many pixels of an image.
 
     Pixels outside the crop (`crop_size` of the extractor) or outside the region of interest (`roi` of the detector) are
-    not inspected: defects there are not found, and the anomaly map is NaN there. A patch that covers more than 32
-    pixels of the image averages over small defects: increase `image_size` of the extractor. The attribute
+    not inspected: defects there are not found, and the anomaly map is NaN there. A patch that is more than 32 pixels of
+    the image wide or high averages over small defects: increase `image_size` of the extractor. The attribute
     ``inspection_`` of the fitted detector holds the numbers.
+    """
+
+
+class SuspectImageWarning(UserWarning):
+    """Issued by `fit` of a PatchCoreDetector if a few training images look anomalous.
+
+    Each calibration image is compared with other training images. A few images are then far more anomalous than the
+    others: they are more than 3.5 interquartile ranges above the upper quartile of the logarithms of the anomaly
+    scores. Such images may be defective. A defective image in the training set makes similar defects look normal, and
+    raises the thresholds. Look at the first rows of ``training_report()``, remove the defective images, and fit again.
+    If the images are good, nothing needs to be done. No warning does not mean that all training images are good:
+    defects that differ little from good parts are not found.
     """
 
 

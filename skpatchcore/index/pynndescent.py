@@ -58,9 +58,9 @@ class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
 
     The rows of the memory bank are the nodes of a graph, and each row is linked to rows near it. A search for the rows
     nearest to a query (a patch feature) follows these links. The search misses the true nearest row for some queries:
-    3-11 % on real patch features with the default parameters. It then returns a slightly farther row. The returned
-    distances are the exact distances to the returned rows. Building the graph takes time, and compiling the search code
-    takes seconds once per process. Prefer :class:`ExactIndex` unless the bank is very large.
+    3-11 % on real patch features with the default parameters. The search then returns a slightly farther row. The
+    returned distances are the exact distances to the returned rows. Building the graph takes time, and compiling the
+    search code takes seconds once per process. Prefer :class:`ExactIndex` unless the bank is very large.
 
     Parameters
     ----------
@@ -79,8 +79,8 @@ class PyNNDescentIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     n_samples_fit_ : int
         Number of rows of the bank.
     n_distinct_ : int
-        Number of distinct rows of the bank. Rows with equal values are one node of the graph. Otherwise, such rows
-        would be linked only to each other.
+        Number of distinct rows of the bank. Rows with equal values are one node of the graph, because
+        separate nodes with equal values would be linked only to each other.
     seed_ : int
         Seed of the graph. A loaded index builds the same graph again.
     n_features_in_ : int

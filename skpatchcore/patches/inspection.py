@@ -20,7 +20,7 @@ _WANTED_PATCH = 16
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a detector inspects of its training images. ``print(inspection)`` describes it.
+    """The part of its training images that a detector inspects. ``print(inspection)`` describes it.
 
     Attributes
     ----------

@@ -257,6 +257,29 @@ class Patches(PatchLayout):
         ]
         return Patches(np.concatenate(parts), self.sizes, views, cells, masks)
 
+    def limited_to(self, cells: Sequence[np.ndarray | None]) -> Patches:
+        """Return only the patches in some cells.
+
+        Parameters
+        ----------
+        cells : sequence of (array of int or None)
+            For each image, row-major positions in its grid, ascending; None for all positions. Unlike in `within`,
+            patches may have no row before, and an image may lose all of its rows.
+        """
+        if all(some is None for some in cells):
+            return self
+        rows, kept = [], []
+        for (start, stop), own, some in zip(pairwise(self.starts), self.cells, cells, strict=True):
+            part = self.rows[start:stop]
+            if some is not None and own is not None:
+                is_kept = np.isin(own, some)
+                part, own = part[is_kept], own[is_kept]
+            elif some is not None:
+                part, own = part[some], some
+            rows.append(part)
+            kept.append(own)
+        return Patches(np.concatenate(rows), self.sizes, self.views, kept, self.masks)
+
     @classmethod
     def gather(cls, batches: Iterable[Patches], n_patches: int) -> Patches:
         """Collect the batches of a stream in one matrix.

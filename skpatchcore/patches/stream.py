@@ -112,6 +112,8 @@ class PatchStream:
         # Largest absolute value of a feature. A fit sets this limit for training images. Without it, every finite
         # feature is accepted.
         self.limit: float | None = None
+        # Cells of each image's grid whose patches are yielded, as for `Patches.limited_to`; None for all.
+        self.cells: Sequence[np.ndarray | None] | None = None
         self._begun: Iterator[Patches] | None = None
 
     def __len__(self) -> int:
@@ -151,18 +153,30 @@ class PatchStream:
 
     def subset(self, images: np.ndarray) -> PatchStream:
         """Return a stream of the images with the given indices."""
-        return self._like(safe_indexing(self.X, images), self.numbers[images])
+        some = self._like(safe_indexing(self.X, images), self.numbers[images])
+        some.cells = None if self.cells is None else [self.cells[i] for i in images]
+        return some
 
     def between(self, start: int, stop: int) -> PatchStream:
         """Return a stream of the images from `start` to `stop` - 1, without a progress bar."""
         some = self._like(safe_indexing(self.X, slice(start, stop)), self.numbers[start:stop])
+        some.cells = None if self.cells is None else self.cells[start:stop]
         some.verbose = 0
         return some
 
     def transformed(self, transform: RowTransform) -> PatchStream:
         """Return a stream of the same images whose rows are transformed. `check` still gets the rows as extracted."""
         some = self._like(self.X, self.numbers)
-        some.transform = transform
+        some.cells, some.transform = self.cells, transform
+        return some
+
+    def limited_to(self, cells: Sequence[np.ndarray | None]) -> PatchStream:
+        """Return a stream of only the patches in some cells of each image, as for :meth:`Patches.limited_to`.
+
+        `check` still gets all patches.
+        """
+        some = self._like(self.X, self.numbers)
+        some.cells = cells
         return some
 
     def _like(self, X: Any, numbers: np.ndarray) -> PatchStream:
@@ -197,7 +211,8 @@ class PatchStream:
     def is_in_memory(self) -> bool:
         """Return whether the features are one precomputed float array, which is used without a copy."""
         is_array = isinstance(self.X, np.ndarray) and self.X.dtype in (np.float32, np.float64)
-        return self.extractor is None and is_array and self.region is None and self.transform is None
+        is_whole = self.region is None and self.transform is None and self.cells is None
+        return self.extractor is None and is_array and is_whole
 
     def held(self, n_patches: int) -> Patches:
         """Return the patches of all images in memory.
@@ -262,6 +277,8 @@ class PatchStream:
                 numbers = self.numbers[done : done + len(patches)]
                 if self.check is not None:
                     self.check(patches, numbers)
+                if self.cells is not None:
+                    patches = patches.limited_to(self.cells[done : done + len(patches)])
                 yield patches if self.transform is None else self.transform.of(patches, numbers, self.limit)
                 done += len(patches)
                 bar.update(len(patches))

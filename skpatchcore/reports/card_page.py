@@ -160,7 +160,8 @@ def _page(
     frame = frame or Frame(headline(cards, noun))
     groups = list({id(card.group): card.group for card in cards}.values())
     names, root = _short_names([card.path for card in cards])
-    facts = [*about.items(), ("Made on", datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"))]
+    made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    facts = [*about.items(), ("Inspected", _inspected(cards)), ("Made on", made)]
     sign = _SIGN + (_TABLE_SIGN if (folder / TABLE).is_file() and not frame.order else "")
     more = [("Images in", root), ("Made by", f"skpatchcore {__version__}")]
     data = {
@@ -185,7 +186,8 @@ def _page(
             + (f"<p>{html.escape(inspected)}</p>" if inspected else ""),
             "settings": "".join(_settings(group, len(groups) > 1) for group in groups)
             + f"<dl>{_definitions(more)}</dl><p>{_text(sign)}</p>",
-            "legend": _legend(),
+            "legend": _legend(cards),
+            "scale": _scale(cards),
             "rows": "\n".join(_rows(cards, names)),
             "style": asset("report.css") + frame.style,
             "data": as_json(data),
@@ -195,10 +197,10 @@ def _page(
 
 
 def _promises(groups: list[CardGroup]) -> Iterator[str]:
-    """Yield a sentence about false positives for each group."""
-    for group in groups:
-        if group.promise:
-            yield f"{group.name}: {group.promise}" if len(groups) > 1 and group.name else group.promise
+    """Yield the promise of each group. Groups with the same promise share one text."""
+    for promise in dict.fromkeys(group.promise for group in groups if group.promise):
+        names = ", ".join(group.name for group in groups if group.promise == promise and group.name)
+        yield f"{names}: {promise}" if len(groups) > 1 and names else promise
 
 
 def _definitions(facts: Sequence[tuple[str, str]]) -> str:
@@ -219,15 +221,47 @@ def _number(value: float) -> str:
     return "none" if math.isnan(value) else f"{value:.4g}"
 
 
-def _legend() -> str:
+def _inspected(cards: list[Card]) -> str:
+    """Return how much of the images is inspected, also if it is the whole of each image."""
+    shares = [card.layers.inspected.share for card in cards if card.layers.size is not None]
+    if not shares:
+        return ""
+    if min(shares) == 1:
+        return "the whole of each image"
+    return f"at least {math.floor(1000 * min(shares)) / 10:g} % of the pixels of each image"
+
+
+def _scale(cards: list[Card]) -> str:
+    """Return the colours of the anomaly maps and their values, for the legend and for the viewer."""
     colors = heat_colors(np.array([0, 0.35, 0.7, 1]))
     stops = ",".join("#" + bytes(np.uint8(255 * color)).hex() for color in colors)
     low, high = HEAT_RANGE
+    if cards and all(math.isnan(card.group.pixel_threshold) for card in cards):  # colours run over each map's own range
+        values = f"{50 * low:g} % to {50 * high:g} % of the largest value of the map"
+    else:
+        values = f"{low:g} to {high:g} times the pixel threshold"
     return (
-        '<li><span class="swatch line"></span>line around the pixels above the pixel threshold</li>'
-        f'<li><span class="swatch heat" style="background:linear-gradient(90deg,{stops})"></span>'
-        f"anomaly map from {low:g} to {high:g} times the pixel threshold</li>"
+        f'<span class="swatch heat" style="background:linear-gradient(90deg,{stops})"></span>'
+        f"<span>anomaly map: {values}</span>"
     )
+
+
+def _legend(cards: list[Card]) -> str:
+    """Return the list of the marks in the pictures. Marks that no picture has are left out."""
+    marks = [
+        (any(card.layers.outline for card in cards), "line", "line around the pixels above the pixel threshold"),
+        (any(card.layers.unseen for card in cards), "stripes", "not inspected: dark, or striped in an opened image"),
+        (any(card.layers.truth for card in cards), "known", "known defect, in an opened image"),
+        (any(card.layers.regions for card in cards), "box", "box around a region, in an opened image"),
+    ]
+    items = [
+        f'<li class="of-{kind}"><span class="swatch {kind}"></span>{text}</li>'
+        for exists, kind, text in marks
+        if exists
+    ]
+    if any(card.layers.heat for card in cards):
+        items.append(f'<li class="of-heat">{_scale(cards)}</li>')
+    return "".join(items)
 
 
 def _rows(cards: list[Card], names: list[str]) -> Iterator[str]:

@@ -149,14 +149,14 @@ class Card:
         if self.verdict == UNDECIDED:
             return "The detector has no threshold: it was not calibrated."
         n = self.layers.n_regions
-        exceed = f"{n:,} region{' exceeds' if n == 1 else 's exceed'} the pixel threshold"
+        exceed = f"{n:,} region{' is' if n == 1 else 's are'} above the pixel threshold"
         if self.verdict == NORMAL:
             if n:
-                return f"Normal: the image score is not above the image threshold. {exceed}."
-            return "Normal: neither the image score nor a pixel exceeds its threshold."
+                return f"Normal: the anomaly score is not above the image threshold. {exceed}."
+            return "Normal: neither the anomaly score nor a pixel is above its threshold."
         if n:
-            return f"Anomalous: the image score is above the image threshold, and {exceed}."
-        return "Anomalous by its image score; no pixel exceeds the pixel threshold."
+            return f"Anomalous: the anomaly score is above the image threshold, and {exceed}."
+        return "Anomalous: the anomaly score is above the image threshold. No pixel is above the pixel threshold."
 
     @property
     def disagrees(self) -> bool:

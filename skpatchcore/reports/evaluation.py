@@ -75,8 +75,8 @@ def write_evaluation_report(
     method : str or None, default=None
         Description of the detector. If None, the name of its class.
     path : path or None, default=None
-        File of the page. If None, ``report.html`` in the folder of the evaluation. Pictures that do not fit into the
-        page are written to the folder ``report_files`` beside it.
+        File of the page. If None, ``report.html`` in the folder of the evaluation. If the page would
+        be larger than 10 MB, its pictures stay in the folder ``report_files`` beside it.
 
     Returns
     -------
@@ -233,8 +233,8 @@ def _category_section(one: FinishedRun, number: int, is_open: bool) -> str:
     threshold = (
         ""
         if math.isnan(result.offset)
-        else f" The threshold was set from {counted(len(calibration), 'calibration image')}; it "
-        f"{f'flags {n_flagged} of them' if n_flagged else 'is the score of the most anomalous of them'}."
+        else f" The threshold was set from {counted(len(calibration), 'calibration image')}. "
+        f"{f'It flags {n_flagged} of them' if n_flagged else 'It is the score of the most anomalous one'}."
     )
     is_random = getattr(one.run.dataset, "split", None) is not None
     drawn = " If several photographs show the same part, this random division makes the results too good." * is_random
@@ -345,7 +345,7 @@ def _provenance(evaluation: Evaluation) -> dict[str, Any]:
         "Crop": _sides(parameters.get("extractor__crop_size", "default"), "none: the whole image is inspected"),
         "Contamination": parameters["contamination"],
         "Calibration": parameters.get("calibration"),
-        "Pixels compared": {"own": "at the own size of each image", "seen": "at the size of the network's input"}[
+        "Pixels compared": {"own": "at the original size of each image", "seen": "at the size of the network's input"}[
             settings["resolution"]
         ],
         "Seed": parameters.get("random_state"),

@@ -114,14 +114,14 @@ class _CropWriter:
             problems.append(f"The crop of this image could not be written: {error}")
         if training is None:
             why = "The model does not hold the names of its training images"
-            return Nearest(name, distance, patch, None, " ".join([*problems, f"{why}: {name} is not at hand."]))
+            return Nearest(name, distance, patch, None, " ".join([*problems, f"{why}: {name} is not available."]))
         if not os.path.isfile(training):
-            return Nearest(name, distance, patch, None, " ".join([*problems, "The training image is not at hand."]))
+            return Nearest(name, distance, patch, None, " ".join([*problems, "The training image is not available."]))
         try:
             crop = self._write(f"{stem}.nominal.jpg", self.load(training), nominal, side)
         except Exception as error:
             crop = None
-            problems.append(f"The training image is not at hand: {error}")
+            problems.append(f"The training image is not available: {error}")
         return Nearest(name, distance, patch, crop, " ".join(problems))
 
     def _write(self, name: str, pixels: np.ndarray, box: Box, side: int) -> str:

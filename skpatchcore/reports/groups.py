@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from skpatchcore.calibration.conformal import conformal_threshold, likely_rate
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.reports.cards import CardGroup, anomaly_scores
 from skpatchcore.reports.pipelines import detector_of
+
+# Promise for images that show none of the products.
+_OF_NONE = "images of none of the products are always flagged."
 
 
 def group_of(detector: Any, name: str = "") -> CardGroup:
@@ -35,37 +39,87 @@ def group_of(detector: Any, name: str = "") -> CardGroup:
     )
 
 
+def groups_of(detector: Any, name: str = "") -> dict[str | None, tuple[Any, CardGroup]]:
+    """Return the detector and the group of each product; the detector itself as product None if it has no products.
+
+    Parameters
+    ----------
+    detector : detector or Pipeline
+        A fitted detector. A :class:`~skpatchcore.MultiProductDetector` has one group per product, and one group for
+        images that show none of the products (None), for which the detector is None.
+    name : str, default=""
+        Name of the group, as for :func:`group_of`.
+    """
+    own = detector_of(detector)
+    if not hasattr(own, "for_product"):
+        return {None: (detector, group_of(detector, name))}
+    whole = group_of(own)
+    start = f"{name}, " if name else ""
+    groups: dict[str | None, tuple[Any, CardGroup]] = {
+        None: (
+            None,
+            replace(whole, name=f"{start}none of the products", calibration_scores=np.zeros(0), promise=_OF_NONE),
+        )
+    }
+    for product in own.products_.tolist():
+        member = own.for_product(product)
+        scores = anomaly_scores(own.calibration_scores_[own.calibration_products_ == product])
+        group = replace(
+            whole,
+            name=f"{start}{product}",
+            calibration_scores=scores,
+            promise=promise_of(member),
+            settings=settings_of(member),
+        )
+        groups[product] = member, group
+    return groups
+
+
 def promise_of(detector: Any) -> str:
-    """Return what a detector's threshold promises about false positives, in one or two sentences.
+    """Return the promise of a detector's threshold about false positives, in the words of an operator.
 
     Parameters
     ----------
     detector : detector
-        Fitted. The promised rate is given only if the threshold is the one of this rate and of the calibration scores.
+        Fitted. The promised rate is given only if the threshold was computed from this rate and the calibration scores.
     """
     detector = detector_of(detector)
-    scores = anomaly_scores(detector.calibration_scores_)
-    scores, threshold = scores[~np.isnan(scores)], -float(detector.offset_)
+    scores, threshold = _calibration_of(detector)
     if math.isnan(threshold):
         return "The model has no threshold: it was not calibrated."
     n, n_flagged = len(scores), int((scores > threshold).sum())
-    counted = (
-        f"{n_flagged:,} of {n:,} calibration images would be flagged."
-        if n_flagged
-        else f"The threshold is the most anomalous of {n:,} calibration scores."
-    )
-    rate = getattr(detector, "promised_rate_", math.nan)
-    if math.isnan(rate):
+    flagged = f"{n_flagged:,} of the" if n_flagged else "None of the"
+    counted = f"{flagged} {n:,} good images of the calibration would be flagged."
+    if (rates := _promised_rates(detector)) is None:
         return counted
+    average, limit = rates
+    base = 100 if average >= 0.0095 else 1000
+    usual, most = max(1, round(base * average)), math.ceil(base * limit - 1e-9)
+    return (
+        f"On average, at most about {usual:,} of {base:,} good parts are flagged; this model may flag up to {most:,} "
+        f"(95 % confidence). This holds for good parts like those of the calibration. {counted}"
+    )
+
+
+def _calibration_of(detector: Any) -> tuple[np.ndarray, float]:
+    """Return the anomaly scores of the calibration images without NaN, and the threshold for anomaly scores."""
+    scores = anomaly_scores(detector.calibration_scores_)
+    return scores[~np.isnan(scores)], -float(detector.offset_)
+
+
+def _promised_rates(detector: Any) -> tuple[float, float] | None:
+    """Return the promised false-positive rate, and the rate that this threshold exceeds in 5 % of all calibrations.
+
+    None if there is no such promise, e.g. because another threshold was set by hand.
+    """
+    (scores, threshold), rate = _calibration_of(detector), getattr(detector, "promised_rate_", math.nan)
+    if math.isnan(rate) or math.isnan(threshold):
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if conformal_threshold(scores, min(rate, 0.5)) != threshold:  # another threshold was set by hand
-            return counted
-    limit = f"{100 * likely_rate(n, min(rate, 0.5)):.2g} %"
-    return (
-        f"On average over calibrations, at most {100 * rate:.3g} % of good parts like the calibration images are "
-        f"flagged. This one threshold flags at most {limit} with 95 % confidence. {counted}"
-    )
+        if conformal_threshold(scores, min(rate, 0.5)) != threshold:
+            return None
+    return float(rate), likely_rate(len(scores), min(rate, 0.5))
 
 
 def settings_of(detector: Any) -> dict[str, str]:
@@ -101,6 +155,11 @@ def settings_of(detector: Any) -> dict[str, str]:
     contamination = getattr(detector, "contamination", None)
     if contamination is not None:
         settings["contamination"] = contamination if isinstance(contamination, str) else f"{contamination:g}"
+    if (rates := _promised_rates(detector)) is not None:
+        settings["flagged good parts"] = (
+            f"at most {100 * rates[0]:.3g} % on average over calibrations; at most {100 * rates[1]:.2g} % with this "
+            "threshold, with 95 % confidence"
+        )
     return settings
 
 

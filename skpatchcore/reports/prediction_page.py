@@ -13,16 +13,16 @@ from skpatchcore.detectors import ImageResult
 from skpatchcore.images.reading import PixelFormat
 from skpatchcore.protocols import pixel_format_of
 from skpatchcore.reports.card_page import write_card_page
-from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, headline
+from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, Nearest, headline
 from skpatchcore.reports.explanations import explain
-from skpatchcore.reports.groups import group_of
+from skpatchcore.reports.groups import groups_of
 from skpatchcore.reports.inspection import describe_inspection
 from skpatchcore.reports.layers import Layers, write_layers
 from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
 from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction, background_of, prediction_of
 
-# Images that are explained in any case: those with the highest scores.
+# Number of images that are explained in any case: the most anomalous ones.
 _N_EXPLAINED = 50
 
 
@@ -127,21 +127,26 @@ def make_cards(
     Returns
     -------
     list of Card
-        In the order of `images`. All images that are flagged, and the 50 images with the highest scores, have their
-        nearest nominal patch, if the detector has ``nearest_patches``.
+        In the order of `images`. All images that are flagged, and the 50 most anomalous images, have their nearest
+        nominal patch, if the detector has ``nearest_patches``.
     """
     detector, pictures = as_image_detector(detector), PictureFolder(folder)
-    made = group_of(detector, group)
+    groups = groups_of(detector, group)
     predictions = _with_layers(images, detector, pictures, truths)
     worst = sorted((p for p in predictions if p.is_scored), key=lambda prediction: prediction.score)
     explained = [p.path for i, p in enumerate(worst) if i < _N_EXPLAINED or p.label == -1]
-    nearest = explain(detector, list(dict.fromkeys(explained)), pictures, on_explained=on_explained)
+    product_of = {prediction.path: prediction.product for prediction in predictions}
+    nearest: dict[str, Nearest] = {}
+    for product, (own, _) in groups.items():
+        paths = [path for path in dict.fromkeys(explained) if product_of[path] == product]
+        if own is not None and paths:
+            nearest.update(explain(own, paths, pictures, on_explained=on_explained))
     return [
         Card(
             path=prediction.path,
             verdict=_verdict(prediction),
             score=-prediction.score,
-            group=made,
+            group=groups[prediction.product if prediction.product in groups else None][1],
             layers=prediction.layers or Layers(),
             problem=_problem_of(prediction),
             nearest=nearest.get(prediction.path),

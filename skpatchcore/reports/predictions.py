@@ -31,6 +31,8 @@ TABLE, REPORT = "scores.csv", "report.html"
 # Start of the title of a page of predictions. A later run recognises the page by it.
 REPORT_TITLE = "skpatchcore predict:"
 _COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
+# Additional column of the table of a detector of several products.
+_PRODUCT = "product"
 
 
 class Prediction(NamedTuple):
@@ -57,6 +59,9 @@ class Prediction(NamedTuple):
     layers : Layers or None
         Pictures for the report page, and regions of the anomaly map. None if the pictures were not written, or if the
         prediction was read from ``scores.csv``.
+    product : str or None
+        Product of the image, if the detector is a :class:`~skpatchcore.MultiProductDetector`. None if the image shows
+        none of the products, or if it could not be scored.
     """
 
     path: str
@@ -68,6 +73,7 @@ class Prediction(NamedTuple):
     problem: str = ""
     inspected: InspectedPart = InspectedPart()
     layers: Layers | None = None
+    product: str | None = None
 
     @property
     def is_scored(self) -> bool:
@@ -82,6 +88,7 @@ def write_predictions(
     *,
     on_prediction: Callable[[Prediction], Any] | None = None,
     layers: bool = False,
+    products: str | Sequence[str | None] | None = None,
 ) -> list[Prediction]:
     r"""Score images, and write ``scores.csv`` and a heat map of each image.
 
@@ -102,6 +109,8 @@ def write_predictions(
     layers : bool, default=False
         Also write the pictures that :func:`write_prediction_report` shows, in the folder ``report_files``. If False,
         the report scores the images a second time to make these pictures.
+    products : str, sequence of str, or None, default=None
+        Products of the images, for a :class:`~skpatchcore.MultiProductDetector`. None recognises them.
 
     Returns
     -------
@@ -111,7 +120,7 @@ def write_predictions(
     Raises
     ------
     ValueError
-        If `paths` is empty, or a single path.
+        If `paths` is empty, or a single path, or if `products` is given and the detector has no products.
     OSError
         If the folder or the table can't be written.
 
@@ -152,6 +161,9 @@ def write_predictions(
     >>> predictions[0].label
     -1
     """
+    has_products = hasattr(detector_of(detector), "for_product")
+    if products is not None and not has_products:
+        raise ValueError(f"products={products!r}: a {type(detector_of(detector)).__name__} has no products.")
     files = [os.fspath(path) for path in as_image_sequence(paths)]
     folder, pixel_format, detector = Path(folder), pixel_format_of(detector_of(detector)), as_image_detector(detector)
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,15 +174,16 @@ def write_predictions(
     predictions = []
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(_COLUMNS)
-        for result in detector.iter_results(files, on_error="flag"):
+        table.writerow([*_COLUMNS, _PRODUCT] if has_products else _COLUMNS)
+        given = {} if products is None else {"products": products}
+        for result in detector.iter_results(files, on_error="flag", **given):
             path = files[result.index]
             prediction = prediction_of(result, path)
             if result.anomaly_map is not None:
                 prediction = _with_heat_map(
                     prediction, result, folder / pictures[path], threshold, pixel_format, layer_folder
                 )
-            table.writerow(_cells(prediction))
+            table.writerow([*_cells(prediction), *([escape_name(prediction.product or "")] if has_products else [])])
             file.flush()
             predictions.append(prediction)
             if on_prediction is not None:
@@ -240,6 +253,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
                     float(row["p_value"] or "nan"),
                     row["map"] or None,
                     unescape_name(row["problem"]),
+                    product=unescape_name(row.get(_PRODUCT) or "") or None,
                 )
                 for row in csv.DictReader(content)
             ]
@@ -276,10 +290,11 @@ def _listed_maps(table: Path) -> list[str]:
     names: list[str] = []
     with suppress(OSError, csv.Error), table.open(newline="", encoding="utf-8", errors="replace") as content:
         rows = csv.reader(content)
-        if next(rows, None) != _COLUMNS:
+        columns = next(rows, None)
+        if columns not in (_COLUMNS, [*_COLUMNS, _PRODUCT]):
             return []
         for row in rows:
-            if len(row) == len(_COLUMNS) and row[5]:
+            if len(row) == len(columns) and row[5]:
                 names.append(row[5])
     return names
 
@@ -296,7 +311,9 @@ def prediction_of(result: ImageResult, path: str) -> Prediction:
     if result.error is not None:
         return Prediction(path, math.nan, math.nan, -1, math.nan, None, result.error.message)
     inspected = InspectedPart() if result.anomaly_map is None else inspected_part(result.anomaly_map)
-    return Prediction(path, result.score, result.decision, result.label, result.p_value, None, inspected=inspected)
+    product = getattr(result, "product", None)
+    decided = result.score, result.decision, result.label, result.p_value
+    return Prediction(path, *decided, None, inspected=inspected, product=product)
 
 
 def _cells(prediction: Prediction) -> list[Any]:

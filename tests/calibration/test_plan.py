@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import GroupKFold, KFold
 
+from skpatchcore import PatchCoreDetector
 from skpatchcore.calibration.folds import extrapolation_factor, growth_slope, make_folds
 from skpatchcore.calibration.plan import plan_calibration
 from skpatchcore.calibration.plans import LeaveOneOut, hold_out
@@ -103,13 +104,31 @@ def test_growth_slope_is_exact_for_a_power_of_the_number_of_images(slope):
     assert growth_slope(coarse, fine, 0.1, 0.4) == 0  # scores do not grow with more images
     assert growth_slope(fine, coarse, 0.4, 0.4) == 0
     assert growth_slope(fine * 0, coarse, 0.1, 0.4) == 0
+    assert growth_slope(fine, fine * 4, 0.1, 0.4) == 0  # faster than 1 / n is not plausible
 
 
 def test_extrapolation_factor_ignores_scores_that_have_no_logarithm():
-    fine, coarse = np.array([2.0, 0.0, np.nan, 3.0]), np.array([4.0, 5.0, 6.0, 0.0])
-    assert extrapolation_factor(fine, coarse, 0.25, 0.5) == pytest.approx(0.5)
+    fine, coarse = np.array([2.0, 0.0, np.nan, 3.0]), np.array([2.5, 5.0, 6.0, 0.0])
+    assert extrapolation_factor(fine, coarse, 0.25, 0.5) == pytest.approx(0.8)
     assert extrapolation_factor(fine[1:2], coarse[1:2], 0.25, 0.5) == 1
     assert extrapolation_factor(fine, coarse, 0.5, 0.5) == 1
+
+
+def test_extrapolation_factor_is_1_if_coarse_models_do_not_cover_what_all_images_share():
+    """Distances to the nearest of n points fall at most as 1 / n."""
+    fine = np.full(12, 0.3)
+    assert extrapolation_factor(fine, fine * 1.28, 1 / 12, 1 / 3) == pytest.approx(1.28 ** (-1 / 3))
+    assert extrapolation_factor(fine, fine * 4, 1 / 12, 1 / 3) == 1
+
+
+def test_images_with_a_structure_of_many_rows_are_not_flagged_after_a_fit_on_few_images():
+    """Each of the 64 positions has its own mean. Coarse folds have 52 rows, fewer than positions."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(0, 1, (1, 8, 8, 32))
+    good, new = (means + rng.normal(0, 0.05, (n, 8, 8, 32)) for n in (12, 40))
+    detector = PatchCoreDetector("precomputed", random_state=0).fit(good)
+    assert detector.calibration_plan_ == "12 folds"
+    assert np.mean(detector.predict(new) == -1) < 0.3  # 1/13 is promised
 
 
 def test_automatic_plan_extrapolates_scores_and_maps_to_all_images():

@@ -47,6 +47,12 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+def test_fit_passes_suspect_share(folder):
+    given = ["fit", str(folder / "good"), "-o", str(folder / "model.skops"), *FAST]
+    assert main([*given, "--suspect-share", "0.02"]) == 0
+    assert load(str(folder / "model.skops")).suspect_share == 0.02
+
+
 def test_fit_and_predict_write_the_scores_of_the_python_methods(folder, model, capsys):
     out = folder / "out"
     assert main(["predict", model, str(folder / "new"), "-o", str(out)]) == 0

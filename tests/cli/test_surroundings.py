@@ -166,8 +166,8 @@ def test_fit_succeeds_if_images_are_moved_after_the_model_was_saved(images, tmp_
         (images / "0.png").unlink()
         (images / "1.png").write_text("no image")
 
-    write = fit._save
-    monkeypatch.setattr(fit, "_save", saved)
+    write = fit.save_model
+    monkeypatch.setattr(fit, "save_model", saved)
     words = ["--backbone", "resnet18", "--weights", "none", "--image-size", "48", "--crop-size", "32"]
     assert main(["fit", str(images), "-o", str(tmp_path / "m.skops"), *words]) == 0
     said = capsys.readouterr()

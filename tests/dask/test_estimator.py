@@ -37,6 +37,8 @@ def test_parameters_are_those_of_the_local_detector_and_of_the_cluster():
 def test_turned_views_are_refused_with_the_reason(cluster_client):
     with pytest.raises(ValueError, match=r"augment='flips' is not possible on a Dask cluster"):
         DaskPatchCoreDetector("precomputed", augment="flips", client=cluster_client).fit(FEATURES)
+    with pytest.raises(ValueError, match=r"suspect_share=0.1 is not possible on a Dask cluster"):
+        DaskPatchCoreDetector("precomputed", suspect_share=0.1, client=cluster_client).fit(FEATURES)
 
 
 def test_nested_parameters_create_the_default_stages():

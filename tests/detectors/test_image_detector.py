@@ -336,6 +336,19 @@ def test_recalibrate_changes_only_the_thresholds(parts):
             model.recalibrate(contamination=wrong)
 
 
+def test_recalibrate_on_training_images_warns_that_their_scores_look_too_normal(parts, tmp_path):
+    paths = []
+    for i, image in enumerate(parts[0]):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray((image * 255).astype(np.uint8)).save(paths[-1])
+    model = detector().fit(paths)
+    honest, calibration_scores = model.offset_, model.calibration_scores_
+    assert (model.score_samples(paths) > calibration_scores).all()  # bigger = more normal
+    with pytest.warns(UserWarning, match=r"10 of 10 images are training images.* look too normal \(too high\)"):
+        model.recalibrate(paths)
+    assert model.offset_ > honest  # more new good images are below this threshold
+
+
 def test_recalibrate_sets_a_missing_threshold(parts):
     train, good, bad = parts
     model = detector(calibration=None).fit(train)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from skpatchcore.reports import Card, CardGroup, Nearest, write_card_page
+from skpatchcore.reports.inspection import describe_inspection
 from skpatchcore.reports.layers import write_layers
 from skpatchcore.reports.pictures import PictureFolder
 
@@ -122,14 +123,31 @@ def test_page_shows_the_unreadable_image_first_then_the_worst(made, opened, kind
 def test_cards_say_which_threshold_decided(made, opened):
     page = opened(made["inside"])
     card = page.locator("#grid .card", has_text="part 3#").text_content()
-    assert "Normal: the image score is not above the image threshold. 1 region exceeds the pixel threshold." in card
+    assert "Normal: the anomaly score is not above the image threshold. 1 region is above the pixel threshold." in card
     card = page.locator("#grid .card", has_text="part 6#").text_content()
-    assert "Anomalous by its image score; no pixel exceeds the pixel threshold." in card
+    assert "Anomalous: the anomaly score is above the image threshold. No pixel is above the pixel threshold." in card
     card = page.locator("#grid .card", has_text="part 0#").text_content()
     assert "4 of 8 good images score as badly" in card
     assert "inspected" not in card
     card = page.locator("#grid .card", has_text="part 12#").text_content()
     assert "Only 63 % of the image is inspected" in card
+
+
+def test_head_states_what_is_inspected_and_explains_all_marks(made, opened):
+    page = opened(made["inside"])
+    assert "Inspected" in page.locator(".facts").text_content()
+    assert "at least 62.5 % of the pixels of each image" in page.locator(".facts").text_content()
+    marks = page.locator(".legend li").all_text_contents()
+    assert [mark.split(":")[0].split(",")[0] for mark in marks] == [
+        "line around the pixels above the pixel threshold", "not inspected", "box around a region", "anomaly map",
+    ]  # fmt: skip
+
+
+def test_head_states_that_whole_images_are_inspected(tmp_path, opened):
+    cards = [card_of(i, tmp_path / "new", PictureFolder(tmp_path)) for i in range(2)]
+    page = opened(write_card_page(cards, tmp_path / "report.html", title="Parts"))
+    assert "the whole of each image" in page.locator(".facts").text_content()
+    assert "not inspected" not in page.locator(".legend").text_content()
 
 
 def test_filters_by_verdict_folder_text_and_range(made, opened):
@@ -165,6 +183,9 @@ def test_sorts_by_name_and_by_region(made, opened):
 def test_histogram_bars_select_by_mouse_and_keyboard(made, opened):
     page = opened(made["inside"])
     bars = page.locator("#histogram g[role=button]")
+    assert bars.last.locator("title").text_content().startswith("1 part with scores from")
+    assert sum(int(count) for count in page.locator("#histogram .count").all_text_contents()) == N_READ
+    assert "square roots" in page.locator("#histogram .note").text_content()
     bars.last.click()
     assert numbers(page) == [12]
     assert bars.last.get_attribute("aria-pressed") == "true"
@@ -188,11 +209,13 @@ def test_viewer_opens_and_steps_by_keyboard(made, opened, kind):
     assert title.text_content() == "2 of 14: right/part 12#%.png"
     wait_until(page, "document.querySelector('.sheet .image').naturalWidth === 64")
     assert page.locator(".sheet .map").is_hidden()
-    page.get_by_label("Map", exact=True).check()
-    wait_until(page, "document.querySelector('.sheet .map').naturalWidth === 64")
     page.get_by_label("Image", exact=True).uncheck()
     assert page.locator(".sheet .image").is_hidden()
-    page.get_by_label("Map opacity").fill("20")
+    page.get_by_label("Map opacity").fill("20")  # also shows the map
+    assert page.get_by_label("Map", exact=True).is_checked()
+    wait_until(page, "document.querySelector('.sheet .map').naturalWidth === 64")
+    assert page.locator(".sheet .map").is_visible()
+    assert "0.75 to 1.75 times the pixel threshold" in page.locator(".tools .scale").text_content()
     assert page.locator(".sheet .map").evaluate("layer => layer.style.opacity") == "0.2"
     page.get_by_label("Map opacity").press("ArrowRight")  # belongs to the slider
     assert title.text_content().startswith("2 of")
@@ -264,6 +287,29 @@ def test_print_puts_six_parts_on_a_page(made, opened, mode):
     page.get_by_label("Search names").fill("part 1")
     sheets = printed(page, lambda: page.keyboard.press("Control+p"))
     assert [sheet.extract_text().count("part ") for sheet in sheets] == [4]
+
+
+def test_print_shows_the_whole_head_and_six_parts_with_a_crop(tmp_path, opened):
+    pictures = PictureFolder(tmp_path)
+    promise = (
+        "On average, at most about 3 of 100 good parts are flagged; this model may flag up to 10 (95 % confidence). "
+        "This holds for good parts like those of the calibration. None of the 30 good images would be flagged."
+    )
+    group = replace(GROUP, promise=promise)
+    cards = [card_of(12 if i == 11 else i, tmp_path / "new", pictures, group) for i in range(12)]
+    inspected = describe_inspection({"/new/part 12.png": cards[11].layers.inspected})
+    about = {"Model": "a-model-with-a-long-name.skops"}
+    path = write_card_page(cards, tmp_path / "report.html", title="Crop", about=about, inspected=inspected)
+    page = opened(path)
+    page.emulate_media(media="print")
+    heights = page.locator("header").evaluate("head => [head.scrollHeight, head.clientHeight]")
+    assert heights[0] <= heights[1]
+    page.emulate_media(media="null")
+    sheets = printed(page, page.get_by_role("button", name="Print").click)
+    assert [len(sheet.images) for sheet in sheets] == [6, 6]
+    text = " ".join(sheets[0].extract_text().split())
+    assert "Defects there are not found." in text
+    assert "not inspected: dark" in text
 
 
 def test_print_waits_for_pictures_far_below_the_window(tmp_path, opened):

@@ -53,19 +53,24 @@ def test_rarity_of_the_largest_calibration_score_is_one():
 @pytest.mark.parametrize(
     ("verdict", "n_regions", "disagrees", "text"),
     [
-        ("normal", 0, False, "Normal: neither the image score nor a pixel exceeds its threshold."),
+        ("normal", 0, False, "Normal: neither the anomaly score nor a pixel is above its threshold."),
         (
             "normal",
             2,
             True,
-            "Normal: the image score is not above the image threshold. 2 regions exceed the pixel threshold.",
+            "Normal: the anomaly score is not above the image threshold. 2 regions are above the pixel threshold.",
         ),
-        ("anomalous", 0, True, "Anomalous by its image score; no pixel exceeds the pixel threshold."),
+        (
+            "anomalous",
+            0,
+            True,
+            "Anomalous: the anomaly score is above the image threshold. No pixel is above the pixel threshold.",
+        ),
         (
             "anomalous",
             1,
             False,
-            "Anomalous: the image score is above the image threshold, and 1 region exceeds the pixel threshold.",
+            "Anomalous: the anomaly score is above the image threshold, and 1 region is above the pixel threshold.",
         ),
         ("undecided", 0, False, "The detector has no threshold: it was not calibrated."),
         ("unreadable", 0, False, "The image could not be read. It is not a normal image."),
@@ -100,28 +105,40 @@ def fitted(parts, **parameters):
 
 
 @pytest.mark.parametrize(
-    ("contamination", "text"),
+    ("contamination", "text", "exact"),
     [
         (
             "auto",
-            "On average over calibrations, at most 9.09 % of good parts like the calibration images are flagged. This "
-            "one threshold flags at most 26 % with 95 % confidence. The threshold is the most anomalous of 10 "
-            "calibration scores.",
+            "On average, at most about 9 of 100 good parts are flagged; this model may flag up to 26 (95 % "
+            "confidence). This holds for good parts like those of the calibration. None of the 10 good images of the "
+            "calibration would be flagged.",
+            "at most 9.09 % on average over calibrations; at most 26 % with this threshold, with 95 % confidence",
         ),
         (
             0.2,
-            "On average over calibrations, at most 20 % of good parts like the calibration images are flagged. This "
-            "one threshold flags at most 39 % with 95 % confidence. 1 of 10 calibration images would be flagged.",
+            "On average, at most about 20 of 100 good parts are flagged; this model may flag up to 40 (95 % "
+            "confidence). This holds for good parts like those of the calibration. 1 of the 10 good images of the "
+            "calibration would be flagged.",
+            "at most 20 % on average over calibrations; at most 39 % with this threshold, with 95 % confidence",
         ),
     ],
 )
-def test_promise_states_contamination_and_counts(parts, contamination, text):
+def test_promise_states_contamination_and_counts(parts, contamination, text, exact):
     detector = fitted(parts, contamination=contamination)
     assert promise_of(detector) == text
+    assert settings_of(detector)["flagged good parts"] == exact
     detector.recalibrate(contamination=0.4)  # the promise is that of the threshold, not of the parameter
-    assert "at most 40 % of good parts" in promise_of(detector)
+    assert "at most about 40 of 100 good parts" in promise_of(detector)
     detector.offset_ -= 1  # set by hand
     assert "at most" not in promise_of(detector)
+    assert "flagged good parts" not in settings_of(detector)
+
+
+def test_promise_below_one_percent_counts_parts_of_a_thousand(parts):
+    detector = fitted(parts)
+    detector.calibration_scores_ = -np.arange(1.0, 400.0)
+    detector.recalibrate(contamination=0.005)
+    assert promise_of(detector).startswith("On average, at most about 5 of 1,000 good parts are flagged;")
 
 
 def test_promise_without_threshold(parts):
@@ -295,6 +312,13 @@ def test_texts_in_the_page_end_no_element(tmp_path):
     assert data_of(page)["cards"][0]["problem"] == bad
 
 
+def test_groups_with_the_same_promise_share_one_sentence(tmp_path):
+    groups = [CardGroup(name, promise=promise) for name, promise in [("a", "One."), ("b", "Two."), ("c", "One.")]]
+    cards = [Card(f"/{group.name}.png", "undecided", 1.0, group) for group in groups]
+    text = write_card_page(cards, tmp_path / "report.html", title="T").read_text(encoding="utf-8")
+    assert '<div class="promises"><p>a, c: One.</p><p>b: Two.</p></div>' in text
+
+
 def test_page_needs_no_network(tmp_path):
     text = write_card_page([card()], tmp_path / "report.html", title="T").read_text(encoding="utf-8")
     assert "default-src 'none'" in text
@@ -344,7 +368,7 @@ def test_a_missing_training_image_is_named(trained, tmp_path, fault):
     (found,) = make_cards([bad], detector, tmp_path)
     assert found.nearest.nominal is None
     assert found.nearest.patch is not None
-    assert "not at hand" in found.nearest.problem
+    assert "not available" in found.nearest.problem
     assert (found.nearest.name in files) == (fault != "unknown")
 
 

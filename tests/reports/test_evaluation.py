@@ -66,7 +66,7 @@ def test_report_states_the_result_first(data, tmp_path):
     shown = plain(page)
     assert f"{expected}; AUROC {result.row['image_auroc']:.3f}" in shown
     assert "Fitted on 4 good images. Tested on 4 other good images and 8 defective images (4 dark, 4 pale)." in shown
-    assert "The threshold was set from 4 calibration images; it is the score of the most anomalous of them." in shown
+    assert "The threshold was set from 4 calibration images. It is the score of the most anomalous one." in shown
     assert "a method" in shown
     assert "How these results were made" in shown
     assert f"SHA-256 of the weights {evaluation.runs[0].provenance['weights_digest']}" in shown

@@ -24,6 +24,7 @@
   }
   const number = value => value == null ? "none" : Number(value.toPrecision(4)).toLocaleString("en");
   const whole = value => value.toLocaleString("en");
+  const compact = value => value.toLocaleString("en", { notation: "compact" });
   const several = groups.length > 1;
   const plural = n => `${whole(n)} ${data.noun}${n === 1 ? "" : "s"}`;
   // Scores of several groups are compared as multiples of their thresholds.
@@ -195,7 +196,7 @@
     let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
     if (low === high) { low -= 1; high += 1; }
     const binOf = value => Math.max(0, Math.min(N_BARS - 1, Math.floor((value - low) / (high - low) * N_BARS)));
-    const W = 560, H = 190, TOP = 10, BASE = 128, DEEP = 166;
+    const W = 560, H = 190, TOP = 16, BASE = 128, DEEP = 166;
     const x = value => 8 + (value - low) / (high - low) * (W - 16), width = (W - 16) / N_BARS;
     const counts = Array.from({ length: N_BARS }, () => ({ bad: 0, fine: 0, known: 0 }));
     for (const card of scored) counts[binOf(scale(card))][card.verdict === "anomalous" ? "bad" : "fine"]++;
@@ -209,10 +210,13 @@
       const left = 8 + i * width, from = low + i * (high - low) / N_BARS, to = low + (i + 1) * (high - low) / N_BARS;
       const total = count.bad + count.fine, height = up(total), fine = total ? height * count.fine / total : 0;
       const part = (kind, y, h) => shape("rect", { class: kind, x: left + 1, y, width: Math.max(1, width - 2), height: h });
-      const bar = shape("g", { role: "button", tabindex: i ? -1 : 0, "aria-pressed": "false",
-        "aria-label": `${plural(total)} with scores from ${number(from)} to ${number(to)}, ${whole(count.bad)} anomalous` },
+      const words = `${plural(total)} with scores from ${number(from)} to ${number(to)}, ${whole(count.bad)} anomalous`
+        + (count.known ? `; ${whole(count.known)} calibration image${count.known === 1 ? "" : "s"}` : "");
+      const bar = shape("g", { role: "button", tabindex: i ? -1 : 0, "aria-pressed": "false", "aria-label": words },
+        shape("title", {}, words),
         shape("rect", { class: "hit", x: left, y: 0, width, height: DEEP }),
         part("fine", BASE - fine, fine), part("bad", BASE - height, height - fine), part("known", BASE + 4, down(count.known)));
+      if (total) bar.append(shape("text", { class: "count", x: left + width / 2, y: BASE - height - 3, "text-anchor": "middle" }, compact(total)));
       svg.append(bar);
       return { bar, from, to };
     });
@@ -300,14 +304,14 @@
     $("#viewer-title").textContent = `${place + 1} of ${whole(shown.length)}: ${fullName(card)}`;
     $("[data-do=previous]").disabled = place <= 0;
     $("[data-do=next]").disabled = place < 0 || place >= shown.length - 1;
-    for (const [kind, name] of [["image", "Image"], ["map", "Anomaly map"], ["outline", "Outline"], ["truth", "Known defect"], ["unseen", "Not inspected"]]) {
+    for (const [kind, name] of [["image", "Image"], ["map", "Anomaly map"], ["outline", "Mask outline"], ["truth", "Known defect"], ["unseen", "Not inspected"]]) {
       const layer = $(`.${kind}`, sheet);
       if (card[kind]) layer.src = card[kind]; else layer.removeAttribute("src");
       layer.alt = card[kind] && kind === "image" ? `${name} ${fullName(card)}` : "";
       field(kind).closest("label").hidden = !card[kind];
     }
     field("boxes").closest("label").hidden = !card.regions;
-    field("opacity").closest("label").hidden = !card.map;
+    field("opacity").closest("label").hidden = $(".scale", tools).hidden = !card.map;
     drawBoxes();
     showLayers();
     const missing = $(".missing", viewer);
@@ -343,7 +347,7 @@
     const areas = $(".areas", viewer), n = card.n || 0, listed = card.regions || [];
     areas.hidden = !n;
     if (!n) return;
-    $("h3", areas).textContent = listed.length < n ? `${listed.length} of ${whole(n)} regions, highest first` : "Regions, highest first";
+    $("h3", areas).textContent = listed.length < n ? `${listed.length} of ${whole(n)} regions, most anomalous first` : "Regions, most anomalous first";
     $("ol", areas).replaceChildren(...listed.map(([top, left, bottom, right, area], i) => {
       const button = make("button", { type: "button" }, `${i + 1}: ${whole(area)} pixels, box ${right - left} × ${bottom - top} at x ${left}, y ${top}`);
       const mark = on => $$("rect.region", sheet)[i].classList.toggle("chosen", on);
@@ -389,7 +393,8 @@
     stage.scrollTo(x / width * sheet.clientWidth - stage.clientWidth / 2, y / height * sheet.clientHeight - stage.clientHeight / 2);
   }
 
-  tools.addEventListener("input", showLayers);
+  // Moving the slider shows the map: otherwise the slider has no visible effect.
+  tools.addEventListener("input", event => { if (event.target === field("opacity")) field("map").checked = true; showLayers(); });
   viewer.addEventListener("click", event => {
     const what = event.target.closest("[data-do]")?.dataset.do;
     if (what === "close") viewer.close();
