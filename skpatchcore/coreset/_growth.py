@@ -42,7 +42,8 @@ class GrowingSelection(ProjectingSampler):
             Expected number of new rows. If the actual number differs, the selection is still correct.
         growth : {"radius", "ratio"}, default="radius"
             When the selection stops. ``"radius"``: as soon as each new row is within the covering radius of `fit` from
-            a selected row. ``"ratio"``: when the selected rows are the fraction `ratio_` of all rows seen.
+            a selected row. ``"ratio"``: as soon as, in addition, the fraction `ratio_` of all rows is selected. Rows
+            that the radius needs beyond this fraction are saved in later calls.
         reserve : ReserveRequest or None, default=None
             If given, a reserve is selected from the new rows, too.
 
@@ -63,19 +64,21 @@ class GrowingSelection(ProjectingSampler):
         first, batches = peek(checked_batches(batches))
         rows, n_known = self._gathered(first, batches, n_samples)
         n_new = len(rows) - n_known
-        limit = None
+        n_wanted = 0
         if growth == "ratio":
             before, after = (count_of(self.ratio_, n) for n in (self.n_samples_seen_, self.n_samples_seen_ + n_new))
-            n_wanted = min(n_new, after - before)
-        else:
-            n_wanted, limit = n_new, self.radius_
+            n_wanted = max(0, min(n_new, after - before - self.n_beyond_ratio_))
         known = np.arange(n_known), np.zeros(n_known)
         with phase("selection"), progress_bar(None, "selecting the coreset", "row", self.verbose) as bar:
             with one_thread(rows.left.numel() * (n_known + n_wanted) < SMALL_PRODUCT):
-                order, radii = k_center_greedy(rows, n_known + n_wanted, 0, bar.update, known, radius=limit)
+                order, radii = k_center_greedy(
+                    rows, len(rows), 0, bar.update, known, radius=self.radius_, at_least=n_known + n_wanted
+                )
         # Old rows stay within the old radius. Therefore the larger radius holds for all rows.
         bounds = np.maximum(radii[n_known - 1 :], self.covering_radius_)
         picks = order[n_known:] - n_known
+        if growth == "ratio":
+            self.n_beyond_ratio_ = max(0, self.n_beyond_ratio_ + len(picks) - (after - before))
         self.component_indices_ = np.concatenate([self.component_indices_, picks + self.n_samples_seen_])
         self.selection_distances_ = np.concatenate([self.selection_distances_, bounds[1:]])
         self.covering_radius_ = float(bounds[-1])

@@ -35,6 +35,7 @@ def k_center_greedy(
     resume: tuple[np.ndarray, np.ndarray] | None = None,
     left_out: torch.Tensor | None = None,
     radius: float | None = None,
+    at_least: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick rows in greedy order: each pick is the row farthest from all previous picks (Algorithm 1).
 
@@ -56,6 +57,8 @@ def k_center_greedy(
     radius : float or None
         Covering radius that suffices: the selection stops as soon as no row is farther away from its nearest pick. None
         picks `n_selected` rows.
+    at_least : int
+        Number of rows, including those of `resume`, that are picked even if `radius` is reached before.
 
     Returns
     -------
@@ -86,6 +89,7 @@ def k_center_greedy(
         points = rows.exactly(found.rows)
         places, new_squares = pick_among(points, found, n_selected + 1 - n_picked)
         n_far = int((new_squares > enough).sum())  # the distances never increase
+        n_far = max(n_far, min(len(places), at_least - n_picked))
         if n_far < len(places):  # the covering radius is reached: the first distance that is small enough
             picks.append(found.rows[places[:n_far]])
             squares.append(new_squares[: n_far + 1])

@@ -29,6 +29,7 @@ class ProjectingSampler(SubsetSampler):
     covering_radius_: float
     radius_: float
     ratio_: float
+    n_beyond_ratio_: int
     seed_: int | None
     n_features_in_: int
     n_projections_: int
@@ -37,7 +38,7 @@ class ProjectingSampler(SubsetSampler):
     def _remember(self, seed: int, n_features: int, n_columns: int, n_samples: int) -> None:
         """Set the fitted attributes with which the selection can go on. The order and the radii must be set."""
         self.seed_, self.n_features_in_, self.n_projections_ = seed, n_features, n_columns
-        self.n_samples_seen_ = n_samples
+        self.n_samples_seen_, self.n_beyond_ratio_ = n_samples, 0
         self.ratio_ = int(self.ratio) / n_samples if isinstance(self.ratio, Integral) else float(self.ratio)
         self.radius_ = self.covering_radius_ = float(self.selection_distances_[-1])
 
@@ -88,6 +89,7 @@ def _older_attributes(state: dict[str, Any]) -> dict[str, Any]:
         "seed_": int(seed) if is_known else None,
         "n_projections_": n_features if is_whole else 0 if n_columns == "auto" else n_columns,
         "n_samples_seen_": seen,
+        "n_beyond_ratio_": 0,
         "ratio_": len(order) / seen if isinstance(state["ratio"], Integral) else float(state["ratio"]),
         "radius_": radius,
         "covering_radius_": radius,

@@ -84,6 +84,8 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
     ratio_ : float
         Fraction of the rows that `fit` selected: `ratio`, or `ratio` divided by the number of rows if `ratio` is an
         int.
+    n_beyond_ratio_ : int
+        Number of rows that `extend` with ``growth="ratio"`` has selected beyond this fraction, to keep the radius.
     n_samples_seen_ : int
         Number of rows in `fit` and all calls of `extend`.
     n_projections_ : int

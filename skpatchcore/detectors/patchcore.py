@@ -149,8 +149,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     growth : {"radius", "ratio"}, default="radius"
         How many patches of new images `partial_fit` adds to the memory bank. ``"radius"`` adds patches until each new
         patch is as close to a row of the bank as the patches of `fit` are (the covering radius of the sampler). Images
-        that look like those before add few rows. ``"ratio"`` keeps the fraction of the patches that the sampler has
-        selected. RandomSampler needs ``"ratio"``.
+        that look like those before add few rows. ``"ratio"`` also keeps the fraction of the patches that the sampler
+        has selected. RandomSampler needs ``"ratio"``.
     reserve : bool, default=True
         Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
         bank. Model files are about 2.2 times as large with a `ratio` of 1 %, and 1.2 times with 10 %. There is no

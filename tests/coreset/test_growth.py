@@ -36,14 +36,29 @@ def test_extend_selects_as_the_textbook_does(growth):
     sampler = GreedyCoresetSampler(0.1, random_state=0).fit(X[:200])
     radius = sampler.selection_distances_[-1]
     picks = sampler.extend([X[200:230], X[230:]], 100, growth)
-    limits = {"radius": radius} if growth == "radius" else {"count": 10}
-    expected, left = textbook(X[200:], sampler.components_, **limits)
+    expected, left = textbook(X[200:], sampler.components_, radius)
+    if growth == "ratio" and len(expected) < 10:
+        expected, left = textbook(X[200:], sampler.components_, count=10)
     assert picks.tolist() == expected
     assert sampler.component_indices_[20:].tolist() == [200 + i for i in expected]
     assert sampler.n_samples_seen_ == 300
     assert sampler.radius_ == radius
     assert sampler.covering_radius_ == pytest.approx(max(radius, left), rel=1e-6)
     assert len(sampler.selection_distances_) == len(sampler.component_indices_)
+
+
+def test_growth_by_ratio_keeps_the_radius_and_saves_rows_later():
+    X = rows_of()
+    sampler = GreedyCoresetSampler(0.1, random_state=0).fit(X[:200])
+    odd = np.concatenate([X[200:205] + 10 * np.arange(1, 6)[:, None], X[205:210]])
+    picks = sampler.extend([odd], 10, "ratio")
+    assert {0, 1, 2, 3, 4} <= set(picks.tolist())  # one row would be the fraction
+    assert sampler.n_beyond_ratio_ == len(picks) - 1
+    assert sampler.covering_radius_ == sampler.radius_
+    sampler.components_ = np.concatenate([sampler.components_, odd[picks]])
+    n_copies = len(sampler.extend([np.repeat(sampler.components_[:1], 60, axis=0)], 60, "ratio"))
+    assert n_copies == 6 - (len(picks) - 1)
+    assert sampler.n_beyond_ratio_ == 0
 
 
 @settings(max_examples=10, deadline=None)
