@@ -51,7 +51,7 @@ TITLES = {
     ),
     "thresholds": (
         "Thresholds after forgetting",
-        "Sets of 1 to 10 of 100 images. `noise of a fit` is the standard deviation of the threshold of a fresh fit over "
+        "Sets of 1 to 10 of 100 images. `noise of a fit` is the standard deviation of the threshold of a fresh fit for "
         "three values of `random_state`.",
     ),
 }
