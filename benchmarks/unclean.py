@@ -34,6 +34,7 @@ from skpatchcore import (
 )
 from skpatchcore.calibration.conformal import conformal_threshold
 from skpatchcore.calibration.tails import anomalous_scores
+from skpatchcore.datasets import TEXTURES, make_textures
 
 BACKBONE, SIDE, RATIO = "efficientnet_lite2", 224, 0.01
 NOISES = (0.0, 0.1, 0.05, 0.2)
@@ -93,6 +94,55 @@ def measured(root: Path, cache: Path, name: str, noise: float, share: float | No
     }  # fmt: skip
 
 
+def pools(root: Path) -> dict[str, tuple[list[Any], list[Any], list[tuple[int, int, int]]]]:
+    """Return good and defective images by name of the data, with sizes, numbers of defects and numbers of fits."""
+    found: dict[str, Any] = {}
+    for name in N_TRAIN:
+        folder = load_image_folder(root / name)
+        is_bad = folder.test_labels == -1
+        good = [*map(str, folder.train_paths), *map(str, folder.test_paths[~is_bad])]
+        sizes = [(20, 0, 10), (60, 0, 10), (120, 0, 5), (60, 3, 3), (120, 6, 3)]
+        found[name] = (
+            good,
+            [*map(str, folder.test_paths[is_bad])],
+            sizes if name == "mtd" else [(28, 0, 8), (28, 2, 8)],
+        )
+    for name in TEXTURES:
+        task = make_textures(name)
+        good = [*task.train_images, *task.test_images[task.test_labels == 1]]
+        found[name] = (good, [*task.test_images[task.test_labels == -1]], [(60, 0, 4), (60, 3, 4)])
+    return found
+
+
+def named(cache: Path, good: list[Any], bad: list[Any], n: int, n_bad: int, seed: int) -> list[int]:
+    """Return the number of images that the warning of a fit names, and how many of them are defective."""
+    rng = np.random.default_rng(seed)
+    train = [good[i] for i in rng.permutation(len(good))[: n - n_bad]]
+    train += [bad[i] for i in rng.permutation(len(bad))[:n_bad]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = detector(str(cache / "features"), None, 8).fit(train)
+    return [len(fitted.suspect_image_indices_), int((fitted.suspect_image_indices_ >= n - n_bad).sum())]
+
+
+def named_of_all(root: Path, cache: Path) -> list[str]:
+    """Return the table of the warnings."""
+    lines = ["## The warning of fit, with 8 folds", "", "| data | images | defective | fits | fits with a warning | "
+             "images named | of them defective |", "|---" * 7 + "|"]  # fmt: skip
+    for name, (good, bad, sizes) in pools(root).items():
+        for n, n_bad, n_fits in sizes:
+            found = []
+            for seed in range(n_fits):
+                key, given = f"named-{name}-{n}-{n_bad}-{seed}", (cache, good, bad, n, n_bad, seed)
+                found.append(stored(cache, key, lambda given=given: named(*given)))
+            counts = np.array(found)
+            lines.append(
+                f"| {name} | {n} | {n_bad} | {n_fits} | {np.count_nonzero(counts[:, 0])} | {counts[:, 0].sum()} | "
+                f"{counts[:, 1].sum()} of {n_bad * n_fits} |"
+            )
+    return [*lines, ""]
+
+
 def timed(root: Path, share: float | None) -> None:
     """Print the seconds and the peak memory of a fit without a cache; run in a process of its own."""
     train = split(root, "mtd", 0.05, 0)[0]
@@ -113,7 +163,7 @@ def stored(cache: Path, key: str, compute: Any) -> Any:
     return json.loads(path.read_text())
 
 
-def page(table: pd.DataFrame, times: dict[str, list[float]]) -> str:
+def page(table: pd.DataFrame, times: dict[str, list[float]], warned: list[str]) -> str:
     """Return the results as Markdown."""
     lines = [
         "# Training sets with defective images", "",
@@ -144,6 +194,7 @@ def page(table: pd.DataFrame, times: dict[str, list[float]]) -> str:
                 f"{first} | {ten} | {named} |"
             )
         lines.append("")
+    lines += warned
     if times:
         lines += ["## Time and memory of a fit on 158 images of mtd, without a cache", ""]
         lines += ["| suspect_share | seconds | peak memory (MB) |", "|---|---|---|"]
@@ -172,7 +223,7 @@ def main() -> None:
                     key = f"{name}-{noise:g}-{share}-{seed}"
                     given = (options.data, options.cache, name, noise, share, seed)
                     rows.append(stored(options.cache, key, lambda given=given: measured(*given)))
-        options.output.write_text(page(pd.DataFrame(rows), {}))
+        options.output.write_text(page(pd.DataFrame(rows), {}, []))
     times = {}
     for share in ("None", "0.01"):
         command = [
@@ -191,7 +242,7 @@ def main() -> None:
             return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=900).stdout)
 
         times[share] = stored(options.cache, f"time-{share}", run)
-    options.output.write_text(page(pd.DataFrame(rows), times))
+    options.output.write_text(page(pd.DataFrame(rows), times, named_of_all(options.data, options.cache)))
 
 
 if __name__ == "__main__":

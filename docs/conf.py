@@ -82,6 +82,7 @@ sphinx_gallery_conf = {
             "plot_maps_and_masks.py",
             "plot_thresholds.py",
             "plot_detection_capability.py",
+            "plot_unclean.py",
             "plot_nearest_patch.py",
             "plot_coreset.py",
             "plot_indexes.py",

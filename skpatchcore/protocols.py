@@ -150,8 +150,8 @@ class Sampler(Protocol):
       ``component_indices_``, counted on from the rows seen before. The detector appends the selected rows to
       ``components_``. With this method and ``n_samples_seen_``, the number of rows seen, a detector has `partial_fit`.
     - ``refill(reserve, needed)``: method of a fitted sampler that selects from the reserve after images were forgotten.
-      ``fit_batches``, ``fit_folds`` and ``extend`` of such a sampler have a parameter ``reserve``, a
-      an object of the class ``skpatchcore.coreset.reserve.ReserveRequest``, or None.
+      ``fit_batches``, ``fit_folds`` and ``extend`` of such a sampler have a parameter ``reserve``: an
+      object of the class ``skpatchcore.coreset.reserve.ReserveRequest``, or None.
     - ``computes_components``: True if ``components_`` are computed from all rows, e.g. cluster centres. The detector
       then refuses to forget images, because each row can depend on each image.
     - ``n_projections``: number of columns with which ``fit_folds`` computes. It is used to estimate the time.

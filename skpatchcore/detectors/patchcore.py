@@ -142,6 +142,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         other images. Use it if some training images may be defective, because a defect in the memory bank makes similar
         defects look normal. 0.01 is a good first value, also for 10 % defective images, because a defect covers a small
         part of an image. Larger values leave out more rare but normal patches, so that good images look more anomalous.
+        On clean training sets, fewer defects may be found: with 0.01, the AUROC on Magnetic Tile Defects was a point
+        lower.
         The scores of new images and the calibration use all patches. The thresholds are computed without the scores of
         images that look anomalous (`suspect_image_indices_`). Images of the same group are not compared (see
         `groups` of `fit`). `fit` takes up to twice as long. If it holds the patch features in memory, it needs memory
