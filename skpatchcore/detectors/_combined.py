@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import reduce
 from numbers import Real
 from typing import Any, Self
 
@@ -56,14 +57,14 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
             What to do if members are calibrated on different samples.
         """
         first = next(iter(members))
-        images = members[first].calibration_image_indices_
+        images = _scored_by(members[first])
         for name, member in members.items():
             if np.count_nonzero(~np.isnan(member.calibration_scores_)) < 2:
                 raise ValueError(
                     f"{name!r} has too few calibration scores for the standardisation, from n_samples="
                     f"{n_images_of(X)}: at least 2 are needed. Set its calibration, or fit on more images."
                 )
-            if not np.array_equal(member.calibration_image_indices_, images):
+            if not np.array_equal(_scored_by(member), images):
                 raise ValueError(f"{name!r} calibrates on other images than {first!r}: {advice}")
         self.estimators_ = fitted = list(members.values())
         for learnt in ("n_features_in_", "feature_names_in_"):
@@ -73,14 +74,18 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
                 delattr(self, learnt)
         # A combined score is NaN for a calibration image that any of the members could not score.
         over_members = np.mean if self.aggregate == "mean" else np.max
-        scores = over_members([_standardised(turned(d.calibration_scores_), d) for d in fitted], axis=0)
+        # The thresholds of a member with suspect_share leave out images that look anomalous to this member.
+        images = reduce(np.intersect1d, [d.calibration_image_indices_ for d in fitted])
+        common = [np.isin(d.calibration_image_indices_, images) for d in fitted]
+        pairs = list(zip(fitted, common, strict=True))
+        scores = over_members([_standardised(turned(d.calibration_scores_[some]), d) for d, some in pairs], axis=0)
         # Where only some members inspect a pixel, the combined map is the mean of these members only. It can exceed the
         # mean of the maxima, so the maximum is the bound.
         is_mean = self.aggregate == "mean" and inspect_the_same(fitted)
-        peaks = [_standardised_map(d.calibration_peaks_, d) for d in fitted]
+        peaks = [_standardised_map(d.calibration_peaks_[some], d) for d, some in pairs]
         peaks = np.mean(peaks, axis=0) if is_mean else np.max(peaks, axis=0)
-        sketches = np.stack([d.calibration_sketches_ for d in fitted])
-        sketches[:, :, 0] = [_standardised_map(d.calibration_sketches_[:, 0], d) for d in fitted]
+        sketches = np.stack([d.calibration_sketches_[some] for d, some in pairs])
+        sketches[:, :, 0] = [_standardised_map(d.calibration_sketches_[some, 0], d) for d, some in pairs]
         sketches = sketches.mean(axis=0) if is_mean else sketches_of_maximum(sketches)
         self.calibration_plan_ = fitted[0].calibration_plan_
         known = [part for d in fitted if (part := getattr(d, "inspection_", None)) is not None]
@@ -232,6 +237,12 @@ def sketches_of_maximum(sketches: np.ndarray) -> np.ndarray:
         combined[i, 0] = np.maximum(thresholds[first], sketches[:, i, 0].max(axis=0))
         combined[i, 1] = np.minimum(largest[first], 1.0)
     return combined
+
+
+def _scored_by(member: Any) -> np.ndarray:
+    """Return the images that the calibration of a member scored, also those that its thresholds leave out."""
+    known = member.calibration_image_indices_
+    return np.union1d(known, getattr(member, "suspect_image_indices_", known[:0]))
 
 
 def _standardised(anomaly_scores: np.ndarray, detector: Any) -> np.ndarray:

@@ -13,6 +13,7 @@ from skpatchcore import (
     GreedyCoresetSampler,
     ImageError,
     PatchCoreDetector,
+    PatchCoreEnsemble,
     SuspectImageWarning,
     load,
     save,
@@ -236,3 +237,13 @@ def test_fit_predict_labels_anomalous_training_images():
     assert labels.shape == (30,)
     assert labels[[0, 3]].tolist() == [-1, -1]
     assert labels.sum() >= 30 - 2 * 4
+
+
+def test_ensemble_is_calibrated_on_the_images_of_all_members():
+    images = many_images(2)
+    members = [("clear", detector(calibration=5, suspect_share=0.01)), ("plain", detector(calibration=5))]
+    with pytest.warns(SuspectImageWarning):
+        fitted = PatchCoreEnsemble(members).fit(images)
+    assert fitted.calibration_image_indices_.tolist() == [i for i in range(30) if i not in (0, 3)]
+    assert len(fitted.calibration_scores_) == len(fitted.calibration_sketches_) == 28
+    assert fitted.predict(images[:1]) == [-1]
