@@ -1,4 +1,4 @@
-"""`HeldOutScores`: calibration scores of new images by a model that was not fitted on them."""
+"""`HeldOutScores`: calibration scores of new images by a model that was not fitted on them; `recent_scores`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,42 @@ from itertools import groupby
 
 import numpy as np
 
+from skpatchcore.calibration.conformal import AUTO_CONTAMINATION
 from skpatchcore.calibration.plans import CalibrationScores, SketchOf
 from skpatchcore.calibration.sketches import no_sketches
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
+
+# Number of recent calibration scores that suffices, in units of the inverse of the accepted false-positive rate.
+_N_RECENT = 5
+
+
+def recent_scores(sizes: np.ndarray, n_now: int, scores: np.ndarray, contamination: float | str) -> np.ndarray:
+    """Return which calibration scores are used after a detector has grown.
+
+    Parameters
+    ----------
+    sizes : array of shape (n_scores,), int
+        Number of training images of the model that computed each score.
+    n_now : int
+        Number of training images of the detector now.
+    scores : array of shape (n_scores,), float64
+        The scores. NaN does not count.
+    contamination : float or "auto"
+        Accepted false-positive rate.
+
+    Returns
+    -------
+    array of shape (n_scores,), bool
+        True for scores by models of at least half of the training images, if there are at least five times as many of
+        them as the smallest number that can promise the rate (100 for 5 %). Otherwise, all are True: the scores by
+        small models are too high, but a threshold from few scores is unreliable.
+    """
+    rate = AUTO_CONTAMINATION if contamination == "auto" else float(contamination)
+    is_recent = sizes >= n_now / 2
+    if np.count_nonzero(is_recent & ~np.isnan(scores)) < _N_RECENT / rate:
+        return np.ones(len(sizes), bool)
+    return is_recent
 
 
 class HeldOutScores:

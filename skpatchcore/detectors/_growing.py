@@ -20,7 +20,7 @@ from skpatchcore.bank.budget import within_memory
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.bank.reserve import Reserve
 from skpatchcore.bank.update import grown, growth_needs, without_images
-from skpatchcore.calibration.new_images import HeldOutScores
+from skpatchcore.calibration.new_images import HeldOutScores, recent_scores
 from skpatchcore.calibration.plans import CalibrationScores
 from skpatchcore.detectors._growth_states import older_growth
 from skpatchcore.detectors._inputs import paths_of, turned_training_images
@@ -56,6 +56,7 @@ class GrowingDetector(PatchDetector):
     training_image_indices_: np.ndarray
     training_groups_: list[Any] | None
     embedding_image_indices_: np.ndarray
+    calibration_sizes_: np.ndarray
     calibration_slope_: float
     pixel_calibration_slope_: float
     contamination_: float | str
@@ -183,7 +184,7 @@ class GrowingDetector(PatchDetector):
         self._count(n_images_of(X), first + kept, paths, groups)
         self._add_records(records, first + kept)
         self._keep_bank(new)
-        self._recalibrate_to(n_before, found if calibrate and len(self.calibration_scores_) else None)
+        self._recalibrate_to(n_before, len(bank.rows), found if calibrate and len(self.calibration_scores_) else None)
         given = [item_of(images, int(i)) for i in kept]
         some_paths = None if paths is None else [paths[i] for i in kept]
         log_update(
@@ -254,6 +255,8 @@ class GrowingDetector(PatchDetector):
             old = [None] * first if self.training_groups_ is None else self.training_groups_
             self.training_groups_ = [*old, *([None] * n_images if groups is None else _plain(groups))]
         self.n_images_seen_ = first + n_images
+        n_before = len(self.training_image_indices_)
+        self.calibration_sizes_ = np.concatenate([self.calibration_sizes_, np.full(n_images, n_before)])
         self.training_image_indices_ = np.concatenate([self.training_image_indices_, numbers])
 
     def _add_records(self, records: ImageRecords, numbers: np.ndarray) -> None:
@@ -268,19 +271,26 @@ class GrowingDetector(PatchDetector):
             self.appearances_ = np.concatenate([self.appearances_, appearances])
         self.appearance_range_ = records.extended_range(self.appearance_range_)
 
-    def _recalibrate_to(self, n_before: int, found: CalibrationScores | None, remaining: Any = None) -> None:
+    def _recalibrate_to(
+        self, n_before: int, bank_before: int, found: CalibrationScores | None, remaining: Any = None
+    ) -> None:
         """Set the thresholds after the number of training images has changed from `n_before`.
 
         Parameters
         ----------
         n_before : int
             Number of training images before. `training_image_indices_` are those now.
+        bank_before : int
+            Number of rows of the memory bank before.
         found : CalibrationScores or None
             Scores of new calibration images. None adds none.
         remaining : array of bool or None, default=None
             Which of the earlier calibration images remain. None keeps all.
         """
-        growth = n_before / len(self.training_image_indices_)
+        # The slopes come from folds, whose banks grow in proportion to the number of images. If the bank has grown
+        # less, e.g. because the new images add nothing new, the scores fall less, too.
+        n_now = len(self.training_image_indices_)
+        growth = max(n_before / n_now, bank_before / len(self.memory_bank_))
         factor, pixel_factor = growth**self.calibration_slope_, growth**self.pixel_calibration_slope_
         remaining = np.ones(len(self.calibration_scores_), bool) if remaining is None else remaining
         scores, peaks = turned(self.calibration_scores_)[remaining], self.calibration_peaks_[remaining]
@@ -290,6 +300,9 @@ class GrowingDetector(PatchDetector):
         if found is not None:
             scores, peaks = np.concatenate([scores, found.scores]), np.concatenate([peaks, peaks_of(found.sketches)])
             sketches, images = np.concatenate([sketches, found.sketches]), np.concatenate([images, found.images])
+            sizes = np.where(images >= 0, self.calibration_sizes_[images], n_now)
+            recent = recent_scores(sizes, n_now, scores, self.contamination_)
+            scores, peaks, sketches, images = scores[recent], peaks[recent], sketches[recent], images[recent]
             if not self.calibration_plan_.endswith("new images"):
                 self.calibration_plan_ = f"{self.calibration_plan_}, then new images"
         sketches = sketches.copy()
@@ -383,7 +396,7 @@ class GrowingDetector(PatchDetector):
 
     def _forget(self, forgotten: np.ndarray) -> None:
         """Remove the training images with the given indices."""
-        before, held = values_of(self), self.training_image_indices_
+        before, held, bank_before = values_of(self), self.training_image_indices_, len(self.memory_bank_)
         remaining = np.setdiff1d(held, forgotten)
         if not len(remaining):
             raise ValueError("forget: no training image would remain. Fit again on other images.")
@@ -405,13 +418,14 @@ class GrowingDetector(PatchDetector):
         self.training_image_indices_ = remaining
         is_other = self.calibration_plan_ == "other good images"
         calibrated = np.full(len(self.calibration_scores_), -1) if is_other else self.calibration_image_indices_
-        self._recalibrate_to(len(held), None, ~np.isin(calibrated, forgotten))
+        self._recalibrate_to(len(held), bank_before, None, ~np.isin(calibrated, forgotten))
         log_update(self, "forget", before, n_images=len(forgotten), paths=paths)
 
     # The following methods set and keep the attributes that growing needs.
 
     def _keep_numbers(self, n_images: int, kept: np.ndarray, groups: Any) -> None:
         self.n_images_seen_, self.training_image_indices_ = n_images, kept
+        self.calibration_sizes_ = np.full(n_images, len(kept))
         self.embedding_image_indices_ = kept
         self.training_groups_ = None if groups is None else _plain(groups)
 

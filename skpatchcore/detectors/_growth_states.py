@@ -16,8 +16,10 @@ def older_growth(state: dict[str, Any]) -> dict[str, Any]:
     n_embeddings = 0 if embeddings is None else len(embeddings)
     same = n_embeddings == len(images) and not is_other
     reserve = ("rows", "image_indices", "positions", "boxes", "indices", "supports")
+    n_images = int(images.max()) + 1 if paths is None else len(paths)
     return {
-        "n_images_seen_": int(images.max()) + 1 if paths is None else len(paths),
+        "n_images_seen_": n_images,
+        "calibration_sizes_": np.full(n_images, len(images)),
         "training_image_indices_": images,
         "embedding_image_indices_": images if same else np.full(n_embeddings, -1),
         "training_groups_": None,
