@@ -12,6 +12,8 @@ from skpatchcore.calibration.sketches import no_sketches
 from skpatchcore.patches.model import PatchModel, score_batches
 from skpatchcore.patches.patches import Patches
 
+# Scores are not extrapolated to more than this multiple of the images of the model that computed them.
+_MOST_GROWTH = 2
 # Number of recent calibration scores that suffices, in units of the inverse of the accepted false-positive rate.
 _N_RECENT = 5
 
@@ -38,10 +40,43 @@ def recent_scores(sizes: np.ndarray, n_now: int, scores: np.ndarray, contaminati
         small models are too high, but a threshold from few scores is unreliable.
     """
     rate = AUTO_CONTAMINATION if contamination == "auto" else float(contamination)
-    is_recent = sizes >= n_now / 2
+    is_recent = sizes >= n_now / _MOST_GROWTH
     if np.count_nonzero(is_recent & ~np.isnan(scores)) < _N_RECENT / rate:
         return np.ones(len(sizes), bool)
     return is_recent
+
+
+def relative_sizes(sizes: np.ndarray, n_images: tuple[int, int], n_rows: tuple[int, int]) -> np.ndarray:
+    """Return the size before a change of a detector, relative to the size after it, as each calibration score sees it.
+
+    Parameters
+    ----------
+    sizes : array of shape (n_scores,), int
+        Number of training images of the model that computed each score.
+    n_images : (int, int)
+        Number of training images before and after the change.
+    n_rows : (int, int)
+        Number of rows of the memory bank before and after the change.
+
+    Returns
+    -------
+    array of shape (n_scores,), float64
+        At most 1 if images were added, and at least 1 if images were removed. Scores are multiplied by a power of it.
+
+    Notes
+    -----
+    The exponent comes from folds, whose banks grow in proportion to the number of images. If the bank has grown less,
+    e.g. because the new images show nothing new, the scores fall less, too: the smaller of both growths counts. Beyond
+    twice the images of the model that computed a score, the score stays as it is, because the exponent falls with the
+    number of images. Removing images reverses the change.
+    """
+    (before, after), (rows_before, rows_after) = n_images, n_rows
+    limits = [np.clip(sizes / n, 1 / _MOST_GROWTH, 1) for n in n_images]
+    limit = limits[1] / limits[0]
+    changes = before / after, rows_before / rows_after
+    if after > before:
+        return np.maximum(min(1.0, max(changes)), limit)
+    return np.minimum(max(1.0, min(changes)), np.maximum(limit, 1.0))
 
 
 class HeldOutScores:

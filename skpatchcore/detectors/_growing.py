@@ -20,7 +20,7 @@ from skpatchcore.bank.budget import within_memory
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.bank.reserve import Reserve
 from skpatchcore.bank.update import grown, growth_needs, without_images
-from skpatchcore.calibration.new_images import HeldOutScores, recent_scores
+from skpatchcore.calibration.new_images import HeldOutScores, recent_scores, relative_sizes
 from skpatchcore.calibration.plans import CalibrationScores
 from skpatchcore.detectors._growth_states import older_growth
 from skpatchcore.detectors._inputs import paths_of, turned_training_images
@@ -287,11 +287,7 @@ class GrowingDetector(PatchDetector):
         remaining : array of bool or None, default=None
             Which of the earlier calibration images remain. None keeps all.
         """
-        # The slopes come from folds, whose banks grow in proportion to the number of images. If the bank has grown
-        # less, e.g. because the new images add nothing new, the scores fall less, too.
         n_now = len(self.training_image_indices_)
-        growth = max(n_before / n_now, bank_before / len(self.memory_bank_))
-        factor, pixel_factor = growth**self.calibration_slope_, growth**self.pixel_calibration_slope_
         remaining = np.ones(len(self.calibration_scores_), bool) if remaining is None else remaining
         scores, peaks = turned(self.calibration_scores_)[remaining], self.calibration_peaks_[remaining]
         sketches, images = self.calibration_sketches_[remaining], self.calibration_image_indices_[remaining]
@@ -300,16 +296,17 @@ class GrowingDetector(PatchDetector):
         if found is not None:
             scores, peaks = np.concatenate([scores, found.scores]), np.concatenate([peaks, peaks_of(found.sketches)])
             sketches, images = np.concatenate([sketches, found.sketches]), np.concatenate([images, found.images])
-            sizes = np.where(images >= 0, self.calibration_sizes_[images], n_now)
+            sizes = np.where(images >= 0, self.calibration_sizes_[images], n_before)
             recent = recent_scores(sizes, n_now, scores, self.contamination_)
             scores, peaks, sketches, images = scores[recent], peaks[recent], sketches[recent], images[recent]
             if not self.calibration_plan_.endswith("new images"):
                 self.calibration_plan_ = f"{self.calibration_plan_}, then new images"
+        sizes = np.where(images >= 0, self.calibration_sizes_[images], n_before)
+        growth = relative_sizes(sizes, (n_before, n_now), (bank_before, len(self.memory_bank_)))
+        scores, of_maps = scores * growth**self.calibration_slope_, growth**self.pixel_calibration_slope_
         sketches = sketches.copy()
-        sketches[:, 0] *= np.float32(pixel_factor)
-        self._set_thresholds(
-            scores * factor, peaks * pixel_factor, sketches, images, self.contamination_, self.pixel_contamination_
-        )
+        sketches[:, 0] *= of_maps[:, None].astype(np.float32)
+        self._set_thresholds(scores, peaks * of_maps, sketches, images, self.contamination_, self.pixel_contamination_)
 
     def forget(self, images: Any) -> Any:
         """Remove what the detector has learnt from given training images, and adapt the thresholds.

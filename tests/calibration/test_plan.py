@@ -10,6 +10,7 @@ from sklearn.model_selection import GroupKFold, KFold
 
 from skpatchcore import PatchCoreDetector
 from skpatchcore.calibration.folds import extrapolation_factor, growth_slope, make_folds
+from skpatchcore.calibration.new_images import recent_scores
 from skpatchcore.calibration.plan import plan_calibration
 from skpatchcore.calibration.plans import LeaveOneOut, hold_out
 from skpatchcore.calibration.sketches import sketch_of_map
@@ -199,3 +200,13 @@ def test_make_folds_with_a_number_shuffles_by_random_state(groups):
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert [len(scored) for scored in drawn[0]] == [4, 4, 4]
+
+
+def test_scores_of_much_smaller_models_are_left_out_if_enough_others_are_left():
+    sizes, scores = np.repeat([100, 200], [80, 120]), np.ones(200)
+    assert recent_scores(sizes, 200, scores, 0.05).all()  # a model of half of the images is large enough
+    np.testing.assert_array_equal(recent_scores(sizes, 300, scores, 0.05), sizes == 200)
+    scores[100:130] = np.nan
+    assert recent_scores(sizes, 300, scores, 0.05).all()  # 90 scores are too few for 5 %
+    assert not recent_scores(sizes, 300, scores, 0.1).all()
+    assert recent_scores(sizes, 300, scores, "auto").all()

@@ -91,8 +91,10 @@ def test_partial_fit_keeps_the_bank_and_adds_rows_of_new_images():
         assert (X[image, i, j] == row).all()
     assert detector.n_images_seen_ == 60
     assert detector.calibration_image_indices_.tolist() == list(range(60))
-    # The new scores are those of the detector before. All scores are scaled to the new number of images.
-    factor = (40 / 60) ** slope
+    # The new scores are those of the detector before. All scores are scaled: the bank has grown less than the number
+    # of images.
+    factor = (len(old) / len(detector.memory_bank_)) ** slope
+    assert len(detector.memory_bank_) / len(old) < 60 / 40
     assert 0.5 < factor < 1
     np.testing.assert_allclose(detector.calibration_scores_, np.r_[old_scores, expected] * factor, rtol=1e-6)
     assert detector.predict(X[40:] + 5).tolist() == [-1] * 20
@@ -244,13 +246,50 @@ def test_calibration_none_and_recalibration():
     assert np.isnan(without.offset_)
     detector = fitted(X[:30]).recalibrate(X[30:50], contamination=0.2)
     slope = detector.calibration_slope_
-    own = detector.calibration_scores_.copy()
+    own, n_bank = detector.calibration_scores_.copy(), len(detector.memory_bank_)
     detector.partial_fit(X[50:])
+    growth = max(30 / 40, n_bank / len(detector.memory_bank_))
     assert detector.calibration_image_indices_.tolist() == [-1] * 20 + list(range(30, 40))
     assert detector.contamination_ == 0.2  # the value in force, not the parameter
-    np.testing.assert_allclose(detector.calibration_scores_[:20], own * (30 / 40) ** slope, rtol=1e-6)
+    np.testing.assert_allclose(detector.calibration_scores_[:20], own * growth**slope, rtol=1e-6)
     assert detector.embedding_image_indices_.tolist() == [-1] * 20 + list(range(30, 40))
     assert [entry["kind"] for entry in detector.updates_] == ["fit", "recalibrate", "partial_fit"]
+
+
+def test_images_that_add_no_row_do_not_move_the_thresholds():
+    """Near copies of training images change no score of a new image, so the thresholds must not change either."""
+    X = grids()
+    detector = fitted(X[:40])
+    n_bank, offset, pixel_offset = len(detector.memory_bank_), detector.offset_, detector.pixel_offset_
+    detector.partial_fit(np.concatenate([X[:40] + 1e-5] * 3), calibrate=False)
+    assert len(detector.training_image_indices_) == 160
+    assert len(detector.memory_bank_) == n_bank
+    assert (detector.offset_, detector.pixel_offset_) == (offset, pixel_offset)
+
+
+@pytest.mark.parametrize("growth", ["radius", "ratio"])
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_few_new_good_images_are_flagged_after_growth(growth, n_steps):
+    """10 % are promised. Positions have means of their own, and images differ in how much they vary.
+
+    On these images, 13 % are flagged after the fit: the correction of the folds is a little too strong.
+    """
+    means, directions = np.random.default_rng(97).normal(size=(36, 16)), np.random.default_rng(99).normal(size=(5, 16))
+
+    def images(n, rng):
+        amounts = rng.normal(size=(n, 36, 5)) * np.exp(0.2 * rng.normal(size=(n, 1, 1)))
+        return (means + amounts @ directions / 4).reshape(n, 6, 6, 16).astype(np.float32)
+
+    rates = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        detector = PatchCoreDetector(
+            "precomputed", sampler=GreedyCoresetSampler(0.05), contamination=0.1, growth=growth, random_state=seed
+        ).fit(images(60, rng))
+        for _ in range(n_steps):
+            detector.partial_fit(images(240 // n_steps, rng))
+        rates.append(np.mean(detector.predict(images(400, rng)) == -1))
+    assert 0.01 < np.mean(rates) < 0.22
 
 
 @pytest.mark.parametrize(
