@@ -35,7 +35,7 @@ _SPARSE = 3.0
 # Standard deviation, in cells of the grid, of the Gaussian that smooths the suspicion of an image.
 _SMOOTHING = 1.0
 # Number of patches that are compared at once.
-_N_ROWS = 1024
+_N_ROWS = 256
 
 
 def learnt_cells(
@@ -142,6 +142,7 @@ class _References:
         self.centre = rows.mean(axis=0)  # small values keep the differences of the matrix products precise
         self.rows = self._projected(rows)
         self.norms = (self.rows**2).sum(dim=1)
+        self._buffer = torch.empty((_N_ROWS, len(self.rows)), dtype=self.rows.dtype)
         # The 5th nearest neighbour, or a nearer one if a group has nearly all of the sample.
         self.n_neighbors = min(_N_NEIGHBORS, len(rows) - int(np.unique(self.groups, return_counts=True)[1].max()))
         if self.n_neighbors < 1:  # the sample holds all patches of a small data set
@@ -170,7 +171,9 @@ class _References:
 
         `groups` is the group of each row, or one group for all rows.
         """
-        squares = torch.addmm(self.norms, rows, self.rows.T, alpha=-2) + (rows**2).sum(dim=1, keepdim=True)
+        # One buffer for all: the freed memory of many large results would not always be used again.
+        squares = torch.mm(rows, self.rows.T, out=self._buffer[: len(rows)])
+        squares.mul_(-2).add_(self.norms).add_((rows**2).sum(dim=1, keepdim=True))
         squares.masked_fill_(torch.from_numpy(groups[:, None] == self.groups), torch.inf)
         values, nearest = torch.topk(squares, self.n_neighbors, dim=1, largest=False)
         return values[:, -1].clamp_min(0).sqrt(), nearest

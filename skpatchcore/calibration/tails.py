@@ -8,7 +8,7 @@ import numpy as np
 _FEWEST = 20
 # Number of interquartile ranges above the upper quartile. Tukey's fence for points that are far out is 3. The scores of
 # good images have a heavier tail than a normal distribution, also as logarithms.
-_FENCE = 3.5
+_FENCE = 4.0
 # Smallest interquartile range of the logarithms that counts: scores of good images that hardly differ say little.
 _LEAST = 0.05
 
@@ -29,9 +29,9 @@ def anomalous_scores(scores: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    The rule is Tukey's fence for the logarithms of the scores: scores are returned that lie more than 3.5 interquartile
-    ranges above the upper quartile. Up to a quarter of the images may be defective without an effect on the quartile
-    from which the fence is measured.
+    The rule is Tukey's fence for the logarithms of the scores: scores are returned that lie more than 4 interquartile
+    ranges above the upper quartile. A few defective images hardly change the quartiles. If a fifth of the images or
+    more are defective, they are not returned, because they belong to the spread of the scores.
 
     References
     ----------

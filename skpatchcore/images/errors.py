@@ -66,7 +66,7 @@ class SuspectImageWarning(UserWarning):
     """Issued by `fit` of a PatchCoreDetector if a few training images look anomalous.
 
     Each calibration image is compared with other training images. A few images are then far more anomalous than the
-    others: they are more than 3.5 interquartile ranges above the upper quartile of the logarithms of the anomaly
+    others: they are more than 4 interquartile ranges above the upper quartile of the logarithms of the anomaly
     scores. Such images may be defective. A defective image in the training set makes similar defects look normal, and
     raises the thresholds. Look at the first rows of ``training_report()``, remove the defective images, and fit again.
     If the images are good, nothing needs to be done. No warning does not mean that all training images are good:

@@ -17,7 +17,7 @@ def test_no_score_of_a_normal_distribution_is_anomalous():
     assert sum(len(anomalous_scores(scores(200, seed))) for seed in range(50)) == 0
 
 
-@pytest.mark.parametrize("n_bad", [1, 5, 20])
+@pytest.mark.parametrize("n_bad", [1, 5, 12])
 def test_far_larger_scores_are_anomalous_the_largest_first(n_bad):
     found = scores()
     bad = np.random.default_rng(1).permutation(100)[:n_bad]
@@ -43,7 +43,7 @@ def test_few_scores_and_nearly_equal_scores_are_not_judged():
 def test_rule_does_not_depend_on_the_unit_of_the_scores(values, unit):
     found = np.array(values)
     lower, upper = np.quantile(np.log(found), [0.25, 0.75])
-    fence = upper + 3.5 * max(upper - lower, 0.05)
+    fence = upper + 4 * max(upper - lower, 0.05)
     if np.abs(np.log(found) - fence).min() > 1e-9:  # rounding
         assert anomalous_scores(found * unit).tolist() == anomalous_scores(found).tolist()
 
