@@ -165,22 +165,26 @@ class CalibratedDetector(OutlierMixin):
         if pixel_contamination is None:
             pixel_contamination = self.pixel_contamination
         check_pixel_contamination(pixel_contamination)
-        X, before = listed(X), self._before_recalibration()
+        with restored_on_failure(self):
+            self._recalibrate(listed(X), contamination, pixel_contamination, roi)
+        return self
+
+    def _recalibrate(self, X: Any, contamination: float | str, pixel_contamination: float | None, roi: Any) -> None:
+        """Set and record new thresholds from the images `X`; from the existing calibration scores if it is None."""
+        before = self._before_recalibration()
         if X is None:
             self._require_threshold()
             scores, sketches = turned(self.calibration_scores_), self.calibration_sketches_
             peaks, images = self.calibration_peaks_, self.calibration_image_indices_
         else:
             _warn_of_training_images(X, getattr(self, "training_paths_", None))
-            with restored_on_failure(self):
-                parts = list(self._iter_scores(with_regions(X, roi), sketch_of_map, adapt=True))
+            parts = list(self._iter_scores(with_regions(X, roi), sketch_of_map, adapt=True))
             scores = np.concatenate([some for some, _ in parts])
             sketches = np.array([sketch for _, some in parts for sketch in some])
             peaks, images = peaks_of(sketches), np.arange(len(scores))
             self.calibration_plan_ = "other good images"
         self._set_thresholds(scores, peaks, sketches, images, contamination, pixel_contamination)
         self._after_recalibration(before, X, 0 if X is None else len(scores))
-        return self
 
     def _before_recalibration(self) -> Any:
         """Return what `_after_recalibration` needs to know of the detector before."""

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.kernel_approximation import Nystroem
+from sklearn.preprocessing import FunctionTransformer
 
 import skpatchcore
 from skpatchcore import (
@@ -381,6 +382,33 @@ def test_updates_hold_plain_json_and_the_digests_of_files(tmp_path):
     assert log[1]["n_bank"] == [log[0]["n_bank"][1], len(detector.memory_bank_)]
     assert log[2]["promised_rate"] == [log[1]["promised_rate"][1], pytest.approx(0.3)]
     assert log[0]["offset"][0] is None
+
+
+def test_names_that_only_the_extractor_knows_are_added_without_digests():
+    X = grids()
+    extractor = FunctionTransformer(lambda names: np.stack([X[int(name[3:])] for name in np.ravel(names)]))
+    names = [f"key{i}" for i in range(60)]
+    detector = fitted(names[:40], extractor=extractor)
+    detector.partial_fit(names[40:50]).recalibrate(names[50:])
+    assert detector.n_images_seen_ == 50
+    assert len(detector.calibration_scores_) == 10
+    assert [entry["kind"] for entry in detector.updates_] == ["fit", "partial_fit", "recalibrate"]
+    assert [entry["digests"] for entry in detector.updates_] == [None] * 3
+
+
+def test_recalibrate_stopped_half_way_leaves_the_detector_unchanged(monkeypatch):
+    X = grids()
+    detector = fitted(X[:40])
+    before = state_of(detector)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchCoreDetector, "_after_recalibration", stop)
+    for arguments in ({"X": X[40:]}, {"contamination": 0.3}):
+        with pytest.raises(KeyboardInterrupt):
+            detector.recalibrate(**arguments)
+        assert state_of(detector) == before
 
 
 def test_appearance_of_all_new_images_is_compared():
