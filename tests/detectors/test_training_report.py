@@ -75,6 +75,18 @@ def test_rows_of_the_group_do_not_count():
     assert grouped.loc[4, "distance"] > 0.3
 
 
+@pytest.mark.parametrize("has_groups", ["first", "second"])
+def test_images_without_a_group_are_compared_with_each_other(has_groups):
+    X = np.random.default_rng(0).random((60, 4, 4, 8), np.float32)
+    first, second = PatchCoreDetector("precomputed", random_state=0), PatchCoreDetector("precomputed", random_state=0)
+    groups = {"first": np.arange(40), "second": None}[has_groups], {"first": None, "second": np.arange(20)}[has_groups]
+    first.fit(X[:40], groups=groups[0]).partial_fit(X[40:], groups=groups[1])
+    second.fit(X[:40]).partial_fit(X[40:])
+    found, expected = (d.training_report(X).set_index("image").sort_index() for d in (first, second))
+    np.testing.assert_array_equal(found["nominal_image"], expected["nominal_image"])
+    np.testing.assert_array_equal(found["distance"], expected["distance"])
+
+
 def test_report_reads_images_from_their_paths_also_after_loading(paths, tmp_path):
     fitted = detector().fit(paths)
     report = fitted.training_report()
