@@ -415,12 +415,11 @@ class GrowingDetector(PatchDetector):
         self.embedding_image_indices_ = kept
         self.training_groups_ = None if groups is None else _plain(groups)
 
-    def _fit(self, X: Any, y: Any, groups: Any) -> Any:
-        super()._fit(X, y, groups)
+    def _log_fit(self) -> None:
+        """Start the log. Call this method when all thresholds of the fit are set."""
         self.updates_ = []
         before = dict.fromkeys(values_of(self))
         log_update(self, "fit", before, n_images=len(self.training_image_indices_))
-        return self
 
     def _keep_calibration(self, found: CalibrationScores) -> None:
         self.calibration_slope_, self.pixel_calibration_slope_ = found.slopes

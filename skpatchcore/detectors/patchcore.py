@@ -356,6 +356,11 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         self.random_state = random_state
         self.verbose = verbose
 
+    def _fit(self, X: Any, y: Any, groups: Any) -> Any:
+        super()._fit(X, y, groups)
+        self._log_fit()
+        return self
+
     def _learn(
         self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int, reserve_of: int | None = None
     ) -> MemoryBank | TransformedModel:

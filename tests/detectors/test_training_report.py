@@ -236,6 +236,10 @@ def test_thresholds_leave_out_anomalous_images_with_suspect_share_only():
     assert sorted(cleared.calibration_image_indices_) == [i for i in range(30) if i not in (0, 3)]
     assert (cleared.suspect_scores_ < cleared.offset_).all()
     assert fitted.offset_ == fitted.suspect_scores_[0]
+    for one in (cleared, fitted):  # the log contains the thresholds in force
+        assert one.updates_[0]["offset"] == [None, one.offset_]
+        assert one.updates_[0]["pixel_offset"] == [None, one.pixel_offset_]
+        assert one.updates_[0]["promised_rate"] == [None, one.promised_rate_]
     report = cleared.training_report(images)
     assert set(report["image"][:2]) == {0, 3}
     assert report["score"].notna().all()
