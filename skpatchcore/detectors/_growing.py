@@ -284,9 +284,7 @@ class GrowingDetector(PatchDetector):
         factor, pixel_factor = growth**self.calibration_slope_, growth**self.pixel_calibration_slope_
         remaining = np.ones(len(self.calibration_scores_), bool) if remaining is None else remaining
         scores, peaks = turned(self.calibration_scores_)[remaining], self.calibration_peaks_[remaining]
-        sketches, images = self.calibration_sketches_[remaining], self.calibration_image_indices_[remaining]
-        if self.calibration_plan_ == "other good images":
-            images = np.full(len(images), -1)  # images of recalibrate, which are no training images
+        sketches, images = self.calibration_sketches_[remaining], self._calibrated_images()[remaining]
         if found is not None:
             scores, peaks = np.concatenate([scores, found.scores]), np.concatenate([peaks, peaks_of(found.sketches)])
             sketches, images = np.concatenate([sketches, found.sketches]), np.concatenate([images, found.images])
@@ -403,9 +401,7 @@ class GrowingDetector(PatchDetector):
                 if len(self.appearances_) and (self.embedding_image_indices_ >= 0).all():
                     self.appearance_range_ = appearance_range(self.appearances_)
         self.training_image_indices_ = remaining
-        is_other = self.calibration_plan_ == "other good images"
-        calibrated = np.full(len(self.calibration_scores_), -1) if is_other else self.calibration_image_indices_
-        self._recalibrate_to(len(held), None, ~np.isin(calibrated, forgotten))
+        self._recalibrate_to(len(held), None, ~np.isin(self._calibrated_images(), forgotten))
         log_update(self, "forget", before, n_images=len(forgotten), paths=paths)
 
     # The following methods set and keep the attributes that growing needs.

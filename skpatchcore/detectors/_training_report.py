@@ -283,10 +283,12 @@ class TrainingReport:
 
     def _scored_images(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the training images with a score, in any order, and their scores."""
-        if self.calibration_plan_ == "other good images":
-            return np.zeros(0, np.int64), np.zeros(0)
-        is_apart = ~np.isin(self.suspect_image_indices_, self.calibration_image_indices_)
-        images = np.concatenate([self.calibration_image_indices_, self.suspect_image_indices_[is_apart]])
+        images = self._calibrated_images()  # type: ignore[attr-defined]
+        is_own = images >= 0
+        if not is_own.all():  # recalibrate has replaced the scores of the fit; images of partial_fit can follow
+            return images[is_own], self.calibration_scores_[is_own]
+        is_apart = ~np.isin(self.suspect_image_indices_, images)
+        images = np.concatenate([images, self.suspect_image_indices_[is_apart]])
         return images, np.concatenate([self.calibration_scores_, self.suspect_scores_[is_apart]])
 
     def _describe_suspects(self) -> str:

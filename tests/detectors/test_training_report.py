@@ -132,6 +132,19 @@ def test_report_without_calibration_is_sorted_by_distance():
         assert (np.diff(report["distance"]) <= 0).all()
 
 
+def test_report_after_recalibration_and_growth_has_scores_of_the_new_images():
+    X = np.random.default_rng(0).random((80, 4, 4, 8), np.float32)
+    fitted = PatchCoreDetector("precomputed", random_state=0).fit(X[:40]).recalibrate(X[60:]).partial_fit(X[40:50])
+    report = fitted.training_report(X[:50])
+    assert sorted(report["image"]) == list(range(50))
+    scored = report[report["score"].notna()]
+    assert sorted(scored["image"]) == list(range(40, 50))
+    np.testing.assert_array_equal(scored["score"], np.sort(fitted.calibration_scores_[20:]))
+    fitted.forget([0, 45])
+    scored = fitted.training_report(X[:50]).dropna(subset="score")
+    assert sorted(scored["image"]) == [i for i in range(40, 50) if i != 45]
+
+
 def test_held_out_images_come_first_with_their_scores():
     report = detector(calibration=0.25).fit(IMAGES).training_report(IMAGES)
     assert report["score"].notna().tolist() == [True] * 3 + [False] * 9
