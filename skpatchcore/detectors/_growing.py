@@ -60,6 +60,8 @@ class GrowingDetector(PatchDetector):
     pixel_calibration_slope_: float
     contamination_: float | str
     pixel_contamination_: float | None
+    suspect_image_indices_: np.ndarray
+    suspect_scores_: np.ndarray
     updates_: list[dict[str, Any]]
     reserve_rows_: np.ndarray | None
     reserve_image_indices_: np.ndarray | None
@@ -295,12 +297,14 @@ class GrowingDetector(PatchDetector):
         self._set_thresholds(
             scores * factor, peaks * pixel_factor, sketches, images, self.contamination_, self.pixel_contamination_
         )
+        self.suspect_scores_ = self.suspect_scores_ * factor
 
     def forget(self, images: Any) -> Any:
         """Remove what the detector has learnt from given training images, and adapt the thresholds.
 
-        Use this method for images that turn out to be bad. No image is read. Afterwards, no row of the memory bank, no
-        calibration score and no other value comes from these images. The indices of other images do not change.
+        Use this method for images that turn out to be bad. No image is read. Afterwards, no row of the memory bank and
+        no calibration score comes from these images; see the notes for the values that remain. The indices of other
+        images do not change.
 
         Parameters
         ----------
@@ -334,7 +338,11 @@ class GrowingDetector(PatchDetector):
 
         The remaining calibration scores are multiplied by ``(n / m) ** a``, as in `partial_fit`. A fitted `transformer`
         stays as it is: its few numbers were computed from all images. So does `appearance_range_` if `recalibrate` has
-        extended it.
+        extended it. The log `updates_` keeps the paths and the digests of the images.
+
+        In models of versions without `training_image_indices_`, the images of the embeddings are not always known, e.g.
+        with ``calibration=0.3``. Then the embeddings of the forgotten images cannot be told apart, and `embeddings_`
+        and `appearance_range_` keep them.
 
         Examples
         --------
@@ -389,8 +397,9 @@ class GrowingDetector(PatchDetector):
         paths = None
         if self.training_paths_ is not None:
             paths = [self.training_paths_[i] for i in forgotten.tolist()]
-            gone = set(forgotten.tolist())
-            self.training_paths_ = [None if i in gone else path for i, path in enumerate(self.training_paths_)]
+            self.training_paths_ = _without(self.training_paths_, forgotten)
+        if self.training_groups_ is not None:
+            self.training_groups_ = _without(self.training_groups_, forgotten)
         if self.embeddings_ is not None:
             is_left = ~np.isin(self.embedding_image_indices_, forgotten)
             self.embeddings_ = self.embeddings_[is_left]
@@ -401,6 +410,9 @@ class GrowingDetector(PatchDetector):
                 if len(self.appearances_) and (self.embedding_image_indices_ >= 0).all():
                     self.appearance_range_ = appearance_range(self.appearances_)
         self.training_image_indices_ = remaining
+        is_left = ~np.isin(self.suspect_image_indices_, forgotten)
+        self.suspect_image_indices_ = self.suspect_image_indices_[is_left]
+        self.suspect_scores_ = self.suspect_scores_[is_left]
         self._recalibrate_to(len(held), None, ~np.isin(self._calibrated_images(), forgotten))
         log_update(self, "forget", before, n_images=len(forgotten), paths=paths)
 
@@ -459,6 +471,12 @@ def _plain(groups: Any) -> list[Any]:
     """Return groups as a list of Python objects; None for a missing group."""
     values = pd.Series(groups)
     return [None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for v in values]
+
+
+def _without(values: list[Any], forgotten: np.ndarray) -> list[Any]:
+    """Return a list with None in place of the values of forgotten images."""
+    gone = set(forgotten.tolist())
+    return [None if i in gone else value for i, value in enumerate(values)]
 
 
 def _lengths(rows: np.ndarray) -> Any:

@@ -210,9 +210,10 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         `partial_fit` or `forget` was called afterwards.
     suspect_image_indices_ : array of shape (n_suspects,), int64
         Index in `X` of each calibration image that looked anomalous in `fit`, the most anomalous first. `fit` warns of
-        them. With `suspect_share`, the calibration attributes above do not contain these images.
+        them. With `suspect_share`, the calibration attributes above do not contain these images. Images that are
+        forgotten are left out.
     suspect_scores_ : array of shape (n_suspects,), float64
-        Scores of these images, bigger = more normal.
+        Scores of these images, bigger = more normal. `partial_fit` and `forget` scale them like `calibration_scores_`.
     appearance_range_ : array of shape (2, 5) or None
         Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
         green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
@@ -232,7 +233,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     training_image_indices_ : array of int64
         Indices of the training images, without those that `y` left out and those that are forgotten.
     training_groups_ : list or None
-        Group of each image, in the order of the indices. None if there were no groups.
+        Group of each image, in the order of the indices. None if there were no groups. An item is None if the image had
+        no group, or is forgotten.
     n_images_seen_ : int
         Number of images in the `X` of `fit` and of all calls of `partial_fit`, including those that `y` leaves out.
     updates_ : list of dict
