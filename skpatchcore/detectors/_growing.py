@@ -168,7 +168,7 @@ class GrowingDetector(PatchDetector):
         paths = None if extractor is None else paths_of(images)
         known = self._known_paths(paths, np.flatnonzero(nominal))
         kept = np.setdiff1d(np.flatnonzero(nominal), known)
-        for _ in range(2):  # the second time without the images whose embedding is known
+        while True:  # again without the images whose embedding is known; ends because there are fewer each time
             if not len(kept):
                 _warn_of_known(known, paths, "The detector is unchanged.")
                 return
