@@ -145,7 +145,10 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         On clean training sets, fewer defects may be found: with 0.01, the AUROC on Magnetic Tile Defects was a point
         lower.
         The scores of new images and the calibration use all patches. The thresholds are computed without the scores of
-        images that look anomalous (`suspect_image_indices_`). Images of the same group are not compared (see
+        images that look anomalous (`suspect_image_indices_`). If the scores of good images have heavy tails, this makes
+        the thresholds on clean training sets a little too low: in a simulation of 200 scores and a promised rate of
+        1 %, 1.37 % of the good images were flagged for Student's t-distribution with 3 degrees of freedom, 1.13 % for
+        the Laplace distribution and 1.01 % for the normal distribution. Images of the same group are not compared (see
         `groups` of `fit`). `fit` takes up to twice as long. If it holds the patch features in memory, it needs memory
         for one more copy of them. None learns all patches. See also `training_report`.
     growth : {"radius", "ratio"}, default="radius"
