@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skpatchcore._utils.arrays import describe_beyond, first_beyond, largest_value
@@ -23,7 +24,14 @@ class SubsetSampler(
 ):
     """Base class of samplers: `fit` sets the rows ``components_``, and `transform` returns distances to these rows."""
 
+    random_state: Any
     components_: np.ndarray
+
+    def _new_seed(self) -> int:
+        """Return the seed of a fit. `extend` can draw the same or further random numbers from it."""
+        if isinstance(self.random_state, Integral):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _validated_rows(self, X: Any) -> np.ndarray:
         """Return `X` as float32 or float64. Raise a ValueError if the square of a value could overflow."""

@@ -6,7 +6,6 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from skpatchcore.coreset._base import SubsetSampler
 from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
@@ -22,7 +21,6 @@ class ProjectingSampler(SubsetSampler):
     projection: str
     start: str | int
     device: str
-    random_state: Any
     verbose: int
     component_indices_: np.ndarray
     selection_distances_: np.ndarray
@@ -56,12 +54,6 @@ class ProjectingSampler(SubsetSampler):
     def _check_start(self, n_samples: int) -> None:
         if self.start != "random" and int(self.start) >= n_samples:
             raise ValueError(f"start={self.start} is beyond the {n_samples} rows of X: use a smaller index.")
-
-    def _new_seed(self) -> int:
-        """Return the seed of a fit. The projection can be drawn again from it."""
-        if isinstance(self.random_state, Integral):
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
 
     def _draw(
         self, n_features: int, n_columns: int, rng: np.random.RandomState

@@ -7,7 +7,6 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from sklearn.utils import check_random_state
 
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.sklearn import Interval, fit_context
@@ -40,6 +39,9 @@ class RandomSampler(SubsetSampler):
         int.
     n_samples_seen_ : int
         Number of rows in `fit` and all calls of `extend`.
+    seed_ : int or None
+        Seed of the random numbers: `random_state` if it is an int, otherwise a number that `fit` draws from it. None if
+        an older version fitted the sampler without an int. The rows of `extend` are then not reproducible.
     n_features_in_ : int
         Number of columns of `X`.
     feature_names_in_ : array of str
@@ -167,8 +169,7 @@ class RandomSampler(SubsetSampler):
         n_new = sum(map(len, batches))
         seen = self.n_samples_seen_
         n_wanted = min(n_new, count_of(self.ratio_, seen + n_new) - count_of(self.ratio_, seen))
-        is_int = isinstance(self.random_state, Integral)
-        rng = np.random.RandomState([int(self.random_state), seen] if is_int else None)
+        rng = np.random.RandomState(None if self.seed_ is None else [self.seed_, seen])
         picks = rng.permutation(n_new)[:n_wanted].astype(np.int64)
         self.component_indices_ = np.concatenate([self.component_indices_, picks + seen])
         self.n_samples_seen_ += n_new
@@ -193,7 +194,8 @@ class RandomSampler(SubsetSampler):
 
     def _draw(self, n_samples: int) -> np.ndarray:
         """Return random row indices: the first entries of a random permutation of all row indices."""
-        order: np.ndarray = check_random_state(self.random_state).permutation(n_samples)
+        self.seed_: int | None = self._new_seed()
+        order: np.ndarray = np.random.RandomState(self.seed_).permutation(n_samples)
         picked = order[: count_of(self.ratio, n_samples)]
         self.ratio_ = len(picked) / n_samples if isinstance(self.ratio, Integral) else float(self.ratio)
         self.n_samples_seen_ = n_samples
@@ -205,4 +207,7 @@ class RandomSampler(SubsetSampler):
             seen = max(int(order.max()) + 1, len(order))
             ratio = len(order) / seen if isinstance(state["ratio"], Integral) else float(state["ratio"])
             state = {"ratio_": ratio, "n_samples_seen_": seen, **state}
+        if "component_indices_" in state and "seed_" not in state:
+            seed = state["random_state"]
+            state = {"seed_": int(seed) if isinstance(seed, Integral) else None, **state}
         super().__setstate__(state)

@@ -61,6 +61,8 @@ class GrowingDetector(PatchDetector):
     pixel_calibration_slope_: float
     contamination_: float | str
     pixel_contamination_: float | None
+    suspect_image_indices_: np.ndarray
+    suspect_scores_: np.ndarray
     updates_: list[dict[str, Any]]
     reserve_rows_: np.ndarray | None
     reserve_image_indices_: np.ndarray | None
@@ -167,7 +169,7 @@ class GrowingDetector(PatchDetector):
         paths = None if extractor is None else paths_of(images)
         known = self._known_paths(paths, np.flatnonzero(nominal))
         kept = np.setdiff1d(np.flatnonzero(nominal), known)
-        for _ in range(2):  # the second time without the images whose embedding is known
+        while True:  # again without the images whose embedding is known; ends because there are fewer each time
             if not len(kept):
                 _warn_of_known(known, paths, "The detector is unchanged.")
                 return
@@ -290,9 +292,7 @@ class GrowingDetector(PatchDetector):
         n_now = len(self.training_image_indices_)
         remaining = np.ones(len(self.calibration_scores_), bool) if remaining is None else remaining
         scores, peaks = turned(self.calibration_scores_)[remaining], self.calibration_peaks_[remaining]
-        sketches, images = self.calibration_sketches_[remaining], self.calibration_image_indices_[remaining]
-        if self.calibration_plan_ == "other good images":
-            images = np.full(len(images), -1)  # images of recalibrate, which are no training images
+        sketches, images = self.calibration_sketches_[remaining], self._calibrated_images()[remaining]
         if found is not None:
             scores, peaks = np.concatenate([scores, found.scores]), np.concatenate([peaks, peaks_of(found.sketches)])
             sketches, images = np.concatenate([sketches, found.sketches]), np.concatenate([images, found.images])
@@ -302,17 +302,21 @@ class GrowingDetector(PatchDetector):
             if not self.calibration_plan_.endswith("new images"):
                 self.calibration_plan_ = f"{self.calibration_plan_}, then new images"
         sizes = np.where(images >= 0, self.calibration_sizes_[images], n_before)
-        growth = relative_sizes(sizes, (n_before, n_now), (bank_before, len(self.memory_bank_)))
+        changes = (n_before, n_now), (bank_before, len(self.memory_bank_))
+        growth = relative_sizes(sizes, *changes)
         scores, of_maps = scores * growth**self.calibration_slope_, growth**self.pixel_calibration_slope_
         sketches = sketches.copy()
         sketches[:, 0] *= of_maps[:, None].astype(np.float32)
         self._set_thresholds(scores, peaks * of_maps, sketches, images, self.contamination_, self.pixel_contamination_)
+        of_suspects = relative_sizes(self.calibration_sizes_[self.suspect_image_indices_], *changes)
+        self.suspect_scores_ = self.suspect_scores_ * of_suspects**self.calibration_slope_
 
     def forget(self, images: Any) -> Any:
         """Remove what the detector has learnt from given training images, and adapt the thresholds.
 
-        Use this method for images that turn out to be bad. No image is read. Afterwards, no row of the memory bank, no
-        calibration score and no other value comes from these images. The indices of other images do not change.
+        Use this method for images that turn out to be bad. No image is read. Afterwards, no row of the memory bank and
+        no calibration score comes from these images; see the notes for the values that remain. The indices of other
+        images do not change.
 
         Parameters
         ----------
@@ -346,7 +350,11 @@ class GrowingDetector(PatchDetector):
 
         The remaining calibration scores are multiplied by ``(n / m) ** a``, as in `partial_fit`. A fitted `transformer`
         stays as it is: its few numbers were computed from all images. So does `appearance_range_` if `recalibrate` has
-        extended it.
+        extended it. The log `updates_` keeps the paths and the digests of the images.
+
+        In models of versions without `training_image_indices_`, the images of the embeddings are not always known, e.g.
+        with ``calibration=0.3``. Then the embeddings of the forgotten images cannot be told apart, and `embeddings_`
+        and `appearance_range_` keep them.
 
         Examples
         --------
@@ -401,8 +409,9 @@ class GrowingDetector(PatchDetector):
         paths = None
         if self.training_paths_ is not None:
             paths = [self.training_paths_[i] for i in forgotten.tolist()]
-            gone = set(forgotten.tolist())
-            self.training_paths_ = [None if i in gone else path for i, path in enumerate(self.training_paths_)]
+            self.training_paths_ = _without(self.training_paths_, forgotten)
+        if self.training_groups_ is not None:
+            self.training_groups_ = _without(self.training_groups_, forgotten)
         if self.embeddings_ is not None:
             is_left = ~np.isin(self.embedding_image_indices_, forgotten)
             self.embeddings_ = self.embeddings_[is_left]
@@ -413,9 +422,10 @@ class GrowingDetector(PatchDetector):
                 if len(self.appearances_) and (self.embedding_image_indices_ >= 0).all():
                     self.appearance_range_ = appearance_range(self.appearances_)
         self.training_image_indices_ = remaining
-        is_other = self.calibration_plan_ == "other good images"
-        calibrated = np.full(len(self.calibration_scores_), -1) if is_other else self.calibration_image_indices_
-        self._recalibrate_to(len(held), bank_before, None, ~np.isin(calibrated, forgotten))
+        is_left = ~np.isin(self.suspect_image_indices_, forgotten)
+        self.suspect_image_indices_ = self.suspect_image_indices_[is_left]
+        self.suspect_scores_ = self.suspect_scores_[is_left]
+        self._recalibrate_to(len(held), bank_before, None, ~np.isin(self._calibrated_images(), forgotten))
         log_update(self, "forget", before, n_images=len(forgotten), paths=paths)
 
     # The following methods set and keep the attributes that growing needs.
@@ -426,12 +436,11 @@ class GrowingDetector(PatchDetector):
         self.embedding_image_indices_ = kept
         self.training_groups_ = None if groups is None else _plain(groups)
 
-    def _fit(self, X: Any, y: Any, groups: Any) -> Any:
-        super()._fit(X, y, groups)
+    def _log_fit(self) -> None:
+        """Start the log. Call this method when all thresholds of the fit are set."""
         self.updates_ = []
         before = dict.fromkeys(values_of(self))
         log_update(self, "fit", before, n_images=len(self.training_image_indices_))
-        return self
 
     def _keep_calibration(self, found: CalibrationScores) -> None:
         self.calibration_slope_, self.pixel_calibration_slope_ = found.slopes
@@ -475,6 +484,12 @@ def _plain(groups: Any) -> list[Any]:
     """Return groups as a list of Python objects; None for a missing group."""
     values = pd.Series(groups)
     return [None if pd.isna(v) else v.item() if isinstance(v, np.generic) else v for v in values]
+
+
+def _without(values: list[Any], forgotten: np.ndarray) -> list[Any]:
+    """Return a list with None in place of the values of forgotten images."""
+    gone = set(forgotten.tolist())
+    return [None if i in gone else value for i, value in enumerate(values)]
 
 
 def _lengths(rows: np.ndarray) -> Any:

@@ -443,11 +443,12 @@ class PatchDetector(
         return TURNS[getattr(self, "augment", None)]
 
     def _groups_of(self, images: np.ndarray) -> np.ndarray:
-        """Return the group of each training image with these indices in `X`, as integers."""
+        """Return the group of each training image as an integer. An image without a group is a group of its own."""
         groups = getattr(self, "training_groups_", None)
         if groups is None:
             return images
-        return np.unique([str(groups[i]) for i in images], return_inverse=True)[1]
+        names = [f"image {i}" if groups[i] is None else f"group {groups[i]}" for i in images]
+        return np.unique(names, return_inverse=True)[1]
 
     def _memory_limit(self) -> int | str | None:
         """Return `max_memory` in bytes, or ``"auto"`` or None."""

@@ -22,6 +22,9 @@ from skpatchcore.calibration.sketches import no_sketches, pixel_threshold, sketc
 from skpatchcore.detectors._results import turned
 from skpatchcore.images.containers import listed, n_images_of, with_regions
 
+# The value of `calibration_plan_` after `recalibrate` with images.
+_OTHER = "other good images"
+
 
 @contextmanager
 def restored_on_failure(estimator: Any) -> Iterator[None]:
@@ -165,22 +168,31 @@ class CalibratedDetector(OutlierMixin):
         if pixel_contamination is None:
             pixel_contamination = self.pixel_contamination
         check_pixel_contamination(pixel_contamination)
-        X, before = listed(X), self._before_recalibration()
+        with restored_on_failure(self):
+            self._recalibrate(listed(X), contamination, pixel_contamination, roi)
+        return self
+
+    def _recalibrate(self, X: Any, contamination: float | str, pixel_contamination: float | None, roi: Any) -> None:
+        """Set and record new thresholds from the images `X`; from the existing calibration scores if it is None."""
+        before = self._before_recalibration()
         if X is None:
             self._require_threshold()
             scores, sketches = turned(self.calibration_scores_), self.calibration_sketches_
             peaks, images = self.calibration_peaks_, self.calibration_image_indices_
         else:
             _warn_of_training_images(X, getattr(self, "training_paths_", None))
-            with restored_on_failure(self):
-                parts = list(self._iter_scores(with_regions(X, roi), sketch_of_map, adapt=True))
+            parts = list(self._iter_scores(with_regions(X, roi), sketch_of_map, adapt=True))
             scores = np.concatenate([some for some, _ in parts])
             sketches = np.array([sketch for _, some in parts for sketch in some])
             peaks, images = peaks_of(sketches), np.arange(len(scores))
-            self.calibration_plan_ = "other good images"
+            self.calibration_plan_ = _OTHER
         self._set_thresholds(scores, peaks, sketches, images, contamination, pixel_contamination)
         self._after_recalibration(before, X, 0 if X is None else len(scores))
-        return self
+
+    def _calibrated_images(self) -> np.ndarray:
+        """Return the index of each calibration image in the `X` of `fit`; -1 for images of `recalibrate`."""
+        is_other = self.calibration_plan_ == _OTHER
+        return np.full(len(self.calibration_scores_), -1) if is_other else self.calibration_image_indices_
 
     def _before_recalibration(self) -> Any:
         """Return what `_after_recalibration` needs to know of the detector before."""

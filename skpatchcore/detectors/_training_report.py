@@ -15,6 +15,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.answers import neighbors_of
 from skpatchcore.calibration.tails import anomalous_scores, left_out_p_values
 from skpatchcore.detectors._records import ImageRecords
+from skpatchcore.detectors._results import turned
 from skpatchcore.images.containers import listed, n_images_of, with_regions
 from skpatchcore.images.errors import SuspectImageWarning
 from skpatchcore.maps import map_of, regions_of_map
@@ -260,15 +261,16 @@ class TrainingReport:
 
     def _fit(self, X: Any, y: Any, groups: Any) -> Any:
         super()._fit(X, y, groups)  # type: ignore[misc]
-        suspects = anomalous_scores(-self.calibration_scores_)
+        suspects = anomalous_scores(turned(self.calibration_scores_))
         self.suspect_image_indices_ = self.calibration_image_indices_[suspects]
         self.suspect_scores_ = self.calibration_scores_[suspects]
         if not len(suspects):
             return self
         if self.suspect_share is not None:  # otherwise, they raise the thresholds
             others = np.setdiff1d(np.arange(len(self.calibration_scores_)), suspects)
+            scores = turned(self.calibration_scores_[others])
             self._set_thresholds(  # type: ignore[attr-defined]
-                -self.calibration_scores_[others], self.calibration_peaks_[others], self.calibration_sketches_[others],
+                scores, self.calibration_peaks_[others], self.calibration_sketches_[others],
                 self.calibration_image_indices_[others], self.contamination, self.pixel_contamination,
             )  # fmt: skip
         warn_user(self._describe_suspects(), SuspectImageWarning)
@@ -281,10 +283,12 @@ class TrainingReport:
 
     def _scored_images(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the training images with a score, in any order, and their scores."""
-        if self.calibration_plan_ == "other good images":
-            return np.zeros(0, np.int64), np.zeros(0)
-        is_apart = ~np.isin(self.suspect_image_indices_, self.calibration_image_indices_)
-        images = np.concatenate([self.calibration_image_indices_, self.suspect_image_indices_[is_apart]])
+        images = self._calibrated_images()  # type: ignore[attr-defined]
+        is_own = images >= 0
+        if not is_own.all():  # recalibrate has replaced the scores of the fit; images of partial_fit can follow
+            return images[is_own], self.calibration_scores_[is_own]
+        is_apart = ~np.isin(self.suspect_image_indices_, images)
+        images = np.concatenate([images, self.suspect_image_indices_[is_apart]])
         return images, np.concatenate([self.calibration_scores_, self.suspect_scores_[is_apart]])
 
     def _describe_suspects(self) -> str:

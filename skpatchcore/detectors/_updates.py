@@ -83,7 +83,7 @@ def digest_of(image: Any) -> str:
 
 
 def digests_of(images: Iterable[Any]) -> list[str] | None:
-    """Return the digest of each image; None if one of them is neither a file nor an array."""
+    """Return the digest of each image; None if one of them is neither a file that can be read nor an array."""
 
     def found() -> Iterator[str]:
         for image in images:
@@ -91,5 +91,5 @@ def digests_of(images: Iterable[Any]) -> list[str] | None:
 
     try:
         return list(found())
-    except (TypeError, ValueError):  # an object without bytes, e.g. an open file
+    except (OSError, TypeError, ValueError):  # no bytes: e.g. an open file, or a name that only the extractor knows
         return None

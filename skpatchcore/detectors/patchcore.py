@@ -145,7 +145,10 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         On clean training sets, fewer defects may be found: with 0.01, the AUROC on Magnetic Tile Defects was a point
         lower.
         The scores of new images and the calibration use all patches. The thresholds are computed without the scores of
-        images that look anomalous (`suspect_image_indices_`). Images of the same group are not compared (see
+        images that look anomalous (`suspect_image_indices_`). If the scores of good images have heavy tails, this makes
+        the thresholds on clean training sets a little too low: in a simulation of 200 scores and a promised rate of
+        1 %, 1.37 % of the good images were flagged for Student's t-distribution with 3 degrees of freedom, 1.13 % for
+        the Laplace distribution and 1.01 % for the normal distribution. Images of the same group are not compared (see
         `groups` of `fit`). `fit` takes up to twice as long. If it holds the patch features in memory, it needs memory
         for one more copy of them. None learns all patches. See also `training_report`.
     growth : {"radius", "ratio"}, default="radius"
@@ -210,9 +213,10 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         `partial_fit` or `forget` was called afterwards.
     suspect_image_indices_ : array of shape (n_suspects,), int64
         Index in `X` of each calibration image that looked anomalous in `fit`, the most anomalous first. `fit` warns of
-        them. With `suspect_share`, the calibration attributes above do not contain these images.
+        them. With `suspect_share`, the calibration attributes above do not contain these images. Images that are
+        forgotten are left out.
     suspect_scores_ : array of shape (n_suspects,), float64
-        Scores of these images, bigger = more normal.
+        Scores of these images, bigger = more normal. `partial_fit` and `forget` scale them like `calibration_scores_`.
     appearance_range_ : array of shape (2, 5) or None
         Lowest and highest values over the training images, measured on the network's input in [0, 1]: median of red,
         green and blue, contrast (interquartile range of the grey values) and brightest value. `predict` and the other
@@ -232,7 +236,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     training_image_indices_ : array of int64
         Indices of the training images, without those that `y` left out and those that are forgotten.
     training_groups_ : list or None
-        Group of each image, in the order of the indices. None if there were no groups.
+        Group of each image, in the order of the indices. None if there were no groups. An item is None if the image had
+        no group, or is forgotten.
     n_images_seen_ : int
         Number of images in the `X` of `fit` and of all calls of `partial_fit`, including those that `y` leaves out.
     updates_ : list of dict
@@ -355,6 +360,11 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+
+    def _fit(self, X: Any, y: Any, groups: Any) -> Any:
+        super()._fit(X, y, groups)
+        self._log_fit()
+        return self
 
     def _learn(
         self, patches: PatchSource, stages: dict[str, Any], budget: Budget, seed: int, reserve_of: int | None = None

@@ -104,16 +104,25 @@ def _bank_of(detector: Any) -> dict[str, Any] | None:
     if bank is None:
         return None
     sampler = getattr(detector, "sampler_", None)
-    radii = getattr(sampler, "selection_distances_", None)
     return {
         "rows": len(bank),
         "columns": bank.shape[1],
         "bytes": int(bank.nbytes),
         "sampler": type(sampler).__name__,
         "ratio": _plain(getattr(sampler, "ratio", None)),
-        "covering radius": None if radii is None or not len(radii) else _number(radii[-1]),
+        "covering radius": _covering_radius_of(sampler),
         "index": type(getattr(detector, "index_", None)).__name__,
     }
+
+
+def _covering_radius_of(sampler: Any) -> float | None:
+    """Return the covering radius of the selected rows; None if it is unknown."""
+    # After forget, the last distance can differ from the covering radius.
+    radius = getattr(sampler, "covering_radius_", None)
+    distances = getattr(sampler, "selection_distances_", None)
+    if radius is None and distances is not None and len(distances):
+        radius = distances[-1]
+    return None if radius is None else _number(radius)
 
 
 def _images_of(detector: Any) -> dict[str, Any]:

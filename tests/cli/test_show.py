@@ -47,10 +47,21 @@ def test_json_holds_the_values_of_the_detector(fitted, model, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["thresholds"]["image"] == fitted.offset_
     assert found["memory bank"]["rows"] == len(fitted.memory_bank_)
-    assert found["memory bank"]["covering radius"] == fitted.sampler_.selection_distances_[-1]
+    assert found["memory bank"]["covering radius"] == fitted.sampler_.covering_radius_
     assert found["calibration"]["scores"] == len(fitted.calibration_scores_)
     assert found["model"]["written with"] == manifest_of_file(model)["versions"]
     assert found["training images"] == {"number": len(fitted.embeddings_), "paths": None}
+
+
+def test_covering_radius_is_that_of_the_sampler_after_forget():
+    X = np.random.default_rng(0).random((40, 4, 4, 8), np.float32)
+    detector = PatchCoreDetector("precomputed", random_state=0, calibration=None).fit(X)
+    detector.forget(detector.bank_image_indices_[-1])
+    sampler = detector.sampler_
+    assert sampler.covering_radius_ != sampler.selection_distances_[-1]
+    assert summary_of(detector)["memory bank"]["covering radius"] == sampler.covering_radius_
+    del sampler.covering_radius_
+    assert summary_of(detector)["memory bank"]["covering radius"] == sampler.selection_distances_[-1]
 
 
 @pytest.mark.parametrize("kind", ["pickle", "padim", "without calibration", "precomputed"])

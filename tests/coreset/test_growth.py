@@ -106,6 +106,32 @@ def test_random_sampler_goes_on_at_random():
         sampler.extend([X], 300, "radius")
 
 
+def test_random_sampler_keeps_the_seed_of_its_fit():
+    X = rows_of()
+    first, second = (RandomSampler(0.1, random_state=np.random.RandomState(0)).fit(X[:200]) for _ in range(2))
+    again = RandomSampler(0.1, random_state=first.seed_).fit(X[:200])
+    assert again.component_indices_.tolist() == first.component_indices_.tolist()
+    picks = first.extend([X[200:]], 100).tolist()
+    assert second.extend([X[200:]], 100).tolist() == again.extend([X[200:]], 100).tolist() == picks
+    by_batches = RandomSampler(0.1, random_state=np.random.RandomState(0)).fit_batches([X[:50], X[50:200]])
+    assert by_batches.seed_ == first.seed_
+    assert RandomSampler(0.1).fit(X).seed_ != RandomSampler(0.1).fit(X).seed_
+    assert RandomSampler(0.1, random_state=5).fit(X).seed_ == 5
+
+
+@pytest.mark.parametrize("random_state", [5, None])
+def test_random_sampler_of_an_older_version_goes_on(random_state):
+    X = rows_of()
+    sampler = RandomSampler(0.1, random_state=random_state).fit(X[:200])
+    older = RandomSampler.__new__(RandomSampler)
+    older.__setstate__({name: value for name, value in sampler.__getstate__().items() if name != "seed_"})
+    assert older.seed_ == random_state
+    picks = older.extend([X[200:]], 100)
+    assert len(np.unique(picks)) == 10
+    if random_state is not None:
+        assert picks.tolist() == sampler.extend([X[200:]], 100).tolist()
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 30), st.integers(3, 30))
 def test_reserve_covers_each_image_by_itself_and_knows_its_supports(seed, n_selected, n_images):

@@ -107,6 +107,30 @@ def test_scores_and_images_of_forgotten_images_are_removed():
     assert not (detector.bank_image_indices_ == N + 1).any()
 
 
+@pytest.mark.filterwarnings("ignore::skpatchcore.SuspectImageWarning")
+@pytest.mark.parametrize("share", [None, 0.01])
+def test_suspects_and_groups_of_forgotten_images_are_removed(share):
+    X = np.random.default_rng(0).random((N, 5, 5, 6), np.float32)
+    X[5] += 1
+    X[20] += 2
+    groups = [f"part {i}" for i in range(N)]
+    detector = PatchCoreDetector("precomputed", random_state=0, suspect_share=share).fit(X, groups=groups)
+    assert detector.suspect_image_indices_.tolist() == [20, 5]
+    scores, slope = detector.suspect_scores_, detector.calibration_slope_
+    detector.partial_fit(X[:10] + np.float32(0.01), groups=[f"new part {i}" for i in range(10)])
+    np.testing.assert_allclose(detector.suspect_scores_, scores * (N / (N + 10)) ** slope, rtol=1e-6)
+    known = dict(zip(detector.calibration_image_indices_.tolist(), detector.calibration_scores_, strict=True))
+    if share is None:
+        np.testing.assert_allclose(detector.suspect_scores_, [known[20], known[5]], rtol=1e-12)
+    detector.forget([20, 3])
+    assert detector.suspect_image_indices_.tolist() == [5]
+    np.testing.assert_allclose(detector.suspect_scores_, scores[1:] * (N / (N + 8)) ** slope, rtol=1e-6)
+    expected = [None if i in (3, 20) else group for i, group in enumerate(groups)]
+    assert detector.training_groups_ == [*expected, *(f"new part {i}" for i in range(10))]
+    detector.forget(5)
+    assert len(detector.suspect_image_indices_) == len(detector.suspect_scores_) == 0
+
+
 def test_forgetting_new_images_restores_the_thresholds():
     X = grids()
     detector = fitted(X[:40], calibration="auto")

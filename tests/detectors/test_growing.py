@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.kernel_approximation import Nystroem
+from sklearn.preprocessing import FunctionTransformer
 
 import skpatchcore
 from skpatchcore import (
@@ -207,6 +208,27 @@ def test_known_images_are_left_out_with_a_warning(tmp_path):
     assert by_path.training_paths_ == [*paths[:16], paths[2], paths[17], None, None]
     assert by_path.updates_[1]["paths"] == [paths[17]]
     assert by_path.updates_[2]["paths"] is None
+
+
+@pytest.mark.parametrize("n_found", [1, 2, 3, 8])
+@pytest.mark.filterwarnings("ignore:partial_fit")
+def test_images_that_are_found_to_be_known_only_later_are_left_out_too(monkeypatch, n_found):
+    X = images()
+    detector, expected = of_images(X[:16]), of_images(X[:16])
+    left = iter(range(n_found))
+
+    def first_of_them(self, records, kept):  # rounding errors that depend on the batch can have this effect
+        return kept[:1] if next(left, None) is not None else kept[:0]
+
+    monkeypatch.setattr(PatchCoreDetector, "_known_embeddings", first_of_them)
+    detector.partial_fit(X[16:])
+    assert detector.training_image_indices_.tolist() == [*range(16), *range(16 + n_found, 24)]
+    if n_found < 8:
+        expected.partial_fit(X[16 + n_found :])
+        for name in ("memory_bank_", "calibration_scores_", "embeddings_"):
+            np.testing.assert_array_equal(getattr(detector, name), getattr(expected, name))
+        assert detector.calibration_image_indices_.tolist() == detector.training_image_indices_.tolist()
+        assert detector.embedding_image_indices_.tolist() == detector.training_image_indices_.tolist()
 
 
 def test_labels_and_groups_are_counted_on():
@@ -420,6 +442,33 @@ def test_updates_hold_plain_json_and_the_digests_of_files(tmp_path):
     assert log[1]["n_bank"] == [log[0]["n_bank"][1], len(detector.memory_bank_)]
     assert log[2]["promised_rate"] == [log[1]["promised_rate"][1], pytest.approx(0.3)]
     assert log[0]["offset"][0] is None
+
+
+def test_names_that_only_the_extractor_knows_are_added_without_digests():
+    X = grids()
+    extractor = FunctionTransformer(lambda names: np.stack([X[int(name[3:])] for name in np.ravel(names)]))
+    names = [f"key{i}" for i in range(60)]
+    detector = fitted(names[:40], extractor=extractor)
+    detector.partial_fit(names[40:50]).recalibrate(names[50:])
+    assert detector.n_images_seen_ == 50
+    assert len(detector.calibration_scores_) == 10
+    assert [entry["kind"] for entry in detector.updates_] == ["fit", "partial_fit", "recalibrate"]
+    assert [entry["digests"] for entry in detector.updates_] == [None] * 3
+
+
+def test_recalibrate_stopped_half_way_leaves_the_detector_unchanged(monkeypatch):
+    X = grids()
+    detector = fitted(X[:40])
+    before = state_of(detector)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PatchCoreDetector, "_after_recalibration", stop)
+    for arguments in ({"X": X[40:]}, {"contamination": 0.3}):
+        with pytest.raises(KeyboardInterrupt):
+            detector.recalibrate(**arguments)
+        assert state_of(detector) == before
 
 
 def test_appearance_of_all_new_images_is_compared():

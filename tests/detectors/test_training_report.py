@@ -75,6 +75,18 @@ def test_rows_of_the_group_do_not_count():
     assert grouped.loc[4, "distance"] > 0.3
 
 
+@pytest.mark.parametrize("has_groups", ["first", "second"])
+def test_images_without_a_group_are_compared_with_each_other(has_groups):
+    X = np.random.default_rng(0).random((60, 4, 4, 8), np.float32)
+    first, second = PatchCoreDetector("precomputed", random_state=0), PatchCoreDetector("precomputed", random_state=0)
+    groups = {"first": np.arange(40), "second": None}[has_groups], {"first": None, "second": np.arange(20)}[has_groups]
+    first.fit(X[:40], groups=groups[0]).partial_fit(X[40:], groups=groups[1])
+    second.fit(X[:40]).partial_fit(X[40:])
+    found, expected = (d.training_report(X).set_index("image").sort_index() for d in (first, second))
+    np.testing.assert_array_equal(found["nominal_image"], expected["nominal_image"])
+    np.testing.assert_array_equal(found["distance"], expected["distance"])
+
+
 def test_report_reads_images_from_their_paths_also_after_loading(paths, tmp_path):
     fitted = detector().fit(paths)
     report = fitted.training_report()
@@ -118,6 +130,19 @@ def test_report_without_calibration_is_sorted_by_distance():
         assert set(report["image"][:2]) == {4, 9}
         assert report[["score", "p_value"]].isna().all(axis=None)
         assert (np.diff(report["distance"]) <= 0).all()
+
+
+def test_report_after_recalibration_and_growth_has_scores_of_the_new_images():
+    X = np.random.default_rng(0).random((80, 4, 4, 8), np.float32)
+    fitted = PatchCoreDetector("precomputed", random_state=0).fit(X[:40]).recalibrate(X[60:]).partial_fit(X[40:50])
+    report = fitted.training_report(X[:50])
+    assert sorted(report["image"]) == list(range(50))
+    scored = report[report["score"].notna()]
+    assert sorted(scored["image"]) == list(range(40, 50))
+    np.testing.assert_array_equal(scored["score"], np.sort(fitted.calibration_scores_[20:]))
+    fitted.forget([0, 45])
+    scored = fitted.training_report(X[:50]).dropna(subset="score")
+    assert sorted(scored["image"]) == [i for i in range(40, 50) if i != 45]
 
 
 def test_held_out_images_come_first_with_their_scores():
@@ -224,6 +249,10 @@ def test_thresholds_leave_out_anomalous_images_with_suspect_share_only():
     assert sorted(cleared.calibration_image_indices_) == [i for i in range(30) if i not in (0, 3)]
     assert (cleared.suspect_scores_ < cleared.offset_).all()
     assert fitted.offset_ == fitted.suspect_scores_[0]
+    for one in (cleared, fitted):  # the log contains the thresholds in force
+        assert one.updates_[0]["offset"] == [None, one.offset_]
+        assert one.updates_[0]["pixel_offset"] == [None, one.pixel_offset_]
+        assert one.updates_[0]["promised_rate"] == [None, one.promised_rate_]
     report = cleared.training_report(images)
     assert set(report["image"][:2]) == {0, 3}
     assert report["score"].notna().all()
