@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from skpatchcore.bank.reserve import Reserve
 from skpatchcore.bank.update import grown, growth_needs, without_images
 from skpatchcore.calibration.new_images import HeldOutScores, recent_scores, relative_sizes
 from skpatchcore.calibration.plans import CalibrationScores
+from skpatchcore.detectors._forgotten import places_of
 from skpatchcore.detectors._growth_states import older_growth
 from skpatchcore.detectors._inputs import paths_of, turned_training_images
 from skpatchcore.detectors._patch_detector import PatchDetector
@@ -367,37 +366,10 @@ class GrowingDetector(PatchDetector):
         """
         check_is_fitted(self, "memory_bank_")
         with restored_on_failure(self):
-            self._forget(self._indices_of(images))
+            paths = self.training_paths_ or [None] * self.n_images_seen_
+            held = ((i, paths[i]) for i in self.training_image_indices_.tolist())
+            self._forget(places_of(images, held, self.n_images_seen_))
         return self
-
-    def _indices_of(self, images: Any) -> np.ndarray:
-        """Return the indices of training images that are given as indices or paths, ascending."""
-        if isinstance(images, str | os.PathLike | Integral):
-            images = [images]
-        held = set(self.training_image_indices_.tolist())
-        by_path: dict[str, list[int]] = {}
-        for i, path in enumerate(self.training_paths_ or ()):
-            if path is not None and i in held:
-                by_path.setdefault(path, []).append(i)
-        found: set[int] = set()
-        for image in listed(images):
-            if isinstance(image, str | os.PathLike):
-                own = by_path.get(os.path.abspath(os.fsdecode(image)), [])
-            elif isinstance(image, Integral) and not isinstance(image, bool | np.bool_):
-                own = [int(image)] if int(image) in held else []
-            else:
-                raise ValueError(f"forget: {image!r} is neither the index nor the path of a training image.")
-            if not own:
-                is_old = isinstance(image, Integral) and 0 <= int(image) < self.n_images_seen_
-                reason = "has been forgotten or was left out by y" if is_old else "is unknown"
-                raise ValueError(
-                    f"forget: {image!r} is no training image of the detector, it {reason}. training_image_indices_ are "
-                    "the indices of the training images, and training_paths_ their paths."
-                )
-            found.update(own)
-        if not found:
-            raise ValueError("forget: images is empty. Pass the index or the path of at least one training image.")
-        return np.array(sorted(found), np.int64)
 
     def _forget(self, forgotten: np.ndarray) -> None:
         """Remove the training images with the given indices."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from copy import copy
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.calibration.sketches import smallest_area
 from skpatchcore.detectors._combined import joint_inspection, without_inspection_warnings
+from skpatchcore.detectors._forgotten import places_of
 from skpatchcore.detectors._product_scores import ProductScores, standardised, standardised_map
 from skpatchcore.detectors._recognition import radius_of
 from skpatchcore.detectors._results import turned
@@ -26,6 +25,9 @@ from skpatchcore.images.containers import listed, n_images_of, with_regions
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.products import divided, with_products
 from skpatchcore.patches.inspection import Inspection
+
+# Local indices of the images of a product, their embeddings, and the radius.
+WholeImages = tuple[np.ndarray, np.ndarray, float]
 
 
 def _can_grow(detector: Any) -> bool:
@@ -42,6 +44,7 @@ class ProductMembers(ProductScores):
     estimator: Any
     n_images_seen_: int
     product_image_indices_: list[np.ndarray]
+    whole_images_: list[WholeImages]
     inspection_: Inspection | None
 
     @available_if(_can_grow)
@@ -79,6 +82,10 @@ class ProductMembers(ProductScores):
         ImageError, ValueError, WeightsError
             As in `PatchCoreDetector.partial_fit` and in `fit`.
         """
+        if not hasattr(self, "estimators_") and not calibrate:
+            raise ValueError(
+                "calibrate=False: the first call of partial_fit is a fit, which calibrates. Pass calibrate=True."
+            )
         if not hasattr(self, "estimators_"):
             return self.fit(X, y, products=products, groups=groups, roi=roi)  # type: ignore[call-arg]
         X, names = self._named(X, products)
@@ -89,6 +96,11 @@ class ProductMembers(ProductScores):
             indices = dict(zip(self.products_.tolist(), self.product_image_indices_, strict=True))
             for name in dict.fromkeys(names.tolist()):
                 here = np.flatnonzero(names == name)
+                if name not in members and not calibrate:
+                    raise ValueError(
+                        f"calibrate=False: {name!r} is a new product, and its first images calibrate. The known "
+                        f"products are {', '.join(map(repr, self.products_.tolist()))}."
+                    )
                 if name not in members:
                     members[name], indices[name] = self._fitted_to(name, here, X, y, groups), self.n_images_seen_ + here
                     continue
@@ -122,31 +134,34 @@ class ProductMembers(ProductScores):
             If an image is not a training image, or if a product would have no image left.
         """
         check_is_fitted(self, "estimators_")
-        is_single = isinstance(images, str | os.PathLike | Integral)
-        own: dict[int, list[Any]] = {}
-        for image in [images] if is_single else list(images):
-            code, local = self._place_of(image)
-            own.setdefault(code, []).append(local)
+        held = [
+            (int(indices[i]), None if member.training_paths_ is None else member.training_paths_[i])
+            for member, indices in zip(self.estimators_, self.product_image_indices_, strict=True)
+            for i in member.training_image_indices_.tolist()
+        ]
+        found = places_of(images, held, self.n_images_seen_)
         with restored_on_failure(self):
             members = dict(zip(self.products_.tolist(), self.estimators_, strict=True))
-            for code, some in own.items():
-                name = str(self.products_[code])
-                members[name] = copy(members[name])
-                _for_product(name, None, partial(members[name].forget, some))
-            self._keep_members(members, dict(zip(self.products_.tolist(), self.product_image_indices_, strict=True)))
+            known = dict(zip(self.products_.tolist(), self.product_image_indices_, strict=True))
+            for name, indices in known.items():
+                if len(own := np.flatnonzero(np.isin(indices, found))):
+                    members[name] = copy(members[name])
+                    _for_product(name, None, partial(members[name].forget, own.tolist()))
+            self._keep_members(members, known)
         return self
 
-    def _place_of(self, image: Any) -> tuple[int, int]:
-        """Return the product of a training image, and the index of the image among those of the product."""
-        for code, (member, indices) in enumerate(zip(self.estimators_, self.product_image_indices_, strict=True)):
-            if isinstance(image, Integral):
-                found = np.intersect1d(np.flatnonzero(indices == int(image)), member.training_image_indices_)
-                if len(found):
-                    return code, int(found[0])
-            elif (path := os.path.abspath(os.fsdecode(image))) in (paths := member.training_paths_ or []):
-                return code, len(paths) - 1 - paths[::-1].index(path)
-        shown = int(image) if isinstance(image, Integral) else os.fspath(image)
-        raise ValueError(f"{shown!r} is not a training image of this detector.")
+    def _scores_of_training_images(self) -> np.ndarray:
+        images, scores = [], []
+        for member, indices in zip(self.estimators_, self.product_image_indices_, strict=True):
+            has_report = hasattr(member, "_scored_images")
+            own = (
+                member._scored_images()
+                if has_report
+                else (member.calibration_image_indices_, member.calibration_scores_)
+            )
+            images.append(indices[own[0]])
+            scores.append(turned(standardised(turned(own[1]), member)))
+        return np.concatenate(scores)[np.argsort(np.concatenate(images))]
 
     def _named(self, X: Any, products: Any) -> tuple[Any, np.ndarray]:
         """Return training images, and the product of each of them."""
@@ -173,11 +188,15 @@ class ProductMembers(ProductScores):
 
     def _keep_members(self, members: dict[str, Any], indices: dict[str, np.ndarray]) -> None:
         """Set the fitted attributes from the detector and the image indices of each product."""
+        known = dict(
+            zip(getattr(self, "products_", np.zeros(0)).tolist(), getattr(self, "whole_images_", []), strict=True)
+        )
         names = sorted(members)
         self.products_ = np.array(names)
         self.estimators_ = [members[name] for name in names]
         self.product_image_indices_ = [indices[name] for name in names]
-        self.product_radii_ = np.array([radius_of(member.embeddings_) for member in self.estimators_])
+        self.whole_images_ = [whole_images_of(members[name], known.get(name)) for name in names]
+        self.product_radii_ = np.array([radius for _, _, radius in self.whole_images_])
         self._join()
 
     def _join(self) -> None:
@@ -200,6 +219,32 @@ class ProductMembers(ProductScores):
         self.min_area_ = smallest_area(sketches, 1.0, self.promised_rate_)
         parts = [m.inspection_ for m in members]
         self.inspection_ = None if None in parts else joint_inspection(parts)
+
+
+def whole_images_of(member: Any, known: WholeImages | None) -> WholeImages:
+    """Return the training images of a product's detector as the recognition sees them.
+
+    `recalibrate` replaces the embeddings of a detector by those of its images. Therefore the embeddings of the training
+    images are kept apart.
+
+    Parameters
+    ----------
+    member : PatchDetector
+        The fitted detector, after a change.
+    known : (array, array, float) or None
+        Result of this function before the change. None after a fit.
+    """
+    held = getattr(member, "training_image_indices_", None)
+    if known is None:
+        held = np.arange(len(member.embeddings_)) if held is None else held
+        return held, member.embeddings_, radius_of(member.embeddings_)
+    local, embeddings, radius = known
+    if held is None or np.array_equal(held, local):
+        return known
+    is_left, new = np.isin(local, held), np.setdiff1d(held, local)
+    local = np.concatenate([local[is_left], new])
+    embeddings = np.concatenate([embeddings[is_left], member.embeddings_[len(member.embeddings_) - len(new) :]])
+    return local, embeddings, radius_of(embeddings) if len(embeddings) > 1 else radius
 
 
 def _of(here: np.ndarray, X: Any, y: Any, groups: Any) -> tuple[tuple[Any, Any], Any]:

@@ -51,6 +51,7 @@ class ProductScores(WithProducts):
     products_: np.ndarray
     estimators_: list[Any]
     product_radii_: np.ndarray
+    whole_images_: list[tuple[np.ndarray, np.ndarray, float]]
     calibration_products_: np.ndarray
 
     def _iter_scores(
@@ -100,7 +101,7 @@ class ProductScores(WithProducts):
 
     def _recognised(self, patches: Patches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the product of each image (-1 for none), the nearest product, and the distance in its unit."""
-        known = [member.embeddings_ for member in self.estimators_]
+        known = [embeddings for _, embeddings, _ in self.whole_images_]
         nearest, distances = recognised(embeddings_of(patches), known, self.product_radii_)
         return np.where(distances > self.tolerance, -1, nearest), nearest, distances
 

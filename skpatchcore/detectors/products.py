@@ -33,7 +33,7 @@ from skpatchcore.detectors._results import (
 from skpatchcore.detectors._thresholds import restored_on_failure
 from skpatchcore.images.containers import listed, n_images_of, with_regions
 from skpatchcore.images.errors import InspectionWarning
-from skpatchcore.images.products import divided, with_products
+from skpatchcore.images.products import divided, product_names, with_products
 
 
 class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
@@ -77,6 +77,9 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         array.
     n_images_seen_ : int
         Number of images in the `X` of `fit` and of all calls of `partial_fit`.
+    whole_images_ : list of (array, array, float)
+        For each product, what the recognition compares: the positions of its training images in
+        `product_image_indices_`, their mean patch features in at most 32 random projections, and the radius.
     product_radii_ : array of shape (n_products,), float64
         Distance within which a new image of the product is expected to have a neighbour among the training images,
         between mean patch features: the largest distance from a training image to its nearest neighbour, or the root
@@ -205,6 +208,8 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         n_images = n_images_of(X)
         X = with_regions(X, roi)
         with restored_on_failure(self):
+            self.whole_images_ = []  # those of an earlier fit
+            self.products_ = np.zeros(0, str)
             codes, indices = codes_of(names, (known := sorted(set(names)))), {}
             members = {}
             for code, here in by_product(codes):
@@ -217,7 +222,7 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         return self
 
     def for_product(self, product: str) -> Any:
-        """Return the fitted detector of a product. Its scores and thresholds are not standardised.
+        """Return a copy of the fitted detector of a product. Its scores and thresholds are not standardised.
 
         Parameters
         ----------
@@ -227,7 +232,8 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         Returns
         -------
         detector
-            The item of `estimators_`. It can be saved and exported as a detector of one product.
+            A copy of the item of `estimators_`. It can be saved and exported as a detector of one product. Changes of
+            the copy do not change this detector: use the methods of this detector to add or forget images.
 
         Raises
         ------
@@ -235,7 +241,10 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
             If the product is unknown.
         """
         check_is_fitted(self, "estimators_")
-        return self.estimators_[codes_of(np.array([product], object), self.products_.tolist())[0]]
+        if str(product) not in self.products_:
+            known = ", ".join(map(repr, self.products_.tolist()))
+            raise ValueError(f"product {product!r} is unknown: the detector knows {known}.")
+        return copy(self.estimators_[self.products_.tolist().index(str(product))])
 
     def identify(self, X: Any, *, roi: Any = None) -> np.ndarray:
         """Return the product that each image shows.
@@ -393,7 +402,7 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
             the existing calibration scores.
         products : str, sequence of shape (n_images,), or None, default=None
             Product of each image, as for `score_samples`. An image that shows none of the products is an error. If `X`
-            is None, the name of the product to recalibrate; None recalibrates all products.
+            is None, the names of the products to recalibrate; None recalibrates all products.
         contamination, pixel_contamination
             As for `PatchCoreDetector.recalibrate`.
         roi : sequence of shape (n_images,) or None, default=None
@@ -416,8 +425,8 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         }
         images: dict[int, Any] = {}
         if X is None:
-            changed = [products] if isinstance(products, str) else self.products_
-            images = dict.fromkeys(codes_of(np.array(changed, object), self.products_.tolist()).tolist())
+            wanted = [products] if isinstance(products, str) else self.products_ if products is None else products
+            images = dict.fromkeys(codes_of(product_names(wanted), self.products_.tolist()).tolist())
         else:
             X, names = divided(with_products(listed(X), products))
             X = with_regions(X, roi)
@@ -431,8 +440,8 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
                 copy(member).recalibrate(images[code], **rates) if code in images else member
                 for code, member in enumerate(self.estimators_)
             ]
-            self.estimators_ = members
-            self._join()
+            indices = dict(zip(self.products_.tolist(), self.product_image_indices_, strict=True))
+            self._keep_members(dict(zip(self.products_.tolist(), members, strict=True)), indices)
         return self
 
     def _require_scores_of_training_images(self) -> None:

@@ -379,3 +379,71 @@ def test_failed_growth_changes_no_product(fitted):
 def test_detectors_that_cannot_grow_have_no_such_methods():
     assert not hasattr(MultiProductDetector(PaDiMDetector("precomputed")), "partial_fit")
     assert hasattr(detector(), "forget")
+
+
+def test_recalibration_does_not_change_which_products_are_recognised(fitted):
+    found = joblib.load(_pickled(fitted))
+    new = grids(1, 30, seed=13)
+    found.recalibrate(new[:1] + 0.3, products="nut", contamination=0.5)
+    assert (found.identify(new) == "nut").all()
+    found.partial_fit(grids(0, 3, seed=14), products="bolt")
+    assert (found.identify(new) == "nut").all()
+    assert np.isfinite(found.product_radii_).all()
+    assert found.identify(new[:1] - 1000).tolist() == [None]
+
+
+def test_recalibration_without_images_changes_the_named_products_only(fitted):
+    found = joblib.load(_pickled(fitted))
+    found.recalibrate(products=["nut"], contamination=0.4)
+    rates = found.thresholds()["promised_rate"]
+    assert rates[1] == 0.4
+    assert (rates[[0, 2]] < 0.1).all()
+    with pytest.raises(ValueError, match="products=1"):
+        found.recalibrate(products=1)
+
+
+def test_labels_of_training_images_are_in_the_order_of_the_images():
+    X, names = training_set()
+    order = np.random.default_rng(3).permutation(len(X))
+    X, names = X[order], names[order]
+    X[7] = X[7] * 3 + 20
+    found = MultiProductDetector(PatchCoreDetector("precomputed", random_state=0), contamination=0.1)
+    labels = found.fit_predict(X, products=names)
+    assert labels[7] == -1
+    assert np.count_nonzero(labels == -1) <= 6
+    with_share = MultiProductDetector(PatchCoreDetector("precomputed", random_state=0, suspect_share=0.05))
+    assert with_share.fit_predict(X, products=names)[7] == -1
+
+
+def test_path_is_forgotten_in_all_products(tmp_path):
+    paths = []
+    for i in range(12):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray((images(0.3 + 0.03 * i, 1, i)[0] * 255).astype(np.uint8)).save(paths[-1])
+    extractor = TorchFeatureExtractor("resnet18", weights=None, image_size=None)
+    found = MultiProductDetector(PatchCoreDetector(extractor, random_state=0))
+    found.fit([*paths[:6], paths[0], *paths[6:], paths[0]], products=["a"] * 7 + ["b"] * 7)
+    found.forget(paths[0])
+    for member in found.estimators_:
+        assert paths[0] not in member.training_paths_
+    assert not set(found.product_image_indices_[0][found.estimators_[0].bank_image_indices_]) & {0, 6}
+    for wrong in (True, 1.0, []):
+        with pytest.raises(ValueError, match="forget"):
+            found.forget(wrong)
+
+
+def test_detector_of_a_product_is_a_copy(fitted):
+    found = joblib.load(_pickled(fitted))
+    own = found.for_product("nut")
+    own.partial_fit(grids(1, 5, seed=15))
+    assert found.for_product("nut").n_images_seen_ == 20
+    found.partial_fit(grids(1, 2, seed=16), products="nut")
+    assert found.n_images_seen_ == 62
+
+
+def test_new_product_needs_images_that_calibrate(fitted):
+    found = joblib.load(_pickled(fitted))
+    with pytest.raises(ValueError, match=r"'screw' is a new product.*'bolt', 'nut', 'plate'"):
+        found.partial_fit(grids(3, 20, seed=10), products="screw", calibrate=False)
+    with pytest.raises(ValueError, match="calibrate=False"):
+        detector().partial_fit(*training_set()[:1], products=training_set()[1], calibrate=False)
