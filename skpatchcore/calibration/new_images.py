@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
@@ -14,6 +15,8 @@ from skpatchcore.patches.patches import Patches
 
 # Scores are not extrapolated to more than this multiple of the images of the model that computed them.
 _MOST_GROWTH = 2
+# Probability below which a number of flagged images is reported, and number of images that the report names.
+_IMPROBABLE, _N_NAMED = 1e-3, 5
 # Number of recent calibration scores that suffices, in units of the inverse of the accepted false-positive rate.
 _N_RECENT = 5
 
@@ -44,6 +47,42 @@ def recent_scores(sizes: np.ndarray, n_now: int, scores: np.ndarray, contaminati
     if np.count_nonzero(is_recent & ~np.isnan(scores)) < _N_RECENT / rate:
         return np.ones(len(sizes), bool)
     return is_recent
+
+
+def is_improbable(n_flagged: int, n_images: int, rate: float) -> bool:
+    """Return whether so many flagged images among new good ones have a probability of less than 1 in 1,000.
+
+    Parameters
+    ----------
+    n_flagged, n_images : int
+        Number of flagged images, and of all new images.
+    rate : float
+        Promised false-positive rate.
+    """
+    from scipy.stats import binom
+
+    return bool(binom.sf(n_flagged - 1, n_images, rate) < _IMPROBABLE)
+
+
+def describe_flagged(names: Sequence[str], n_images: int, rate: float) -> str:
+    """Return the text of a warning that many new images are flagged.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the flagged images.
+    n_images : int
+        Number of all new images.
+    rate : float
+        Promised false-positive rate.
+    """
+    more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
+    return (
+        f"partial_fit: {len(names)} of {n_images} new images are flagged by the detector as it was, although "
+        f"{100 * rate:.3g} % is promised: {', '.join(names[:_N_NAMED])}{more}. If they are good, the detector now "
+        "accepts more. If they are defective, or show another product, the thresholds are now too tolerant: remove them "
+        "with forget."
+    )
 
 
 def relative_sizes(sizes: np.ndarray, n_images: tuple[int, int], n_rows: tuple[int, int]) -> np.ndarray:

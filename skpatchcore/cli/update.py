@@ -16,6 +16,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.fit import require_output, save_model
 from skpatchcore.cli.options import CommandError, Formatter, add_debug
 from skpatchcore.cli.predict import images_in, load_detector
+from skpatchcore.datasets import list_training_images
 
 # Largest false-positive rate to which --move-threshold sets the threshold.
 _MOST = 0.5
@@ -61,14 +62,16 @@ def add_parser(commands: Any) -> None:
     update.add_argument(
         "--move-threshold",
         action="store_true",
-        help="set the image threshold such that all --bad images are flagged, and print the new false-positive rate",
+        help="set the thresholds of images and pixels to the smallest false-positive rate with which all --bad images "
+        "are flagged, and print this rate. A rate above 50 %% is refused",
     )
     update.add_argument(
         "--forget",
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="training images to remove: the model keeps no patch of them. The files need not exist any more",
+        help="training images to remove, by the paths from which they were learnt: the model keeps no patch of them. "
+        "The files need not exist any more",
     )
     update.add_argument(
         "--growth",
@@ -104,13 +107,16 @@ def _update(options: argparse.Namespace) -> int:
         raise CommandError("--move-threshold needs --bad: the images that must be flagged.")
     model = load_detector(options.model, options.trust or ())
     detector = _updatable(model, options)
-    images, good, bad = (images_in(given) for given in (options.images, options.good, options.bad))
+    images, good = (_good_images(given) for given in (options.images, options.good))
+    bad = images_in(options.bad)
     _refuse_both(bad, [*images, *good])
+    _refuse_learnt(detector, bad)
     before = dict(_thresholds_of(detector))
     lines: list[str] = []
     if options.forget:
+        n_before = _n_images_of(detector)
         detector.forget([os.path.abspath(path) for path in options.forget])
-        lines.append(f"{_count(len(options.forget))} removed.")
+        lines.append(f"{_count(n_before - _n_images_of(detector))} removed.")
     if images:
         lines.append(_learn(detector, images, options, calibrate=True))
     if good:
@@ -136,13 +142,30 @@ def _updatable(model: Any, options: argparse.Namespace) -> Any:
     has_products = hasattr(model, "for_product")
     if options.product is not None and not has_products:
         raise CommandError(f"--product: the model {options.model!r} has no products.")
-    if has_products and options.product is None and options.images:
+    if has_products and options.product is None and (options.images or options.good):
         raise CommandError("--product is missing: state which product the new images show.")
     if options.growth is not None:
         model.set_params(**{"estimator__growth" if has_products else "growth": options.growth})
         for member in getattr(model, "estimators_", ()):
             member.set_params(growth=options.growth)
     return model
+
+
+def _good_images(given: Sequence[str]) -> list[str]:
+    """Return the given files and the training images in the given folders, by the rules of `fit`, each path once."""
+    missing = [name for name in given if not os.path.lexists(name)]
+    if missing:
+        raise CommandError(f"there is no file or folder {', '.join(map(repr, missing))}.")
+    paths = [path for name in given for path in (list_training_images(name) if Path(name).is_dir() else [name])]
+    return list(dict.fromkeys(paths))
+
+
+def _refuse_learnt(detector: Any, bad: Sequence[str]) -> None:
+    """Raise a CommandError if a defective image is a training image."""
+    members = getattr(detector, "estimators_", None) or [detector]
+    learnt = {path for member in members for path in member.training_paths_ or ()}
+    if both := [path for path in bad if os.path.abspath(path) in learnt]:
+        raise CommandError(f"--bad {both[0]!r} is a training image of the model: remove it with --forget first.")
 
 
 def _refuse_both(bad: Sequence[str], good: Sequence[str]) -> None:
@@ -158,10 +181,15 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def _learn(detector: Any, paths: Sequence[str], options: argparse.Namespace, calibrate: bool) -> str:
     """Add good images, and return a line about them."""
-    n_before = _n_images_of(detector)
+    n_before, known = _n_images_of(detector), list(getattr(detector, "products_", ()))
+    if not calibrate and options.product is not None and options.product not in known:
+        raise CommandError(f"--good: {options.product!r} is a new product. Add its first images without --good.")
     detector.partial_fit(paths, calibrate=calibrate, **_given(options))
     n_new = _n_images_of(detector) - n_before
-    return f"{_count(n_new)} added." if n_new else ""
+    is_new = options.product is not None and options.product not in known
+    line = f"New product {options.product!r}. " if is_new else ""
+    left_out = f" {len(paths) - n_new} known already." if n_new < len(paths) else ""
+    return f"{line}{_count(n_new)} added.{left_out}"
 
 
 def _learn_false_alarms(detector: Any, paths: Sequence[str], options: argparse.Namespace) -> str:
@@ -180,7 +208,11 @@ def _answer_misses(detector: Any, paths: Sequence[str], options: argparse.Namesp
         p_values = target.p_values(some)
         missed = [path for path, label in zip(some, target.predict(some), strict=True) if label == 1]
         lines.append(f"{name}--bad: {len(missed)} of {len(some)} defective images are missed.")
-        lines += [f"  missed: {shown_name(path)}" for path in missed]
+        rates = dict(zip(some, p_values.tolist(), strict=True))
+        lines += [
+            f"  missed: {shown_name(path)} (as anomalous as the worst {100 * rates[path]:.3g} % of good images)"
+            for path in sorted(missed, key=rates.__getitem__)
+        ]
         note = f"{len(missed)} of {len(some)} defective images missed"
         rate = float(p_values.max())
         if not missed:
@@ -192,6 +224,7 @@ def _answer_misses(detector: Any, paths: Sequence[str], options: argparse.Namesp
                 "flags all of them."
             )
             if options.move_threshold:
+                print("\n".join(lines))
                 raise CommandError(f"--move-threshold: {text} Nothing was written.")
             lines.append(f"{name}{text}")
         elif not options.move_threshold:
@@ -235,7 +268,7 @@ def _log_feedback(detector: Any, product: str | None, paths: Sequence[str], note
     """Append an entry about defective images to the log of the model."""
     from skpatchcore.detectors._updates import digests_of, log_update, values_of
 
-    target = detector if product is None else detector.for_product(product)
+    target = detector if product is None else detector.estimators_[detector.products_.tolist().index(product)]
     log_update(
         target, "feedback", values_of(target), n_images=len(paths), paths=list(paths), digests=digests_of(paths),
         note=note,

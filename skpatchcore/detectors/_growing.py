@@ -18,7 +18,13 @@ from skpatchcore.bank.budget import within_memory
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.bank.reserve import Reserve
 from skpatchcore.bank.update import grown, growth_needs, without_images
-from skpatchcore.calibration.new_images import HeldOutScores, recent_scores, relative_sizes
+from skpatchcore.calibration.new_images import (
+    HeldOutScores,
+    describe_flagged,
+    is_improbable,
+    recent_scores,
+    relative_sizes,
+)
 from skpatchcore.calibration.plans import CalibrationScores
 from skpatchcore.detectors._forgotten import places_of
 from skpatchcore.detectors._growth_states import older_growth
@@ -30,6 +36,7 @@ from skpatchcore.detectors._thresholds import peaks_of, restored_on_failure
 from skpatchcore.detectors._updates import digests_of, log_update, values_of
 from skpatchcore.images.appearance import appearance_range
 from skpatchcore.images.containers import ImagesWithRegions, item_of, listed, n_images_of, with_regions
+from skpatchcore.images.errors import SuspectImageWarning
 from skpatchcore.patches.stream import PatchStream
 from skpatchcore.protocols import require_extension
 
@@ -120,6 +127,9 @@ class GrowingDetector(PatchDetector):
         UserWarning
             If images are training images of the detector already: they are left out. If all of them are, the detector
             stays unchanged.
+        SuspectImageWarning
+            If many more new images are flagged than the threshold promises: they may be defective, or of another kind.
+            They are learnt nevertheless; use `forget` to remove them.
         AppearanceWarning
             If all new images differ from the training images in brightness, colour or contrast.
 
@@ -185,12 +195,19 @@ class GrowingDetector(PatchDetector):
         self._count(n_images_of(X), first + kept, paths, groups)
         self._add_records(records, first + kept)
         self._keep_bank(new)
+        note = None if calibrate else "not used for the calibration"
+        if not np.isnan(self.offset_):
+            is_flagged = turned(found.scores) < self.offset_
+            note = "; ".join([*([note] if note else []), f"{is_flagged.sum()} of {len(kept)} were flagged before"])
+            if calibrate and is_improbable(int(is_flagged.sum()), len(kept), self.promised_rate_):
+                names = [f"image {i}" if paths is None else repr(paths[i]) for i in kept[is_flagged]]
+                warn_user(describe_flagged(names, len(kept), self.promised_rate_), SuspectImageWarning)
         self._recalibrate_to(n_before, len(bank.rows), found if calibrate and len(self.calibration_scores_) else None)
         given = [item_of(images, int(i)) for i in kept]
         some_paths = None if paths is None else [paths[i] for i in kept]
         log_update(
             self, "partial_fit", before, n_images=len(kept), paths=some_paths, digests=digests_of(given),
-            note=None if calibrate else "not used for the calibration",
+            note=note,
         )  # fmt: skip
 
     def _extended(

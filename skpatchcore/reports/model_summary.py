@@ -211,10 +211,12 @@ def _update_of(entry: Mapping[str, Any]) -> str:
     lines = [": ".join(text for text in (head, "; ".join(changes)) if text)]
     if entry["note"]:
         lines.append(f"      {entry['note']}")
-    if entry["digests"]:
+    if entry["digests"] or entry["paths"]:
         names: Sequence[Any] = entry["paths"] or [None] * len(entry["digests"])
-        for path, digest in list(zip(names, entry["digests"], strict=True))[:_N_NAMED]:
-            lines.append(f"      {shown_name(path) if path else 'image'} (SHA-256 {digest[:_N_DIGITS]}…)")
+        digests: Sequence[Any] = entry["digests"] or [None] * len(names)
+        for path, digest in list(zip(names, digests, strict=True))[:_N_NAMED]:
+            shown = "" if digest is None else f" (SHA-256 {digest[:_N_DIGITS]}…)"
+            lines.append(f"      {shown_name(path) if path else 'image'}{shown}")
         if n > _N_NAMED:
             lines.append(f"      and {n - _N_NAMED:,} more")
     return "\n".join(lines)

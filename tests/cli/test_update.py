@@ -80,7 +80,7 @@ def test_folder_that_has_grown_can_be_passed_again(place, model, tmp_path, capsy
     np.testing.assert_array_equal(load(model).memory_bank_[: len(bank)], bank)
     assert main(["update", model, str(folder)]) == 0
     captured = capsys.readouterr()
-    assert "added" not in captured.out
+    assert "0 images added. 5 known already." in captured.out
     assert "training images of the detector already" in captured.err
 
 
@@ -225,6 +225,31 @@ def test_other_detectors_are_refused(place, tmp_path, capsys):
     save(PaDiMDetector(extractor, n_channels=20, random_state=0).fit(paths), tmp_path / "p.skops")
     assert main(["update", str(tmp_path / "p.skops"), str(place / "new")]) == 1
     assert "a PaDiMDetector cannot be updated" in capsys.readouterr().err
+
+
+def test_folders_follow_the_rules_of_fit(place, model, tmp_path, capsys):
+    content = Path(model).read_bytes()
+    write(tmp_path / "set" / "good", 2, 11)
+    write(tmp_path / "set" / "bad", 2, 12, spot=0)
+    assert main(["update", model, str(tmp_path / "set")]) == 1
+    assert Path(model).read_bytes() == content
+    assert main(["update", model, str(tmp_path / "set" / "good"), "--quiet"]) == 0
+    assert load(model).n_images_seen_ == 12
+
+
+@pytest.mark.filterwarnings("always")
+def test_many_flagged_new_images_are_reported(place, model, capsys):
+    assert main(["update", model, str(place / "bad"), str(place / "alarms")]) == 0
+    captured = capsys.readouterr()
+    assert "4 of 4 new images are flagged by the detector as it was" in captured.err
+    assert "--forget" in captured.err or "forget" in captured.err
+    assert load(model).updates_[-1]["note"] == "4 of 4 were flagged before"
+
+
+def test_defective_training_image_must_be_forgotten_first(place, model, capsys):
+    path = load(model).training_paths_[0]
+    assert main(["update", model, "--bad", path]) == 1
+    assert "is a training image of the model: remove it with --forget first" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")

@@ -257,7 +257,7 @@ def test_images_chosen_because_they_were_flagged_do_not_calibrate():
     detector.partial_fit(far, calibrate=False)
     assert (detector.score_samples(far) > before).all()
     assert len(detector.calibration_scores_) == 40
-    assert detector.updates_[-1]["note"] == "not used for the calibration"
+    assert detector.updates_[-1]["note"] == "not used for the calibration; 4 of 4 were flagged before"
     assert with_them.offset_ < detector.offset_
 
 
