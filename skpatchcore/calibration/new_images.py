@@ -80,8 +80,8 @@ def describe_flagged(names: Sequence[str], n_images: int, rate: float) -> str:
     return (
         f"partial_fit: {len(names)} of {n_images} new images are flagged by the detector as it was, although "
         f"{100 * rate:.3g} % is promised: {', '.join(names[:_N_NAMED])}{more}. If they are good, the detector now "
-        "accepts more. If they are defective, or show another product, the thresholds are now too tolerant: remove them "
-        "with forget."
+        "accepts more. If they are defective, or show another product, the thresholds are now too tolerant: remove "
+        "them with forget."
     )
 
 

@@ -136,12 +136,13 @@ class GrowingDetector(PatchDetector):
         Notes
         -----
         Good images look more normal when the detector learns more images: the absolute values of their scores fall. The
-        calibration scores were computed by models of fewer images. Therefore, they are multiplied by ``(n / m) ** a``
-        when the number of training images grows from n to m. The exponent a, `calibration_slope_`, is known if
-        ``calibration="auto"`` has used folds: it is the slope of the mean logarithm of the absolute scores of the
-        images against the logarithm of the number of images, between models without a third of the images and models
-        without a small fold. Otherwise a is 0: the old scores stay, and fewer good images are flagged than
-        `contamination` accepts.
+        calibration scores were computed by models of fewer images. Therefore, they are multiplied by
+        ``max(n / m, b / c) ** a`` when the number of training images grows from n to m, and the number of rows of the
+        bank from b to c. The exponent a, `calibration_slope_`, is known if ``calibration="auto"`` has used folds: it is
+        the slope of the mean logarithm of the absolute scores of the images against the logarithm of the number of
+        images, between models without a third of the images and models without a small fold. Otherwise a is 0. Scores
+        are not extrapolated beyond twice the images of their model. Scores by models of less than half of the images
+        are left out if ``5 / contamination`` others remain. See the user guide.
 
         With ``growth="radius"``, each new patch is within the covering radius of `fit` from a row of the bank,
         whatever the order and the number of the calls.
@@ -364,7 +365,7 @@ class GrowingDetector(PatchDetector):
         is added only if an image has lost the row that covered it. The reserve cannot fill every hole exactly if many
         images are forgotten at once that covered the same patches.
 
-        The remaining calibration scores are multiplied by ``(n / m) ** a``, as in `partial_fit`. A fitted `transformer`
+        The remaining calibration scores are scaled back as `partial_fit` has scaled them. A fitted `transformer`
         stays as it is: its few numbers were computed from all images. So does `appearance_range_` if `recalibrate` has
         extended it. The log `updates_` keeps the paths and the digests of the images.
 
