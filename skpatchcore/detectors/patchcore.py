@@ -244,7 +244,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         What was done with the detector: an entry for `fit`, and for each call of `partial_fit`, `forget` and
         `recalibrate`. Keys: ``kind``, ``time`` (UTC), ``n_images``, ``paths``, ``digests`` (SHA-256 of the images), the
         pairs before and after ``offset``, ``pixel_offset``, ``promised_rate`` and ``n_bank``, and ``note``.
-    calibration_sizes_ : array of shape (n_images_seen_,), int64
+    calibration_sizes_ : array of shape (n_images,), int64
         For each image, the number of training images of the model that computed its calibration score.
     calibration_slope_, pixel_calibration_slope_ : float
         How fast the absolute values of the scores and the map values of good images fall with the number n of training
