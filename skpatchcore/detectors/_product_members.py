@@ -181,8 +181,8 @@ class ProductMembers(ProductScores):
             _for_product(product, here, partial(member.fit, *labelled, groups=own_groups))
         if np.isnan(member.offset_):
             raise ValueError(
-                f"product {product!r} has no threshold: its detector was fitted with calibration=None or on too few "
-                "images. Set the calibration of estimator, or fit on more images."
+                f"product {product!r} has no threshold: its detector was fitted with calibration=None, or on too few "
+                f"images (n_samples={len(here)}). Set the calibration of estimator, or fit on more images."
             )
         return member
 
