@@ -202,6 +202,11 @@ class ProductMembers(ProductScores):
     def _join(self) -> None:
         """Set the attributes that describe all products together, from those of each product."""
         members, products = self.estimators_, self.products_
+        for learnt in ("n_features_in_", "feature_names_in_"):
+            if hasattr(members[0], learnt):
+                setattr(self, learnt, getattr(members[0], learnt))
+            elif hasattr(self, learnt):  # an earlier fit on a table has set the attribute
+                delattr(self, learnt)
         self.calibration_scores_ = turned(
             np.concatenate([standardised(turned(m.calibration_scores_), m) for m in members])
         )

@@ -104,6 +104,10 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         False-positive rate that the thresholds promise: the largest of all products.
     offset_, pixel_offset_ : float
         -1 and 1: standardised scores and maps are multiples of the thresholds of the product.
+    n_features_in_ : int
+        Number of columns of `X`. Set only if `X` is a 2-D array or table of precomputed features.
+    feature_names_in_ : array of str
+        Column names of `X`. Set only if `X` is a 2-D table of precomputed features with column names.
     min_area_ : float
         Largest area of a region that ``min_area="auto"`` removes, as a fraction of the inspected pixels; see
         `PatchCoreDetector.predict_mask`.
