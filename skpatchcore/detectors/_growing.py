@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -77,12 +78,13 @@ class GrowingDetector(PatchDetector):
     reserve_indices_: np.ndarray | None
     reserve_supports_: np.ndarray | None
 
+    @abstractmethod
     def _model(self) -> MemoryBank:
-        raise NotImplementedError
+        """Rebuild the memory bank from the fitted attributes."""
 
+    @abstractmethod
     def _keep_bank(self, bank: MemoryBank) -> None:
         """Set the fitted attributes from a bank whose images are numbered as in `bank_image_indices_`."""
-        raise NotImplementedError
 
     @fit_context(prefer_skip_nested_validation=False)
     def partial_fit(self, X: Any, y: Any = None, *, groups: Any = None, roi: Any = None, calibrate: bool = True) -> Any:
