@@ -119,8 +119,8 @@ def add_parser(commands: Any) -> None:
         "--suspect-share",
         type=float,
         metavar="SHARE",
-        help="fraction of the patches that is not learnt, because they are unlike those of all other images, such as "
-        "0.01; for images of which some may be defective",
+        help="fraction of the patches that is not learnt, such as 0.01: the patches that are most unlike the patches "
+        "of all other images. Use it if some of the images may be defective",
     )
     fit.add_argument(
         "--ratio",

@@ -202,11 +202,14 @@ def _learn_false_alarms(detector: Any, paths: Sequence[str], options: argparse.N
 
 def _answer_misses(detector: Any, paths: Sequence[str], options: argparse.Namespace) -> list[str]:
     """Report which defective images are missed, and move the threshold if asked for."""
+    from skpatchcore.calibration.conformal import conformal_p_values
+
     lines = []
     for product, target, some in _by_product(detector, paths, options.product):
         name = "" if product is None else f"{shown_name(product)}: "
-        p_values = target.p_values(some)
-        missed = [path for path, label in zip(some, target.predict(some), strict=True) if label == 1]
+        scores = target.score_samples(some)
+        p_values = conformal_p_values(target.calibration_scores_, scores)
+        missed = [path for path, score in zip(some, scores, strict=True) if score >= target.offset_]
         lines.append(f"{name}--bad: {len(missed)} of {len(some)} defective images are missed.")
         rates = dict(zip(some, p_values.tolist(), strict=True))
         lines += [
@@ -260,7 +263,7 @@ def _by_product(detector: Any, paths: Sequence[str], given: str | None) -> list[
 
 def _recalibrate(detector: Any, product: str | None, rate: float) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the rate is one of those that the calibration scores can promise
+        warnings.simplefilter("ignore")  # the calibration scores can promise this rate
         detector.recalibrate(contamination=rate, **({} if product is None else {"products": product}))
 
 

@@ -57,14 +57,14 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
             What to do if members are calibrated on different samples.
         """
         first = next(iter(members))
-        images = _scored_by(members[first])
+        images = scored_by(members[first])
         for name, member in members.items():
             if np.count_nonzero(~np.isnan(member.calibration_scores_)) < 2:
                 raise ValueError(
                     f"{name!r} has too few calibration scores for the standardisation, from n_samples="
                     f"{n_images_of(X)}: at least 2 are needed. Set its calibration, or fit on more images."
                 )
-            if not np.array_equal(_scored_by(member), images):
+            if not np.array_equal(scored_by(member), images):
                 raise ValueError(f"{name!r} calibrates on other images than {first!r}: {advice}")
         self.estimators_ = fitted = list(members.values())
         for learnt in ("n_features_in_", "feature_names_in_"):
@@ -239,8 +239,8 @@ def sketches_of_maximum(sketches: np.ndarray) -> np.ndarray:
     return combined
 
 
-def _scored_by(member: Any) -> np.ndarray:
-    """Return the images that the calibration of a member scored, also those that its thresholds leave out."""
+def scored_by(member: Any) -> np.ndarray:
+    """Return the calibration images of a member, ascending, including images that its thresholds leave out."""
     known = member.calibration_image_indices_
     return np.union1d(known, getattr(member, "suspect_image_indices_", known[:0]))
 

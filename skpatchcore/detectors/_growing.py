@@ -267,7 +267,7 @@ class GrowingDetector(PatchDetector):
         return np.asarray(kept[np.array(is_known)])
 
     def _count(self, n_images: int, numbers: np.ndarray, paths: Sequence[str] | None, groups: Any) -> None:
-        """Count new images, of which those with the indices `numbers` were added, and append paths and groups."""
+        """Count new images, and append their paths and groups. `numbers` are the indices of the added images."""
         first = self.n_images_seen_
         if paths is not None or self.training_paths_ is not None:
             old = [None] * first if self.training_paths_ is None else self.training_paths_

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.calibration.sketches import smallest_area
-from skpatchcore.detectors._combined import joint_inspection, without_inspection_warnings
+from skpatchcore.detectors._combined import joint_inspection, scored_by, without_inspection_warnings
 from skpatchcore.detectors._forgotten import places_of
 from skpatchcore.detectors._product_scores import ProductScores, standardised, standardised_map
 from skpatchcore.detectors._recognition import radius_of
@@ -153,14 +153,8 @@ class ProductMembers(ProductScores):
     def _scores_of_training_images(self) -> np.ndarray:
         images, scores = [], []
         for member, indices in zip(self.estimators_, self.product_image_indices_, strict=True):
-            has_report = hasattr(member, "_scored_images")
-            own = (
-                member._scored_images()
-                if has_report
-                else (member.calibration_image_indices_, member.calibration_scores_)
-            )
-            images.append(indices[own[0]])
-            scores.append(turned(standardised(turned(own[1]), member)))
+            images.append(indices[scored_by(member)])
+            scores.append(turned(standardised(turned(member._scores_of_training_images()), member)))
         return np.concatenate(scores)[np.argsort(np.concatenate(images))]
 
     def _named(self, X: Any, products: Any) -> tuple[Any, np.ndarray]:

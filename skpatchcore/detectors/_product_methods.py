@@ -86,8 +86,8 @@ class WithProducts(ImageDetector):
         Returns
         -------
         array of shape (n_images, height, width) or list of arrays (height, width), float32
-            As of `PatchCoreDetector.segment`. The map of an image that shows none of the products is the map of the
-            most similar product.
+            The maps, in the form of `PatchCoreDetector.segment`. An image that shows none of the products has the map
+            of the most similar product.
         """
         return self.score_and_segment(X, products=products, roi=roi)[1]
 
@@ -149,7 +149,7 @@ class WithProducts(ImageDetector):
         Returns
         -------
         DataFrame
-            As of `PatchCoreDetector.regions`. The p-values compare with the calibration images of all products.
+            The table of `PatchCoreDetector.regions`. The p-values compare with the calibration images of all products.
         """
         return super().regions(with_products(X, products), min_area=min_area, roi=roi)
 
@@ -166,6 +166,6 @@ class WithProducts(ImageDetector):
         Returns
         -------
         array of shape (n_images,), int
-            As of `PatchCoreDetector.fit_predict`.
+            +1 or -1 for each image, as `PatchCoreDetector.fit_predict` returns them.
         """
         return super().fit_predict(with_products(X, products), y, groups=groups, roi=roi)

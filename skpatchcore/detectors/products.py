@@ -315,7 +315,7 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
         Returns
         -------
         array of shape (n_images,), float64
-            As of `PatchCoreDetector.p_values`.
+            P-values, as `PatchCoreDetector.p_values` returns them.
 
         Raises
         ------
