@@ -23,7 +23,7 @@ from PIL import Image
 import skpatchcore
 from skpatchcore import GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor, list_images
 from skpatchcore._utils.progress import record_seconds
-from skpatchcore.index._bounds import fastest_dtype
+from skpatchcore.index._speeds import measured_speeds
 
 
 def best_of(function: Callable[[], object], repetitions: int) -> float:
@@ -72,8 +72,8 @@ def main() -> None:
         "",
         "The backbone is WideResNet-50 with random weights, layers 2 and 3, on images of 224×224 pixels. "
         f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. "
-        f"The exact search computes its bounds in {str(fastest_dtype()).removeprefix('torch.')}. All times are "
-        f"milliseconds per image. The times for score, and for score and map, are the best of {options.repetitions} "
+        f"The exact search computes its bounds in {str(measured_speeds().fastest).removeprefix('torch.')}. All times "
+        f"are milliseconds per image. The times for score, and for score and map, are the best of {options.repetitions} "
         "calls (with 16 images per call, the best of 3). The times of the stages are means of 3 calls for score and "
         "map.",
         "",

@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import skpatchcore
 from skpatchcore import ExactIndex, GreedyCoresetSampler, PyNNDescentIndex, TorchFeatureExtractor, list_images
-from skpatchcore.index._bounds import fastest_dtype
+from skpatchcore.index._speeds import measured_speeds
 
 try:
     import faiss
@@ -127,7 +127,7 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(paths))
     train = [paths[i] for i in order[: options.images]]
     test = [list_images(options.root / "test" / kind)[0] for kind in ("good", "blowhole", "crack")]
-    precision = str(fastest_dtype()).removeprefix("torch.")
+    precision = str(measured_speeds().fastest).removeprefix("torch.")
     lines = [
         "# Search",
         "",

@@ -248,7 +248,7 @@ class ExactIndex(DocumentationLinkMixin, OlderStatesMixin, BaseEstimator):
     def _is_small(self, n_queries: int) -> bool:
         """Return whether a search of `n_queries` queries is so small that it should run on one thread."""
         n_features = self._fit_X.shape[1]
-        if self._fit_X.size > _bounded._N_SMALL:  # bounds need fewer multiplications and skip most pairs
+        if self._fit_X.size > _bounded.N_SMALL:  # bounds need fewer multiplications and skip most pairs
             n_features = min(n_features, _N_BOUND)
             return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT / _OTHER_WORK)
         return bool(n_queries * len(self._fit_X) * n_features < SMALL_PRODUCT)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -17,24 +18,34 @@ from skpatchcore.bank.scoring import kneighbors_without
 from skpatchcore.index import _bounded as bounded
 from skpatchcore.index import _bounds as bounds
 from skpatchcore.index import _device_bank as device_bank
+from skpatchcore.index import _directions as directions
 from skpatchcore.index import _pairs as pairs
+from skpatchcore.index._speeds import Speeds
 
 INDEXES = [ExactIndex(), PyNNDescentIndex(n_neighbors=15, random_state=0)]
 by_index = pytest.mark.parametrize("index", INDEXES, ids=lambda index: type(index).__name__)
 
 
-@pytest.fixture(params=["in full", "float32", "bfloat16"])
+@pytest.fixture(params=list(product(["in full", "all features", "directions"], ["float32", "bfloat16"])), ids=str)
 def way(request, monkeypatch):
-    """Search small banks without bounds, with float32 bounds or with bfloat16 bounds, on any machine."""
-    if request.param != "in full":
-        # Small blocks and few directions make small banks use all parts of the algorithm.
-        monkeypatch.setattr(bounded, "_N_SMALL", 0)
-        monkeypatch.setattr(bounded, "_N_ROWS", 128)
+    """Search small banks without bounds, or with bounds over all features or few directions, on any machine."""
+    kind, dtype = request.param
+    half = 0.4 if dtype == "bfloat16" else 1.0
+    speeds = Speeds({torch.float32: 2e-11, torch.bfloat16: half * 2e-11}, 2e-10)
+    assert speeds.fastest == getattr(torch, dtype)
+    for module in (bounded, directions):
+        monkeypatch.setattr(module, "measured_speeds", lambda: speeds, raising=False)
+    if kind == "in full":
+        monkeypatch.setattr(bounded, "_DENSE", -1.0)
+    else:  # small blocks make small banks use all parts of the algorithm
+        for module in (bounded, bounds):
+            monkeypatch.setattr(module, "N_ROWS", 128)
         monkeypatch.setattr(bounded, "_N_BLOCK", 2048)
-        monkeypatch.setattr(bounded, "_N_DIRECTIONS", (1, 2, 8, 16))
+    if kind == "directions":
+        monkeypatch.setattr(bounded, "N_SMALL", 0)
+        monkeypatch.setattr(directions, "_N_DIRECTIONS", (1, 2, 8, 16))
         monkeypatch.setattr(bounded, "_N_COARSE", 2)
         monkeypatch.setattr(bounded, "_N_FIRST", 2)
-        monkeypatch.setattr(bounded, "fastest_dtype", lambda: getattr(torch, request.param))
     return request.param
 
 
@@ -126,11 +137,12 @@ def test_bounds_never_rule_out_nearest_row():
             squares = torch.cdist(queries, rows).square()
             thin = bounds.Bounds(rows[:, :10].float(), norms.float(), 30, dtype)
             left, added = thin.left(queries[:, :10].float(), query_norms.float())
-            product = thin.product(left, 0, len(thin)).float()[:, :500]
+            keys = torch.cat([thin.keys(left, block) for block in thin.blocks], dim=1)
+            assert (keys[:, 500:] == thin.infinity).all()
             for row in range(500):
-                assert (product[:, row] <= thin.limits(squares[:, row].float(), query_norms.float(), added)).all()
+                assert (keys[:, row] <= thin.limits(squares[:, row].float(), added)).all()
             # The bounds are also tight enough to be useful.
-            assert ((product + query_norms[:, None].float()) / squares).mean() > (0.2 if scale == 1.0 else 0.9)
+            assert (keys[:, :500].contiguous().view(dtype) / squares).mean() > (0.2 if scale == 1.0 else 0.9)
 
 
 def test_pair_products_with_and_without_sparse_kernel(monkeypatch):
