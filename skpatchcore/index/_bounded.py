@@ -188,8 +188,9 @@ class BoundedBank:
         """Yield the blocks of the bank, and the keys of the bounds between the queries and the rows of each block."""
         for block in bounds.blocks:
             keys = bounds.keys(left, block)
-            if dead is not None:  # a row with an infinite bound is never searched
-                keys.index_fill_(1, _within(dead, block), bounds.infinity)
+            excluded = _within(dead, block)
+            if excluded is not None:  # a row with an infinite bound is never searched
+                keys.index_fill_(1, excluded, bounds.infinity)
             yield block, keys
 
     def _not_nearer(self, queries: torch.Tensor, bounds: Bounds, dead: torch.Tensor | None) -> np.ndarray:
@@ -405,7 +406,7 @@ def _places(are_true: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _replace_by_nearer(
     nearest: np.ndarray, squares: np.ndarray, q: torch.Tensor, rows: torch.Tensor, distances: torch.Tensor
 ) -> None:
-    """Replace the nearest row of a query in place if one of its pairs has a smaller distance, or the same and comes first.
+    """Replace the nearest row of a query by a nearer one, in place. Of several nearest rows, the first counts.
 
     Parameters
     ----------

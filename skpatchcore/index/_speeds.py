@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -48,8 +48,7 @@ def measured_speeds() -> Speeds:
     products = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right, out = (torch.ones(shape, dtype=dtype) for shape in ((256, 128), (2048, 128), (256, 2048)))
-        seconds = _seconds(lambda left=left, right=right, out=out: torch.mm(left, right.T, out=out))
-        products[dtype] = seconds / (256 * 2048 * 128)
+        products[dtype] = _seconds(partial(torch.mm, left, right.T, out=out)) / (256 * 2048 * 128)
     # The rows are larger than most caches, like those of a large bank. Each query has 8 pairs.
     n_rows, n_columns, n_queries, n_each = 4096, 1024, 128, 8
     rows, queries = torch.ones((n_rows, n_columns)), torch.ones((n_queries, n_columns))
