@@ -74,8 +74,8 @@ def main() -> None:
         f"{os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. "
         f"The exact search computes its bounds in {str(measured_speeds().fastest).removeprefix('torch.')}. All times "
         "are milliseconds per image. The times for score, and for score and map, are the best of "
-        f"{options.repetitions} calls (with 16 images per call, the best of 3). The times of the stages are means of 3 calls for score and "
-        "map.",
+        f"{options.repetitions} calls (with 16 images per call, the best of 3). The times of the stages are means of 3 "
+        "calls for score and map.",
         "",
         "| program | rows of the bank | images per call | score | score and map | stage: network | stage: search "
         "| stage: maps | anomalib / skpatchcore: score, score and map |",
