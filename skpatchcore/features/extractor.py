@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from skpatchcore._utils.ahead import prefetched
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import in_default_modes
@@ -17,7 +18,7 @@ from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import OlderStatesMixin
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
 from skpatchcore.features._backbones import Network, load_network
-from skpatchcore.features._batches import prefetched, prepared_batches
+from skpatchcore.features._batches import prepared_batches
 from skpatchcore.features._cache import cache_for
 from skpatchcore.features._families import sides_rounded_to
 from skpatchcore.features._forward import ForwardPass
