@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
+from PIL import Image
+from sklearn.base import clone
 
 import skpatchcore
 from skpatchcore import ExactIndex, GreedyCoresetSampler, PatchCoreDetector, TorchFeatureExtractor
@@ -81,9 +84,34 @@ def measure(device: str, images: np.ndarray) -> dict[str, float]:
         found[f"score and map, {n} per call: ms per image"] = (
             seconds_of(lambda: detector.score_and_segment(X), 10) / n * 1e3  # noqa: B023
         )
+    if device == "cuda":
+        found |= measure_targets(images, detector)
     queries = detector.extractor_.transform(images[:1]).reshape(-1, detector.memory_bank_.shape[1])
     found["search, 784 patches, 1 neighbour: ms"] = seconds_of(lambda: detector.index_.kneighbors(queries, 1), 10) * 1e3
     print(device, found, flush=True)
+    return found
+
+
+def measure_targets(images: np.ndarray, detector: PatchCoreDetector) -> dict[str, float]:
+    """Return the values of the targets for a GPU: selections, image files, and the network alone."""
+    found = {}
+    rng = np.random.default_rng(0)
+    for n_rows, n_selected in ((163_856, 16_386), (1_000_000, 10_000)):
+        rows = rng.standard_normal((n_rows, 128)).astype(np.float32)
+        sampler = GreedyCoresetSampler(n_selected, device="cuda", random_state=0)
+        found[f"selection, {n_selected} of {n_rows} rows × 128: s"] = seconds_of(lambda: sampler.fit(rows), 1)  # noqa: B023
+        if n_rows < 500_000:  # the selection on the CPU takes minutes otherwise
+            on_cpu = clone(sampler).set_params(device="cpu").fit(rows)
+            radii = sampler.covering_radius_ / on_cpu.covering_radius_
+            found[f"selection, {n_selected} of {n_rows} rows × 128: covering radius, GPU / CPU"] = radii
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{i}.png" for i in range(64)]
+        for path, image in zip(paths, images, strict=False):
+            Image.fromarray(image).save(path)
+        network = seconds_of(lambda: detector.extractor_.transform(images[:64])) / 64
+        scored = seconds_of(lambda: detector.score_and_segment(paths)) / 64
+    found["score and map, 64 PNG files, batches of 32: ms per image"] = scored * 1e3
+    found["score and map, 64 PNG files, batches of 32, relative to the network alone"] = scored / network
     return found
 
 

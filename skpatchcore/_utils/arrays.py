@@ -103,7 +103,17 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
     """Return a tensor as an array. Copying from a GPU through pinned memory takes a tenth of the time."""
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy()
-    staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # torch reuses freed pinned memory
-    staged.copy_(tensor, non_blocking=True)
+    staged = started_copy(tensor)
     torch.cuda.current_stream(tensor.device).synchronize()
     return staged.numpy()
+
+
+def started_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Start to copy a tensor from a GPU, and return the copy, which is complete after the next synchronisation.
+
+    A tensor on another device is returned as it is.
+    """
+    if tensor.device.type != "cuda":
+        return tensor
+    staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)  # torch reuses freed pinned memory
+    return staged.copy_(tensor, non_blocking=True)

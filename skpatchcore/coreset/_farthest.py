@@ -28,6 +28,8 @@ _LEVELS = (0.88, 0.7)
 _FEW_PICKS = 64
 # Rows and picks in one matrix product. The block of products fits in the processor's cache.
 _BLOCK = (1024, 512)
+# The same on a GPU, where the start of each operation takes time. The block takes 128 MB.
+_GPU_BLOCK = (16384, 2048)
 # Maximum number of picks copied into one factor of the matrix products.
 _N_PICKS = 8192
 # Maximum number of rows that are compared exactly at once. It bounds the memory of their float64 copies.
@@ -219,12 +221,13 @@ class FarthestRows:
         """
         rows = self.rows
         lowest = torch.full((len(members),), torch.inf, dtype=dtype, device=members.device)
-        height = min(_BLOCK[0] if dtype == torch.float32 else max(1, _BLOCK[0] // 2), len(members))
+        n_rows, n_picks = _BLOCK if members.device.type == "cpu" else _GPU_BLOCK
+        height = min(n_rows if dtype == torch.float32 else max(1, n_rows // 2), len(members))
         # These buffers are reused for every block. Allocating new memory would cost as much as the products.
         gathered = rows.left.new_empty((height, rows.left.shape[1]))
-        products = torch.empty(height * _BLOCK[1], dtype=dtype, device=members.device)
+        products = torch.empty(height * n_picks, dtype=dtype, device=members.device)
         for some in torch.split(self._picks_from(first), _N_PICKS):
-            blocks = [_exact_norms(right.to(dtype)).T.contiguous() for right in torch.split(some, _BLOCK[1])]
+            blocks = [_exact_norms(right.to(dtype)).T.contiguous() for right in torch.split(some, n_picks)]
             for i in range(0, len(members), height):
                 part = members[i : i + height]
                 left = torch.index_select(rows.left, 0, part, out=gathered[: len(part)]).to(dtype)

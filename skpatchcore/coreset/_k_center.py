@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from skpatchcore.coreset._farthest import Candidates, FarthestRows
+from skpatchcore.coreset._gpu_picks import pick_on_device
 from skpatchcore.coreset._rows import Rows
 
 # Maximum number of candidates: the rows among which the textbook loop runs.
 N_CANDIDATES = 1024
-# Number of picks between two checks that the picks are still valid. Each check makes a GPU wait for the result.
+# Number of picks between two checks that the picks are still valid.
 _N_UNASKED = 16
 
 
@@ -88,8 +89,10 @@ def k_center_greedy(
             break
         points = rows.exactly(found.rows)
         places, new_squares = pick_among(points, found, n_selected + 1 - n_picked)
-        n_far = int((new_squares > enough).sum())  # the distances never increase
-        n_far = max(n_far, min(len(places), at_least - n_picked))
+        n_far = len(places)
+        if radius is not None:
+            n_far = int((new_squares > enough).sum())  # the distances never increase
+            n_far = max(n_far, min(len(places), at_least - n_picked))
         if n_far < len(places):  # the covering radius is reached: the first distance that is small enough
             picks.append(found.rows[places[:n_far]])
             squares.append(new_squares[: n_far + 1])
@@ -134,6 +137,8 @@ def pick_among(points: torch.Tensor, found: Candidates, n_wanted: int) -> tuple[
     squares : tensor of shape (n_picks,), float64
         Squared distance of each pick from its nearest earlier pick.
     """
+    if points.device.type != "cpu":
+        return pick_on_device(points, found, n_wanted)
     # Each pick is one matrix-vector product: |x|² + [x, 1]·[-2p, |p|²].
     norms = torch.linalg.vecdot(points, points)
     left = torch.cat([points, torch.ones_like(norms)[:, None]], dim=1)
@@ -143,8 +148,7 @@ def pick_among(points: torch.Tensor, found: Candidates, n_wanted: int) -> tuple[
     order = torch.empty(n_wanted, dtype=torch.int64, device=points.device)
     squares = torch.empty(n_wanted, dtype=torch.float64, device=points.device)
     n_made = n_held = 0
-    # Reading a value from a GPU makes the program wait. Therefore the picks are checked only once per _N_UNASKED picks,
-    # and the invalid ones are dropped.
+    # The picks are checked only once per _N_UNASKED picks, and the invalid ones are dropped.
     while n_made < n_wanted and n_held == n_made:
         for i in range(n_made, min(n_made + _N_UNASKED, n_wanted)):
             squares[i], best = distances.max(0)  # the first one, if several candidates are equally far

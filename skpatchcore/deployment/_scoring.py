@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from skpatchcore._utils.ahead import prefetched
 from skpatchcore.deployment._drawing import MapRules
 from skpatchcore.deployment._reading import InputRules, Prepared
 from skpatchcore.deployment.runtimes import Runner
@@ -58,7 +59,8 @@ class ScoringGraph:
             raised if the score of an inspected patch is not finite.
         """
         outputs = ["score"] if of_map is None else ["score", "patch_scores", "grid"]
-        for batch in self._inputs.batches(images, self._batch_size):
+        batches = self._inputs.batches(images, self._batch_size)
+        for batch in prefetched(batches) if len(images) > self._batch_size else batches:
             found = self._run(batch, outputs)
             kept = []
             if of_map is not None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.neighbors import BallTree, KDTree
 from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.loaded import is_instance_of
 from skpatchcore._utils.sklearn import versions_apart, warn_of_versions
 from skpatchcore._utils.warning import warn_user
 from skpatchcore._version import __version__
@@ -65,6 +65,8 @@ _TRUSTED = (
 #: Names of the types that a file of a detector may contain, in addition to the types that skops trusts. Pass the list
 #: to programs that load skops files themselves, e.g. as ``skops_trusted_types`` to ``mlflow.sklearn.log_model``.
 TRUSTED_TYPES = list(_TRUSTED)
+# The module and the class of each tree of scikit-learn.
+_TREES = (("_ball_tree", "BallTree"), ("_kd_tree", "KDTree"))
 _PACKAGES = ("scikit-learn", "numpy", "torch", "skops")
 
 
@@ -295,7 +297,7 @@ def _portable(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> An
         made = copy(value)
         for name, own in vars(value).items():
             vars(made)[name] = None if name == "memory" else _portable(own, known)
-    elif isinstance(value, BallTree | KDTree):
+    elif any(is_instance_of(value, f"sklearn.neighbors.{tree}", kind) for tree, kind in _TREES):
         make, arguments, state = value.__reduce__()
         made = make(*arguments)
         made.__setstate__(_portable(state, known))

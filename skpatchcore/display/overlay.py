@@ -19,6 +19,10 @@ _MOST_OPAQUE = 0.75
 HEAT_RANGE = (0.75, 1.75)
 # Width in pixels of the stripes over pixels that are not inspected, and the brightness of dark and of light stripes.
 _STRIPE, _STRIPES = 3, (0.3, 0.55)
+# Colour of the line around regions: red, green and blue.
+_EDGE = np.array([0.0, 0.9, 1.0])
+# Number of pixels that are coloured at once.
+_N_PIXELS = 1 << 18
 
 
 def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour: bool = True) -> np.ndarray:
@@ -58,13 +62,31 @@ def overlay_anomaly_map(image: Any, anomaly_map: Any, threshold: float, contour:
     >>> overlay_anomaly_map(np.zeros((4, 6, 1)), np.ones((4, 6)), threshold=0.5).shape
     (4, 6, 3)
     """
-    scores = np.asarray(anomaly_map, float)
+    scores = np.asarray(anomaly_map)
     image = _in_color(image, scores)
+    picture, mask = np.empty(image.shape, np.uint8), np.empty(scores.shape, bool)
+    n_rows = max(1, _N_PIXELS // max(scores.shape[1], 1))
+    for start in range(0, len(scores), n_rows):  # in parts: the intermediate arrays of a large image take much memory
+        rows = slice(start, start + n_rows)
+        values = np.asarray(scores[rows], float)
+        part = _colored(np.asarray(image[rows], float), values, threshold)
+        mask[rows] = values > threshold
+        picture[rows] = as_bytes(hatched(part, np.isnan(values), start, max(scores.shape)))
+    if contour:
+        picture[_edge_of(mask)] = as_bytes(_EDGE)
+    return picture
+
+
+def _colored(image: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    """Return an image with the colours of its scores; the image has three channels of floats in [0, 1]."""
     heat = np.nan_to_num(scores / max(threshold, np.finfo(float).tiny) - HEAT_RANGE[0], nan=0.0).clip(0, 1)
-    colors = heat_colors(heat)
-    opacity = (heat * 2).clip(0, _MOST_OPAQUE)[..., None]
-    picture = hatched(image * (1 - opacity) + colors * opacity, np.isnan(scores))
-    return outline_mask(picture, scores > threshold) if contour else as_bytes(picture)
+    is_hot = heat > 0  # most pixels are not: they keep their own colour
+    if is_hot.any():
+        hot = heat[is_hot]
+        opacity = (hot * 2).clip(0, _MOST_OPAQUE)[:, None]
+        image = image.copy()  # it may be a read-only view
+        image[is_hot] = image[is_hot] * (1 - opacity) + heat_colors(hot) * opacity
+    return image
 
 
 def shown_images(estimator: Any, X: Any) -> Sequence[Any]:
@@ -72,7 +94,7 @@ def shown_images(estimator: Any, X: Any) -> Sequence[Any]:
     return as_parts(X).light(0) if hasattr(estimator, "n_lights_") else as_image_sequence(X)
 
 
-def hatched(picture: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+def hatched(picture: np.ndarray, unseen: np.ndarray, first_row: int = 0, longest: int | None = None) -> np.ndarray:
     """Return a picture with dark diagonal stripes over some pixels.
 
     Parameters
@@ -81,6 +103,11 @@ def hatched(picture: np.ndarray, unseen: np.ndarray) -> np.ndarray:
         The picture.
     unseen : array of shape (height, width), bool
         True for pixels that are not inspected. They get stripes.
+    first_row : int, default=0
+        Number of rows above these rows, if they are a part of a picture.
+    longest : int or None, default=None
+        Longer side of the whole picture in pixels, which sets the width of the stripes. None uses the longer side of
+        `picture`.
 
     Returns
     -------
@@ -89,7 +116,7 @@ def hatched(picture: np.ndarray, unseen: np.ndarray) -> np.ndarray:
     if not unseen.any():
         return picture
     rows, columns = np.indices(unseen.shape)
-    is_dark = (rows + columns) // (_STRIPE * (1 + max(unseen.shape) // 400)) % 2 == 0
+    is_dark = (first_row + rows + columns) // (_STRIPE * (1 + (longest or max(unseen.shape)) // 400)) % 2 == 0
     brightness = np.where(unseen, np.where(is_dark, *_STRIPES), 1.0)
     hatched: np.ndarray = picture * brightness[..., None]
     return hatched
@@ -121,11 +148,16 @@ def outline_mask(image: Any, mask: Any) -> np.ndarray:
         If image and mask differ in size.
     """
     mask = np.asarray(mask) != 0
-    picture = _in_color(image, mask).copy()
-    width = 1 + 2 * (max(mask.shape) // 600)
-    edge = dilated(mask, (width + 1) // 2) & ~mask
-    picture[edge] = (0.0, 0.9, 1.0)
+    picture = np.array(_in_color(image, mask), float)
+    picture[_edge_of(mask)] = _EDGE
     return as_bytes(picture)
+
+
+def _edge_of(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of the line around the regions of a mask."""
+    width = 1 + 2 * (max(mask.shape) // 600)
+    edge: np.ndarray = dilated(mask, (width + 1) // 2) & ~mask
+    return edge
 
 
 def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
@@ -142,7 +174,7 @@ def dilated(mask: np.ndarray, radius: int) -> np.ndarray:
 
 def _in_color(image: Any, other: np.ndarray) -> np.ndarray:
     """Return the image with three channels, after a check that its size equals the size of `other`."""
-    image = np.asarray(image, float)
+    image = np.asarray(image)
     if image.shape[:2] != other.shape:
         raise ValueError(
             f"image of shape {image.shape} and map of shape {other.shape} differ in size: expected the same height and "

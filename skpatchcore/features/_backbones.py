@@ -20,7 +20,14 @@ from torch import fx, nn
 from skpatchcore._utils.derived import ForkSafeLock
 from skpatchcore._utils.modes import default_modes
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
-from skpatchcore.features._cut import PROBE_SIDES, cut_after, overwritten_layers, with_copies
+from skpatchcore.features._cut import (
+    PROBE_SIDES,
+    cut_after,
+    cut_by_modules,
+    cut_by_torchvision,
+    overwritten_layers,
+    with_copies,
+)
 from skpatchcore.features._cut import folded as _folded
 from skpatchcore.features._digests import architecture_text, network_fingerprint, weights_digest
 from skpatchcore.features._families import default_layers
@@ -180,7 +187,11 @@ def _build_network(
     from_name = isinstance(backbone, str) and is_timm(backbone)
     n_prefix_tokens = getattr(module, "num_prefix_tokens", None) if from_name else None
     side_multiple = side_multiple_of(module) if from_name else 1
-    cut = cut_timm(module.eval(), layers) if from_name else cut_after(module.eval(), layers)
+    if from_name:
+        cut = cut_timm(module.eval(), layers)
+    else:
+        is_embedded = isinstance(module, efficientnet_lite.EfficientNetLite)
+        cut = cut_after(module.eval(), layers, cut_by_modules if is_embedded else cut_by_torchvision)
     if state is not None and file is not None:
         load_weights(cut, state, file)
     # Threads can share the parameters in inference if the parameters require no gradient.

@@ -1,27 +1,24 @@
-"""prepared_batches: read, resize and crop images in batches for the network, or look up their layer maps in the cache.
-
-:func:`prefetched` prepares the next batch in another thread while the network runs on the current batch.
-"""
+"""prepared_batches: read, resize and crop images in batches for the network, or look up their cached layer maps."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from skpatchcore._utils.ahead import mapped_ahead
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import Entry, LayerCache
 from skpatchcore.images.files import read_content
+from skpatchcore.images.kept import KeptPath
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
 from skpatchcore.images.resizing import resize_and_crop
 from skpatchcore.images.views import Size, View
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -63,6 +60,7 @@ def prepared_batches(
     rounded_to: int,
     tile_size: Any = None,
     plan_of: Callable[[tuple[int, int]], Any] = lambda size: None,
+    n_readers: int = 1,
 ) -> Iterator[list[Prepared]]:
     """Yield batches of consecutive images that have the same size after resizing and cropping.
 
@@ -85,6 +83,9 @@ def prepared_batches(
     plan_of : callable
         Function that returns the tiles of an image from its height and width, or None for an image that goes through
         the network as a whole. An image that is cut into tiles is the only image of its batch.
+    n_readers : int, default=1
+        Number of threads that read image files. Images that are not given by paths are read one at a time, because
+        the data set of a user may not allow several threads.
 
     Yields
     ------
@@ -106,6 +107,8 @@ def prepared_batches(
         for is_of_tiles, entry in enumerate(entries):
             known = None if cache is None else cache.read(entry)
             if known is not None and (plan_of(known[1].input_size) is not None) == bool(is_of_tiles):
+                if isinstance(image, KeptPath):
+                    image.content = content
                 return Prepared(known[1], index, path, maps=known[0])
         loaded = load_image(image, index, max_pixels, content, pixel_format)
         with one_thread(np.size(loaded) < SMALL_PASS):  # the network often runs at the same time
@@ -115,29 +118,9 @@ def prepared_batches(
         return Prepared(view, index, path, pixels=pixels.expand(3, -1, -1), entry=new)
 
     # By index: an IndexError of a data set must not end the iteration.
-    prepared = (prepare(index) for index in range(len(images)))
+    are_paths = isinstance(images, list | tuple) and all(isinstance(image, str | os.PathLike) for image in images)
+    prepared = mapped_ahead(prepare, range(len(images)), n_readers if are_paths else 1)
     for size, run in groupby(prepared, key=lambda item: item.view.input_size):
         n_images = batch_size if plan_of(size) is None else 1
         while batch := list(islice(run, n_images)):
             yield batch
-
-
-def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items of an iterator; another thread computes the next item while the caller uses the current item.
-
-    Parameters
-    ----------
-    items : iterator
-        Iterator to consume, one item at a time and in order.
-
-    Yields
-    ------
-    object
-        The items in order. An error raised by an item is raised in the position of that item.
-    """
-    end = object()
-    with ThreadPoolExecutor(1, thread_name_prefix="skpatchcore-prefetch") as executor:
-        coming = executor.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = executor.submit(next, items, end)
-            yield item  # type: ignore[misc]

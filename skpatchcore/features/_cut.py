@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 PROBE_SIDES = (96, 224)
 
 
-def _traced(module: nn.Module, layers: list[str]) -> nn.Module:
+def cut_by_torchvision(module: nn.Module, layers: list[str]) -> nn.Module:
     """Cut a network with the tracer of torchvision."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -29,8 +29,39 @@ def _traced(module: nn.Module, layers: list[str]) -> nn.Module:
     return cut
 
 
+class _NamingTracer(fx.Tracer):
+    """Tracer that records the node with the output of each module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, fx.Node] = {}
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if isinstance(output, fx.Proxy):
+            self.outputs[self.path_of_module(m)] = output.node
+        return output
+
+
+def cut_by_modules(module: nn.Module, layers: list[str]) -> nn.Module:
+    """Cut a network in which each layer is a module that is called once and returns one tensor.
+
+    The result is that of torchvision's tracer, which accepts more networks. This function imports no other package, so
+    that the embedded networks are ready without the import of torchvision, which takes as long as that of torch.
+    """
+    tracer = _NamingTracer()
+    graph = tracer.trace(module)
+    graph.erase_node(_output_of(graph))
+    graph.output({layer: tracer.outputs[layer] for layer in layers})
+    cut = fx.GraphModule(module, graph, type(module).__name__)
+    cut.graph.eliminate_dead_code()
+    cut.delete_all_unused_submodules()
+    cut.recompile()
+    return cut.eval()
+
+
 def cut_after(
-    module: nn.Module, layers: tuple[str, ...], tracer: Callable[..., nn.Module] | None = _traced
+    module: nn.Module, layers: tuple[str, ...], tracer: Callable[..., nn.Module] | None = cut_by_torchvision
 ) -> nn.Module:
     """Return a module that returns the outputs of `layers` as a dictionary and computes nothing after the last layer.
 

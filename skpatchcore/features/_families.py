@@ -78,6 +78,8 @@ def backbone_names() -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise a ValueError that suggests similar names if neither an embedded nor a torchvision model has this name."""
+    if name in efficientnet_lite.NAMES:  # importing torchvision takes as long as importing torch
+        return
     names = backbone_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3) or ["wide_resnet50_2", "efficientnet_lite2"]

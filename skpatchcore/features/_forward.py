@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
-from skpatchcore._utils.arrays import as_array, largest_value, stacked_on
+from skpatchcore._utils.arrays import as_array, largest_value, stacked_on, started_copy
 from skpatchcore._utils.device import is_device_fault, is_out_of_memory
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
@@ -21,6 +22,9 @@ from skpatchcore.features._cache import LayerCache
 from skpatchcore.features.tiling import TilePlan, TileSize, check_tile_size, plan_tiles, stitched_maps
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.views import as_pair
+
+# Largest absolute value of a feature.
+_LIMIT = largest_value(np.float32)
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,14 @@ class ForwardPass:
         # Estimated work per image: the sides of most layer maps are at most an eighth of the image's sides. The batch
         # size must not count: the number of threads affects rounding, and features must not depend on the batch.
         is_small = self.network.n_parameters * height * width / 64 < SMALL_PRODUCT
+        checks: list[_Check] = []
         try:
             with one_thread(is_small):
-                maps = self._layer_maps(batch)
-                return self._aggregated(maps), (maps[0].shape[2], maps[0].shape[3])
+                maps = self._layer_maps(batch, checks)
+                features = self._aggregated(maps)  # makes the host wait for a GPU
+                for check in checks:
+                    check.raise_if_unusable()
+                return features, (maps[0].shape[2], maps[0].shape[3])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -144,13 +152,14 @@ class ForwardPass:
         return np.concatenate([first, second]), grid
 
     @torch.inference_mode()
-    def _layer_maps(self, batch: list[Prepared]) -> list[torch.Tensor]:
+    def _layer_maps(self, batch: list[Prepared], checks: list[_Check]) -> list[torch.Tensor]:
         """Return the layer maps of a batch from the cache and the network.
 
-        Each map has the shape (n_batch, n_channels, height, width) and the dtype float32.
+        Each map has the shape (n_batch, n_channels, height, width) and the dtype float32. Checks that are left for
+        later are added to `checks`.
         """
         new = [image for image in batch if image.maps is None]
-        outputs = self._run(new) if new else []
+        outputs = self._run(new, checks) if new else []
         if self.cache is None:
             return outputs
         for i, image in enumerate(new):
@@ -162,11 +171,14 @@ class ForwardPass:
         stacked = (layer[0][None] if len(layer) == 1 else torch.stack(layer) for layer in layers)
         return [layer.to(device).permute(0, 3, 1, 2) for layer in stacked]
 
-    def _run(self, batch: list[Prepared]) -> list[torch.Tensor]:
+    def _run(self, batch: list[Prepared], checks: list[_Check]) -> list[torch.Tensor]:
         """Return the layer maps of a batch from the network, in tiles if the images are cut into tiles."""
         plan = self.plan_of(batch[0].view.input_size)
         if plan is None:
-            return self._maps_of([image.pixels for image in batch if image.pixels is not None], batch)
+            pixels = [image.pixels for image in batch if image.pixels is not None]
+            # A check makes the host wait for a GPU, so it is left for later, unless the maps are stored in a cache.
+            is_later = self.device.type == "cuda" and self.cache is None
+            return self._maps_of(pixels, batch, checks if is_later else None)
         stitched = [self._stitched(plan, image.pixels, image) for image in batch if image.pixels is not None]
         return stitched[0] if len(stitched) == 1 else [torch.cat(layer) for layer in zip(*stitched, strict=True)]
 
@@ -185,7 +197,9 @@ class ForwardPass:
         outputs = network.module(normalised)
         return [_as_map(outputs[layer], layer, size, network) for layer in network.layers]
 
-    def _maps_of(self, pixels: list[torch.Tensor], images: list[Prepared]) -> list[torch.Tensor]:
+    def _maps_of(
+        self, pixels: list[torch.Tensor], images: list[Prepared], checks: list[_Check] | None = None
+    ) -> list[torch.Tensor]:
         """Run the network on images or tiles of one size; return the layer maps.
 
         Parameters
@@ -194,16 +208,15 @@ class ForwardPass:
             Images or tiles.
         images : list of Prepared
             The image of each element of `pixels`, for error messages.
+        checks : list or None, default=None
+            List to which the check of the maps is added. None checks the maps now.
 
         Raises
         ------
         ImageError
             If a map is not usable.
         """
-        mean, std = (
-            torch.tensor(values, dtype=torch.float32, device=self.device).view(3, 1, 1)
-            for values in (self.mean, self.std)
-        )
+        mean, std = (_channel_values(tuple(map(float, values)), self.device) for values in (self.mean, self.std))
         size = pixels[0].shape[1:]
         normalised = ((stacked_on(pixels, self.device) - mean) / std).to(self.dtype)
         normalised = normalised.contiguous(memory_format=torch.channels_last)
@@ -218,22 +231,45 @@ class ForwardPass:
                 images[0].index,
                 images[0].path,
             ) from error
-        limit = largest_value(np.float32)  # NaN compares False, so NaN is not usable either
-        usable = torch.stack([(m.abs() <= limit).flatten(1).all(1) for m in maps]).all(0)
-        if not usable.all():
-            first = images[int(usable.int().argmin())]
-            raise ImageError(
-                f"the backbone returns features that are NaN or infinite, or beyond ±{limit:g}. Check the weights, "
-                "mean and std.",
-                first.index,
-                first.path,
-            )
+        # NaN compares False, so NaN is not usable either.
+        usable = torch.stack([(m.abs() <= _LIMIT).flatten(1).all(1) for m in maps]).all(0)
+        check = _Check(started_copy(usable) if checks is not None else usable, images)
+        if checks is None:
+            check.raise_if_unusable()
+        else:
+            checks.append(check)
         return maps
 
     @torch.inference_mode()
     def _aggregated(self, maps: list[torch.Tensor]) -> np.ndarray:
         """Return the patch features made from layer maps, as a numpy array."""
         return as_array(self.aggregate(maps).contiguous())
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Whether the layer maps of images or tiles are usable; the tensor may still be on its way from a GPU."""
+
+    usable: torch.Tensor
+    images: list[Prepared]
+
+    def raise_if_unusable(self) -> None:
+        """Raise an ImageError that names the first image whose maps are not usable."""
+        if self.usable.all():
+            return
+        first = self.images[int(self.usable.int().argmin())]
+        raise ImageError(
+            f"the backbone returns features that are NaN or infinite, or beyond ±{_LIMIT:g}. Check the weights, mean "
+            "and std.",
+            first.index,
+            first.path,
+        )
+
+
+@lru_cache(maxsize=32)
+def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return a value per channel on a device, copied once: a copy of a few numbers makes the host wait for a GPU."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1)
 
 
 def _as_map(output: Any, layer: str, size: tuple[int, int], network: Network) -> torch.Tensor:

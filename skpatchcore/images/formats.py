@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from contextlib import suppress
+from functools import lru_cache
 
 from PIL import Image
 
@@ -23,6 +26,8 @@ FORMATS = {
     "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
+# The plugins of Pillow that open these formats. `Image.init()` imports all plugins, which takes several times as long.
+_PLUGINS = ("Avif", "Bmp", "Gif", "Jpeg", "Jpeg2K", "Mpo", "Pcx", "Png", "Ppm", "Tga", "Tiff", "WebP")
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
@@ -33,5 +38,13 @@ def has_image_suffix(path: str | os.PathLike[str]) -> bool:
 
 def pillow_formats() -> list[str]:
     """Return the names of the supported formats that the installed version of Pillow can open."""
-    Image.init()
+    _import_plugins()
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+@lru_cache(maxsize=1)
+def _import_plugins() -> None:
+    """Import the plugins of Pillow for the supported formats. Each plugin registers its formats."""
+    for name in _PLUGINS:
+        with suppress(ImportError):  # this version of Pillow does not have the format
+            importlib.import_module(f"PIL.{name}ImagePlugin")

@@ -19,6 +19,7 @@ from skpatchcore._utils.missing import is_missing
 from skpatchcore.images.decoding import decode_file, decode_image, size_of_file, size_of_image
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.files import read_content
+from skpatchcore.images.kept import KeptPath
 from skpatchcore.images.raster import Raster, white_of
 
 if TYPE_CHECKING:
@@ -88,14 +89,21 @@ def load_image(
         infinite.
     """
     path = path_of(image)
+    kept = image if isinstance(image, KeptPath) else None
     if path is None and content is None:
         content = content_of(image, index)
-    if path is not None or content is not None:
+    elif kept is not None and content is None:
+        content = kept.content
+    if kept is not None and kept.raster is not None:
+        raster = kept.raster
+    elif path is not None or content is not None:
         raster = decode_file(read_content(str(path), index) if content is None else content, index, path, max_pixels)
     elif isinstance(image, Image.Image):
         raster = decode_image(image, index, max_pixels)
     else:
         raster = _raster_of_array(image, index, pixel_format.channel_order)
+    if kept is not None:
+        kept.content, kept.raster = None, raster
     return _scaled(raster, pixel_format.value_range, index, path)
 
 
@@ -188,7 +196,7 @@ def as_stored(pixels: np.ndarray, pixel_format: PixelFormat) -> np.ndarray:
 
 def path_of(image: Any) -> str | None:
     """Return the path of an image that is given by its path; None for other forms."""
-    return os.fsdecode(image) if isinstance(image, str | os.PathLike) else None
+    return str(os.fsdecode(image)) if isinstance(image, str | os.PathLike) else None
 
 
 def is_channels_first(shape: tuple[int, ...]) -> bool | None:

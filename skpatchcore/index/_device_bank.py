@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from skpatchcore._utils.arrays import largest_value
+from skpatchcore._utils.arrays import as_array, largest_value
 
 # Maximum memory of one chunk of distances, in bytes.
 _CHUNK_BYTES = 1 << 28
@@ -72,7 +72,9 @@ class DeviceBank:
             squares, order = squares.sort(dim=1, stable=True)
             distances.append(squares[:, :n_neighbors].sqrt())
             indices.append(nominated.gather(1, order[:, :n_neighbors]))
-        return torch.cat(distances).cpu().numpy(), torch.cat(indices).cpu().numpy()
+        # One transfer, because each one makes the host wait. Row numbers are below 2**53, so float64 is exact.
+        found = as_array(torch.cat([torch.cat(distances), torch.cat(indices).to(torch.float64)], dim=1))
+        return found[:, :n_neighbors].copy(), found[:, n_neighbors:].astype(np.int64)
 
     def farthest(
         self, queries: torch.Tensor, starts: np.ndarray, excluded: np.ndarray | None = None

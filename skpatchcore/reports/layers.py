@@ -109,6 +109,7 @@ def write_layers(
     pictures: PictureFolder,
     *,
     truth: Any = None,
+    stem: str = "",
 ) -> Layers:
     """Write the pictures of one image for a report page.
 
@@ -127,6 +128,8 @@ def write_layers(
         The folder of the pictures.
     truth : array of shape (height, width) or None, default=None
         True (or non-zero) where the image is known to be defective.
+    stem : str, default=""
+        Start of the file names, from ``pictures.new_stem()``. If empty, a new one is used.
 
     Returns
     -------
@@ -137,7 +140,7 @@ def write_layers(
     size = (anomaly_map.shape[0], anomaly_map.shape[1])
     mask = None if math.isnan(threshold) else anomaly_map > threshold
     table = regions_of_map(anomaly_map, threshold) if mask is not None and mask.any() else None
-    stem = pictures.new_stem()
+    stem = stem or pictures.new_stem()
     problems: list[str] = []
 
     def written(name: str, make: Callable[[], Image.Image], **options: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,7 @@ class PictureFolder:
         self.page_folder = Path(folder)
         self._last = -1
         self._taken: set[str] | None = None
+        self._lock = threading.Lock()  # several threads write pictures
 
     def new_stem(self) -> str:
         """Return the start of the file names of one image, e.g. ``"00012"``; no file in the folder starts with it."""
@@ -100,7 +102,8 @@ class PictureFolder:
         assert _OWN_NAME.fullmatch(name), name
         folder = self.page_folder / PICTURES
         folder.mkdir(parents=True, exist_ok=True)
-        _enter(folder / _LIST, name)
+        with self._lock:
+            _enter(folder / _LIST, name)
         partial = folder / _partial(name)
         try:
             fill(partial)

@@ -16,11 +16,12 @@ from skpatchcore.reports.card_page import write_card_page
 from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, Nearest, headline
 from skpatchcore.reports.explanations import explain
 from skpatchcore.reports.groups import groups_of
+from skpatchcore.reports.heat_maps import background_of
 from skpatchcore.reports.inspection import describe_inspection
 from skpatchcore.reports.layers import Layers, write_layers
 from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
-from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction, background_of, prediction_of
+from skpatchcore.reports.predictions import REPORT, REPORT_TITLE, Prediction, prediction_of
 
 # Number of images that are explained in any case: the most anomalous ones.
 _N_EXPLAINED = 50

@@ -7,23 +7,23 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
-from PIL import Image
 
+from skpatchcore._utils.ahead import Beside, n_cores
 from skpatchcore._utils.names import escape_name, file_name, unescape_name
 from skpatchcore.detectors import ImageResult
-from skpatchcore.display import overlay_anomaly_map
 from skpatchcore.images.containers import as_image_sequence
-from skpatchcore.images.errors import ImageError
-from skpatchcore.images.reading import PixelFormat, load_image
+from skpatchcore.images.kept import KeptPath
 from skpatchcore.protocols import pixel_format_of
+from skpatchcore.reports.heat_maps import reason_of, write_heat_map
 from skpatchcore.reports.inspection import InspectedPart, inspected_part
-from skpatchcore.reports.layers import Layers, write_layers
+from skpatchcore.reports.layers import Layers
 from skpatchcore.reports.pictures import PictureFolder, remove_pictures
 from skpatchcore.reports.pipelines import as_image_detector, detector_of
 
@@ -33,6 +33,8 @@ REPORT_TITLE = "skpatchcore predict:"
 _COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
 # Additional column of the table of a detector of several products.
 _PRODUCT = "product"
+# Maximum size of the images and anomaly maps that wait to be drawn, and maximum number of threads that draw.
+_MAX_BYTES, _MAX_THREADS = 64 * 2**20, 4
 
 
 class Prediction(NamedTuple):
@@ -92,7 +94,9 @@ def write_predictions(
 ) -> list[Prediction]:
     r"""Score images, and write ``scores.csv`` and a heat map of each image.
 
-    Each row is written as soon as its image is scored: an interruption loses no row. An image that cannot be scored
+    The heat maps are written by other threads while the network runs. Each row is written as soon as its heat map is
+    written. If the call is interrupted, the heat maps and the rows of all images that are scored are written first, so
+    no row is lost. An image that cannot be scored
     gets the score NaN and the label -1, and the table states the problem. An image without a heat map, because it could
     not be drawn or written, keeps its score, and the table states the problem.
 
@@ -139,6 +143,9 @@ def write_predictions(
     more than 140 bytes are cut, and end in ``~`` and a hash. The columns ``path`` and ``map`` assign the maps to the
     images.
 
+    Each image file is read and decoded once, unless the detector is a pipeline with its own first steps. Images and
+    anomaly maps that wait to be drawn take at most 64 MB, or the size of one image if it is larger.
+
     Files of an earlier call in the folder are removed first: the heat maps that its table lists, the report, and the
     pictures of the report. Other files are not removed.
 
@@ -171,53 +178,65 @@ def write_predictions(
     pictures = picture_names(files, taken=inputs)
     remove_earlier(folder, keep=inputs)
     layer_folder, threshold = PictureFolder(folder) if layers else None, detector.pixel_offset_
-    predictions = []
-    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow([*_COLUMNS, _PRODUCT] if has_products else _COLUMNS)
-        given = {} if products is None else {"products": products}
-        for result in detector.iter_results(files, on_error="flag", **given):
-            path = files[result.index]
-            prediction = prediction_of(result, path)
+    predictions: list[Prediction] = []
+    given = {} if products is None else {"products": products}
+    with ExitStack() as stack:
+        table = _Table(stack.enter_context((folder / TABLE).open("w", newline="", encoding="utf-8")), has_products)
+        drawing: Beside[Prediction] = stack.enter_context(Beside(_n_threads(), _MAX_BYTES))
+
+        def written(result: ImageResult, path: KeptPath, stem: str) -> Prediction:
+            prediction = prediction_of(result, str(path))
             if result.anomaly_map is not None:
-                prediction = _with_heat_map(
-                    prediction, result, folder / pictures[path], threshold, pixel_format, layer_folder
-                )
-            table.writerow([*_cells(prediction), *([escape_name(prediction.product or "")] if has_products else [])])
-            file.flush()
+                target = folder / pictures[path]
+                drawn = write_heat_map(result, target, threshold, pixel_format, layer_folder, stem)
+                prediction = prediction._replace(**drawn._asdict())
+            path.release()
+            return prediction
+
+        def record(prediction: Prediction) -> None:
+            table.write(prediction)
             predictions.append(prediction)
-            if on_prediction is not None:
-                on_prediction(prediction)
+
+        def finish(finished: Iterable[Prediction]) -> None:
+            for prediction in finished:
+                record(prediction)
+                if on_prediction is not None:
+                    on_prediction(prediction)
+
+        kept = [KeptPath(path) for path in files]  # each file is read once, for the network and for its heat map
+        try:
+            for result in detector.iter_results(kept, on_error="flag", **given):
+                path, has_map = kept[result.index], result.anomaly_map is not None
+                stem = layer_folder.new_stem() if layer_folder is not None and has_map else ""
+                n_bytes = path.n_bytes() + (np.asarray(result.anomaly_map).nbytes if has_map else 0)
+                drawing.submit(partial(written, result, path, stem), n_bytes)
+                del result
+                finish(drawing.finished())
+            finish(drawing.rest())
+        except BaseException:
+            with suppress(OSError):  # the table cannot be written, which is the error
+                for prediction in drawing.rest():  # images that are scored keep their rows
+                    record(prediction)
+            raise
     return predictions
 
 
-def _with_heat_map(
-    prediction: Prediction,
-    result: ImageResult,
-    target: Path,
-    threshold: float,
-    pixel_format: PixelFormat,
-    layer_folder: PictureFolder | None,
-) -> Prediction:
-    """Write the heat map of an image, and its layers if asked for; return the prediction with them or with a problem.
+class _Table:
+    """The table of predictions; each row is in the file when `write` returns."""
 
-    Whatever fails here, the other heat maps and all scores are written.
-    """
-    try:
-        background = background_of(result, pixel_format)
-    except Exception as error:
-        problem = f"the heat map {target.name!r} could not be written: {_reason(error)}"
-        layers = None if layer_folder is None else Layers(problem=f"the image cannot be shown: {_reason(error)}")
-        return prediction._replace(problem=problem, layers=layers)
-    try:
-        _write_overlay(target, background, np.asarray(result.anomaly_map), threshold)
-        prediction = prediction._replace(picture=target.name)
-    except Exception as error:
-        prediction = prediction._replace(problem=f"the heat map {target.name!r} could not be written: {_reason(error)}")
-    if layer_folder is not None:
-        layers = write_layers(background, np.asarray(result.anomaly_map), threshold, layer_folder)
-        prediction = prediction._replace(layers=layers)
-    return prediction
+    def __init__(self, file: TextIO, has_products: bool):
+        self._file, self._rows, self._has_products = file, csv.writer(file), has_products
+        self._rows.writerow([*_COLUMNS, _PRODUCT] if has_products else _COLUMNS)
+
+    def write(self, prediction: Prediction) -> None:
+        product = [escape_name(prediction.product or "")] if self._has_products else []
+        self._rows.writerow([*_cells(prediction), *product])
+        self._file.flush()
+
+
+def _n_threads() -> int:
+    """Return the number of threads that draw: few, because the network runs at the same time."""
+    return max(1, min(_MAX_THREADS, n_cores() // 2))
 
 
 def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
@@ -258,7 +277,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
                 for row in csv.DictReader(content)
             ]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{str(file)!r} is no table of predictions, or is damaged: {_reason(error)}") from error
+        raise ValueError(f"{str(file)!r} is no table of predictions, or is damaged: {reason_of(error)}") from error
 
 
 def remove_earlier(folder: Path, keep: Iterable[str] = ()) -> None:
@@ -325,10 +344,6 @@ def _cells(prediction: Prediction) -> list[Any]:
     return [path, repr(prediction.score), repr(prediction.decision), *decided, prediction.picture or "", problem]
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def picture_names(paths: Sequence[str], taken: Iterable[str] = ()) -> dict[str, str]:
     """Return a file name for the heat map of each path.
 
@@ -381,29 +396,3 @@ def common_start(rows: Sequence[list[str]]) -> list[str]:
 def _key(name: str) -> str:
     """Return a name in the form in which file systems that ignore case and forms of accents compare it."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _write_overlay(target: Path, background: np.ndarray, anomaly_map: np.ndarray, threshold: float) -> None:
-    """Write a heat map in one step. An existing file is replaced; a link at its place is not followed."""
-    if math.isnan(threshold):  # without calibration, there is only the map's own range
-        threshold = float(np.nanmax(anomaly_map)) / 2
-    picture = Image.fromarray(overlay_anomaly_map(background, anomaly_map, threshold))
-    partial = target.with_name(f".{target.stem}.partial")
-    try:
-        picture.save(partial, format="PNG")
-        os.replace(partial, target)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-
-
-def background_of(result: ImageResult, pixel_format: PixelFormat) -> np.ndarray:
-    """Return the image of a result; a grey area if a pipeline turned the image into something else, e.g. features."""
-    anomaly_map = np.asarray(result.anomaly_map)
-    if isinstance(result.image, str | os.PathLike):
-        return load_image(result.image, 0, pixel_format=pixel_format)
-    with suppress(ImageError):
-        pixels = load_image(result.image, 0, pixel_format=pixel_format)
-        if pixels.shape[:2] == anomaly_map.shape:
-            return pixels
-    return np.full((*anomaly_map.shape, 1), 0.5, np.float32)

@@ -181,6 +181,18 @@ def test_importing_the_package_loads_no_heavy_library():
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300).strip() == "[]"
 
 
+def test_first_score_with_an_embedded_backbone_imports_no_library_in_vain():
+    code = (
+        "import sys, numpy as np; from skpatchcore import PatchCoreDetector, TorchFeatureExtractor; "
+        "images = np.random.default_rng(0).integers(0, 255, (4, 64, 64), np.uint8)[..., None]; "
+        "extractor = TorchFeatureExtractor('efficientnet_lite0', weights=None, image_size=64); "
+        "detector = PatchCoreDetector(extractor, calibration=None); "
+        "detector.fit(images).score_samples(images); "
+        "print([m for m in ('torchvision', 'timm', 'pynndescent', 'matplotlib', 'skimage') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=300).strip() == "[]"
+
+
 @pytest.mark.parametrize(
     "modules",
     [

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from skpatchcore import (
     ExactIndex,
+    ImageError,
     LearnedProxySampler,
     PaDiMDetector,
     SPADEDetector,
@@ -49,12 +51,12 @@ def run_of_little_memory(failures):
     """Return a replacement for `ForwardPass._run` that fails as if out of memory at the batch sizes in `failures`."""
     run = ForwardPass._run
 
-    def scarce(self, batch):
+    def scarce(self, batch, checks):
         if len(batch) in failures:
             raise RuntimeError(
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
             )
-        return run(self, batch)
+        return run(self, batch, checks)
 
     return scarce
 
@@ -168,6 +170,24 @@ def test_batch_that_does_not_fit_on_cuda_is_halved_with_a_warning():
         torch.cuda.set_per_process_memory_fraction(1.0)
     error = np.linalg.norm(found - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
     assert error.max() < ROUNDING
+
+
+@pytest.mark.cuda
+def test_unusable_features_on_cuda_raise_with_the_index_of_the_image():
+    X = np.random.default_rng(0).random((5, 64, 64, 3), np.float32)
+    broken = extractor(device="cuda", batch_size=2, mean=[0.0, 0.0, 0.0], std=[1e-30, 1e-30, 1e-30])
+    with pytest.raises(ImageError, match=r"image 0: .*NaN or infinite"):
+        broken.transform(X)
+
+
+@pytest.mark.cuda
+def test_files_read_by_several_threads_for_cuda_have_the_features_of_arrays(tmp_path):
+    X = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    paths = [str(tmp_path / f"{i}.png") for i in range(len(X))]
+    for path, image in zip(paths, X, strict=True):
+        Image.fromarray(image).save(path)
+    found, expected = (extractor(device="cuda", batch_size=2).transform(images) for images in (paths, X))
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.cuda

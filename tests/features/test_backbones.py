@@ -13,6 +13,7 @@ from skpatchcore import TorchFeatureExtractor, WeightsError
 from skpatchcore.features import _backbones as backbones
 from skpatchcore.features import _efficientnet_lite as efficientnet_lite
 from skpatchcore.features._backbones import load_network
+from skpatchcore.features._cut import cut_by_modules, cut_by_torchvision
 from skpatchcore.features._families import backbone_names, default_layers
 from skpatchcore.features._named import embedded
 from skpatchcore.images.reading import load_image
@@ -85,6 +86,18 @@ def test_load_network_removes_the_modules_after_the_last_layer():
     assert any(name.startswith("layer2") for name in names)
     assert not any(name.startswith(("layer3", "layer4", "fc")) for name in names)
     assert list(cut.layers) == ["layer2", "layer1"]
+
+
+@pytest.mark.parametrize("layers", [["stage3", "stage5"], ["stem", "stage2.0.expand.2", "stage3.1.project"], ["head"]])
+def test_embedded_backbone_is_cut_as_by_torchvision(layers):
+    network = embedded("efficientnet_lite0", None).eval()
+    ours, theirs = cut_by_modules(network, layers), cut_by_torchvision(network, layers)
+    image = torch.rand(2, 3, 96, 70, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        outputs, expected = ours(image), theirs(image)
+    assert list(outputs) == list(expected) == layers
+    assert all(torch.equal(outputs[layer], expected[layer]) for layer in layers)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "densenet121", "mobilenet_v3_small"])

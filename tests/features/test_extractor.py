@@ -15,6 +15,8 @@ from sklearn.base import clone
 from torch import nn
 
 from skpatchcore import ImageError, TorchFeatureExtractor, WeightsError
+from skpatchcore.features import extractor as extractor_module
+from skpatchcore.features._batches import Prepared
 from tests import factories
 
 
@@ -356,3 +358,38 @@ def test_number_of_channels_does_not_depend_on_image_size(backbone):
     sizes = [(182, 104), *rng.integers(40, 220, (40, 2)).tolist()]
     n_channels = {extractor.fit_transform([np.zeros(size, np.uint8)]).shape[-1] for size in sizes}
     assert len(n_channels) == 1
+
+
+@pytest.mark.parametrize("n_readers", [2, 5])
+def test_several_readers_return_the_same_features_and_errors(tmp_path, monkeypatch, n_readers):
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{i}.png") for i in range(11)]
+    for i, path in enumerate(paths):
+        Image.fromarray(rng.integers(0, 256, (40 + 8 * (i % 3 == 0), 48), np.uint8)).save(path)
+    expected = small(batch_size=3).transform(paths)
+    read_by_one = extractor_module.prepared_batches
+    monkeypatch.setattr(extractor_module, "prepared_batches", lambda *given: read_by_one(*given[:-1], n_readers))
+    found = small(batch_size=3).transform(paths)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    (tmp_path / "7.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"7\.png"):
+        small(batch_size=3).transform(paths)
+    assert not [t for t in threading.enumerate() if t.name.startswith("skpatchcore-")]
+
+
+def test_check_of_layer_maps_that_is_left_for_later_names_the_image():
+    def network():
+        torch.manual_seed(0)
+        module = torchvision.models.resnet18()
+        module.conv1.weight.data *= np.inf
+        return module
+
+    extractor = TorchFeatureExtractor(network, weights=None, image_size=None)
+    forward = extractor._forward_pass(extractor._load(torch.device("cpu")), torch.device("cpu"))
+    prepared = [Prepared(None, 3, "a.png", torch.rand(3, 64, 64)), Prepared(None, 4, "b.png", torch.rand(3, 64, 64))]
+    checks = []
+    with torch.inference_mode():
+        forward._maps_of([image.pixels for image in prepared], prepared, checks)
+    (check,) = checks
+    with pytest.raises(ImageError, match=r"a\.png.*NaN or infinite"):
+        check.raise_if_unusable()

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from skpatchcore import PatchCoreDetector
 from skpatchcore._utils.names import shown_name
+from skpatchcore.images import files, reading
 from skpatchcore.images.reading import load_image
-from skpatchcore.reports import predictions as module
-from skpatchcore.reports import read_predictions, write_prediction_report, write_predictions
+from skpatchcore.reports import heat_maps, predictions, read_predictions, write_prediction_report, write_predictions
 from skpatchcore.reports.predictions import picture_names
+from tests.factories import CellMeans
 from tests.reports.pages import Darkness, cards_of, photo
 
 
@@ -93,7 +95,9 @@ def test_a_heat_map_that_cannot_be_written_leaves_all_scores(tmp_path, monkeypat
 
         monkeypatch.setattr(Image.Image, "save", full)
     else:
-        monkeypatch.setattr(module, "load_image", lambda p, i, **k: load_image(p if p != paths[1] else p + ".gone", i))
+        monkeypatch.setattr(
+            heat_maps, "load_image", lambda p, i, **k: load_image(p if p != paths[1] else p + ".gone", i)
+        )
     written = write_predictions(Darkness(), paths, folder)
     assert [p.picture for p in written] == ["0.png", None, "2.png", "3.png"]
     assert [bool(p.problem) for p in written] == [False, True, False, False]
@@ -185,7 +189,7 @@ class WindowsPath(PureWindowsPath):
     ],
 )
 def test_picture_names_distinguish_windows_drives(paths, names):
-    with mock.patch.object(module, "Path", WindowsPath), mock.patch.object(module.os, "path", ntpath):
+    with mock.patch.object(predictions, "Path", WindowsPath), mock.patch.object(predictions.os, "path", ntpath):
         assert list(picture_names(paths).values()) == names
 
 
@@ -211,3 +215,56 @@ def test_read_predictions_refuses_a_damaged_table(tmp_path):
         read_predictions(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_predictions(tmp_path / "nowhere")
+
+
+def test_write_predictions_reads_each_file_once(tmp_path, monkeypatch):
+    paths = [photo(tmp_path / f"{i}.png", 40 * i, size=(64, 48)) for i in range(7)]
+    (tmp_path / "3.png").write_bytes(b"no image")
+    detector = PatchCoreDetector(CellMeans(), calibration=None, random_state=0).fit([paths[0], paths[1]])
+    opened = []
+    read = files.read_content
+    for place in (reading, files):
+        monkeypatch.setattr(place, "read_content", lambda path, index: opened.append(path) or read(path, index))
+    written = write_predictions(detector, paths, tmp_path / "out", layers=True)
+    assert [p.picture for p in written] == [None if i == 3 else f"{i}.png" for i in range(7)]
+    assert [p.layers is None for p in written] == [i == 3 for i in range(7)]
+    assert type(written[0].path) is str
+    assert {path: opened.count(path) for path in paths if path != paths[3]} == {p: 1 for p in paths if p != paths[3]}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError, ValueError])
+@pytest.mark.parametrize("place", ["network", "callback"])
+def test_interrupted_write_predictions_keeps_the_rows_of_scored_images(tmp_path, stop, place):
+    paths = [photo(tmp_path / f"{i}.png", 40 * i) for i in range(6)]
+
+    class Interrupted(Darkness):
+        def iter_results(self, X, on_error="flag"):
+            for result in super().iter_results(X, on_error):
+                if result.index == 4 and place == "network":
+                    raise stop
+                yield result
+
+    def show(prediction):
+        if place == "callback" and prediction.path == paths[2]:
+            raise stop
+
+    with pytest.raises(stop):
+        write_predictions(Interrupted(), paths, tmp_path / "out", on_prediction=show)
+    read = read_predictions(tmp_path / "out")
+    assert [p.path for p in read] == paths[: len(read)]
+    assert len(read) >= 3 if place == "callback" else len(read) == 4
+    assert all((tmp_path / "out" / p.picture).is_file() for p in read)
+
+
+def test_write_predictions_is_the_same_for_any_number_of_threads(tmp_path, monkeypatch):
+    paths = [photo(tmp_path / f"{i}.png", 30 * i, size=(40 + i, 30)) for i in range(8)]
+    found = {}
+    for n_cores in (2, 8):
+        monkeypatch.setattr(predictions, "n_cores", lambda n=n_cores: n)
+        folder = tmp_path / f"out{n_cores}"
+        write_predictions(Darkness(), paths, folder, layers=True)
+        ours = [file for file in folder.rglob("*") if file.is_file()]
+        # the list of pictures names them in the order in which they were written
+        found[n_cores] = {str(f.relative_to(folder)): sorted(f.read_bytes().splitlines()) for f in ours}
+    assert found[2] == found[8]
+    assert len(found[2]) > 8
