@@ -311,18 +311,20 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         X, done = as_image_sequence(X), 0
         n_images = len(X)
         for features, _ in self.iter_transform(X):
+            shape = features[0].shape
             if done == 0:
-                grids = np.empty((n_images, *features.shape[1:]), np.float32)
-            if isinstance(grids, np.ndarray) and features.shape[1:] != grids.shape[1:]:
+                grids = np.empty((n_images, *shape), np.float32)
+            if isinstance(grids, np.ndarray) and shape != grids.shape[1:]:
                 grids = list(grids[:done].copy())
             if isinstance(grids, np.ndarray):
-                grids[done : done + len(features)] = features
-            else:
-                grids.extend(features.copy())  # a copy, because `features` may share the buffer of a GPU transfer
+                for i, grid in enumerate(features, done):
+                    grids[i] = grid
+            else:  # copies, because `features` may share the buffer of a GPU transfer, or be mapped from a file
+                grids.extend(np.array(grid) for grid in features)
             done += len(features)
         return grids
 
-    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
+    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray | list[np.ndarray], list[View]]]:
         """Yield the patch features of the images, batch by batch, with the view of each image.
 
         The view states which region of the image the network sees.
@@ -334,8 +336,10 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
 
         Yields
         ------
-        features : array of shape (n_batch, grid_height, grid_width, n_channels), float32
-            Patch features of the next images, in order. All images of a batch have the same size after resizing.
+        features : array of shape (n_batch, grid_height, grid_width, n_channels), or list of arrays, float32
+            Patch features of the next images, in order. All images of a batch have the same size after resizing. If
+            `memory` is not None, the batch is a list with one array of shape (grid_height, grid_width, n_channels) per
+            image, and these arrays may be mapped from files of the cache.
         views : list of View
             View of each image: the region of the original image that the grid covers, in pixels.
 
@@ -364,7 +368,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             # With one batch only, there is no next batch to prepare in another thread.
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
-                features, grid = forward.features_of(batch)
+                features, grid = forward.grids_of(batch)
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 
