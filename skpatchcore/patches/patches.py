@@ -188,6 +188,11 @@ class Patches(PatchLayout):
         """Number of channels of a patch feature."""
         return int(self._first_part().shape[1])
 
+    @property
+    def itemsize(self) -> int:
+        """Size of a value in bytes."""
+        return self._first_part().itemsize
+
     def _first_part(self) -> np.ndarray:
         return self._rows[0] if isinstance(self._rows, list) else self._rows
 
