@@ -93,10 +93,10 @@ def search_images(
     -------
     Searched
     """
+    is_known = memory is not None and all(digest is not None for digest in patches.digests)
+    folder = cache_folder(memory, "skpatchcore-searches") if is_known else None
     # A subclass of ExactIndex may search differently.
-    is_known = type(index) is ExactIndex and all(digest is not None for digest in patches.digests)
-    folder = cache_folder(memory, "skpatchcore-searches") if is_known and memory is not None else None
-    if folder is None:
+    if folder is None or not isinstance(index, ExactIndex) or type(index) is not ExactIndex:
         return _search(index, bank, patches, n_neighbors, exclude, with_patch_scores)
     n_rows = len(bank) - (0 if exclude is None else len(exclude))
     n_kept = min(n_rows, max(n_neighbors, _N_NEIGHBORS))

@@ -393,7 +393,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         folds: Sequence[np.ndarray],
         reserve: ReserveRequest | None,
     ) -> list[np.ndarray] | None:
-        """Set the order and the radii from the cache, and return the selections of the folds; None if not all are there.
+        """Set the order and the radii from the cache, and return the selections of the folds; None if one is missing.
 
         `folds` are the rows that each fold leaves out.
         """

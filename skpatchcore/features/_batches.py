@@ -108,12 +108,14 @@ def prepared_batches(
         content = None if cache is None or path is None else read_content(path, index)
         entries = [] if cache is None else cache.entries_of(image, index, content, max_pixels, pixel_format, tile_size)
         for is_of_tiles, entry in enumerate(entries):
-            grid = None if cache is None else cache.grids.read(cache.grids.path_of(entry))
-            if cache is not None and grid is not None and (plan_of(grid.view.input_size) is not None) == bool(is_of_tiles):
+            assert cache is not None  # otherwise, there are no entries
+            grid = cache.grids.read(cache.grids.path_of(entry))
+            if grid is not None and (plan_of(grid.view.input_size) is not None) == bool(is_of_tiles):
                 cache.mark_used(entry)
                 return Prepared(grid.view, index, path, entry=entry, grid=grid)
         for is_of_tiles, entry in enumerate(entries):
-            known = None if cache is None else cache.read(entry)
+            assert cache is not None
+            known = cache.read(entry)
             if known is not None and (plan_of(known[1].input_size) is not None) == bool(is_of_tiles):
                 return Prepared(known[1], index, path, maps=known[0], entry=entry)
         loaded = load_image(image, index, max_pixels, content, pixel_format)

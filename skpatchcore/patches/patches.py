@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -203,7 +202,8 @@ class Patches(PatchLayout):
     def part(self, image: int) -> np.ndarray:
         """Return the rows of the image with the given index, without a copy."""
         if isinstance(self._rows, list):
-            return self._rows[image]
+            own: np.ndarray = self._rows[image]
+            return own
         return self._rows[self.starts[image] : self.starts[image + 1]]
 
     def parts(self) -> Iterator[np.ndarray]:
@@ -212,8 +212,10 @@ class Patches(PatchLayout):
 
     def taken(self, numbers: np.ndarray) -> np.ndarray:
         """Return the rows with the given row numbers, in this order."""
+        found: np.ndarray
         if not isinstance(self._rows, list):
-            return self._rows[numbers]
+            found = self._rows[numbers]
+            return found
         images = self.image_of(numbers)
         found = np.empty((len(numbers), self.n_channels), self._first_part().dtype)
         order = np.argsort(images, kind="stable")

@@ -18,8 +18,8 @@ from sklearn.base import clone
 
 from skpatchcore import ImageError, PatchCoreDetector, TorchFeatureExtractor
 from skpatchcore._utils.files import read_arrays, write_arrays
-from skpatchcore.features import _backbones as backbones
 from skpatchcore._utils.folders import prune
+from skpatchcore.features import _backbones as backbones
 from skpatchcore.features._cache import hash_content
 from tests import factories
 
