@@ -114,7 +114,11 @@ class GridCache:
         Return the features with their digest, mapped from the file; None if they are not stored. If there is no space,
         or if the folder is not writable, nothing is stored and no error is raised: a missing entry costs little time.
         """
-        if features.nbytes > _MOST_BYTES or features.dtype != np.float32 or not self._has_room(_HEADER + features.nbytes):
+        if (
+            features.nbytes > _MOST_BYTES
+            or features.dtype != np.float32
+            or not self._has_room(_HEADER + features.nbytes)
+        ):
             return None
         features = np.ascontiguousarray(features)
         header = {
