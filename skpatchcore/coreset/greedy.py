@@ -59,7 +59,9 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         smaller `ratio` is read from the cache, and the selection for a larger `ratio` continues from the cached order.
         Therefore, a search over several values of `ratio` takes as long as the selection for the largest value. If the
         projection or the start is random, the order is only cached if `random_state` of the sampler or of the detector
-        is an int, because otherwise each fit draws other random numbers. None disables the cache.
+        is an int, because otherwise each fit draws other random numbers. If the extractor of a detector has a cache,
+        too, the projected rows (at most 2 GB) and the results of the searches of the memory bank (at most 1 GB) are
+        also stored. None disables the cache.
     random_state : int, RandomState instance or None, default=None
         Source of the random numbers for the projection and the start. The numbers are the same on all devices. Pass an
         int to select the same rows in each call of `fit`.

@@ -6,7 +6,8 @@ hash of the files of the layer maps (see :mod:`skpatchcore.features._cache`) and
 features. A file that is damaged is treated as missing. The features are then computed from the layer maps again.
 
 Patch features take more space than layer maps, and are computed in less time. Therefore, they are the first entries
-that are deleted if the cache becomes too large, and a new entry never replaces one that the same fit has used.
+that are deleted if the cache becomes too large, and a new entry never replaces one that the same fit has used. Without
+a limit, they take at most 8 GB, and at most a quarter of the space that the disk has for them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +38,25 @@ _FORMAT = 1  # version of the content of files
 _HEADER = 4096
 # Maximum size of the features of an image that are stored, in bytes. Larger features are computed from the layer maps.
 _MOST_BYTES = 1 << 26
+# Without a limit: maximum size of all patch features in bytes, and their fraction of the space that they and the free
+# space take together.
+_MOST_STORED, _SHARE = 8_000_000_000, 0.25
 # Fraction of the allowed size that may be written before the size of the folder is measured again.
 _SLACK = 1 / 32
 # Files whose content was verified by this process: device, inode, size and time of the last change.
 _verified: dict[Path, tuple[int, ...]] = {}
 _MOST_VERIFIED = 100_000
+_are_kept: ContextVar[bool] = ContextVar("are_kept", default=True)
+
+
+@contextmanager
+def layer_maps_only() -> Iterator[None]:
+    """Within the block, store no patch features: the caller fills the cache with layer maps for other settings."""
+    token = _are_kept.set(False)
+    try:
+        yield
+    finally:
+        _are_kept.reset(token)
 
 
 @dataclass(frozen=True)
@@ -71,8 +88,7 @@ class GridCache:
     settings : dict
         Settings that determine the patch features, apart from those of the layer maps. JSON serialisable.
     limit : int or None
-        Maximum size in bytes of the layer maps and the patch features together. With None, the patch features may take
-        at most half of the space that the disk has for them.
+        Maximum size in bytes of the layer maps and the patch features together. None limits the patch features only.
     """
 
     def __init__(self, layers: Path, settings: dict[str, Any], limit: int | None):
@@ -114,11 +130,8 @@ class GridCache:
         Return the features with their digest, mapped from the file; None if they are not stored. If there is no space,
         or if the folder is not writable, nothing is stored and no error is raised: a missing entry costs little time.
         """
-        if (
-            features.nbytes > _MOST_BYTES
-            or features.dtype != np.float32
-            or not self._has_room(_HEADER + features.nbytes)
-        ):
+        is_wanted = _are_kept.get() and features.nbytes <= _MOST_BYTES and features.dtype == np.float32
+        if not is_wanted or not self._has_room(_HEADER + features.nbytes):
             return None
         features = np.ascontiguousarray(features)
         header = {
@@ -150,7 +163,7 @@ class GridCache:
                 total = size_of(self.folder, _PATTERN)
                 if self.limit is None:
                     existing = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-                    allowed = (shutil.disk_usage(existing).free + total) // 2
+                    allowed = min(_MOST_STORED, int(_SHARE * (shutil.disk_usage(existing).free + total)))
                 else:
                     allowed = self.limit - size_of(self._layers)
                 if total + n_bytes > allowed:

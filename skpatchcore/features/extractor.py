@@ -145,16 +145,18 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         hardware. The scores change slightly: the norm of the change of a patch feature is a few per cent of the norm of
         the patch feature. A fitted detector always computes in the type with which the detector was fitted.
     memory : str, path, joblib.Memory or None, default=None
-        Folder of a cache on disk for the outputs of the layers for each image, the layer maps. With a cache, a search
-        over parameters such as `patch_size`, `stride`, `n_channels` or the ratio of the coreset runs the network only
-        once per image. Folds and processes share the cache too. An image is identified by its content, not by its file
-        name. Damaged cache files are computed again. None disables the cache.
+        Folder of a cache on disk for the outputs of the layers for each image, the layer maps, and for the patch
+        features. With a cache, a search over parameters such as `patch_size`, `stride`, `n_channels` or the ratio of
+        the coreset runs the network only once per image. Folds and processes share the cache too. An image is
+        identified by its content, not by its file name. Damaged cache files are computed again. None disables the
+        cache.
     cache_dtype : {"float32", "float16"}, default="float32"
-        Data type in which the cache stores layer maps. float16 halves the size of the cache and rounds the features in
-        the fourth digit. The run that fills the cache uses the rounded values too.
+        Data type in which the cache stores layer maps. float16 halves their size and rounds the features in the fourth
+        digit. The run that fills the cache uses the rounded values too. Patch features are stored as float32.
     cache_limit : int, str or None, default=None
         Maximum size of the cache on disk, in bytes or as a text such as ``"20GB"``. If the cache becomes larger, the
-        files that were not used for the longest time are deleted. None sets no limit.
+        files that were not used for the longest time are deleted, patch features before layer maps. None sets no limit
+        for layer maps. Patch features then take at most 8 GB, and at most a quarter of the free space.
     verbose : int, default=0
         If 1, a progress bar is shown.
 

@@ -139,16 +139,28 @@ def test_features_make_way_for_layer_maps(tmp_path, images):
     assert size_of(tmp_path, "*") <= 1.1 * limit
 
 
-def test_features_take_at_most_half_of_the_free_space(tmp_path, images, monkeypatch):
+def test_features_take_at_most_a_quarter_of_the_free_space_and_a_fixed_size(tmp_path, images, monkeypatch):
     one = extractor(tmp_path / "one").transform(images[:1]).nbytes + 4096
 
     class Usage:
         def __init__(self, folder):
-            self.free = 6 * one - size_of(tmp_path / "half", "*.grid")
+            self.free = 12 * one - size_of(tmp_path / "quarter", "*.grid")
 
     monkeypatch.setattr(grid_cache.shutil, "disk_usage", Usage)
-    extractor(tmp_path / "half").transform(images)
-    assert len(grids(tmp_path / "half")) == 3
+    extractor(tmp_path / "quarter").transform(images)
+    assert len(grids(tmp_path / "quarter")) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(grid_cache, "_MOST_STORED", 2 * one)
+    extractor(tmp_path / "fixed").transform(images)
+    assert len(grids(tmp_path / "fixed")) == 2
+
+
+def test_layer_maps_can_be_stored_without_features(tmp_path, images):
+    with grid_cache.layer_maps_only():
+        first = extractor(tmp_path).transform(images)
+    assert not grids(tmp_path)
+    np.testing.assert_array_equal(extractor(tmp_path).transform(images), first)
+    assert len(grids(tmp_path)) == len(images)
 
 
 def test_stored_grid_has_the_view_the_peak_and_a_digest_of_its_values(tmp_path):
