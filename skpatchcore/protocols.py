@@ -37,7 +37,8 @@ class Extractor(Protocol):
     An extractor can have more members. All of them are optional:
 
     - ``iter_transform(X)``: generator that yields one pair ``(features, views)`` per batch of images. ``features`` is
-      an array of shape (n_batch, grid_height, grid_width, n_channels). ``views`` is a list with one
+      an array of shape (n_batch, grid_height, grid_width, n_channels), or a list with one array of shape (grid_height,
+      grid_width, n_channels) per image. ``views`` is a list with one
       ``skpatchcore.images.View(image_size, box, input_size)`` per image. A view states which part of the original image
       the grid covers. Its ``box`` is the top, left, height and width of this part in pixels of the original image, i.e.
       before resizing and cropping. If an extractor has no ``iter_transform``, the detector calls `transform` with

@@ -253,13 +253,13 @@ def estimate_memory(
         Estimate in bytes.
     """
     needed = needs(n_patches, first)
-    n_channels = first.rows.shape[1]
+    n_channels = first.n_channels
     seen = first.views[0].input_size if first.views[0] else None
     return MemoryEstimate(
         n_patches=n_patches,
         n_channels=n_channels,
-        overhead=_overhead_bytes(batch_size, seen, first.rows.nbytes // len(first), tile),
-        features=n_copies * n_patches * n_channels * first.rows.itemsize,
+        overhead=_overhead_bytes(batch_size, seen, first.n_rows * n_channels * first.itemsize // len(first), tile),
+        features=n_copies * n_patches * n_channels * first.itemsize,
         learning=needed.learning,
         model=needed.model,
         in_shards=needed.in_shards,

@@ -15,6 +15,7 @@ from skpatchcore.bank.folds import FoldBanks
 from skpatchcore.bank.memory_bank import MemoryBank
 from skpatchcore.bank.reserve import Reserve, images_of_rows
 from skpatchcore.coreset._base import count_of
+from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.coreset.reserve import ReserveRequest
 from skpatchcore.patches.patches import Patches, PatchLayout
 from skpatchcore.patches.stream import PatchSource, PatchStream
@@ -53,16 +54,16 @@ def bank_needs(n_patches: int, first: Patches, sampler: Sampler, with_reserve: b
         Bytes for the selection and for the memory bank. If the sampler cannot select from batches, all patch features
         must be held in memory.
     """
-    n_channels = first.rows.shape[1]
+    n_channels = first.n_channels
     n_selected = count_of(ratio_of(sampler), n_patches)
-    model = n_selected * n_channels * first.rows.itemsize
+    model = n_selected * n_channels * first.itemsize
     if with_reserve and selects_reserve(sampler):
         model += int(min(_MOST_RESERVED, _RESERVED * n_patches / n_selected) * model)
     if not selects_from_batches(sampler):
         return MemoryNeeds(learning=None, model=model)
     # A shard has at least twice as many rows as are selected, and takes a third of the memory: 6 * n_selected rows.
     # Samplers estimate for float32 rows, so the number is scaled by the size of the actual dtype.
-    least = sampler.estimate_memory(6 * n_selected * first.rows.itemsize // 4, n_channels)
+    least = sampler.estimate_memory(6 * n_selected * first.itemsize // 4, n_channels)
     learning = sampler.estimate_memory(n_patches, n_channels)
     return MemoryNeeds(learning, model, in_shards=True, least_learning=min(least, learning))
 
@@ -116,8 +117,8 @@ def collect_banks(
         reserve_of = None
     if isinstance(patches, Patches):
         rows, picked, layout, picks, request = _select_held(patches, sampler, left_out, reserve_of)
-        reserve = Reserve.of_request(request, layout, patches.rows.__getitem__, _radius_of(sampler))
-        fold_banks = FoldBanks(picks, layout.image_of, patches.rows.__getitem__, sampler, index, n_neighbors)
+        reserve = Reserve.of_request(request, layout, patches.taken, _radius_of(sampler))
+        fold_banks = FoldBanks(picks, layout.image_of, patches.taken, sampler, index, n_neighbors)
     else:
         rows, picked, layout, picks, rows_of, reserve = _select_seen_once(
             patches, sampler, budget, left_out, reserve_of
@@ -141,26 +142,27 @@ def _select_held(
     selected reserve.
     """
     picks: list[np.ndarray] = []
-    n_rows = len(patches.rows)
     request = None if reserve_of is None else ReserveRequest(iter([images_of_rows(patches) % reserve_of]))
+    digest = patches.digest() if type(sampler) is GreedyCoresetSampler and sampler.memory is not None else None
     with phase("selection"):
         if len(left_out):
             folds = _rows_of_images(patches, left_out)
-            picks = sampler.fit_folds([patches.rows], n_rows, folds, **_with(request))
-            sampler.components_ = patches.rows[selected_by(sampler)]
-        elif request is not None:
-            sampler.fit_batches([patches.rows], n_rows, reserve=request)
-            sampler.components_ = patches.rows[selected_by(sampler)]
+            picks = sampler.fit_folds(patches.parts(), patches.n_rows, folds, **_with(request, digest))
+        elif request is not None or digest is not None:
+            sampler.fit_batches(patches.parts(), patches.n_rows, **_with(request, digest))
         else:
             sampler.fit(patches.rows)
     picked = selected_by(sampler)
+    if len(left_out) or request is not None or digest is not None:
+        sampler.components_ = patches.taken(picked)
     rows = components_of(sampler)  # the bank and the sampler share this array
-    return patches.rows[picked] if rows is None else rows, picked, patches, picks, request
+    return patches.taken(picked) if rows is None else rows, picked, patches, picks, request
 
 
-def _with(request: ReserveRequest | None) -> dict[str, ReserveRequest]:
-    """Return the request as a keyword argument, which samplers without a reserve do not have."""
-    return {} if request is None else {"reserve": request}
+def _with(request: ReserveRequest | None, digest: bytes | None = None) -> dict[str, Any]:
+    """Return the arguments that samplers without a reserve, or without a cache, do not have."""
+    given = {"reserve": request, "digest": digest}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _radius_of(sampler: Any) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 from skpatchcore.bank.reserve import Reserve
 from skpatchcore.bank.scoring import score_patches
+from skpatchcore.coreset.greedy import GreedyCoresetSampler
 from skpatchcore.patches.patches import Patches
 from skpatchcore.protocols import Index, Sampler, components_of, stored_rows_of
 
@@ -81,7 +82,8 @@ class MemoryBank:
         patch_scores : list of arrays of shape (grid_height, grid_width), float64
             Distance of each patch from the nearest row of the bank.
         """
-        return score_patches(self.index, self.rows, patches, self.n_neighbors, self.excluded, with_patch_scores)
+        memory = self.sampler.memory if isinstance(self.sampler, GreedyCoresetSampler) else None
+        return score_patches(self.index, self.rows, patches, self.n_neighbors, self.excluded, with_patch_scores, memory)
 
     def without(self, images: np.ndarray) -> MemoryBank | None:
         """Return the bank without the rows of the given images; None if no row is left."""

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
-from skpatchcore.bank.answers import farthest_of, kneighbors_without, measured, neighbors_of
-from skpatchcore.index.exact import ExactIndex
+from skpatchcore.bank.answers import kneighbors_without, measured, neighbors_of
+from skpatchcore.bank.search import search_images
 from skpatchcore.patches.model import check_channels
 from skpatchcore.patches.patches import Patches
 from skpatchcore.protocols import Index
@@ -31,6 +32,7 @@ def score_patches(
     n_neighbors: int,
     exclude: np.ndarray | None = None,
     with_patch_scores: bool = True,
+    memory: Any = None,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Score images by comparing their patches with the memory bank (Equations 6 and 7); bigger = more anomalous.
 
@@ -50,6 +52,8 @@ def score_patches(
     with_patch_scores : bool, default=True
         If False, the list of patch scores is empty, and an :class:`~skpatchcore.ExactIndex` searches much faster. The
         image scores are the same.
+    memory : str, joblib.Memory or None, default=None
+        Location of a cache of the searches; see :mod:`skpatchcore.bank.search`. None uses no cache.
 
     Returns
     -------
@@ -64,27 +68,19 @@ def score_patches(
         If the patches and the bank differ in their number of channels, or if the result of the index is not valid.
     """
     check_channels(patches, bank.shape[1], of="the memory bank has")
-    patch_scores: list[np.ndarray] = []
-    # Eq. 6: for each image, find the patch that is farthest from the bank (m^test,*) and its nearest row (m*).
-    if not with_patch_scores and isinstance(index, ExactIndex):
-        tops, scores, nearest = farthest_of(index, bank, patches.rows, patches.starts, exclude)
-    else:
-        distances, all_nearest = (found[:, 0] for found in neighbors_of(index, bank, patches.rows, 1, exclude))
-        distances = distances.astype(np.float64)
-        tops = np.array([start + distances[start:stop].argmax() for start, stop in pairwise(patches.starts)])
-        scores, nearest = distances[tops], all_nearest[tops]
-        if with_patch_scores:
-            patch_scores = patches.as_grids(distances)
     b = min(n_neighbors, len(bank) - (0 if exclude is None else len(exclude)))
-    if b > 1:  # Eq. 7
-        _, neighborhoods = neighbors_of(index, bank, bank[nearest], b, exclude)
-        for i, (top, neighborhood) in enumerate(zip(tops, neighborhoods, strict=True)):
-            # m* always counts as the first row of its own neighbourhood, even if the search returned only duplicates of
-            # m* or missed m*.
-            others = neighborhood[neighborhood != nearest[i]][: b - 1]
-            to_others = measured(patches.rows[top : top + 1], bank, others[None])[0]
-            scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
-    return scores, patch_scores
+    # Eq. 6 is the distance of the patch that is farthest from the bank (m^test,*) from its nearest row (m*).
+    found = search_images(index, bank, patches, b, exclude, with_patch_scores, memory)
+    scores = found.distances.copy()
+    for i in range(len(patches) if b > 1 else 0):  # Eq. 7
+        # m* always counts as the first row of its own neighbourhood, even if the search returned only duplicates of m*
+        # or missed m*.
+        neighborhood = found.neighborhoods[i]
+        others = neighborhood[neighborhood != found.nearest[i]][: b - 1]
+        top = found.tops[i] - patches.starts[i]
+        to_others = measured(patches.part(i)[top : top + 1], bank, others[None])[0]
+        scores[i] = reweighted_score(np.concatenate([[scores[i]], to_others]), scores[i])
+    return scores, patches.as_grids(np.concatenate(found.of_patches)) if with_patch_scores else []
 
 
 def reweighted_score(distances: np.ndarray, score: float) -> float:

@@ -43,7 +43,7 @@ def transformed_needs(
     """
     if transformer is None:
         return bank_needs(n_patches, first, sampler, with_reserve)
-    n_channels, itemsize = first.rows.shape[1], first.rows.itemsize
+    n_channels, itemsize = first.n_channels, first.itemsize
     n_columns = n_columns_of(transformer, n_channels)
     like_first = first.with_rows(np.empty((len(first.rows), n_columns), first.rows.dtype))
     needs = bank_needs(n_patches, like_first, sampler, with_reserve)

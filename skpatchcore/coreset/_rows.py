@@ -177,6 +177,12 @@ class RowBuffer:
         if n_whole < len(X):
             self._waiting = X[n_whole:].copy()
 
+    def fill(self, rows: np.ndarray) -> None:
+        """Append rows that are already projected. All rows before must have been taken."""
+        self.reserve(len(rows))
+        self._left[: len(rows), :-1] = as_tensor(rows, self._left.device)
+        self._n_written = len(rows)
+
     def take(self) -> tuple[torch.Tensor, np.ndarray]:
         """Return all rows of the buffer and empty the buffer.
 

@@ -12,6 +12,7 @@ from itertools import chain
 import numpy as np
 import torch
 
+from skpatchcore.coreset._order_cache import SelectionCache
 from skpatchcore.coreset._rows import RowBuffer, Rows
 
 # Memory that selection needs for any number of rows, in bytes: blocks of picks, of products and of incoming rows.
@@ -64,7 +65,13 @@ def peek(batches: Iterable[np.ndarray]) -> tuple[np.ndarray, Iterator[np.ndarray
     return first, chain([first], iterator)
 
 
-def select_at_once(batches: Iterable[np.ndarray], n_samples: int, buffer: RowBuffer, select: Select) -> Summary:
+def select_at_once(
+    batches: Iterable[np.ndarray],
+    n_samples: int,
+    buffer: RowBuffer,
+    select: Select,
+    cache: SelectionCache | None = None,
+) -> Summary:
     """Collect all rows in memory and select from them once.
 
     Parameters
@@ -78,6 +85,8 @@ def select_at_once(batches: Iterable[np.ndarray], n_samples: int, buffer: RowBuf
     select : callable
         Greedy selection. The function takes `Rows` and the indices of these rows, and returns the order of selection
         and the radii.
+    cache : SelectionCache or None, default=None
+        Cache of the projected rows. If they are there, the batches are not read. None always reads the batches.
 
     Returns
     -------
@@ -85,9 +94,16 @@ def select_at_once(batches: Iterable[np.ndarray], n_samples: int, buffer: RowBuf
         The picks of all rows.
     """
     buffer.reserve(n_samples)
+    known = None if cache is None else cache.read_rows()
+    if known is not None:
+        buffer.fill(known)
+        return _reduce(*buffer.take(), select)
     for batch in batches:
         buffer.extend(batch)
-    return _reduce(*buffer.take(), select)
+    left, numbers = buffer.take()
+    if cache is not None:
+        cache.write_rows(left[:, :-1].cpu().numpy())
+    return _reduce(left, numbers, select)
 
 
 def select_from_shards(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,7 +18,7 @@ from skpatchcore._utils.threads import SMALL_PRODUCT, one_thread
 from skpatchcore.coreset._base import checked_batches, count_of
 from skpatchcore.coreset._growth import GrowingSelection
 from skpatchcore.coreset._k_center import k_center_greedy
-from skpatchcore.coreset._order_cache import OrderCache
+from skpatchcore.coreset._order_cache import OrderCache, SelectionCache
 from skpatchcore.coreset._projecting import PROJECTIONS
 from skpatchcore.coreset._rows import RowBuffer, Rows
 from skpatchcore.coreset._sharded import ShardedSelection
@@ -59,7 +59,9 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         smaller `ratio` is read from the cache, and the selection for a larger `ratio` continues from the cached order.
         Therefore, a search over several values of `ratio` takes as long as the selection for the largest value. If the
         projection or the start is random, the order is only cached if `random_state` of the sampler or of the detector
-        is an int, because otherwise each fit draws other random numbers. None disables the cache.
+        is an int, because otherwise each fit draws other random numbers. If the extractor of a detector has a cache,
+        too, the projected rows (at most 2 GB) and the results of the searches of the memory bank (at most 1 GB) are
+        also stored. None disables the cache.
     random_state : int, RandomState instance or None, default=None
         Source of the random numbers for the projection and the start. The numbers are the same on all devices. Pass an
         int to select the same rows in each call of `fit`.
@@ -200,6 +202,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         n_samples: int,
         max_memory: int | None = None,
         reserve: ReserveRequest | None = None,
+        digest: bytes | None = None,
     ) -> GreedyCoresetSampler:
         """Select rows from batches in a single pass, with only the projected rows in memory.
 
@@ -227,6 +230,10 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             If given, further rows are selected: the reserve. If images are removed later, `refill` selects rows of the
             reserve in the place of their rows. There is no reserve if the rows are divided into shards. None selects no
             reserve.
+        digest : bytes or None, default=None
+            Digest of all rows in their order, which is equal for equal rows. `n_samples` is then the exact number of
+            rows. With `memory`, results are looked up by this digest. If all of them are found, only the first batch is
+            read. None identifies the rows by their values.
 
         Returns
         -------
@@ -239,7 +246,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             In the same cases as in `fit`. The error is also raised if there are no batches, or if the projected rows do
             not fit in `max_memory` and `max_memory` is too small for 6 times as many rows as are to be selected.
         """
-        self._fit(checked_batches(batches), n_samples, max_memory, reserve=reserve)
+        self._fit(checked_batches(batches), n_samples, max_memory, reserve=reserve, digest=digest)
         if hasattr(self, "components_"):  # set by an earlier fit
             del self.components_
         return self
@@ -252,6 +259,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         n_samples: int,
         folds: Iterable[np.ndarray],
         reserve: ReserveRequest | None = None,
+        digest: bytes | None = None,
     ) -> list[np.ndarray]:
         """Fit as `fit_batches` does without a memory limit, and select rows once more for each fold.
 
@@ -269,6 +277,8 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             read after the last batch.
         reserve : ReserveRequest or None, default=None
             As for `fit_batches`. The folds have no reserve.
+        digest : bytes or None, default=None
+            As for `fit_batches`.
 
         Returns
         -------
@@ -282,7 +292,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         ValueError
             In the same cases as in `fit`, and if a fold leaves out all rows.
         """
-        return self._fit(checked_batches(batches), n_samples, None, folds, reserve)
+        return self._fit(checked_batches(batches), n_samples, None, folds, reserve, digest)
 
     def estimate_memory(self, n_samples: int, n_features: int) -> int:
         """Return the memory that `fit_batches` needs if all projected rows are kept in memory.
@@ -308,6 +318,7 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         max_memory: int | None,
         folds: Iterable[np.ndarray] = (),
         reserve: ReserveRequest | None = None,
+        digest: bytes | None = None,
     ) -> list[np.ndarray]:
         """Select rows from validated batches, and set the fitted attributes except ``components_``.
 
@@ -327,10 +338,18 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         # Without an int seed, the random draws differ from fit to fit. A cached order would never be read again.
         is_drawn = matrix is not None or direction is not None
         memory = None if is_drawn and not isinstance(self.random_state, Integral) else self.memory
-        buffer = RowBuffer(matrix, n_features, dtype, device)
         capacity = None
         if max_memory is not None and max_memory < SCRATCH_BYTES + n_samples * row_bytes(n_columns, first.itemsize):
             capacity = max(0, max_memory - SCRATCH_BYTES) // row_bytes(n_columns, first.itemsize)
+        settings = (seed, self.start, n_columns, None if matrix is None else self.projection, str(dtype))
+        cache = SelectionCache.at(memory, digest if capacity is None else None, settings)
+        if cache is not None:
+            folds = list(folds)
+            known = self._read(cache, n_selected, n_samples, folds, reserve)
+            if known is not None:
+                self._remember(seed, n_features, n_columns, n_samples)
+                return known
+        buffer = RowBuffer(matrix, n_features, dtype, device)
 
         def start_of(rows: Rows, numbers: np.ndarray, left_out: torch.Tensor | None = None) -> int:
             """Return the first pick. `numbers` are the indices of the rows among all rows."""
@@ -347,27 +366,53 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             n_wanted = count_of(self.ratio, len(rows)) if capacity is None else min(n_selected, len(rows))
             with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
                 start = start_of(rows, numbers)
-                order, radii = self._select(rows, n_wanted, start, memory if capacity is None else None)
-                if reserve is not None and capacity is None:
+                orders = OrderCache.of_rows(memory if capacity is None else None, rows.left, start)
+                order, radii = self._select(rows, n_wanted, start, orders if cache is None else cache.order)
+                if reserve is not None and capacity is None and not (cache and cache.read_reserve(reserve, n_wanted)):
                     reserve.select(rows, order, float(radii[-1]))
+                    if cache is not None:
+                        cache.write_reserve(reserve, n_wanted)
                 with phase("calibration"), progress_bar(None, "selecting for calibration", "fold", self.verbose) as bar:
                     for left_out in folds:
-                        selected.append(self._select_without(rows, left_out, start_of))
+                        selected.append(self._select_without(rows, left_out, start_of, cache))
                         bar.update()
             return order, radii
 
         selected: list[np.ndarray] = []
         if capacity is None:
-            summary = select_at_once(batches, n_samples, buffer, select)
+            summary = select_at_once(batches, n_samples, buffer, select, None if matrix is None else cache)
         else:
             summary = select_from_shards(batches, capacity, n_selected, buffer, select)
         self.component_indices_, self.selection_distances_ = summary.numbers, summary.radii
         self._remember(seed, n_features, n_columns, buffer.n_seen)
         return selected
 
-    def _select(self, rows: Rows, n_selected: int, start: int, memory: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _read(
+        self,
+        cache: SelectionCache,
+        n_selected: int,
+        n_samples: int,
+        folds: Sequence[np.ndarray],
+        reserve: ReserveRequest | None,
+    ) -> list[np.ndarray] | None:
+        """Set the order and the radii from the cache, and return the selections of the folds; None if one is missing.
+
+        `folds` are the rows that each fold leaves out.
+        """
+        found = cache.order.read_first(n_selected)
+        if found is None or (reserve is not None and not cache.read_reserve(reserve, n_selected)):
+            return None
+        selected = []
+        for left_out in folds:
+            order = cache.without(left_out).read_first(self._count_without(n_samples, len(left_out)))
+            if order is None:
+                return None
+            selected.append(order[0])
+        self.component_indices_, self.selection_distances_ = found
+        return selected
+
+    def _select(self, rows: Rows, n_selected: int, start: int, cache: OrderCache) -> tuple[np.ndarray, np.ndarray]:
         """Return the order of selection and the radii, from the cache as far as possible."""
-        cache = OrderCache(memory, rows.left, start)
         known = cache.read()
         if known is not None and len(known[0]) >= n_selected:
             return known[0][:n_selected], known[1][:n_selected]
@@ -377,12 +422,24 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         cache.write(order, radii)
         return order, radii
 
-    def _select_without(self, rows: Rows, left_out: np.ndarray, start_of: Callable[..., int]) -> np.ndarray:
-        """Return the order of selection from all rows except `left_out`."""
-        n_left = len(rows) - len(left_out)
+    def _count_without(self, n_samples: int, n_left_out: int) -> int:
+        """Return the number of rows to select if some rows are left out."""
+        n_left = n_samples - n_left_out
         if n_left == 0:
             raise ValueError("a fold leaves out all rows: pass folds that leave at least one row.")
-        n_wanted = n_left if isinstance(self.ratio, Integral) and self.ratio > n_left else count_of(self.ratio, n_left)
+        return n_left if isinstance(self.ratio, Integral) and self.ratio > n_left else count_of(self.ratio, n_left)
+
+    def _select_without(
+        self, rows: Rows, left_out: np.ndarray, start_of: Callable[..., int], cache: SelectionCache | None
+    ) -> np.ndarray:
+        """Return the order of selection from all rows except `left_out`, from the cache as far as possible."""
+        n_wanted = self._count_without(len(rows), len(left_out))
+        orders = OrderCache(None) if cache is None else cache.without(left_out)
+        known = orders.read()
+        if known is not None and len(known[0]) >= n_wanted:
+            return known[0][:n_wanted]
         excluded = torch.from_numpy(np.asarray(left_out, np.int64)).to(rows.left.device)
         start = start_of(rows, np.arange(len(rows)), excluded)
-        return k_center_greedy(rows, n_wanted, start, left_out=excluded)[0]
+        order, radii = k_center_greedy(rows, n_wanted, start, resume=known, left_out=excluded)
+        orders.write(order, radii)
+        return order

@@ -83,7 +83,7 @@ def learn_and_calibrate(
 
     def held(some: PatchSource, extra_copies: int = 0) -> tuple[PatchSource, Budget]:
         if isinstance(some, Patches):
-            return some, Budget(len(some.rows), None)
+            return some, Budget(some.n_rows, None)
         return within_memory(some, max_memory, extra_copies, needs)
 
     share = getattr(detector, "suspect_share", None)
@@ -95,7 +95,7 @@ def learn_and_calibrate(
         groups = detector._groups_of(source.numbers[:n_learnt])
         learnt = patches.limited_to(learnt_cells(patches, share, groups, seed, detector._turns()))
         if isinstance(learnt, Patches):
-            budget = replace(budget, n_patches=len(learnt.rows))
+            budget = replace(budget, n_patches=learnt.n_rows)
     has_transformer = stages.get("transformer") is not None
     # The scores of a transformer are no linear function of the number of images: the correction is too large.
     plan = plan.resolved(lambda: detector._n_folds(learnt, budget, stages), is_corrected=not has_transformer)

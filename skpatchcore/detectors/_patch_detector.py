@@ -383,7 +383,7 @@ class PatchDetector(
         if getattr(self, "suspect_share", None) is not None:
             n_copies += 1
         needs = partial(self._memory_needs, stages=stages)
-        n_patches = (1 + len(self._turns())) * n_images * len(first.rows)
+        n_patches = (1 + len(self._turns())) * n_images * first.n_rows
         return estimate_memory(n_patches, first, batch_size, n_copies, needs, tile)
 
     def _iter_scores(

@@ -392,7 +392,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         held: Callable[[PatchSource], tuple[PatchSource, Budget]],
     ) -> tuple[PatchModel, Iterable[Sequence[PatchModel]]]:
         first = patches if isinstance(patches, Patches) else patches.peek()
-        if problem := describe_long_selection(budget.n_patches, first.rows.shape[1], stages["sampler"]):
+        if problem := describe_long_selection(budget.n_patches, first.n_channels, stages["sampler"]):
             warn_user(problem)
         if stages["transformer"] is not None or not self._shares_folds(budget, patches, stages):
             return super()._learn_folds(patches, stages, budget, seed, left_out, held)
@@ -416,7 +416,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
             return FEWEST_FOLDS
         if not self._shares_folds(budget, patches, stages):
             return 0
-        n_channels = patches.rows.shape[1] if isinstance(patches, Patches) else patches.peek().rows.shape[1]
+        n_channels = (patches if isinstance(patches, Patches) else patches.peek()).n_channels
         # All cells count, so that one region for all images and the same region for each image give the same folds.
         n_cells = budget.n_patches if budget.n_cells is None else budget.n_cells
         return affordable_folds(n_cells, n_channels, stages["sampler"], stages["index"])

@@ -17,6 +17,7 @@ from skpatchcore.evaluation._clones import unfitted
 from skpatchcore.evaluation._settings_params import hash_of, key_of
 from skpatchcore.evaluation._trials import DrawnImages, Trial
 from skpatchcore.features._families import default_layers
+from skpatchcore.features._grid_cache import layer_maps_only
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.errors import ImageError
 from skpatchcore.images.roi import as_region
@@ -74,8 +75,9 @@ def warm_caches(detectors: Sequence[Any], images: Sequence[Any], verbose: int) -
         for extractor, roi, layers in shared.values():
             extractor.set_params(layers=layers).fit(images[:1])
             # The stream fills the pixels outside the region of interest, as the detector does.
-            for patches in PatchStream(extractor, images, region=None if roi is None else as_region(roi)):
-                bar.update(len(patches))
+            with layer_maps_only():
+                for patches in PatchStream(extractor, images, region=None if roi is None else as_region(roi)):
+                    bar.update(len(patches))
 
 
 def score_settings(

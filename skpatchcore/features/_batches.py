@@ -14,8 +14,9 @@ import torch
 from skpatchcore._utils.ahead import mapped_ahead
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import Entry, LayerCache
+from skpatchcore.features._grid_cache import StoredGrid
 from skpatchcore.images.files import read_content
-from skpatchcore.images.kept import KeptPath
+from skpatchcore.images.kept import keep_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
 from skpatchcore.images.resizing import resize_and_crop
 from skpatchcore.images.views import Size, View
@@ -23,7 +24,7 @@ from skpatchcore.images.views import Size, View
 
 @dataclass
 class Prepared:
-    """Input of the network for one image, or the layer maps of the image if they are cached.
+    """Input of the network for one image, or the patch features or layer maps of the image if they are cached.
 
     Attributes
     ----------
@@ -34,11 +35,13 @@ class Prepared:
     path : str or None
         Path of the image file; None if the image is not a file.
     pixels : tensor of shape (3, height, width), float32 in [0, 1], or None
-        Resized and cropped image; None if `maps` come from the cache.
+        Resized and cropped image; None if `maps` or `grid` come from the cache.
     maps : list of tensors of shape (height, width, n_channels), or None
         Outputs of the layers from the cache; None if the network has to compute them.
     entry : tuple of path, or None
-        Files of the cache entry, one per layer, in which new layer maps are stored; None without a cache.
+        Files of the cache entry, one per layer, of the layer maps; None without a cache.
+    grid : StoredGrid or None
+        Patch features from the cache; None if they have to be computed.
     """
 
     view: View
@@ -47,6 +50,7 @@ class Prepared:
     pixels: torch.Tensor | None = None
     maps: list[torch.Tensor] | None = None
     entry: Entry | None = None
+    grid: StoredGrid | None = None
 
 
 def prepared_batches(
@@ -73,7 +77,7 @@ def prepared_batches(
     image_size, crop_size, max_pixels
         Parameters of :class:`~skpatchcore.TorchFeatureExtractor`.
     cache : LayerCache or None
-        Cache in which layer maps are looked up; None disables the lookup.
+        Cache in which patch features and layer maps are looked up; None disables the lookup.
     pixel_format : PixelFormat
         Meaning of the stored values of images: order of the channels, values of black and white.
     rounded_to : int
@@ -105,11 +109,18 @@ def prepared_batches(
         content = None if cache is None or path is None else read_content(path, index)
         entries = [] if cache is None else cache.entries_of(image, index, content, max_pixels, pixel_format, tile_size)
         for is_of_tiles, entry in enumerate(entries):
-            known = None if cache is None else cache.read(entry)
+            assert cache is not None  # otherwise, there are no entries
+            grid = cache.grids.read(cache.grids.path_of(entry))
+            if grid is not None and (plan_of(grid.view.input_size) is not None) == bool(is_of_tiles):
+                cache.mark_used(entry)
+                keep_content(image, content)
+                return Prepared(grid.view, index, path, entry=entry, grid=grid)
+        for is_of_tiles, entry in enumerate(entries):
+            assert cache is not None
+            known = cache.read(entry)
             if known is not None and (plan_of(known[1].input_size) is not None) == bool(is_of_tiles):
-                if isinstance(image, KeptPath):
-                    image.content = content
-                return Prepared(known[1], index, path, maps=known[0])
+                keep_content(image, content)
+                return Prepared(known[1], index, path, maps=known[0], entry=entry)
         loaded = load_image(image, index, max_pixels, content, pixel_format)
         with one_thread(np.size(loaded) < SMALL_PASS):  # the network often runs at the same time
             pixels, view = resize_and_crop(loaded, image_size, crop_size, index, path, max_pixels, rounded_to)

@@ -8,13 +8,14 @@ either. The tiles are part of the key only if an image is cut into tiles.
 An entry has one file per layer. Extractors share the files of a layer if the last of their layers is the same: the
 network is identified by its weights up to the last layer. Each file is written atomically. Therefore, several processes
 may share a folder. An entry with a missing or damaged file is treated as missing.
+
+Patch features that are computed from the layer maps are kept, too (see :mod:`skpatchcore.features._grid_cache`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import warnings
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ import torch
 
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.files import cache_folder, read_arrays, write_arrays
+from skpatchcore._utils.folders import prune, touch
 from skpatchcore.features._backbones import Network
-from skpatchcore.images.appearance import Appearance
+from skpatchcore.features._grid_cache import GridCache, as_numbers, as_view, prune_grids
 from skpatchcore.images.files import read_content
 from skpatchcore.images.reading import DEFAULT_FORMAT, PixelFormat, content_of, from_tensor, load_image, path_of
 from skpatchcore.images.views import View
@@ -109,6 +111,13 @@ class LayerCache:
     limit : int or None
         Maximum size in bytes of all entries in the folder. The least recently used entries are evicted. None sets no
         limit.
+    of_features : dict
+        Settings with which patch features are computed from the layer maps, for the cache of the patch features.
+
+    Attributes
+    ----------
+    grids : GridCache
+        Cache of the patch features that are computed from the layer maps.
 
     Raises
     ------
@@ -116,7 +125,15 @@ class LayerCache:
         If `memory` is a joblib.Memory without a location.
     """
 
-    def __init__(self, memory: Any, settings: dict[str, Any], layers: Sequence[str], dtype: str, limit: int | None):
+    def __init__(
+        self,
+        memory: Any,
+        settings: dict[str, Any],
+        layers: Sequence[str],
+        dtype: str,
+        limit: int | None,
+        of_features: dict[str, Any],
+    ):
         folder = cache_folder(memory, "skpatchcore-layers")
         if folder is None:
             raise ValueError(
@@ -127,6 +144,7 @@ class LayerCache:
         self._settings = hashlib.blake2b(text.encode(), digest_size=20)
         self._written = 0
         self._lock = threading.Lock()
+        self.grids = GridCache(folder, of_features, limit)
 
     def entries_of(
         self,
@@ -165,12 +183,16 @@ class LayerCache:
             found = read_arrays(path)
             try:
                 maps.append(torch.from_numpy(found["map"]).float())  # type: ignore[index]
-                view = _as_view(found["view"])  # type: ignore[index]
+                view = as_view(found["view"])  # type: ignore[index]
             except (TypeError, KeyError, ValueError):
                 return None
-            if self.limit is not None:
-                _touch(path)
+        self.mark_used(entry)
         return None if view is None else (maps, view)
+
+    def mark_used(self, entry: Entry) -> None:
+        """Record that the files of an entry were used now, so that entries that were not used are deleted first."""
+        for path in entry if self.limit is not None else ():
+            touch(path)
 
     def keep(self, entry: Entry, maps: Sequence[torch.Tensor], view: View) -> list[torch.Tensor]:
         """Store layer maps, each of shape (height, width, n_channels), and return them with the stored precision.
@@ -183,7 +205,7 @@ class LayerCache:
             return [m.cpu() for m in maps]
         try:
             for path, array in zip(entry, arrays, strict=True):
-                write_arrays(path, map=array, view=_as_array(view))
+                write_arrays(path, map=array, view=as_numbers(view))
         except OSError as error:  # the result does not depend on the cache: a full or read-only disk is not fatal
             warnings.warn(
                 f"memory: layer maps cannot be stored in {str(self.folder)!r} ({error}). The next run must compute "
@@ -208,8 +230,9 @@ class LayerCache:
             if not first and self._written < self.limit * _SLACK:
                 return
             self._written = 1
-        # Leave room for the entries that are written before the next pruning.
-        prune(self.folder, int(self.limit * (1 - _SLACK)))
+        # Leave room for the entries that are written before the next pruning. Patch features are deleted first.
+        limit = int(self.limit * (1 - _SLACK))
+        prune_grids(self.folder, limit - prune(self.folder, limit))
 
 
 def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to: int) -> LayerCache | None:
@@ -249,53 +272,6 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to:
         "pixel format": [extractor.channel_order, None if value_range is None else [*map(float, value_range)]],
     }
     limit = None if extractor.cache_limit is None else parse_bytes(extractor.cache_limit)
-    return LayerCache(extractor.memory, settings, network.layers, extractor.cache_dtype, limit)
-
-
-def prune(folder: Path, limit: int) -> None:
-    """Delete the least recently used entries until the other entries take at most `limit` bytes.
-
-    Parameters
-    ----------
-    folder : path
-        Folder of the cache. The entries lie in its subfolders.
-    limit : int
-        Maximum size of all entries in bytes.
-    """
-    entries = []
-    for path in folder.glob("*/*.npz"):
-        try:
-            stat = path.stat()
-        except OSError:  # another process has deleted the entry
-            continue
-        entries.append((stat.st_mtime_ns, stat.st_size, path))
-    total = sum(size for _, size, _ in entries)
-    for _, size, path in sorted(entries):
-        if total <= limit:
-            return
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:  # the entry belongs to another user
-            continue
-        total -= size
-
-
-def _touch(path: Path) -> None:
-    """Set the modification time of an entry, which is the time of its last use, to now."""
-    try:
-        os.utime(path)
-    except OSError:  # deleted meanwhile, or owned by another user: the entry has been read, so ignore the error
-        return
-
-
-def _as_array(view: View) -> np.ndarray:
-    """Return the numbers of a view as one array, in the order that `_as_view` reads."""
-    assert view.appearance is not None
-    return np.array([*view.image_size, *view.box, *view.input_size, *view.scale, *view.appearance], np.float64)
-
-
-def _as_view(numbers: np.ndarray) -> View:
-    """Return the view for an array that `_as_array` returned."""
-    height, width, top, left, tall, wide, input_height, input_width, down, across, *appearance = numbers.tolist()
-    size, input_size = (int(height), int(width)), (int(input_height), int(input_width))
-    return View(size, (top, left, tall, wide), input_size, (down, across), Appearance(*appearance))
+    of_features = {name: getattr(extractor, name) for name in ("patch_size", "stride", "n_channels")}
+    of_features = {name: None if value is None else int(value) for name, value in of_features.items()}
+    return LayerCache(extractor.memory, settings, network.layers, extractor.cache_dtype, limit, of_features)

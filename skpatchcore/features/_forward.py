@@ -89,6 +89,44 @@ class ForwardPass:
         """Raise a ValueError if the network cannot be applied to tiles, or `tile_size` is too small."""
         check_tile_size(self.network, self.tile_size, self._outputs, self.device, self.dtype)
 
+    def grids_of(self, batch: list[Prepared]) -> tuple[np.ndarray | list[np.ndarray], tuple[int, int]]:
+        """Return the patch features of a batch from the cache and from the network, and the first layer's grid.
+
+        New patch features are stored in the cache.
+
+        Parameters
+        ----------
+        batch : list of Prepared
+            Images of one size.
+
+        Returns
+        -------
+        features : array of shape (n_batch, grid_height, grid_width, n_channels), or list of arrays, float32
+            Patch features. With a cache, a list with one array of shape (grid_height, grid_width, n_channels) per
+            image. Arrays that are stored in the cache are of the type :class:`DigestedArray`.
+        grid : (int, int)
+            Height and width of the first layer's map, before the stride is applied.
+
+        Raises
+        ------
+        ImageError, MemoryError
+            As in `features_of`.
+        """
+        if self.cache is None:
+            return self.features_of(batch)
+        new = [image for image in batch if image.grid is None]
+        found: dict[int, np.ndarray] = {}
+        if new:
+            features, grid = self.features_of(new)
+            for image, own in zip(new, features, strict=True):
+                assert image.entry is not None
+                stored = self.cache.grids.keep(self.cache.grids.path_of(image.entry), own, image.view, grid)
+                found[image.index] = own if stored is None else stored
+        else:
+            assert batch[0].grid is not None
+            grid = batch[0].grid.first_grid
+        return [found[image.index] if image.grid is None else image.grid.features for image in batch], grid
+
     @default_modes()
     def features_of(self, batch: list[Prepared]) -> tuple[np.ndarray, tuple[int, int]]:
         """Return the patch features of a batch, and the height and width of the first layer's grid.

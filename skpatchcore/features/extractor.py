@@ -149,16 +149,18 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         hardware. The scores change slightly: the norm of the change of a patch feature is a few per cent of the norm of
         the patch feature. A fitted detector always computes in the type with which the detector was fitted.
     memory : str, path, joblib.Memory or None, default=None
-        Folder of a cache on disk for the outputs of the layers for each image, the layer maps. With a cache, a search
-        over parameters such as `patch_size`, `stride`, `n_channels` or the ratio of the coreset runs the network only
-        once per image. Folds and processes share the cache too. An image is identified by its content, not by its file
-        name. Damaged cache files are computed again. None disables the cache.
+        Folder of a cache on disk for the outputs of the layers for each image, the layer maps, and for the patch
+        features. With a cache, a search over parameters such as `patch_size`, `stride`, `n_channels` or the ratio of
+        the coreset runs the network only once per image. Folds and processes share the cache too. An image is
+        identified by its content, not by its file name. Damaged cache files are computed again. None disables the
+        cache.
     cache_dtype : {"float32", "float16"}, default="float32"
-        Data type in which the cache stores layer maps. float16 halves the size of the cache and rounds the features in
-        the fourth digit. The run that fills the cache uses the rounded values too.
+        Data type in which the cache stores layer maps. float16 halves their size and rounds the features in the fourth
+        digit. The run that fills the cache uses the rounded values too. Patch features are stored as float32.
     cache_limit : int, str or None, default=None
         Maximum size of the cache on disk, in bytes or as a text such as ``"20GB"``. If the cache becomes larger, the
-        files that were not used for the longest time are deleted. None sets no limit.
+        files that were not used for the longest time are deleted, patch features before layer maps. None sets no limit
+        for layer maps. Patch features then take at most 8 GB, and at most a quarter of the free space.
     verbose : int, default=0
         If 1, a progress bar is shown.
 
@@ -315,18 +317,20 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         X, done = as_image_sequence(X), 0
         n_images = len(X)
         for features, _ in self.iter_transform(X):
+            shape = features[0].shape
             if done == 0:
-                grids = np.empty((n_images, *features.shape[1:]), np.float32)
-            if isinstance(grids, np.ndarray) and features.shape[1:] != grids.shape[1:]:
+                grids = np.empty((n_images, *shape), np.float32)
+            if isinstance(grids, np.ndarray) and shape != grids.shape[1:]:
                 grids = list(grids[:done].copy())
             if isinstance(grids, np.ndarray):
-                grids[done : done + len(features)] = features
-            else:
-                grids.extend(features.copy())  # a copy, because `features` may share the buffer of a GPU transfer
+                for i, grid in enumerate(features, done):
+                    grids[i] = grid
+            else:  # copies, because `features` may share the buffer of a GPU transfer, or be mapped from a file
+                grids.extend(np.array(grid) for grid in features)
             done += len(features)
         return grids
 
-    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
+    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray | list[np.ndarray], list[View]]]:
         """Yield the patch features of the images, batch by batch, with the view of each image.
 
         The view states which region of the image the network sees.
@@ -338,8 +342,10 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
 
         Yields
         ------
-        features : array of shape (n_batch, grid_height, grid_width, n_channels), float32
-            Patch features of the next images, in order. All images of a batch have the same size after resizing.
+        features : array of shape (n_batch, grid_height, grid_width, n_channels), or list of arrays, float32
+            Patch features of the next images, in order. All images of a batch have the same size after resizing. If
+            `memory` is not None, the batch is a list with one array of shape (grid_height, grid_width, n_channels) per
+            image, and these arrays may be mapped from files of the cache.
         views : list of View
             View of each image: the region of the original image that the grid covers, in pixels.
 
@@ -370,7 +376,7 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         with progress_bar(len(images), "extracting features", "image", self.verbose) as bar:
             # With one batch only, there is no next batch to prepare in another thread.
             for batch in prefetched(batches) if len(images) > self.batch_size else batches:
-                features, grid = forward.features_of(batch)
+                features, grid = forward.grids_of(batch)
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
 

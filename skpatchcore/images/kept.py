@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from skpatchcore.images.raster import Raster
 
 
@@ -31,3 +33,9 @@ class KeptPath(str):
     def release(self) -> None:
         """Keep nothing more."""
         self.content = self.raster = None
+
+
+def keep_content(image: Any, content: bytes | None) -> None:
+    """Keep the content of a file if `image` is a KeptPath; otherwise do nothing."""
+    if isinstance(image, KeptPath):
+        image.content = content

@@ -35,12 +35,12 @@ def embeddings_of(patches: Patches) -> np.ndarray:
         The projection is random and the same for all images with the same number of channels. With at most 32 channels,
         there is no projection. Values beyond the range of float32 are infinite.
     """
-    directions = _directions(patches.rows.shape[1])
-    found = np.empty((len(patches), N_COLUMNS if directions is not None else patches.rows.shape[1]), np.float32)
+    directions = _directions(patches.n_channels)
+    found = np.empty((len(patches), N_COLUMNS if directions is not None else patches.n_channels), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         # One image after the other: the result for an image does not depend on the other images of its batch.
-        for i, (start, stop) in enumerate(zip(patches.starts[:-1], patches.starts[1:], strict=True)):
-            mean = patches.rows[start:stop].mean(axis=0, dtype=np.float64)
+        for i in range(len(patches)):
+            mean = patches.part(i).mean(axis=0, dtype=np.float64)
             found[i] = mean if directions is None else mean @ directions
     return found
 

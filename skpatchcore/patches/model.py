@@ -93,5 +93,5 @@ def score_batches(
 
 def check_channels(patches: Patches, n_channels: int, of: str = "the training features have") -> None:
     """Raise a ValueError if patches do not have `n_channels` channels; `of` starts the second half of the message."""
-    if patches.rows.shape[1] != n_channels:
-        raise ValueError(f"patch features have {patches.rows.shape[1]} channels, but {of} {n_channels}.")
+    if patches.n_channels != n_channels:
+        raise ValueError(f"patch features have {patches.n_channels} channels, but {of} {n_channels}.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
 from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond
+from skpatchcore._utils.digests import DigestedArray, digest_of
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.images.inside import PixelMask
@@ -17,6 +17,8 @@ from skpatchcore.images.views import View
 
 # Number of images per batch, for patches in memory and for extractors without a batch size.
 N_IMAGES = 16
+# Maximum number of images whose features stay mapped from files. Systems limit the number of mapped files.
+_MOST_MAPPED = 16384
 _NOTHING = "there are no patch features. Pass at least one image with at least one patch."
 
 
@@ -139,8 +141,9 @@ class Patches(PatchLayout):
 
     Parameters
     ----------
-    rows : array of shape (n_patches, n_channels)
-        Patch features of all images, one row per patch.
+    rows : array of shape (n_patches, n_channels), or list of arrays
+        Patch features of all images, one row per patch. Patch features that are mapped from files are a list with one
+        array per image. They are joined when `rows` is read first, and are not read before.
     sizes : array of shape (n_images, 2)
         Height and width of each image's grid.
     views : sequence of (View or None) or None, default=None
@@ -150,18 +153,82 @@ class Patches(PatchLayout):
     masks : sequence of (PixelMask or None) or None, default=None
         Pixels of each image in the region of interest; None for all pixels. None instead of a sequence means that this
         holds for all images.
+    digests : sequence of (bytes or None) or None, default=None
+        Digest of the rows of each image, which is equal for equal rows; None if it is unknown.
     """
 
     def __init__(
         self,
-        rows: np.ndarray,
+        rows: np.ndarray | list[np.ndarray],
         sizes: np.ndarray,
         views: Sequence[View | None] | None = None,
         cells: Sequence[np.ndarray | None] | None = None,
         masks: Sequence[PixelMask | None] | None = None,
+        digests: Sequence[bytes | None] | None = None,
     ):
         super().__init__(sizes, [None] * len(sizes) if views is None else views, cells)
-        self.rows, self.masks = rows, [None] * len(sizes) if masks is None else masks
+        self._rows, self.masks = rows, [None] * len(sizes) if masks is None else masks
+        self.digests = [None] * len(sizes) if digests is None else digests
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Patch features of all images, of shape (n_patches, n_channels)."""
+        if isinstance(self._rows, list):
+            self._rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
+        return self._rows
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows of all images."""
+        return int(self.starts[-1])
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels of a patch feature."""
+        return int(self._first_part().shape[1])
+
+    @property
+    def itemsize(self) -> int:
+        """Size of a value in bytes."""
+        return self._first_part().itemsize
+
+    def _first_part(self) -> np.ndarray:
+        return self._rows[0] if isinstance(self._rows, list) else self._rows
+
+    def is_mapped(self) -> bool:
+        """Return whether the rows are parts that have not been joined yet."""
+        return isinstance(self._rows, list)
+
+    def part(self, image: int) -> np.ndarray:
+        """Return the rows of the image with the given index, without a copy."""
+        if isinstance(self._rows, list):
+            own: np.ndarray = self._rows[image]
+            return own
+        return self._rows[self.starts[image] : self.starts[image + 1]]
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """Yield the rows of all images in consecutive parts, without a copy."""
+        yield from self._rows if isinstance(self._rows, list) else [self._rows]
+
+    def taken(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the rows with the given row numbers, in this order."""
+        found: np.ndarray
+        if not isinstance(self._rows, list):
+            found = self._rows[numbers]
+            return found
+        images = self.image_of(numbers)
+        found = np.empty((len(numbers), self.n_channels), self._first_part().dtype)
+        order = np.argsort(images, kind="stable")
+        for here in np.split(order, np.flatnonzero(np.diff(images[order])) + 1) if len(order) else ():
+            image = int(images[here[0]])
+            found[here] = self._rows[image][numbers[here] - self.starts[image]]
+        return found
+
+    def digest(self) -> bytes | None:
+        """Return a digest of the rows of all images and of their numbers of rows; None if it is unknown."""
+        if any(digest is None for digest in self.digests):
+            return None
+        return digest_of([*self.digests, *np.diff(self.starts).tolist()])
 
     @classmethod
     def from_features(
@@ -207,6 +274,8 @@ class Patches(PatchLayout):
             rows = _as_float(features).reshape(-1, features.shape[-1])
         else:
             grids = [_as_float(np.asarray(grid)) for grid in features]
+            if grids and all(isinstance(grid, DigestedArray) and grid.ndim == 3 for grid in features):
+                return cls._from_stored(features, grids, views, numbers, limit)
             if not grids:
                 raise ValueError(_NOTHING)
             for i, grid in enumerate(grids):
@@ -220,7 +289,30 @@ class Patches(PatchLayout):
             rows = np.concatenate([grid.reshape(-1, grid.shape[2]) for grid in grids])
         if not len(sizes) or not rows.size:
             raise ValueError(_NOTHING)
-        patches = cls(rows, sizes, views)
+        return cls(rows, sizes, views)._checked(numbers, limit)
+
+    @classmethod
+    def _from_stored(
+        cls,
+        stored: Sequence[DigestedArray],
+        grids: Sequence[np.ndarray],
+        views: Sequence[View | None] | None,
+        numbers: np.ndarray | None,
+        limit: float | None,
+    ) -> Patches:
+        """Return patches of grids with digests. Their values are not read if the largest of them are known."""
+        rows = [grid.reshape(-1, grid.shape[2]) for grid in grids]
+        sizes = np.array([grid.shape[:2] for grid in grids])
+        patches = cls(rows, sizes, views, digests=[grid.digest for grid in stored])
+        accepted = float(np.finfo(np.float32).max) if limit is None else limit
+        is_known = len({part.shape[1] for part in rows}) == 1 and all(len(part) for part in rows)
+        if is_known and all(grid.peak <= accepted for grid in stored):
+            return patches
+        return cls.from_features(list(grids), views, numbers, limit)  # raises the error, or reads the values
+
+    def _checked(self, numbers: np.ndarray | None, limit: float | None) -> Patches:
+        """Return these patches. Raise a ValueError if a value is NaN, infinite or beyond the limit."""
+        rows, patches = self.rows, self
         limit = float(np.finfo(rows.dtype).max) if limit is None else limit
         if (found := first_beyond(rows, limit)) is not None:
             row, channel, value = found
@@ -250,12 +342,11 @@ class Patches(PatchLayout):
             New views of the images.
         """
         if all(own is None for own in cells):
-            return Patches(self.rows, self.sizes, views, None, masks)
-        parts = [
-            self.rows[start:stop] if own is None else self.rows[start:stop][own]
-            for (start, stop), own in zip(pairwise(self.starts), cells, strict=True)
-        ]
-        return Patches(np.concatenate(parts), self.sizes, views, cells, masks)
+            return Patches(self._rows, self.sizes, views, None, masks, self.digests)
+        parts = [self.part(i) if own is None else self.part(i)[own] for i, own in enumerate(cells)]
+        digests = [_of_cells(digest, own) for digest, own in zip(self.digests, cells, strict=True)]
+        rows = parts if isinstance(self._rows, list) else np.concatenate(parts)
+        return Patches(rows, self.sizes, views, cells, masks, digests)
 
     def limited_to(self, cells: Sequence[np.ndarray | None]) -> Patches:
         """Return only the patches in some cells.
@@ -269,8 +360,8 @@ class Patches(PatchLayout):
         if all(some is None for some in cells):
             return self
         rows, kept = [], []
-        for (start, stop), own, some in zip(pairwise(self.starts), self.cells, cells, strict=True):
-            part = self.rows[start:stop]
+        for i, (own, some) in enumerate(zip(self.cells, cells, strict=True)):
+            part = self.part(i)
             if some is not None and own is not None:
                 is_kept = np.isin(own, some)
                 part, own = part[is_kept], own[is_kept]
@@ -278,7 +369,8 @@ class Patches(PatchLayout):
                 part, own = part[some], some
             rows.append(part)
             kept.append(own)
-        return Patches(np.concatenate(rows), self.sizes, self.views, kept, self.masks)
+        digests = [_of_cells(digest, some) for digest, some in zip(self.digests, cells, strict=True)]
+        return Patches(np.concatenate(rows), self.sizes, self.views, kept, self.masks, digests)
 
     @classmethod
     def gather(cls, batches: Iterable[Patches], n_patches: int) -> Patches:
@@ -299,25 +391,27 @@ class Patches(PatchLayout):
         Patches
             The patches of all batches, in order.
         """
-        rows, filled = np.empty((0, 0), np.float32), 0
         layouts: list[PatchLayout] = []
         masks: list[PixelMask | None] = []
+        digests: list[bytes | None] = []
+        mapped: list[np.ndarray] = []  # parts that are mapped from files are not copied
+        joined: _Matrix | None = None
         for batch in batches:
-            needed = filled + len(batch.rows)
-            if needed > len(rows):
-                n_rows = max(needed, n_patches if not filled else len(rows) * 9 // 8)
-                grown = np.empty((n_rows, batch.rows.shape[1]), batch.rows.dtype)
-                if filled:
-                    grown[:filled] = rows[:filled]
-                rows = grown
-            # The copy uses torch, because its threads share the cost of the first access to new memory.
-            with default_modes(), one_thread(batch.rows.size < SMALL_PASS):
-                torch.from_numpy(rows[filled:needed]).copy_(as_tensor(batch.rows, torch.device("cpu")))
-            filled = needed
             layouts.append(batch.layout())
             masks.extend(batch.masks)
-        joined = PatchLayout.joined(layouts)
-        return cls(rows[:filled], joined.sizes, joined.views, joined.cells if joined.has_region() else None, masks)
+            digests.extend(batch.digests)
+            if joined is None and batch.is_mapped() and len(mapped) < _MOST_MAPPED:
+                mapped.extend(batch.parts())
+                continue
+            if joined is None:
+                joined = _Matrix(n_patches)
+            for part in (*mapped, *batch.parts()):
+                joined.append(part)
+            mapped = []
+        layout = PatchLayout.joined(layouts)
+        cells = layout.cells if layout.has_region() else None
+        rows = mapped if joined is None else joined.rows()
+        return cls(rows, layout.sizes, layout.views, cells, masks, digests)
 
     def __iter__(self) -> Iterator[Patches]:
         for start in range(0, len(self), N_IMAGES):
@@ -329,17 +423,18 @@ class Patches(PatchLayout):
 
     def subset(self, images: np.ndarray) -> Patches:
         """Return the patches of the images with the given indices; the rows are copied if there are several images."""
-        parts = [self.rows[self.starts[i] : self.starts[i + 1]] for i in images]
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [self.part(i) for i in images]
+        rows = parts if self.is_mapped() else parts[0] if len(parts) == 1 else np.concatenate(parts)
         cells = [self.cells[i] for i in images] if self.has_region() else None
-        views, masks = [self.views[i] for i in images], [self.masks[i] for i in images]
-        return Patches(rows, self.sizes[images], views, cells, masks)
+        views, masks, digests = ([some[i] for i in images] for some in (self.views, self.masks, self.digests))
+        return Patches(rows, self.sizes[images], views, cells, masks, digests)
 
     def between(self, start: int, stop: int) -> Patches:
         """Return the patches of the images from `start` to `stop` - 1, without a copy."""
-        rows = self.rows[self.starts[start] : self.starts[stop]]
-        cells = self.cells[start:stop] if self.has_region() else None
-        return Patches(rows, self.sizes[start:stop], self.views[start:stop], cells, self.masks[start:stop])
+        part = slice(start, stop)
+        rows = self._rows[part] if isinstance(self._rows, list) else self._rows[self.starts[start] : self.starts[stop]]
+        cells = self.cells[part] if self.has_region() else None
+        return Patches(rows, self.sizes[part], self.views[part], cells, self.masks[part], self.digests[part])
 
 
 def _joined_cells(layouts: Sequence[PatchLayout]) -> list[np.ndarray | None] | None:
@@ -352,3 +447,34 @@ def _joined_cells(layouts: Sequence[PatchLayout]) -> list[np.ndarray | None] | N
 def _as_float(features: np.ndarray) -> np.ndarray:
     """Return float32 and float64 features unchanged, and other features as float32."""
     return features if features.dtype in (np.float32, np.float64) else features.astype(np.float32)
+
+
+def _of_cells(digest: bytes | None, cells: np.ndarray | None) -> bytes | None:
+    """Return the digest of the rows in some cells of an image with a digest; `cells` is None for all rows."""
+    return digest if digest is None or cells is None else digest_of([digest, cells.astype(np.int64).tobytes()])
+
+
+class _Matrix:
+    """Matrix to which rows are appended. Memory for `n_rows` rows is allocated first, then more if needed."""
+
+    def __init__(self, n_rows: int):
+        self._n_rows, self._filled = n_rows, 0
+        self._rows = np.empty((0, 0), np.float32)
+
+    def append(self, part: np.ndarray) -> None:
+        """Append the rows of an array."""
+        needed = self._filled + len(part)
+        if needed > len(self._rows):
+            n_rows = max(needed, len(self._rows) * 9 // 8 if self._filled else self._n_rows)
+            grown = np.empty((n_rows, part.shape[1]), part.dtype)
+            if self._filled:
+                grown[: self._filled] = self._rows[: self._filled]
+            self._rows = grown
+        # The copy uses torch, because its threads share the cost of the first access to new memory.
+        with default_modes(), one_thread(part.size < SMALL_PASS):
+            torch.from_numpy(self._rows[self._filled : needed]).copy_(as_tensor(part, torch.device("cpu")))
+        self._filled = needed
+
+    def rows(self) -> np.ndarray:
+        """Return the rows without a copy."""
+        return self._rows[: self._filled]

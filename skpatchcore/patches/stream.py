@@ -241,7 +241,7 @@ class PatchStream:
         from the headers of the files.
         """
         counts_all = self.has_own_regions() or not in_region
-        n_rows = int(first.sizes.prod(axis=1).sum()) if counts_all else len(first.rows)
+        n_rows = int(first.sizes.prod(axis=1).sum()) if counts_all else first.n_rows
         X = self._images()
         if self.extractor is None and isinstance(X, list) and (counts_all or not self.has_region()):
             return sum(int(np.prod(grid.shape[:2])) for grid in X)
@@ -268,10 +268,10 @@ class PatchStream:
         n_channels, done = None, 0
         with progress_bar(len(self), self.description, "image", self.verbose) as bar, self._numbered():
             for patches in self._extracted():
-                n_channels = n_channels or patches.rows.shape[1]
-                if patches.rows.shape[1] != n_channels:
+                n_channels = n_channels or patches.n_channels
+                if patches.n_channels != n_channels:
                     raise ValueError(
-                        f"patch features of image {self.numbers[done]} have {patches.rows.shape[1]} channels, expected "
+                        f"patch features of image {self.numbers[done]} have {patches.n_channels} channels, expected "
                         f"{n_channels} as in the images before."
                     )
                 numbers = self.numbers[done : done + len(patches)]

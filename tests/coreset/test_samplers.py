@@ -23,6 +23,7 @@ from skpatchcore.coreset import _shards as batches
 from skpatchcore.coreset import greedy, proxies
 from skpatchcore.coreset._base import count_of
 from skpatchcore.coreset._projection import gaussian_projection, lemma_projections, sparse_projection
+from skpatchcore.coreset.reserve import ReserveRequest
 
 
 def textbook(X: np.ndarray, n_selected: int, start: int) -> tuple[list[int], list[float]]:
@@ -353,6 +354,80 @@ def test_greedy_memory_replaces_damaged_file(tmp_path, monkeypatch):
         assert sampler.component_indices_.tolist() == expected
         assert file.read_bytes() == whole
     assert asked == [30] * 4
+
+
+def batches_of(X, n_allowed):
+    """Yield batches of 60 rows. Raise if more than `n_allowed` batches are read."""
+    for i in range(0, len(X), 60):
+        assert i < 60 * n_allowed, "too many batches were read"
+        yield X[i : i + 60]
+
+
+def fitted_by(X, ratio, memory=None, n_allowed=1000, digest=b"rows", folds=None, **parameters):
+    """Return the results of a fit with a reserve, and with folds that leave out some rows."""
+    sampler = GreedyCoresetSampler(ratio, random_state=0, memory=memory, **parameters)
+    request = ReserveRequest(iter([np.repeat(np.arange(len(X) // 20), 20)]))
+    picks = []
+    if folds is None:
+        sampler.fit_batches(batches_of(X, n_allowed), len(X), reserve=request, digest=digest)
+    else:
+        picks = sampler.fit_folds(batches_of(X, n_allowed), len(X), iter(folds), request, digest)
+    found = [sampler.component_indices_, sampler.selection_distances_, request.rows, request.row_images]
+    assert (sampler.seed_, sampler.n_samples_seen_, sampler.n_features_in_) == (0, len(X), X.shape[1])
+    return [*found, request.supports, *picks]
+
+
+@pytest.mark.parametrize("n_columns", [6, 150])
+@pytest.mark.parametrize("with_folds", [False, True])
+def test_rows_with_a_known_digest_are_not_read_again(tmp_path, n_columns, with_folds):
+    X = np.random.default_rng(0).normal(size=(600, n_columns)).astype(np.float32)
+    folds = [np.arange(0, 40), np.arange(100, 300)] if with_folds else None
+    memory = str(tmp_path)
+    for ratio in (0.02, 0.1, 0.05):
+        expected = fitted_by(X, ratio, digest=None, folds=folds)
+        for n_allowed in (1000, 1):
+            found = fitted_by(X, ratio, memory, n_allowed, folds=folds)
+            for some, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(some, other)
+    # Without one of the files, its content is computed again.
+    for path in sorted(tmp_path.rglob("*.npz")):
+        content = path.read_bytes()
+        for damaged in (None, content[:-30], b""):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            found = fitted_by(X, 0.05, memory, folds=folds)
+            for some, other in zip(found, expected, strict=True):
+                np.testing.assert_array_equal(some, other)
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("digest", "parameters"),
+    [
+        (b"others", {}),
+        (b"rows", {"start": 3}),
+        (b"rows", {"n_projections": 8}),
+        (b"rows", {"projection": "sparse"}),
+        (b"rows", {"n_projections": None}),
+    ],
+)
+def test_other_digests_and_settings_select_again(tmp_path, digest, parameters):
+    X = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
+    fitted_by(X, 0.05, str(tmp_path))
+    expected = fitted_by(X[::-1], 0.05, digest=None, **parameters)
+    found = fitted_by(X[::-1], 0.05, str(tmp_path), digest=digest, **parameters)
+    for some, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(some, other)
+
+
+def test_folders_that_cannot_be_written_warn_and_select_the_same_rows(tmp_path):
+    X = np.random.default_rng(0).normal(size=(200, 150)).astype(np.float32)
+    expected = fitted_by(X, 0.05, digest=None)
+    for name in ("orders", "rows"):
+        (tmp_path / f"skpatchcore-{name}").write_text("This file has the name of the cache folder.")
+    with pytest.warns(UserWarning, match="selection order cannot be written"):
+        found = fitted_by(X, 0.05, str(tmp_path))
+    for some, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(some, other)
 
 
 def test_random_sampler_is_seeded_nested_and_distinct():
