@@ -144,6 +144,7 @@ class Sampler(Protocol):
       were missing. ``folds`` is an iterable of arrays of row indices, to be read after the last batch. With this
       method, ``calibration="auto"`` scores each training image against a bank that is selected without it. Without
       this method, the rows of the image are removed from the final bank, and no other rows replace them.
+      :class:`~skpatchcore.GreedyCoresetSampler` also has a parameter ``images``, with which this is faster.
     - ``extend(batches, n_samples, growth, reserve)``: method of a fitted sampler that goes on selecting from new rows.
       ``growth`` is ``"radius"`` (until the new rows are as close to selected rows as the old ones) or ``"ratio"``
       (until the fraction of selected rows is that of `fit`); a ValueError states that a value is not possible. The

@@ -147,7 +147,8 @@ def _select_held(
     with phase("selection"):
         if len(left_out):
             folds = _rows_of_images(patches, left_out)
-            picks = sampler.fit_folds(patches.parts(), patches.n_rows, folds, **_with(request, digest))
+            images = _pooled(sampler, lambda: iter([images_of_rows(patches)]))
+            picks = sampler.fit_folds(patches.parts(), patches.n_rows, folds, **_with(request, digest, images))
         elif request is not None or digest is not None:
             sampler.fit_batches(patches.parts(), patches.n_rows, **_with(request, digest))
         else:
@@ -159,9 +160,16 @@ def _select_held(
     return patches.taken(picked) if rows is None else rows, picked, patches, picks, request
 
 
-def _with(request: ReserveRequest | None, digest: bytes | None = None) -> dict[str, Any]:
-    """Return the arguments that samplers without a reserve, or without a cache, do not have."""
-    given = {"reserve": request, "digest": digest}
+def _pooled(sampler: Any, images: Callable[[], Iterator[np.ndarray]]) -> Iterator[np.ndarray] | None:
+    """Return the images of all rows if the sampler can select folds from a pool of rows of each image; else None."""
+    return images() if type(sampler) is GreedyCoresetSampler else None
+
+
+def _with(
+    request: ReserveRequest | None, digest: bytes | None = None, images: Iterator[np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Return the arguments that samplers without a reserve, without a cache, or without a pool, do not have."""
+    given = {"reserve": request, "digest": digest, "images": images}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -195,14 +203,16 @@ def _select_seen_once(
     def folds() -> Iterator[np.ndarray]:
         yield from _rows_of_images(PatchLayout.joined(layouts), left_out)  # complete after the last batch
 
-    def images(n_images: int) -> Iterator[np.ndarray]:
-        yield images_of_rows(PatchLayout.joined(layouts)) % n_images
+    def images(n_images: int | None = None) -> Iterator[np.ndarray]:
+        found = images_of_rows(PatchLayout.joined(layouts))
+        yield found if n_images is None else found % n_images
 
     picks: list[np.ndarray] = []
     request = None if reserve_of is None else ReserveRequest(images(reserve_of))
     with phase("selection"):
         if len(left_out):
-            picks = sampler.fit_folds(rows(), budget.n_patches, folds(), **_with(request))
+            pooled = _pooled(sampler, images)
+            picks = sampler.fit_folds(rows(), budget.n_patches, folds(), **_with(request, images=pooled))
         else:
             sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes, **_with(request))
     picked, layout = selected_by(sampler), PatchLayout.joined(layouts)

@@ -37,6 +37,7 @@ def k_center_greedy(
     left_out: torch.Tensor | None = None,
     radius: float | None = None,
     at_least: int = 0,
+    n_candidates: int = N_CANDIDATES,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pick rows in greedy order: each pick is the row farthest from all previous picks (Algorithm 1).
 
@@ -60,6 +61,8 @@ def k_center_greedy(
         picks `n_selected` rows.
     at_least : int
         Number of rows, including those of `resume`, that are picked even if `radius` is reached before.
+    n_candidates : int
+        Maximum number of rows among which the textbook loop runs. It affects the time only.
 
     Returns
     -------
@@ -84,7 +87,7 @@ def k_center_greedy(
     # The distance of a pick from the earlier picks is the covering radius of the earlier picks. Therefore one more pick
     # than requested is made. Each round makes at least one pick.
     for _ in range(n_selected - n_picked + 1):
-        found = farthest.candidates(N_CANDIDATES)
+        found = farthest.candidates(n_candidates)
         if found is None:  # every row is picked, so the last radius is 0
             break
         points = rows.exactly(found.rows)

@@ -96,9 +96,13 @@ class SelectionCache:
         folder = None if digest is None else cache_folder(memory, "skpatchcore-orders")
         return None if folder is None or digest is None else cls(folder, digest, settings)
 
-    def without(self, left_out: np.ndarray) -> OrderCache:
-        """Return the cache of the selection without some rows."""
-        return OrderCache(self._path_of("fold", np.sort(left_out)))
+    def without(self, left_out: np.ndarray, n_pooled: int | None) -> OrderCache:
+        """Return the cache of the selection without some rows.
+
+        If the selection is made from a pool, `n_pooled` is the number of rows that are selected from all rows; else
+        None. The pool depends on it.
+        """
+        return OrderCache(self._path_of("fold", np.sort(left_out), n_pooled))
 
     def read_reserve(self, request: ReserveRequest, n_selected: int) -> bool:
         """Fill in the reserve for `n_selected` rows from the cache. Return False if it is not there."""

@@ -11,9 +11,9 @@ The rows of one process are called a shard. The process that divides the work is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from skpatchcore.coreset._farthest import Candidates
 from skpatchcore.coreset._grid import centre_of, quantum_of
 from skpatchcore.coreset._k_center import k_center_greedy, pick_among
 from skpatchcore.coreset._rows import Rows
+from skpatchcore.coreset._shard_group import InProcessGroup, Request, Selection, ShardGroup
+from skpatchcore.coreset._shard_pools import Pooled, pool_of_shard, select_folds
 from skpatchcore.coreset._shard_work import (
     Found,
     Measures,
@@ -57,96 +59,6 @@ __all__ = [
 _N_CANDIDATES, _FEWEST = 2048, 128
 # Bytes per row that a selection holds on a shard, in addition to the rows: bounds, exact distances and counts.
 _STATE_BYTES = 24
-
-
-class ShardGroup(Protocol):
-    """Protocol of a group of shards: objects that belong to the same shard are held by the same process.
-
-    A handle stands for an object of one shard. It is valid as long as it is referenced.
-    """
-
-    def map(
-        self, name: str, function: Callable[..., Any], *held: Sequence[Any], common: Sequence[Any] = ()
-    ) -> list[Any]:
-        """Run ``function(held[0][i], held[1][i], ..., *common)`` for each shard i, and return a handle per result.
-
-        Parameters
-        ----------
-        name : str
-            Name of the work, for displays of progress.
-        function : callable
-            Pure function of picklable arguments: the same arguments always give the same result.
-        *held : lists of handles
-            Arguments that differ between the shards. All lists have one handle per shard.
-        common : sequence
-            Arguments that are the same for all shards: values, or handles of :meth:`share`.
-        """
-
-    def share(self, name: str, value: Any) -> Any:
-        """Return a handle of a value that can be an item of `common`."""
-
-    def gather(self, handles: Sequence[Any]) -> list[Any]:
-        """Return the objects of handles. Raise the error of a function that failed."""
-
-
-class InProcessGroup:
-    """Group of shards in this process. A handle is the object itself."""
-
-    def map(
-        self, name: str, function: Callable[..., Any], *held: Sequence[Any], common: Sequence[Any] = ()
-    ) -> list[Any]:
-        """Run the function for each shard, as described in :class:`ShardGroup`."""
-        return [function(*own, *common) for own in zip(*held, strict=True)]
-
-    def share(self, name: str, value: Any) -> Any:
-        """Return the value."""
-        return value
-
-    def gather(self, handles: Sequence[Any]) -> list[Any]:
-        """Return the handles, which are the objects."""
-        return list(handles)
-
-
-@dataclass
-class Request:
-    """Selection to make: its start, its number of rows, and the images that it leaves out.
-
-    Attributes
-    ----------
-    direction : array of shape (n_columns,) or None
-        Direction along which the first pick is the farthest row. None starts at the row `start`.
-    start : int
-        Row number of the first pick if `direction` is None. If this row is left out, the first row that is not left out
-        is picked.
-    check : callable
-        ``check(n_rows)`` raises a ValueError if the request is not possible for this number of rows in all shards.
-    count : callable
-        ``count(n_rows)`` returns the number of rows to select from `n_rows` rows.
-    left_out : sequence of arrays of int
-        Images that each selection leaves out. There is one selection per item.
-    """
-
-    direction: np.ndarray | None
-    start: int
-    check: Callable[[int], None]
-    count: Callable[[int], int]
-    left_out: Sequence[np.ndarray]
-
-
-@dataclass
-class Selection:
-    """Result of one selection.
-
-    Attributes
-    ----------
-    order : array of shape (n_selected,), int64
-        Row numbers of the picks, counted over all shards, in order of selection.
-    radii : array of shape (n_selected,), float64
-        Covering radius after each pick; an upper bound in ``"merge"`` mode, except for the last one.
-    """
-
-    order: np.ndarray
-    radii: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -305,16 +217,40 @@ def select_exactly(
     n_asked = n_candidates or max(_FEWEST, _N_CANDIDATES // len(shards.rows))
     n_columns = len(shards.grid[1])
     n_at_once = max(1, 4 * n_columns // _STATE_BYTES)  # the selections of a group need at most as much as the rows
-    selections: list[Selection] = []
-    for i in range(0, len(wanted), n_at_once):
-        some = slice(i, i + n_at_once)
-        selections += _select_together(
-            shards, wanted[some], starts[some], request.left_out[some], n_asked, sent, on_progress
-        )
+
+    def select(numbers: list[int]) -> Iterator[tuple[int, Selection]]:
+        """Yield the numbers of some selections, and the selections."""
+        for i in range(0, len(numbers), n_at_once):
+            some = numbers[i : i + n_at_once]
+            left_out = [request.left_out[k] for k in some]
+            parts = [wanted[k] for k in some], [starts[k] for k in some], left_out
+            yield from zip(some, _select_together(shards, *parts, n_asked, sent, on_progress), strict=True)
+
+    found = dict(select([0]))
+    radius = float(found[0].radii[-1])
+    folds = list(range(1, len(wanted)))
+    if folds:  # as `GreedyCoresetSampler.fit_folds`: from a pool if possible, otherwise from all rows
+        pool = _pool_of(shards, radius, sent)
+        found |= select_folds(pool, sum(shards.n_rows), shards.grid, request, folds, wanted)
+        found |= select([fold for fold in folds if fold not in found])
+    selections = [found[i] for i in range(len(wanted))]
     shards.check()
-    radius = float(selections[0].radii[-1])
     report = _report("exact", shards, selections, sent, radius, 1.0 if radius == 0 else 2.0)
     return selections, report
+
+
+def _pool_of(shards: _Shards, radius: float, sent: _Counter) -> list[Pooled]:
+    """Return the pool of the images of all shards; see :mod:`skpatchcore.coreset._pools`."""
+    group = shards.group
+    parts: list[Pooled] = group.gather(
+        group.map(
+            "skpatchcore-pool", pool_of_shard, shards.rows, shards.row_images, shards.first_rows, common=(radius,)
+        )
+    )
+    sent.n_rounds += 1
+    sent.n_rows_sent += sum(len(part.numbers) for part in parts)
+    sent.n_bytes_sent += sum(array.nbytes for part in parts for array in part)
+    return parts
 
 
 def _select_together(

@@ -93,7 +93,8 @@ def test_exact_mode_selects_the_same_folds_as_one_process(seed, ratio, n_shards)
     rng = np.random.default_rng(seed)
     folds = [rng.permutation(np.unique(images))[: rng.integers(1, 30)] for _ in range(30)]
     sampler, local = (GreedyCoresetSampler(ratio, random_state=seed) for _ in range(2))
-    expected = local.fit_folds([X], len(X), [np.flatnonzero(np.isin(images, fold)) for fold in folds])
+    left_out = [np.flatnonzero(np.isin(images, fold)) for fold in folds]
+    expected = local.fit_folds([X], len(X), left_out, images=iter([images]))
     ends = np.linspace(0, images.max(), n_shards + 1).astype(int)[1:-1]
     _, found = sampler.fit_shards(InProcessGroup(), divided(sampler, X, images, ends), folds)
     assert sampler.component_indices_.tolist() == local.component_indices_.tolist()
