@@ -159,45 +159,70 @@ def _supports(
     rows that represent them.
     """
     by_image = picks[np.argsort(images[picks], kind="stable")]
-    of_picks = images[by_image]
-    starts = np.flatnonzero(np.diff(of_picks, prepend=-1))
-    covering, chosen = of_picks[starts], _tensor(by_image, rows)
-    points = rows.left[chosen, :-1]
+    of_picks, chosen = images[by_image], _tensor(by_image, rows)
+    points, lengths = rows.left[chosen, :-1], rows.norms[chosen]
     n_at_once = max(1, _BLOCK // len(by_image))
     found = [np.zeros((0, 1 + N_SUPPORTS), np.int64)]
     for i in range(0, len(uncovered), n_at_once):
         some = uncovered[i : i + n_at_once]
-        is_near = np.logical_or.reduceat(_within(rows, _tensor(some, rows), chosen, points, enough), starts, axis=1)
-        few = np.flatnonzero(is_near.sum(axis=1) <= N_SUPPORTS)
-        entries = np.full((len(few), 1 + N_SUPPORTS), -1, np.int64)
-        entries[:, 0] = places[i + few]
-        of_few, supporting = np.nonzero(is_near[few])
-        # The position of each True in its row of the matrix.
-        counts = is_near[few].sum(axis=1)
-        entries[of_few, 1 + np.arange(len(of_few)) - np.repeat(np.cumsum(counts) - counts, counts)] = covering[
-            supporting
-        ]
-        found.append(np.unique(entries, axis=0))
+        of_row, pick = _within(rows, _tensor(some, rows), chosen, points, lengths, enough)
+        # The picks are sorted by image, so that the pairs of a row with the picks of one image follow each other.
+        covering = of_picks[pick]
+        is_first = (np.diff(of_row, prepend=-1) > 0) | (np.diff(covering, prepend=-1) != 0)
+        of_row, covering = of_row[is_first], covering[is_first]
+        counts = np.bincount(of_row, minlength=len(some))
+        entries = np.full((len(some), 1 + N_SUPPORTS), -1, np.int64)
+        entries[:, 0] = places[i : i + n_at_once]
+        # The position of each pair among the pairs of its row.
+        position = np.arange(len(of_row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        is_kept = counts[of_row] <= N_SUPPORTS
+        entries[of_row[is_kept], 1 + position[is_kept]] = covering[is_kept]
+        found.append(np.unique(entries[counts <= N_SUPPORTS], axis=0))
     return np.unique(np.concatenate(found), axis=0).astype(np.int32)
 
 
-def _within(rows: Rows, some: torch.Tensor, picks: torch.Tensor, points: torch.Tensor, enough: float) -> np.ndarray:
-    """Return whether some rows are within the covering radius of each pick, exactly: array of shape (n_rows, n_picks).
+def _within(
+    rows: Rows, some: torch.Tensor, picks: torch.Tensor, points: torch.Tensor, lengths: torch.Tensor, enough: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pairs of a row and a pick that are within the covering radius, exactly.
 
     float32 decides about most pairs. Only pairs whose distance is within the rounding error of the radius are compared
     again in float64, where all distances are exact.
+
+    Parameters
+    ----------
+    rows : Rows
+        All rows.
+    some, picks : tensors of int64
+        Row numbers of the rows and of the picks.
+    points : tensor of shape (n_picks, n_columns), float32
+        The picks.
+    lengths : tensor of shape (n_picks,), float32
+        Squared lengths of the picks.
+    enough : float
+        Squared covering radius.
+
+    Returns
+    -------
+    of_row, pick : arrays of int64
+        Positions in `some` and in `picks`, sorted by row, then by pick.
     """
-    norms, of_picks = rows.norms[some], rows.norms[picks]
-    squares = norms[:, None] + of_picks[None] - 2 * (rows.left[some, :-1] @ points.T)
-    bound = 2 * (points.shape[1] + 4) * 2.0**-24 * (norms.sqrt()[:, None] + of_picks.sqrt()[None]).square()
-    is_near = squares <= enough
-    i, j = torch.nonzero((squares - enough).abs() <= 2 * bound, as_tuple=True)
-    for first in range(0, len(i), 8192):
-        of_row, of_pick = i[first : first + 8192], j[first : first + 8192]
-        differences = rows.exactly(some[of_row]) - rows.exactly(picks[of_pick])
-        is_near[of_row, of_pick] = torch.linalg.vecdot(differences, differences) <= enough
-    near: np.ndarray = is_near.cpu().numpy()
-    return near
+    norms = rows.norms[some].double()
+    # |x - p|² <= enough, if and only if |p|² - 2 x·p <= enough - |x|².
+    products = torch.addmm(lengths, rows.left[some, :-1], points.T, alpha=-2)
+    limits = enough - norms
+    bounds = 4 * (points.shape[1] + 4) * 2.0**-24 * (norms.sqrt() + float(lengths.max().sqrt())).square()
+    bounds += 2.0**-22 * limits.abs()
+    is_near = (products <= (limits + bounds).float()[:, None]).cpu().numpy()
+    of_row, pick = np.divmod(np.flatnonzero(is_near), len(picks))
+    rounded = products.cpu().numpy()[of_row, pick]
+    is_unsure = np.flatnonzero(rounded >= (limits - bounds).float().cpu().numpy()[of_row])
+    is_within = np.ones(len(of_row), bool)
+    for first in range(0, len(is_unsure), 8192):
+        part = is_unsure[first : first + 8192]
+        differences = rows.exactly(some[_tensor(of_row[part], rows)]) - rows.exactly(picks[_tensor(pick[part], rows)])
+        is_within[part] = (torch.linalg.vecdot(differences, differences) <= enough).cpu().numpy()
+    return of_row[is_within], pick[is_within]
 
 
 def _tensor(numbers: np.ndarray, rows: Rows) -> torch.Tensor:
