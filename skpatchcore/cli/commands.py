@@ -32,6 +32,7 @@ def run(arguments: Sequence[str] | None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
+    options.is_program = arguments is None  # otherwise called by other code, in a process that is not ours
     with warnings.catch_warnings():
         warnings.showwarning = _OnceEach(options.command).show
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import math
 import os
 import zipfile
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,29 +126,12 @@ def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from skpatchcore._utils.progress import progress_bar
-    from skpatchcore.reports import Prediction, write_predictions
-    from skpatchcore.reports.inspection import describe_inspection
-    from skpatchcore.reports.pipelines import as_image_detector
+    with _imports_kept(options.is_program):
+        from skpatchcore._utils.progress import progress_bar
+        from skpatchcore.reports import Prediction, write_predictions
+        from skpatchcore.reports.inspection import describe_inspection
 
-    try:
-        parse_bytes(options.embed)
-    except ValueError as error:
-        raise CommandError(f"--embed: {error}") from None
-    is_onnx = is_exported_file(options.model)
-    if is_onnx and options.report:
-        raise CommandError(
-            "--report: the page shows the nearest good patches, which an ONNX file does not contain. Use the model "
-            "file of 'fit', or leave out --report."
-        )
-    if is_onnx:
-        detector = _load_onnx(options)
-    else:
-        _refuse_runtime(options)
-        detector = as_image_detector(load_detector(options.model, options.trust or ()))
-    if options.fail_on_anomalies and math.isnan(detector.offset_):
-        raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
-    _check_product(options, detector)
+        detector, is_onnx = _loaded(options)
     paths, folder = images_of(options.images, Path(options.output)), require_folder(options.output)
     with progress_bar(len(paths), "predicting", "image", not options.quiet) as bar, _embeddings(is_onnx) as log:
 
@@ -193,6 +177,49 @@ def _predict(options: argparse.Namespace) -> int:
     if problems:
         raise CommandError(" ".join(problems))
     return ANOMALIES_FOUND if options.fail_on_anomalies and n_flagged else 0
+
+
+@contextmanager
+def _imports_kept(is_program: bool) -> Iterator[None]:
+    """Keep all objects of the block until the end of the process, if this process runs only this program.
+
+    The imported libraries have about a million objects. The garbage collector would visit them several times, during
+    the imports and at the exit, which takes about a quarter of a run with one image.
+    """
+    if not is_program:
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
+def _loaded(options: argparse.Namespace) -> tuple[Any, bool]:
+    """Return the detector of the model file, and whether it is an exported file, after a check of the options."""
+    from skpatchcore.reports.pipelines import as_image_detector
+
+    try:
+        parse_bytes(options.embed)
+    except ValueError as error:
+        raise CommandError(f"--embed: {error}") from None
+    is_onnx = is_exported_file(options.model)
+    if is_onnx and options.report:
+        raise CommandError(
+            "--report: the page shows the nearest good patches, which an ONNX file does not contain. Use the model "
+            "file of 'fit', or leave out --report."
+        )
+    if is_onnx:
+        detector = _load_onnx(options)
+    else:
+        _refuse_runtime(options)
+        detector = as_image_detector(load_detector(options.model, options.trust or ()))
+    if options.fail_on_anomalies and math.isnan(detector.offset_):
+        raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
+    _check_product(options, detector)
+    return detector, is_onnx
 
 
 def _count(n: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
 import subprocess
 import sys
@@ -110,6 +111,12 @@ def test_predict_ignores_heat_maps_of_an_earlier_run(folder, model):
         assert main(["predict", model, str(folder / "new"), "-o", str(out), "--quiet"]) == 0
         assert len(rows(out)) == 5
     assert main(["predict", model, str(out), "-o", str(out), "--quiet"]) == 1
+
+
+def test_predict_called_by_other_code_leaves_its_garbage_collector_unchanged(folder, model):
+    before = gc.isenabled(), gc.get_freeze_count()
+    assert main(["predict", model, str(folder / "new"), "-o", str(folder / "out"), "--quiet"]) == 0
+    assert (gc.isenabled(), gc.get_freeze_count()) == before
 
 
 def test_fit_stores_the_absolute_path_of_a_weights_file(folder, parts, monkeypatch):
