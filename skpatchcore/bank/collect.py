@@ -162,7 +162,8 @@ def _select_held(
 
 def _pooled(sampler: Any, images: Callable[[], Iterator[np.ndarray]]) -> Iterator[np.ndarray] | None:
     """Return the images of all rows if the sampler can select folds from a pool of rows of each image; else None."""
-    return images() if type(sampler) is GreedyCoresetSampler else None
+    own = getattr(type(sampler), "fit_folds", None)
+    return images() if own is GreedyCoresetSampler.fit_folds else None
 
 
 def _with(

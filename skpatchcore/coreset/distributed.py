@@ -232,6 +232,8 @@ def select_exactly(
     if folds:  # as `GreedyCoresetSampler.fit_folds`: from a pool if possible, otherwise from all rows
         pool = _pool_of(shards, radius, sent)
         found |= select_folds(pool, sum(shards.n_rows), shards.grid, request, folds, wanted)
+        if on_progress is not None:
+            on_progress(sum(wanted[fold] for fold in folds if fold in found), sent.n_rounds)
         found |= select([fold for fold in folds if fold not in found])
     selections = [found[i] for i in range(len(wanted))]
     shards.check()
