@@ -198,7 +198,7 @@ def main() -> None:
         f"| full search, no cache (scaled from the part) | {without:.0f} | | {n_fits} | {rows[-2][-1] * n_fits // 3} |",
         "",
         f"- With an empty cache, the search takes {cold / one:.1f} times as long as one fit with scores. With the "
-        f"filled cache, it takes {warm / one:.1f} times as long. If only the layer maps are cached, it takes "
+        f"filled cache, it takes {warm / one:.2f} times as long. If only the layer maps are cached, it takes "
         f"{layers / one:.1f} times as long.",
         f"- In two processes, including the time to fill the cache, the search takes {parallel / one:.1f} times as "
         f"long as one fit with scores, and {parallel / cold:.2f} times as long as the search with an empty cache in "
@@ -215,7 +215,8 @@ def main() -> None:
         + ", ".join(f"{size / 1e6:.0f} MB ({name})" for name, size in sizes.items())
         + ".",
         "",
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), {torch.get_num_threads()} threads, torch "
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), threads per process: {torch.get_num_threads()}, load of the "
+        f"machine at the end, with other programs: {os.getloadavg()[0]:.0f}, torch "
         f"{torch.__version__.split('+')[0]}, scikit-learn {sklearn.__version__}, skpatchcore "
         f"{skpatchcore.__version__}.",
         "",
