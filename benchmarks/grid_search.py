@@ -215,8 +215,8 @@ def main() -> None:
         + ", ".join(f"{size / 1e6:.0f} MB ({name})" for name, size in sizes.items())
         + ".",
         "",
-        f"{os.cpu_count()} CPU cores ({platform.machine()}), threads per process: {torch.get_num_threads()}, load of the "
-        f"machine at the end, with other programs: {os.getloadavg()[0]:.0f}, torch "
+        f"{os.cpu_count()} CPU cores ({platform.machine()}), threads per process: {torch.get_num_threads()}, load of "
+        f"the machine at the end, with other programs: {os.getloadavg()[0]:.0f}, torch "
         f"{torch.__version__.split('+')[0]}, scikit-learn {sklearn.__version__}, skpatchcore "
         f"{skpatchcore.__version__}.",
         "",
