@@ -96,6 +96,7 @@ class GridCache:
         self._settings = json.dumps({**settings, "format": _FORMAT}, sort_keys=True)
         self._begun = time.time()
         self._room = -1  # bytes that may be written before the size of the folder is measured again
+        self._is_full = False  # measuring the size of the folder for each image would take too long
         self._lock = threading.Lock()
 
     def path_of(self, entry: Iterable[Path]) -> Path:
@@ -154,8 +155,13 @@ class GridCache:
         return None if found is None else found.features
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Return whether `n_bytes` may be written, and count them. Delete entries that were used before this fit."""
+        """Return whether `n_bytes` may be written, and count them. Delete entries that were used before this pass.
+
+        If there is no room once, nothing more is stored in this pass over images.
+        """
         with self._lock:
+            if self._is_full:
+                return False
             if self._room >= n_bytes:
                 self._room -= n_bytes
                 return True
@@ -170,9 +176,11 @@ class GridCache:
                     wanted = max(0, allowed - max(n_bytes, int(allowed * _SLACK)))
                     total = prune(self.folder, wanted, _PATTERN, self._begun)
             except OSError:
+                self._is_full = True
                 return False
             self._room = min(allowed - total, max(n_bytes, int(allowed * _SLACK))) - n_bytes
-            return self._room >= 0
+            self._is_full = self._room < 0
+            return not self._is_full
 
 
 def prune_grids(layers: Path, limit: int) -> None:
