@@ -102,7 +102,7 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
           bound on the false-positive rate is exact without groups, but the bank is built from fewer images.
         - an int (number of folds), or a scikit-learn splitter: the training images are divided into folds, and the
           images of each fold are scored against a bank that is selected from all other folds. The final bank is
-          selected from all images. This method costs one selection per fold. The bank of a fold contains fewer images
+          selected from all images. This method costs a small selection per fold. The bank of a fold has fewer images
           than the final bank. Therefore fewer good images are flagged than `contamination` accepts. The difference
           becomes smaller with more folds.
         - None: no threshold is set. `predict` raises a ValueError, and `decision_function` returns the values of
