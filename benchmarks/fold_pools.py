@@ -98,9 +98,9 @@ def main() -> None:
         "The banks of calibration folds are selected from a pool: patches of each image that cover all its patches "
         "with 0.8 times the covering radius of the memory bank. *Seconds* are the selections of all measured folds, "
         "from all patches and from the pool. *Mean change* is the mean change of the scores of the folds' images, "
-        "with its standard error, in comparison with selections from all patches. *Spread* is the standard deviation of the "
-        "change of single scores. *Radius* is the covering radius of a fold's bank, relative to a selection from all "
-        "patches, for the original patch features (mean over 3 folds).",
+        "with its standard error, in comparison with selections from all patches. *Spread* is the standard deviation "
+        "of the change of single scores. *Radius* is the covering radius of a fold's bank, relative to a selection "
+        "from all patches, for the original patch features (mean over 3 folds).",
         "",
         "| network, data | images | ratio | folds | seconds, all patches | seconds, pool | mean change, pool "
         "| mean change, all patches with another first patch | spread, pool | radius |",
