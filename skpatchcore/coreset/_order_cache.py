@@ -96,13 +96,14 @@ class SelectionCache:
         folder = None if digest is None else cache_folder(memory, "skpatchcore-orders")
         return None if folder is None or digest is None else cls(folder, digest, settings)
 
-    def without(self, left_out: np.ndarray, n_pooled: int | None) -> OrderCache:
-        """Return the cache of the selection without some rows.
+    def without(self, left_out: np.ndarray, n_wanted: int, n_pooled: int | None) -> OrderCache:
+        """Return the cache of the selection of `n_wanted` rows without some rows.
 
-        If the selection is made from a pool, `n_pooled` is the number of rows that are selected from all rows; else
-        None. The pool depends on it.
+        If a pool is used where possible, `n_pooled` is the number of rows that are selected from all rows, on which the
+        pool depends. The order is then no part of a larger selection. Otherwise, `n_pooled` is None.
         """
-        return OrderCache(self._path_of("fold", np.sort(left_out), n_pooled))
+        settings = () if n_pooled is None else (n_pooled, n_wanted)
+        return OrderCache(self._path_of("fold", np.sort(left_out), *settings))
 
     def read_reserve(self, request: ReserveRequest, n_selected: int) -> bool:
         """Fill in the reserve for `n_selected` rows from the cache. Return False if it is not there."""

@@ -36,16 +36,25 @@ class Pooled(NamedTuple):
 
 
 @default_modes()
-def pool_of_shard(rows: Rows, images: np.ndarray, first_row: int, radius: float) -> Pooled:
-    """Return the pool of the images of one shard. `radius` is the covering radius of the memory bank."""
-    chosen = cover_of_images(rows, images, radius)
+def pool_of_shard(rows: Rows, images: np.ndarray, first_row: int, radius: float, n_rows: int) -> Pooled | None:
+    """Return the pool of the images of one shard; None if it has too many of the `n_rows` rows of all shards.
+
+    `radius` is the covering radius of the memory bank.
+    """
+    chosen = cover_of_images(rows, images, radius, n_rows)
+    if chosen is None:
+        return None
     return Pooled(chosen + first_row, images[chosen], rows.left[torch.from_numpy(chosen), :-1].numpy())
+
+
+def size_of(pool: Pooled | None) -> int | None:
+    """Return the number of rows of the pool of a shard; None if there is no pool."""
+    return None if pool is None else len(pool.numbers)
 
 
 @default_modes()
 def select_folds(
     parts: Sequence[Pooled],
-    n_rows: int,
     grid: tuple[float, np.ndarray],
     request: Request,
     folds: Sequence[int],
@@ -57,8 +66,6 @@ def select_folds(
     ----------
     parts : sequence of Pooled
         Rows of the pool from each shard.
-    n_rows : int
-        Number of rows of all shards.
     grid : (float, array of shape (n_columns,))
         Quantum and centre of the rows.
     request : Request
@@ -82,7 +89,7 @@ def select_folds(
     found = {}
     for fold in folds:
         is_left_out = np.isin(images, request.left_out[fold])
-        if rows_for_fold(numbers, numbers[is_left_out], wanted[fold], n_rows) is None:
+        if rows_for_fold(numbers, numbers[is_left_out], wanted[fold]) is None:
             continue
         start = int(np.where(is_left_out, -np.inf, along).argmax())
         order, radii = select_from_pool(rows, np.flatnonzero(is_left_out), wanted[fold], start)

@@ -22,9 +22,10 @@ from skpatchcore._utils.modes import default_modes
 from skpatchcore.coreset._farthest import Candidates
 from skpatchcore.coreset._grid import centre_of, quantum_of
 from skpatchcore.coreset._k_center import k_center_greedy, pick_among
+from skpatchcore.coreset._pools import is_useful
 from skpatchcore.coreset._rows import Rows
 from skpatchcore.coreset._shard_group import InProcessGroup, Request, Selection, ShardGroup
-from skpatchcore.coreset._shard_pools import Pooled, pool_of_shard, select_folds
+from skpatchcore.coreset._shard_pools import Pooled, pool_of_shard, select_folds, size_of
 from skpatchcore.coreset._shard_work import (
     Found,
     Measures,
@@ -231,7 +232,8 @@ def select_exactly(
     folds = list(range(1, len(wanted)))
     if folds:  # as `GreedyCoresetSampler.fit_folds`: from a pool if possible, otherwise from all rows
         pool = _pool_of(shards, radius, sent)
-        found |= select_folds(pool, sum(shards.n_rows), shards.grid, request, folds, wanted)
+        if pool is not None:
+            found |= select_folds(pool, shards.grid, request, folds, wanted)
         if on_progress is not None:
             on_progress(sum(wanted[fold] for fold in folds if fold in found), sent.n_rounds)
         found |= select([fold for fold in folds if fold not in found])
@@ -241,16 +243,21 @@ def select_exactly(
     return selections, report
 
 
-def _pool_of(shards: _Shards, radius: float, sent: _Counter) -> list[Pooled]:
-    """Return the pool of the images of all shards; see :mod:`skpatchcore.coreset._pools`."""
-    group = shards.group
-    parts: list[Pooled] = group.gather(
-        group.map(
-            "skpatchcore-pool", pool_of_shard, shards.rows, shards.row_images, shards.first_rows, common=(radius,)
-        )
+def _pool_of(shards: _Shards, radius: float, sent: _Counter) -> list[Pooled] | None:
+    """Return the pool of the images of each shard, or None if the pool has too many rows to be useful.
+
+    See :mod:`skpatchcore.coreset._pools`. The rows are gathered only if they are used.
+    """
+    group, n_rows = shards.group, sum(shards.n_rows)
+    handles = group.map(
+        "skpatchcore-pool", pool_of_shard, shards.rows, shards.row_images, shards.first_rows, common=(radius, n_rows)
     )
+    sizes = group.gather(group.map("skpatchcore-pool", size_of, handles))
     sent.n_rounds += 1
-    sent.n_rows_sent += sum(len(part.numbers) for part in parts)
+    if None in sizes or not is_useful(sum(sizes), n_rows):
+        return None
+    parts: list[Pooled] = group.gather(handles)
+    sent.n_rows_sent += sum(sizes)
     sent.n_bytes_sent += sum(array.nbytes for part in parts for array in part)
     return parts
 

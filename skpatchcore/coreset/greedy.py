@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -350,7 +351,13 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         capacity = None
         if max_memory is not None and max_memory < SCRATCH_BYTES + n_samples * row_bytes(n_columns, first.itemsize):
             capacity = max(0, max_memory - SCRATCH_BYTES) // row_bytes(n_columns, first.itemsize)
-        settings = (seed, self.start, n_columns, None if matrix is None else self.projection, str(dtype))
+        settings = (
+            seed if is_drawn else None,
+            self.start,
+            n_columns,
+            None if matrix is None else self.projection,
+            str(dtype),
+        )
         cache = SelectionCache.at(memory, digest if capacity is None else None, settings)
         n_pooled = None if images is None else n_selected  # the pool depends on the number of selected rows
         if cache is not None:
@@ -376,19 +383,25 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             n_wanted = count_of(self.ratio, len(rows)) if capacity is None else min(n_selected, len(rows))
             with one_thread(rows.left.numel() * n_wanted < SMALL_PRODUCT):
                 start = start_of(rows, numbers)
-                orders = OrderCache.of_rows(memory if capacity is None else None, rows.left, start)
-                order, radii = self._select(rows, n_wanted, start, orders if cache is None else cache.order)
+                if cache is not None:
+                    orders = cache.order
+                else:
+                    orders = OrderCache.of_rows(memory if capacity is None else None, rows.left, start)
+                order, radii = self._select(rows, n_wanted, start, orders)
                 if reserve is not None and capacity is None and not (cache and cache.read_reserve(reserve, n_wanted)):
                     reserve.select(rows, order, float(radii[-1]))
                     if cache is not None:
                         cache.write_reserve(reserve, n_wanted)
                 with phase("calibration"), progress_bar(None, "selecting for calibration", "fold", self.verbose) as bar:
-                    pool = None
-                    if images is not None:
-                        pool = cover_of_images(rows, np.concatenate(list(images)), float(radii[-1]))
+
+                    @lru_cache(maxsize=1)
+                    def pool() -> np.ndarray | None:
+                        if images is None:
+                            return None
+                        return cover_of_images(rows, np.concatenate(list(images)), float(radii[-1]), len(rows))
+
                     for left_out in folds:
-                        orders = OrderCache(None) if cache is None else cache.without(left_out, n_pooled)
-                        selected.append(self._select_without(rows, left_out, start_of, orders, pool))
+                        selected.append(self._select_without(rows, left_out, start_of, cache, pool, n_pooled))
                         bar.update()
             return order, radii
 
@@ -420,7 +433,8 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             return None
         selected = []
         for left_out in folds:
-            order = cache.without(left_out, n_pooled).read_first(self._count_without(n_samples, len(left_out)))
+            n_wanted = self._count_without(n_samples, len(left_out))
+            order = cache.without(left_out, n_wanted, n_pooled).read_first(n_wanted)
             if order is None:
                 return None
             selected.append(order[0])
@@ -450,15 +464,20 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
         rows: Rows,
         left_out: np.ndarray,
         start_of: Callable[..., int],
-        orders: OrderCache,
-        pool: np.ndarray | None,
+        cache: SelectionCache | None,
+        pool: Callable[[], np.ndarray | None],
+        n_pooled: int | None,
     ) -> np.ndarray:
-        """Return the order of selection from all rows except `left_out`, from the cache as far as possible."""
+        """Return the order of selection from all rows except `left_out`, from the cache as far as possible.
+
+        ``pool()`` computes the pool, or returns None. `n_pooled` is as in `_read`.
+        """
         n_wanted = self._count_without(len(rows), len(left_out))
+        orders = OrderCache(None) if cache is None else cache.without(left_out, n_wanted, n_pooled)
         known = orders.read()
         if known is not None and len(known[0]) >= n_wanted:
             return known[0][:n_wanted]
-        kept = rows_for_fold(pool, left_out, n_wanted, len(rows))
+        kept = rows_for_fold(pool(), left_out, n_wanted)
         if kept is not None:
             others = np.delete(np.arange(len(rows)), kept)
             start = start_of(rows, np.arange(len(rows)), torch.from_numpy(others).to(rows.left.device))

@@ -34,6 +34,8 @@ _DENSE = 1 / 16
 _N_FEW = 2
 # Banks with at most this many values are searched with bounds over all features: directions cost more than they save.
 N_SMALL = 1 << 19
+# Squared distances whose square roots are equal in float64 differ by less than this factor.
+_SLACK = 1 + 1e-15
 # Largest squared length of a query, in units of the bank, for which bounds are computed in float32 without overflow.
 _LARGEST = 1e30
 
@@ -298,13 +300,18 @@ class BoundedBank:
         q, columns = q[is_new], columns[is_new]
         if len(q) > _N_FEW * len(queries):  # inner products are faster than differences
             _, _, near, errors = self._distances.of_pairs(queries, q, columns)
-            is_near = near - errors <= squares[q]
+            is_near = near - errors <= squares[q] * _SLACK
             q, columns = q[is_near], columns[is_near]
+        distances, rows = self._lengths(squares), nearest.numpy()
         if len(q):
-            _replace_by_nearer(
-                nearest.numpy(), squares.numpy(), q, columns, self._distances.measured(queries, q, columns)
-            )
-        return (squares.sqrt_() * self._distances.unit).numpy()[:, None], nearest.numpy()[:, None]
+            others = self._lengths(self._distances.measured(queries, q, columns))
+            _replace_by_nearer(rows, distances, q.numpy(), columns.numpy(), others)
+        return distances[:, None], rows[:, None]
+
+    def _lengths(self, squares: torch.Tensor) -> np.ndarray:
+        """Return the distances for measured squared distances. Rows are equally far if these numbers are equal."""
+        distances: np.ndarray = squares.sqrt().numpy() * self._distances.unit
+        return distances
 
     def _all_compared(
         self, queries: Queries, n_neighbors: int, dead: torch.Tensor | None
@@ -348,7 +355,7 @@ class BoundedBank:
         indices : array of shape (n_queries, n_neighbors), int64
             Indices of the distinct rows, at equal distances sorted by index.
         """
-        distances = squares.sqrt().numpy() * self._distances.unit
+        distances = self._lengths(squares)
         if len(q) == n_queries:  # each query has exactly one pair
             order = q.argsort().numpy()
             return distances[order, None], rows.numpy()[order, None]
@@ -404,20 +411,20 @@ def _places(are_true: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _replace_by_nearer(
-    nearest: np.ndarray, squares: np.ndarray, q: torch.Tensor, rows: torch.Tensor, distances: torch.Tensor
+    nearest: np.ndarray, distances: np.ndarray, q: np.ndarray, rows: np.ndarray, others: np.ndarray
 ) -> None:
     """Replace the nearest row of a query by a nearer one, in place. Of several nearest rows, the first counts.
 
     Parameters
     ----------
-    nearest, squares : arrays of shape (n_queries,)
-        Nearest row of each query so far, and its squared distance.
-    q, rows, distances : tensors of shape (n_pairs,)
-        Query, row and squared distance of other pairs.
+    nearest, distances : arrays of shape (n_queries,)
+        Nearest row of each query so far, and its distance.
+    q, rows, others : arrays of shape (n_pairs,)
+        Query, row and distance of other pairs.
     """
-    order = np.lexsort((rows.numpy(), distances.numpy(), q.numpy()))
-    own, others, found = q.numpy()[order], rows.numpy()[order], distances.numpy()[order]
+    order = np.lexsort((rows, others, q))
+    own, first, found = q[order], rows[order], others[order]
     is_first = np.diff(own, prepend=-1) > 0
-    own, others, found = own[is_first], others[is_first], found[is_first]
-    is_nearer = (found < squares[own]) | ((found == squares[own]) & (others < nearest[own]))
-    nearest[own[is_nearer]], squares[own[is_nearer]] = others[is_nearer], found[is_nearer]
+    own, first, found = own[is_first], first[is_first], found[is_first]
+    is_nearer = (found < distances[own]) | ((found == distances[own]) & (first < nearest[own]))
+    nearest[own[is_nearer]], distances[own[is_nearer]] = first[is_nearer], found[is_nearer]

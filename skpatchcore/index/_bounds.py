@@ -30,7 +30,7 @@ _N_LANES = 64
 # Integer type with the bits of a floating-point type.
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 # Unit roundoff: the largest relative error of rounding to this precision.
-_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-9}
+_EPS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 
 
 class Block(NamedTuple):
@@ -119,7 +119,7 @@ class Bounds:
             off = torch.linalg.vecdot(differences, differences).sqrt_()
             added += 2 * (lengths * self._rounded_off + off * (self._reach + self._rounded_off))
             # Rounding of the low parts of the squared lengths.
-            added += 2 * _EPS[torch.bfloat16] ** 2 * (self._reach**2 + norms)
+            added += _EPS[torch.bfloat16] ** 2 * (self._reach**2 + norms)
         return left, added
 
     def limits(self, squares: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
@@ -138,8 +138,9 @@ class Bounds:
         tensor of shape (n_queries,), int16 or int32
             Largest key that a row within `squares` may have.
         """
-        # The bounds are rounded to this type, and so is the limit.
-        limits = (squares + added).clamp_min(0) * (1 + 4 * _EPS[self.dtype])
+        # The bounds are rounded to this type, and so is the limit. Rounding keeps the order. The factor leaves room for
+        # products that are rounded in another way.
+        limits = (squares + added).clamp_min(0) * (1 + 2 * _EPS[self.dtype])
         return limits.to(self.dtype).view(_BITS[self.dtype])
 
     def keys(self, left: torch.Tensor, block: Block) -> torch.Tensor:

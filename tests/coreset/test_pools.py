@@ -44,7 +44,7 @@ def without(images, fold):
 )
 def test_pool_covers_each_image_by_own_rows(n_images, n_each, levels, radius, seed):
     points, images = integer_rows(n_images, n_each, 3, seed, levels)
-    pool = pools.cover_of_images(as_rows(points), images, radius)
+    pool = pools.cover_of_images(as_rows(points), images, radius, 3 * len(points))
     assert pool.tolist() == sorted(set(pool.tolist()))
     for image in range(n_images):
         own = pool[images[pool] == image]
@@ -52,23 +52,29 @@ def test_pool_covers_each_image_by_own_rows(n_images, n_each, levels, radius, se
         assert distances.min(axis=1).max() <= 0.8 * radius * (1 + 1e-9)
 
 
+def test_there_is_no_pool_if_it_has_more_than_half_of_the_rows():
+    points, images = integer_rows(4, 30, 5, seed=0)
+    assert pools.cover_of_images(as_rows(points), images, 0.0, len(points)) is None
+    assert len(pools.cover_of_images(as_rows(points), images, 0.0, 2 * len(points))) == len(points)
+
+
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 99), levels=st.sampled_from([1, 40]), radius=st.sampled_from([0.0, 2.0, 20.0]))
 def test_pool_of_large_images_equals_textbook_loop(seed, levels, radius):
     points, images = integer_rows(3, 60, 4, seed, levels)
-    expected = pools.cover_of_images(as_rows(points), images, radius)
+    expected = pools.cover_of_images(as_rows(points), images, radius, 3 * len(points))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pools, "_N_LOOP", 0)
-        found = pools.cover_of_images(as_rows(points), images, radius)
+        found = pools.cover_of_images(as_rows(points), images, radius, 3 * len(points))
     assert found.tolist() == expected.tolist()
 
 
 def test_pool_of_image_does_not_depend_on_other_images():
     points, images = integer_rows(4, 60, 5, seed=0)
-    pool = pools.cover_of_images(as_rows(points), images, 30.0)
+    pool = pools.cover_of_images(as_rows(points), images, 30.0, 3 * len(points))
     changed = points.copy()
     changed[images == 2] = integer_rows(1, 60, 5, seed=9)[0]
-    other = pools.cover_of_images(as_rows(changed), images, 30.0)
+    other = pools.cover_of_images(as_rows(changed), images, 30.0, 3 * len(points))
     kept = [[row for row in found.tolist() if images[row] != 2] for found in (pool, other)]
     assert kept[0] == kept[1]
     assert pool.tolist() != other.tolist()
@@ -127,3 +133,25 @@ def test_folds_from_pool_do_not_depend_on_batches_and_are_read_from_the_cache(tm
     expected = smaller.fit_folds([X], len(X), left_out, images=iter([images]))
     found = cached_smaller.fit_folds([X], len(X), left_out, digest=b"rows", images=iter([images]))
     assert [a.tolist() for a in found] == [a.tolist() for a in expected]
+
+
+def test_cache_does_not_mix_folds_of_int_and_float_ratios(tmp_path):
+    """Both ratios select 20 rows; of the rows without the fold, they select 19 and 20."""
+    X, images = patches(n_images=20, n_each=10)
+    left_out = [without(images, [3])]
+
+    def folds(ratio, memory):
+        sampler = GreedyCoresetSampler(ratio, random_state=0, memory=memory)
+        return sampler.fit_folds([X], len(X), left_out, digest=b"rows", images=iter([images]))[0].tolist()
+
+    for order in ([0.1, 20], [20, 0.1]):
+        memory = str(tmp_path / str(order[0]))
+        assert [folds(ratio, memory) for ratio in order] == [folds(ratio, None) for ratio in order]
+
+
+def test_cache_is_used_without_a_seed_if_nothing_is_drawn(tmp_path):
+    X = patches(n_images=6)[0]
+    for _ in range(3):
+        sampler = GreedyCoresetSampler(0.05, n_projections=None, start=0, memory=str(tmp_path))
+        sampler.fit_batches([X], len(X), digest=b"rows")
+        assert len(list(tmp_path.rglob("*.npz"))) == 1

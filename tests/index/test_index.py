@@ -124,6 +124,22 @@ def test_exact_results_do_not_depend_on_batch_shape(way, dtype):
     assert (np.concatenate([s[1] for s in single]) == indices).all()
 
 
+def test_rows_at_equal_distance_are_sorted_by_index_for_any_batch_and_number_of_neighbors():
+    """Permutations of one vector have the same length, and squares that differ in the last bit."""
+    rng = np.random.default_rng(0)
+    far = rng.random((20, 24)) + 3
+    for _ in range(60):
+        vector = rng.random(24)
+        bank = np.concatenate([[rng.permutation(vector) for _ in range(6)], rng.random((60, 24)) + 3])
+        index, query = ExactIndex().fit(bank), np.zeros((1, 24))
+        distances, indices = index.kneighbors(query, 6)
+        for start in np.flatnonzero(np.diff(distances[0], prepend=-1)):
+            tied = indices[0][distances[0] == distances[0, start]]
+            assert tied.tolist() == sorted(tied.tolist())
+        assert index.kneighbors(query, 1)[1][0, 0] == indices[0, 0]
+        assert index.kneighbors(np.concatenate([query, far]), 1)[1][0, 0] == indices[0, 0]
+
+
 def test_bounds_never_rule_out_nearest_row():
     """In each precision, the limit for the true squared distance of a row never rules out the row."""
     rng = np.random.default_rng(0)
