@@ -29,7 +29,8 @@ _NETWORK_PATCH, _NETWORK_CHANNEL = 2.0e6, 5.0e3
 # Work of a selection: per patch, per selected row, and per distance between a patch and a selected row. About half of
 # the distances are computed; see `k_center_greedy`.
 _SELECTION_PATCH, _SELECTION_ROW, _DISTANCE = 1.5e5, 9.0e6, 0.75
-# The selections of all folds may take this multiple of the network's pass. The whole fit then takes about twice as long
+# From all patches, the selections of all folds may take this multiple of the network's pass. From the pool of patches
+# (see `skpatchcore.coreset._pools`), they take a fraction of it. The whole fit then takes at most about twice as long
 # as with leave-one-out. Fewer folds would be less exact.
 _PASSES = 2
 # Work that is always affordable: about half a second.
@@ -39,7 +40,7 @@ _LONG = 1.0e14
 
 
 def affordable_folds(n_patches: int, n_channels: int, sampler: Sampler, index: Index) -> int:
-    """Return the number of calibration folds whose selections take about twice as long as the network's pass.
+    """Return the number of folds whose selections from all patches take about twice as long as the network's pass.
 
     The number depends only on shapes and parameters, so it is the same on all machines. The network's time is estimated
     from its output, because the network is not known for precomputed patch features.

@@ -84,7 +84,8 @@ class ShardedSelection(ProjectingSampler):
             Result of `project_batches` for each shard, in the order of the rows. The list is emptied, so that the group
             can free the memory of the results.
         left_out : sequence of arrays of int, default=()
-            Images that each additional selection leaves out, as in `fit_folds`.
+            Images that each additional selection leaves out, as in `fit_folds` with `images`. In ``"merge"`` mode, no
+            pool is used.
         mode : {"exact", "merge"}, default="exact"
             ``"exact"`` selects the same rows as `fit`. ``"merge"`` selects from each shard, and then from the selected
             rows: two rounds, and a little larger covering radius.

@@ -1,6 +1,6 @@
 """Selection of a coreset from rows that are divided among several processes.
 
-:func:`select_exactly` selects the same rows, in the same order, as a selection from all rows in one process.
+:func:`select_exactly` selects the same rows, in the same order, as a selection in one process.
 :func:`select_merged` needs only two rounds, but covers the rows a little less well. Both describe what they
 did in a :class:`SelectionReport`.
 
@@ -76,7 +76,7 @@ class SelectionReport:
         Number of selections: one for the coreset, and one per fold of the calibration.
     n_rounds : int
         Number of times that the shards sent distances or rows to the coordinator, except for the grid and the first
-        picks. All selections share their rounds.
+        picks. In ``"exact"`` mode, one round serves all folds that are selected from the pool.
     n_picks : int
         Number of selected rows, over all selections.
     n_rows_sent : int
@@ -205,6 +205,9 @@ def select_exactly(
 
     Notes
     -----
+    The first selection is made from all rows. The others, the folds, are made from the pool of the first one (see
+    :mod:`skpatchcore.coreset._pools`), if it is useful, and otherwise from all rows.
+
     Distances to the nearest pick only fall, so a distance computed some rounds ago is an upper bound. In each round,
     every shard sends its farthest rows with their exact distances, and an upper bound of the distances of all its other
     rows. The coordinator runs the greedy algorithm among these rows as long as the farthest one is farther than the

@@ -87,8 +87,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
         Method that selects the calibration images. The thresholds are computed from the scores of these good images.
         A calibration image is never compared with its own patch features.
 
-        - ``"auto"``: 5 to 40 folds (see below). Their number is chosen such that `fit` takes about twice as long as
-          with leave-one-out. The number depends on the number of patches and on the stages, not on the machine. The
+        - ``"auto"``: 5 to 40 folds (see below). Their number is chosen such that `fit` takes at most about twice as
+          long as with leave-one-out. It depends on the number of patches and on the stages, not on the machine. The
           scores are corrected for the images that the folds leave out: 3 coarse folds show how much the scores change
           with the number of training images. ``"leave-one-out"`` is used instead if the sampler selects all rows,
           cannot select for folds, or selects shard by shard. With a transformer, there are 5 folds, and the scores are
