@@ -114,7 +114,7 @@ class GridCache:
                 # Another process may replace the file at this path. Its state is therefore read from the open file.
                 stat = os.fstat(file.fileno())
                 header = _header_of(file.read(_HEADER))
-                values = np.memmap(file, np.float32, "c", _HEADER, tuple(header["shape"]))
+                values = np.memmap(file, np.float32, "r", _HEADER, tuple(header["shape"]))
                 if stat.st_size != _HEADER + values.nbytes:
                     return None
                 if _verified.get(path) != _state_of(stat) and checksum_of(values).hex() != header["checksum"]:
