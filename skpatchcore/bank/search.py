@@ -108,7 +108,7 @@ def search_images(
     n_rows = len(bank) - (0 if exclude is None else len(exclude))
     device = available_device(index.device).type
     n_kept = min(n_rows, max(n_neighbors, _N_NEIGHBORS)) if device == "cpu" else n_neighbors
-    key = _key_of(index, bank, exclude, *([] if device == "cpu" else [device, n_neighbors]))
+    key = _key_of(index, bank, exclude, *(() if device == "cpu" else (device, n_neighbors)))
     cache = _SearchCache(folder, key, with_patch_scores)
     paths = [cache.path_of(patches, i) for i in range(len(patches))]
     found = [cache.read(path, n_neighbors) for path in paths]
