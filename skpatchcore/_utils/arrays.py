@@ -91,6 +91,14 @@ def as_tensor(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(array).to(device)
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view of an array that cannot be written to, or the array itself if it is read-only."""
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
 def stacked_on(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """Stack CPU tensors and return the result on `device`. Pinned memory makes the copy to a GPU asynchronous."""
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""`checksum_of` and `DigestedArray`: identify arrays by their values, faster than with a cryptographic hash.
+"""`checksum_of`, `DigestedArray`, ...: identify arrays by their values, faster than with a cryptographic hash.
 
 Results on disk are shared between fits if they were computed from the same values. A search compares the patch features
 of the same images many times. A cryptographic hash of these features would take longer than reading them.
@@ -7,20 +7,27 @@ of the same images many times. A cryptographic hash of these features would take
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from types import MethodType
 from typing import Any
 
 import numpy as np
 
 # Number of 8-byte words that are summed with weights. The sums of all blocks are then hashed.
 _N_WORDS = 4096
+# Functions that `digested_by` has marked, and the functions that yield the same arrays with digests.
+_sources: dict[Any, Callable[..., Any]] = {}
 
 
 class DigestedArray(np.ndarray):
-    """Array with a digest of its values, and with their largest absolute value.
+    """Read-only array with a digest of its values, and with their largest absolute value.
 
-    Arrays that are computed from this array, e.g. slices, have no digest.
+    The digest is that of the values at any time, because the array cannot be changed in place: an attempt raises a
+    ValueError. Arrays that are computed from this array have no digest: slices and other views, copies, results of
+    arithmetic, and arrays after a pickle. Whoever calls `of` must not change the values by another array that shares
+    the memory. Patch features with digests are mapped read-only from files of the cache, and only the package itself
+    receives them, see `digested_by`.
 
     Attributes
     ----------
@@ -38,10 +45,41 @@ class DigestedArray(np.ndarray):
 
     @classmethod
     def of(cls, values: np.ndarray, digest: bytes, peak: float) -> DigestedArray:
-        """Return a view of an array that has a digest."""
+        """Return a read-only view of an array that has a digest."""
         found = values.view(cls)
         found.digest, found.peak = digest, peak
+        found.flags.writeable = False
         return found
+
+
+def digested_by(source: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Mark a method of a class: `source` yields the same arrays as it, but as arrays with digests.
+
+    A method that changes the arrays of the marked method, in a subclass or in a class that contains an object of the
+    class, is another function. It is not marked, and its arrays have no digests.
+
+    Parameters
+    ----------
+    source : function
+        Function with the same parameters.
+
+    Returns
+    -------
+    callable
+        Decorator, which returns the method unchanged.
+    """
+
+    def mark(method: Any) -> Any:
+        _sources[method] = source
+        return method
+
+    return mark
+
+
+def with_digests(method: Any) -> Any:
+    """Return the source of the arrays with digests for a bound method that is marked; any other method unchanged."""
+    source = _sources.get(getattr(method, "__func__", None))
+    return method if source is None else MethodType(source, method.__self__)
 
 
 def checksum_of(values: np.ndarray) -> bytes:

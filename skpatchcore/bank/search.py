@@ -3,7 +3,12 @@
 The result of this search depends on the bank and on the patch features, but not on `n_neighbors`. Settings that differ
 only in `n_neighbors` share it, and so do repeated fits. The cache identifies the bank by its values and the image by
 the digest of its patch features. Only results of :class:`~skpatchcore.ExactIndex` are kept, because they are the same
-for every batch of images.
+for every batch of images on the CPU.
+
+On another device, e.g. a GPU, :class:`~skpatchcore.ExactIndex` computes exact distances of candidates, whose number
+depends on the number of neighbours. Rounding can change the candidates, also between batches. There, settings that
+differ in `n_neighbors` do not share a search, and the results for a row whose distance is almost the same as that of
+another row may depend on the images that are searched at the same time, with and without the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -28,7 +33,8 @@ from skpatchcore.patches.patches import Patches
 from skpatchcore.protocols import Index
 
 _FORMAT = 1  # version of the content of the files
-# Least number of neighbours of m* that are stored, so that settings with other values of n_neighbors find them.
+# On the CPU: least number of neighbours of m* that are stored, so that settings with other values of n_neighbors find
+# them.
 _N_NEIGHBORS = 16
 # Maximum size in bytes of the results on disk. It is enforced whenever _MOST_WRITTEN bytes have been written.
 _MOST_BYTES, _MOST_WRITTEN = 1_000_000_000, 32_000_000
@@ -49,7 +55,8 @@ class Searched:
     nearest : array of shape (n_images,), int64
         m*, as a row of the bank.
     neighborhoods : array of shape (n_images, n_neighbors), int64
-        Rows of the bank that are nearest to m*, the nearest first. They are the same for a larger `n_neighbors`.
+        Rows of the bank that are nearest to m*, the nearest first. On the CPU, they are the same for a larger
+        `n_neighbors`.
     of_patches : list of arrays, float64
         Distance of each patch from the nearest row of the bank, one array per image. Empty if it is not requested.
     """
@@ -99,8 +106,10 @@ def search_images(
     if folder is None or not isinstance(index, ExactIndex) or type(index) is not ExactIndex:
         return _search(index, bank, patches, n_neighbors, exclude, with_patch_scores)
     n_rows = len(bank) - (0 if exclude is None else len(exclude))
-    n_kept = min(n_rows, max(n_neighbors, _N_NEIGHBORS))
-    cache = _SearchCache(folder, _key_of(index, bank, exclude), with_patch_scores)
+    device = available_device(index.device).type
+    n_kept = min(n_rows, max(n_neighbors, _N_NEIGHBORS)) if device == "cpu" else n_neighbors
+    key = _key_of(index, bank, exclude, *(() if device == "cpu" else (device, n_neighbors)))
+    cache = _SearchCache(folder, key, with_patch_scores)
     paths = [cache.path_of(patches, i) for i in range(len(patches))]
     found = [cache.read(path, n_neighbors) for path in paths]
     missing = np.array([i for i, one in enumerate(found) if one is None], np.int64)
@@ -139,12 +148,11 @@ def _search(
     return Searched(tops, scores, nearest, neighborhoods, of_patches)
 
 
-def _key_of(index: ExactIndex, bank: np.ndarray, exclude: np.ndarray | None) -> bytes:
+def _key_of(index: ExactIndex, bank: np.ndarray, exclude: np.ndarray | None, *more: str | int) -> bytes:
     """Return a digest of everything that determines the result of a search, apart from the queries."""
     checksum = _digests.get(index, bank, "digest", checksum_of)
-    device = available_device(index.device).type  # distances on a GPU can differ in the last bit
     excluded = None if exclude is None else np.sort(exclude).astype(np.int64).tobytes()
-    return digest_of([_FORMAT, checksum, *bank.shape, str(bank.dtype), device, excluded])
+    return digest_of([_FORMAT, checksum, *bank.shape, str(bank.dtype), excluded, *more])
 
 
 def _each(searched: Searched, patches: Patches) -> Iterator[Searched]:
@@ -185,7 +193,8 @@ class _SearchCache:
     """
 
     _lock = threading.Lock()
-    _n_written = -1  # bytes that this process has written since the size of the folder was measured
+    # Bytes that this process has written to each folder since its size was measured.
+    _n_written: ClassVar[dict[Path, int]] = {}
 
     def __init__(self, folder: Path, key: bytes, with_patch_scores: bool):
         self.folder, self.key, self.with_patch_scores = folder, key, with_patch_scores
@@ -218,9 +227,10 @@ class _SearchCache:
         except OSError:
             return
         with self._lock:
-            first = _SearchCache._n_written < 0
-            _SearchCache._n_written = max(0, _SearchCache._n_written) + sum(array.nbytes for array in arrays.values())
-            if not first and _SearchCache._n_written < _MOST_WRITTEN:
-                return
-            _SearchCache._n_written = 0
+            first = self.folder not in self._n_written
+            written = self._n_written.get(self.folder, 0) + sum(array.nbytes for array in arrays.values())
+            is_due = first or written >= _MOST_WRITTEN
+            self._n_written[self.folder] = 0 if is_due else written
+        if not is_due:
+            return
         prune(self.folder, _MOST_BYTES - _MOST_WRITTEN)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
+from skpatchcore._utils.arrays import read_only
 from skpatchcore._utils.progress import phase
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.collect import bank_needs
@@ -69,7 +70,7 @@ def fit_transformer(transformer: Any, patches: PatchSource) -> RowTransform:
                 fitted.partial_fit(part)
         else:
             assert isinstance(patches, Patches)  # the memory estimate excludes a stream
-            fitted.fit(patches.rows)
+            fitted.fit(read_only(patches.rows))  # PCA(copy=False) and others change rows that are writable
         drop_fit_state(fitted)
     return RowTransform(fitted)
 

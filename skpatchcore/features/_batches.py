@@ -1,9 +1,9 @@
-"""prepared_batches: read, resize and crop images in batches for the network, or look up their cached layer maps."""
+"""prepared_batches and joined_grids: batches of prepared images for the network, and the features of all batches."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -110,7 +110,7 @@ def prepared_batches(
         entries = [] if cache is None else cache.entries_of(image, index, content, max_pixels, pixel_format, tile_size)
         for is_of_tiles, entry in enumerate(entries):
             assert cache is not None  # otherwise, there are no entries
-            grid = cache.grids.read(cache.grids.path_of(entry))
+            grid = None if cache.grids is None else cache.grids.read(cache.grids.path_of(entry))
             if grid is not None and (plan_of(grid.view.input_size) is not None) == bool(is_of_tiles):
                 cache.mark_used(entry)
                 keep_content(image, content)
@@ -135,3 +135,29 @@ def prepared_batches(
         n_images = batch_size if plan_of(size) is None else 1
         while batch := list(islice(run, n_images)):
             yield batch
+
+
+def joined_grids(batches: Iterable[np.ndarray], n_images: int) -> np.ndarray | list[np.ndarray]:
+    """Return the patch features of all batches: one array if all grids have the same size, otherwise a list.
+
+    Parameters
+    ----------
+    batches : iterable of arrays of shape (n_batch, grid_height, grid_width, n_channels)
+        Patch features. They are copied, because batches may share the buffer of a GPU transfer.
+    n_images : int
+        Number of images of all batches.
+    """
+    grids: np.ndarray | list[np.ndarray] = []
+    done = 0
+    for features in batches:
+        shape = features[0].shape
+        if done == 0:
+            grids = np.empty((n_images, *shape), np.float32)
+        if isinstance(grids, np.ndarray) and shape != grids.shape[1:]:
+            grids = list(grids[:done].copy())
+        if isinstance(grids, np.ndarray):
+            grids[done : done + len(features)] = features
+        else:
+            grids.extend(np.array(grid) for grid in features)
+        done += len(features)
+    return grids

@@ -111,13 +111,14 @@ class LayerCache:
     limit : int or None
         Maximum size in bytes of all entries in the folder. The least recently used entries are evicted. None sets no
         limit.
-    of_features : dict
-        Settings with which patch features are computed from the layer maps, for the cache of the patch features.
+    of_features : dict or None
+        Settings with which patch features are computed from the layer maps, for the cache of the patch features. None
+        keeps no patch features.
 
     Attributes
     ----------
-    grids : GridCache
-        Cache of the patch features that are computed from the layer maps.
+    grids : GridCache or None
+        Cache of the patch features that are computed from the layer maps; None if they are not kept.
 
     Raises
     ------
@@ -132,7 +133,7 @@ class LayerCache:
         layers: Sequence[str],
         dtype: str,
         limit: int | None,
-        of_features: dict[str, Any],
+        of_features: dict[str, Any] | None,
     ):
         folder = cache_folder(memory, "skpatchcore-layers")
         if folder is None:
@@ -144,7 +145,7 @@ class LayerCache:
         self._settings = hashlib.blake2b(text.encode(), digest_size=20)
         self._written = 0
         self._lock = threading.Lock()
-        self.grids = GridCache(folder, of_features, limit)
+        self.grids = None if of_features is None else GridCache(folder, of_features, limit)
 
     def entries_of(
         self,
@@ -235,7 +236,9 @@ class LayerCache:
         prune_grids(self.folder, limit - prune(self.folder, limit))
 
 
-def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to: int) -> LayerCache | None:
+def cache_for(
+    extractor: Any, network: Network, mean: Any, std: Any, rounded_to: int, with_features: bool
+) -> LayerCache | None:
     """Return the cache of layer maps for a network with the settings of an extractor; None if `memory` is None.
 
     Parameters
@@ -248,6 +251,8 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to:
         Mean and standard deviation of red, green and blue with which the input is normalised.
     rounded_to : int
         As for :func:`~skpatchcore.images.resizing.resize_and_crop`.
+    with_features : bool
+        Whether patch features are kept, too. They must be determined by the layer maps and the parameters.
 
     Raises
     ------
@@ -272,6 +277,13 @@ def cache_for(extractor: Any, network: Network, mean: Any, std: Any, rounded_to:
         "pixel format": [extractor.channel_order, None if value_range is None else [*map(float, value_range)]],
     }
     limit = None if extractor.cache_limit is None else parse_bytes(extractor.cache_limit)
-    of_features = {name: getattr(extractor, name) for name in ("patch_size", "stride", "n_channels")}
-    of_features = {name: None if value is None else int(value) for name, value in of_features.items()}
-    return LayerCache(extractor.memory, settings, network.layers, extractor.cache_dtype, limit, of_features)
+    values = {name: getattr(extractor, name) for name in ("patch_size", "stride", "n_channels")}
+    of_features = {name: None if value is None else int(value) for name, value in values.items()}
+    return LayerCache(
+        extractor.memory,
+        settings,
+        network.layers,
+        extractor.cache_dtype,
+        limit,
+        of_features if with_features else None,
+    )

@@ -102,8 +102,8 @@ class ForwardPass:
         Returns
         -------
         features : array of shape (n_batch, grid_height, grid_width, n_channels), or list of arrays, float32
-            Patch features. With a cache, a list with one array of shape (grid_height, grid_width, n_channels) per
-            image. Arrays that are stored in the cache are of the type :class:`DigestedArray`.
+            Patch features. With a cache of patch features, a list with one array of shape (grid_height, grid_width,
+            n_channels) per image. Arrays that are stored in the cache are of the type :class:`DigestedArray`.
         grid : (int, int)
             Height and width of the first layer's map, before the stride is applied.
 
@@ -112,7 +112,7 @@ class ForwardPass:
         ImageError, MemoryError
             As in `features_of`.
         """
-        if self.cache is None:
+        if self.cache is None or self.cache.grids is None:
             return self.features_of(batch)
         new = [image for image in batch if image.grid is None]
         found: dict[int, np.ndarray] = {}

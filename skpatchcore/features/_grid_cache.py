@@ -6,14 +6,17 @@ hash of the files of the layer maps (see :mod:`skpatchcore.features._cache`) and
 features. A file that is damaged is treated as missing. The features are then computed from the layer maps again.
 
 Patch features take more space than layer maps, and are computed in less time. Therefore, they are the first entries
-that are deleted if the cache becomes too large, and a new entry never replaces one that the same fit has used. Without
-a limit, they take at most 8 GB, and at most a quarter of the space that the disk has for them.
+that are deleted if the cache becomes too large. A new entry only replaces entries whose last use was recorded before
+the pass over the images began. A use within a minute after the recorded one is not recorded. New layer maps replace any
+patch features. Without a limit, patch features take at most 8 GB, and at most a quarter of the space that the disk has
+for them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import threading
 import time
@@ -66,7 +69,7 @@ class StoredGrid:
     Attributes
     ----------
     features : DigestedArray of shape (grid_height, grid_width, n_channels), float32
-        The patch features, mapped into memory. Changes of the array do not change the file.
+        The patch features, mapped into memory. The array is read-only.
     view : View
         Region of the image that the network sees.
     first_grid : (int, int)
@@ -108,17 +111,16 @@ class GridCache:
         """Return the patch features in a file; None if the file is missing or damaged."""
         try:
             with path.open("rb") as file:
+                # Another process may replace the file at this path. Its state is therefore read from the open file.
+                stat = os.fstat(file.fileno())
                 header = _header_of(file.read(_HEADER))
-                values = np.memmap(file, np.float32, "c", _HEADER, tuple(header["shape"]))
-            stat = path.stat()
-            if stat.st_size != _HEADER + values.nbytes:
-                return None
-            state = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
-            if _verified.get(path) != state:
-                if checksum_of(values).hex() != header["checksum"]:
+                values = np.memmap(file, np.float32, "r", _HEADER, tuple(header["shape"]))
+                if stat.st_size != _HEADER + values.nbytes:
                     return None
-                _remember(path, state)
-            touch(path, stat.st_mtime)
+                if _verified.get(path) != _state_of(stat) and checksum_of(values).hex() != header["checksum"]:
+                    return None
+                touch(path, stat.st_mtime)  # changes the time, which is a part of the state
+                _remember(path, _state_of(os.fstat(file.fileno())))
             view, first = as_view(np.array(header["view"])), (int(header["grid"][0]), int(header["grid"][1]))
             digest = _identity(path, header["shape"], header["checksum"])
             return StoredGrid(DigestedArray.of(values, digest, float(header["peak"])), view, first)
@@ -147,17 +149,19 @@ class GridCache:
             with written_whole(path) as partial, partial.open("wb") as file:
                 file.write(_as_header(header))
                 file.write(features.data)
-            stat = path.stat()
+                file.flush()
+                state = _state_of(os.fstat(file.fileno()))
         except OSError:
             return None
-        _remember(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+        _remember(path, state)
         found = self.read(path)
         return None if found is None else found.features
 
     def _has_room(self, n_bytes: int) -> bool:
-        """Return whether `n_bytes` may be written, and count them. Delete entries that were used before this pass.
+        """Return whether `n_bytes` may be written, and count them. Delete entries if their space is needed.
 
-        If there is no room once, nothing more is stored in this pass over images.
+        Only entries whose last use was recorded before this pass are deleted. If there is no room once, nothing more is
+        stored in this pass over images.
         """
         with self._lock:
             if self._is_full:
@@ -229,8 +233,13 @@ def _header_of(content: bytes) -> dict[str, Any]:
     return header
 
 
+def _state_of(stat: os.stat_result) -> tuple[int, ...]:
+    """Return the state of a file, which changes with its content."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
 def _remember(path: Path, state: tuple[int, ...]) -> None:
     """Remember that the content of a file was verified."""
-    if len(_verified) >= _MOST_VERIFIED:
+    if len(_verified) >= _MOST_VERIFIED and path not in _verified:
         _verified.clear()
     _verified[path] = state

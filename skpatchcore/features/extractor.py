@@ -13,12 +13,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from skpatchcore._utils.ahead import n_cores, prefetched
 from skpatchcore._utils.device import available_device, require_device
 from skpatchcore._utils.diagrams import DocumentationLinkMixin
+from skpatchcore._utils.digests import digested_by
 from skpatchcore._utils.modes import in_default_modes
 from skpatchcore._utils.progress import progress_bar
 from skpatchcore._utils.sklearn import OlderStatesMixin
 from skpatchcore.features._aggregation import concatenate_layers, pool_layers
 from skpatchcore.features._backbones import Network, load_network
-from skpatchcore.features._batches import prepared_batches
+from skpatchcore.features._batches import joined_grids, prepared_batches
 from skpatchcore.features._cache import cache_for
 from skpatchcore.features._families import sides_rounded_to
 from skpatchcore.features._forward import ForwardPass
@@ -313,46 +314,13 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         WeightsError
             If the weights are missing or unreadable, belong to another network, or differ from the weights in `fit`.
         """
-        grids: np.ndarray | list[np.ndarray] = []
-        X, done = as_image_sequence(X), 0
-        n_images = len(X)
-        for features, _ in self.iter_transform(X):
-            shape = features[0].shape
-            if done == 0:
-                grids = np.empty((n_images, *shape), np.float32)
-            if isinstance(grids, np.ndarray) and shape != grids.shape[1:]:
-                grids = list(grids[:done].copy())
-            if isinstance(grids, np.ndarray):
-                for i, grid in enumerate(features, done):
-                    grids[i] = grid
-            else:  # copies, because `features` may share the buffer of a GPU transfer, or be mapped from a file
-                grids.extend(np.array(grid) for grid in features)
-            done += len(features)
-        return grids
+        X = as_image_sequence(X)
+        return joined_grids((features for features, _ in self.iter_transform(X)), len(X))
 
-    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray | list[np.ndarray], list[View]]]:
-        """Yield the patch features of the images, batch by batch, with the view of each image.
+    def _iter_stored(self, X: Any) -> Iterator[tuple[np.ndarray | list[np.ndarray], list[View]]]:
+        """Yield the features and views as `iter_transform`, but a list of arrays per batch if the cache stores them.
 
-        The view states which region of the image the network sees.
-
-        Parameters
-        ----------
-        X : as for `transform`
-            Images. Each image is read when its batch is prepared.
-
-        Yields
-        ------
-        features : array of shape (n_batch, grid_height, grid_width, n_channels), or list of arrays, float32
-            Patch features of the next images, in order. All images of a batch have the same size after resizing. If
-            `memory` is not None, the batch is a list with one array of shape (grid_height, grid_width, n_channels) per
-            image, and these arrays may be mapped from files of the cache.
-        views : list of View
-            View of each image: the region of the original image that the grid covers, in pixels.
-
-        Raises
-        ------
-        ImageError, WeightsError
-            In the same cases as `transform`.
+        Arrays that are stored in the cache are of the type :class:`DigestedArray`: read-only, and mapped from files.
         """
         self._check_parameters()
         images = as_image_sequence(X)
@@ -379,6 +347,33 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
                 features, grid = forward.grids_of(batch)
                 yield features, [image.view.of_patches(grid, self.stride) for image in batch]
                 bar.update(len(batch))
+
+    @digested_by(_iter_stored)
+    def iter_transform(self, X: Any) -> Iterator[tuple[np.ndarray, list[View]]]:
+        """Yield the patch features of the images, batch by batch, with the view of each image.
+
+        The view states which region of the image the network sees.
+
+        Parameters
+        ----------
+        X : as for `transform`
+            Images. Each image is read when its batch is prepared.
+
+        Yields
+        ------
+        features : array of shape (n_batch, grid_height, grid_width, n_channels), float32
+            Patch features of the next images, in order. All images of a batch have the same size after resizing.
+            Changes of the array do not change the cache.
+        views : list of View
+            View of each image: the region of the original image that the grid covers, in pixels.
+
+        Raises
+        ------
+        ImageError, WeightsError
+            In the same cases as `transform`.
+        """
+        for features, views in TorchFeatureExtractor._iter_stored(self, X):
+            yield features if isinstance(features, np.ndarray) else np.stack(features), views
 
     def input_sizes(self, X: Any) -> np.ndarray | None:
         """Return the size of the network's input for each image; None if the size is the same for all images.
@@ -462,7 +457,9 @@ class TorchFeatureExtractor(PaperSettings, DocumentationLinkMixin, OlderStatesMi
         """Return the forward pass of a network with the present settings."""
         mean, std = self._normalisation(network)
         dtype = getattr(torch, self.dtype)
-        cache = cache_for(self, network, mean, std, self._rounded_to())
+        # A subclass may compute other features from the layer maps.
+        with_features = type(self) is TorchFeatureExtractor
+        cache = cache_for(self, network, mean, std, self._rounded_to(), with_features)
         return ForwardPass(network, device, dtype, mean, std, self._aggregate, cache, self.tile_size, self.batch_size)
 
     def _aggregate(self, maps: list[torch.Tensor]) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond
+from skpatchcore._utils.arrays import as_tensor, describe_beyond, first_beyond, read_only
 from skpatchcore._utils.digests import DigestedArray, digest_of
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
@@ -154,7 +154,8 @@ class Patches(PatchLayout):
         Pixels of each image in the region of interest; None for all pixels. None instead of a sequence means that this
         holds for all images.
     digests : sequence of (bytes or None) or None, default=None
-        Digest of the rows of each image, which is equal for equal rows; None if it is unknown.
+        Digest of the rows of each image, which is equal for equal rows; None if it is unknown. If any is known, `rows`
+        is read-only.
     """
 
     def __init__(
@@ -167,14 +168,18 @@ class Patches(PatchLayout):
         digests: Sequence[bytes | None] | None = None,
     ):
         super().__init__(sizes, [None] * len(sizes) if views is None else views, cells)
-        self._rows, self.masks = rows, [None] * len(sizes) if masks is None else masks
+        self.masks = [None] * len(sizes) if masks is None else masks
         self.digests = [None] * len(sizes) if digests is None else digests
+        if any(digest is not None for digest in self.digests):
+            rows = [read_only(part) for part in rows] if isinstance(rows, list) else read_only(rows)
+        self._rows = rows
 
     @property
     def rows(self) -> np.ndarray:
         """Patch features of all images, of shape (n_patches, n_channels)."""
         if isinstance(self._rows, list):
-            self._rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
+            joined = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
+            self._rows = joined if self._rows[0].flags.writeable else read_only(joined)
         return self._rows
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from skpatchcore._utils.digests import with_digests
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
 from skpatchcore.images.appearance import Appearance
@@ -291,7 +292,7 @@ class PatchStream:
             pixel_format = pixel_format_or_none(extractor)
             if self.has_region() and pixel_format is not None:
                 images = InsideImages(images, self._masks, self._regions(), pixel_format, max_pixels_of(extractor))
-            for features, given in iterate_as_phase("network", extractor.iter_transform(images)):
+            for features, given in iterate_as_phase("network", with_digests(extractor.iter_transform)(images)):
                 views = self._turned(given, done)
                 numbers = self.numbers[done : done + len(views)]
                 seen = images.seen if isinstance(images, InsideImages) else {}

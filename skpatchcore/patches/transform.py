@@ -50,7 +50,8 @@ class RowTransform:
         rows = patches.rows
         if (n_channels := getattr(self.transformer, "n_features_in_", None)) is not None:
             check_channels(patches, n_channels)
-        found = self.transformer.transform(rows)
+        # A copy, because StandardScaler(copy=False) and others write the result to the rows.
+        found = self.transformer.transform(rows.copy())
         name = type(self.transformer).__name__
         shape: tuple[int, ...] = getattr(found, "shape", ())
         if hasattr(found, "toarray") or len(shape) != 2 or shape[0] != len(rows) or not shape[1]:

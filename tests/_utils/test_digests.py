@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skpatchcore._utils.digests import DigestedArray, checksum_of, digest_of
+from skpatchcore._utils.digests import DigestedArray, checksum_of, digest_of, digested_by, with_digests
 
 
 @settings(max_examples=60, deadline=None)
@@ -40,6 +44,55 @@ def test_digest_distinguishes_types_order_and_boundaries():
 def test_only_the_array_itself_has_a_digest():
     array = DigestedArray.of(np.arange(6.0).reshape(2, 3), b"digest", 5.0)
     assert (array.digest, array.peak) == (b"digest", 5.0)
-    for other in (array[:1], array + 1, array.copy(), array.reshape(-1)):
+    for other in (array[:1], array + 1, array.copy(), array.reshape(-1), pickle.loads(pickle.dumps(array))):
         assert other.digest is None
         assert other.peak == np.inf
+
+
+def test_array_with_a_digest_cannot_be_changed():
+    array = DigestedArray.of(np.ones((2, 3)), b"digest", 1.0)
+    with pytest.raises(ValueError, match="read-only"):
+        array *= 2
+    with pytest.raises(ValueError, match="read-only"):
+        array[0] = 5
+    with pytest.raises(ValueError, match="read-only"):
+        np.add(array, 1, out=array)
+    assert (array == 1).all()
+
+
+def test_only_the_marked_method_itself_has_a_source_of_arrays_with_digests():
+    class Marked:
+        def source(self):
+            return "digests", self
+
+        @digested_by(source)
+        def method(self):
+            return "none", self
+
+    class Overridden(Marked):
+        def method(self):
+            return super().method()
+
+    class Wrapped(Marked):
+        @functools.wraps(Marked.method)
+        def method(self):
+            return Marked.method(self)
+
+    class Delegating:
+        def __init__(self, one):
+            self.one = one
+
+        def __getattr__(self, name):
+            return getattr(self.one, name)
+
+    class Containing(Delegating):
+        def method(self):
+            return self.one.method()
+
+    one, inherited = Marked(), type("Inherited", (Marked,), {})()
+    assert with_digests(one.method)() == ("digests", one)
+    assert with_digests(inherited.method)() == ("digests", inherited)
+    assert with_digests(Delegating(one).method)() == ("digests", one)
+    for other in (Overridden(), Wrapped(), Containing(one)):
+        assert with_digests(other.method)()[0] == "none"
+    assert with_digests(len)([1]) == 1

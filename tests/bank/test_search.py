@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -155,3 +156,32 @@ def test_results_on_disk_are_bounded(tmp_path, data, monkeypatch):
     for i in range(40):
         scores_of(features[:1] + i, bank, 3, memory=tmp_path / "many")
     assert 1 <= len(list((tmp_path / "many").rglob("*.npz"))) <= 30
+
+
+def test_results_of_each_folder_are_bounded(tmp_path, data, monkeypatch):
+    bank, features = data
+    scores_of(features[:1], bank, 3, memory=tmp_path / "one")
+    (one,) = (tmp_path / "one").rglob("*.npz")
+    size = one.stat().st_size
+    monkeypatch.setattr(search, "_MOST_BYTES", 6 * size)
+    monkeypatch.setattr(search, "_MOST_WRITTEN", 2 * size)
+    for i in range(40):  # the second folder gets most of the results, and reaches the limit of written bytes
+        for name in ("first", "second", "second", "second"):
+            scores_of(features[:1] + (i + len(list((tmp_path / name).rglob("*.npz")))), bank, 3, memory=tmp_path / name)
+    for name in ("first", "second"):
+        assert 1 <= len(list((tmp_path / name).rglob("*.npz"))) <= 30
+
+
+def test_other_devices_than_the_cpu_search_for_the_given_number_of_neighbors_only(tmp_path, data, monkeypatch):
+    bank, features = data
+    n_searched, run = [], search._search
+
+    def recorded(index, bank, patches, n_neighbors, *rest):
+        n_searched.append(n_neighbors)
+        return run(index, bank, patches, n_neighbors, *rest)
+
+    monkeypatch.setattr(search, "_search", recorded)
+    monkeypatch.setattr(search, "available_device", lambda device: torch.device("cuda"))
+    for n_neighbors in (20, 3, 9, 3, 20):
+        scores_of(features, bank, n_neighbors, memory=tmp_path)
+    assert n_searched == [20, 3, 9]

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.base import BaseEstimator, clone
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
 
+from skpatchcore import GreedyCoresetSampler, RandomSampler, TorchFeatureExtractor
 from skpatchcore._utils.digests import DigestedArray
 from skpatchcore.features import _grid_cache as grid_cache
 from skpatchcore.images.appearance import Appearance
@@ -96,9 +100,124 @@ def test_damaged_files_are_computed_again(tmp_path, images, damage):
 def test_changes_of_the_features_do_not_change_the_files(tmp_path, images):
     expected = extractor(tmp_path).transform(images)
     for features, _ in extractor(tmp_path).iter_transform(images):
-        for grid in features:
-            grid += 1
+        features += 1
     np.testing.assert_array_equal(extractor(tmp_path).transform(images), expected)
+
+
+class Scaled(TorchFeatureExtractor):
+    """Extractor that multiplies the first channels in place."""
+
+    factor = 1.0
+
+    def iter_transform(self, X):
+        for features, views in super().iter_transform(X):
+            for grid in features:
+                grid[..., :5] *= self.factor
+            yield features, views
+
+
+class Wrapper(BaseEstimator):
+    """Extractor that multiplies the first channels of another extractor in place."""
+
+    factor = 1.0
+
+    def __init__(self, extractor=None):
+        self.extractor = extractor
+
+    def __getattr__(self, name):
+        if name == "extractor":
+            raise AttributeError(name)
+        return getattr(self.extractor, name)
+
+    def fit(self, X, y=None):
+        self.extractor.fit(X)
+        return self
+
+    def iter_transform(self, X):
+        for features, views in self.extractor.iter_transform(X):
+            for grid in features:
+                grid[..., :5] *= self.factor
+            yield features, views
+
+
+class Aggregated(TorchFeatureExtractor):
+    """Extractor that computes other features from the layer maps."""
+
+    factor = 1.0
+
+    def _aggregate(self, maps):
+        return super()._aggregate(maps) * self.factor
+
+
+@pytest.mark.parametrize("kind", [Scaled, Wrapper, Aggregated])
+def test_extractors_that_change_the_features_share_no_results_of_other_features(tmp_path, images, monkeypatch, kind):
+    def scores(memory):
+        own = extractor(memory) if kind is Wrapper else kind(**extractor(memory).get_params())
+        sampler = GreedyCoresetSampler(0.2, memory=memory, random_state=0)
+        one = factories.detector(extractor=Wrapper(own) if kind is Wrapper else own, sampler=sampler, calibration=None)
+        return one.fit(images).score_samples(images[:2] / 2)
+
+    memory, found = str(tmp_path), []
+    for factor in (1.0, 50.0):
+        monkeypatch.setattr(kind, "factor", factor)
+        found.append(scores(None))
+        for _ in range(2):
+            np.testing.assert_array_equal(scores(memory), found[-1])
+    assert not np.array_equal(*found)
+
+
+@pytest.mark.parametrize("kind", [Scaled, Wrapper])
+def test_changed_features_are_checked(tmp_path, images, monkeypatch, kind):
+    memory = str(tmp_path)
+    own = extractor(memory) if kind is Wrapper else kind(**extractor(memory).get_params())
+    detector = factories.detector(extractor=Wrapper(own) if kind is Wrapper else own, calibration=None).fit(images)
+    monkeypatch.setattr(kind, "factor", np.nan)
+    with pytest.raises(ValueError, match="patch features of image 0 hold NaN"):
+        detector.score_samples(images)
+
+
+@pytest.mark.parametrize("n_images", [1, 5])
+@pytest.mark.parametrize("transformer", [StandardScaler(copy=False), PCA(4, copy=False, random_state=0)])
+def test_transformers_that_work_in_place_give_the_same_scores(tmp_path, images, transformer, n_images):
+    def scores(memory, some):
+        one = factories.detector(
+            extractor=extractor(memory), transformer=some, sampler=RandomSampler(0.5), calibration=None
+        )
+        return one.fit(images[:n_images]).score_samples(images)
+
+    expected = scores(None, clone(transformer).set_params(copy=True))
+    for memory in (None, tmp_path, tmp_path):
+        np.testing.assert_allclose(scores(memory, transformer), expected, rtol=1e-4)
+
+
+def test_content_is_verified_once_per_process_also_if_the_time_of_use_changes(tmp_path, images, monkeypatch):
+    extractor(tmp_path).transform(images)
+    for path in grids(tmp_path):
+        os.utime(path, (1000, 1000))
+    counts, checksum_of = [], grid_cache.checksum_of
+    monkeypatch.setattr(grid_cache, "checksum_of", lambda values: (counts.append(1), checksum_of(values))[1])
+    for _ in range(3):
+        extractor(tmp_path).transform(images)
+        assert len(counts) == len(images)
+    assert all(path.stat().st_mtime > 1000 for path in grids(tmp_path))
+
+
+def test_file_that_is_replaced_while_it_is_read_is_verified_when_it_is_read_next(tmp_path, images, monkeypatch):
+    expected = extractor(tmp_path).transform(images[:1])
+    (path,) = grids(tmp_path)
+    content, header_of = path.read_bytes(), grid_cache._header_of
+    damaged = content[:-1] + bytes([content[-1] ^ 64])
+
+    def replace(header):
+        other = path.with_name("other")
+        other.write_bytes(damaged)
+        os.replace(other, path)
+        return header_of(header)
+
+    monkeypatch.setattr(grid_cache, "_header_of", replace)
+    np.testing.assert_array_equal(extractor(tmp_path).transform(images[:1]), expected)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(extractor(tmp_path).transform(images[:1]), expected)
 
 
 def test_unwritable_folder_returns_the_features(tmp_path, images):

@@ -110,3 +110,22 @@ def test_digest_of_all_images_depends_on_order_and_borders():
     digests = {Patches.from_features(grids).digest() for grids in ([one, other], [other, one], [one], [one, one])}
     assert len(digests) == 4
     assert None not in digests
+
+
+def test_rows_with_digests_cannot_be_changed():
+    grids = [np.random.default_rng(i).random((2, 3, 2), np.float32) for i in range(3)]
+    stored = [DigestedArray.of(grid.copy(), str(i).encode(), 1.0) for i, grid in enumerate(grids)]
+    mixed = Patches.gather((Patches.from_features([grid]) for grid in (grids[0], stored[1])), 12)
+    cells = [np.array([1, 2]), None, None]
+    for patches in (
+        Patches.from_features(stored),
+        Patches.from_features(stored[:1]),
+        Patches.from_features(stored).subset(np.array([1])),
+        Patches.from_features(stored).within(cells, [None] * 3, [None] * 3),
+        Patches.from_features(stored).limited_to(cells),
+        mixed,
+    ):
+        for part in (*patches.parts(), patches.rows, patches.between(0, 1).rows):
+            with pytest.raises(ValueError, match="read-only"):
+                part += 1
+    assert Patches.from_features(grids).rows.flags.writeable
