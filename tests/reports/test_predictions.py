@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import ntpath
 import os
+import threading
 from pathlib import Path, PureWindowsPath
 from unittest import mock
 
@@ -268,3 +269,13 @@ def test_write_predictions_is_the_same_for_any_number_of_threads(tmp_path, monke
         found[n_cores] = {str(f.relative_to(folder)): sorted(f.read_bytes().splitlines()) for f in ours}
     assert found[2] == found[8]
     assert len(found[2]) > 8
+
+
+def test_write_predictions_of_a_repeated_path_has_a_map_in_each_row(tmp_path, monkeypatch):
+    paths = [photo(tmp_path / "a.png")] * 3
+    together, replace = threading.Barrier(len(paths), timeout=60), os.replace
+    monkeypatch.setattr(predictions, "_n_threads", lambda: len(paths))
+    monkeypatch.setattr(heat_maps.os, "replace", lambda *names: together.wait() >= 0 and replace(*names))
+    written = write_predictions(Darkness(), paths, tmp_path / "out")
+    assert [(p.picture, p.problem) for p in written] == [("a.png", "")] * 3
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "scores.csv"]
