@@ -288,17 +288,14 @@ def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1)
     from skimage.measure import label, regionprops_table
 
     labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
-    table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
-    found = pd.DataFrame(table).rename(columns=_COLUMNS)
-    places = _places_of_peaks(anomaly_map, labels, len(found))
-    found = found.assign(
-        area=found["area"].astype(np.int64),
-        peak=anomaly_map[tuple(places.T)].astype(np.float64),
-        peak_row=places[:, 0],
-        peak_column=places[:, 1],
-    )
-    found = found[found["area"] >= min_area].drop(columns="label")
-    return found.sort_values("peak", ascending=False, kind="stable", ignore_index=True)
+    table = regionprops_table(labels, properties=["bbox", "area"])  # type: ignore[no-untyped-call]
+    places = _places_of_peaks(anomaly_map, labels, len(table["area"]))
+    columns = {name: table[key].astype(np.int64) for key, name in _COLUMNS.items()}
+    columns["peak"] = anomaly_map[tuple(places.T)].astype(np.float64)
+    columns["peak_row"], columns["peak_column"] = places.T
+    order = np.argsort(-columns["peak"], kind="stable")
+    order = order[columns["area"][order] >= min_area]
+    return pd.DataFrame({name: column[order] for name, column in columns.items()})
 
 
 def _places_of_peaks(anomaly_map: np.ndarray, labels: np.ndarray, n_regions: int) -> np.ndarray:
