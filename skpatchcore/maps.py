@@ -281,21 +281,29 @@ def regions_of_map(anomaly_map: np.ndarray, threshold: float, min_area: int = 1)
     DataFrame
         One row per region: ``top``, ``left``, ``bottom``, ``right`` (bounding box in pixels; bottom and right are
         exclusive, as in slices), ``area`` (number of pixels), ``peak`` (largest value of the map in the region),
-        ``peak_row`` and ``peak_column`` (position of the peak in pixels).
+        ``peak_row`` and ``peak_column`` (position of the peak in pixels; the first one in reading order if several
+        pixels have the largest value).
     """
     import pandas as pd
-    from scipy.ndimage import maximum_position
     from skimage.measure import label, regionprops_table
 
     labels: np.ndarray = label(anomaly_map > threshold, connectivity=2)  # type: ignore[no-untyped-call]
-    table = regionprops_table(labels, properties=["label", "bbox", "area"])  # type: ignore[no-untyped-call]
-    found = pd.DataFrame(table).rename(columns=_COLUMNS)
-    places = np.array(maximum_position(anomaly_map, labels, found["label"]), np.int64).reshape(-1, 2)
-    found = found.assign(
-        area=found["area"].astype(np.int64),
-        peak=anomaly_map[tuple(places.T)].astype(np.float64),
-        peak_row=places[:, 0],
-        peak_column=places[:, 1],
-    )
-    found = found[found["area"] >= min_area].drop(columns="label")
-    return found.sort_values("peak", ascending=False, kind="stable", ignore_index=True)
+    table = regionprops_table(labels, properties=["bbox", "area"])  # type: ignore[no-untyped-call]
+    places = _places_of_peaks(anomaly_map, labels, len(table["area"]))
+    columns = {name: table[key].astype(np.int64) for key, name in _COLUMNS.items()}
+    columns["peak"] = anomaly_map[tuple(places.T)].astype(np.float64)
+    columns["peak_row"], columns["peak_column"] = places.T
+    order = np.argsort(-columns["peak"], kind="stable")
+    order = order[columns["area"][order] >= min_area]
+    return pd.DataFrame({name: column[order] for name, column in columns.items()})
+
+
+def _places_of_peaks(anomaly_map: np.ndarray, labels: np.ndarray, n_regions: int) -> np.ndarray:
+    """Return row and column of the first largest pixel of each region; regions are labelled from 1."""
+    inside = np.flatnonzero(labels)  # few pixels of a map: scipy.ndimage.maximum_position sorts all of them
+    regions, values = labels.ravel()[inside] - 1, anomaly_map.ravel()[inside].astype(np.float64)
+    peaks = np.full(n_regions, -np.inf)
+    np.maximum.at(peaks, regions, values)
+    is_peak = values == peaks[regions]
+    first = np.unique(regions[is_peak], return_index=True)[1]
+    return np.stack(np.unravel_index(inside[is_peak][first], labels.shape), axis=1)

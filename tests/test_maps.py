@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter, gaussian_filter1d
+from hypothesis.extra.numpy import arrays
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, label
 
 from skpatchcore.images.inside import PixelMask
 from skpatchcore.images.views import View
-from skpatchcore.maps import anomaly_map, axis_matrices, map_of, map_peak
+from skpatchcore.maps import anomaly_map, axis_matrices, map_of, map_peak, regions_of_map
 
 
 def test_anomaly_map_equals_the_stored_reference(golden):
@@ -109,3 +110,22 @@ def test_map_peak_without_a_view_or_with_infinity_is_the_largest_patch_score():
     view = View((16, 16), (0.0, 0.0, 16.0, 16.0), (16, 16))
     scores[0, 0] = np.inf
     assert map_peak(scores, view, 4.0) == np.inf
+
+
+@given(
+    values=arrays(
+        np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, 3, np.nan])
+    ),
+    threshold=st.sampled_from([-1.0, 0.0, 1.5, 3.0]),
+)
+def test_peak_of_a_region_is_its_first_largest_pixel(values, threshold):
+    labels, n_regions = label(values > threshold, structure=np.ones((3, 3)))
+    expected = []
+    for region in range(1, n_regions + 1):
+        inside = np.where(labels == region, values, -np.inf)
+        row, column = np.unravel_index(inside.argmax(), inside.shape)
+        expected.append((int((labels == region).sum()), float(inside.max()), int(row), int(column)))
+    found = regions_of_map(values, threshold)
+    rows = found[["area", "peak", "peak_row", "peak_column"]].itertuples(index=False, name=None)
+    assert sorted(rows) == sorted(expected)
+    assert found["peak"].is_monotonic_decreasing

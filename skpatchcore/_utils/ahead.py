@@ -81,7 +81,8 @@ def mapped_ahead(work: Callable[[S], T], items: Iterable[S], n_threads: int) -> 
 class Beside(Generic[T]):
     """Runs tasks in other threads while the caller continues, and returns their results in order.
 
-    Use it as a context manager. At its end, tasks that have been started are finished, and others are cancelled.
+    Use it as a context manager. At its end, it waits until all tasks are finished and all results are used, also if the
+    block raises.
 
     Parameters
     ----------
@@ -89,11 +90,20 @@ class Beside(Generic[T]):
         Number of threads.
     max_bytes : int
         Maximum size of the data of all tasks that are not finished. One task is always accepted.
+    use : callable
+        Called with each result, in order, in one more thread. Python interrupts only the main thread, so an
+        interruption of the caller, e.g. by Ctrl-C, leaves no result unused.
+
+    Notes
+    -----
+    An error of a task or of `use` is raised by :meth:`finished` or :meth:`rest` in the position of the task. The
+    results of the other tasks are still used.
     """
 
-    def __init__(self, n_threads: int, max_bytes: int):
+    def __init__(self, n_threads: int, max_bytes: int, use: Callable[[T], Any]):
         self._executor = ThreadPoolExecutor(n_threads, thread_name_prefix="skpatchcore-beside")
-        self._max_bytes = max_bytes
+        self._in_order = ThreadPoolExecutor(1, thread_name_prefix="skpatchcore-in-order")
+        self._max_bytes, self._use = max_bytes, use
         self._pending: deque[tuple[Future[T], int]] = deque()
         self._n_bytes = 0
 
@@ -101,11 +111,15 @@ class Beside(Generic[T]):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        try:
+            self._in_order.shutdown()  # waits for all tasks, because the thread waits for each task
+        finally:
+            self._executor.shutdown()
 
     def submit(self, task: Callable[[], T], n_bytes: int) -> None:
         """Start a task with data of `n_bytes`."""
-        self._pending.append((self._executor.submit(task), n_bytes))
+        result = self._executor.submit(task)
+        self._pending.append((self._in_order.submit(self._used, result), n_bytes))
         self._n_bytes += n_bytes
 
     def finished(self) -> Iterator[T]:
@@ -118,8 +132,12 @@ class Beside(Generic[T]):
         while self._pending:
             yield self._next()
 
-    def _next(self) -> T:
-        # The task is removed after the wait: an interruption of the wait loses no result.
-        result = self._pending[0][0].result()
-        self._n_bytes -= self._pending.popleft()[1]
+    def _used(self, coming: Future[T]) -> T:
+        result = coming.result()
+        self._use(result)
         return result
+
+    def _next(self) -> T:
+        used, n_bytes = self._pending.popleft()
+        self._n_bytes -= n_bytes
+        return used.result()

@@ -98,7 +98,7 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))  # also resolves a link to a missing file
     before = _replaceable(target)
-    partial = target.with_name(f".{_short(target.name)}.{os.getpid()}-{threading.get_ident()}.partial")
+    partial = partial_path(target)
     try:
         if before is not None:  # private at first, because the old file may not be readable by everyone
             os.close(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -113,6 +113,11 @@ def written_whole(path: Path, durable: bool = False) -> Iterator[Path]:
                 _flush(target.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(target: Path) -> Path:
+    """Return the path of a temporary file beside a file. Each thread of each process has its own temporary file."""
+    return target.with_name(f".{_short(target.name)}.{os.getpid()}-{threading.get_ident()}.partial")
 
 
 def require_writable(path: Path) -> None:

@@ -7,9 +7,10 @@ those of the CPU.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -37,26 +38,27 @@ def pick_on_device(points: torch.Tensor, found: Candidates, n_wanted: int) -> tu
     # A candidate is a valid pick if it is farther than all other rows, or equally far and before them.
     least = torch.full_like(norms, math.nextafter(found.floor, math.inf))
     least = least.masked_fill_(found.rows < found.first_tie, found.floor).clamp_min_(0)
-    loop = _program() if points.is_cuda and len(points) <= _MOST_IN_PROGRAM else None
+    loop = _program(points.device) if points.is_cuda and len(points) <= _MOST_IN_PROGRAM else None
     return (loop or pick_in_steps)(matrix, found.squares, least, min(n_wanted, len(points)))
 
 
-@lru_cache(maxsize=1)
-def _program() -> Loop | None:
-    """Return the Triton program; None if Triton is missing, or with a warning if it does not work on this machine."""
-    try:
+@cache
+def _program(device: torch.device) -> Loop | None:
+    """Return the Triton program; None if Triton is missing, or with a warning if it does not work on a device."""
+    try:  # a damaged installation fails at the import
+        if importlib.util.find_spec("triton") is None:  # e.g. on Windows
+            return None
         from skpatchcore.coreset._pick_kernel import pick_in_program
-    except ImportError:  # e.g. on Windows
-        return None
-    try:  # Triton compiles at the first call, for which it needs a C compiler
-        trial = torch.zeros(2, dtype=torch.float64, device="cuda")
+
+        # Triton compiles at the first call, for which it needs a C compiler.
+        trial = torch.zeros(2, dtype=torch.float64, device=device)
         pick_in_program(trial.new_zeros((2, 2)), trial, trial, 1)
-    except Exception as error:  # of the compiler or the driver
+    except Exception as error:  # of Triton, the compiler or the driver
         if is_out_of_memory(error):
             raise
         warn_user(
-            f"Triton does not work on this machine ({' '.join(str(error).split())[:200]}): the coreset is selected by "
-            "torch instead, which is slower and selects the same rows.",
+            f"Triton does not work on {str(device)!r} ({' '.join(str(error).split())[:200]}): the coreset is selected "
+            "by torch instead, which is slower and selects the same rows.",
             RuntimeWarning,
         )
         return None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from skpatchcore._utils.ahead import mapped_ahead
+from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import Entry, LayerCache
 from skpatchcore.features._grid_cache import StoredGrid
@@ -102,6 +103,7 @@ def prepared_batches(
         If an image cannot be read, or cannot be resized and cropped.
     """
 
+    @default_modes()  # the threads of `mapped_ahead` have modes of their own
     def prepare(index: int) -> Prepared:
         image = images[index]
         path = path_of(image)

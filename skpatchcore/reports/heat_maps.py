@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from skpatchcore._utils.files import partial_path
 from skpatchcore.detectors import ImageResult
 from skpatchcore.display import overlay_anomaly_map
 from skpatchcore.images.errors import ImageError
@@ -114,7 +115,7 @@ def _write_overlay(target: Path, background: np.ndarray, anomaly_map: np.ndarray
     if math.isnan(threshold):  # without calibration, there is only the map's own range
         threshold = float(np.nanmax(anomaly_map)) / 2
     picture = Image.fromarray(overlay_anomaly_map(background, anomaly_map, threshold))
-    partial = target.with_name(f".{target.stem}.partial")
+    partial = partial_path(target)  # several threads write the same file if a path is given several times
     try:
         picture.save(partial, format="PNG", compress_level=_LEVEL)
         os.replace(partial, target)

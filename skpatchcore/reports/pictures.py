@@ -19,7 +19,8 @@ _FIRST_LINE = "Pictures of a report of skpatchcore. The next report removes the 
 _OWN_NAME = re.compile(r"[0-9]{5,12}\.(thumb|image|map|outline|truth|unseen|patch|nominal)\.(jpg|png)")
 _FORMATS = {
     "jpg": {"format": "JPEG", "quality": 82, "optimize": True},
-    "png": {"format": "PNG", "optimize": True},
+    # Level 6 of 9: "optimize" uses level 9, which takes five times as long for pictures that are about 20 % smaller.
+    "png": {"format": "PNG", "compress_level": 6},
 }
 
 

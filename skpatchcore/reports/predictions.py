@@ -94,11 +94,14 @@ def write_predictions(
 ) -> list[Prediction]:
     r"""Score images, and write ``scores.csv`` and a heat map of each image.
 
-    The heat maps are written by other threads while the network runs. Each row is written as soon as its heat map is
-    written. If the call is interrupted, the heat maps and the rows of all images that are scored are written first, so
-    no row is lost. An image that cannot be scored
-    gets the score NaN and the label -1, and the table states the problem. An image without a heat map, because it could
-    not be drawn or written, keeps its score, and the table states the problem.
+    The heat maps are written by other threads while the network runs. Each row is written as soon as its heat map and
+    the rows above it are written. An image that cannot be scored gets the score NaN and the label -1, and the table
+    states the problem. An image without a heat map, because it could not be drawn or written, keeps its score, and the
+    table states the problem.
+
+    If the call is interrupted, e.g. by Ctrl-C, or if it raises an error, it first writes the heat maps and the rows of
+    all images that wait to be drawn. Images of the batch that the detector scores at this time have no rows. A second
+    interruption can lose rows.
 
     Parameters
     ----------
@@ -143,8 +146,11 @@ def write_predictions(
     more than 140 bytes are cut, and end in ``~`` and a hash. The columns ``path`` and ``map`` assign the maps to the
     images.
 
-    Each image file is read and decoded once, unless the detector is a pipeline with its own first steps. Images and
-    anomaly maps that wait to be drawn take at most 64 MB, or the size of one image if it is larger.
+    Each image file is read and decoded once, unless the detector is a pipeline with its own first steps. Decoded images
+    and anomaly maps that wait to be drawn take at most 64 MB, or the size of one image if it is larger. In addition,
+    the decoded images of two batches are held: the batch that is scored, and the next batch, which is read meanwhile.
+    These are 8 images with ``batch_size=4``. A :class:`~skpatchcore.MultiProductDetector` can hold a few more (up to 11
+    were measured), and on CUDA, each thread that reads files holds one more.
 
     Files of an earlier call in the folder are removed first: the heat maps that its table lists, the report, and the
     pictures of the report. Other files are not removed.
@@ -182,7 +188,7 @@ def write_predictions(
     given = {} if products is None else {"products": products}
     with ExitStack() as stack:
         table = _Table(stack.enter_context((folder / TABLE).open("w", newline="", encoding="utf-8")), has_products)
-        drawing: Beside[Prediction] = stack.enter_context(Beside(_n_threads(), _MAX_BYTES))
+        drawing = stack.enter_context(Beside(_n_threads(), _MAX_BYTES, table.write))
 
         def written(result: ImageResult, path: KeptPath, stem: str) -> Prediction:
             prediction = prediction_of(result, str(path))
@@ -193,31 +199,21 @@ def write_predictions(
             path.release()
             return prediction
 
-        def record(prediction: Prediction) -> None:
-            table.write(prediction)
-            predictions.append(prediction)
-
         def finish(finished: Iterable[Prediction]) -> None:
             for prediction in finished:
-                record(prediction)
+                predictions.append(prediction)
                 if on_prediction is not None:
                     on_prediction(prediction)
 
         kept = [KeptPath(path) for path in files]  # each file is read once, for the network and for its heat map
-        try:
-            for result in detector.iter_results(kept, on_error="flag", **given):
-                path, has_map = kept[result.index], result.anomaly_map is not None
-                stem = layer_folder.new_stem() if layer_folder is not None and has_map else ""
-                n_bytes = path.n_bytes() + (np.asarray(result.anomaly_map).nbytes if has_map else 0)
-                drawing.submit(partial(written, result, path, stem), n_bytes)
-                del result
-                finish(drawing.finished())
-            finish(drawing.rest())
-        except BaseException:
-            with suppress(OSError):  # the table cannot be written, which is the error
-                for prediction in drawing.rest():  # images that are scored keep their rows
-                    record(prediction)
-            raise
+        for result in detector.iter_results(kept, on_error="flag", **given):
+            path, has_map = kept[result.index], result.anomaly_map is not None
+            stem = layer_folder.new_stem() if layer_folder is not None and has_map else ""
+            n_bytes = path.n_bytes() + (np.asarray(result.anomaly_map).nbytes if has_map else 0)
+            drawing.submit(partial(written, result, path, stem), n_bytes)
+            del result
+            finish(drawing.finished())
+        finish(drawing.rest())
     return predictions
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -62,7 +63,8 @@ def test_beside_returns_results_in_order_and_limits_pending_data(n_threads):
             unfinished.discard(i)
         return i
 
-    with Beside(n_threads, 30) as beside:
+    used = []
+    with Beside(n_threads, 30, used.append) as beside:
         for i in range(40):
             with lock:
                 unfinished.add(i)
@@ -70,14 +72,38 @@ def test_beside_returns_results_in_order_and_limits_pending_data(n_threads):
             beside.submit(partial(task, i), 10)
             found.extend(beside.finished())
         found.extend(beside.rest())
-    assert found == list(range(40))
+    assert found == used == list(range(40))
     assert most <= 4  # three that wait, and the new one
 
 
 def test_beside_accepts_a_task_that_is_larger_than_the_limit_and_raises_its_error():
-    with Beside(1, 0) as beside:
+    with Beside(1, 0, lambda result: None) as beside:
         beside.submit(lambda: 1, 10**12)
         assert list(beside.finished()) == [1]
         beside.submit(partial(failing_at, 2, 2), 1)
         with pytest.raises(ValueError, match="2"):
             list(beside.rest())
+
+
+@given(
+    n_items=st.integers(0, 12), n_threads=st.integers(1, 3), bad=st.sets(st.integers(0, 12)), n_taken=st.integers(0, 12)
+)
+def test_beside_uses_all_other_results_if_tasks_or_the_caller_fail(n_items, n_threads, bad, n_taken):
+    def task(i):
+        if i in bad:
+            raise ValueError(str(i))
+        return i
+
+    used, found, failed = [], [], []
+    with suppress(KeyboardInterrupt), Beside(n_threads, 10**9, used.append) as beside:
+        for i in range(n_items):
+            beside.submit(partial(task, i), 1)
+        for _ in range(min(n_items, n_taken)):
+            try:
+                found.append(next(beside.rest()))
+            except ValueError as error:
+                failed.append(int(str(error)))
+        raise KeyboardInterrupt
+    assert used == [i for i in range(n_items) if i not in bad]
+    assert found == [i for i in range(min(n_items, n_taken)) if i not in bad]
+    assert failed == [i for i in range(min(n_items, n_taken)) if i in bad]

@@ -5,6 +5,7 @@ Triton's interpreter runs the program without a GPU, in a process of its own bec
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import math
 import os
@@ -50,7 +51,7 @@ def check_loop(loop, n_examples):
         points, found, n_wanted = problem
         expected = pick_among(points, found, n_wanted)
         before = gpu_picks._program, gpu_picks.pick_in_steps
-        gpu_picks._program, gpu_picks.pick_in_steps = lambda: None, loop
+        gpu_picks._program, gpu_picks.pick_in_steps = lambda device: None, loop
         try:
             result = gpu_picks.pick_on_device(points, found, n_wanted)
         finally:
@@ -95,24 +96,67 @@ def test_triton_program_compiles_for_gpus_without_a_gpu(tmp_path):
     run_with_triton(code, tmp_path, TRITON_INTERPRET="0")
 
 
-def test_program_that_fails_is_replaced_with_a_warning(monkeypatch):
+@pytest.fixture
+def fresh_program():
     gpu_picks._program.cache_clear()
+    yield
+    gpu_picks._program.cache_clear()
+
+
+@needs_triton
+def test_program_that_fails_is_replaced_with_a_warning(fresh_program, monkeypatch):
     monkeypatch.setattr(gpu_picks.torch, "zeros", lambda *args, **options: (_ for _ in ()).throw(RuntimeError("no cc")))
-    try:
-        if importlib.util.find_spec("triton") is None:
-            assert gpu_picks._program() is None
-        else:
-            with pytest.warns(RuntimeWarning, match=r"Triton does not work on this machine \(no cc\)"):
-                assert gpu_picks._program() is None
-    finally:
-        gpu_picks._program.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"Triton does not work on 'cuda:0' \(no cc\)"):
+        assert gpu_picks._program(torch.device("cuda", 0)) is None
+
+
+@pytest.mark.parametrize("error", [ImportError, AttributeError, OSError])
+def test_damaged_installation_of_triton_is_replaced_with_one_warning(fresh_program, monkeypatch, error):
+    class Damaged(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name.startswith("skpatchcore.coreset._pick_kernel"):
+                raise error("damaged")
+
+    monkeypatch.delitem(sys.modules, "skpatchcore.coreset._pick_kernel", raising=False)
+    monkeypatch.setattr(gpu_picks.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(sys, "meta_path", [Damaged(), *sys.meta_path])
+    with pytest.warns(RuntimeWarning, match=r"\(damaged\)") as found:
+        assert [gpu_picks._program(torch.device("cuda", 0)) for _ in range(2)] == [None, None]
+    assert len(found) == 1
+
+
+def test_missing_triton_is_replaced_without_a_warning(fresh_program, monkeypatch, recwarn):
+    monkeypatch.setattr(gpu_picks.importlib.util, "find_spec", lambda name: None)
+    assert gpu_picks._program(torch.device("cuda", 0)) is None
+    assert not recwarn.list
+
+
+@needs_triton
+def test_device_that_fails_leaves_the_program_to_other_devices(fresh_program, monkeypatch):
+    from skpatchcore.coreset import _pick_kernel as kernel
+
+    real, tried = torch.zeros, []
+
+    def zeros(*shape, device, **options):
+        tried.append(device)
+        if device.index == 0:
+            raise RuntimeError("broken device")
+        return real(*shape, **options)
+
+    monkeypatch.setattr(gpu_picks.torch, "zeros", zeros)
+    monkeypatch.setattr(kernel, "pick_in_program", lambda *given: None)
+    with pytest.warns(RuntimeWarning, match=r"'cuda:0' \(broken device\)"):
+        assert gpu_picks._program(torch.device("cuda", 0)) is None
+    assert gpu_picks._program(torch.device("cuda", 1)) is kernel.pick_in_program
+    assert gpu_picks._program(torch.device("cuda", 1)) is kernel.pick_in_program
+    assert [device.index for device in tried] == [0, 1]
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("with_triton", [True, False])
 def test_selection_on_cuda_is_that_of_the_cpu(monkeypatch, with_triton):
     if not with_triton:
-        monkeypatch.setattr(gpu_picks, "_program", lambda: None)
+        monkeypatch.setattr(gpu_picks, "_program", lambda device: None)
     rng = np.random.default_rng(0)
     for X in (rng.integers(-3, 4, (5000, 3)), rng.standard_normal((6000, 32))):
         left = torch.from_numpy(np.column_stack([X, np.ones(len(X))]).astype(np.float32))  # Rows changes it in place

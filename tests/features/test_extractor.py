@@ -15,8 +15,11 @@ from sklearn.base import clone
 from torch import nn
 
 from skpatchcore import ImageError, TorchFeatureExtractor, WeightsError
+from skpatchcore._utils.modes import in_default_modes
+from skpatchcore.features import _batches as batches_module
 from skpatchcore.features import extractor as extractor_module
 from skpatchcore.features._batches import Prepared
+from skpatchcore.images.reading import PixelFormat
 from tests import factories
 
 
@@ -375,6 +378,37 @@ def test_several_readers_return_the_same_features_and_errors(tmp_path, monkeypat
     with pytest.raises(ImageError, match=r"7\.png"):
         small(batch_size=3).transform(paths)
     assert not [t for t in threading.enumerate() if t.name.startswith("skpatchcore-")]
+
+
+def test_several_readers_prepare_images_in_default_modes(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for path in paths:
+        Image.fromarray(np.zeros((40, 48), np.uint8)).save(path)
+    load, seen, is_used, is_read = batches_module.load_image, [], threading.Event(), threading.Event()
+
+    def seeing(image, index, *more):
+        if index == 2:
+            assert is_used.wait(60)
+        seen.append((torch.get_default_dtype(), torch.is_grad_enabled()))
+        if index == 2:
+            is_read.set()
+        return load(image, index, *more)
+
+    monkeypatch.setattr(batches_module, "load_image", seeing)
+    batches = in_default_modes(
+        batches_module.prepared_batches(paths, 1, None, None, None, None, PixelFormat(), 1, n_readers=3)
+    )
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        next(batches)
+        is_used.set()
+        assert is_read.wait(60)  # in a thread, while the caller's code runs in the caller's modes
+        assert len(list(batches)) == 3
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    assert set(seen) == {(torch.float32, False)}
 
 
 def test_check_of_layer_maps_that_is_left_for_later_names_the_image():

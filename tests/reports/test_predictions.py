@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import csv
 import ntpath
 import os
+import threading
+import time
 from pathlib import Path, PureWindowsPath
 from unittest import mock
 
@@ -268,3 +271,68 @@ def test_write_predictions_is_the_same_for_any_number_of_threads(tmp_path, monke
         found[n_cores] = {str(f.relative_to(folder)): sorted(f.read_bytes().splitlines()) for f in ours}
     assert found[2] == found[8]
     assert len(found[2]) > 8
+
+
+def test_write_predictions_of_a_repeated_path_has_a_map_in_each_row(tmp_path, monkeypatch):
+    paths = [photo(tmp_path / "a.png")] * 3
+    together, replace = threading.Barrier(len(paths), timeout=60), os.replace
+    monkeypatch.setattr(predictions, "_n_threads", lambda: len(paths))
+    monkeypatch.setattr(heat_maps.os, "replace", lambda *names: together.wait() >= 0 and replace(*names))
+    written = write_predictions(Darkness(), paths, tmp_path / "out")
+    assert [(p.picture, p.problem) for p in written] == [("a.png", "")] * 3
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "scores.csv"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError, None])
+def test_image_whose_drawing_raises_leaves_the_rows_of_all_other_scored_images(tmp_path, monkeypatch, stop):
+    paths = [photo(tmp_path / f"{i}.png", 40 * i) for i in range(6)]
+    scored, draw = threading.Event(), predictions.write_heat_map
+
+    class Stopped(Darkness):
+        def iter_results(self, X, on_error="flag"):
+            yield from super().iter_results(X, on_error)
+            scored.set()
+            if stop is not None:
+                raise stop
+
+    def failing(result, *more):
+        assert scored.wait(60)
+        if result.index in (1, 3):
+            raise RuntimeError(f"image {result.index}")
+        return draw(result, *more)
+
+    monkeypatch.setattr(predictions, "write_heat_map", failing)
+    with pytest.raises(stop or RuntimeError, match=None if stop else "image 1"):
+        write_predictions(Stopped(), paths, tmp_path / "out")
+    read = read_predictions(tmp_path / "out")
+    assert [p.path for p in read] == [paths[i] for i in (0, 2, 4, 5)]
+    assert all((tmp_path / "out" / p.picture).is_file() for p in read)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_interruption_at_a_row_neither_loses_nor_repeats_the_row(tmp_path, monkeypatch, place):
+    paths = [photo(tmp_path / f"{i}.png", 40 * i) for i in range(6)]
+    write, main, scored = predictions._Table.write, threading.main_thread(), threading.Event()
+
+    def interrupted(table, prediction):  # as Ctrl-C, which Python raises in the main thread only
+        if place == "after":
+            write(table, prediction)
+        if prediction.path == paths[2]:
+            if threading.current_thread() is main:
+                raise KeyboardInterrupt
+            assert scored.wait(60)
+            _thread.interrupt_main()
+        if place == "before":
+            write(table, prediction)
+
+    class Slow(Darkness):
+        def iter_results(self, X, on_error="flag"):
+            yield from super().iter_results(X, on_error)
+            scored.set()
+            for _ in range(200):  # until the interruption
+                time.sleep(0.1)
+
+    monkeypatch.setattr(predictions._Table, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(Slow(), paths, tmp_path / "out")
+    assert [p.path for p in read_predictions(tmp_path / "out")] == paths
