@@ -181,7 +181,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _imports_kept(is_program: bool) -> Iterator[None]:
-    """Keep all objects of the block until the end of the process, if this process runs only this program.
+    """Keep all objects of the block, and freed memory, until the end of a process that runs only this program.
 
     The imported libraries have about a million objects. The garbage collector would visit them several times, during
     the imports and at the exit, which takes about a quarter of a run with one image.
@@ -189,6 +189,7 @@ def _imports_kept(is_program: bool) -> Iterator[None]:
     if not is_program:
         yield
         return
+    keep_freed_memory()
     gc.disable()
     try:
         yield
