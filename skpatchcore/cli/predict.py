@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import skpatchcore
+from skpatchcore._utils.allocator import keep_freed_memory
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.names import shown_name
 from skpatchcore._utils.warning import warn_user
