@@ -61,7 +61,7 @@ def ivfpq(bank: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     n_lists = int(2 ** round(np.log2(4 * np.sqrt(len(bank)))))
     n_codes = max(m for m in (8, 12, 16, 24, 48, 96) if bank.shape[1] % m == 0)
     index = faiss.index_factory(bank.shape[1], f"IVF{n_lists},PQ{n_codes}x8")
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    faiss.omp_set_num_threads(torch.get_num_threads())
     index.train(bank)
     index.add(bank)
     index.nprobe = max(1, n_lists // 16)
@@ -133,7 +133,8 @@ def main() -> None:
         "",
         f"All times are milliseconds for {N_PATCHES} queries, which are the patches of one image of 224×224 pixels. "
         "Times are means over three test images of Magnetic Tile Defects. The banks hold patches of "
-        f"{len(train)} training images. {os.cpu_count()} CPU cores, torch {torch.__version__.split('+')[0]}, faiss "
+        f"{len(train)} training images. {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__.split('+')[0]}, faiss "
         f"{faiss.__version__ if faiss else 'absent'}, skpatchcore {skpatchcore.__version__}. `ExactIndex` computes its "
         f"bounds in {precision}. The number in brackets is the recall: the fraction of queries for which the nearest "
         "row was found. There is no bracket if the recall is exactly 1. For the largest banks, PyNNDescentIndex was "
