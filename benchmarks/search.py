@@ -5,7 +5,7 @@
 The features are real patch features. A bank holds the first rows in the order of the greedy selection. The queries are
 the patches of three test images, two of which are defective. The compared methods are the distances of all pairs (as in
 anomalib 2.7), faiss, scikit-learn and pynndescent. faiss is left out if it is not installed. Every time is the best of
-three calls, after a warm-up call.
+3 to 25 calls, after a warm-up call.
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ def ivfpq(bank: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return lambda queries: index.search(queries, 1)[1][:, 0]
 
 
-def timed(function: Callable[[], object], repetitions: int) -> tuple[float, object]:
-    """Return the shortest time of several calls in milliseconds, and the result of the last call."""
+def timed(function: Callable[[], object]) -> tuple[float, object]:
+    """Return the shortest time of 3 to 25 calls in milliseconds, and the result of the last call."""
     times, found = [], None
-    for _ in range(repetitions):
+    end = time.perf_counter() + 1
+    while len(times) < 3 or (len(times) < 25 and time.perf_counter() < end):
         start = time.perf_counter()
         found = function()
         times.append(time.perf_counter() - start)
@@ -101,7 +102,7 @@ def compare(bank: np.ndarray, images: np.ndarray) -> dict[str, tuple[float, floa
     results = {}
     for name, search in contenders.items():
         search(images[0][:32])
-        found = [timed(lambda q=q, search=search: search(q), 3) for q in images]
+        found = [timed(lambda q=q, search=search: search(q)) for q in images]
         recall = None
         if name != "farthest only":
             recall = np.mean([_is_as_near(bank, q, f[1], t) for q, f, t in zip(images, found, truth, strict=True)])
