@@ -33,7 +33,7 @@ _DENSE = 1 / 16
 # If the bounds leave at most this number of pairs per query, the pairs are measured without inner products.
 _N_FEW = 2
 # Banks with at most this many values are searched with bounds over all features: directions cost more than they save.
-N_SMALL = 1 << 19
+N_SMALL = 1 << 20
 # Squared distances whose square roots are equal in float64 differ by less than this factor.
 _SLACK = 1 + 1e-15
 # Largest squared length of a query, in units of the bank, for which bounds are computed in float32 without overflow.
