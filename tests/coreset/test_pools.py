@@ -136,8 +136,11 @@ def test_folds_from_pool_do_not_depend_on_batches_and_are_read_from_the_cache(tm
 
 
 def test_cache_does_not_mix_folds_of_int_and_float_ratios(tmp_path):
-    """Both ratios select 20 rows; of the rows without the fold, they select 19 and 20."""
-    X, images = patches(n_images=20, n_each=10)
+    """Both ratios select 20 rows; of the rows without the fold, they select 20 and 19. The pool has 19 rows."""
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(20), 10)
+    spread = np.where(images == 3, 1.0, 1e-3)[:, None]  # only the image that is left out needs several rows
+    X = ((rng.normal(size=(20, 8)) * 100)[images] + spread * rng.normal(size=(200, 8))).astype(np.float32)
     left_out = [without(images, [3])]
 
     def folds(ratio, memory):
