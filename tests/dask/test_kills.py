@@ -28,6 +28,11 @@ N_WORKERS = 3
 # The phases of a fit, and the tasks with which they begin.
 PHASES = ("extraction", "rounds", "collection", "calibration")
 FIRST_TASK = {"skpatchcore-begin": "rounds", "skpatchcore-collect": "collection", "skpatchcore-folds": "calibration"}
+# The collection and the calibration run side by side, in an order that differs between fits.
+OWN_PHASE = {
+    "skpatchcore-collect": "collection", "skpatchcore-join": "collection",
+    "skpatchcore-folds": "calibration", "skpatchcore-calibrate": "calibration",
+}  # fmt: skip
 KILLED = ("extraction", "rounds", "calibration")
 ATTRIBUTES = (
     "memory_bank_", "bank_image_indices_", "bank_positions_", "calibration_scores_", "calibration_peaks_",
@@ -51,8 +56,9 @@ class Killer(SchedulerPlugin):
         if finish != "memory" or not name.startswith("skpatchcore"):
             return
         self.now = max(self.now, FIRST_TASK.get(name, self.now), key=PHASES.index)  # lost tasks run again later
-        self.counts[self.now] += 1
-        if self.now == self.phase and self.counts[self.now] == self.n_tasks:
+        phase = OWN_PHASE.get(name, self.now)
+        self.counts[phase] += 1
+        if phase == self.phase and self.counts[phase] == self.n_tasks:
             self.scheduler.loop.call_later(self.delay, self.kill)
 
     def kill(self):
@@ -123,7 +129,7 @@ def test_worker_killed_at_30_random_moments_gives_the_same_bank_30_times(paths, 
             killer = Killer(
                 client.cluster.scheduler,
                 phase,
-                n_tasks=draws.randint(1, int(0.8 * undisturbed.counts[phase])),  # the counts vary a little
+                n_tasks=draws.randint(1, int(0.8 * undisturbed.counts[phase])),
                 delay=0.0 if phase == "calibration" else draws.uniform(0, 0.03),  # the calibration takes 30 ms
                 pid=draws.choice(pids_of(client, killed)),
             )
