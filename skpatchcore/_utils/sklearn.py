@@ -17,8 +17,8 @@ from sklearn.exceptions import InconsistentVersionWarning
 from sklearn.utils import _safe_indexing
 from sklearn.utils._param_validation import HasMethods, Interval, RealNotInt, StrOptions
 
+from skpatchcore._utils.version import __version__
 from skpatchcore._utils.warning import warn_user
-from skpatchcore._version import __version__
 
 if TYPE_CHECKING:
 

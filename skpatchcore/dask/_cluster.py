@@ -17,8 +17,8 @@ import torch
 from distributed import Client, default_client
 from distributed.comm import CommClosedError
 
+from skpatchcore._utils.version import __version__
 from skpatchcore._utils.warning import warn_user
-from skpatchcore._version import __version__
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx.compose
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from skpatchcore._version import __version__
+from skpatchcore._utils.version import __version__
 from skpatchcore.deployment.errors import ExportError
 
 # Version of the standard operators. 18 is the first version in which the axes of all reductions are inputs.

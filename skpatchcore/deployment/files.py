@@ -21,8 +21,8 @@ from sklearn.utils.validation import check_is_fitted
 from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.loaded import is_instance_of
 from skpatchcore._utils.sklearn import versions_apart, warn_of_versions
+from skpatchcore._utils.version import __version__
 from skpatchcore._utils.warning import warn_user
-from skpatchcore._version import __version__
 from skpatchcore.bank.memory_bank import as_half, with_bank
 from skpatchcore.deployment.container import is_exported
 from skpatchcore.deployment.errors import ModelFileError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from skpatchcore._version import __version__
+from skpatchcore._utils.version import __version__
 from skpatchcore.deployment._build import resize_of
 from skpatchcore.deployment._graph import OPSET
 from skpatchcore.deployment._settings import ExportSettings

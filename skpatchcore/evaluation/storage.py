@@ -24,8 +24,8 @@ from sklearn.base import BaseEstimator, clone
 from skpatchcore._utils.device import available_device
 from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.names import file_name, shown_name
+from skpatchcore._utils.version import __version__
 from skpatchcore._utils.warning import warn_user
-from skpatchcore._version import __version__
 from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.contents import content_digest, dataset_digest, has_hidden_content
 from skpatchcore.evaluation.studies import Run

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from skpatchcore._version import __version__
+from skpatchcore._utils.version import __version__
 from skpatchcore.display.capability import close_up
 from skpatchcore.evaluation.capability_result import DetectionCapability, percent, pixels
 from skpatchcore.reports.card_page import asset, filled, write_html

@@ -21,7 +21,7 @@ import numpy as np
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.files import written_whole
 from skpatchcore._utils.names import shown_name
-from skpatchcore._version import __version__
+from skpatchcore._utils.version import __version__
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors
 from skpatchcore.reports.cards import VERDICTS, Card, CardGroup, headline, relative_score, worst_first
 from skpatchcore.reports.pictures import remove_pictures

@@ -18,7 +18,6 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # The import order, low to high. A room is a subpackage or a top-level module. A room imports only itself and rooms that
 # are listed above it.
 ROOMS = [
-    {"_version"},
     {"_utils"},
     {"images"},
     {"protocols"},
@@ -34,6 +33,7 @@ ROOMS = [
     {"display", "model_selection"},
     {"evaluation"},
     {"reports"},
+    {"watching"},
     {"cli"},
     {"__main__"},
 ]

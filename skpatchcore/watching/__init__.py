@@ -1,0 +1,1 @@
+"""A hot folder: judges image files as they arrive, exactly once, and writes a table."""
