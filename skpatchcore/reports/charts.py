@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from skpatchcore._utils.names import shown_name
+from skpatchcore.reports.svg import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axes, figure, label, short_number, straight
 
-# Size of a chart in its own units, and its margins: left, top, right, bottom.
-_WIDTH, _HEIGHT = 400, 260
-_LEFT, _TOP, _RIGHT, _BOTTOM = 52, 12, 14, 46
 _N_BINS = 30
 # Classes of lines in the style, in order. Further lines are grey.
 _N_COLORS = 5
@@ -74,7 +71,7 @@ def line_chart(
     is_log : bool, default=False
         Whether the horizontal axis is logarithmic.
     """
-    axes = _Axes(x_range, y_range, is_log)
+    axes = Axes(x_range, y_range, is_log)
     parts = [axes.frame(x_title, y_title, x_ticks)]
     named = [line for line in lines if not line.is_main]
     keys = []
@@ -92,7 +89,7 @@ def line_chart(
             parts += [f'<circle class="dot c{number}" cx="{axes.x(a)}" cy="{axes.y(b)}" r="3.5"/>' for a, b in pairs]
         if line.name:
             keys.append((f"c{number}", line.name))
-    return _figure(title, parts, keys)
+    return figure(title, parts, keys)
 
 
 def score_chart(
@@ -120,12 +117,12 @@ def score_chart(
     # square roots keep single images visible beside hundreds
     tallest, deepest = max(1, (counts[0] + counts[1]).max()), max(1, counts[2].max())
     base, depth = 168.0, 38.0
-    axes = _Axes((low, high), (0, 1))
+    axes = Axes((low, high), (0, 1))
     parts = []
     for i in range(_N_BINS):
         left, width = axes.x(edges[i]) + 0.5, axes.x(edges[i + 1]) - axes.x(edges[i]) - 1
         n_good, n_bad, n_known = (int(count[i]) for count in counts)
-        height = math.sqrt((n_good + n_bad) / tallest) * (base - _TOP - 6)
+        height = math.sqrt((n_good + n_bad) / tallest) * (base - TOP - 6)
         fine = height * n_good / max(1, n_good + n_bad)
         rectangles = (
             ("fine", base - fine, fine),
@@ -137,20 +134,20 @@ def score_chart(
             for kind, y, h in rectangles
             if h
         ]
-    parts.append(_straight("axis", _LEFT, base + 1.5, _WIDTH - _RIGHT, base + 1.5))
-    at = _HEIGHT - 22
-    parts += [_label(axes.x(low), at, _number(low), "start"), _label(axes.x(high), at, _number(high), "end")]
+    parts.append(straight("axis", LEFT, base + 1.5, WIDTH - RIGHT, base + 1.5))
+    at = HEIGHT - 22
+    parts += [label(axes.x(low), at, short_number(low), "start"), label(axes.x(high), at, short_number(high), "end")]
     if not math.isnan(threshold):
         place = axes.x(threshold)
-        parts.append(_straight("threshold", place, _TOP, place, base + depth + 6))
+        parts.append(straight("threshold", place, TOP, place, base + depth + 6))
         parts.append(
-            _label(min(max(place, _LEFT + 55), _WIDTH - 75), at - 14, f"threshold {_number(threshold)}", "middle")
+            label(min(max(place, LEFT + 55), WIDTH - 75), at - 14, f"threshold {short_number(threshold)}", "middle")
         )
-    parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, "anomaly score, higher = more anomalous", "middle"))
+    parts.append(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, "anomaly score, higher = more anomalous", "middle"))
     keys = [("fine", "good"), ("bad", "defective")] + (
         [("known", "calibration images (below)")] if len(kinds[2]) else []
     )
-    return _figure(title, parts, keys)
+    return figure(title, parts, keys)
 
 
 def pod_chart(
@@ -180,7 +177,7 @@ def pod_chart(
     """
     sizes, pod, low, high = curve
     ends = float(sizes[0]), float(sizes[-1])
-    axes = _Axes(ends, (0, 1), is_log=True)
+    axes = Axes(ends, (0, 1), is_log=True)
     powers = range(math.floor(math.log10(ends[0])), math.ceil(math.log10(ends[1])) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if ends[0] <= m * 10.0**p <= ends[1]]
     band = [*zip(sizes, high, strict=True), *zip(sizes[::-1], low[::-1], strict=True)]
@@ -188,17 +185,17 @@ def pod_chart(
         axes.frame(x_title, "probability of detection", ticks or ends),
         f'<polygon class="band c0" points="{axes.points(band)}"/>',
         f'<polyline class="line c0" points="{axes.points(list(zip(sizes, pod, strict=True)))}"/>',
-        _straight("goal", _LEFT, axes.y(0.9), _WIDTH - _RIGHT, axes.y(0.9)),
+        straight("goal", LEFT, axes.y(0.9), WIDTH - RIGHT, axes.y(0.9)),
     ]
     for values, number, top in ((found, 0, axes.y(1) - 7), (missed, 1, axes.y(0) - 7)):
-        parts += [_straight(f"tick c{number}", axes.x(v), top, axes.x(v), top + 7) for v in values]
+        parts += [straight(f"tick c{number}", axes.x(v), top, axes.x(v), top + 7) for v in values]
     keys = [("c0", "found"), ("c1", "missed")]
     for i, (name, value) in enumerate(marks.items()):
         if math.isfinite(value):
             place = axes.x(value)
-            parts.append(_straight("threshold" if i else "exact", place, axes.y(1), place, axes.y(0)))
+            parts.append(straight("threshold" if i else "exact", place, axes.y(1), place, axes.y(0)))
             keys.append(("dashed" if i else "solid", f"{name}: {value:.1f} px"))
-    return _figure(title, parts, keys)
+    return figure(title, parts, keys)
 
 
 def value_chart(values: Mapping[str, float], *, title: str) -> str:
@@ -215,80 +212,22 @@ def value_chart(values: Mapping[str, float], *, title: str) -> str:
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     margin = 0.08 * (high - low) or 0.05
     left, step = 175, 24
-    height = _TOP + step * len(values) + 34
+    height = TOP + step * len(values) + 34
 
     def place(value: float) -> float:
-        return left + (value - low + margin) / (high - low + 2 * margin) * (_WIDTH - _RIGHT - left)
+        return left + (value - low + margin) / (high - low + 2 * margin) * (WIDTH - RIGHT - left)
 
     parts = []
     for row, (name, value) in enumerate(values.items()):
-        y = _TOP + step * (row + 0.5)
+        y = TOP + step * (row + 0.5)
         text = shown_name(name)
         shown = text if len(text) <= _LABEL_CHARACTERS else f"{text[: _LABEL_CHARACTERS - 1]}…"
-        parts.append(_label(left - 8, y + 4, shown, "end"))
+        parts.append(label(left - 8, y + 4, shown, "end"))
         if math.isfinite(value):
-            parts.append(_straight("rule", left, y, place(value), y))
+            parts.append(straight("rule", left, y, place(value), y))
             parts.append(f'<circle class="dot c0" cx="{place(value):.1f}" cy="{y:.1f}" r="4.5"/>')
     bottom = height - 30
-    parts.append(_straight("axis", left, bottom, _WIDTH - _RIGHT, bottom))
+    parts.append(straight("axis", left, bottom, WIDTH - RIGHT, bottom))
     for value in dict.fromkeys((low, high)):
-        parts.append(_label(place(value), bottom + 16, f"{value:.3f}", "middle"))
-    return _figure(title, parts, [], height)
-
-
-class _Axes:
-    """Horizontal and vertical axis of a chart: from values to places."""
-
-    def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float], is_log: bool = False):
-        self._x, self._y, self._is_log = x_range, y_range, is_log
-
-    def x(self, value: float) -> float:
-        low, high = self._x
-        if self._is_log:
-            value, low, high = math.log(value), math.log(low), math.log(high)
-        share = (min(max(value, low), high) - low) / ((high - low) or 1)
-        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        low, high = self._y
-        share = (min(max(value, low), high) - low) / ((high - low) or 1)
-        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP), 1)
-
-    def points(self, pairs: Sequence[tuple[float, float]]) -> str:
-        return " ".join(f"{self.x(a)},{self.y(b)}" for a, b in pairs)
-
-    def frame(self, x_title: str, y_title: str, x_ticks: Sequence[float] | None) -> str:
-        """Return axes with labels and lines at the labelled heights."""
-        bottom, middle = _HEIGHT - _BOTTOM, (_HEIGHT - _BOTTOM + _TOP) / 2
-        parts = []
-        for value in np.linspace(*self._y, 5):
-            parts.append(_straight("rule", _LEFT, self.y(value), _WIDTH - _RIGHT, self.y(value)))
-            parts.append(_label(_LEFT - 6, self.y(value) + 4, _number(float(value)), "end"))
-        for value in np.linspace(*self._x, 5) if x_ticks is None else x_ticks:
-            parts.append(_label(self.x(value), bottom + 16, _number(float(value)), "middle"))
-        parts.append(_straight("axis", _LEFT, bottom, _WIDTH - _RIGHT, bottom))
-        parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_title, "middle"))
-        parts.append(f'<text transform="rotate(-90 13 {middle})" x="13" y="{middle}" text-anchor="middle">')
-        parts.append(f"{html.escape(y_title)}</text>")
-        return "".join(parts)
-
-
-def _figure(title: str, parts: Sequence[str], keys: Sequence[tuple[str, str]], height: float = _HEIGHT) -> str:
-    text = html.escape(shown_name(title))
-    legend = "".join(f'<span><i class="{kind}"></i>{html.escape(shown_name(name))}</span>' for kind, name in keys)
-    return (
-        f'<figure class="chart"><figcaption>{text}</figcaption><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" '
-        f'aria-label="{text}">{"".join(parts)}</svg>{f"<p class=keys>{legend}</p>" if legend else ""}</figure>'
-    )
-
-
-def _straight(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-
-
-def _label(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"
+        parts.append(label(place(value), bottom + 16, f"{value:.3f}", "middle"))
+    return figure(title, parts, [], height)

@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from skpatchcore._utils.files import written_whole
+
 PICTURES = "report_files"
 _LIST = "files.txt"
 _FIRST_LINE = "Pictures of a report of skpatchcore. The next report removes the files in this list."
@@ -138,6 +140,9 @@ def remove_pictures(folder: str | os.PathLike[str], keep: Iterable[str] = ()) ->
     if listed and not remaining:
         with suppress(OSError):
             (pictures / _LIST).unlink()
+    elif len(remaining) < len(listed):  # a page that is written for months has a short list
+        with suppress(OSError), written_whole(pictures / _LIST) as partial:
+            partial.write_text("\n".join([_FIRST_LINE, *remaining, ""]), encoding="utf-8")
     with suppress(OSError):  # a folder with other files stays
         if pictures.is_dir() and not pictures.is_symlink():
             pictures.rmdir()
