@@ -92,10 +92,12 @@ class ExactProjection:
         unit = math.ldexp(1.0, math.frexp(float(np.abs(matrix).max()))[1] - n_bits // 2)
         self._matrix = torch.from_numpy(np.rint(matrix / unit) * unit).to(device)
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the projected rows, of shape (n_rows, n_columns), float64."""
-        rows = rows.to(torch.float64, copy=True)
+    def __call__(self, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the projected rows to `out`, of shape (n_rows, n_columns)."""
+        if not len(rows):
+            return
         # Each row has its own unit, a power of two, so that rows with small values are as precise as others.
         exponents = torch.frexp(rows.abs().amax(1, keepdim=True))[1] - self._row_bits
-        units = torch.exp2(exponents.clamp_min(-1000).to(torch.float64))
-        return rows.div_(units).round_() @ self._matrix * units
+        powers = exponents.clamp(-1000, 1000).to(torch.float64)
+        whole = rows.to(torch.float64, copy=True).mul_(torch.exp2(-powers)).round_()
+        torch.mul(whole @ self._matrix, torch.exp2(powers), out=out)

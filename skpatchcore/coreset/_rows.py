@@ -219,7 +219,10 @@ class RowBuffer:
             self.reserve(max(end, len(self._left) * 9 // 8))
         part = self._left[start:end]
         block = as_tensor(X, part.device).to(part.dtype)
-        part[:, :-1] = block if self._project is None else self._project(block)
+        if self._project is None:
+            part[:, :-1] = block
+        else:
+            self._project(block, part[:, :-1])
         if not bool(torch.isfinite(part[:, :-1].sum())):
             bad = ~torch.isfinite(part[:, :-1]).all(1)
             if bool(bad.any()):  # otherwise all values are finite and only the sum overflowed
