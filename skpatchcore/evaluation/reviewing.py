@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from skpatchcore._utils.answers import ANSWERS, DEFECT, FINE, UNSURE
 from skpatchcore.calibration.conformal import conformal_threshold, promised_rate
 
-DEFECT, FINE, UNSURE, OPEN = "defect", "fine", "unsure", ""
-#: Answers of a person. The last one means that the part was not reviewed.
-ANSWERS = (DEFECT, FINE, UNSURE, OPEN)
 #: Promised false-positive rates whose thresholds are proposed.
 PROMISES = (0.001, 0.01, 0.02, 0.05, 0.1)
 # Largest false-positive rate that `recalibrate` accepts.

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
+from skpatchcore._utils.answers import ANSWERS, DEFECT, FINE
 from skpatchcore._utils.names import shown_name, unescape_name
-from skpatchcore.evaluation.reviewing import ANSWERS, DEFECT, FINE
 from skpatchcore.reports.cards import VERDICTS
 
 COLUMNS = ["path", "verdict", "score", "threshold", "review", "note", "time"]

@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import subprocess
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from skpatchcore._utils.answers import DEFECT, FINE
 from skpatchcore._utils.names import shown_name
 from skpatchcore.evaluation.reviewing import (
-    DEFECT,
-    FINE,
     Estimate,
     ReviewCounts,
     ThresholdCandidate,
@@ -34,6 +34,8 @@ from skpatchcore.reports.pipelines import detector_of
 _CHANGES_SCORES = ("fit", "partial_fit", "forget")
 # Number of parts that are recommended for a review, and number of names in a list and of paths in a printed command.
 _N_ENOUGH, _N_NAMED, _N_PATHS = 100, 5, 20
+# Width of the text, and start of the lines that are not wrapped.
+_WIDTH, _COMMAND_INDENT = 100, "    "
 _COUNTS = ("parts", "defect", "fine", "unsure", "open")
 
 
@@ -275,8 +277,15 @@ def text_of(summary: dict[str, Any]) -> str:
         lines += ["", f"Could not be read, and count as flagged: {', '.join(names[:_N_NAMED])}{more}."]
     lines += ["", *_rates(summary), "", *_thresholds(summary)]
     if summary["teach"]:
-        lines += ["", "Command that teaches the model your answers:", f"  {summary['teach']}"]
-    return "\n".join(lines)
+        lines += ["", "Command that teaches the model your answers:", f"    {summary['teach']}"]
+    return "\n".join(map(_wrapped, lines))
+
+
+def _wrapped(line: str) -> str:
+    """Return a line in lines of a readable length. Commands are in the lines with an indent of four; they stay whole."""
+    if line.startswith(_COMMAND_INDENT) or len(line) <= _WIDTH:
+        return line
+    return textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _source(summary: dict[str, Any]) -> str:

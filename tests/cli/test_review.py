@@ -91,7 +91,7 @@ def test_review_counts_the_decisions_of_the_model(place, model, tmp_path, capsys
         "current", "promised", "promised", "all defects", "no fine part",
     ]  # fmt: skip
     assert main(["review", labels, "--model", model]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "15 parts in" in text
     assert "14 reviewed, 1 not reviewed" in text
     assert "The scores in the file are of this model." in text
@@ -115,7 +115,7 @@ def test_review_of_flagged_parts_alone_states_what_to_review(place, model, tmp_p
     found = reviewed([labels, "--model", model], capsys)
     assert found["miss rate"]["missing"] == "passed"
     assert main(["review", labels, "--model", model]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "No part that is not flagged has an answer. Review" in text
     assert "No answer about a part that is not flagged." in text
 
@@ -126,7 +126,7 @@ def test_other_model_uses_the_decisions_in_the_file_or_scores_again(place, model
     assert found["decisions"]["source"] == "file"
     assert found["thresholds"] is None
     assert main(["review", labels, "--model", model]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "NOT those of" in text
     assert "of another model" in text
     again = reviewed([labels, "--model", model, "--rescore", "--quiet"], capsys)
@@ -187,7 +187,7 @@ def test_update_learns_false_alarms_and_reports_missed_defects(place, model, tmp
     alarms = sorted(str(path) for path in (place / "parts" / "alarm").iterdir())
     assert (before.predict(alarms) == -1).all()
     assert main(["update", model, "--review", labels]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     after = load(model)
     assert (after.predict(alarms) == 1).all()
     assert {Path(path).name for path in after.training_paths_[30:]} >= {"2_0.png", "2_1.png", "2_2.png"}

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from skpatchcore._utils.answers import ANSWERS
 from skpatchcore.calibration.conformal import conformal_p_values, conformal_threshold
 from skpatchcore.evaluation.reviewing import (
-    ANSWERS,
     ReviewCounts,
     count_review,
     reviewed_rates,
