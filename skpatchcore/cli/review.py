@@ -67,8 +67,8 @@ def _review(options: argparse.Namespace) -> int:
         decisions_of_file,
         scores_are_of,
         summary_of_review,
-        text_of,
     )
+    from skpatchcore.reports.review_text import text_of
 
     labels = merge_labels(options.labels, by_path=options.rescore)
     if labels.empty:

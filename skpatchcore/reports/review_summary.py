@@ -1,4 +1,4 @@
-"""summary_of_review and text_of: the answers of a person and the decisions of a model, as numbers and as text."""
+"""summary_of_review: the answers of a person and the decisions of a model, as numbers in plain JSON types."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import shlex
 import subprocess
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skpatchcore._utils.answers import DEFECT, FINE
+from skpatchcore._utils.answers import DEFECT
 from skpatchcore._utils.names import shown_name
 from skpatchcore.evaluation.reviewing import (
     Estimate,
@@ -32,11 +31,10 @@ from skpatchcore.reports.pipelines import detector_of
 
 # Kinds of entries in the log of a model after which its scores differ.
 _CHANGES_SCORES = ("fit", "partial_fit", "forget")
-# Number of parts that are recommended for a review, and number of names in a list and of paths in a printed command.
-_N_ENOUGH, _N_NAMED, _N_PATHS = 100, 5, 20
-# Width of the text, and start of the lines that are not wrapped.
-_WIDTH, _COMMAND_INDENT = 100, "    "
-_COUNTS = ("parts", "defect", "fine", "unsure", "open")
+# Number of parts that are recommended for a review, and number of paths in a printed command.
+_N_ENOUGH, _N_PATHS = 100, 20
+# Rows of the table of answers and decisions.
+COUNTS = ("parts", "defect", "fine", "unsure", "open")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +151,7 @@ def summary_of_review(
         "files": [str(file) for file in files],
         "model": path,
         "decisions": {"source": decisions.source, "reason": decisions.reason},
-        "parts": {name: _of_strata(getattr(counts, f"n_{name}")) for name in _COUNTS},
+        "parts": {name: _of_strata(getattr(counts, f"n_{name}")) for name in COUNTS},
         "unreadable": [shown_name(name) for name in unreadable],
         "defects of flagged": _share(counts, 0),
         "defects of not flagged": _share(counts, 1),
@@ -255,147 +253,3 @@ def _teach(path: str, files: Sequence[str], trusted: Sequence[str]) -> str:
 
 def _joined(words: Sequence[str]) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def text_of(summary: dict[str, Any]) -> str:
-    """Return a summary as text for a reader without knowledge of statistics."""
-    parts = summary["parts"]
-    n = sum(parts["parts"].values())
-    n_open = sum(parts["open"].values())
-    files = ", ".join(map(shown_name, summary["files"]))
-    lines = [
-        f"{n:,} parts in {files}: {n - n_open:,} reviewed, {n_open:,} not reviewed.",
-        _source(summary),
-        "",
-        *_confusion(parts),
-        "",
-        *(_of_verdict(summary, name) for name in ("flagged", "not flagged")),
-    ]
-    if summary["unreadable"]:
-        names = summary["unreadable"]
-        more = f" and {len(names) - _N_NAMED} more" if len(names) > _N_NAMED else ""
-        lines += ["", f"Could not be read, and count as flagged: {', '.join(names[:_N_NAMED])}{more}."]
-    lines += ["", *_rates(summary), "", *_thresholds(summary)]
-    if summary["teach"]:
-        lines += ["", "Command that teaches the model your answers:", f"    {summary['teach']}"]
-    return "\n".join(map(_wrapped, lines))
-
-
-def _wrapped(line: str) -> str:
-    """Return a line in lines of a readable length. Commands are in the lines with an indent of four; they stay whole."""
-    if line.startswith(_COMMAND_INDENT) or len(line) <= _WIDTH:
-        return line
-    return textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def _source(summary: dict[str, Any]) -> str:
-    reason, model = summary["decisions"]["reason"], shown_name(summary["model"])
-    if summary["decisions"]["source"] == "file":
-        return (
-            f"Decisions: those written in the file, NOT those of {model} now. {reason} Pass --rescore to score the "
-            "images with the model."
-        )
-    return f"Decisions: those of {model} with its present threshold. {reason}"
-
-
-def _confusion(parts: dict[str, dict[str, int]]) -> list[str]:
-    rows = [*((f"you: {answer}", answer) for answer in _COUNTS[1:4]), ("not reviewed", "open"), ("all", "parts")]
-    lines = [f"{'':14}{'flagged':>12}{'not flagged':>14}"]
-    for title, key in rows:
-        note = "   left out of all rates" if key == "unsure" else ""
-        lines.append(f"{title:14}{parts[key]['flagged']:>12,}{parts[key]['not flagged']:>14,}{note}")
-    return lines
-
-
-def _of_verdict(summary: dict[str, Any], name: str) -> str:
-    share = summary[f"defects of {name}"]
-    k, n = share["defects"], share["reviewed"]
-    if n == 0:
-        is_empty = summary["parts"]["parts"][name] == 0
-        return f"{'There are no parts that are' if is_empty else 'No answer about a part that is'} {name}."
-    verb = "is a defect" if k == 1 else "are defects"
-    parts = f"{n:,} {name} part{'' if n == 1 else 's'}"
-    return f"Of {parts} with an answer, {k:,} {verb}: {_percent(k / n)} {_interval(share['interval'])}."
-
-
-def _rates(summary: dict[str, Any]) -> list[str]:
-    lines = ["Over all parts:"]
-    for title, key, what in (
-        ("False alarms", "false-alarm rate", "of the good parts are flagged"),
-        ("Missed defects", "miss rate", "of the defective parts are not flagged"),
-    ):
-        found = summary[key]
-        if found["rate"] is None:
-            lines.append(f"  {title}: the rate cannot be estimated. {_what_to_do(summary, found['missing'])}")
-        else:
-            lines.append(f"  {title}: {_percent(found['rate'])} {what} {_interval(found['interval'])}.")
-    lines += [
-        "The numbers in brackets are 95 % intervals: the range in which the true value is expected. Few answers give a "
-        "wide range.",
-        "The rates over all parts hold only if the reviewed parts were chosen at random among the flagged parts, and "
-        "among the parts that are not flagged (or if all of them were reviewed). If you reviewed the most suspicious "
-        "parts first, the rates are wrong. On the page, 'Sort by: random order' gives a fair choice.",
-    ]
-    more = summary["to review"]["not flagged"]
-    if more and summary["miss rate"]["rate"] is not None:
-        lines.append(f"For a narrower range of missed defects, review {more:,} more parts that are not flagged.")
-    return lines
-
-
-def _what_to_do(summary: dict[str, Any], missing: str) -> str:
-    if missing in ("flagged", "passed"):
-        name = "flagged" if missing == "flagged" else "not flagged"
-        n = summary["to review"][name]
-        return f"No part that is {name} has an answer. Review {n:,} of them, in random order."
-    if missing == DEFECT:
-        return "No reviewed part is a defect. Review more parts, or check defects that you know."
-    return "No reviewed part is fine. Review more parts."
-
-
-def _thresholds(summary: dict[str, Any]) -> list[str]:
-    found = summary["thresholds"]
-    if found is None:
-        if summary["decisions"]["source"] == "file":
-            return ["No other thresholds are proposed, because the scores are not known to be of this model."]
-        return ["No other thresholds are proposed: each product of the model has its own threshold."]
-    n_defects, n_fine = (sum(summary["parts"][key].values()) for key in (DEFECT, FINE))
-    lines = [
-        f"Other thresholds, and what they do with your {n_defects:,} defects and {n_fine:,} fine parts (threshold as "
-        "on the page: a higher score is flagged):",
-        f"  {'':34}{'threshold':>10}{'defects found':>15}{'fine flagged':>14}{'promise':>12}",
-    ]
-    for one in found:
-        promise = "none" if one["promised rate"] is None else f"{100 * one['promised rate']:.3g} %"
-        effect = f"{one['defects found']:>15,}{one['fine flagged']:>14,}"
-        lines.append(f"  {_title(one):34}{one['anomaly score']:>10.4g}{effect}{promise:>12}")
-    n = summary["calibration images"]
-    lines.append(
-        "Promise: at most this fraction of good parts is flagged on average, if they are like the calibration images. "
-        f"With {n:,} calibration images, the smallest possible promise is {100 / (n + 1):.2g} %."
-    )
-    if any(one["name"] in ("all defects", "no fine part") for one in found):
-        lines.append("The last rows were chosen with your answers. New parts can differ: check them with new answers.")
-    if commands := [one for one in found if one["command"]]:
-        lines += ["", "Commands that set these thresholds:"]
-        for one in commands:
-            lines += [f"  {_title(one)}:", f"    {one['command']}"]
-    return lines
-
-
-def _title(one: dict[str, Any]) -> str:
-    if one["name"] == "promised":
-        return f"promise of {100 * one['promised rate']:g} %"
-    return {
-        "current": "present threshold",
-        "all defects": "flags all your defects",
-        "no fine part": "flags none of your fine parts",
-    }[one["name"]]
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.2g} %" if rate < 0.1 else f"{100 * rate:.0f} %" if rate in (0, 1) else f"{100 * rate:.3g} %"
-
-
-def _interval(limits: Sequence[float]) -> str:
-    low, high = (f"{100 * limit:.2g}" if limit < 0.0995 else f"{100 * limit:.0f}" for limit in limits)
-    return f"({low} to {high} %)"
