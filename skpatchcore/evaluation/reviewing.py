@@ -1,7 +1,7 @@
 """Numbers of a review: how often a detector is right, from the answers of a person about some of its parts.
 
 :func:`count_review`, :func:`reviewed_rates` and :func:`threshold_candidates` are functions of arrays. The parts have
-two strata: the parts that the detector flags, and the parts that it does not flag.
+two strata, because different fractions of them are reviewed: the parts that the detector flags, and the others.
 """
 
 from __future__ import annotations
@@ -20,20 +20,24 @@ from skpatchcore.calibration.conformal import conformal_threshold, promised_rate
 PROMISES = (0.001, 0.01, 0.02, 0.05, 0.1)
 # Largest false-positive rate that `recalibrate` accepts.
 _MOST = 0.5
-# Positions of the strata in the arrays of counts.
-_FLAGGED, _PASSED = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
 class ReviewCounts:
-    """Numbers of parts in the two strata: [flagged, not flagged].
+    """Numbers of parts in each stratum. Each stratum has one decision of the detector.
 
     Attributes
     ----------
-    n_parts, n_defect, n_fine, n_unsure : array of shape (2,), int
+    is_flagged : array of shape (n_strata,), bool
+        Decision of the detector about the parts of the stratum.
+    was_flagged : array of shape (n_strata,), bool
+        Decision by which the parts were chosen for the review.
+    n_parts, n_defect, n_fine, n_unsure : array of shape (n_strata,), int
         Number of all parts, and of the parts with each answer.
     """
 
+    is_flagged: np.ndarray
+    was_flagged: np.ndarray
     n_parts: np.ndarray
     n_defect: np.ndarray
     n_fine: np.ndarray
@@ -41,12 +45,12 @@ class ReviewCounts:
 
     @property
     def n_known(self) -> np.ndarray:
-        """Number of parts that are marked as a defect or as fine. Array of shape (2,)."""
+        """Number of parts that are marked as a defect or as fine. Array of shape (n_strata,)."""
         return self.n_defect + self.n_fine
 
     @property
     def n_open(self) -> np.ndarray:
-        """Number of parts without an answer. Array of shape (2,)."""
+        """Number of parts without an answer. Array of shape (n_strata,)."""
         return self.n_parts - self.n_known - self.n_unsure
 
 
@@ -57,9 +61,9 @@ class Estimate(NamedTuple):
     ----------
     value, low, high : float
         The rate and the limits of its interval. NaN if the rate cannot be estimated.
-    reason : {"", "flagged", "passed", "defect", "fine"}
-        What is missing for an estimate: a reviewed part that is flagged or that is not flagged ("passed"), or a
-        reviewed part that is a defect or fine. Empty if there is an estimate.
+    reason : {"", "flagged", "passed", "changed", "defect", "fine"}
+        What is missing for an estimate: a reviewed part that is flagged, that is not flagged ("passed") or whose
+        decision has changed, or a reviewed part that is a defect or fine. Empty if there is an estimate.
     """
 
     value: float
@@ -108,8 +112,8 @@ class ThresholdCandidate(NamedTuple):
     n_fine_flagged: int
 
 
-def count_review(is_flagged: np.ndarray, answers: np.ndarray) -> ReviewCounts:
-    """Count the answers in the two strata.
+def count_review(is_flagged: np.ndarray, answers: np.ndarray, was_flagged: np.ndarray | None = None) -> ReviewCounts:
+    """Count the answers in the strata.
 
     Parameters
     ----------
@@ -117,11 +121,15 @@ def count_review(is_flagged: np.ndarray, answers: np.ndarray) -> ReviewCounts:
         Decision of the detector: True = flagged, also for a part that could not be read.
     answers : array of shape (n_parts,)
         "defect", "fine", "unsure", or an empty text for a part that was not reviewed.
+    was_flagged : array of shape (n_parts,), bool, or None, default=None
+        Decision that the reviewer saw, if it may differ from `is_flagged`, e.g. because the threshold was moved since.
+        Usually, most of the parts that were flagged are reviewed, and few others. Parts whose decision has changed are
+        then strata of their own.
 
     Returns
     -------
     ReviewCounts
-        The counts.
+        The counts of the strata [flagged, not flagged], followed by the strata of changed decisions that have parts.
 
     Raises
     ------
@@ -131,14 +139,22 @@ def count_review(is_flagged: np.ndarray, answers: np.ndarray) -> ReviewCounts:
     is_flagged, answers = np.asarray(is_flagged, bool), np.asarray(answers, object)
     if is_flagged.shape != answers.shape or is_flagged.ndim != 1:
         raise ValueError(f"is_flagged has the shape {is_flagged.shape}, answers {answers.shape}: expected (n_parts,).")
+    was_flagged = is_flagged if was_flagged is None else np.asarray(was_flagged, bool)
+    if was_flagged.shape != is_flagged.shape:
+        raise ValueError(f"was_flagged has the shape {was_flagged.shape}, expected {is_flagged.shape}.")
     for i, answer in enumerate(answers.tolist()):
         if answer not in ANSWERS:
             raise ValueError(f"answer {i} is {answer!r}: expected one of {', '.join(map(repr, ANSWERS))}.")
+    strata = [(True, True), (False, False), (True, False), (False, True)]
+    members = [(is_flagged == now) & (was_flagged == before) for now, before in strata]
+    kept = [i for i, chosen in enumerate(members) if i < 2 or chosen.any()]
 
-    def counted(chosen: Any) -> np.ndarray:
-        return np.array([int(np.count_nonzero(chosen & part)) for part in (is_flagged, ~is_flagged)])
+    def counted(wanted: Any) -> np.ndarray:
+        return np.array([int(np.count_nonzero(wanted & members[i])) for i in kept])
 
-    return ReviewCounts(counted(np.ones(len(answers), bool)), *(counted(answers == a) for a in (DEFECT, FINE, UNSURE)))
+    now, before = (np.array([strata[i][k] for i in kept]) for k in (0, 1))
+    every = np.ones(len(answers), bool)
+    return ReviewCounts(now, before, counted(every), *(counted(answers == a) for a in (DEFECT, FINE, UNSURE)))
 
 
 def share_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -194,43 +210,43 @@ def reviewed_rates(
 
     Notes
     -----
-    Let p be the fraction of parts that are flagged, and d1 and d0 the fractions of defects among the parts that are
-    flagged and not flagged. The false-alarm rate is ``p (1 - d1) / (p (1 - d1) + (1 - p) (1 - d0))``, and the miss rate
-    is ``(1 - p) d0 / (p d1 + (1 - p) d0)``. The estimates use the observed fractions. The limits are quantiles of these
-    expressions over independent draws of p, d1 and d0 from their Jeffreys posteriors, which are beta distributions. p
-    is drawn, too, so that the interval is about future parts of the same kind and not only about the counted ones. If
-    an estimate is 0 or 1, this is also the limit on that side, as usual for Jeffreys intervals.
+    Let w be the fractions of all parts that are in each stratum, and d the fractions of defects in the strata. The
+    false-alarm rate is the sum of ``w (1 - d)`` over the flagged strata, divided by the sum over all strata. The miss
+    rate is the sum of ``w d`` over the strata that are not flagged, divided by the sum over all strata. The estimates
+    use the observed fractions. The limits are quantiles of these expressions over independent draws from the Jeffreys
+    posteriors: a Dirichlet distribution for w, and a beta distribution for each d. w is drawn, too, so that the
+    interval is about future parts of the same kind and not only about the counted ones. If an estimate is 0 or 1, this
+    is also the limit on that side, as usual for Jeffreys intervals.
 
     The intervals are valid if the reviewed parts were chosen at random among the flagged parts, and among the parts
-    that are not flagged. The two fractions that are reviewed may differ.
+    that were not flagged. The two fractions that are reviewed may differ.
     """
     n, known, k = counts.n_parts, counts.n_known, counts.n_defect
-    for stratum, name in ((_PASSED, "passed"), (_FLAGGED, "flagged")):
-        if n[stratum] and not known[stratum]:
-            missing = Estimate(math.nan, math.nan, math.nan, name)
-            return ReviewedRates(missing, missing)
+    is_flagged = counts.is_flagged
+    unreviewed = np.flatnonzero((n > 0) & (known == 0))
+    if len(unreviewed):
+        is_changed = bool((is_flagged != counts.was_flagged)[unreviewed].all())
+        name = "changed" if is_changed else "flagged" if is_flagged[unreviewed].all() else "passed"
+        missing = Estimate(math.nan, math.nan, math.nan, name)
+        return ReviewedRates(missing, missing)
     rng = np.random.default_rng(random_state)
-    flagged = rng.beta(n[_FLAGGED] + 0.5, n[_PASSED] + 0.5, n_draws)
-    bad = [rng.beta(k[i] + 0.5, known[i] - k[i] + 0.5, n_draws) for i in (_FLAGGED, _PASSED)]
-    share = np.divide(k, known, out=np.zeros(2), where=known > 0)
-    # expected numbers of parts: [flagged, not flagged], in all parts and in each draw
-    defects, good = n * share, n * np.where(known > 0, 1 - share, 0)
-    weights = (flagged, 1 - flagged)
-    drawn_bad, drawn_good = ([w * b for w, b in zip(weights, bad, strict=True)],
-                             [w * (1 - b) for w, b in zip(weights, bad, strict=True)])  # fmt: skip
+    weights = rng.dirichlet(n + 0.5, n_draws)
+    bad = rng.beta(k + 0.5, known - k + 0.5, (n_draws, len(n)))
+    share = np.divide(k, known, out=np.zeros(len(n)), where=known > 0)
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
 
-    def estimate(numbers: np.ndarray, draws: list[np.ndarray], stratum: int, reason: str) -> Estimate:
+    def estimate(numbers: np.ndarray, draws: np.ndarray, chosen: np.ndarray, reason: str) -> Estimate:
+        """Return the fraction of the parts that are in the chosen strata. `draws` has the shape (n_draws, n_strata)."""
         if numbers.sum() == 0:
             return Estimate(math.nan, math.nan, math.nan, reason)
-        value = float(numbers[stratum] / numbers.sum())
-        low, high = np.quantile(draws[stratum] / (draws[0] + draws[1]), tails)
+        value = float(numbers[chosen].sum() / numbers.sum())
+        low, high = np.quantile(draws[:, chosen].sum(axis=1) / draws.sum(axis=1), tails)
         low, high = min(float(low), value), max(float(high), value)
         return Estimate(value, 0.0 if value == 0 else low, 1.0 if value == 1 else high)
 
     return ReviewedRates(
-        estimate(good, drawn_good, _FLAGGED, FINE),
-        estimate(defects, drawn_bad, _PASSED, DEFECT),
+        estimate(n * np.where(known > 0, 1 - share, 0), weights * (1 - bad), is_flagged, FINE),
+        estimate(n * share, weights * bad, ~is_flagged, DEFECT),
     )
 
 

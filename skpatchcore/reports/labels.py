@@ -75,9 +75,7 @@ def read_labels(path: str | os.PathLike[str]) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name!r} is not a UTF-8 text. In a spreadsheet, save it as 'CSV UTF-8'.") from error
     rows = _json_rows(text, name) if text.lstrip().startswith("{") else _csv_rows(text, name)
-    values = [_checked(row, number, name) for number, row in rows]
-    table = pd.DataFrame(values, columns=COLUMNS)
-    return table.astype({name: "float64" if name in ("score", "threshold") else "object" for name in COLUMNS})
+    return _table([_checked(row, number, name) for number, row in rows])
 
 
 def merge_labels(paths: Sequence[str | os.PathLike[str]], *, by_path: bool = False) -> pd.DataFrame:
@@ -128,12 +126,16 @@ def merge_labels(paths: Sequence[str | os.PathLike[str]], *, by_path: bool = Fal
                 )
             if row["review"] and not answered:
                 parts[key], places[key] = row, file
-    return pd.DataFrame(list(parts.values()), columns=COLUMNS)
+    return _table([[row[column] for column in COLUMNS] for row in parts.values()])
 
 
-def answered_paths(labels: pd.DataFrame, answer: str) -> list[str]:
-    """Return the paths with an answer, in the order of the table, each once."""
-    return list(dict.fromkeys(labels.loc[labels["review"] == answer, "path"]))
+def _table(rows: list[list[Any]]) -> pd.DataFrame:
+    """Return rows as a table. Texts stay Python's: pandas' own texts cannot hold names with bytes that are no text."""
+    columns = zip(*rows, strict=True) if rows else ([] for _ in COLUMNS)
+    return pd.DataFrame({
+        name: pd.Series(list(values), dtype="float64" if name in ("score", "threshold") else "object")
+        for name, values in zip(COLUMNS, columns, strict=True)
+    })  # fmt: skip
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[int, dict[str, Any]]]:

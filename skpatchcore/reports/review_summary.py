@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from skpatchcore._utils.answers import DEFECT
+from skpatchcore._utils.answers import DEFECT, OPEN
 from skpatchcore._utils.names import shown_name
 from skpatchcore.evaluation.reviewing import (
     Estimate,
@@ -143,8 +143,11 @@ def summary_of_review(
     """
     detector = detector_of(model)
     answers = labels["review"].to_numpy()
+    was_flagged = np.isin(labels["verdict"].to_numpy(), [ANOMALOUS, UNREADABLE])
+    is_undecided = (labels["verdict"] == UNDECIDED).to_numpy()
+    was_flagged = np.where(is_undecided, decisions.is_flagged, was_flagged)
     counts = count_review(decisions.is_flagged, answers)
-    rates = reviewed_rates(counts)
+    rates = reviewed_rates(count_review(decisions.is_flagged, answers, was_flagged))
     is_teachable = hasattr(model, "partial_fit") and not hasattr(detector, "for_product")
     unreadable = labels["path"][np.isnan(decisions.scores)].tolist()
     summary: dict[str, Any] = {
@@ -157,6 +160,8 @@ def summary_of_review(
         "defects of not flagged": _share(counts, 1),
         "false-alarm rate": _estimate(rates.false_alarm),
         "miss rate": _estimate(rates.miss),
+        "changed decisions": int(np.count_nonzero(decisions.is_flagged != was_flagged)),
+        "learnt": _n_learnt(detector, labels["path"][answers != OPEN].tolist()),
         "to review": _missing(counts),
         "teach": _teach(path, files, trusted) if is_teachable and counts.n_known.any() else None,
     }
@@ -176,7 +181,10 @@ def summary_of_review(
     return {
         **summary,
         "calibration images": int(np.count_nonzero(~np.isnan(detector.calibration_scores_))),
-        "thresholds": [{**_threshold(one), "command": commands.of(one)} for one in candidates],
+        "thresholds": [
+            {**_threshold(one), "command": None if one.threshold == candidates[0].threshold else commands.of(one)}
+            for one in candidates
+        ],
     }
 
 
@@ -193,6 +201,13 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
     if math.isnan(estimate.value):
         return {"rate": None, "interval": None, "missing": estimate.reason}
     return {"rate": estimate.value, "interval": [estimate.low, estimate.high], "missing": None}
+
+
+def _n_learnt(detector: Any, paths: Sequence[str]) -> int:
+    """Return how many of some images are training images of the detector."""
+    members = getattr(detector, "estimators_", None) or [detector]
+    learnt = {path for member in members for path in getattr(member, "training_paths_", None) or ()}
+    return sum(os.path.abspath(path) in learnt for path in paths)
 
 
 def _missing(counts: ReviewCounts) -> dict[str, int]:
@@ -243,7 +258,8 @@ class _Commands:
         from skpatchcore.deployment.files import manifest_of_file
 
         bank = manifest_of_file(self._path)["bank"]
-        return "" if bank is None else f", bank_dtype={json.dumps(bank['stored as'])}"
+        stored = None if bank is None else bank["stored as"]
+        return "" if stored is None else f", bank_dtype={json.dumps(stored)}"
 
 
 def _teach(path: str, files: Sequence[str], trusted: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from skpatchcore.reports.review_summary import COUNTS
 
 # Width of the text, start of the lines that are not wrapped, and number of names in a list.
 _WIDTH, _COMMAND_INDENT, _N_NAMED = 100, "    ", 5
+# Largest false-positive rate that `recalibrate` accepts.
+_MOST = 0.5
 
 
 def text_of(summary: dict[str, Any]) -> str:
@@ -48,7 +50,8 @@ def _wrapped(line: str) -> str:
     """Return a line as lines of a readable length. Lines with an indent of four have commands, and stay whole."""
     if line.startswith(_COMMAND_INDENT) or len(line) <= _WIDTH:
         return line
-    return textwrap.fill(line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    indent = "    " if line.startswith("  ") else ""
+    return textwrap.fill(line, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _source(summary: dict[str, Any]) -> str:
@@ -138,6 +141,10 @@ def _thresholds(summary: dict[str, Any]) -> list[str]:
     )
     if any(one["name"] in ("all defects", "no fine part") for one in found):
         lines.append("The last rows were chosen with your answers. New parts can differ: check them with new answers.")
+    if any(one["promised rate"] is not None and one["promised rate"] > _MOST for one in found):
+        lines.append(
+            "A promise above 50 % is of no use: most good parts can be flagged. No command sets such a threshold."
+        )
     if commands := [one for one in found if one["command"]]:
         lines += ["", "Commands that set these thresholds:"]
         for one in commands:

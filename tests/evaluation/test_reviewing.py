@@ -24,7 +24,8 @@ from skpatchcore.evaluation.reviewing import (
 def counts_of(flagged, passed):
     """Return counts from (parts, defects, fine) of each stratum."""
     columns = np.array([flagged, passed]).T
-    return ReviewCounts(columns[0], columns[1], columns[2], np.zeros(2, int))
+    decisions = np.array([True, False])
+    return ReviewCounts(decisions, decisions, columns[0], columns[1], columns[2], np.zeros(2, int))
 
 
 PARTS = st.lists(st.tuples(st.booleans(), st.sampled_from(ANSWERS)), max_size=40)
@@ -97,6 +98,24 @@ def test_rates_weight_the_strata_with_their_numbers_of_parts():
     assert miss.high > 0.4
     assert reviewed_rates(counts) == reviewed_rates(counts)
     assert reviewed_rates(counts, random_state=1) != reviewed_rates(counts)
+
+
+def test_changed_decisions_are_strata_of_their_own():
+    # All 20 flagged parts were reviewed, and 10 of 100 others. The new threshold flags 10 fewer.
+    was = np.arange(120) < 20
+    now = np.arange(120) < 10
+    answers = np.array(
+        ["defect"] * 9 + ["fine"] + ["defect"] * 4 + ["fine"] * 6 + ["defect"] + ["fine"] * 9 + [""] * 90
+    )
+    counts = count_review(now, answers.astype(object), was)
+    assert counts.is_flagged.tolist() == [True, False, False]
+    assert counts.was_flagged.tolist() == [True, False, True]
+    assert counts.n_parts.tolist() == [10, 100, 10]
+    false_alarm, miss = reviewed_rates(counts)
+    assert false_alarm.value == pytest.approx(1 / (1 + 6 + 90))
+    assert miss.value == pytest.approx((4 + 10) / (9 + 4 + 10))  # 14 of 20 without the strata: 42 instead of 14 misses
+    answers[10:20] = ""
+    assert {rate.reason for rate in reviewed_rates(count_review(now, answers.astype(object), was))} == {"changed"}
 
 
 def test_more_answers_make_the_interval_narrower():

@@ -20,9 +20,9 @@ ODD = "odd\n\"'\udce9, =1.png"
 NO_STORAGE = "Object.defineProperty(window, 'localStorage', { get() { throw new Error('denied'); } });"
 
 
-@pytest.fixture(scope="module")
-def cards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cards")
+@pytest.fixture
+def cards(tmp_path):
+    folder = tmp_path / "page"
     pictures = PictureFolder(folder)
     made = [card_of(i, folder / "new", pictures) for i in range(N_CARDS - 1)]
     return folder, [*made, Card(f"/new/{ODD}", "unreadable", math.nan, GROUP, problem="no image")]
@@ -158,7 +158,7 @@ def test_held_key_answers_one_part(path, opened):
 
 def test_filter_by_answer_is_applied_when_the_part_is_closed(path, opened):
     page = opened(path)
-    page.get_by_label("Review", exact=True).select_option("open")
+    page.locator("#filters [name=review]").select_option("open")
     page.get_by_role("button", name="Start review").click()
     page.keyboard.press("f")  # the image that could not be read: the program flags it
     page.keyboard.press("d")
@@ -166,7 +166,7 @@ def test_filter_by_answer_is_applied_when_the_part_is_closed(path, opened):
     assert title(page).startswith("4 of 9")  # the list stays while a part is open
     page.keyboard.press("Escape")
     assert len(names(page)) == 6
-    field = page.get_by_label("Review", exact=True)
+    field = page.locator("#filters [name=review]")
     for value, n in (("defect", 1), ("fine", 1), ("unsure", 1), ("disagrees", 1), ("", 9)):
         field.select_option(value)
         assert len(names(page)) == n, value
@@ -181,7 +181,7 @@ def test_filter_by_answer_is_applied_when_the_part_is_closed(path, opened):
 
 def test_part_that_leaves_the_filter_leaves_the_focus_in_the_list(path, opened):
     page = opened(path)
-    page.get_by_label("Review", exact=True).select_option("open")
+    page.locator("#filters [name=review]").select_option("open")
     open_part(page, "part 7#")
     page.get_by_role("button", name="Fine", exact=True).click()
     page.keyboard.press("Escape")
@@ -327,12 +327,8 @@ def test_page_without_storage_says_so_and_warns_before_answers_are_lost(path, op
         page.wait_for_timeout(50)
     assert dialogs == ["beforeunload"]
     saved(page, "Save as CSV", tmp_path)
-    page.close(run_before_unload=True)
-    for _ in range(100):
-        if page.is_closed():
-            break
-        page.wait_for_timeout(50)
-    assert page.is_closed()
+    with page.expect_event("close"):
+        page.close(run_before_unload=True)
     assert dialogs == ["beforeunload"]
 
 
@@ -365,6 +361,7 @@ def test_random_order_does_not_depend_on_the_answers(path, opened):
 def test_phone_has_large_buttons_and_no_overflow(path, opened):
     page = opened(path, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     overflow = "[document.documentElement.scrollWidth, innerWidth]"
+    page.locator("#controls summary").tap()
     assert page.evaluate(overflow) == [390, 390]
     page.locator("#grid .card button").nth(1).tap()
     page.get_by_role("button", name="Defect", exact=True).tap()
