@@ -46,12 +46,14 @@ class ReviewCounts:
     @property
     def n_known(self) -> np.ndarray:
         """Number of parts that are marked as a defect or as fine. Array of shape (n_strata,)."""
-        return self.n_defect + self.n_fine
+        known: np.ndarray = self.n_defect + self.n_fine
+        return known
 
     @property
     def n_open(self) -> np.ndarray:
         """Number of parts without an answer. Array of shape (n_strata,)."""
-        return self.n_parts - self.n_known - self.n_unsure
+        n_open: np.ndarray = self.n_parts - self.n_known - self.n_unsure
+        return n_open
 
 
 class Estimate(NamedTuple):

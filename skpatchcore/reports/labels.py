@@ -105,7 +105,8 @@ def merge_labels(paths: Sequence[str | os.PathLike[str]], *, by_path: bool = Fal
     thresholds: dict[str, tuple[float, str]] = {}
     for path in paths:
         file = shown_name(os.fspath(path))
-        for row in read_labels(path).to_dict("records"):
+        for values in read_labels(path).to_numpy(object):
+            row = dict(zip(COLUMNS, values, strict=True))
             shown = shown_name(row["path"])
             key = row["path"], "" if by_path else f"{row['score']:.8e}"
             if not by_path and not math.isnan(row["threshold"]):

@@ -102,6 +102,15 @@ def _rates(summary: dict[str, Any]) -> list[str]:
         "among the parts that are not flagged (or if all of them were reviewed). If you reviewed the most suspicious "
         "parts first, the rates are wrong. On the page, 'Sort by: random order' gives a fair choice.",
     ]
+    if n := summary["changed decisions"]:
+        lines.append(
+            f"The decisions about {n:,} parts differ from those on the page. The rates take this into account."
+        )
+    if n := summary["learnt"]:
+        lines.append(
+            f"ATTENTION: the model has learnt {n:,} of the reviewed parts. It knows them, so that the rates are too good. "
+            "Review new parts for a fair result."
+        )
     more = summary["to review"]["not flagged"]
     if more and summary["miss rate"]["rate"] is not None:
         lines.append(f"For a narrower range of missed defects, review {more:,} more parts that are not flagged.")
@@ -113,6 +122,8 @@ def _what_to_do(summary: dict[str, Any], missing: str) -> str:
         name = "flagged" if missing == "flagged" else "not flagged"
         n = summary["to review"][name]
         return f"No part that is {name} has an answer. Review {n:,} of them, in random order."
+    if missing == "changed":
+        return "No part whose decision has changed since the page was made has an answer. Review some of them."
     if missing == DEFECT:
         return "No reviewed part is a defect. Review more parts, or check defects that you know."
     return "No reviewed part is fine. Review more parts."
@@ -142,9 +153,7 @@ def _thresholds(summary: dict[str, Any]) -> list[str]:
     if any(one["name"] in ("all defects", "no fine part") for one in found):
         lines.append("The last rows were chosen with your answers. New parts can differ: check them with new answers.")
     if any(one["promised rate"] is not None and one["promised rate"] > _MOST for one in found):
-        lines.append(
-            "A promise above 50 % is of no use: most good parts can be flagged. No command sets such a threshold."
-        )
+        lines.append("A promise above 50 % is of no use: most good parts can be flagged. No command sets it.")
     if commands := [one for one in found if one["command"]]:
         lines += ["", "Commands that set these thresholds:"]
         for one in commands:

@@ -142,17 +142,23 @@ def test_moved_threshold_decides_about_the_old_scores_but_learnt_images_do_not(p
     save(detector.recalibrate(contamination=0.3), model)
     found = reviewed([labels, "--model", model], capsys)
     assert found["decisions"]["source"] == "scores"
+    assert found["learnt"] == 0
+    flagged = [one.score < detector.offset_ for one in read_predictions(place / "out") if one.is_scored]
+    assert found["parts"]["parts"]["flagged"] == 1 + sum(flagged)
     assert found["thresholds"][0]["anomaly score"] == -detector.offset_
     assert main(["update", model, "--review", labels, "--quiet"]) == 0
     found = reviewed([labels, "--model", model], capsys)
     assert found["decisions"]["source"] == "file"
     assert "learnt or forgotten images" in found["decisions"]["reason"]
+    assert found["learnt"] >= 3  # the false alarms
+    assert main(["review", labels, "--model", model, "--rescore", "--quiet"]) == 0
+    assert "ATTENTION: the model has learnt" in capsys.readouterr().out
 
 
 def test_printed_commands_set_the_printed_thresholds(place, model, tmp_path, capsys):
     labels = save_labels(place, tmp_path / "review.csv")
     rows = [one for one in reviewed([labels, "--model", model], capsys)["thresholds"] if one["command"]]
-    assert len(rows) >= 3
+    assert {one["name"] for one in rows} >= {"promised", "all defects"}
     content = Path(model).read_bytes()
     for row in rows:
         Path(model).write_bytes(content)
@@ -199,7 +205,9 @@ def test_update_learns_false_alarms_and_reports_missed_defects(place, model, tmp
     assert "broken.png" in text
     assert "defective images are missed" in text
     assert [entry["kind"] for entry in after.updates_] == ["fit", "partial_fit", "feedback"]
-    assert main(["update", model, "--review", labels, "--quiet"]) == 0
+    code = main(["update", model, "--review", labels])
+    print(capsys.readouterr())
+    assert code == 0
     assert len(load(model).training_paths_) == len(after.training_paths_)
 
 

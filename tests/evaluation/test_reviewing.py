@@ -104,9 +104,8 @@ def test_changed_decisions_are_strata_of_their_own():
     # All 20 flagged parts were reviewed, and 10 of 100 others. The new threshold flags 10 fewer.
     was = np.arange(120) < 20
     now = np.arange(120) < 10
-    answers = np.array(
-        ["defect"] * 9 + ["fine"] + ["defect"] * 4 + ["fine"] * 6 + ["defect"] + ["fine"] * 9 + [""] * 90
-    )
+    given_answers = ["defect"] * 9 + ["fine"] + ["defect"] * 4 + ["fine"] * 6 + ["defect"] + ["fine"] * 9
+    answers = np.array(given_answers + [""] * 90)
     counts = count_review(now, answers.astype(object), was)
     assert counts.is_flagged.tolist() == [True, False, False]
     assert counts.was_flagged.tolist() == [True, False, True]
