@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,7 +57,9 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     fine, defects = answered["fine"], answered["defect"]
     require_files([*fine, *defects], "--review")
     is_flagged, is_read = _decisions(detector, [*fine, *defects], product)
-    good = [path for path, flag, ok in zip(fine, is_flagged, is_read, strict=False) if flag and ok]
+    alarms = [path for path, flag, ok in zip(fine, is_flagged, is_read, strict=False) if flag and ok]
+    learnt = learnt_paths(detector)
+    good = [path for path in alarms if os.path.abspath(path) not in learnt]
     n_passed = int(np.count_nonzero(~is_flagged[: len(fine)]))
     bad = [path for path, ok in zip(defects, is_read[len(fine) :], strict=True) if ok]
     unread = [path for path, ok in zip([*fine, *defects], is_read, strict=True) if not ok]
@@ -68,11 +71,22 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
             f"{'it' if n_passed == 1 else 'them'}: nothing is to be corrected, and parts that a person has chosen are "
             "no random sample, which the thresholds need."
         )
+    if n_known := len(alarms) - len(good):
+        lines.append(
+            f"  {_count(n_known, 'fine part')} still flagged although the model has learnt "
+            f"{'it' if n_known == 1 else 'them'}: only another threshold can change this."
+        )
     if unread:
         names = ", ".join(shown_name(path) for path in unread[:N_NAMED])
         more = f" and {len(unread) - N_NAMED} more" if len(unread) > N_NAMED else ""
         lines.append(f"  {_count(len(unread), 'part')} left out, because the image cannot be read: {names}{more}")
     return ReviewedImages(good, bad, lines)
+
+
+def learnt_paths(detector: Any) -> set[str]:
+    """Return the absolute paths of the training images of a detector, of all products."""
+    members = getattr(detector, "estimators_", None) or [detector]
+    return {path for member in members for path in member.training_paths_ or () if path is not None}
 
 
 def _decisions(detector: Any, paths: list[str], product: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.fit import require_output, save_model
 from skpatchcore.cli.options import CommandError, Formatter, add_debug
 from skpatchcore.cli.predict import images_in, load_detector
-from skpatchcore.cli.reviewed import reviewed_images
+from skpatchcore.cli.reviewed import learnt_paths, reviewed_images
 from skpatchcore.datasets import list_training_images
 
 # Largest false-positive rate to which --move-threshold sets the threshold.
@@ -192,8 +192,7 @@ def _good_images(given: Sequence[str]) -> list[str]:
 
 def _refuse_learnt(detector: Any, bad: Sequence[str]) -> None:
     """Raise a CommandError if a defective image is a training image."""
-    members = getattr(detector, "estimators_", None) or [detector]
-    learnt = {path for member in members for path in member.training_paths_ or ()}
+    learnt = learnt_paths(detector)
     if both := [path for path in bad if os.path.abspath(path) in learnt]:
         raise CommandError(f"--bad {both[0]!r} is a training image of the model: remove it with --forget first.")
 

@@ -103,13 +103,11 @@ def _rates(summary: dict[str, Any]) -> list[str]:
         "parts first, the rates are wrong. On the page, 'Sort by: random order' gives a fair choice.",
     ]
     if n := summary["changed decisions"]:
-        lines.append(
-            f"The decisions about {n:,} parts differ from those on the page. The rates take this into account."
-        )
+        lines.append(f"The decisions about {n:,} parts differ from those on the page. The rates allow for this.")
     if n := summary["learnt"]:
         lines.append(
-            f"ATTENTION: the model has learnt {n:,} of the reviewed parts. It knows them, so that the rates are too good. "
-            "Review new parts for a fair result."
+            f"ATTENTION: the model has learnt {n:,} of the reviewed parts. It knows them, so that the rates are too "
+            "good. Review new parts for a fair result."
         )
     more = summary["to review"]["not flagged"]
     if more and summary["miss rate"]["rate"] is not None:
