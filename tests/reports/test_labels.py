@@ -25,13 +25,13 @@ def test_csv_is_read_with_quotes_line_breaks_and_escaped_names(tmp_path):
     path = write(
         tmp_path / "review.csv",
         '"a,""b""\n.png",anomalous,-9.25,-8.0,defect,"two\nlines; ""x""",2026-01-02T03:04:05.006Z',
-        r"caf\xe9.png,unreadable,nan,,,,",
+        r"part\xe9.png,unreadable,nan,,,,",
         "c.png,normal,-1.5,-8.0,Fine,'=1+1,",
         "d.png,normal,-1.5,-8.0,unsure,''=1,",
     )
     labels = read_labels(path)
     assert labels.columns.tolist() == COLUMNS
-    assert labels["path"].tolist() == ['a,"b"\n.png', "caf\udce9.png", "c.png", "d.png"]
+    assert labels["path"].tolist() == ['a,"b"\n.png', "part\udce9.png", "c.png", "d.png"]
     assert labels["review"].tolist() == ["defect", "", "fine", "unsure"]
     assert labels["note"].tolist() == ['two\nlines; "x"', "", "=1+1", "'=1"]
     assert labels["score"][0] == -9.25
