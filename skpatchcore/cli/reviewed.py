@@ -6,8 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.options import CommandError
 from skpatchcore.cli.review import N_NAMED, require_files
@@ -41,7 +39,7 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     detector : detector
         The model before the update.
     product : str or None
-        Product of all images, for a detector with products.
+        Product of the images, for a detector with products. Images of other products are left out.
 
     Raises
     ------
@@ -56,31 +54,33 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     answered = {answer: labels["path"][labels["review"] == answer].tolist() for answer in ("defect", "fine", "unsure")}
     fine, defects = answered["fine"], answered["defect"]
     require_files([*fine, *defects], "--review")
-    is_flagged, is_read = _decisions(detector, [*fine, *defects], product)
-    alarms = [path for path, flag, ok in zip(fine, is_flagged, is_read, strict=False) if flag and ok]
+    decisions = _decisions(detector, [*fine, *defects])
+    unread = [path for path, one in decisions.items() if not one.is_read]
+    others = [path for path, one in decisions.items() if product is not None and one.product not in (product, None)]
+    usable = set(decisions).difference(unread, others)
+    passed = [path for path in fine if path in usable and not decisions[path].is_flagged]
+    alarms = [path for path in fine if path in usable and decisions[path].is_flagged]
     learnt = learnt_paths(detector)
     good = [path for path in alarms if os.path.abspath(path) not in learnt]
-    n_passed = int(np.count_nonzero(~is_flagged[: len(fine)]))
-    bad = [path for path, ok in zip(defects, is_read[len(fine) :], strict=True) if ok]
-    unread = [path for path, ok in zip([*fine, *defects], is_read, strict=True) if not ok]
-    n_unsure = len(answered["unsure"])
+    n_known, n_unsure = len(alarms) - len(good), len(answered["unsure"])
     lines = [f"--review: {_count(len(defects), 'defect')}, {len(fine)} fine, {n_unsure} unsure (ignored)."]
-    if n_passed:
+    if passed:
         lines.append(
-            f"  {_count(n_passed, 'fine part')} ignored, because the model does not flag "
-            f"{'it' if n_passed == 1 else 'them'}: nothing is to be corrected, and parts that a person has chosen are "
-            "no random sample, which the thresholds need."
+            f"  {_count(len(passed), 'fine part')} ignored, because the model does not flag {_them(len(passed))}: "
+            "nothing is to be corrected, and parts that a person has chosen are no random sample, which the thresholds need."
         )
-    if n_known := len(alarms) - len(good):
+    if n_known:
         lines.append(
-            f"  {_count(n_known, 'fine part')} still flagged although the model has learnt "
-            f"{'it' if n_known == 1 else 'them'}: only another threshold can change this."
+            f"  {_count(n_known, 'fine part')} still flagged although the model has learnt {_them(n_known)}: only "
+            "another threshold can change this."
         )
+    if others:
+        lines.append(f"  {_count(len(others), 'part')} left out, because the model recognises another product.")
     if unread:
         names = ", ".join(shown_name(path) for path in unread[:N_NAMED])
         more = f" and {len(unread) - N_NAMED} more" if len(unread) > N_NAMED else ""
         lines.append(f"  {_count(len(unread), 'part')} left out, because the image cannot be read: {names}{more}")
-    return ReviewedImages(good, bad, lines)
+    return ReviewedImages(good, [path for path in defects if path in usable], lines)
 
 
 def learnt_paths(detector: Any) -> set[str]:
@@ -89,17 +89,29 @@ def learnt_paths(detector: Any) -> set[str]:
     return {path for member in members for path in member.training_paths_ or () if path is not None}
 
 
-def _decisions(detector: Any, paths: list[str], product: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images are flagged, and which can be read. Arrays of shape (n_images,), bool."""
-    is_flagged, is_read = np.ones(len(paths), bool), np.zeros(len(paths), bool)
+class _Decision(NamedTuple):
+    """Whether an image is flagged and can be read, and the product that the detector recognises."""
+
+    is_flagged: bool
+    is_read: bool
+    product: str | None
+
+
+def _decisions(detector: Any, paths: list[str]) -> dict[str, _Decision]:
+    """Return the decision about each image."""
     if not paths:
-        return is_flagged, is_read
-    given = {} if product is None else {"products": product}
-    for result in detector.iter_results(paths, with_maps=False, on_error="flag", **given):
+        return {}
+    found = {}
+    for result in detector.iter_results(paths, with_maps=False, on_error="flag"):
         if result.label is None:
             raise CommandError("--review: the model has no threshold, and so flags no part.")
-        is_flagged[result.index], is_read[result.index] = result.label == -1, result.error is None
-    return is_flagged, is_read
+        product = getattr(result, "product", None)
+        found[paths[result.index]] = _Decision(result.label == -1, result.error is None, product)
+    return found
+
+
+def _them(n: int) -> str:
+    return "it" if n == 1 else "them"
 
 
 def _count(n: int, noun: str) -> str:

@@ -233,6 +233,25 @@ def test_review_without_an_answer_that_changes_the_model_writes_nothing(place, m
     assert Path(model).read_bytes() == content
 
 
+def test_parts_of_other_products_are_not_learnt(tmp_path, capsys):
+    write(tmp_path / "good" / "nut", 8, 0, level=200)
+    write(tmp_path / "good" / "bolt", 8, 1, level=60)
+    parts = [*write(tmp_path / "new", 2, 2, level=200), *write(tmp_path / "new", 2, 3, level=60, spot=90)]
+    model = str(tmp_path / "m.skops")
+    assert main(["fit", str(tmp_path / "good"), "--products", "-o", model, *FAST]) == 0
+    labels = tmp_path / "review.csv"
+    rows = [COLUMNS, *([path, "anomalous", "-2", "-1", "fine", "", ""] for path in parts)]
+    labels.write_text("\r\n".join(map(",".join, rows)) + "\r\n", encoding="utf-8")
+    before = load(model)
+    assert before.identify(parts[:2]).tolist() == ["nut", "nut"]
+    assert main(["update", model, "--review", str(labels), "--product", "bolt"]) == 0
+    assert "2 parts left out, because the model recognises another product." in capsys.readouterr().out
+    after = load(model)
+    learnt = {path for member in after.estimators_ for path in member.training_paths_}
+    assert not learnt & set(parts[:2])
+    assert reviewed([str(labels), "--model", model], capsys)["decisions"]["source"] == "file"
+
+
 @pytest.mark.parametrize("command", ["update", "review"])
 def test_files_that_do_not_exist_any_more_are_named(place, model, tmp_path, capsys, command):
     labels = tmp_path / "review.csv"
