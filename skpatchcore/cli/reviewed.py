@@ -67,7 +67,8 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     if passed:
         lines.append(
             f"  {_count(len(passed), 'fine part')} ignored, because the model does not flag {_them(len(passed))}: "
-            "nothing is to be corrected, and parts that a person has chosen are no random sample, which the thresholds need."
+            "nothing is to be corrected, and parts that a person has chosen are no random sample, which the thresholds "
+            "need."
         )
     if n_known:
         lines.append(

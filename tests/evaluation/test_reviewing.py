@@ -189,6 +189,8 @@ def test_lowest_threshold_without_false_alarms_would_flag_a_fine_part_one_step_l
     assert one.promised_rate == pytest.approx(0.19)
     (above,) = [c for c in threshold_candidates([50.0, 200.0, 95.5], answers, known, 60.0) if c.name == "no fine part"]
     assert above.threshold == 200
+    (tied,) = [c for c in threshold_candidates([50.0, 80.0, 95.5], answers, known, 60.0) if c.name == "no fine part"]
+    assert tied.threshold == 80
     assert math.isnan(above.contamination)
     assert above.n_defects_found == 0
 
