@@ -121,7 +121,7 @@ function startReview(page) {
   const oldRows = () => [...answers].filter(([key]) => !byKey.has(key)).map(([, row]) => row);
   function warn() {
     lost.hidden = store !== null;
-    lost.textContent = store ? "" : "This browser cannot keep the answers of this page. They are lost when the page is closed or reloaded: save them as CSV or JSON before.";
+    lost.textContent = store ? "" : "This browser cannot keep the answers of this page. They are lost when the page is closed or reloaded. Save them as CSV or JSON first.";
   }
   function showProgress() {
     const n = cards.filter(answerOf).length, text = `${whole(n)} of ${plural(cards.length)} reviewed`;
