@@ -65,6 +65,7 @@ _OF_COMMAND = {
     "export": ("precision", "image_size", "map_size", "input_dtype", "max_flipped", "good_images"),
     "verify": _OF_RUNTIME,
     "show": (),
+    "review": (),
     "update": ("contamination", "growth"),
     "capability": ("contamination", "kinds", "contrasts", "n_trials", "random_state"),
 }
@@ -95,7 +96,7 @@ def in_options(message: str, command: str) -> str:
     ----------
     message : str
         Text that may contain parameters, such as ``calibration=None``.
-    command : {"fit", "predict", "update", "show", "export", "verify", "evaluate", "capability", "demo"}
+    command : {"fit", "predict", "review", "update", "show", "export", "verify", "evaluate", "capability", "demo"}
         The command that raised the error or the warning.
 
     Returns

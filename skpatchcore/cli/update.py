@@ -16,6 +16,7 @@ from skpatchcore._utils.warning import warn_user
 from skpatchcore.cli.fit import require_output, save_model
 from skpatchcore.cli.options import CommandError, Formatter, add_debug
 from skpatchcore.cli.predict import images_in, load_detector
+from skpatchcore.cli.reviewed import learnt_paths, reviewed_images
 from skpatchcore.datasets import list_training_images
 
 # Largest false-positive rate to which --move-threshold sets the threshold.
@@ -60,10 +61,18 @@ def add_parser(commands: Any) -> None:
         help="defective images. The command prints which of them the model misses. They are never learnt",
     )
     update.add_argument(
+        "--review",
+        nargs="+",
+        default=[],
+        metavar="LABELS",
+        help="answers that a page of 'predict --report' has saved (review.csv or review.json). Parts that a person "
+        "calls fine and the model flags are used as with --good, defects as with --bad. The other parts are ignored",
+    )
+    update.add_argument(
         "--move-threshold",
         action="store_true",
         help="set the thresholds of images and pixels to the smallest false-positive rate with which all --bad images "
-        "are flagged, and print this rate. A rate above 50 %% is refused",
+        "and all defects of --review are flagged, and print this rate. A rate above 50 %% is refused",
     )
     update.add_argument(
         "--forget",
@@ -101,18 +110,29 @@ def add_parser(commands: Any) -> None:
 def _update(options: argparse.Namespace) -> int:
     output = Path(options.output or options.model)
     require_output(output)
-    if not (options.images or options.good or options.bad or options.forget):
-        raise CommandError("nothing to do: pass IMAGE, --good, --bad or --forget.")
-    if options.move_threshold and not options.bad:
+    if not (options.images or options.good or options.bad or options.forget or options.review):
+        raise CommandError("nothing to do: pass IMAGE, --good, --bad, --review or --forget.")
+    if options.move_threshold and not (options.bad or options.review):
         raise CommandError("--move-threshold needs --bad: the images that must be flagged.")
     model = load_detector(options.model, options.trust or ())
     detector = _updatable(model, options)
     images, good = (_good_images(given) for given in (options.images, options.good))
     bad = images_in(options.bad)
+    lines: list[str] = []
+    if options.review:
+        reviewed = reviewed_images(options.review, detector, options.product)
+        good, bad = _each_once([*good, *reviewed.good]), _each_once([*bad, *reviewed.bad])
+        lines += reviewed.lines
+        if options.move_threshold and not bad:
+            raise CommandError("--move-threshold: --review has no defect that can be read, and there is no --bad.")
+        _require_product(detector, options, good)
     _refuse_both(bad, [*images, *good])
     _refuse_learnt(detector, bad)
+    if not (images or good or bad or options.forget):
+        if not options.quiet:
+            print("\n".join([*lines, f"Nothing to change: {shown_name(str(output))} was not written."]))
+        return 0
     before = dict(_thresholds_of(detector))
-    lines: list[str] = []
     if options.forget:
         n_before = _n_images_of(detector)
         detector.forget([os.path.abspath(path) for path in options.forget])
@@ -142,13 +162,23 @@ def _updatable(model: Any, options: argparse.Namespace) -> Any:
     has_products = hasattr(model, "for_product")
     if options.product is not None and not has_products:
         raise CommandError(f"--product: the model {options.model!r} has no products.")
-    if has_products and options.product is None and (options.images or options.good):
-        raise CommandError("--product is missing: state which product the new images show.")
+    _require_product(model, options, [*options.images, *options.good])
     if options.growth is not None:
         model.set_params(**{"estimator__growth" if has_products else "growth": options.growth})
         for member in getattr(model, "estimators_", ()):
             member.set_params(growth=options.growth)
     return model
+
+
+def _require_product(detector: Any, options: argparse.Namespace, good: Sequence[str]) -> None:
+    """Raise a CommandError if images are to be learnt and their product is not given."""
+    if hasattr(detector, "for_product") and options.product is None and good:
+        raise CommandError("--product is missing: state which product the new images show.")
+
+
+def _each_once(paths: Sequence[str]) -> list[str]:
+    """Return paths without those of the same file as an earlier one."""
+    return list({os.path.abspath(path): path for path in reversed(paths)}.values())[::-1]
 
 
 def _good_images(given: Sequence[str]) -> list[str]:
@@ -162,8 +192,7 @@ def _good_images(given: Sequence[str]) -> list[str]:
 
 def _refuse_learnt(detector: Any, bad: Sequence[str]) -> None:
     """Raise a CommandError if a defective image is a training image."""
-    members = getattr(detector, "estimators_", None) or [detector]
-    learnt = {path for member in members for path in member.training_paths_ or ()}
+    learnt = learnt_paths(detector)
     if both := [path for path in bad if os.path.abspath(path) in learnt]:
         raise CommandError(f"--bad {both[0]!r} is a training image of the model: remove it with --forget first.")
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from skpatchcore.reports.card_page import write_card_page
     from skpatchcore.reports.cards import Card, CardGroup, Nearest
     from skpatchcore.reports.evaluation import write_evaluation_report, write_worst
+    from skpatchcore.reports.labels import read_labels
     from skpatchcore.reports.layers import Layers, Region
     from skpatchcore.reports.prediction_page import make_cards, write_prediction_report
     from skpatchcore.reports.predictions import Prediction, read_predictions, write_predictions
@@ -24,6 +25,7 @@ __all__ = [
     "Prediction",
     "Region",
     "make_cards",
+    "read_labels",
     "read_predictions",
     "write_capability_report",
     "write_card_page",
@@ -40,6 +42,7 @@ __getattr__, __dir__ = attach(
         "card_page": ["write_card_page"],
         "cards": ["Card", "CardGroup", "Nearest"],
         "evaluation": ["write_evaluation_report", "write_worst"],
+        "labels": ["read_labels"],
         "layers": ["Layers", "Region"],
         "prediction_page": ["make_cards", "write_prediction_report"],
         "predictions": ["Prediction", "read_predictions", "write_predictions"],

@@ -20,7 +20,7 @@ import numpy as np
 
 from skpatchcore._utils.bytes import parse_bytes
 from skpatchcore._utils.files import written_whole
-from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.names import escape_name, shown_name
 from skpatchcore._utils.version import __version__
 from skpatchcore.display.overlay import HEAT_RANGE, heat_colors
 from skpatchcore.reports.cards import VERDICTS, Card, CardGroup, headline, relative_score, worst_first
@@ -66,6 +66,7 @@ def write_card_page(
     noun: str = "part",
     embed: int | str | None = "10MB",
     frame: Frame | None = None,
+    review: bool = False,
 ) -> Path:
     """Write cards as one HTML page; cards of several detectors may be mixed.
 
@@ -90,6 +91,9 @@ def write_card_page(
         stay in ``report_files``. None never embeds pictures.
     frame : Frame or None, default=None
         Further parts of the page.
+    review : bool, default=False
+        Whether a person can mark each part as a defect, as fine or as unsure. The page keeps the answers in the browser
+        and saves them as a file for :func:`read_labels`.
 
     Returns
     -------
@@ -109,11 +113,11 @@ def write_card_page(
     is_ordered = frame is not None and bool(frame.order)
     ordered = list(cards) if is_ordered else sorted(cards, key=worst_first)
     used = [file for card in ordered for file in _pictures_of(card)]
-    text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, {}, frame)
+    text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, {}, frame, review)
     is_embedded = False
     if _size_inside(target.parent, used) + len(text) <= limit:
         inside = {file: _data_of(target.parent / file) for file in used}
-        text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, inside, frame)
+        text = _page(ordered, target.parent, title, dict(about or {}), inspected, noun, inside, frame, review)
         is_embedded = True
     write_html(target, text)
     remove_pictures(target.parent, keep=() if is_embedded else used)
@@ -156,6 +160,7 @@ def _page(
     noun: str,
     inside: Mapping[str, str],
     frame: Frame | None,
+    review: bool,
 ) -> str:
     frame = frame or Frame(headline(cards, noun))
     groups = list({id(card.group): card.group for card in cards}.values())
@@ -189,9 +194,9 @@ def _page(
             "legend": _legend(cards),
             "scale": _scale(cards),
             "rows": "\n".join(_rows(cards, names)),
-            "style": asset("report.css") + frame.style,
+            "style": asset("report.css") + (asset("review.css") if review else "") + frame.style,
             "data": as_json(data),
-            "script": asset("report.js") + frame.script,
+            "script": (asset("review.js") if review else "") + asset("report.js") + frame.script,
         },
     )
 
@@ -275,6 +280,7 @@ def _group_data(group: CardGroup) -> dict[str, Any]:
     return {
         "name": shown_name(group.name),
         "threshold": _finite(group.threshold),
+        "offset": _in_table(group.threshold),
         "good": [round(float(score), 6) for score in group.calibration_scores],
     }
 
@@ -291,6 +297,8 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
         "name": shown_name(short),
         "folder": shown_name(directory),
         "path": shown_name(card.path),
+        "file": escape_name(card.path) if escape_name(card.path) != shown_name(card.path) else None,
+        "exact": _in_table(card.score),
         "link": _link(card.path, folder) if card.is_file else None,
         "verdict": card.verdict,
         "score": _finite(card.score),
@@ -328,6 +336,11 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
 
 def _finite(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
+
+
+def _in_table(value: float) -> str | None:
+    """Return an anomaly score or a threshold with all digits and the sign of the table: bigger = more normal."""
+    return repr(-float(value)) if math.isfinite(value) else None
 
 
 def _short_names(paths: list[str]) -> tuple[list[str], str]:

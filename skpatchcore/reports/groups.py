@@ -90,7 +90,7 @@ def promise_of(detector: Any) -> str:
     n, n_flagged = len(scores), int((scores > threshold).sum())
     flagged = f"{n_flagged:,} of the" if n_flagged else "None of the"
     counted = f"{flagged} {n:,} good images of the calibration would be flagged."
-    if (rates := _promised_rates(detector)) is None:
+    if (rates := promised_rates(detector)) is None:
         return counted
     average, limit = rates
     base = 100 if average >= 0.0095 else 1000
@@ -107,7 +107,7 @@ def _calibration_of(detector: Any) -> tuple[np.ndarray, float]:
     return scores[~np.isnan(scores)], -float(detector.offset_)
 
 
-def _promised_rates(detector: Any) -> tuple[float, float] | None:
+def promised_rates(detector: Any) -> tuple[float, float] | None:
     """Return the promised false-positive rate, and the rate that this threshold exceeds in 5 % of all calibrations.
 
     None if there is no such promise, e.g. because another threshold was set by hand.
@@ -155,7 +155,7 @@ def settings_of(detector: Any) -> dict[str, str]:
     contamination = getattr(detector, "contamination", None)
     if contamination is not None:
         settings["contamination"] = contamination if isinstance(contamination, str) else f"{contamination:g}"
-    if (rates := _promised_rates(detector)) is not None:
+    if (rates := promised_rates(detector)) is not None:
         settings["flagged good parts"] = (
             f"at most {100 * rates[0]:.3g} % on average over calibrations; at most {100 * rates[1]:.2g} % with this "
             "threshold, with 95 % confidence"

@@ -93,6 +93,7 @@ def write_prediction_report(
         about={"Model": model} if model else {},
         inspected=" ".join(text for text in (drift, describe_inspection(parts)) if text),
         embed=embed,
+        review=True,
     )
 
 

@@ -56,6 +56,9 @@
   const form = $("#filters"), fields = form.elements;
   const grid = $("#grid"), rows = $("#table tbody"), table = $("#table");
   let shown = cards, mode = "grid", nRendered = 0;
+  // review.js is part of the page if a person may mark the parts.
+  const review = typeof startReview === "undefined" ? null : startReview({ cards, groups, make, $, $$, whole, plural, fullName,
+    shown: () => shown, current: () => current, update, open: (card, isOpen) => isOpen ? show(card) : open(card.index) });
 
   for (const [verdict, title] of Object.entries(verdicts)) {
     const n = cards.filter(card => card.verdict === verdict).length;
@@ -76,6 +79,7 @@
     "-score": (a, b) => (a.verdict === "unreadable" ? -1 : 0) - (b.verdict === "unreadable" ? -1 : 0) || b.index - a.index,
     "name": (a, b) => fullName(a).localeCompare(fullName(b), "en", { numeric: true }),
     "size": (a, b) => (b.largest || 0) - (a.largest || 0) || a.index - b.index,
+    "random": review?.random,
   };
 
   function update() {
@@ -84,7 +88,7 @@
     const low = fields.low.value === "" ? -Infinity : Number(fields.low.value);
     const high = fields.high.value === "" ? Infinity : Number(fields.high.value);
     const hasRange = low > -Infinity || high < Infinity;
-    shown = cards.filter(card => allowed.has(card.verdict) && inGroup(card) && inFolder(card)
+    shown = cards.filter(card => allowed.has(card.verdict) && inGroup(card) && inFolder(card) && (!review || review.allows(card))
       && words.every(word => card.words.includes(word))
       && (!hasRange || (scale(card) != null && scale(card) >= low && scale(card) <= high))).sort(orders[fields.sort.value]);
     $("#shown").textContent = shown.length === cards.length ? `All ${plural(cards.length)} shown` : `${whole(shown.length)} of ${plural(cards.length)} shown`;
@@ -118,7 +122,7 @@
     const fact = text => text ? make("span", { class: "fact" }, text) : null;
     return make("li", { class: `card ${card.verdict}`, "data-index": card.index },
       make("button", { type: "button" },
-        make("span", { class: "text" }, tag(card), make("span", { class: "name" }, fullName(card))),
+        make("span", { class: "text" }, tag(card), make("span", { class: "name" }, fullName(card)), review?.mark(card)),
         photo,
         make("span", { class: "text" },
           several ? fact(groups[card.group].name) : null,
@@ -138,7 +142,8 @@
       cell(card.asBad == null ? "" : `${whole(card.asBad)} of ${whole(groups[card.group].good.length)}`, true),
       cell(card.score == null ? "" : whole(card.n || 0), true), cell(card.largest ? whole(card.largest) : "", true),
       cell(card.size ? `${card.size[1]} × ${card.size[0]}` : ""),
-      cell([several && groups[card.group].name, card.note, card.disagrees && card.decision, card.problem].filter(Boolean).join(" ")));
+      cell([several && groups[card.group].name, card.note, card.disagrees && card.decision, card.problem].filter(Boolean).join(" ")),
+      review && make("td", {}, review.mark(card)));
   }
 
   /** Append the next cards or rows. */
@@ -292,8 +297,12 @@
 
   function step(by) {
     const next = shown[shown.indexOf(current) + by];
-    if (!next) return;
-    current = next;
+    if (next) show(next);
+  }
+
+  /** Show another image in the open viewer. */
+  function show(card) {
+    current = card;
     fill();
     fit(1);
   }
@@ -331,6 +340,7 @@
     file.hidden = !card.link;
     if (card.link) file.href = card.link;
     $(".side", viewer).scrollTop = 0;
+    review?.show(card);
   }
 
   function fillNearest(near) {
@@ -404,17 +414,18 @@
     if (what === "larger") fit(zoom * 1.5);
   });
   viewer.addEventListener("keydown", event => {
-    // Arrow keys belong to the slider, and to the image if it is larger than the stage.
-    if (event.target.type === "range" || event.altKey || event.ctrlKey || event.metaKey) return;
+    // Arrow keys belong to the slider, to a text, and to the image if it is larger than the stage.
+    if (event.target.matches("[type=range], textarea") || event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.target === stage && zoom > 1) return;
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) { step(by); event.preventDefault(); }
   });
   // The focus returns to the card of the image that was open last.
   viewer.addEventListener("close", () => {
+    review?.closed();
     const parent = mode === "grid" ? grid : rows, place = shown.indexOf(current);
     if (place >= nRendered) render(place + 1 - nRendered);
-    const button = $(`[data-index="${current.index}"] button`, parent);
+    const button = $(`[data-index="${current.index}"] button`, parent) || $("button", parent);  // or the first of the filter
     if (button) { button.focus({ preventScroll: true }); button.scrollIntoView({ block: "nearest" }); }
   });
   window.addEventListener("resize", () => fit(zoom));
