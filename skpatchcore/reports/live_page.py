@@ -203,6 +203,7 @@ class LivePage:
             inspected=describe_inspection(parts) or "",
             embed=None,
             frame=frame,
+            review=True,
         )
 
     def _charts(self, times: Any, labels: Any, p_values: Any, evidence: Any) -> str:

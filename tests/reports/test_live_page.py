@@ -187,6 +187,29 @@ def test_browser_does_not_load_the_page_while_a_part_is_open(tmp_path, tab):
     tab.locator("h1", has_text="2 of the last 2").wait_for()
 
 
+def test_answers_of_a_review_stay_when_the_page_is_loaded_again(tmp_path, tab):
+    page = LivePage(tmp_path, Darkness(), refresh=0.2)
+    tab.goto(written(page, [prediction("/new/1.png")]).as_uri())
+    tab.locator("#grid .card button").evaluate("button => button.click()")
+    tab.keyboard.press("f")
+    tab.evaluate("document.querySelector('dialog').close()")
+    written(page, [prediction("/new/1.png"), prediction("/new/2.png")])
+    tab.locator("h1", has_text="2 of the last 2").wait_for()
+    assert tab.locator("#review .done").inner_text() == "1 of 2 parts reviewed"
+
+
+def test_browser_does_not_load_the_page_if_answers_would_be_lost(tmp_path, tab):
+    tab.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('refused'); } })")
+    page = LivePage(tmp_path, Darkness(), refresh=0.2)
+    tab.goto(written(page, [prediction("/new/1.png")]).as_uri())
+    tab.locator("#grid .card button").evaluate("button => button.click()")
+    tab.keyboard.press("f")
+    tab.evaluate("document.querySelector('dialog').close()")
+    written(page, [prediction("/new/1.png"), prediction("/new/2.png")])
+    tab.wait_for_timeout(7000)  # longer than a reader who has only just used the page holds it
+    assert tab.locator("#review .done").inner_text() == "1 of 1 part reviewed"
+
+
 def test_browser_says_that_no_new_page_comes(tmp_path, tab):
     tab.goto(written(LivePage(tmp_path, Darkness(), refresh=0.1), [prediction("/new/1.png")]).as_uri())
     tab.locator("#late").wait_for(state="visible")

@@ -76,14 +76,18 @@ function startReview(page) {
   function keep(key, row) {
     if (row.review || row.note) answers.set(key, row); else answers.delete(key);
     isUnsaved = true;
+    hold();
     if (!store) return;
     try {
       if (answers.has(key)) store.setItem(PREFIX + key, JSON.stringify(row)); else store.removeItem(PREFIX + key);
     } catch {  // the storage is full
       store = null;
       warn();
+      hold();
     }
   }
+  /** Say on the page's root that a reload would lose answers: a page that loads itself again then does not. */
+  function hold() { document.documentElement.toggleAttribute("data-unsaved", !store && isUnsaved && answers.size > 0); }
   function change(card, values) {
     keep(card.key, { ...rowOf(card), review: answerOf(card), note: noteOf(card), ...values, time: new Date().toISOString() });
     refresh(card);
@@ -241,7 +245,7 @@ function startReview(page) {
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
-    if (rows.length === cards.length) isUnsaved = false;
+    if (rows.length === cards.length) { isUnsaved = false; hold(); }
     say(`${plural(rows.length)} saved in ${name}.${kind}, in the browser's folder for downloads.`);
   }
 
@@ -285,7 +289,7 @@ function startReview(page) {
     chooser.value = "";
   });
 
-  window.addEventListener("beforeunload", event => { if (!store && isUnsaved && answers.size) event.preventDefault(); });
+  window.addEventListener("beforeunload", event => { if (document.documentElement.hasAttribute("data-unsaved")) event.preventDefault(); });
   window.addEventListener("storage", event => {  // the same page in another tab
     if (!store || (event.key !== null && !event.key.startsWith(PREFIX))) return;
     readStore();
