@@ -96,6 +96,12 @@ class Discovery:
         """Search the folder as soon as possible."""
         self._next_search = 0.0
 
+    def search_anew(self) -> None:
+        """Search the folder as soon as possible. `n_found` is None until then."""
+        self._searches.clear()
+        self._full, self.n_found = None, None
+        self.search_again()
+
     @property
     def is_busy(self) -> bool:
         """Whether a search goes on."""
@@ -141,6 +147,8 @@ class Discovery:
     def _listen(self) -> None:
         if self._wakeups.failure and self._poll is None:
             self._poll = _POLL
+            self.stop()
+            self.search_again()
             self._notices.say(
                 f"events of the file system failed: {self._wakeups.failure} Watching by a search every {_POLL:g} s."
             )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from queue import Empty, SimpleQueue
+from typing import Any
 
 # Maximum number of paths that are held. With more, the whole folder is searched.
 _N_PATHS = 10_000
 # Milliseconds: time between two looks at the events, time over which events are joined, time after which a listener
 # that hears nothing looks whether it should end.
 _STEP, _JOINED, _TIMEOUT = 10, 50, 500
+# After so many errors in a row, there are no events.
+_N_FAILURES = 3
 
 
 class Wakeups:
@@ -30,9 +33,12 @@ class Wakeups:
         self.failure = ""
 
     def add(self, paths: Iterable[str]) -> None:
-        """Add paths."""
+        """Add paths, if there are any."""
         with self._lock:
+            n_before = len(self._paths)
             self._paths.update(paths)
+            if len(self._paths) == n_before:
+                return
             if len(self._paths) > _N_PATHS:
                 self._paths, self._is_all = set(), True
         self.wake()
@@ -95,27 +101,42 @@ class Listener:
         self._thread.join(2 * _TIMEOUT / 1000)
 
     def _run(self) -> None:
+        """Listen, and start again after an error: the library raises one if a name is not valid in UTF-8."""
+        n_failures = 0
+        while not self._stop.is_set():
+            try:
+                for changes in self._changes():
+                    if changes is None:  # files may have come before the thread listened
+                        self._wakeups.add_all()
+                    else:
+                        n_failures = 0
+                        self._wakeups.add(path for _, path in changes)
+            except Exception as error:
+                n_failures += 1
+                if n_failures >= _N_FAILURES:  # e.g. the system allows no more folders to be watched
+                    self._wakeups.failure = " ".join(str(error).split()) or type(error).__name__
+                self._wakeups.add_all()
+                if self._wakeups.failure:
+                    return
+                self._stop.wait(_TIMEOUT / 1000)
+
+    def _changes(self) -> Iterator[set[tuple[Any, str]] | None]:
+        """Yield None as soon as events are reported, and then sets of changes, which may be empty."""
         from watchfiles import watch
 
         is_first = True
-        try:
-            for changes in watch(
-                self._folder,
-                watch_filter=None,
-                debounce=_JOINED,
-                step=_STEP,
-                stop_event=self._stop,
-                rust_timeout=_TIMEOUT,
-                yield_on_timeout=True,
-                raise_interrupt=False,
-                ignore_permission_denied=True,
-            ):
-                if is_first:  # files may have come before the thread listened
-                    is_first = False
-                    self._wakeups.add_all()
-                if changes:
-                    self._wakeups.add(path for _, path in changes)
-        except Exception as error:  # e.g. the system allows no more folders to be watched
-            if not self._stop.is_set():
-                self._wakeups.failure = " ".join(str(error).split()) or type(error).__name__
-                self._wakeups.wake()
+        for changes in watch(
+            self._folder,
+            watch_filter=None,
+            debounce=_JOINED,
+            step=_STEP,
+            stop_event=self._stop,
+            rust_timeout=_TIMEOUT,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+            ignore_permission_denied=True,
+        ):
+            if is_first:
+                is_first = False
+                yield None
+            yield changes

@@ -217,6 +217,8 @@ class _Watch:
                     if on_prediction is not None:
                         on_prediction(prediction)
                 self._write_page()
+                if self._settings.once:  # files that came meanwhile are judged, too
+                    self._discovery.search_anew()
                 continue
             if self._is_done():
                 break
@@ -390,8 +392,7 @@ class _Watch:
         if len(self._arrivals) or discovery.n_found is None:
             return False
         if discovery.n_found or self._arrivals.is_cut:
-            discovery.n_found = None
-            discovery.search_again()
+            discovery.search_anew()
             return False
         return True
 
