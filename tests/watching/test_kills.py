@@ -153,7 +153,7 @@ def test_limit_of_the_file_size_loses_nothing(folder, output):
     command = [sys.executable, "-m", "tests.watching.light", folder, output, "0", json.dumps(FAST)]
 
     def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     process = subprocess.Popen(command, cwd=ROOT, preexec_fn=limit, stderr=subprocess.DEVNULL)

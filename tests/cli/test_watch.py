@@ -1,0 +1,196 @@
+"""The command watch with real models: the same scores as predict, drift, the report, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import skpatchcore
+from skpatchcore.cli import watch as command
+from skpatchcore.cli.main import main
+from skpatchcore.reports import read_predictions
+from tests.cli.test_products import write_images
+from tests.deployment.graphs import write_exported
+from tests.factories import detector
+from tests.watching.helpers import heartbeat_of, lines_of
+
+FAST = ["--once", "--settle", "0", "--patience", "0.05", "--poll", "0.05"]
+
+
+def write(path, value=120, dark=False):
+    pixels = np.random.default_rng(value).integers(value, value + 12, (48, 64, 3)).astype(np.uint8)
+    if dark:
+        pixels[16:32, 24:48] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    for i in range(12):
+        write(place / "good" / f"{i}.png", 115 + i)
+    paths = skpatchcore.list_images(place / "good")
+    skpatchcore.save(detector(contamination=0.1).fit(paths), place / "parts.skops")
+    return place / "parts.skops"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(5):
+        write(tmp_path / "in" / f"{i}.png", 116 + i, dark=i == 3)
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    return tmp_path / "in"
+
+
+def run(folder, model, output, *more):
+    return main(["watch", str(folder), str(model), "-o", str(output), *FAST, *more])
+
+
+def test_results_are_those_of_predict(folder, model, tmp_path, capsys):
+    assert run(folder, model, tmp_path / "out") == 0
+    printed = capsys.readouterr()
+    assert "anomalous" in printed.out
+    assert "unreadable" in printed.out
+    assert main(["predict", str(model), str(folder), "-o", str(tmp_path / "predicted"), "--quiet"]) == 1
+    found = {p.path: p for p in read_predictions(tmp_path / "out")}
+    for expected in read_predictions(tmp_path / "predicted"):
+        own = found[expected.path]
+        np.testing.assert_allclose(own.score, expected.score, rtol=1e-5)
+        np.testing.assert_allclose(own.p_value, expected.p_value)
+        assert (own.label, own.problem) == (expected.label, expected.problem)
+        assert (own.picture is not None) == (expected.is_scored and expected.label == -1)
+        if own.picture is not None:
+            assert (tmp_path / "out" / own.picture).read_bytes() == (
+                tmp_path / "predicted" / expected.picture
+            ).read_bytes()
+    lines = {os.path.basename(line["path"]): line for line in lines_of(tmp_path / "out")}
+    assert lines["3.png"]["n_regions"] >= 1
+    assert lines["3.png"]["log_evidence"] is not None
+    assert heartbeat_of(tmp_path / "out")["model"]["digest"] == lines["3.png"]["model"]
+
+
+def test_quiet_prints_no_line_per_part(folder, model, tmp_path, capsys):
+    assert run(folder, model, tmp_path / "out", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_drift_alarm_is_said_once_and_is_in_the_heartbeat(model, tmp_path, capsys):
+    for i in range(60):
+        write(tmp_path / "in" / f"{i:02d}.png", 180 + i % 12)
+    assert run(tmp_path / "in", model, tmp_path / "out", "--maps", "none", "--quiet") == 0
+    assert capsys.readouterr().err.count("(drift)") == 1
+    assert "(drift)" in heartbeat_of(tmp_path / "out")["drift"]
+    evidence = [line["log_evidence"] for line in lines_of(tmp_path / "out")]
+    assert evidence[-1] > np.log(100) > evidence[0]
+
+
+def test_exported_file_is_watched_without_torch_features(folder, tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    write_exported(tmp_path / "parts.onnx")
+    assert run(folder, tmp_path / "parts.onnx", tmp_path / "out", "--threads", "1") == 0
+    assert len(read_predictions(tmp_path / "out")) == 6
+    assert "drift is not found" in capsys.readouterr().err
+    assert run(folder, tmp_path / "parts.onnx", tmp_path / "other", "--report") == 1
+    assert "--report" in capsys.readouterr().err
+
+
+def test_model_of_several_products_writes_the_product(tmp_path, capsys):
+    for name, level in (("nut", 80), ("bolt", 180)):
+        write_images(tmp_path / "train" / name, level, 8, level)
+    fast = ["--backbone", "resnet18", "--weights", "none", "--image-size", "own", "--quiet"]
+    model = tmp_path / "parts.skops"
+    assert main(["fit", str(tmp_path / "train"), "--products", "-o", str(model), *fast]) == 0
+    write_images(tmp_path / "in", 80, 2, 5)
+    assert run(tmp_path / "in", model, tmp_path / "out") == 0
+    assert [p.product for p in read_predictions(tmp_path / "out")] == ["nut", "nut"]
+    assert [line["product"] for line in lines_of(tmp_path / "out")] == ["nut", "nut"]
+    assert run(tmp_path / "in", model, tmp_path / "other", "--product", "bolt") == 0
+    assert [p.product for p in read_predictions(tmp_path / "other")] == ["bolt", "bolt"]
+    assert run(tmp_path / "in", model, tmp_path / "third", "--product", "screw") == 1
+    assert "the model knows" in capsys.readouterr().err
+
+
+class FakePage:
+    """The interface of the live page, which records the calls."""
+
+    written: list[dict] = []
+
+    def __init__(self, folder, detector, *, model, refresh):
+        self.folder = folder
+
+    def card_of(self, prediction):
+        assert prediction.layers is not None
+        assert (self.folder / prediction.layers.thumb).is_file()
+        return prediction
+
+    def stored(self, card):
+        return json.dumps({"path": card.path, "thumb": card.layers.thumb})
+
+    def write(self, **values):
+        self.written.append(values)
+
+
+def test_report_gets_cards_and_curves_also_of_an_earlier_run(folder, model, tmp_path, monkeypatch):
+    module = types.ModuleType("skpatchcore.reports.live_page")
+    module.LivePage = FakePage
+    monkeypatch.setitem(sys.modules, "skpatchcore.reports.live_page", module)
+    monkeypatch.setattr(FakePage, "written", [])
+    assert run(folder, model, tmp_path / "out", "--report") == 0
+    write(folder / "new.png", 121)
+    assert run(folder, model, tmp_path / "out", "--report") == 0
+    last = FakePage.written[-1]
+    assert [len(last[name]) for name in ("times", "labels", "p_values", "evidence")] == [7] * 4
+    assert sorted(set(last["labels"].tolist())) == [-1, 1]
+    assert np.isnan(last["p_values"]).sum() == 1  # the file that cannot be read
+    cards = [json.loads(text) for _, text in last["cards"]]
+    assert [os.path.basename(card["path"]) for card in cards][-1] == "new.png"
+    assert len({card["thumb"] for card in cards}) == len(cards) == 6
+    assert last["status"]["Judged since the start"] == "1"
+    assert last["drift"] == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--settle", "-1"], "--settle -1.0"),
+        (["--done-marker", ".png"], "--done-marker .png"),
+        (["--webhook", "ftp://user:secret@x"], "http://"),
+        (["--exec", "a 'b"], "--exec"),
+        (["--runtime", "openvino"], "--runtime"),
+        (["--product", "nut"], "--product"),
+        (["--move", "."], "lies in"),
+    ],
+)
+def test_error_of_the_user_is_one_line_and_exits_with_1(folder, model, tmp_path, capsys, monkeypatch, more, text):
+    monkeypatch.chdir(tmp_path)
+    assert run(folder, model, tmp_path / "out", *more) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "watching by" not in line]
+    assert len(said) == 1
+    assert text in said[0]
+    assert "secret" not in said[0]
+
+
+def test_missing_folder_and_missing_model_exit_with_1(folder, model, tmp_path, capsys):
+    assert run(tmp_path / "missing", model, tmp_path / "out") == 1
+    assert "there is no directory" in capsys.readouterr().err
+    assert run(folder, tmp_path / "missing.skops", tmp_path / "out") == 1
+    assert "missing.skops" in capsys.readouterr().err
+
+
+def test_unexpected_error_exits_with_4(folder, model, tmp_path, capsys, monkeypatch):
+    from skpatchcore.watching.judging import Judge
+
+    def fail(*arguments):
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(Judge, "judge", fail)
+    assert run(folder, model, tmp_path / "out") == command.UNEXPECTED == 4
+    assert "unexpected RuntimeError: no device" in capsys.readouterr().err
