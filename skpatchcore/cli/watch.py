@@ -142,7 +142,8 @@ def _add_delivery(parser: argparse.ArgumentParser) -> None:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from skpatchcore.watching import WatchSettings, check_folders, watch_folder
+    from skpatchcore.watching import WatchSettings, watch_folder
+    from skpatchcore.watching.watch import check_folders
 
     settings = WatchSettings(
         **{name: getattr(options, name) for name in WatchSettings.__dataclass_fields__ if name != "command"}

@@ -2,6 +2,6 @@
 
 from skpatchcore.watching.journal import JournalError
 from skpatchcore.watching.settings import WatchSettings
-from skpatchcore.watching.watch import check_folders, watch_folder
+from skpatchcore.watching.watch import watch_folder
 
-__all__ = ["JournalError", "WatchSettings", "check_folders", "watch_folder"]
+__all__ = ["JournalError", "WatchSettings", "watch_folder"]

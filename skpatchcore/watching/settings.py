@@ -16,12 +16,60 @@ MAPS = ("all", "anomalous", "none")
 
 @dataclass(frozen=True)
 class WatchSettings:
-    """Options of :func:`~skpatchcore.watching.watch_folder`, which documents them.
+    """Options of :func:`~skpatchcore.watching.watch_folder`.
+
+    Attributes
+    ----------
+    settle : float, default=1.0
+        Seconds without a change of size and time, after which a file is complete. 0 is for programs that write a file
+        under another name and rename it.
+    patience : float, default=10.0
+        Seconds without a change, after which a file that could not be read is tried again. If this fails, the file is
+        flagged: score NaN, label -1.
+    done_marker : str, default=""
+        Ending of done-markers, e.g. ``".done"``. A file is then complete if its marker exists.
+    move : str or None, default=None
+        Folder into which judged files are moved, in subfolders by verdict. None leaves the files.
+    maps : {"all", "anomalous", "none"}, default="anomalous"
+        Parts that get a heat map.
+    batch : int, default=16
+        Maximum number of files that go through the network at once. The detector's batch size is a limit, too.
+    poll : float or None, default=None
+        Seconds between two searches of the folder. None uses events of the file system, if the package watchfiles is
+        installed.
+    rescan : float, default=60.0
+        Seconds between two searches in addition to events.
+    fsync : bool, default=False
+        Whether each result is on the disk before the next one is written.
+    report : bool, default=False
+        Whether the page ``report.html`` is kept current.
+    product : str or None, default=None
+        Product of all images, for a :class:`~skpatchcore.MultiProductDetector`. None recognises the products.
+    webhook : str or None, default=None
+        URL to which the results of anomalous and unreadable parts are posted.
+    webhook_all : bool, default=False
+        Whether the results of all parts are posted.
+    exec : str or None, default=None
+        Program that is run for each anomalous or unreadable part, split into words as in a shell.
+    exec_timeout : float, default=60.0
+        Seconds after which the program is killed.
+    queue : int, default=10_000
+        Maximum number of results that wait for the webhook, and for the program. The oldest ones are dropped.
+    once : bool, default=False
+        Whether the function returns after all files are judged.
+    command : sequence of str
+        Words of `exec`. Set from it.
 
     Raises
     ------
     ValueError
         If an option has an unsuitable value.
+
+    Examples
+    --------
+    >>> from skpatchcore.watching import WatchSettings
+    >>> WatchSettings(settle=0, exec="/opt/cell/lamp --red").command
+    ('/opt/cell/lamp', '--red')
     """
 
     settle: float = 1.0

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from skpatchcore.reports import read_predictions
-from skpatchcore.watching import JournalError, WatchSettings, check_folders, judging, moving, storing, tables
+from skpatchcore.watching import JournalError, WatchSettings, judging, moving, storing, tables
 from skpatchcore.watching import wakeups as events
+from skpatchcore.watching.watch import check_folders
 from tests.watching.helpers import (
     check_tables,
     heartbeat_of,
