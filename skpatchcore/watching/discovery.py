@@ -142,6 +142,7 @@ class Discovery:
         if self._identity is not None and identity != self._identity:  # e.g. a network drive was mounted
             self.stop()
             self.search_again()
+            self._place.real = os.path.realpath(self._place.folder)
         self._identity = identity
 
     def _listen(self) -> None:

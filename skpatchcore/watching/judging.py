@@ -218,8 +218,8 @@ class Judge:
         if self._maps == "all" or (self._maps == "anomalous" and judged.prediction.label == -1):
             folder = self._output / MAPS
             folder.mkdir(exist_ok=True)
-            path = os.path.splitext(judged.arrival.version.path)[0]
-            target = folder / f"{file_name(path.replace(os.sep, '_'))}-{name}.png"
+            stem_of_path = os.path.splitext(judged.arrival.version.path)[0].replace(os.sep, "_")
+            target = folder / file_name(stem_of_path, f"-{name}.png")
             drawn = write_heat_map(result, target, self._threshold, self._pixel_format, pictures, stem)
             if isinstance(drawn.error, OSError):
                 raise drawn.error

@@ -64,13 +64,18 @@ class LiveReport:
         if not self._is_changed or time.monotonic() - self._last < pause:
             return
         parts = self._journal.parts()
-        self._page.write(
-            cards=[(part.time, part.card) for part in parts if part.card is not None],
-            times=np.array([part.time for part in parts], np.float64),
-            labels=np.array([part.label for part in parts], np.int64),
-            p_values=np.array([part.p_value for part in parts], np.float64),
-            evidence=np.array([part.evidence for part in parts], np.float64),
-            drift=drift,
-            status=status,
-        )
+        try:
+            self._page.write(
+                cards=[(part.time, part.card) for part in parts if part.card is not None],
+                times=np.array([part.time for part in parts], np.float64),
+                labels=np.array([part.label for part in parts], np.int64),
+                p_values=np.array([part.p_value for part in parts], np.float64),
+                evidence=np.array([part.evidence for part in parts], np.float64),
+                drift=drift,
+                status=status,
+            )
+        except OSError:
+            raise
+        except Exception as error:  # the results do not depend on the page
+            self._notices.say_once(f"the report could not be made: {error}", "page")
         self._last, self._is_changed = time.monotonic(), False

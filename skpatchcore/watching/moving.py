@@ -11,6 +11,7 @@ from pathlib import Path
 
 from skpatchcore._utils.files import partial_path
 from skpatchcore.watching.candidates import Place, Version, version_from
+from skpatchcore.watching.storing import flush
 
 
 def target_of(folder: str, verdict: str, path: str) -> str:
@@ -93,7 +94,7 @@ def move(place: Place, version: Version, target: str, durable: bool = False) -> 
             os.rename(target, source)
             return None
     elif durable:
-        _flush(os.path.dirname(target))
+        flush(os.path.dirname(target))
     return target
 
 
@@ -102,7 +103,7 @@ def _copy(source: str, target: Path) -> None:
     try:
         shutil.copyfile(source, partial)
         shutil.copystat(source, partial)
-        _flush(str(partial))
+        flush(partial)
         os.rename(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -112,13 +113,3 @@ def _is_copy(version: Version, target: str) -> bool:
     """Return whether a file has the size and about the time of a version. File systems round times differently."""
     found = os.lstat(target)
     return found.st_size == version.size and abs(found.st_mtime_ns - version.mtime_ns) < 2_000_000_000
-
-
-def _flush(path: str) -> None:
-    if os.path.isdir(path) and os.name != "posix":
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,7 @@ from skpatchcore.watching.moving import move, target_of
 from skpatchcore.watching.notices import Notices
 from skpatchcore.watching.records import csv_header, csv_line, json_line
 from skpatchcore.watching.settings import WatchSettings
-from skpatchcore.watching.storing import Storing
+from skpatchcore.watching.storing import Storing, flush
 from skpatchcore.watching.tables import Table
 
 JSON_TABLE = "scores.jsonl"
@@ -113,7 +113,7 @@ class Recorder:
             If the process ends before the result could be written.
         """
         number = self._journal.last + 1
-        self._storing.insist(lambda: judge.draw(judged, f"{self._journal.id[:8]}-{number}"))
+        self._storing.insist(lambda: self._draw(judge, judged, f"{self._journal.id[:8]}-{number}"))
         prediction, arrival = judged.prediction, judged.arrival
         label = prediction.label
         verdict = "unreadable" if not prediction.is_scored else "anomalous" if label == -1 else "normal"
@@ -148,6 +148,12 @@ class Recorder:
         for table in (self._csv, self._json):
             if table is not None:
                 table.close()
+
+    def _draw(self, judge: Judge, judged: Judged, name: str) -> None:
+        judge.draw(judged, name)
+        if self._settings.fsync and judged.prediction.picture is not None:
+            flush(self._output / judged.prediction.picture)
+            flush(self._output / MAPS)
 
     def _commit(self, judge: Judge, judged: Judged, verdict: str, card: str | None, has_report: bool) -> Row:
         assert self._csv is not None

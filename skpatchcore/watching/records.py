@@ -54,7 +54,7 @@ def json_line(prediction: Prediction, has_products: bool, time: str, digest: str
         "p_value": prediction.p_value,
         "map": prediction.picture,
         "problem": escape_name(prediction.problem),
-        **({"product": prediction.product} if has_products else {}),
+        **({"product": escape_name(prediction.product or "") or None} if has_products else {}),
         "time": time,
         "model": digest,
         **more,

@@ -1,8 +1,9 @@
-"""Storing: repeat a write until it succeeds, e.g. until there is room on the disk."""
+"""Storing: repeat a write until it succeeds, e.g. until there is room on the disk. `flush` waits for the disk."""
 
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
@@ -72,6 +73,18 @@ class Storing:
                     self._notices.say("writing works again.")
                     self._heartbeat.enter(state)
                 return result
+
+
+def flush(path: str | os.PathLike[str]) -> None:
+    """Wait until a file or the entries of a folder are on the disk."""
+    is_folder = os.path.isdir(path)
+    if is_folder and os.name != "posix":  # other systems cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _is_full(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from skpatchcore.watching.journal import Line
+from skpatchcore.watching.storing import flush
 
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -84,7 +85,7 @@ class Table:
             is_new = not os.path.lexists(self.path)
             self._descriptor = os.open(self.path, _FLAGS | os.O_CREAT, 0o666)
             if is_new and self._durable:
-                _flush_folder(self.path.parent)
+                flush(self.path.parent)
             if self._header and not self._has_header():
                 self.close()
                 _put_aside(self.path)
@@ -156,12 +157,3 @@ def _put_aside(path: Path) -> None:
         if not os.path.lexists(target):
             os.rename(path, target)
             return
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "posix":  # other systems cannot open a folder
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -562,3 +562,27 @@ def test_heartbeat_that_cannot_be_written_does_not_stop_the_run(folder, output):
     (folder / "a.pgm").write_bytes(image())
     run_once(folder, output)
     check_tables(output, ["a.pgm"])
+
+
+def test_long_name_gets_a_heat_map(folder, output):
+    (folder / f"{'ü' * 110}.pgm").write_bytes(image(255, 32))
+    run_once(folder, output, LightDetector(maps=True))
+    (row,) = rows_of(output)
+    assert len(os.fsencode(os.path.basename(row["map"]))) <= 143  # the limit of encrypted file systems
+    assert (output / row["map"]).is_file()
+
+
+def test_fsync_waits_for_the_map_the_journal_and_the_tables(folder, output, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def record(descriptor):
+        if sys.platform == "linux":
+            flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    (folder / "a.pgm").write_bytes(image(255, 32))
+    run_once(folder, output, LightDetector(maps=True), fsync=True)
+    check_tables(output, ["a.pgm"])
+    if sys.platform == "linux":
+        assert {"scores.csv", "scores.jsonl", "maps", os.path.basename(rows_of(output)[0]["map"])} <= set(flushed)
