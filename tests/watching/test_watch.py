@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import threading
 import time
@@ -13,6 +14,10 @@ import pytest
 from skpatchcore.reports import read_predictions
 from skpatchcore.watching import JournalError, WatchSettings, judging, moving, storing, tables
 from skpatchcore.watching import wakeups as events
+from skpatchcore.watching.arrivals import Arrivals
+from skpatchcore.watching.candidates import Place
+from skpatchcore.watching.discovery import Discovery
+from skpatchcore.watching.notices import Notices
 from skpatchcore.watching.watch import check_folders
 from tests.watching.helpers import (
     check_tables,
@@ -144,7 +149,7 @@ def test_file_that_changes_while_it_is_read_is_not_judged_as_it_was(folder, outp
 
     def changing(name, index):
         if not n_opened:
-            path.write_bytes(image(255, side=9))
+            path.write_bytes(image(255))  # of the same size
         n_opened.append(name)
         return opened(name, index)
 
@@ -586,3 +591,52 @@ def test_fsync_waits_for_the_map_the_journal_and_the_tables(folder, output, monk
     check_tables(output, ["a.pgm"])
     if sys.platform == "linux":
         assert {"scores.csv", "scores.jsonl", "maps", os.path.basename(rows_of(output)[0]["map"])} <= set(flushed)
+
+
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_move_of_a_file_that_has_changed_or_is_gone_does_nothing(folder, tmp_path, is_gone):
+    path, target = folder / "a.pgm", tmp_path / "moved" / "normal" / "a.pgm"
+    path.write_bytes(image())
+    place = Place(str(folder))
+    version = place.version_of("a.pgm")
+    path.unlink() if is_gone else path.write_bytes(image(side=9))
+    assert moving.move(place, version, str(target)) is None
+    assert path.exists() != is_gone
+    assert not target.exists()
+
+
+def test_move_that_was_interrupted_after_the_copy_is_completed(folder, tmp_path):
+    path, target = folder / "a.pgm", tmp_path / "moved" / "a.pgm"
+    path.write_bytes(image(3))
+    place = Place(str(folder))
+    target.parent.mkdir()
+    shutil.copy2(path, target)
+    assert moving.move(place, place.version_of("a.pgm"), str(target)) == str(target)
+    assert os.listdir(target.parent) == ["a.pgm"]
+    assert not path.exists()
+
+
+def test_event_of_a_folder_searches_the_folder(folder):
+    place, events_of, notices = Place(str(folder)), events.Wakeups(), Notices()
+    arrivals = Arrivals(place, lambda version: False, 0.0)
+    discovery = Discovery(place, arrivals, events_of, poll=3600.0, rescan=3600.0, notices=notices)
+    discovery.turn(1.0)
+    assert discovery.n_found == 0
+    (folder / "x" / "y").mkdir(parents=True)
+    (folder / "x" / "y" / "a.pgm").write_bytes(image())
+    discovery.turn(2.0)
+    assert len(arrivals) == 0  # no event
+    events_of.add([os.path.join(os.path.realpath(folder), "x")])
+    discovery.turn(3.0)
+    assert len(arrivals) == 1
+
+
+def test_event_of_a_name_that_is_not_valid_searches_everything(folder):
+    place, events_of, notices = Place(str(folder)), events.Wakeups(), Notices()
+    arrivals = Arrivals(place, lambda version: False, 0.0)
+    discovery = Discovery(place, arrivals, events_of, poll=3600.0, rescan=3600.0, notices=notices)
+    discovery.turn(1.0)
+    (folder / "a.pgm").write_bytes(image())
+    events_of.add([os.path.join(os.path.realpath(folder), "\ufffd.pgm")])
+    discovery.turn(2.0)
+    assert len(arrivals) == 1
