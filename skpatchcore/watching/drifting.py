@@ -36,14 +36,14 @@ class Drift:
     def __init__(self, detector: Any, n_parts: int = N_PARTS):
         self.alarm, self.reason, self._n_parts = "", "", n_parts
         self._monitor: Any = None
-        if not hasattr(detector_of(detector), "calibration_scores_") or hasattr(detector_of(detector), "runtime"):
+        if hasattr(detector_of(detector), "runtime"):
             self.reason = "an exported file has no embeddings of training images, so drift is not found."
             return
         from skpatchcore.calibration.drift import DriftMonitor
 
         try:
             self._monitor = DriftMonitor(detector_of(detector), alpha=_ALPHA, defect_rate=_DEFECT_RATE)
-        except (AttributeError, ValueError) as error:  # no threshold, and too few embeddings
+        except ValueError as error:  # no threshold, and too few embeddings
             self.reason = f"drift is not found: {error}"
 
     def update(self, scores: Sequence[float], log: Any) -> list[float]:
@@ -72,4 +72,5 @@ class Drift:
                 f"The parts look unlike the training images (drift): {self._monitor.causes()} The promised "
                 "false-positive rate does not hold for such parts, and defects may be missed."
             )
-        return [float(value) for value in self._monitor.log_evidence_[len(self._monitor.log_evidence_) - len(scores) :]]
+        history = self._monitor.log_evidence_
+        return [float(value) for value in history[len(history) - len(scores) :]]

@@ -37,6 +37,8 @@ CREATE TABLE IF NOT EXISTS parts (id INTEGER PRIMARY KEY, time REAL, label INTEG
     card TEXT);
 """
 _FORMAT = "1"
+# Codes of SQLite for a file that cannot be opened, or not for writing.
+_CLOSED = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM)
 
 
 class JournalError(ValueError):
@@ -158,6 +160,8 @@ class Journal:
                     f"another process watches with the output folder {str(file.parent)!r}. Stop it, or choose another "
                     "folder."
                 ) from error
+            if error.sqlite_errorcode & 0xFF in _CLOSED:
+                raise JournalError(f"the journal {str(file)!r} cannot be opened for writing: {error}.") from error
             raise
         except sqlite3.DatabaseError as error:
             raise JournalError(

@@ -7,9 +7,12 @@ import os
 import sys
 import types
 
+import joblib
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.pipeline import Pipeline
 
 import skpatchcore
 from skpatchcore.cli import watch as command
@@ -116,6 +119,36 @@ def test_model_of_several_products_writes_the_product(tmp_path, capsys):
     assert [p.product for p in read_predictions(tmp_path / "other")] == ["bolt", "bolt"]
     assert run(tmp_path / "in", model, tmp_path / "third", "--product", "screw") == 1
     assert "the model knows" in capsys.readouterr().err
+
+
+def test_pipeline_of_scikit_learn_is_watched(folder, tmp_path, capsys):
+    pipeline = Pipeline([("read", Gray()), ("detect", detector(contamination=0.1))])
+    for i in range(10):
+        write(tmp_path / "good" / f"{i}.png", 115 + i)
+    pipeline.fit(skpatchcore.list_images(tmp_path / "good"))
+    model = tmp_path / "parts.joblib"
+    joblib.dump(pipeline, model)
+    assert run(folder, model, tmp_path / "out") == 0
+    found = {os.path.basename(p.path): p for p in read_predictions(tmp_path / "out")}
+    assert len(found) == 6
+    assert found["3.png"].label == -1
+    assert found["3.png"].picture is not None
+    assert "before the detector failed" in found["broken.png"].problem
+    good = str(folder / "0.png")
+    np.testing.assert_allclose(found["0.png"].score, pipeline.score_samples([good])[0], rtol=1e-5)
+
+
+class Gray(BaseEstimator, TransformerMixin):
+    """A first step that reads paths as grey arrays."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return [np.asarray(Image.open(path).convert("L")) for path in X]
+
+    def __sklearn_is_fitted__(self):
+        return True
 
 
 class FakePage:

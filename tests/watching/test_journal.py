@@ -75,6 +75,20 @@ def test_file_that_is_no_journal_raises_an_error_that_names_it(tmp_path):
         Journal(tmp_path / "other.sqlite")
 
 
+def test_file_that_cannot_be_opened_raises_an_error_that_names_it(tmp_path):
+    (tmp_path / "folder.sqlite").mkdir()
+    with pytest.raises(JournalError, match=r"folder\.sqlite.*cannot be opened"):
+        Journal(tmp_path / "folder.sqlite")
+
+
+@pytest.mark.parametrize(("durable", "level"), [(False, 1), (True, 2)])
+def test_durable_journal_waits_for_the_disk_at_each_commit(tmp_path, durable, level):
+    journal = Journal(tmp_path / "other.sqlite", durable)
+    assert journal.connection.execute("PRAGMA synchronous").fetchone() == (level,)
+    assert journal.connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    journal.close()
+
+
 def test_parts_and_cards_are_bounded(journal):
     for i in range(1, 8):
         card = None if i == 6 else f"card {i}"
