@@ -16,7 +16,7 @@ _POLL = 2.0
 # A search takes at most this fraction of the time.
 _LOAD = 0.1
 # Seconds of a slice of a search, with and without files that wait to be judged.
-_SLICE, _FREE_SLICE = 0.02, 0.2
+_SLICE, _FREE_SLICE = 0.02, 0.05
 # Seconds between two tries to find a folder that has vanished: the first and the longest.
 _FIRST_TRY, _LONGEST_TRY = 1.0, 30.0
 # What the library of events writes in place of bytes that are not valid in a name.
