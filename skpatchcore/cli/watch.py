@@ -81,7 +81,6 @@ def _add_arrival(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--done-marker",
-        default="",
         metavar="SUFFIX",
         help="a file NAME is complete if there is a file NAMESUFFIX, e.g. part.png.done with SUFFIX .done",
     )
@@ -145,9 +144,8 @@ def _watch(options: argparse.Namespace) -> int:
     from skpatchcore.watching import WatchSettings, watch_folder
     from skpatchcore.watching.watch import check_folders
 
-    settings = WatchSettings(
-        **{name: getattr(options, name) for name in WatchSettings.__dataclass_fields__ if name != "command"}
-    )
+    given = {name: getattr(options, name) for name in WatchSettings.__dataclass_fields__ if name != "command"}
+    settings = WatchSettings(**{**given, "done_marker": options.done_marker or ""})
     check_folders(options.folder, options.output, options.move)
     load = _Loader(options)
     try:
