@@ -227,8 +227,8 @@ class Recorder:
         """Remove files that a killed process left: maps without a row, and temporary files."""
         own = re.compile(rf"-{self._journal.id[:8]}-([0-9]+)\.png$")
         for folder in (self._output, self._output / MAPS):
-            with suppress(OSError):
-                for entry in os.scandir(folder):
+            with suppress(OSError), os.scandir(folder) as entries:
+                for entry in entries:
                     is_partial = entry.name.startswith(".") and entry.name.endswith(".partial")
                     found = own.search(entry.name) if folder != self._output else None
                     if is_partial or (found is not None and int(found[1]) > self._journal.last):

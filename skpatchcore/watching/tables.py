@@ -117,9 +117,11 @@ class Table:
 
     def _is_in_earlier_file(self, line: Line) -> bool:
         """Return whether a line is in the file that was the table before, if this file is in the same folder."""
-        for entry in os.scandir(self.path.parent):
-            if entry.is_file(follow_symlinks=False) and _identity(os.lstat(entry.path)) == line.file:
-                descriptor = os.open(entry.path, _FLAGS)
+        with os.scandir(self.path.parent) as entries:
+            files = [entry.path for entry in entries if entry.is_file(follow_symlinks=False)]
+        for path in files:
+            if _identity(os.lstat(path)) == line.file:
+                descriptor = os.open(path, _FLAGS)
                 try:
                     return _is_settled(descriptor, line)
                 finally:
