@@ -115,7 +115,9 @@ sphinx_gallery_conf = {
 # Store the --help output of each command. The page on the command line includes these files.
 _generated = Path(__file__).parent / "_generated"
 _generated.mkdir(exist_ok=True)
-for _command in ("fit", "predict", "review", "update", "show", "export", "verify", "evaluate", "capability", "demo"):
+for _command in (
+    "fit", "predict", "watch", "review", "update", "show", "export", "verify", "evaluate", "capability", "demo",
+):  # fmt: skip
     _shown = subprocess.run(
         [sys.executable, "-m", "skpatchcore", _command, "--help"],
         env={**os.environ, "COLUMNS": "88"}, capture_output=True, text=True, check=True,

@@ -45,6 +45,17 @@ _OPTIONS = {
     "runtime": "--runtime",
     "n_threads": "--threads",
     "growth": "--growth",
+    "settle": "--settle",
+    "patience": "--patience",
+    "done_marker": "--done-marker",
+    "maps": "--maps",
+    "batch": "--batch",
+    "poll": "--poll",
+    "rescan": "--rescan",
+    "exec": "--exec",
+    "exec_timeout": "--exec-timeout",
+    "queue": "--queue",
+    "webhook_all": "--webhook-all",
 }
 _OF_FIT = (
     "backbone", "weights", "image_size", "crop_size", "roi", "max_memory", "value_range", "patch_size", "ratio",
@@ -56,10 +67,15 @@ _OF_EVALUATE = (
     "preset", "method", "memory", "test_size",
 )  # fmt: skip
 _OF_RUNTIME = ("runtime", "n_threads")
-# The parameters of a model cannot be changed by `predict`, only by another `fit`.
+_OF_WATCH = (
+    "settle", "patience", "done_marker", "maps", "batch", "poll", "rescan", "exec", "exec_timeout", "queue",
+    "webhook_all",
+)  # fmt: skip
+# The parameters of a model cannot be changed by `predict` and `watch`, only by another `fit`.
 _OF_COMMAND = {
     "fit": _OF_FIT,
     "predict": _OF_FIT,
+    "watch": _OF_FIT,
     "evaluate": _OF_EVALUATE,
     "demo": ("backbone", "device", "random_state"),
     "export": ("precision", "image_size", "map_size", "input_dtype", "max_flipped", "good_images"),
@@ -96,8 +112,8 @@ def in_options(message: str, command: str) -> str:
     ----------
     message : str
         Text that may contain parameters, such as ``calibration=None``.
-    command : {"fit", "predict", "review", "update", "show", "export", "verify", "evaluate", "capability", "demo"}
-        The command that raised the error or the warning.
+    command : str
+        The command that raised the error or the warning, such as ``"fit"``.
 
     Returns
     -------
@@ -107,13 +123,15 @@ def in_options(message: str, command: str) -> str:
     text = _TRUSTED.sub(lambda match: "pass " + " ".join(f"--trust {name}" for name in _names(match[1])), message)
     for pattern, replacement in _PHRASES:
         text = pattern.sub(replacement, text)
-    if command == "predict":
+    if command in ("predict", "watch"):
         text = _with_options(text, _OF_RUNTIME)
+    if command == "watch":
+        text = _with_options(text, _OF_WATCH)
     before = text
     text = _with_options(text, _OF_COMMAND[command])
     if "ratio" in _OF_COMMAND[command]:
         text = re.sub(r"\b(larger|smaller|PatchCore,) ratio\b", r"\1 --ratio", text)
-    if command == "predict" and text != before:
+    if command in ("predict", "watch") and text != before:
         text = f"{text.removesuffix('.')} (these are options of 'skpatchcore fit')."
     return text
 

@@ -12,7 +12,7 @@ import skpatchcore
 from skpatchcore._utils.loaded import is_instance_of
 from skpatchcore._utils.names import shown_text
 from skpatchcore._utils.progress import write_line
-from skpatchcore.cli import capability, demo, evaluate, export, fit, predict, review, show, update, verify
+from skpatchcore.cli import capability, demo, evaluate, export, fit, predict, review, show, update, verify, watch
 from skpatchcore.cli.advice import in_options
 from skpatchcore.cli.dependencies import describe_missing
 from skpatchcore.cli.options import CommandError, Parser
@@ -81,6 +81,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"skpatchcore {skpatchcore.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Parser)
-    for command in (fit, predict, review, update, show, export, verify, evaluate, capability, demo):
+    for command in (fit, predict, watch, review, update, show, export, verify, evaluate, capability, demo):
         command.add_parser(commands)
     return parser

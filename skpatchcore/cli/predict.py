@@ -127,7 +127,7 @@ def load_detector(path: str, trusted: Sequence[str] = ()) -> Any:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    with _imports_kept(options.is_program):
+    with imports_kept(options.is_program):
         from skpatchcore._utils.progress import progress_bar
         from skpatchcore.reports import Prediction, write_predictions
         from skpatchcore.reports.inspection import describe_inspection
@@ -181,7 +181,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _imports_kept(is_program: bool) -> Iterator[None]:
+def imports_kept(is_program: bool) -> Iterator[None]:
     """Keep all objects of the block, and freed memory, until the end of a process that runs only this program.
 
     The imported libraries have about a million objects. The garbage collector would visit them several times, during
@@ -214,13 +214,13 @@ def _loaded(options: argparse.Namespace) -> tuple[Any, bool]:
             "file of 'fit', or leave out --report."
         )
     if is_onnx:
-        detector = _load_onnx(options)
+        detector = load_onnx(options)
     else:
-        _refuse_runtime(options)
+        refuse_runtime(options)
         detector = as_image_detector(load_detector(options.model, options.trust or ()))
     if options.fail_on_anomalies and math.isnan(detector.offset_):
         raise CommandError(f"--fail-on-anomalies: the model {options.model!r} has no threshold.")
-    _check_product(options, detector)
+    check_product(options, detector)
     return detector, is_onnx
 
 
@@ -239,7 +239,7 @@ def _counted_products(scored: Sequence[Any]) -> str:
     return "Products: " + "; ".join(parts) + "."
 
 
-def _refuse_runtime(options: argparse.Namespace) -> None:
+def refuse_runtime(options: argparse.Namespace) -> None:
     """Raise a CommandError if there is an option for exported files, because the model is none."""
     for name, value in (("--runtime", options.runtime), ("--threads", options.threads)):
         if value is not None:
@@ -248,7 +248,7 @@ def _refuse_runtime(options: argparse.Namespace) -> None:
             )
 
 
-def _check_product(options: argparse.Namespace, detector: Any) -> None:
+def check_product(options: argparse.Namespace, detector: Any) -> None:
     """Raise a CommandError if the given product is not one of the model."""
     if options.product is None:
         return
@@ -262,7 +262,7 @@ def _check_product(options: argparse.Namespace, detector: Any) -> None:
         raise CommandError(f"--product {options.product!r}: the model knows {names}.")
 
 
-def _load_onnx(options: argparse.Namespace) -> Any:
+def load_onnx(options: argparse.Namespace) -> Any:
     """Return the detector of an exported ONNX file."""
     from skpatchcore.deployment import OnnxDetector
 

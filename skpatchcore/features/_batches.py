@@ -17,7 +17,7 @@ from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore.features._cache import Entry, LayerCache
 from skpatchcore.features._grid_cache import StoredGrid
 from skpatchcore.images.files import read_content
-from skpatchcore.images.kept import keep_content
+from skpatchcore.images.kept import keep_content, kept_content
 from skpatchcore.images.reading import PixelFormat, load_image, path_of
 from skpatchcore.images.resizing import resize_and_crop
 from skpatchcore.images.views import Size, View
@@ -108,7 +108,10 @@ def prepared_batches(
         image = images[index]
         path = path_of(image)
         # The file is read once. The same bytes are hashed and decoded, even if the file changes meanwhile.
-        content = None if cache is None or path is None else read_content(path, index)
+        content = None
+        if cache is not None and path is not None:
+            kept = kept_content(image)
+            content = read_content(path, index) if kept is None else kept
         entries = [] if cache is None else cache.entries_of(image, index, content, max_pixels, pixel_format, tile_size)
         for is_of_tiles, entry in enumerate(entries):
             assert cache is not None  # otherwise, there are no entries

@@ -35,6 +35,11 @@ class KeptPath(str):
         self.content = self.raster = None
 
 
+def kept_content(image: Any) -> bytes | None:
+    """Return the content that a KeptPath keeps; None if it keeps none, and for other images."""
+    return image.content if isinstance(image, KeptPath) else None
+
+
 def keep_content(image: Any, content: bytes | None) -> None:
     """Keep the content of a file if `image` is a KeptPath; otherwise do nothing."""
     if isinstance(image, KeptPath):

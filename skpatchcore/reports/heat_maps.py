@@ -35,11 +35,14 @@ class HeatMap(NamedTuple):
         Why the heat map could not be written; empty if it was written.
     layers : Layers or None
         Pictures for the report; None if none were asked for.
+    error : Exception or None
+        Why the heat map could not be written; None if it was written.
     """
 
     picture: str | None
     problem: str = ""
     layers: Layers | None = None
+    error: Exception | None = None
 
 
 def write_heat_map(
@@ -78,12 +81,12 @@ def write_heat_map(
         background = background_of(result, pixel_format)
     except Exception as error:
         unseen = None if pictures is None else Layers(problem=f"the image cannot be shown: {reason_of(error)}")
-        return HeatMap(None, _not_written(target, error), unseen)
+        return HeatMap(None, _not_written(target, error), unseen, error)
     written = HeatMap(target.name)
     try:
         _write_overlay(target, background, anomaly_map, threshold)
     except Exception as error:
-        written = HeatMap(None, _not_written(target, error))
+        written = HeatMap(None, _not_written(target, error), error=error)
     if pictures is None:
         return written
     return written._replace(layers=write_layers(background, anomaly_map, threshold, pictures, stem=stem))

@@ -164,7 +164,7 @@ class LivePage:
         status : mapping of str to str or None, default=None
             Names and values for the head of the page.
         stopped : str, default=""
-            Sentence that the inspection has ended; empty while it runs. The page is then not loaded again.
+            Sentence that the inspection has ended; empty while it runs.
 
         Returns
         -------

@@ -21,7 +21,7 @@ from skpatchcore.detectors import ImageResult
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.kept import KeptPath
 from skpatchcore.protocols import pixel_format_of
-from skpatchcore.reports.heat_maps import reason_of, write_heat_map
+from skpatchcore.reports.heat_maps import HeatMap, reason_of, write_heat_map
 from skpatchcore.reports.inspection import InspectedPart, inspected_part
 from skpatchcore.reports.layers import Layers
 from skpatchcore.reports.pictures import PictureFolder, remove_pictures
@@ -30,9 +30,9 @@ from skpatchcore.reports.pipelines import as_image_detector, detector_of
 TABLE, REPORT = "scores.csv", "report.html"
 # Start of the title of a page of predictions. A later run recognises the page by it.
 REPORT_TITLE = "skpatchcore predict:"
-_COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
+COLUMNS = ["path", "score", "decision", "label", "p_value", "map", "problem"]
 # Additional column of the table of a detector of several products.
-_PRODUCT = "product"
+PRODUCT = "product"
 # Maximum size of the images and anomaly maps that wait to be drawn, and maximum number of threads that draw.
 _MAX_BYTES, _MAX_THREADS = 64 * 2**20, 4
 
@@ -195,7 +195,7 @@ def write_predictions(
             if result.anomaly_map is not None:
                 target = folder / pictures[path]
                 drawn = write_heat_map(result, target, threshold, pixel_format, layer_folder, stem)
-                prediction = prediction._replace(**drawn._asdict())
+                prediction = with_heat_map(prediction, drawn)
             path.release()
             return prediction
 
@@ -222,11 +222,10 @@ class _Table:
 
     def __init__(self, file: TextIO, has_products: bool):
         self._file, self._rows, self._has_products = file, csv.writer(file), has_products
-        self._rows.writerow([*_COLUMNS, _PRODUCT] if has_products else _COLUMNS)
+        self._rows.writerow(columns_of(has_products))
 
     def write(self, prediction: Prediction) -> None:
-        product = [escape_name(prediction.product or "")] if self._has_products else []
-        self._rows.writerow([*_cells(prediction), *product])
+        self._rows.writerow(cells_of(prediction, self._has_products))
         self._file.flush()
 
 
@@ -268,7 +267,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> list[Prediction]:
                     float(row["p_value"] or "nan"),
                     row["map"] or None,
                     unescape_name(row["problem"]),
-                    product=unescape_name(row.get(_PRODUCT) or "") or None,
+                    product=unescape_name(row.get(PRODUCT) or "") or None,
                 )
                 for row in csv.DictReader(content)
             ]
@@ -306,7 +305,7 @@ def _listed_maps(table: Path) -> list[str]:
     with suppress(OSError, csv.Error), table.open(newline="", encoding="utf-8", errors="replace") as content:
         rows = csv.reader(content)
         columns = next(rows, None)
-        if columns not in (_COLUMNS, [*_COLUMNS, _PRODUCT]):
+        if columns not in (COLUMNS, [*COLUMNS, PRODUCT]):
             return []
         for row in rows:
             if len(row) == len(columns) and row[5]:
@@ -329,6 +328,22 @@ def prediction_of(result: ImageResult, path: str) -> Prediction:
     product = getattr(result, "product", None)
     decided = result.score, result.decision, result.label, result.p_value
     return Prediction(path, *decided, None, inspected=inspected, product=product)
+
+
+def with_heat_map(prediction: Prediction, drawn: HeatMap) -> Prediction:
+    """Return a prediction with what was written for it."""
+    return prediction._replace(picture=drawn.picture, problem=drawn.problem, layers=drawn.layers)
+
+
+def columns_of(has_products: bool) -> list[str]:
+    """Return the columns of the table of a detector, with or without the product of each image."""
+    return [*COLUMNS, PRODUCT] if has_products else COLUMNS
+
+
+def cells_of(prediction: Prediction, has_products: bool) -> list[Any]:
+    """Return the values of a prediction in the columns of :func:`columns_of`."""
+    product = [escape_name(prediction.product or "")] if has_products else []
+    return [*_cells(prediction), *product]
 
 
 def _cells(prediction: Prediction) -> list[Any]:

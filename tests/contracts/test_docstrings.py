@@ -23,6 +23,7 @@ PUBLIC = {
     "skpatchcore.dask": importlib.import_module("skpatchcore.dask").__all__,
     "skpatchcore.evaluation": importlib.import_module("skpatchcore.evaluation").__all__,
     "skpatchcore.reports": importlib.import_module("skpatchcore.reports").__all__,
+    "skpatchcore.watching": importlib.import_module("skpatchcore.watching").__all__,
 }
 # numpydoc errors that are ignored, with the reason.
 NOT_ASKED = {

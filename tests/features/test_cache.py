@@ -21,6 +21,7 @@ from skpatchcore._utils.files import read_arrays, write_arrays
 from skpatchcore._utils.folders import prune
 from skpatchcore.features import _backbones as backbones
 from skpatchcore.features._cache import hash_content
+from skpatchcore.images.kept import KeptPath
 from tests import factories
 
 
@@ -341,3 +342,15 @@ def test_detector_returns_equal_scores_with_and_without_a_cache(tmp_path, images
             np.testing.assert_allclose(model.score_samples(images), plain.score_samples(images), atol=1e-3)
             np.testing.assert_allclose(model.calibration_scores_, plain.calibration_scores_, rtol=1e-4)
             np.testing.assert_array_equal(model.bank_boxes_, plain.bank_boxes_)
+
+
+def test_kept_content_is_scored_even_if_the_file_has_changed_or_is_gone(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((32, 32), 40, np.uint8)).save(path)
+    for memory in (None, tmp_path / "cache"):
+        expected = extractor(memory).transform([str(path)])
+        kept = KeptPath(path)
+        kept.content = path.read_bytes()
+        path.rename(tmp_path / "b.png")
+        np.testing.assert_array_equal(extractor(memory).transform([kept]), expected)
+        (tmp_path / "b.png").rename(path)

@@ -216,9 +216,12 @@ def test_browser_says_that_no_new_page_comes(tmp_path, tab):
     assert "The program may have stopped" in tab.locator("#late").inner_text()
 
 
-def test_page_of_an_ended_inspection_is_not_loaded_again(tmp_path, tab):
+def test_page_of_an_ended_inspection_shows_the_next_one_without_a_warning(tmp_path, tab):
     page = LivePage(tmp_path, Darkness(), refresh=0.1)
     tab.goto(written(page, [prediction("/new/1.png")], stopped="The program was stopped.").as_uri())
-    written(page, [prediction("/new/1.png"), prediction("/new/2.png")])
     tab.wait_for_timeout(2500)
-    assert tab.locator("h1").inner_text() == "The last part is anomalous"
+    assert tab.locator("#stopped").is_visible()
+    assert not tab.locator("#late").is_visible()
+    written(page, [prediction("/new/1.png"), prediction("/new/2.png")])
+    tab.locator("h1", has_text="2 of the last 2").wait_for()
+    assert not tab.locator("#stopped").count()

@@ -31,7 +31,6 @@
     if (saved) restore(JSON.parse(saved));
   } catch {}
 
-  if (!isRunning) return;
   // Times since this page was seen first, by the clock of this browser: the clock of the other machine may differ.
   const loaded = Date.now(), seenKey = `${key}:seen`;
   let seen = loaded;
@@ -49,7 +48,7 @@
 
   /** Load the page again when it is time and nobody uses it. Answers that the browser cannot keep are never lost. */
   function check() {
-    warning.hidden = Date.now() - seen < late;
+    warning.hidden = !isRunning || Date.now() - seen < late;
     if (!warning.hidden) warning.textContent = `No new page since ${new Date(made).toLocaleTimeString()}. The program may have stopped: newer parts are not shown.`;
     const isHeld = isUsed() || document.documentElement.dataset.unsaved != null;
     status.textContent = isHeld ? "This page is not loaded again while you use it." : `This page is loaded again every ${refresh / 1000} seconds.`;
