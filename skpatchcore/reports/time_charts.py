@@ -17,8 +17,9 @@ N_PARTS = 50
 # Largest number of points of a curve, and of dots of each colour.
 _N_POINTS, _N_DOTS = 300, 500
 # Distances of the labels of the time axis, in seconds.
-_STEPS = (60, 300, 900, 3600, 3 * 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600, 30 * 24 * 3600)
-_HOUR, _DAY = 3600, 24 * 3600
+_STEPS = (10, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600, 30 * 24 * 3600)
+_MINUTE, _DAY = 60, 24 * 3600
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def rate_chart(times: np.ndarray, flagged: np.ndarray, promised: float = math.nan) -> str:
@@ -79,7 +80,7 @@ def p_value_chart(times: np.ndarray, p_values: np.ndarray, flagged: np.ndarray) 
     known = np.isfinite(p_values) & (p_values > 0)
     lowest = math.floor(math.log10(p_values[known].min())) if known.any() else -2
     axes, ticks = _time_axes(times, (float(min(lowest, -1)), 0.0))
-    heights = {float(power): f"{10.0**power:g}" for power in range(min(lowest, -1), 1)}
+    heights = {float(power): _power(power) for power in range(min(lowest, -1), 1)}
     parts = [axes.frame("time", "p-value, small = anomalous", ticks, heights)]
     fine, bad = np.flatnonzero(known & ~flagged), np.flatnonzero(known & flagged)
     chosen = fine[_spread(len(fine), _N_DOTS)], bad[-_N_DOTS:]
@@ -111,7 +112,7 @@ def evidence_chart(times: np.ndarray, log_evidence: np.ndarray, alpha: float) ->
     axes, ticks = _time_axes(times, (low, high))
     decades = range(math.ceil(low / math.log(10)), math.floor(high / math.log(10)) + 1)
     step = max(1, len(decades) // 5)
-    heights = {power * math.log(10): f"{10.0**power:g}" for power in decades if power % step == 0}
+    heights = {power * math.log(10): _power(power) for power in decades if power % step == 0}
     parts = [axes.frame("time", "evidence of drift", ticks, heights)]
     ends = np.flatnonzero(np.diff(np.r_[0, known.astype(int), 0]))
     for start, end in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=True):
@@ -158,6 +159,11 @@ def _spread(n: int, most: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.zeros(0, int)
 
 
+def _power(exponent: int) -> str:
+    """Return a power of ten as a short text."""
+    return f"{10.0**exponent:g}" if -4 < exponent < 4 else f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
 def _rounded_up(value: float) -> float:
     """Return the next number above a fraction among 0.05, 0.1, 0.2, 0.4 and 1."""
     return next((top for top in (0.05, 0.1, 0.2, 0.4) if value <= top), 1.0)
@@ -166,11 +172,11 @@ def _rounded_up(value: float) -> float:
 def _time_axes(times: np.ndarray, y_range: tuple[float, float]) -> tuple[Axes, Mapping[float, str]]:
     """Return axes for times, and the labels of the time axis: full minutes, hours or days of the local time."""
     first, last = (float(times[0]), float(times[-1])) if len(times) else (0.0, 0.0)
-    last = max(last, first + 60)
+    last = max(last, first + 20)
     step = next((s for s in _STEPS if (last - first) / s <= 5), _STEPS[-1])
     zone = datetime.fromtimestamp(first).astimezone().utcoffset()
     shift = zone.total_seconds() if zone is not None else 0.0
-    form = "%H:%M" if step < _DAY else "%d %b"
+    form = "%H:%M:%S" if step < _MINUTE else "%H:%M" if step < _DAY else "%d %b"
     start = math.ceil((first + shift) / step) * step - shift
     ticks = {start + i * step: f"{datetime.fromtimestamp(start + i * step):{form}}" for i in range(6)}
     return Axes((first, last), y_range), {value: text for value, text in ticks.items() if value <= last}

@@ -291,7 +291,7 @@ class _Watch:
         report, drift = self._report, self._judge.drift.alarm
         counts = self._recorder.counts
         status = {
-            "State": self._heartbeat.state,
+            "State": "stopped" if is_end else self._heartbeat.state,
             "Judged since the start": f"{counts.judged:,}",
             "Anomalous": f"{counts.anomalous:,}",
             "Unreadable": f"{counts.unreadable:,}",

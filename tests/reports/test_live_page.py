@@ -144,6 +144,22 @@ def test_charts_of_one_part_and_of_unknown_values_are_drawn():
         assert not re.search("nan|inf", chart)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "form"),
+    [(0, r"\d\d:\d\d:\d\d"), (45, r"\d\d:\d\d:\d\d"), (600, r"\d\d:\d\d"), (40 * 24 * 3600, r"\d\d [A-Z][a-z][a-z]")],
+)
+def test_labels_of_times_fit_the_range_and_are_few(seconds, form):
+    svg = rate_chart(np.array([START, START + seconds]), np.array([True, False]))
+    labels = [text for text in re.findall(r'text-anchor="middle">([^<]*)</text>', svg) if re.fullmatch(form, text)]
+    assert 1 <= len(labels) <= 6
+
+
+def test_large_evidence_has_short_labels():
+    svg = evidence_chart(START + np.arange(3), np.array([0.0, 60.0, 120.0]), 0.01)
+    assert re.search(r'text-anchor="end">10[⁰¹²³⁴⁵⁶⁷⁸⁹]+</text>', svg)
+    assert "e+" not in svg
+
+
 def test_evidence_is_interrupted_where_it_is_unknown():
     evidence = np.array([0.0, 1.0, np.nan, 0.0, 0.5])
     assert evidence_chart(START + np.arange(5), evidence, 0.01).count("<polyline") == 2
