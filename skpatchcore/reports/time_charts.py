@@ -111,7 +111,7 @@ def evidence_chart(times: np.ndarray, log_evidence: np.ndarray, alpha: float) ->
     axes, ticks = _time_axes(times, (low, high))
     decades = range(math.ceil(low / math.log(10)), math.floor(high / math.log(10)) + 1)
     step = max(1, len(decades) // 5)
-    heights = {power * math.log(10): f"{10.0**power:g}" for power in decades if power % step == 0}
+    heights = {power * math.log(10): _power_of_ten(power) for power in decades if power % step == 0}
     parts = [axes.frame("time", "evidence of drift", ticks, heights)]
     ends = np.flatnonzero(np.diff(np.r_[0, known.astype(int), 0]))
     for start, end in zip(ends[::2].tolist(), ends[1::2].tolist(), strict=True):
@@ -144,6 +144,11 @@ def recent_rates(flagged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sums = np.r_[0, np.cumsum(np.asarray(flagged, int))]
     at = width - 1 + _spread(n - width + 1, _N_POINTS)
     return at, (sums[at + 1] - sums[at + 1 - width]) / width
+
+
+def _power_of_ten(power: int) -> str:
+    """Return a power of ten as text, also if a float cannot hold it: evidence grows without bound during a drift."""
+    return f"{10.0**power:g}" if abs(power) < 300 else f"1e{power:+03d}"
 
 
 @cache

@@ -44,11 +44,11 @@ function startReview(page) {
 
   // A file name can come back with another image, so that a part is known by its path and its score.
   const keyOf = row => `${row.path}\n${row.score === null ? "NaN" : Number(row.score).toPrecision(9)}`;
-  const rowOf = card => ({ path: card.file || card.path, verdict: card.verdict, score: card.exact || "nan", threshold: groups[card.group].offset || "" });
+  const rowOf = card => ({ path: card.file || card.path, verdict: card.verdict, score: card.exact || "nan", threshold: (card.judged || groups[card.group]).offset || "" });
   for (const card of cards) card.key = keyOf(rowOf(card));
   const byKey = new Map(cards.map(card => [card.key, card]));
   const answers = new Map();
-  const isAnswer = row => row && typeof row.path === "string" && (row.review in WORDS || row.review === "") && typeof row.note === "string";
+  const isAnswer = row => row && typeof row.path === "string" && (Object.hasOwn(WORDS, row.review) || row.review === "") && typeof row.note === "string";
   let store = null, isUnsaved = false;
   try {
     store = window.localStorage;
