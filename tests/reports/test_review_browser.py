@@ -311,6 +311,44 @@ def test_newer_answer_of_the_page_stays_and_wrong_files_change_nothing(path, ope
     assert progress(page) == "1 of 9 parts reviewed"
 
 
+def test_loaded_answer_completes_the_answer_of_the_page(path, opened, tmp_path):
+    page = opened(path)
+    for name, key, note in (("part 5#", "d", ""), ("part 4#", "", "scratch")):
+        open_part(page, name)
+        page.get_by_label("Note", exact=True).fill(note)
+        page.locator("#viewer-title").focus()
+        if key:
+            page.keyboard.press(key)
+        page.keyboard.press("Escape")
+    content = json.loads(saved(page, "Save as JSON", tmp_path).read_text(encoding="utf-8"))
+    with_note, with_mark = ({**p} for p in content["parts"] if p["review"] or p["note"])
+    with_note.update(review="", note="dent", time="2999-01-01T00:00:00.000Z")  # newer
+    with_mark.update(review="fine", note="", time="2020-01-01T00:00:00.000Z")  # older
+    text = json.dumps({"parts": [with_note, with_mark]})
+    page.locator("#review input[type=file]").set_input_files(
+        {"name": "other.json", "mimeType": "", "buffer": text.encode()}
+    )
+    wait_until(page, "document.querySelector('#review .message').textContent !== ''")
+    marks = [page.locator("#grid .card", has_text=name).locator(".answer") for name in ("part 5#", "part 4#")]
+    assert marks[0].text_content() == "Reviewed: defectNote: dent"
+    assert marks[1].text_content() == "Reviewed: fineNote: scratch"
+
+
+@pytest.mark.parametrize("answer", ["constructor", "__proto__"])
+def test_answer_with_the_name_of_an_own_property_of_objects_is_refused(path, opened, answer, tmp_path):
+    page = opened(path)
+    target = saved(page, "Save as JSON", tmp_path)
+    content = json.loads(target.read_text(encoding="utf-8"))
+    content["parts"][0]["review"] = answer
+    load = page.locator("#review input[type=file]")
+    load.set_input_files({"name": "a.json", "mimeType": "", "buffer": json.dumps(content).encode()})
+    wait_until(page, "document.querySelector('#review .message').textContent.includes('cannot be loaded')")
+    assert progress(page) == "0 of 9 parts reviewed"
+    del content["parts"][0]["path"]
+    load.set_input_files({"name": "b.json", "mimeType": "", "buffer": json.dumps(content).encode()})
+    wait_until(page, "document.querySelector('#review .message').textContent.includes('part 1 has no path')")
+
+
 def test_page_without_storage_says_so_and_warns_before_answers_are_lost(path, opened, tmp_path):
     page = opened(path, script=NO_STORAGE)
     assert "cannot keep the answers" in page.locator("#review .lost").text_content()

@@ -264,13 +264,19 @@ function startReview(page) {
   function load(text) {
     const rows = rowsOf(text).map(row => ({ ...row, review: String(row.review ?? "").trim().toLowerCase(), note: row.note ?? "" }));
     const wrong = rows.findIndex(row => !isAnswer(row));
-    if (wrong >= 0) throw new Error(`the answer of part ${wrong + 1} is '${rows[wrong].review}', not defect, fine, unsure or empty`);
+    if (wrong >= 0) {
+      const { path, review, note } = rows[wrong], isText = typeof path === "string" && typeof note === "string";
+      throw new Error(isText ? `the answer of part ${wrong + 1} is '${review}', not defect, fine, unsure or empty` : `part ${wrong + 1} has no path, or its note is no text`);
+    }
     let nLoaded = 0, nKept = 0, nElsewhere = 0;
     for (const row of rows.filter(row => row.review || row.note)) {
       const card = byKey.get(keyOf(row)), own = card && answers.get(card.key);
-      if (!card) nElsewhere++;
-      else if (own && own.time > (row.time || "") && (own.review !== row.review || own.note !== row.note)) nKept++;
-      else { keep(card.key, { ...rowOf(card), review: row.review, note: row.note, time: row.time || new Date().toISOString() }); nLoaded++; }
+      if (!card) { nElsewhere++; continue; }
+      // The newer values count. A mark and a note are kept apart: an empty one never replaces the other.
+      const isOlder = Boolean(own) && own.time > (row.time || ""), [first, second] = isOlder ? [own, row] : [row, own];
+      const review = first.review || second?.review || "", note = first.note || second?.note || "";
+      if (isOlder && own.review === review && own.note === note && (row.review !== review || row.note !== note)) nKept++;
+      else { keep(card.key, { ...rowOf(card), review, note, time: first.time || new Date().toISOString() }); nLoaded++; }
     }
     const answer = n => `${whole(n)} answer${n === 1 ? "" : "s"}`;
     say([`${answer(nLoaded)} loaded.`, nKept && `${answer(nKept)} of this page ${nKept === 1 ? "is newer and stays" : "are newer and stay"}.`,
