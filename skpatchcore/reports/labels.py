@@ -97,8 +97,8 @@ def merge_labels(paths: Sequence[str | os.PathLike[str]], *, by_path: bool = Fal
     Raises
     ------
     ValueError
-        If two answers for a part differ. The message names the part and the files. Without `by_path`, also if a path
-        has scores of two models: both the scores and the thresholds differ.
+        If two answers for a part differ. The message names the part and the files. Without `by_path`, also if two files
+        have scores of two models for a path: both the scores and the thresholds differ.
     """
     parts: dict[tuple[str, str], dict[str, Any]] = {}
     places: dict[tuple[str, str], str] = {}
@@ -113,7 +113,7 @@ def merge_labels(paths: Sequence[str | os.PathLike[str]], *, by_path: bool = Fal
             if not by_path and not math.isnan(row["threshold"]):
                 known, first_score, first = thresholds.setdefault(row["path"], (row["threshold"], score, file))
                 # equal scores beside another threshold: the threshold was moved. Spreadsheets keep 15 digits.
-                if score != first_score and not math.isclose(known, row["threshold"], rel_tol=1e-12):
+                if file != first and score != first_score and not math.isclose(known, row["threshold"], rel_tol=1e-12):
                     raise ValueError(
                         f"{shown!r} has the threshold {known:.6g} in {first!r} and {row['threshold']:.6g} in {file!r}: "
                         "these are scores of two models. Pass only one of the files, or score the images again."

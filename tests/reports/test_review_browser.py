@@ -254,6 +254,39 @@ def test_files_contain_all_parts_and_their_names_are_recovered(path, cards, open
     assert "9 parts saved in review.json" in page.locator("#review .message").text_content()
 
 
+def test_decision_that_the_person_saw_is_saved_after_the_threshold_was_moved(tmp_path, opened, browser):
+    def page_of(threshold, context):
+        group = CardGroup(threshold=threshold)
+        cards = [
+            Card(f"/new/{i}.png", "anomalous" if score > threshold else "normal", score, group)
+            for i, score in enumerate([9.5, 9.0, 7.0])
+        ]
+        return opened(write_card_page(cards, tmp_path / "report.html", title="Parts", review=True), context)
+
+    context = browser.new_context()
+    page = page_of(8.0, context)
+    open_part(page, "0.png")
+    page.keyboard.press("d")
+    page.close()
+    page = page_of(10.0, context)
+    open_part(page, "0.png")
+    page.keyboard.press("f")  # another answer about the same part
+    page.keyboard.press("Escape")
+    assert page.locator("#grid .card.normal").count() == 3
+    for kind in ("CSV", "JSON"):
+        target = saved(page, f"Save as {kind}", tmp_path)
+        labels = read_labels(target).set_index("path")
+        assert labels["verdict"].tolist() == ["anomalous", "normal", "normal"]
+        assert labels["threshold"].tolist() == [-8, -10, -10]
+        assert labels["review"].tolist() == ["fine", "", ""]
+        other = page_of(10.0, None)
+        other.locator("#review input[type=file]").set_input_files(target)
+        wait_until(other, "document.querySelector('#review .message').textContent !== ''")
+        again = read_labels(saved(other, "Save as CSV", tmp_path)).set_index("path")
+        assert again.equals(labels)
+    context.close()
+
+
 def test_scores_are_saved_with_all_digits(tmp_path, opened):
     score, threshold = 0.1 + 0.2, 1 / 3
     card = Card("/new/a.png", "normal", score, CardGroup(threshold=threshold))

@@ -88,8 +88,10 @@ function startReview(page) {
   }
   /** Say on the page's root that a reload would lose answers: a page that loads itself again then does not. */
   function hold() { document.documentElement.toggleAttribute("data-unsaved", !store && isUnsaved && answers.size > 0); }
+  // The decision beside an answer is the one that the person saw: later pages have other decisions if the threshold is moved.
+  const seen = row => row && typeof row.verdict === "string" && typeof row.threshold === "string" ? { verdict: row.verdict, threshold: row.threshold } : {};
   function change(card, values) {
-    keep(card.key, { ...rowOf(card), review: answerOf(card), note: noteOf(card), ...values, time: new Date().toISOString() });
+    keep(card.key, { ...rowOf(card), ...seen(answers.get(card.key)), review: answerOf(card), note: noteOf(card), ...values, time: new Date().toISOString() });
     refresh(card);
     showProgress();
   }
@@ -230,7 +232,7 @@ function startReview(page) {
 
   // ---- Files -------------------------------------------------------------------------------------------------------------
 
-  const allRows = () => cards.map(card => ({ review: "", note: "", time: "", ...answers.get(card.key), ...rowOf(card) }));
+  const allRows = () => cards.map(card => ({ review: "", note: "", time: "", ...answers.get(card.key), ...rowOf(card), ...seen(answers.get(card.key)) }));
 
   function save(kind, rows, name = "review") {
     const number = text => text === "" || text === "nan" ? null : Number(text);
@@ -245,7 +247,7 @@ function startReview(page) {
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
-    if (rows.length === cards.length) { isUnsaved = false; hold(); }
+    if (name === "review") { isUnsaved = false; hold(); }
     say(`${plural(rows.length)} saved in ${name}.${kind}, in the browser's folder for downloads.`);
   }
 
@@ -255,7 +257,7 @@ function startReview(page) {
     if (text.trimStart().startsWith("{")) {
       const { parts } = JSON.parse(text);
       if (!Array.isArray(parts)) throw new Error("there is no list of parts in it");
-      return parts;
+      return parts.map(part => part && { ...part, threshold: typeof part.threshold === "number" ? String(part.threshold) : "" });
     }
     const [columns = [], ...rows] = readCsv(text);
     if (!["path", "score", "review"].every(name => columns.includes(name))) throw new Error("it has no columns path, score and review");
@@ -276,7 +278,7 @@ function startReview(page) {
       const isOlder = Boolean(own) && own.time > (row.time || ""), [first, second] = isOlder ? [own, row] : [row, own];
       const review = first.review || second?.review || "", note = first.note || second?.note || "";
       if (isOlder && own.review === review && own.note === note && (row.review !== review || row.note !== note)) nKept++;
-      else { keep(card.key, { ...rowOf(card), review, note, time: first.time || new Date().toISOString() }); nLoaded++; }
+      else { keep(card.key, { ...rowOf(card), ...seen(own || row), review, note, time: first.time || new Date().toISOString() }); nLoaded++; }
     }
     const answer = n => `${whole(n)} answer${n === 1 ? "" : "s"}`;
     say([`${answer(nLoaded)} loaded.`, nKept && `${answer(nKept)} of this page ${nKept === 1 ? "is newer and stays" : "are newer and stay"}.`,
