@@ -116,8 +116,8 @@ def _rescored(model: Any, labels: Any, options: argparse.Namespace) -> Any:
         names = ", ".join(shown_name(path) for path in changed[:N_NAMED])
         more = f" and {len(changed) - N_NAMED} more" if len(changed) > N_NAMED else ""
         reason += (
-            f" ATTENTION: {len(changed)} of the images have another score than in the file of answers, and so are not "
-            f"those that were reviewed: {names}{more}."
+            f" ATTENTION: {len(changed)} of {len(paths)} images have another score than in the file of answers, and so "
+            f"are not those that were reviewed: {names}{more}."
         )
     return Decisions("rescored", is_flagged, scores, reason)
 

@@ -316,7 +316,7 @@ def test_reviewed_image_that_was_replaced_is_not_learnt(place, model, tmp_path, 
     shutil.copy(next((place / "parts" / "bad").iterdir()), alarms[1])
     assert main(["review", str(labels), "--model", model, "--rescore", "--quiet"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "ATTENTION: 1 of the images have another score than in the file of answers" in text
+    assert "ATTENTION: 1 of 3 images have another score than in the file of answers" in text
     assert main(["update", model, "--review", str(labels)]) == 0
     text = capsys.readouterr().out
     assert f"another score now, and so is not the one that was reviewed: {alarms[1]}" in text

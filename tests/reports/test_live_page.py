@@ -227,6 +227,7 @@ def test_browser_does_not_load_the_page_if_answers_would_be_lost(tmp_path, tab):
     tab.evaluate("document.querySelector('dialog').close()")
     written(page, [prediction("/new/1.png"), prediction("/new/2.png")])
     tab.wait_for_timeout(7000)  # longer than a reader who has only just used the page holds it
+    assert tab.locator("#refresh").inner_text() == "This page is not loaded again until you save your answers."
     assert tab.locator("#review .done").inner_text() == "1 of 1 part reviewed"
 
 
