@@ -216,6 +216,7 @@ def test_image_with_the_same_name_and_another_score_has_no_answer(path, cards, o
     assert "1 answer is of a part that is no longer on this page." in page.locator("#review .old").text_content()
     target = saved(page, "Save them as CSV", tmp_path)
     assert read_labels(target)[["review", "score"]].to_numpy().tolist() == [["defect", -12.0]]
+    assert "the rates of 'review' need all parts" in page.locator("#review .message").text_content()
     page.get_by_role("button", name="Delete them").click()
     assert page.locator("#review .old").is_hidden()
     assert page.evaluate("localStorage.length") == 0

@@ -247,8 +247,10 @@ function startReview(page) {
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
-    if (name === "review") { isUnsaved = false; hold(); }
-    say(`${plural(rows.length)} saved in ${name}.${kind}, in the browser's folder for downloads.`);
+    const isWhole = name === "review";
+    if (isWhole) { isUnsaved = false; hold(); }
+    say(`${plural(rows.length)} saved in ${name}.${kind}, in the browser's folder for downloads.`
+      + (isWhole ? "" : " The file has only the parts with an answer. Use it for 'update --review': the rates of 'review' need all parts."));
   }
 
   /** Return the rows of a saved file. */
