@@ -80,7 +80,7 @@ def _review(options: argparse.Namespace) -> int:
             f"the model {options.model!r} has no threshold, and so makes no decisions. Pass good images to recalibrate."
         )
     if options.rescore:
-        decisions = _rescored(model, labels["path"].tolist(), options)
+        decisions = _rescored(model, labels, options)
     else:
         is_current, why = scores_are_of(detector, labels["threshold"].to_numpy())
         if is_current:
@@ -90,18 +90,19 @@ def _review(options: argparse.Namespace) -> int:
             decisions = decisions_of_file(labels, why)
     summary = summary_of_review(labels, decisions, model, options.model, options.labels, options.trust or ())
     if options.json:
-        print(json.dumps(summary, indent=1, ensure_ascii=False))
+        print(json.dumps(summary, indent=1))
     else:
         print(shown_text(text_of(summary)))
     return 0
 
 
-def _rescored(model: Any, paths: list[str], options: argparse.Namespace) -> Any:
+def _rescored(model: Any, labels: Any, options: argparse.Namespace) -> Any:
     """Return the decisions of the model about the images as they are now."""
     from skpatchcore._utils.progress import progress_bar
-    from skpatchcore.reports.pipelines import as_image_detector
-    from skpatchcore.reports.review_summary import Decisions
+    from skpatchcore.reports.pipelines import as_image_detector, detector_of
+    from skpatchcore.reports.review_summary import Decisions, changed_images
 
+    paths = labels["path"].tolist()
     require_files(paths, "--rescore")
     detector = as_image_detector(model)
     scores, is_flagged = np.full(len(paths), np.nan), np.ones(len(paths), bool)
@@ -110,7 +111,15 @@ def _rescored(model: Any, paths: list[str], options: argparse.Namespace) -> Any:
         for result in detector.iter_results(paths, on_error="flag", **given):
             scores[result.index], is_flagged[result.index] = result.score, result.label == -1
             bar.update(1)
-    return Decisions("rescored", is_flagged, scores, "The images were scored again.")
+    reason = "The images were scored again."
+    if changed := changed_images(labels, detector_of(model), scores):
+        names = ", ".join(shown_name(path) for path in changed[:N_NAMED])
+        more = f" and {len(changed) - N_NAMED} more" if len(changed) > N_NAMED else ""
+        reason += (
+            f" ATTENTION: {len(changed)} of {len(paths)} images have another score than in the file of answers, and so "
+            f"are not those that were reviewed: {names}{more}."
+        )
+    return Decisions("rescored", is_flagged, scores, reason)
 
 
 def require_files(paths: list[str], option: str) -> None:

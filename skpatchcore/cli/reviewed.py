@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.options import CommandError
 from skpatchcore.cli.review import N_NAMED, require_files
@@ -49,6 +51,7 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
         If an image does not exist any more.
     """
     from skpatchcore.reports.labels import merge_labels
+    from skpatchcore.reports.review_summary import changed_images
 
     labels = merge_labels(files, by_path=True)
     answered = {answer: labels["path"][labels["review"] == answer].tolist() for answer in ("defect", "fine", "unsure")}
@@ -57,7 +60,9 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     decisions = _decisions(detector, [*fine, *defects])
     unread = [path for path, one in decisions.items() if not one.is_read]
     others = [path for path, one in decisions.items() if product is not None and one.product not in (product, None)]
-    usable = set(decisions).difference(unread, others)
+    given = labels[np.isin(labels["review"], ["fine", "defect"])]
+    changed = changed_images(given, detector, np.array([decisions[path].score for path in given["path"]]))
+    usable = set(decisions).difference(unread, others, changed)
     passed = [path for path in fine if path in usable and not decisions[path].is_flagged]
     alarms = [path for path in fine if path in usable and decisions[path].is_flagged]
     learnt = learnt_paths(detector)
@@ -78,9 +83,12 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     if others:
         lines.append(f"  {_count(len(others), 'part')} left out, because the model recognises another product.")
     if unread:
-        names = ", ".join(shown_name(path) for path in unread[:N_NAMED])
-        more = f" and {len(unread) - N_NAMED} more" if len(unread) > N_NAMED else ""
-        lines.append(f"  {_count(len(unread), 'part')} left out, because the image cannot be read: {names}{more}")
+        lines.append(f"  {_count(len(unread), 'part')} left out, because the image cannot be read: {_named(unread)}")
+    if changed:
+        lines.append(
+            f"  {_count(len(changed), 'part')} left out, because the image has another score now, and so is not "
+            f"the one that was reviewed: {_named(changed)}"
+        )
     return ReviewedImages(good, [path for path in defects if path in usable], lines)
 
 
@@ -91,8 +99,9 @@ def learnt_paths(detector: Any) -> set[str]:
 
 
 class _Decision(NamedTuple):
-    """Whether an image is flagged and can be read, and the product that the detector recognises."""
+    """Score (bigger = more normal), whether an image is flagged and can be read, and the product that is recognised."""
 
+    score: float
     is_flagged: bool
     is_read: bool
     product: str | None
@@ -107,8 +116,13 @@ def _decisions(detector: Any, paths: list[str]) -> dict[str, _Decision]:
         if result.label is None:
             raise CommandError("--review: the model has no threshold, and so flags no part.")
         product = getattr(result, "product", None)
-        found[paths[result.index]] = _Decision(result.label == -1, result.error is None, product)
+        found[paths[result.index]] = _Decision(result.score, result.label == -1, result.error is None, product)
     return found
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - N_NAMED} more" if len(paths) > N_NAMED else ""
+    return ", ".join(shown_name(path) for path in paths[:N_NAMED]) + more
 
 
 def _them(n: int) -> str:

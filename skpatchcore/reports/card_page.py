@@ -279,10 +279,13 @@ def _rows(cards: list[Card], names: list[str]) -> Iterator[str]:
 def _group_data(group: CardGroup) -> dict[str, Any]:
     return {
         "name": shown_name(group.name),
-        "threshold": _finite(group.threshold),
-        "offset": _in_table(group.threshold),
+        **_threshold_data(group.threshold),
         "good": [round(float(score), 6) for score in group.calibration_scores],
     }
+
+
+def _threshold_data(threshold: float) -> dict[str, Any]:
+    return {"threshold": _finite(threshold), "offset": _in_table(threshold)}
 
 
 def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[str, str]) -> dict[str, Any]:
@@ -299,6 +302,7 @@ def _card_data(card: Card, name: str, group: int, folder: Path, inside: Mapping[
         "path": shown_name(card.path),
         "file": escape_name(card.path) if escape_name(card.path) != shown_name(card.path) else None,
         "exact": _in_table(card.score),
+        "judged": None if card.own_threshold is None else _threshold_data(card.own_threshold),
         "link": _link(card.path, folder) if card.is_file else None,
         "verdict": card.verdict,
         "score": _finite(card.score),

@@ -106,6 +106,9 @@ class Card:
         Further text, e.g. the true label.
     is_file : bool
         Whether `path` is the path of a file, which the page links to. Otherwise `path` is only a name.
+    own_threshold : float or None
+        Threshold that decided, bigger = more anomalous, if it was not the threshold of `group`, e.g. because the part
+        was judged before the detector was changed; NaN if there was none. None if it was the threshold of `group`.
     """
 
     path: str
@@ -117,6 +120,7 @@ class Card:
     nearest: Nearest | None = None
     note: str = ""
     is_file: bool = True
+    own_threshold: float | None = None
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:

@@ -97,21 +97,23 @@ def merge_labels(paths: Sequence[str | os.PathLike[str]], *, by_path: bool = Fal
     Raises
     ------
     ValueError
-        If two answers for a part differ. The message names the part and the files. Without `by_path`, also if a path
-        has scores of two models, which have different thresholds.
+        If two answers for a part differ. The message names the part and the files. Without `by_path`, also if two files
+        have scores of two models for a path: both the scores and the thresholds differ.
     """
     parts: dict[tuple[str, str], dict[str, Any]] = {}
     places: dict[tuple[str, str], str] = {}
-    thresholds: dict[str, tuple[float, str]] = {}
+    thresholds: dict[str, tuple[float, str, str]] = {}
     for path in paths:
         file = shown_name(os.fspath(path))
         for values in read_labels(path).to_numpy(object):
             row = dict(zip(COLUMNS, values, strict=True))
             shown = shown_name(row["path"])
-            key = row["path"], "" if by_path else f"{row['score']:.8e}"
+            score = f"{row['score']:.8e}"
+            key = row["path"], "" if by_path else score
             if not by_path and not math.isnan(row["threshold"]):
-                known, first = thresholds.setdefault(row["path"], (row["threshold"], file))
-                if known != row["threshold"]:
+                known, first_score, first = thresholds.setdefault(row["path"], (row["threshold"], score, file))
+                # equal scores beside another threshold: the threshold was moved. Spreadsheets keep 15 digits.
+                if file != first and score != first_score and not math.isclose(known, row["threshold"], rel_tol=1e-12):
                     raise ValueError(
                         f"{shown!r} has the threshold {known:.6g} in {first!r} and {row['threshold']:.6g} in {file!r}: "
                         "these are scores of two models. Pass only one of the files, or score the images again."

@@ -234,7 +234,8 @@ class LivePage:
         group = next((g for g in self._groups.values() if g.name == values["group"]), next(iter(self._groups.values())))
         notes = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)), values["note"]]
         threshold = math.nan if values["threshold"] is None else values["threshold"]
-        if not _same(threshold, group.threshold):
+        is_earlier = not _same(threshold, group.threshold)
+        if is_earlier:
             notes.append(f"judged by an earlier model, whose threshold was {threshold:.4g}")
         return Card(
             path=values["path"],
@@ -245,6 +246,7 @@ class LivePage:
             problem=values["problem"],
             note="; ".join(note for note in notes if note),
             is_file=os.path.exists(values["path"]),
+            own_threshold=threshold if is_earlier else None,
         )
 
 

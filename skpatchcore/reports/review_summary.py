@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from skpatchcore._utils.answers import DEFECT, OPEN
-from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.names import shown_name, shown_text
 from skpatchcore.evaluation.reviewing import (
     Estimate,
     ReviewCounts,
@@ -33,6 +33,8 @@ from skpatchcore.reports.pipelines import detector_of
 _CHANGES_SCORES = ("fit", "partial_fit", "forget")
 # Number of parts that are recommended for a review, and number of paths in a printed command.
 _N_ENOUGH, _N_PATHS = 100, 20
+# Largest relative difference between scores of the same image on two devices.
+_ROUNDING = 2e-3
 # Rows of the table of answers and decisions.
 COUNTS = ("parts", "defect", "fine", "unsure", "open")
 
@@ -86,6 +88,33 @@ def scores_are_of(detector: Any, thresholds: np.ndarray) -> tuple[bool, str]:
     if any(_is_same(value, own) for own in earlier for value in found):
         return False, "The model has been changed without a new threshold: the scores may be of the model before."
     return True, "The scores in the file are of this model."
+
+
+def changed_images(labels: pd.DataFrame, detector: Any, scores: np.ndarray) -> list[str]:
+    """Return the paths of the images that are not those that a person has seen, as far as their scores show this.
+
+    Parameters
+    ----------
+    labels : DataFrame
+        Answers, as ``read_labels`` returns them.
+    detector : detector
+        Fitted, with a threshold.
+    scores : array of shape (n_parts,)
+        Scores of the files as they are now, by this detector, bigger = more normal. NaN for a file that cannot be read.
+
+    Returns
+    -------
+    list of str
+        Paths whose score differs from that in `labels` by more than the rounding of another device. Empty if the scores
+        in `labels` are not known to be of this detector.
+    """
+    if not scores_are_of(detector, labels["threshold"].to_numpy())[0]:
+        return []
+    before = labels["score"].to_numpy()
+    is_known = ~np.isnan(before) & ~np.isnan(scores)
+    is_other = is_known & (np.abs(scores - before) > _ROUNDING * np.maximum(np.abs(scores), np.abs(before)))
+    found: list[str] = labels["path"][is_other].tolist()
+    return found
 
 
 def _known_thresholds(detector: Any) -> tuple[set[float], set[float]]:
@@ -234,7 +263,9 @@ class _Commands:
         self._model, self._path, self._trusted = model, path, list(trusted)
         # `update --bad` scores the images again, and moves the threshold only if one of them is missed
         is_possible = has_missed and len(defects) <= _N_PATHS and hasattr(model, "partial_fit")
-        self._defects = list(defects) if is_possible and all(map(os.path.isfile, defects)) else []
+        is_possible = is_possible and not _n_learnt(detector_of(model), defects)  # `update --bad` refuses learnt images
+        is_usable = is_possible and all(os.path.isfile(path) and _is_printable(path) for path in defects)
+        self._defects = list(defects) if is_usable else []
 
     def of(self, candidate: ThresholdCandidate) -> str | None:
         """Return the command; None if there is none."""
@@ -242,8 +273,9 @@ class _Commands:
             return None
         if candidate.name == "all defects" and self._defects:
             trust = [word for name in self._trusted for word in ("--trust", name)]
-            return _joined(["skpatchcore", "update", self._path, "--bad", *self._defects, "--move-threshold", *trust])
-        file, step = json.dumps(self._path), "[-1]" if hasattr(self._model, "steps") else ""
+            images = map(_as_argument, self._defects)
+            return _joined(["skpatchcore", "update", self._path, "--bad", *images, "--move-threshold", *trust])
+        file, step = _literal(self._path), "[-1]" if hasattr(self._model, "steps") else ""
         if self._path.endswith(".joblib"):
             read, write, module = f"joblib.load({file})", f"joblib.dump(d, {file})", "joblib"
         else:
@@ -262,10 +294,29 @@ class _Commands:
         return "" if stored is None else f", bank_dtype={json.dumps(stored)}"
 
 
-def _teach(path: str, files: Sequence[str], trusted: Sequence[str]) -> str:
+def _teach(path: str, files: Sequence[str], trusted: Sequence[str]) -> str | None:
     trust = [word for name in trusted for word in ("--trust", name)]
-    return _joined(["skpatchcore", "update", path, "--review", *map(str, files), *trust])
+    return _joined(["skpatchcore", "update", path, "--review", *map(_as_argument, map(str, files)), *trust])
 
 
-def _joined(words: Sequence[str]) -> str:
+def _is_printable(word: str) -> bool:
+    """Return whether a word can be printed and typed. Bytes that are no text, and control characters, cannot."""
+    return shown_text(word) == word and "\n" not in word
+
+
+def _as_argument(path: str) -> str:
+    """Return a path that the command line does not take as an option."""
+    return os.path.join(os.curdir, path) if path.startswith("-") else path
+
+
+def _literal(text: str) -> str:
+    """Return the code of a text in Python, in double quotes and in ASCII."""
+    escaped = text.encode("unicode_escape").decode().replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _joined(words: Sequence[str]) -> str | None:
+    """Return a command for the shell; None if a word cannot be printed."""
+    if not all(map(_is_printable, words)):
+        return None
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)

@@ -78,6 +78,8 @@ def _of_verdict(summary: dict[str, Any], name: str) -> str:
     k, n = share["defects"], share["reviewed"]
     if n == 0:
         is_empty = summary["parts"]["parts"][name] == 0
+        if not is_empty and summary["parts"]["unsure"][name]:
+            return f"No part that is {name} is marked as a defect or as fine."
         return f"{'There are no parts that are' if is_empty else 'No answer about a part that is'} {name}."
     verb = "is a defect" if k == 1 else "are defects"
     parts = f"{n:,} {name} part{'' if n == 1 else 's'}"
@@ -105,10 +107,11 @@ def _rates(summary: dict[str, Any]) -> list[str]:
     if n := summary["changed decisions"]:
         lines.append(f"The decisions about {n:,} parts differ from those on the page. The rates allow for this.")
     if n := summary["learnt"]:
-        lines.append(
-            f"ATTENTION: the model has learnt {n:,} of the reviewed parts. It knows them, so that the rates are too "
-            "good. Review new parts for a fair result."
-        )
+        start = f"ATTENTION: the model has learnt {n:,} of the reviewed parts. It knows them, so that "
+        if summary["decisions"]["source"] == "file":
+            lines.append(f"{start}the rates are too good if it decided after that, as with --rescore.")
+        else:
+            lines.append(f"{start}the rates are too good. Review new parts for a fair result.")
     more = summary["to review"]["not flagged"]
     if more and summary["miss rate"]["rate"] is not None:
         lines.append(f"For a narrower range of missed defects, review {more:,} more parts that are not flagged.")
@@ -118,10 +121,18 @@ def _rates(summary: dict[str, Any]) -> list[str]:
 def _what_to_do(summary: dict[str, Any], missing: str) -> str:
     if missing in ("flagged", "passed"):
         name = "flagged" if missing == "flagged" else "not flagged"
+        what = "is marked as a defect or as fine" if summary["parts"]["unsure"][name] else "has an answer"
+        if summary["changed decisions"]:
+            return f"No part that is {name}, and was {name} on the page, {what}. Review some of them, in random order."
+        if summary["parts"]["open"][name] == 0:
+            return f"All parts that are {name} are marked as unsure."
         n = summary["to review"][name]
-        return f"No part that is {name} has an answer. Review {n:,} of them, in random order."
+        return f"No part that is {name} {what}. Review {n:,} of them, in random order."
     if missing == "changed":
-        return "No part whose decision has changed since the page was made has an answer. Review some of them."
+        return (
+            "In a group of parts whose decision has changed since the page was made, no part is marked as a defect or "
+            "as fine. Review some of them."
+        )
     if missing == DEFECT:
         return "No reviewed part is a defect. Review more parts, or check defects that you know."
     return "No reviewed part is fine. Review more parts."

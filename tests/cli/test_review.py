@@ -274,3 +274,91 @@ def test_model_without_a_threshold_is_refused(place, model, tmp_path, capsys):
     save(detector, model)
     assert main(["review", labels, "--model", model]) == 1
     assert "has no threshold" in capsys.readouterr().err
+
+
+def test_parts_that_are_all_unsure_are_not_proposed_for_a_review(place, model, tmp_path, capsys):
+    labels = save_labels(place, tmp_path / "review.csv", lambda place, path: "unsure")
+    assert main(["review", labels, "--model", model]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "All parts that are not flagged are marked as unsure." in text
+    assert "No part that is flagged is marked as a defect or as fine." in text
+    assert "Review 0" not in text
+    assert "No answer" not in text
+
+
+def test_reviewed_parts_with_changed_decisions_are_not_denied(place, model, tmp_path, capsys):
+    flagged = {one.path for one in read_predictions(place / "out") if one.label == -1}
+    labels = save_labels(
+        place, tmp_path / "r.csv", lambda place, path: answers_of(place, path) if path in flagged else ""
+    )
+    detector = load(model)
+    detector.offset_ = min(one.score for one in read_predictions(place / "out") if one.is_scored) - 1  # flags no score
+    save(detector, model)
+    found = reviewed([labels, "--model", model, "--rescore", "--quiet"], capsys)
+    assert found["parts"]["defect"]["not flagged"] > 0
+    assert main(["review", labels, "--model", model, "--rescore", "--quiet"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "No part that is not flagged, and was not flagged on the page, has an answer." in text
+
+
+def test_reviewed_image_that_was_replaced_is_not_learnt(place, model, tmp_path, capsys):
+    folder = tmp_path / "parts"
+    shutil.copytree(place / "parts" / "alarm", folder)
+    alarms = sorted(str(path) for path in folder.iterdir())
+    detector = load(model)
+    scores = detector.score_samples(alarms)
+    labels = tmp_path / "review.csv"
+    rows = [
+        [p, "anomalous", repr(float(s)), repr(detector.offset_), "fine", "", ""]
+        for p, s in zip(alarms, scores, strict=True)
+    ]
+    labels.write_text("\r\n".join(map(",".join, [COLUMNS, *rows])) + "\r\n", encoding="utf-8")
+    shutil.copy(next((place / "parts" / "bad").iterdir()), alarms[1])
+    assert main(["review", str(labels), "--model", model, "--rescore", "--quiet"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "ATTENTION: 1 of 3 images have another score than in the file of answers" in text
+    assert main(["update", model, "--review", str(labels)]) == 0
+    text = capsys.readouterr().out
+    assert f"another score now, and so is not the one that was reviewed: {alarms[1]}" in text
+    assert set(load(model).training_paths_[30:]) == {alarms[0], alarms[2]}
+
+
+def test_commands_work_for_names_that_cannot_be_printed_or_look_like_options(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = "a \"b'\U0001f600.skops"
+    shutil.copy(place / "parts.skops", model)
+    faint, bad = (sorted((place / "parts" / kind).iterdir()) for kind in ("faint", "bad"))
+    detector = load(model)
+    detector.offset_ = float(detector.score_samples(list(map(str, bad))).min()) - 1  # a threshold that misses all
+    save(detector, model)
+
+    def commands(name):
+        shutil.copy(faint[0], name)
+        score = float(detector.score_samples([name])[0])
+        row = [escape_name(name), "normal", repr(score), repr(detector.offset_), "defect", "", ""]
+        Path("-labels.csv").write_text("\r\n".join(map(",".join, [COLUMNS, row])), encoding="utf-8")
+        capsys.readouterr()
+        assert main(["review", "--model", model, "--json", "--", "-labels.csv"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert main(shlex.split(found["teach"])[1:]) == 0
+        shutil.copy(place / "parts.skops", model)
+        save(detector, model)
+        return {one["name"]: shlex.split(one["command"]) for one in found["thresholds"] if one["command"]}
+
+    words = commands("-1.png")["all defects"]
+    assert "./-1.png" in words
+    assert main(words[1:]) == 0
+    save(detector, model)
+    words = commands("b\udcff.png")["all defects"]
+    assert words[:2] == ["python", "-c"]  # no name in it
+    subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True, timeout=120)
+    assert load(model).offset_ != detector.offset_
+
+
+def test_learnt_defect_is_not_in_the_command_that_would_refuse_it(place, model, tmp_path, capsys):
+    labels = save_labels(place, tmp_path / "review.csv")
+    faint = sorted(str(path) for path in (place / "parts" / "faint").iterdir())
+    assert main(["update", model, "--good", *faint[:1]]) == 0
+    found = reviewed([labels, "--model", model, "--rescore", "--quiet"], capsys)
+    (one,) = [one for one in found["thresholds"] if one["name"] == "all defects"]
+    assert one["command"] is None or one["command"].startswith("python")

@@ -113,3 +113,14 @@ def test_scores_of_two_models_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match="scores of two models"):
         merge_labels([one, two])
     assert len(merge_labels([one, two], by_path=True)) == 1
+
+
+def test_moved_thresholds_and_rounded_thresholds_are_scores_of_one_model(tmp_path):
+    one = write(tmp_path / "1.csv", "a.png,normal,-1.25,-8.12345678901234567,fine,,", "b.png,normal,-2,-8,,,")
+    two = write(tmp_path / "2.csv", "a.png,normal,-1.25,-8.12345678901235,,,", "b.png,anomalous,-2,-1.5,defect,,")
+    assert merge_labels([one, two])["review"].tolist() == ["fine", "defect"]
+
+
+def test_parts_with_one_name_in_one_file_may_be_of_two_models(tmp_path):
+    file = write(tmp_path / "1.csv", "a.png,normal,-1,-8,fine,,", "a.png,normal,-1.2,-9,defect,,")
+    assert merge_labels([file])["review"].tolist() == ["fine", "defect"]

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from skpatchcore.reports import read_labels
 from skpatchcore.reports.inspection import InspectedPart
 from skpatchcore.reports.layers import write_layers
 from skpatchcore.reports.live_page import N_CARDS, LivePage
 from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.predictions import Prediction
 from skpatchcore.reports.time_charts import N_PARTS, evidence_chart, p_value_chart, rate_chart, recent_rates
-from tests.reports.pages import Darkness, cards_of, photo
+from tests.reports.pages import Darkness, cards_of, data_of, photo
 
 START = 1_790_000_000.0
 
@@ -105,6 +106,8 @@ def test_part_of_an_earlier_model_keeps_its_verdict_and_says_so(tmp_path):
     (card,) = cards_of(file)
     assert card["verdict"] == "normal"
     assert card["note"].endswith("judged by an earlier model, whose threshold was -0.4")
+    assert card["judged"] == {"threshold": -0.4, "offset": "0.4"}
+    assert data_of(file)["groups"][0]["offset"] == "0.95"
 
 
 def test_alarm_of_drift_and_end_are_on_the_page(tmp_path):
@@ -139,6 +142,8 @@ def test_charts_of_one_part_and_of_unknown_values_are_drawn():
         p_value_chart(np.array([START]), np.array([np.nan]), np.array([True])),
         evidence_chart(START + np.arange(3), np.array([np.nan, 1.0, np.nan]), 0.01),
         evidence_chart(START + np.arange(3), np.full(3, -700.0), 0.01),
+        # exp(4000) is too large for a float
+        evidence_chart(START + np.arange(3), np.array([-4000.0, 0.0, 4000.0]), 0.01),
     ):
         assert chart.startswith("<figure")
         assert not re.search("nan|inf", chart)
@@ -214,6 +219,21 @@ def test_answers_of_a_review_stay_when_the_page_is_loaded_again(tmp_path, tab):
     assert tab.locator("#review .done").inner_text() == "1 of 2 parts reviewed"
 
 
+def test_answers_about_parts_of_an_earlier_model_are_saved_with_its_threshold(tmp_path, tab):
+    class Stricter(Darkness):
+        offset_ = 0.95
+
+    text = LivePage(tmp_path, Darkness()).stored(LivePage(tmp_path, Darkness()).card_of(prediction("/a.png", 0.9)))
+    later = LivePage(tmp_path, Stricter())
+    cards = [(START, text), (START + 1, later.stored(later.card_of(prediction("/b.png", 0.3))))]
+    tab.goto(written(later, [], cards=cards, stopped="The program was stopped.").as_uri())
+    with tab.expect_download() as found:
+        tab.get_by_role("button", name="Save as CSV", exact=True).click()
+    found.value.save_as(tmp_path / "review.csv")
+    thresholds = read_labels(tmp_path / "review.csv").set_index("path")["threshold"]
+    assert thresholds.to_dict() == {"/a.png": 0.4, "/b.png": 0.95}
+
+
 def test_browser_does_not_load_the_page_if_answers_would_be_lost(tmp_path, tab):
     tab.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('refused'); } })")
     page = LivePage(tmp_path, Darkness(), refresh=0.2)
@@ -223,6 +243,7 @@ def test_browser_does_not_load_the_page_if_answers_would_be_lost(tmp_path, tab):
     tab.evaluate("document.querySelector('dialog').close()")
     written(page, [prediction("/new/1.png"), prediction("/new/2.png")])
     tab.wait_for_timeout(7000)  # longer than a reader who has only just used the page holds it
+    assert tab.locator("#refresh").inner_text() == "This page is not loaded again until you save your answers."
     assert tab.locator("#review .done").inner_text() == "1 of 1 part reviewed"
 
 

@@ -216,6 +216,7 @@ def test_image_with_the_same_name_and_another_score_has_no_answer(path, cards, o
     assert "1 answer is of a part that is no longer on this page." in page.locator("#review .old").text_content()
     target = saved(page, "Save them as CSV", tmp_path)
     assert read_labels(target)[["review", "score"]].to_numpy().tolist() == [["defect", -12.0]]
+    assert "the rates of 'review' need all parts" in page.locator("#review .message").text_content()
     page.get_by_role("button", name="Delete them").click()
     assert page.locator("#review .old").is_hidden()
     assert page.evaluate("localStorage.length") == 0
@@ -252,6 +253,39 @@ def test_files_contain_all_parts_and_their_names_are_recovered(path, cards, open
     other = read_labels(saved(page, "Save as JSON", tmp_path))
     assert labels.equals(other)
     assert "9 parts saved in review.json" in page.locator("#review .message").text_content()
+
+
+def test_decision_that_the_person_saw_is_saved_after_the_threshold_was_moved(tmp_path, opened, browser):
+    def page_of(threshold, context):
+        group = CardGroup(threshold=threshold)
+        cards = [
+            Card(f"/new/{i}.png", "anomalous" if score > threshold else "normal", score, group)
+            for i, score in enumerate([9.5, 9.0, 7.0])
+        ]
+        return opened(write_card_page(cards, tmp_path / "report.html", title="Parts", review=True), context)
+
+    context = browser.new_context()
+    page = page_of(8.0, context)
+    open_part(page, "0.png")
+    page.keyboard.press("d")
+    page.close()
+    page = page_of(10.0, context)
+    open_part(page, "0.png")
+    page.keyboard.press("f")  # another answer about the same part
+    page.keyboard.press("Escape")
+    assert page.locator("#grid .card.normal").count() == 3
+    for kind in ("CSV", "JSON"):
+        target = saved(page, f"Save as {kind}", tmp_path)
+        labels = read_labels(target).set_index("path")
+        assert labels["verdict"].tolist() == ["anomalous", "normal", "normal"]
+        assert labels["threshold"].tolist() == [-8, -10, -10]
+        assert labels["review"].tolist() == ["fine", "", ""]
+        other = page_of(10.0, None)
+        other.locator("#review input[type=file]").set_input_files(target)
+        wait_until(other, "document.querySelector('#review .message').textContent !== ''")
+        again = read_labels(saved(other, "Save as CSV", tmp_path)).set_index("path")
+        assert again.equals(labels)
+    context.close()
 
 
 def test_scores_are_saved_with_all_digits(tmp_path, opened):
@@ -309,6 +343,44 @@ def test_newer_answer_of_the_page_stays_and_wrong_files_change_nothing(path, ope
         )
     assert "the answer of part 1 is 'maybe'" in message.text_content()
     assert progress(page) == "1 of 9 parts reviewed"
+
+
+def test_loaded_answer_completes_the_answer_of_the_page(path, opened, tmp_path):
+    page = opened(path)
+    for name, key, note in (("part 5#", "d", ""), ("part 4#", "", "scratch")):
+        open_part(page, name)
+        page.get_by_label("Note", exact=True).fill(note)
+        page.locator("#viewer-title").focus()
+        if key:
+            page.keyboard.press(key)
+        page.keyboard.press("Escape")
+    content = json.loads(saved(page, "Save as JSON", tmp_path).read_text(encoding="utf-8"))
+    with_note, with_mark = ({**p} for p in content["parts"] if p["review"] or p["note"])
+    with_note.update(review="", note="dent", time="2999-01-01T00:00:00.000Z")  # newer
+    with_mark.update(review="fine", note="", time="2020-01-01T00:00:00.000Z")  # older
+    text = json.dumps({"parts": [with_note, with_mark]})
+    page.locator("#review input[type=file]").set_input_files(
+        {"name": "other.json", "mimeType": "", "buffer": text.encode()}
+    )
+    wait_until(page, "document.querySelector('#review .message').textContent !== ''")
+    marks = [page.locator("#grid .card", has_text=name).locator(".answer") for name in ("part 5#", "part 4#")]
+    assert marks[0].text_content() == "Reviewed: defectNote: dent"
+    assert marks[1].text_content() == "Reviewed: fineNote: scratch"
+
+
+@pytest.mark.parametrize("answer", ["constructor", "__proto__"])
+def test_answer_with_the_name_of_an_own_property_of_objects_is_refused(path, opened, answer, tmp_path):
+    page = opened(path)
+    target = saved(page, "Save as JSON", tmp_path)
+    content = json.loads(target.read_text(encoding="utf-8"))
+    content["parts"][0]["review"] = answer
+    load = page.locator("#review input[type=file]")
+    load.set_input_files({"name": "a.json", "mimeType": "", "buffer": json.dumps(content).encode()})
+    wait_until(page, "document.querySelector('#review .message').textContent.includes('cannot be loaded')")
+    assert progress(page) == "0 of 9 parts reviewed"
+    del content["parts"][0]["path"]
+    load.set_input_files({"name": "b.json", "mimeType": "", "buffer": json.dumps(content).encode()})
+    wait_until(page, "document.querySelector('#review .message').textContent.includes('part 1 has no path')")
 
 
 def test_page_without_storage_says_so_and_warns_before_answers_are_lost(path, opened, tmp_path):

@@ -50,8 +50,9 @@
   function check() {
     warning.hidden = !isRunning || Date.now() - seen < late;
     if (!warning.hidden) warning.textContent = `No new page since ${new Date(made).toLocaleTimeString()}. The program may have stopped: newer parts are not shown.`;
-    const isHeld = isUsed() || document.documentElement.dataset.unsaved != null;
-    status.textContent = isHeld ? "This page is not loaded again while you use it." : `This page is loaded again every ${refresh / 1000} seconds.`;
+    const isNeeded = isUsed(), isHeld = isNeeded || document.documentElement.dataset.unsaved != null;
+    status.textContent = isNeeded ? "This page is not loaded again while you use it."
+      : isHeld ? "This page is not loaded again until you save your answers." : `This page is loaded again every ${refresh / 1000} seconds.`;
     if (isHeld || document.hidden || Date.now() - loaded < refresh) return;
     try { sessionStorage.setItem(key, JSON.stringify(view())); } catch {}
     location.reload();

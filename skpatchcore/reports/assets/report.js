@@ -330,7 +330,7 @@
     $(".verdict", viewer).replaceChildren(tag(card));
     $(".decision", viewer).textContent = card.decision;
     const facts = [["Group", several && groups[card.group].name], ["Note", card.note], ["Anomaly score", card.score != null && number(card.score)],
-      ["Image threshold", card.score != null && number(groups[card.group].threshold)], ["Good images", card.rarity], ["Regions", card.extent],
+      ["Image threshold", card.score != null && number((card.judged || groups[card.group]).threshold)], ["Good images", card.rarity], ["Regions", card.extent],
       ["Image size", card.size && `${card.size[1]} × ${card.size[0]} pixels`], ["Inspected", card.inspected && `${Math.round(100 * card.inspected)} % of the pixels; defects under the stripes are not found`], ["File", card.path]];
     $(".numbers", viewer).replaceChildren(...facts.filter(([, value]) => value).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
     $(".problem", viewer).textContent = card.problem || "";

@@ -44,11 +44,11 @@ function startReview(page) {
 
   // A file name can come back with another image, so that a part is known by its path and its score.
   const keyOf = row => `${row.path}\n${row.score === null ? "NaN" : Number(row.score).toPrecision(9)}`;
-  const rowOf = card => ({ path: card.file || card.path, verdict: card.verdict, score: card.exact || "nan", threshold: groups[card.group].offset || "" });
+  const rowOf = card => ({ path: card.file || card.path, verdict: card.verdict, score: card.exact || "nan", threshold: (card.judged || groups[card.group]).offset || "" });
   for (const card of cards) card.key = keyOf(rowOf(card));
   const byKey = new Map(cards.map(card => [card.key, card]));
   const answers = new Map();
-  const isAnswer = row => row && typeof row.path === "string" && (row.review in WORDS || row.review === "") && typeof row.note === "string";
+  const isAnswer = row => row && typeof row.path === "string" && (Object.hasOwn(WORDS, row.review) || row.review === "") && typeof row.note === "string";
   let store = null, isUnsaved = false;
   try {
     store = window.localStorage;
@@ -88,8 +88,10 @@ function startReview(page) {
   }
   /** Say on the page's root that a reload would lose answers: a page that loads itself again then does not. */
   function hold() { document.documentElement.toggleAttribute("data-unsaved", !store && isUnsaved && answers.size > 0); }
+  // The decision beside an answer is the one that the person saw: later pages have other decisions if the threshold is moved.
+  const seen = row => row && typeof row.verdict === "string" && typeof row.threshold === "string" ? { verdict: row.verdict, threshold: row.threshold } : {};
   function change(card, values) {
-    keep(card.key, { ...rowOf(card), review: answerOf(card), note: noteOf(card), ...values, time: new Date().toISOString() });
+    keep(card.key, { ...rowOf(card), ...seen(answers.get(card.key)), review: answerOf(card), note: noteOf(card), ...values, time: new Date().toISOString() });
     refresh(card);
     showProgress();
   }
@@ -230,7 +232,7 @@ function startReview(page) {
 
   // ---- Files -------------------------------------------------------------------------------------------------------------
 
-  const allRows = () => cards.map(card => ({ review: "", note: "", time: "", ...answers.get(card.key), ...rowOf(card) }));
+  const allRows = () => cards.map(card => ({ review: "", note: "", time: "", ...answers.get(card.key), ...rowOf(card), ...seen(answers.get(card.key)) }));
 
   function save(kind, rows, name = "review") {
     const number = text => text === "" || text === "nan" ? null : Number(text);
@@ -245,8 +247,10 @@ function startReview(page) {
     link.click();
     link.remove();
     setTimeout(() => URL.revokeObjectURL(address), 60000);
-    if (rows.length === cards.length) { isUnsaved = false; hold(); }
-    say(`${plural(rows.length)} saved in ${name}.${kind}, in the browser's folder for downloads.`);
+    const isWhole = name === "review";
+    if (isWhole) { isUnsaved = false; hold(); }
+    say(`${plural(rows.length)} saved in ${name}.${kind}, in the browser's folder for downloads.`
+      + (isWhole ? "" : " The file has only the parts with an answer. Use it for 'update --review': the rates of 'review' need all parts."));
   }
 
   /** Return the rows of a saved file. */
@@ -255,7 +259,7 @@ function startReview(page) {
     if (text.trimStart().startsWith("{")) {
       const { parts } = JSON.parse(text);
       if (!Array.isArray(parts)) throw new Error("there is no list of parts in it");
-      return parts;
+      return parts.map(part => part && { ...part, threshold: typeof part.threshold === "number" ? String(part.threshold) : "" });
     }
     const [columns = [], ...rows] = readCsv(text);
     if (!["path", "score", "review"].every(name => columns.includes(name))) throw new Error("it has no columns path, score and review");
@@ -264,13 +268,19 @@ function startReview(page) {
   function load(text) {
     const rows = rowsOf(text).map(row => ({ ...row, review: String(row.review ?? "").trim().toLowerCase(), note: row.note ?? "" }));
     const wrong = rows.findIndex(row => !isAnswer(row));
-    if (wrong >= 0) throw new Error(`the answer of part ${wrong + 1} is '${rows[wrong].review}', not defect, fine, unsure or empty`);
+    if (wrong >= 0) {
+      const { path, review, note } = rows[wrong], isText = typeof path === "string" && typeof note === "string";
+      throw new Error(isText ? `the answer of part ${wrong + 1} is '${review}', not defect, fine, unsure or empty` : `part ${wrong + 1} has no path, or its note is no text`);
+    }
     let nLoaded = 0, nKept = 0, nElsewhere = 0;
     for (const row of rows.filter(row => row.review || row.note)) {
       const card = byKey.get(keyOf(row)), own = card && answers.get(card.key);
-      if (!card) nElsewhere++;
-      else if (own && own.time > (row.time || "") && (own.review !== row.review || own.note !== row.note)) nKept++;
-      else { keep(card.key, { ...rowOf(card), review: row.review, note: row.note, time: row.time || new Date().toISOString() }); nLoaded++; }
+      if (!card) { nElsewhere++; continue; }
+      // The newer values count. A mark and a note are kept apart: an empty one never replaces the other.
+      const isOlder = Boolean(own) && own.time > (row.time || ""), [first, second] = isOlder ? [own, row] : [row, own];
+      const review = first.review || second?.review || "", note = first.note || second?.note || "";
+      if (isOlder && own.review === review && own.note === note && (row.review !== review || row.note !== note)) nKept++;
+      else { keep(card.key, { ...rowOf(card), ...seen(own || row), review, note, time: first.time || new Date().toISOString() }); nLoaded++; }
     }
     const answer = n => `${whole(n)} answer${n === 1 ? "" : "s"}`;
     say([`${answer(nLoaded)} loaded.`, nKept && `${answer(nKept)} of this page ${nKept === 1 ? "is newer and stays" : "are newer and stay"}.`,
