@@ -23,8 +23,8 @@ def add_parser(commands: Any) -> None:
         "review",
         help="print how often a model is right, from the answers of a person on a report page",
         description="Compare the decisions of a model with the answers that a person has given on the page of 'predict "
-        "--report'. Prints how many parts were reviewed, the false-alarm rate and the miss rate with 95 %% intervals, "
-        "and the effect of other thresholds. Nothing is changed.",
+        "--report' or of 'watch --report'. Prints how many parts were reviewed, the false-alarm rate and the miss rate "
+        "with 95 % intervals, and the effect of other thresholds. Nothing is changed.",
         formatter_class=Formatter,
     )
     parser.add_argument(

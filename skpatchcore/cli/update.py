@@ -50,8 +50,9 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="IMAGE",
-        help="good images that were flagged (false alarms). They are learnt, but they do not calibrate the thresholds, "
-        "because they are not a random sample of good images",
+        help="good images that were flagged (false alarms). They are learnt, but their own scores do not calibrate the "
+        "thresholds, because they are not a random sample of good images. The thresholds only follow the larger memory "
+        "bank",
     )
     update.add_argument(
         "--bad",
@@ -65,14 +66,16 @@ def add_parser(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="LABELS",
-        help="answers that a page of 'predict --report' has saved (review.csv or review.json). Parts that a person "
-        "calls fine and the model flags are used as with --good, defects as with --bad. The other parts are ignored",
+        help="answers that a page of 'predict --report' or 'watch --report' has saved (review.csv or review.json). "
+        "Parts that a person called fine and that the model flags are used as with --good, defects as with --bad. The "
+        "other parts are ignored",
     )
     update.add_argument(
         "--move-threshold",
         action="store_true",
-        help="set the thresholds of images and pixels to the smallest false-positive rate with which all --bad images "
-        "and all defects of --review are flagged, and print this rate. A rate above 50 %% is refused",
+        help="if a --bad image or a defect of --review is missed: set the thresholds of images and pixels to the "
+        "smallest false-positive rate with which all of them are flagged, and print this rate. A rate above 50 %% is "
+        "refused. If none is missed, the thresholds stay",
     )
     update.add_argument(
         "--forget",
@@ -248,7 +251,8 @@ def _answer_misses(detector: Any, paths: Sequence[str], options: argparse.Namesp
         note = f"{len(missed)} of {len(some)} defective images missed"
         rate = float(p_values.max())
         if not missed:
-            pass
+            if options.move_threshold:
+                lines.append(f"{name}All of them are flagged with the present threshold, which --move-threshold keeps.")
         elif rate > _MOST:
             worst = some[int(p_values.argmax())]
             text = (

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ class LivePage:
         layers["inspected"] = InspectedPart(*_tuples(layers["inspected"]))
         layers["size"] = None if layers["size"] is None else tuple(layers["size"])
         group = next((g for g in self._groups.values() if g.name == values["group"]), next(iter(self._groups.values())))
-        notes = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)), values["note"]]
+        notes = [f"judged on {local_time(seconds)}", values["note"]]
         threshold = math.nan if values["threshold"] is None else values["threshold"]
         is_earlier = not _same(threshold, group.threshold)
         if is_earlier:
@@ -256,6 +257,11 @@ def _tuples(values: Any) -> tuple[Any, ...]:
 
 def _same(a: float, b: float) -> bool:
     return a == b or (math.isnan(a) and math.isnan(b))
+
+
+def local_time(seconds: float) -> str:
+    """Return a time in seconds since 1970 as a text with the time zone."""
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
 
 
 def _headline(cards: Sequence[Card]) -> str:

@@ -14,10 +14,15 @@ from skpatchcore.reports.svg import LEFT, RIGHT, WIDTH, Axes, figure, straight
 
 # Number of parts that one point of the rate summarizes.
 N_PARTS = 50
+# Number of parts before the first point of the rate.
+_N_FIRST = 10
 # Largest number of points of a curve, and of dots of each colour.
 _N_POINTS, _N_DOTS = 300, 500
 # Distances of the labels of the time axis, in seconds.
-_STEPS = (10, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 24 * 3600, 7 * 24 * 3600, 30 * 24 * 3600)
+_STEPS = (
+    10, 30, 60, 120, 300, 600, 1800, 3600, 2 * 3600, 6 * 3600, 12 * 3600, 24 * 3600, 2 * 24 * 3600, 7 * 24 * 3600,
+    30 * 24 * 3600,
+)  # fmt: skip
 _MINUTE, _DAY = 60, 24 * 3600
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -37,11 +42,13 @@ def rate_chart(times: np.ndarray, flagged: np.ndarray, promised: float = math.na
     Returns
     -------
     str
-        Each point is the fraction among the last 50 parts up to this time, with its 95 % interval (Wilson).
+        Each point is the fraction among the last 50 parts up to this time, with its 95 % interval (Wilson). The first
+        50 points are fractions of all parts so far.
     """
-    n = min(N_PARTS, len(flagged))
     at, rates = recent_rates(flagged)
-    low, high = np.reshape([_interval(round(n * rate), n) for rate in rates.tolist()], (-1, 2)).T
+    sizes = np.minimum(at + 1, N_PARTS).tolist()
+    ends = [_interval(round(n * rate), n) for n, rate in zip(sizes, rates.tolist(), strict=True)]
+    low, high = np.reshape(ends, (-1, 2)).T
     x = np.asarray(times, float)[at]
     top = _rounded_up(max([0.05, *high.tolist(), 0 if math.isnan(promised) else 1.2 * promised]))
     axes, ticks = _time_axes(times, (0.0, top))
@@ -52,7 +59,7 @@ def rate_chart(times: np.ndarray, flagged: np.ndarray, promised: float = math.na
         f'<polygon class="band c1" points="{axes.points(band)}"/>',
         f'<polyline class="line c1" points="{axes.points(list(zip(x, rates, strict=True)))}"/>',
     ]
-    keys = [("c1", f"flagged among the last {n} parts, with its 95 % interval")]
+    keys = [("c1", f"flagged among the last {N_PARTS} parts, with its 95 % interval")]
     if not math.isnan(promised):
         parts.append(straight("threshold", LEFT, axes.y(promised), WIDTH - RIGHT, axes.y(promised)))
         keys.append(("dashed", f"promised for good parts: at most {100 * promised:.3g} %"))
@@ -124,7 +131,7 @@ def evidence_chart(times: np.ndarray, log_evidence: np.ndarray, alpha: float) ->
 
 
 def recent_rates(flagged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the fraction of flagged parts among the last 50, at up to 300 parts.
+    """Return the fraction of flagged parts among the last 50, or among all if there are fewer, at up to 300 parts.
 
     Parameters
     ----------
@@ -134,17 +141,18 @@ def recent_rates(flagged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     indices : array of int
-        The parts, ascending; the last part is one of them. With fewer than 50 parts, only the last one.
+        The parts, ascending. The first one is the tenth part, or the last one if there are fewer.
     rates : array of float
         The fractions at these parts.
     """
     n = len(flagged)
-    width = min(N_PARTS, n)
     if not n:
         return np.zeros(0, int), np.zeros(0)
+    first = min(_N_FIRST, n) - 1
     sums = np.r_[0, np.cumsum(np.asarray(flagged, int))]
-    at = width - 1 + _spread(n - width + 1, _N_POINTS)
-    return at, (sums[at + 1] - sums[at + 1 - width]) / width
+    at = first + _spread(n - first, _N_POINTS)
+    widths = np.minimum(at + 1, N_PARTS)
+    return at, (sums[at + 1] - sums[at + 1 - widths]) / widths
 
 
 @cache

@@ -49,7 +49,7 @@
   /** Load the page again when it is time and nobody uses it. Answers that the browser cannot keep are never lost. */
   function check() {
     warning.hidden = !isRunning || Date.now() - seen < late;
-    if (!warning.hidden) warning.textContent = `No new page since ${new Date(made).toLocaleTimeString()}. The program may have stopped: newer parts are not shown.`;
+    if (!warning.hidden) warning.textContent = `No new page since ${new Date(made).toLocaleString("sv")}. The program may have stopped: newer parts are not shown.`;
     const isNeeded = isUsed(), isHeld = isNeeded || document.documentElement.dataset.unsaved != null;
     status.textContent = isNeeded ? "This page is not loaded again while you use it."
       : isHeld ? "This page is not loaded again until you save your answers." : `This page is loaded again every ${refresh / 1000} seconds.`;
