@@ -21,7 +21,7 @@ def target_of(folder: str, verdict: str, path: str) -> str:
     ----------
     folder : str
         The folder of judged files.
-    verdict : {"normal", "anomalous", "unreadable"}
+    verdict : {"normal", "anomalous", "unreadable", "undecided"}
         Subfolder.
     path : str
         Path of the file relative to the watched folder.

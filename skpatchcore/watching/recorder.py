@@ -20,7 +20,7 @@ from skpatchcore.watching.known import KnownVersions
 from skpatchcore.watching.live import N_PARTS, LiveReport
 from skpatchcore.watching.moving import move, target_of
 from skpatchcore.watching.notices import Notices
-from skpatchcore.watching.records import csv_header, csv_line, json_line
+from skpatchcore.watching.records import csv_header, csv_line, json_line, verdict_of
 from skpatchcore.watching.settings import WatchSettings
 from skpatchcore.watching.storing import Storing, flush
 from skpatchcore.watching.tables import Table
@@ -115,8 +115,7 @@ class Recorder:
         number = self._journal.last + 1
         self._storing.insist(lambda: self._draw(judge, judged, f"{self._journal.id[:8]}-{number}"))
         prediction, arrival = judged.prediction, judged.arrival
-        label = prediction.label
-        verdict = "unreadable" if not prediction.is_scored else "anomalous" if label == -1 else "normal"
+        verdict = verdict_of(prediction)
         folder = self._settings.move
         target = None if folder is None else target_of(folder, verdict, arrival.version.path)
         # A review names the files of the page, which must exist after the move.
@@ -135,7 +134,7 @@ class Recorder:
 
     def messages_of(self, verdict: str) -> list[str]:
         """Return the kinds of messages about a file with this verdict."""
-        settings, is_told = self._settings, verdict != "normal"
+        settings, is_told = self._settings, verdict in ("anomalous", "unreadable")
         kinds = ["webhook"] if settings.webhook is not None and (is_told or settings.webhook_all) else []
         return [*kinds, "exec"] if settings.exec is not None and is_told else kinds
 

@@ -27,6 +27,7 @@ from skpatchcore.watching.notices import Notices
 from skpatchcore.watching.outbox import Outbox
 from skpatchcore.watching.program import runner_of
 from skpatchcore.watching.recorder import Recorder
+from skpatchcore.watching.records import verdict_of
 from skpatchcore.watching.settings import WatchSettings
 from skpatchcore.watching.storing import Stopped, Storing
 from skpatchcore.watching.wakeups import Wakeups
@@ -265,8 +266,7 @@ class _Watch:
             self._notices.say_once(judge.drift.alarm, "drift")
 
     def _deliver(self, prediction: Prediction) -> None:
-        verdict = "unreadable" if not prediction.is_scored else "anomalous" if prediction.label == -1 else "normal"
-        kinds = self._recorder.messages_of(verdict)
+        kinds = self._recorder.messages_of(verdict_of(prediction))
         for delivery in self._deliveries:
             if delivery.outbox.kind not in kinds:
                 continue
@@ -329,6 +329,8 @@ class _Watch:
         judge.warm_up()
         if judge.drift.reason:
             self._notices.say_once(judge.drift.reason)
+        if not judge.has_threshold:
+            self._notices.say_once("the model has no threshold, so no part is called normal or anomalous.")
         self._notices.forget("drift")
         if self._settings.report:
             self._report = LiveReport(self._output, model.detector, self._file.path, self._journal, self._notices)
