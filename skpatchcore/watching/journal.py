@@ -122,6 +122,11 @@ class Part(NamedTuple):
     card: str | None
 
 
+def _stored(mtime_ns: int) -> int | bytes:
+    """Return a time as the journal stores it: as text if it is too large for SQLite, e.g. after the year 2262."""
+    return mtime_ns if -(2**63) <= mtime_ns < 2**63 else b"%d" % mtime_ns
+
+
 class Journal:
     """The journal of an output folder. Any thread may call its methods.
 
@@ -224,7 +229,16 @@ class Journal:
             self._mark(connection)
             connection.execute(
                 "INSERT INTO judged VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
-                (row.number, path, row.version.size, row.version.mtime_ns, row.time, target, *row.csv, *row.json),
+                (
+                    row.number,
+                    path,
+                    row.version.size,
+                    _stored(row.version.mtime_ns),
+                    row.time,
+                    target,
+                    *row.csv,
+                    *row.json,
+                ),
             )
             connection.executemany(
                 "INSERT INTO messages (kind, row, path, body, n_tries, due) VALUES (?, ?, ?, ?, 0, 0)",
@@ -271,7 +285,7 @@ class Journal:
         """Yield all judged versions. Do not call other methods meanwhile."""
         with self.lock:
             for path, size, mtime_ns in self.connection.execute("SELECT path, size, mtime_ns FROM judged"):
-                yield Version(os.fsdecode(path), size, mtime_ns)
+                yield Version(os.fsdecode(path), size, int(mtime_ns))
 
     def parts(self) -> list[Part]:
         """Return the parts of the live page, the oldest first."""
@@ -303,7 +317,7 @@ class Journal:
         return [
             Row(
                 number,
-                Version(os.fsdecode(path), size, mtime_ns),
+                Version(os.fsdecode(path), size, int(mtime_ns)),
                 time,
                 None if target is None else os.fsdecode(target),
                 None if rest[0] is None else Line(*rest[:3]),

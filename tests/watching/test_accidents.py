@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 
+import pytest
+
 from skpatchcore.detectors import ImageResult
-from tests.watching.helpers import lines_of, run_once
+from tests.watching.helpers import check_tables, lines_of, run_once
 from tests.watching.light import LightDetector, image
 
 
@@ -32,3 +34,15 @@ def test_parts_are_undecided_without_a_threshold(folder, output, tmp_path, capsy
     assert verdicts == {"a.pgm": "undecided", "b.pgm": "unreadable"}
     assert sorted(os.listdir(tmp_path / "moved")) == ["undecided", "unreadable"]
     assert capsys.readouterr().err.count("has no threshold") == 1
+
+
+def test_file_of_a_far_future_is_judged_once(folder, output):
+    path = folder / "a.pgm"
+    path.write_bytes(image())
+    os.utime(path, ns=(13 * 10**18, 13 * 10**18))
+    if os.stat(path).st_mtime_ns < 2**63:
+        pytest.skip("this file system has no such times")
+    run_once(folder, output)
+    assert run_once(folder, output) == []
+    check_tables(output, ["a.pgm"])
+    assert lines_of(output)[0]["mtime"].startswith("2381-")
