@@ -15,11 +15,13 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from skpatchcore._utils.files import partial_path
 from skpatchcore.watching.candidates import Version
+from skpatchcore.watching.storing import flush
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
@@ -127,6 +129,10 @@ def _stored(mtime_ns: int) -> int | bytes:
     return mtime_ns if -(2**63) <= mtime_ns < 2**63 else b"%d" % mtime_ns
 
 
+def _connected(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+
+
 class Journal:
     """The journal of an output folder. Any thread may call its methods.
 
@@ -153,7 +159,7 @@ class Journal:
     def __init__(self, file: Path, durable: bool = False):
         self.lock = threading.RLock()
         try:
-            self.connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+            self.connection = _connected(file)
             try:
                 self._open(durable)
             except BaseException:
@@ -173,6 +179,7 @@ class Journal:
                 f"{str(file)!r} is no journal, or is damaged: {error}. Move it away. Then all files in the watched "
                 "folder are judged again."
             ) from error
+        self._file, self._durable, self._identity = file, durable, os.stat(file)
         self._written: list[int] = []
         self._moved: list[int] = []
 
@@ -294,6 +301,28 @@ class Journal:
             nan = float("nan")
             return [Part(a, b, nan if c is None else c, nan if d is None else d, e) for a, b, c, d, e in found]
 
+    def is_removed(self) -> bool:
+        """Return whether the file was removed or replaced, so that the next process would not find these rows."""
+        try:
+            return not os.path.samestat(os.stat(self._file), self._identity)
+        except FileNotFoundError:
+            return True
+        except OSError:  # the disk does not answer, which the next write says
+            return False
+
+    def restore(self) -> None:
+        """Write a removed file again, with all rows. The call can be repeated after an error of the disk.
+
+        Raises
+        ------
+        JournalError
+            If there is another file in its place.
+        """
+        with self.lock:
+            if self.is_removed():
+                self._write_again()
+            self._open(self._durable)
+
     def close(self) -> None:
         """Store the notes, if this is possible, and let other processes use the journal."""
         with self.lock:
@@ -302,6 +331,23 @@ class Journal:
             except sqlite3.Error:  # the lines are found in the tables at the next start
                 pass
             self.connection.close()
+
+    def _write_again(self) -> None:
+        self.flush()
+        copy = partial_path(self._file)
+        try:
+            with closing(sqlite3.connect(copy)) as target:
+                self.connection.backup(target)
+            if self._durable:
+                flush(copy)
+            if os.path.lexists(self._file):
+                raise JournalError(f"the journal {str(self._file)!r} was replaced while it was used.")
+            os.rename(copy, self._file)
+        finally:
+            copy.unlink(missing_ok=True)
+        self.connection.close()  # removes the log of the old file, before the new one has a log
+        self.connection = _connected(self._file)
+        self._identity = os.stat(self._file)
 
     def _mark(self, connection: sqlite3.Connection) -> None:
         connection.executemany(

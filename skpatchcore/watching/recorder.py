@@ -168,7 +168,7 @@ class Recorder:
             "id": f"{self._journal.id}-{number}",
             "verdict": verdict,
             "size": arrival.version.size,
-            "mtime": utc(arrival.version.mtime_ns / 1e9),
+            "mtime": _utc_or_none(arrival.version.mtime_ns / 1e9),
             "moved_to": None if target is None else escape_name(target),
             "n_regions": judge.n_regions(judged),
             "seconds": round(max(0.0, time.monotonic() - arrival.completed), 4),
@@ -238,3 +238,11 @@ class Recorder:
                     if is_partial or (found is not None and int(found[1]) > self._journal.last):
                         with suppress(OSError):
                             os.unlink(entry.path)
+
+
+def _utc_or_none(seconds: float) -> str | None:
+    """Return a time of a file as text; None if the calendar has no such year."""
+    try:
+        return utc(seconds)
+    except (OverflowError, OSError, ValueError):
+        return None

@@ -210,6 +210,9 @@ class _Watch:
             self._discovery.turn(now)
             if self._file.is_replaced():
                 self._reload()
+            if self._journal.is_removed():
+                self._storing.insist(self._journal.restore)
+                self._notices.say(f"the journal {str(self._output / JOURNAL)!r} was removed. It was written again.")
             assert self._judge is not None
             taken = self._take()
             if taken:

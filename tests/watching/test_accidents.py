@@ -8,7 +8,8 @@ import os
 import pytest
 
 from skpatchcore.detectors import ImageResult
-from tests.watching.helpers import check_tables, lines_of, run_once
+from skpatchcore.watching import JournalError, candidates, judging
+from tests.watching.helpers import check_tables, heartbeat_of, lines_of, names_of, run_once, wait_until, watching
 from tests.watching.light import LightDetector, image
 
 
@@ -36,13 +37,45 @@ def test_parts_are_undecided_without_a_threshold(folder, output, tmp_path, capsy
     assert capsys.readouterr().err.count("has no threshold") == 1
 
 
-def test_file_of_a_far_future_is_judged_once(folder, output):
+@pytest.mark.parametrize("seconds", [13 * 10**9, 10**17])
+def test_file_of_a_far_future_is_judged_once(folder, output, monkeypatch, seconds):
     path = folder / "a.pgm"
     path.write_bytes(image())
-    os.utime(path, ns=(13 * 10**18, 13 * 10**18))
-    if os.stat(path).st_mtime_ns < 2**63:
-        pytest.skip("this file system has no such times")
+    later = lambda version: version._replace(mtime_ns=seconds * 10**9)  # noqa: E731
+    version_from = candidates.version_from
+    monkeypatch.setattr(candidates, "version_from", lambda *arguments: later(version_from(*arguments)))
+    monkeypatch.setattr(judging, "version_from", candidates.version_from)
     run_once(folder, output)
     assert run_once(folder, output) == []
     check_tables(output, ["a.pgm"])
-    assert lines_of(output)[0]["mtime"].startswith("2381-")
+    assert lines_of(output)[0]["mtime"] == ("2381-12-14T23:06:40.000Z" if seconds < 10**11 else None)
+
+
+def test_journal_that_is_removed_is_written_again(folder, output, capsys):
+    (folder / "a.pgm").write_bytes(image())
+    with watching(folder, output, settle=0):
+        wait_until(lambda: names_of(output) == ["a.pgm"])
+        for path in output.glob("journal.sqlite*"):
+            path.unlink()
+        wait_until((output / "journal.sqlite").exists)
+        (folder / "b.pgm").write_bytes(image())
+        wait_until(lambda: len(names_of(output)) == 2)
+        with pytest.raises(JournalError, match="another process"):
+            run_once(folder, output)
+    assert run_once(folder, output) == []
+    check_tables(output, ["a.pgm", "b.pgm"])
+    assert "was removed. It was written again" in capsys.readouterr().err
+
+
+def test_journal_in_whose_place_is_another_file_ends_the_run(folder, output):
+    (folder / "a.pgm").write_bytes(image())
+
+    def replace():
+        with watching(folder, output):
+            wait_until(lambda: names_of(output) == ["a.pgm"])
+            (output / "other").write_bytes(b"")
+            os.replace(output / "other", output / "journal.sqlite")
+            wait_until(lambda: heartbeat_of(output)["state"] == "failed")
+
+    with pytest.raises(JournalError, match="was replaced"):
+        replace()
