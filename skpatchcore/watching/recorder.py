@@ -89,7 +89,17 @@ class Recorder:
         header = csv_header(judge.has_products)
         if header != self._header:
             self.close()
-            self._header, self._csv = header, Table(self._output / TABLE, header, self._settings.fsync)
+            self._header, self._csv = (
+                header,
+                Table(
+                    self._output / TABLE,
+                    header,
+                    self._settings.fsync,
+                    lambda path: self._notices.say(
+                        f"the table {TABLE!r} has other columns, and was renamed to {path.name!r}."
+                    ),
+                ),
+            )
 
     def recover(self) -> int:
         """Complete what an earlier process began. Return how many lines and moves were looked at."""
