@@ -182,6 +182,7 @@ class Journal:
         self._file, self._durable, self._identity = file, durable, os.stat(file)
         self._written: list[int] = []
         self._moved: list[int] = []
+        self._kept: list[int] = []
 
     def _open(self, durable: bool) -> None:
         run = self.connection.execute
@@ -259,8 +260,7 @@ class Journal:
                     "(SELECT id FROM parts WHERE card IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?)",
                     (n_parts[1],),
                 )
-        self._written.clear()
-        self._moved.clear()
+        self._forget_notes()
         self.last = row.number
 
     def mark_written(self, number: int) -> None:
@@ -271,13 +271,16 @@ class Journal:
         """Note that the file of a row was moved. The next transaction removes the row."""
         self._moved.append(number)
 
+    def mark_kept(self, number: int) -> None:
+        """Note that the file of a row is not there to be moved. The next transaction stores this; the row stays."""
+        self._kept.append(number)
+
     def flush(self) -> None:
-        """Store the notes of `mark_written` and `mark_moved`."""
-        if self._written or self._moved:
+        """Store the notes of `mark_written`, `mark_moved` and `mark_kept`."""
+        if self._written or self._moved or self._kept:
             with self.transaction() as connection:
                 self._mark(connection)
-            self._written.clear()
-            self._moved.clear()
+            self._forget_notes()
 
     def unwritten(self) -> list[Row]:
         """Return the rows whose lines may be missing in the tables, the oldest first."""
@@ -285,7 +288,7 @@ class Journal:
 
     def unmoved(self, limit: int = -1) -> list[Row]:
         """Return the rows whose files may still have to be moved, the oldest first."""
-        moved = set(self._moved)
+        moved = {*self._moved, *self._kept}
         return [row for row in self._rows("target IS NOT NULL", limit) if row.number not in moved]
 
     def versions(self) -> Iterator[Version]:
@@ -349,11 +352,16 @@ class Journal:
         self.connection = _connected(self._file)
         self._identity = os.stat(self._file)
 
+    def _forget_notes(self) -> None:
+        for notes in (self._written, self._moved, self._kept):
+            notes.clear()
+
     def _mark(self, connection: sqlite3.Connection) -> None:
         connection.executemany(
             "UPDATE judged SET is_written = 1, csv = NULL, json = NULL WHERE id = ?", [(n,) for n in self._written]
         )
         connection.executemany("DELETE FROM judged WHERE id = ?", [(n,) for n in self._moved])
+        connection.executemany("UPDATE judged SET target = NULL WHERE id = ?", [(n,) for n in self._kept])
 
     def _rows(self, condition: str, limit: int = -1) -> list[Row]:
         columns = "id, path, size, mtime_ns, time, target, csv, csv_at, csv_file, json, json_at, json_file"

@@ -232,7 +232,14 @@ class Recorder:
         if place == "":
             self.counts.not_moved += 1
             return
-        if place is not None and place != target:
+        if place is None:
+            self._journal.mark_kept(row.number)
+            self._notices.say_once(
+                f"{self._place.full(row.version.path)!r} was judged, but is not moved: it was removed or replaced.",
+                "kept",
+            )
+            return
+        if place != target:
             self._notices.say(f"{self._place.full(row.version.path)!r} was moved to {place!r}.")
         self._journal.mark_moved(row.number)
         self.known.discard(row.version)

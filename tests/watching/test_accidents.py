@@ -8,7 +8,8 @@ import os
 import pytest
 
 from skpatchcore.detectors import ImageResult
-from skpatchcore.watching import JournalError, candidates, judging
+from skpatchcore.watching import JournalError, candidates, judging, moving, recorder
+from skpatchcore.watching.candidates import Place
 from tests.watching.helpers import check_tables, heartbeat_of, lines_of, names_of, run_once, wait_until, watching
 from tests.watching.light import LightDetector, image
 
@@ -79,3 +80,49 @@ def test_journal_in_whose_place_is_another_file_ends_the_run(folder, output):
 
     with pytest.raises(JournalError, match="was replaced"):
         replace()
+
+
+@pytest.mark.parametrize("is_mount_point", [True, False])
+def test_file_on_a_drive_that_goes_and_comes_before_the_move_is_judged_once(
+    folder, output, tmp_path, monkeypatch, is_mount_point
+):
+    (folder / "a.pgm").write_bytes(image())
+    moved, away = tmp_path / "moved", tmp_path / "away"
+    move = moving.move
+
+    def gone(place, version, *arguments):
+        os.rename(folder, away)
+        if is_mount_point:
+            folder.mkdir()
+        try:
+            return move(place, version, *arguments)
+        finally:
+            if is_mount_point:
+                folder.rmdir()
+            os.rename(away, folder)
+
+    monkeypatch.setattr(recorder, "move", gone)
+    run_once(folder, output, move=str(moved))
+    monkeypatch.undo()
+    assert run_once(folder, output, move=str(moved)) == []
+    check_tables(output, ["a.pgm"])
+    assert (moved / "normal" / "a.pgm").exists() != is_mount_point
+
+
+def test_move_keeps_a_file_of_the_same_size_and_time_with_other_content(folder, tmp_path):
+    target = tmp_path / "moved" / "a.pgm"
+    target.parent.mkdir()
+    for path, value in ((folder / "a.pgm", 1), (target, 2)):
+        path.write_bytes(image(value))
+        os.utime(path, (1000, 1000))
+    place = Place(str(folder))
+    assert moving.move(place, place.version_of("a.pgm"), str(target)) == str(target.with_name("a-2.pgm"))
+    assert (target.read_bytes(), target.with_name("a-2.pgm").read_bytes()) == (image(2), image(1))
+
+
+def test_free_name_among_many_is_found_with_few_looks(tmp_path, monkeypatch):
+    taken = {str(tmp_path / "normal" / ("a.png" if i == 1 else f"a-{i}.png")) for i in range(1, 5001)}
+    looks = []
+    monkeypatch.setattr(moving.os.path, "lexists", lambda path: looks.append(path) or path in taken)
+    assert moving.target_of(str(tmp_path), "normal", "a.png") == str(tmp_path / "normal" / "a-5001.png")
+    assert len(looks) < 40
