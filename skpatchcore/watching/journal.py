@@ -15,11 +15,13 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from skpatchcore._utils.files import partial_path
 from skpatchcore.watching.candidates import Version
+from skpatchcore.watching.storing import flush
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
@@ -122,6 +124,15 @@ class Part(NamedTuple):
     card: str | None
 
 
+def _stored(mtime_ns: int) -> int | bytes:
+    """Return a time as the journal stores it: as text if it is too large for SQLite, e.g. after the year 2262."""
+    return mtime_ns if -(2**63) <= mtime_ns < 2**63 else b"%d" % mtime_ns
+
+
+def _connected(file: Path) -> sqlite3.Connection:
+    return sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+
+
 class Journal:
     """The journal of an output folder. Any thread may call its methods.
 
@@ -148,7 +159,7 @@ class Journal:
     def __init__(self, file: Path, durable: bool = False):
         self.lock = threading.RLock()
         try:
-            self.connection = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+            self.connection = _connected(file)
             try:
                 self._open(durable)
             except BaseException:
@@ -168,8 +179,10 @@ class Journal:
                 f"{str(file)!r} is no journal, or is damaged: {error}. Move it away. Then all files in the watched "
                 "folder are judged again."
             ) from error
+        self._file, self._durable, self._identity = file, durable, os.stat(file)
         self._written: list[int] = []
         self._moved: list[int] = []
+        self._kept: list[int] = []
 
     def _open(self, durable: bool) -> None:
         run = self.connection.execute
@@ -224,7 +237,16 @@ class Journal:
             self._mark(connection)
             connection.execute(
                 "INSERT INTO judged VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
-                (row.number, path, row.version.size, row.version.mtime_ns, row.time, target, *row.csv, *row.json),
+                (
+                    row.number,
+                    path,
+                    row.version.size,
+                    _stored(row.version.mtime_ns),
+                    row.time,
+                    target,
+                    *row.csv,
+                    *row.json,
+                ),
             )
             connection.executemany(
                 "INSERT INTO messages (kind, row, path, body, n_tries, due) VALUES (?, ?, ?, ?, 0, 0)",
@@ -238,8 +260,7 @@ class Journal:
                     "(SELECT id FROM parts WHERE card IS NOT NULL ORDER BY id DESC LIMIT 1 OFFSET ?)",
                     (n_parts[1],),
                 )
-        self._written.clear()
-        self._moved.clear()
+        self._forget_notes()
         self.last = row.number
 
     def mark_written(self, number: int) -> None:
@@ -250,13 +271,16 @@ class Journal:
         """Note that the file of a row was moved. The next transaction removes the row."""
         self._moved.append(number)
 
+    def mark_kept(self, number: int) -> None:
+        """Note that the file of a row is not there to be moved. The next transaction stores this; the row stays."""
+        self._kept.append(number)
+
     def flush(self) -> None:
-        """Store the notes of `mark_written` and `mark_moved`."""
-        if self._written or self._moved:
+        """Store the notes of `mark_written`, `mark_moved` and `mark_kept`."""
+        if self._written or self._moved or self._kept:
             with self.transaction() as connection:
                 self._mark(connection)
-            self._written.clear()
-            self._moved.clear()
+            self._forget_notes()
 
     def unwritten(self) -> list[Row]:
         """Return the rows whose lines may be missing in the tables, the oldest first."""
@@ -264,14 +288,14 @@ class Journal:
 
     def unmoved(self, limit: int = -1) -> list[Row]:
         """Return the rows whose files may still have to be moved, the oldest first."""
-        moved = set(self._moved)
+        moved = {*self._moved, *self._kept}
         return [row for row in self._rows("target IS NOT NULL", limit) if row.number not in moved]
 
     def versions(self) -> Iterator[Version]:
         """Yield all judged versions. Do not call other methods meanwhile."""
         with self.lock:
             for path, size, mtime_ns in self.connection.execute("SELECT path, size, mtime_ns FROM judged"):
-                yield Version(os.fsdecode(path), size, mtime_ns)
+                yield Version(os.fsdecode(path), size, int(mtime_ns))
 
     def parts(self) -> list[Part]:
         """Return the parts of the live page, the oldest first."""
@@ -279,6 +303,28 @@ class Journal:
             found = self.connection.execute("SELECT time, label, p_value, evidence, card FROM parts ORDER BY id")
             nan = float("nan")
             return [Part(a, b, nan if c is None else c, nan if d is None else d, e) for a, b, c, d, e in found]
+
+    def is_removed(self) -> bool:
+        """Return whether the file was removed or replaced, so that the next process would not find these rows."""
+        try:
+            return not os.path.samestat(os.stat(self._file), self._identity)
+        except FileNotFoundError:
+            return True
+        except OSError:  # the disk does not answer, which the next write says
+            return False
+
+    def restore(self) -> None:
+        """Write a removed file again, with all rows. The call can be repeated after an error of the disk.
+
+        Raises
+        ------
+        JournalError
+            If there is another file in its place.
+        """
+        with self.lock:
+            if self.is_removed():
+                self._write_again()
+            self._open(self._durable)
 
     def close(self) -> None:
         """Store the notes, if this is possible, and let other processes use the journal."""
@@ -289,11 +335,33 @@ class Journal:
                 pass
             self.connection.close()
 
+    def _write_again(self) -> None:
+        self.flush()
+        copy = partial_path(self._file)
+        try:
+            with closing(sqlite3.connect(copy)) as target:
+                self.connection.backup(target)
+            if self._durable:
+                flush(copy)
+            if os.path.lexists(self._file):
+                raise JournalError(f"the journal {str(self._file)!r} was replaced while it was used.")
+            os.rename(copy, self._file)
+        finally:
+            copy.unlink(missing_ok=True)
+        self.connection.close()  # removes the log of the old file, before the new one has a log
+        self.connection = _connected(self._file)
+        self._identity = os.stat(self._file)
+
+    def _forget_notes(self) -> None:
+        for notes in (self._written, self._moved, self._kept):
+            notes.clear()
+
     def _mark(self, connection: sqlite3.Connection) -> None:
         connection.executemany(
             "UPDATE judged SET is_written = 1, csv = NULL, json = NULL WHERE id = ?", [(n,) for n in self._written]
         )
         connection.executemany("DELETE FROM judged WHERE id = ?", [(n,) for n in self._moved])
+        connection.executemany("UPDATE judged SET target = NULL WHERE id = ?", [(n,) for n in self._kept])
 
     def _rows(self, condition: str, limit: int = -1) -> list[Row]:
         columns = "id, path, size, mtime_ns, time, target, csv, csv_at, csv_file, json, json_at, json_file"
@@ -303,7 +371,7 @@ class Journal:
         return [
             Row(
                 number,
-                Version(os.fsdecode(path), size, mtime_ns),
+                Version(os.fsdecode(path), size, int(mtime_ns)),
                 time,
                 None if target is None else os.fsdecode(target),
                 None if rest[0] is None else Line(*rest[:3]),

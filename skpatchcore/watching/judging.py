@@ -117,6 +117,7 @@ class Judge:
         self._given = {} if product is None else {"products": product}
         own = detector_of(self.detector)
         self.has_products = hasattr(own, "for_product")
+        self.has_threshold = self.has_products or not math.isnan(float(getattr(own, "offset_", math.nan)))
         self.batch = min(batch, _batch_of(own))
         self._pixel_format, self._threshold = pixel_format_of(own), float(self.detector.pixel_offset_)
         self._is_pipeline = image_detector_of(self.detector) is None

@@ -43,5 +43,9 @@ class KnownVersions:
             self._recent = set()
 
     def discard(self, version: Version) -> None:
-        """Remove a version that was included recently."""
-        self._recent.discard(hash(version))
+        """Remove a version."""
+        key = hash(version)
+        if key in self._recent:
+            self._recent.discard(key)
+        elif version in self:
+            self._sorted = np.delete(self._sorted, self._sorted.searchsorted(key))

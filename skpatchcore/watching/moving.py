@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import shutil
+import stat
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 
 from skpatchcore._utils.files import partial_path
@@ -21,7 +22,7 @@ def target_of(folder: str, verdict: str, path: str) -> str:
     ----------
     folder : str
         The folder of judged files.
-    verdict : {"normal", "anomalous", "unreadable"}
+    verdict : {"normal", "anomalous", "unreadable", "undecided"}
         Subfolder.
     path : str
         Path of the file relative to the watched folder.
@@ -31,12 +32,24 @@ def target_of(folder: str, verdict: str, path: str) -> str:
     str
         Absolute path. If the name is taken, ``-2``, ``-3``, ... is added to the stem.
     """
-    stem, suffix = os.path.splitext(os.path.join(os.path.abspath(folder), verdict, path))
-    for i in count(1):
-        target = f"{stem}{suffix}" if i == 1 else f"{stem}-{i}{suffix}"
-        if not os.path.lexists(target):
-            return target
-    raise AssertionError
+    return _free(os.path.join(os.path.abspath(folder), verdict, path))
+
+
+def _free(path: str) -> str:
+    """Return a path, with a number if a file has this name. Few names are looked at, also if many exist."""
+    if not os.path.lexists(path):
+        return path
+    stem, suffix = os.path.splitext(path)
+    taken, free = 1, 2
+    while os.path.lexists(f"{stem}-{free}{suffix}"):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        if os.path.lexists(f"{stem}-{middle}{suffix}"):
+            taken = middle
+        else:
+            free = middle
+    return f"{stem}-{free}{suffix}"
 
 
 def move(place: Place, version: Version, target: str, durable: bool = False) -> str | None:
@@ -62,16 +75,18 @@ def move(place: Place, version: Version, target: str, durable: bool = False) -> 
     Raises
     ------
     OSError
-        If the file cannot be moved.
+        If the file cannot be moved, or the folder has vanished.
     """
     source = place.full(version.path)
-    if place.version_of(version.path) != version:
+    found = place.version_of(version.path)
+    if found != version:
+        if found is None and os.path.lexists(target) and _is_like(version, target):  # was moved before a kill
+            return target
+        os.stat(place.folder)  # raises if the folder has vanished: the file may come back with it
         return None
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.lexists(target):
-        if not os.path.samefile(source, target) and not _is_copy(version, target):
-            stem, suffix = os.path.splitext(target)
-            target = next(name for i in count(2) if not os.path.lexists(name := f"{stem}-{i}{suffix}"))
+    if os.path.lexists(target) and not _is_copy(source, version, target):
+        target = _free(target)
     if place.marker:
         with suppress(FileNotFoundError):
             os.unlink(source + place.marker)
@@ -90,10 +105,9 @@ def move(place: Place, version: Version, target: str, durable: bool = False) -> 
         os.unlink(source)
         return target
     if version_from(version.path, os.lstat(target)) != version:  # a new version came between the check and the move
-        if not os.path.lexists(source):
-            os.rename(target, source)
-            return None
-    elif durable:
+        os.rename(target, _free(source))
+        return None
+    if durable:
         flush(os.path.dirname(target))
     return target
 
@@ -109,7 +123,13 @@ def _copy(source: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _is_copy(version: Version, target: str) -> bool:
+def _is_like(version: Version, target: str) -> bool:
     """Return whether a file has the size and about the time of a version. File systems round times differently."""
     found = os.lstat(target)
-    return found.st_size == version.size and abs(found.st_mtime_ns - version.mtime_ns) < 2_000_000_000
+    is_near = abs(found.st_mtime_ns - version.mtime_ns) < 2_000_000_000
+    return stat.S_ISREG(found.st_mode) and found.st_size == version.size and is_near
+
+
+def _is_copy(source: str, version: Version, target: str) -> bool:
+    """Return whether a file is a copy of a version. Cameras can write files of the same size and time, so read both."""
+    return _is_like(version, target) and filecmp.cmp(source, target, shallow=False)

@@ -39,16 +39,15 @@ class Outbox:
     def added(self) -> int:
         """Take notice of a message that was added with a row. Return how many of the oldest messages were dropped."""
         with self._journal.lock:
-            self.n_queued += 1
-            n_dropped = max(0, self.n_queued - self._limit)
+            n_dropped = max(0, self.n_queued + 1 - self._limit)
             if n_dropped:
                 with self._journal.transaction() as connection:
                     connection.execute(
                         "DELETE FROM messages WHERE id IN (SELECT id FROM messages WHERE kind = ? ORDER BY id LIMIT ?)",
                         (self.kind, n_dropped),
                     )
-                self.n_queued -= n_dropped
                 self.n_dropped += n_dropped
+            self.n_queued += 1 - n_dropped  # only now, because the call is repeated if the disk is full
             return n_dropped
 
     def next(self, last_row: int, now: float) -> Message | None:

@@ -20,7 +20,7 @@ from skpatchcore.watching.known import KnownVersions
 from skpatchcore.watching.live import N_PARTS, LiveReport
 from skpatchcore.watching.moving import move, target_of
 from skpatchcore.watching.notices import Notices
-from skpatchcore.watching.records import csv_header, csv_line, json_line
+from skpatchcore.watching.records import csv_header, csv_line, json_line, verdict_of
 from skpatchcore.watching.settings import WatchSettings
 from skpatchcore.watching.storing import Storing, flush
 from skpatchcore.watching.tables import Table
@@ -89,7 +89,17 @@ class Recorder:
         header = csv_header(judge.has_products)
         if header != self._header:
             self.close()
-            self._header, self._csv = header, Table(self._output / TABLE, header, self._settings.fsync)
+            self._header, self._csv = (
+                header,
+                Table(
+                    self._output / TABLE,
+                    header,
+                    self._settings.fsync,
+                    lambda path: self._notices.say(
+                        f"the table {TABLE!r} has other columns, and was renamed to {path.name!r}."
+                    ),
+                ),
+            )
 
     def recover(self) -> int:
         """Complete what an earlier process began. Return how many lines and moves were looked at."""
@@ -115,8 +125,7 @@ class Recorder:
         number = self._journal.last + 1
         self._storing.insist(lambda: self._draw(judge, judged, f"{self._journal.id[:8]}-{number}"))
         prediction, arrival = judged.prediction, judged.arrival
-        label = prediction.label
-        verdict = "unreadable" if not prediction.is_scored else "anomalous" if label == -1 else "normal"
+        verdict = verdict_of(prediction)
         folder = self._settings.move
         target = None if folder is None else target_of(folder, verdict, arrival.version.path)
         # A review names the files of the page, which must exist after the move.
@@ -135,7 +144,7 @@ class Recorder:
 
     def messages_of(self, verdict: str) -> list[str]:
         """Return the kinds of messages about a file with this verdict."""
-        settings, is_told = self._settings, verdict != "normal"
+        settings, is_told = self._settings, verdict in ("anomalous", "unreadable")
         kinds = ["webhook"] if settings.webhook is not None and (is_told or settings.webhook_all) else []
         return [*kinds, "exec"] if settings.exec is not None and is_told else kinds
 
@@ -169,7 +178,7 @@ class Recorder:
             "id": f"{self._journal.id}-{number}",
             "verdict": verdict,
             "size": arrival.version.size,
-            "mtime": utc(arrival.version.mtime_ns / 1e9),
+            "mtime": _utc_or_none(arrival.version.mtime_ns / 1e9),
             "moved_to": None if target is None else escape_name(target),
             "n_regions": judge.n_regions(judged),
             "seconds": round(max(0.0, time.monotonic() - arrival.completed), 4),
@@ -223,7 +232,14 @@ class Recorder:
         if place == "":
             self.counts.not_moved += 1
             return
-        if place is not None and place != target:
+        if place is None:
+            self._journal.mark_kept(row.number)
+            self._notices.say_once(
+                f"{self._place.full(row.version.path)!r} was judged, but is not moved: it was removed or replaced.",
+                "kept",
+            )
+            return
+        if place != target:
             self._notices.say(f"{self._place.full(row.version.path)!r} was moved to {place!r}.")
         self._journal.mark_moved(row.number)
         self.known.discard(row.version)
@@ -239,3 +255,11 @@ class Recorder:
                     if is_partial or (found is not None and int(found[1]) > self._journal.last):
                         with suppress(OSError):
                             os.unlink(entry.path)
+
+
+def _utc_or_none(seconds: float) -> str | None:
+    """Return a time of a file as text; None if the calendar has no such year."""
+    try:
+        return utc(seconds)
+    except (OverflowError, OSError, ValueError):
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -27,10 +28,14 @@ class Table:
         First line of the file; empty for none.
     durable : bool
         Whether each line is on the disk when :meth:`append` returns.
+    on_aside : callable
+        Called with the new name of a file with another header.
     """
 
-    def __init__(self, path: Path, header: bytes, durable: bool = False):
-        self.path, self._header, self._durable = path, header, durable
+    def __init__(
+        self, path: Path, header: bytes, durable: bool = False, on_aside: Callable[[Path], object] = lambda path: None
+    ):
+        self.path, self._header, self._durable, self.on_aside = path, header, durable, on_aside
         self._descriptor: int | None = None
 
     def end(self) -> tuple[int, str]:
@@ -58,10 +63,10 @@ class Table:
             If the line cannot be written. Then the file contains no part of it.
         """
         descriptor = self._opened()
-        if _identity(os.fstat(descriptor)) == line.file:
-            if _is_settled(descriptor, line):
-                return
-        elif self._is_in_earlier_file(line):
+        # The identity is not compared: the numbers of devices can be others after the computer was started again.
+        if _is_settled(descriptor, line):
+            return
+        if _identity(os.fstat(descriptor)) != line.file and self._is_in_earlier_file(line):
             return
         self.end()
         self._write(line.content)
@@ -88,7 +93,7 @@ class Table:
                 flush(self.path.parent)
             if self._header and not self._has_header():
                 self.close()
-                _put_aside(self.path)
+                self.on_aside(_put_aside(self.path))
                 return self._opened()
         if not os.fstat(self._descriptor).st_size and self._header:
             self._write(self._header)
@@ -118,9 +123,9 @@ class Table:
     def _is_in_earlier_file(self, line: Line) -> bool:
         """Return whether a line is in the file that was the table before, if this file is in the same folder."""
         with os.scandir(self.path.parent) as entries:
-            files = [entry.path for entry in entries if entry.is_file(follow_symlinks=False)]
-        for path in files:
-            if _identity(os.lstat(path)) == line.file:
+            files = {entry.inode(): entry.path for entry in entries if entry.is_file(follow_symlinks=False)}
+        for inode, path in files.items():
+            if str(inode) == line.file.partition("-")[2]:
                 descriptor = os.open(path, _FLAGS)
                 try:
                     return _is_settled(descriptor, line)
@@ -152,10 +157,11 @@ def _identity(found: os.stat_result) -> str:
     return f"{found.st_dev}-{found.st_ino}"
 
 
-def _put_aside(path: Path) -> None:
-    """Give a file with other columns another name."""
+def _put_aside(path: Path) -> Path:
+    """Give a file with other columns another name, and return it."""
     for i in count(1):
         target = path.with_name(f"{path.stem}-{i}{path.suffix}")
         if not os.path.lexists(target):
             os.rename(path, target)
-            return
+            return target
+    raise AssertionError

@@ -27,6 +27,7 @@ from skpatchcore.watching.notices import Notices
 from skpatchcore.watching.outbox import Outbox
 from skpatchcore.watching.program import runner_of
 from skpatchcore.watching.recorder import Recorder
+from skpatchcore.watching.records import verdict_of
 from skpatchcore.watching.settings import WatchSettings
 from skpatchcore.watching.storing import Stopped, Storing
 from skpatchcore.watching.wakeups import Wakeups
@@ -209,6 +210,9 @@ class _Watch:
             self._discovery.turn(now)
             if self._file.is_replaced():
                 self._reload()
+            if self._journal.is_removed():
+                self._storing.insist(self._journal.restore)
+                self._notices.say(f"the journal {str(self._output / JOURNAL)!r} was removed. It was written again.")
             assert self._judge is not None
             taken = self._take()
             if taken:
@@ -265,8 +269,7 @@ class _Watch:
             self._notices.say_once(judge.drift.alarm, "drift")
 
     def _deliver(self, prediction: Prediction) -> None:
-        verdict = "unreadable" if not prediction.is_scored else "anomalous" if prediction.label == -1 else "normal"
-        kinds = self._recorder.messages_of(verdict)
+        kinds = self._recorder.messages_of(verdict_of(prediction))
         for delivery in self._deliveries:
             if delivery.outbox.kind not in kinds:
                 continue
@@ -329,6 +332,8 @@ class _Watch:
         judge.warm_up()
         if judge.drift.reason:
             self._notices.say_once(judge.drift.reason)
+        if not judge.has_threshold:
+            self._notices.say_once("the model has no threshold, so no part is called normal or anomalous.")
         self._notices.forget("drift")
         if self._settings.report:
             self._report = LiveReport(self._output, model.detector, self._file.path, self._journal, self._notices)

@@ -242,3 +242,13 @@ def test_known_versions_hold_many_versions_after_a_merge():
     recent = Version("19999", 1, 1)
     known.discard(recent)
     assert recent not in known
+
+
+def test_known_version_is_removed_after_a_merge_too():
+    versions = [Version(f"{i}.png", 5, i) for i in range(20_000)]
+    known = KnownVersions(versions[:10])
+    for version in versions[10:]:
+        known.add(version)
+    for version in versions[::2]:
+        known.discard(version)
+    assert [version in known for version in versions] == [False, True] * 10_000

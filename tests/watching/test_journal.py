@@ -127,3 +127,22 @@ def test_messages_wait_for_their_row_and_their_time(journal):
     assert outbox.next_due() == 50.0
     assert outbox.next(2, 50.0).n_tries == 1
     assert Outbox(journal, "webhook", 10).next(2, 0.0).row == 1  # a new process has another clock
+
+
+def test_full_disk_while_the_queue_is_full_drops_one_message_only(journal, monkeypatch):
+    def full():
+        raise sqlite3.OperationalError("database or disk is full")
+
+    outbox = Outbox(journal, "webhook", 2)
+    for i in range(1, 4):
+        journal.add(row_of(i, f"{i}.png"), ["webhook"])
+        if i < 3:
+            outbox.added()
+    monkeypatch.setattr(journal, "transaction", full)
+    for _ in range(3):
+        with pytest.raises(sqlite3.OperationalError):
+            outbox.added()
+    monkeypatch.undo()
+    assert outbox.added() == 1
+    assert (outbox.n_queued, outbox.n_dropped) == (2, 1)
+    assert outbox.next(3, 0.0).row == 2

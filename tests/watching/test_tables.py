@@ -164,3 +164,21 @@ def test_durable_table_waits_for_the_disk(tmp_path, monkeypatch):
     append(table, b"a,1\r\n")
     assert len(flushed) == before + 1
     assert before >= 2  # the folder, and the header
+
+
+def test_line_is_found_if_the_device_has_another_number(tmp_path):
+    line = append(table_of(tmp_path), b"a,1\r\n")
+    device, inode = line.file.split("-")
+    again = line._replace(file=f"{int(device) + 1}-{inode}")
+    table_of(tmp_path).append(again)
+    assert content_of(tmp_path) == HEADER + b"a,1\r\n"
+    os.rename(tmp_path / "scores.csv", tmp_path / "scores.csv.1")
+    table_of(tmp_path).append(again)
+    assert content_of(tmp_path) == HEADER
+
+
+def test_table_with_other_columns_is_said(tmp_path):
+    (tmp_path / "scores.csv").write_bytes(HEADER.replace(b",", b";") + b"a;1\r\n")
+    said = []
+    append(Table(tmp_path / "scores.csv", HEADER, on_aside=said.append), b"b,2\r\n")
+    assert said == [tmp_path / "scores-1.csv"]

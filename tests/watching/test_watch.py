@@ -263,7 +263,10 @@ def test_file_that_cannot_be_moved_stays_and_is_moved_by_a_later_run(folder, out
     check_tables(output, ["a.pgm"])
 
 
-def test_new_version_that_comes_before_the_move_is_not_moved_as_judged(folder, output, tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_third", [False, True])
+def test_new_version_that_comes_before_the_move_is_not_moved_as_judged(
+    folder, output, tmp_path, monkeypatch, has_third
+):
     path = folder / "a.pgm"
     path.write_bytes(image(0))
     rename, n_moves = os.rename, []
@@ -273,11 +276,13 @@ def test_new_version_that_comes_before_the_move_is_not_moved_as_judged(folder, o
             path.write_bytes(image(255, side=9))
         n_moves.append(source)
         rename(source, target)
+        if has_third and len(n_moves) == 1:
+            path.write_bytes(image(255, side=10))
 
     monkeypatch.setattr(moving.os, "rename", late)
     run_once(folder, output, move=str(tmp_path / "moved"))
-    check_tables(output, ["a.pgm", "a.pgm"])
-    assert os.listdir(tmp_path / "moved" / "anomalous") == ["a.pgm"]
+    check_tables(output, ["a.pgm", "a.pgm", "a-2.pgm"] if has_third else ["a.pgm", "a.pgm"])
+    assert sorted(os.listdir(tmp_path / "moved" / "anomalous")) == (["a-2.pgm", "a.pgm"] if has_third else ["a.pgm"])
     assert os.listdir(tmp_path / "moved" / "normal") == []
 
 
