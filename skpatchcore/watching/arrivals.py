@@ -200,12 +200,14 @@ class Arrivals:
     def _complete_due(self, now: float) -> None:
         """Look at the files whose time has come: they are complete unless they have changed."""
         while self._due and self._due[0][0] <= now:
-            due, path = heapq.heappop(self._due)
+            due, path = self._due[0]
             waiting = self._waiting.get(path)
             if waiting is None or waiting.is_complete or waiting.due != due:
+                heapq.heappop(self._due)
                 continue
-            version = self._place.version_of(path)
-            if version is None or not self._place.is_marked(path):
+            version, is_marked = self._place.version_of(path), self._place.is_marked(path)
+            heapq.heappop(self._due)  # not before: the file system may not answer, and the file must not be forgotten
+            if version is None or not is_marked:
                 self._leave(path)
             elif version != waiting.version:
                 self._wait(version, now, waiting.wait, waiting.n_tries)

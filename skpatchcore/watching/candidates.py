@@ -133,6 +133,8 @@ class Search:
         Whether there are more new files than `limit`.
     n_ignored : int
         Number of files that are neither images nor unfinished.
+    n_unmarked : int
+        Number of images without their done-marker.
     link : str
         A symbolic link, which is not followed; empty if there is none.
     problem : str
@@ -142,7 +144,8 @@ class Search:
     def __init__(self, place: Place, is_new: Callable[[Version], bool], limit: int, start: str = ""):
         self._place, self._is_new, self._limit = place, is_new, max(1, limit)
         self.found: list[Version] = []
-        self.is_cut, self.n_ignored, self.link, self.problem = False, 0, "", ""
+        self.is_cut, self.link, self.problem = False, "", ""
+        self.n_ignored = self.n_unmarked = 0
         self._walk = self._entries(start)
 
     def step(self, seconds: float = float("inf")) -> bool:
@@ -206,6 +209,8 @@ class Search:
                     return False
                 if stat.S_ISREG(found.st_mode):
                     self._offer(version_from(path, found))
+            elif not self._place.is_marked(path):
+                self.n_unmarked += 1
         elif not name.endswith(UNFINISHED):
             self.n_ignored += 1
         return False

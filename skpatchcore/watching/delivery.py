@@ -86,10 +86,12 @@ class Delivery:
         """Whether the process ends."""
         return self._stop.is_set()
 
-    def drain(self, seconds: float) -> None:
-        """Wait until the queue is empty, or a delivery fails, or the time is over."""
+    def drain(self, seconds: float, is_ending: Callable[[], bool]) -> None:
+        """Wait until the queue is empty, or a delivery fails, or the time is over, or the process is asked to end."""
         end = time.monotonic() + seconds
-        while self.outbox.n_queued and not self.is_failing and self._thread.is_alive() and time.monotonic() < end:
+        while self.outbox.n_queued and not self.is_failing and self._thread.is_alive() and not is_ending():
+            if time.monotonic() >= end:
+                return
             time.sleep(0.02)
 
     def stop(self, seconds: float = 12.0) -> None:

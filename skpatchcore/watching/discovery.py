@@ -45,8 +45,8 @@ class Discovery:
     ----------
     is_missing : bool
         Whether the folder cannot be read.
-    n_ignored : int
-        Number of files that are no images, at the last search.
+    n_ignored, n_unmarked : int
+        Numbers of files that are no images, and of images without their done-marker, at the last search.
     n_found : int or None
         Number of files that the last complete search found; None before the first one.
     """
@@ -70,7 +70,7 @@ class Discovery:
         self._next_search = self._next_try = 0.0
         self._pause = _FIRST_TRY
         self._identity: tuple[int, int] | None = None
-        self.is_missing, self.n_ignored = False, 0
+        self.is_missing, self.n_ignored, self.n_unmarked = False, 0, 0
         self.n_found: int | None = None
 
     def start(self) -> None:
@@ -140,6 +140,10 @@ class Discovery:
         found = os.stat(self._place.folder)
         identity = found.st_dev, found.st_ino
         if self._identity is not None and identity != self._identity:  # e.g. a network drive was mounted
+            self._notices.say(
+                f"the folder {self._place.folder!r} is another one than before, e.g. because a drive was connected or "
+                "disconnected. It is searched again."
+            )
             self.stop()
             self.search_again()
             self._place.real = os.path.realpath(self._place.folder)
@@ -195,7 +199,8 @@ class Discovery:
         if search.problem:
             self._notices.say_once(search.problem)
         if search is self._full:
-            self._full, self.n_ignored, self.n_found = None, search.n_ignored, len(search.found)
+            self._full, self.n_found = None, len(search.found)
+            self.n_ignored, self.n_unmarked = search.n_ignored, search.n_unmarked
             if search.link:
                 self._notices.say_once(
                     f"symbolic links are not followed, e.g. {self._place.full(search.link)!r}.", "link"

@@ -286,10 +286,17 @@ class Journal:
         """Return the rows whose lines may be missing in the tables, the oldest first."""
         return self._rows("NOT is_written")
 
-    def unmoved(self, limit: int = -1) -> list[Row]:
-        """Return the rows whose files may still have to be moved, the oldest first."""
+    def unmoved(self, limit: int = -1, after: int = 0) -> list[Row]:
+        """Return the rows after a row whose files may still have to be moved, the oldest first."""
         moved = {*self._moved, *self._kept}
-        return [row for row in self._rows("target IS NOT NULL", limit) if row.number not in moved]
+        found = self._rows(f"target IS NOT NULL AND id > {int(after)}", limit)
+        return [row for row in found if row.number not in moved]
+
+    def n_unmoved(self) -> int:
+        """Return the number of files that still have to be moved."""
+        with self.lock:
+            found = self.connection.execute("SELECT COUNT(*) FROM judged WHERE target IS NOT NULL").fetchone()
+        return int(found[0])
 
     def versions(self) -> Iterator[Version]:
         """Yield all judged versions. Do not call other methods meanwhile."""

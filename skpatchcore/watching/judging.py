@@ -180,7 +180,7 @@ class Judge:
         for (arrival, kept), result in zip(read, results, strict=True):
             if result.error is not None:
                 failed.append((arrival, result.error.message))
-            elif self._is_pipeline and self._place.version_of(arrival.version.path) != arrival.version:
+            elif self._is_pipeline and not self._is_same(arrival):
                 failed.append((arrival, "has changed while it was read."))
             else:
                 judged.append(Judged(arrival, prediction_of(result, str(kept)), result=result, kept=kept))
@@ -189,6 +189,13 @@ class Judge:
         for one, value in zip(judged, evidence, strict=True):
             one.evidence = value
         return judged, failed
+
+    def _is_same(self, arrival: Arrival) -> bool:
+        """Return whether a file is still the version that arrived."""
+        try:
+            return self._place.version_of(arrival.version.path) == arrival.version
+        except OSError:  # the folder has vanished
+            return False
 
     def flag(self, arrival: Arrival, reason: str) -> Judged:
         """Return the result of a file that cannot be read: score NaN, and the label of an anomalous part."""

@@ -63,6 +63,10 @@ class ModelFile:
             self._changed = stamp, now
         return now - self._changed[1] >= self._settle
 
+    def is_missing(self) -> bool:
+        """Return whether the file does not exist, or cannot be reached."""
+        return self._stamp() is None
+
     def _stamp(self) -> tuple[int, ...] | None:
         try:
             found = os.stat(self.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import time
@@ -80,12 +81,14 @@ class Recorder:
         self._journal, self._storing, self._notices = journal, storing, notices
         self.known = KnownVersions(journal.versions())
         self.counts = Counts()
+        self._last_tried, self._is_first = 0, True
         self._json = Table(output / JSON_TABLE, b"", settings.fsync)
         self._csv: Table | None = None
         self._header = b""
 
     def use(self, judge: Judge) -> None:
         """Write results of this judge from now on. Its table may have other columns."""
+        self._is_first = True
         header = csv_header(judge.has_products)
         if header != self._header:
             self.close()
@@ -150,11 +153,12 @@ class Recorder:
 
     def move_rest(self) -> None:
         """Try again to move files that could not be moved."""
-        rows = self._journal.unmoved(_N_MOVES)
-        self.counts.not_moved = 0
+        rows = self._journal.unmoved(_N_MOVES, after=self._last_tried)
+        self._last_tried = rows[-1].number if rows else 0  # files that stay must not block the others
         for row in rows:
             self._move(row)
         self._storing.insist(self._journal.flush)
+        self.counts.not_moved = self._journal.n_unmoved()
 
     def close(self) -> None:
         """Close the tables."""
@@ -198,7 +202,10 @@ class Recorder:
         )
         part = None
         if has_report:
-            part = Part(now, prediction.label or 0, prediction.p_value, judged.evidence, card)
+            # The comparison with earlier parts has begun anew: the curve of the evidence is interrupted.
+            evidence = math.nan if self._is_first else judged.evidence
+            part = Part(now, prediction.label or 0, prediction.p_value, evidence, card)
+        self._is_first = False
         self._journal.add(row, self.messages_of(verdict), part, N_PARTS)
         return row
 

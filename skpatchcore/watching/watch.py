@@ -42,6 +42,8 @@ _DRAIN = 60.0
 _MOVE_AGAIN = 60.0
 # Maximum size in bytes of the files that are read at once, except that one file is always read.
 _N_BYTES = 2**28
+# What is said of a model file that was removed.
+_MISSING = "is missing"
 # Number of failures to deliver after which a program of the user is not run again for the same result.
 _MOST_RUNS = 3
 
@@ -198,7 +200,7 @@ class _Watch:
             finally:
                 if self._settings.once and state == "stopped" and not self._is_ending():
                     for delivery in self._deliveries:
-                        delivery.drain(_DRAIN)
+                        delivery.drain(_DRAIN, self._is_ending)
                 for delivery in self._deliveries:
                     delivery.stop()
                 self._heartbeat.stop(state)
@@ -210,6 +212,7 @@ class _Watch:
             self._discovery.turn(now)
             if self._file.is_replaced():
                 self._reload()
+            self._look_for_model()
             if self._journal.is_removed():
                 self._storing.insist(self._journal.restore)
                 self._notices.say(f"the journal {str(self._output / JOURNAL)!r} was removed. It was written again.")
@@ -303,6 +306,15 @@ class _Watch:
         }
         self._storing.insist(lambda: report.write_if_due(drift, status, is_idle, is_end))
 
+    def _look_for_model(self) -> None:
+        """Say if the model file is missing: the process goes on, but a restart would fail."""
+        if self._file.is_missing():
+            self._model_problem = _MISSING
+            self._notices.say_once(f"the model {self._file.path!r} {_MISSING}. The earlier model is used.", _MISSING)
+        elif self._model_problem == _MISSING:
+            self._model_problem = ""
+            self._notices.forget(_MISSING)
+
     def _reload(self) -> None:
         """Load the model file again. If this fails, go on with the earlier model."""
         self._heartbeat.enter("loading model")
@@ -311,10 +323,12 @@ class _Watch:
         except Exception as error:
             self._model_problem = " ".join(str(error).split()) or type(error).__name__
             self._notices.say(
-                f"the new model {self._file.path!r} cannot be used: {self._model_problem} The earlier model is used."
+                f"the new model {self._file.path!r} cannot be used: {self._model_problem.rstrip('.')}. The earlier "
+                "model is used."
             )
         else:
-            self._notices.say(f"the model {self._file.path!r} was loaded again.")
+            assert self._judge is not None
+            self._notices.say(f"the model {self._file.path!r} was loaded again, digest {self._judge.digest}.")
 
     def _use(self, model: LoadedModel) -> None:
         """Judge with a model from now on."""
@@ -375,6 +389,7 @@ class _Watch:
                 "waiting": len(arrivals),
                 "more_waiting": arrivals.is_cut,
                 "ignored": discovery.n_ignored,
+                "without_marker": discovery.n_unmarked,
                 "vanished": arrivals.n_vanished,
             }
         for delivery in self._deliveries:

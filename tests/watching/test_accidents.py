@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 
 import pytest
 
 from skpatchcore.detectors import ImageResult
-from skpatchcore.watching import JournalError, candidates, judging, moving, recorder
+from skpatchcore.watching import JournalError, candidates, judging, moving, recorder, watch
 from skpatchcore.watching.candidates import Place
 from tests.watching.helpers import check_tables, heartbeat_of, lines_of, names_of, run_once, wait_until, watching
 from tests.watching.light import LightDetector, image
@@ -129,3 +130,38 @@ def test_free_name_among_many_is_found_with_few_looks(tmp_path, monkeypatch):
     monkeypatch.setattr(moving.os.path, "lexists", lambda path: looks.append(path) or path in taken)
     assert moving.target_of(str(tmp_path), "normal", "a.png") == str(tmp_path / "normal" / "a-5001.png")
     assert len(looks) < 40
+
+
+def test_missing_model_is_said_and_is_in_the_heartbeat(folder, output, capsys):
+    detector = LightDetector()
+    with watching(folder, output, load=lambda path: detector):
+        wait_until(lambda: heartbeat_of(output).get("state") == "waiting")
+        model = heartbeat_of(output)["model"]["file"]
+        os.rename(model, f"{model}.away")
+        wait_until(lambda: heartbeat_of(output)["model"]["problem"] == "is missing")
+        (folder / "a.pgm").write_bytes(image())
+        wait_until(lambda: names_of(output) == ["a.pgm"])
+        os.rename(f"{model}.away", model)
+        wait_until(lambda: heartbeat_of(output)["model"]["problem"] == "")
+    assert capsys.readouterr().err.count("is missing. The earlier model is used.") == 1
+
+
+def test_files_that_cannot_be_moved_do_not_block_the_others(folder, output, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "_N_MOVES", 2)
+    for i in range(4):
+        (folder / f"{i}.pgm").write_bytes(image())
+    move, failing = moving.move, {f"{i}.pgm" for i in range(4)}
+
+    def refused(place, version, target, durable=False):
+        if version.path in failing:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return move(place, version, target, durable)
+
+    monkeypatch.setattr(recorder, "move", refused)
+    monkeypatch.setattr(watch, "_MOVE_AGAIN", 0.05)
+    with watching(folder, output, move=str(tmp_path / "moved")):
+        wait_until(lambda: len(names_of(output)) == 4)
+        failing -= {"2.pgm", "3.pgm"}
+        wait_until(lambda: sorted(path.name for path in folder.iterdir()) == ["0.pgm", "1.pgm"])
+        wait_until(lambda: heartbeat_of(output)["counts"]["not_moved"] == 2)
+    check_tables(output, [f"{i}.pgm" for i in range(4)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -135,6 +136,30 @@ def test_file_that_vanishes_is_counted_and_forgotten(folder):
     path.unlink()
     assert taken(arrivals, 2.0) == []
     assert (len(arrivals), arrivals.n_vanished) == (0, 1)
+
+
+def test_file_stays_if_the_file_system_does_not_answer(folder, monkeypatch):
+    (folder / "a.png").write_bytes(b"1")
+    place = Place(str(folder))
+    arrivals = Arrivals(place, lambda version: False, 1.0)
+    arrivals.look("a.png", 0.0)
+
+    def fails(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(place, "version_of", fails)
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            arrivals.take(2.0, 1, 100)
+    assert [arrival.version.path for arrival in arrivals.take(2.0, 1, 100)] == ["a.png"]
+
+
+def test_search_counts_images_without_their_marker(folder):
+    for name in ("a.png", "b.png", "b.png.done", "c.txt"):
+        (folder / name).write_bytes(b"1")
+    search = Search(Place(str(folder), marker=".done"), lambda version: True, 10)
+    assert search.step()
+    assert (search.n_unmarked, search.n_ignored, len(search.found)) == (1, 1, 1)
 
 
 def test_postponed_file_waits_for_the_patience_even_if_it_changes(folder):
