@@ -78,8 +78,8 @@ class Discovery:
         if self._poll is None and not Listener.is_available():
             self._poll = _POLL
             self._notices.say(
-                f"watching by a search every {_POLL:g} s, because the package watchfiles is not installed. Install it "
-                "with pip install 'skpatchcore[watch]'."
+                f"watching by a search every {_POLL:g} s, because the package watchfiles is not installed: "
+                "pip install watchfiles."
             )
         elif self._poll is None:
             self._notices.say("watching by events of the file system.")
