@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from skpatchcore._utils.names import shown_name, shown_text
 from skpatchcore.cli.options import CommandError, Formatter, add_debug
 
 # Number of names that a message lists.
-N_NAMED = 5
+_N_NAMED = 5
 
 
 def add_parser(commands: Any) -> None:
@@ -113,22 +114,24 @@ def _rescored(model: Any, labels: Any, options: argparse.Namespace) -> Any:
             bar.update(1)
     reason = "The images were scored again."
     if changed := changed_images(labels, detector_of(model), scores):
-        names = ", ".join(shown_name(path) for path in changed[:N_NAMED])
-        more = f" and {len(changed) - N_NAMED} more" if len(changed) > N_NAMED else ""
         reason += (
-            f" ATTENTION: {len(changed)} of {len(paths)} images have another score than in the file of answers, and so "
-            f"are not those that were reviewed: {names}{more}."
+            f" ATTENTION: {len(changed)} of {len(paths)} images have another score than in the file of answers. The "
+            f"files were replaced after the review: {named(changed)}."
         )
     return Decisions("rescored", is_flagged, scores, reason)
+
+
+def named(paths: Sequence[str]) -> str:
+    """Return the names of the first files, and the number of the others."""
+    more = f" and {len(paths) - _N_NAMED} more" if len(paths) > _N_NAMED else ""
+    return ", ".join(shown_name(path) for path in paths[:_N_NAMED]) + more
 
 
 def require_files(paths: list[str], option: str) -> None:
     """Raise a CommandError that names files that do not exist."""
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        names = ", ".join(repr(shown_name(path)) for path in missing[:N_NAMED])
-        more = f" and {len(missing) - N_NAMED} more" if len(missing) > N_NAMED else ""
-        relative = "" if os.path.isabs(missing[0]) else " Relative paths begin in the folder in which 'predict' ran."
+        relative = "" if os.path.isabs(missing[0]) else " Relative paths begin where the report was made."
         raise CommandError(
-            f"{option}: {len(missing)} of {len(paths)} files do not exist any more: {names}{more}.{relative}"
+            f"{option}: {len(missing)} of {len(paths)} files do not exist any more: {named(missing)}.{relative}"
         )

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skpatchcore._utils.names import shown_name
 from skpatchcore.cli.options import CommandError
-from skpatchcore.cli.review import N_NAMED, require_files
+from skpatchcore.cli.review import named, require_files
 
 
 class ReviewedImages(NamedTuple):
@@ -83,11 +82,11 @@ def reviewed_images(files: Sequence[str], detector: Any, product: str | None) ->
     if others:
         lines.append(f"  {_count(len(others), 'part')} left out, because the model recognises another product.")
     if unread:
-        lines.append(f"  {_count(len(unread), 'part')} left out, because the image cannot be read: {_named(unread)}")
+        lines.append(f"  {_count(len(unread), 'part')} left out, because the image cannot be read: {named(unread)}")
     if changed:
         lines.append(
             f"  {_count(len(changed), 'part')} left out, because the image has another score now, and so is not "
-            f"the one that was reviewed: {_named(changed)}"
+            f"the one that was reviewed: {named(changed)}"
         )
     return ReviewedImages(good, [path for path in defects if path in usable], lines)
 
@@ -118,11 +117,6 @@ def _decisions(detector: Any, paths: list[str]) -> dict[str, _Decision]:
         product = getattr(result, "product", None)
         found[paths[result.index]] = _Decision(result.score, result.label == -1, result.error is None, product)
     return found
-
-
-def _named(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - N_NAMED} more" if len(paths) > N_NAMED else ""
-    return ", ".join(shown_name(path) for path in paths[:N_NAMED]) + more
 
 
 def _them(n: int) -> str:

@@ -109,7 +109,8 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--move",
         metavar="FOLDER",
-        help="move judged files to FOLDER/normal, FOLDER/anomalous and FOLDER/unreadable",
+        help="move judged files to FOLDER/normal, FOLDER/anomalous and FOLDER/unreadable, or to FOLDER/undecided if "
+        "the model has no threshold",
     )
     group.add_argument("--report", action="store_true", help="keep a page OUT/report.html of the last parts current")
     group.add_argument(

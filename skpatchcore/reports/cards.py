@@ -214,3 +214,16 @@ def headline(cards: list[Card], noun: str = "part") -> str:
 def anomaly_scores(scores: Any) -> np.ndarray:
     """Return scikit-learn's scores (bigger = more normal) as anomaly scores (bigger = more anomalous)."""
     return -np.asarray(scores, np.float64)
+
+
+def verdict_of(prediction: Any) -> str:
+    """Return the verdict about an image from its :class:`~skpatchcore.reports.Prediction`."""
+    if not prediction.is_scored:
+        return UNREADABLE
+    return {1: NORMAL, -1: ANOMALOUS, None: UNDECIDED}[prediction.label]
+
+
+def problem_of(prediction: Any) -> str:
+    """Return all problems of an image from its :class:`~skpatchcore.reports.Prediction`, each once."""
+    layers = prediction.layers.problem if prediction.layers and prediction.is_scored else ""
+    return "; ".join(dict.fromkeys(text for text in (prediction.problem, layers) if text))

@@ -16,7 +16,7 @@ import numpy as np
 
 from skpatchcore._utils.names import shown_name
 from skpatchcore.reports.card_page import Frame, asset, filled, write_card_page
-from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card
+from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, problem_of, verdict_of
 from skpatchcore.reports.groups import groups_of
 from skpatchcore.reports.inspection import InspectedPart, describe_inspection
 from skpatchcore.reports.layers import Layers, Region
@@ -97,16 +97,13 @@ class LivePage:
         -------
         Card
         """
-        verdict = {1: NORMAL, -1: ANOMALOUS, None: UNDECIDED}[prediction.label] if prediction.is_scored else UNREADABLE
-        layers = prediction.layers or Layers()
-        problems = dict.fromkeys(text for text in (prediction.problem, layers.problem) if text)
         return Card(
             path=prediction.path,
-            verdict=verdict,
+            verdict=verdict_of(prediction),
             score=-prediction.score,
             group=self._groups[prediction.product if prediction.product in self._groups else None],
-            layers=layers,
-            problem="; ".join(problems),
+            layers=prediction.layers or Layers(),
+            problem=problem_of(prediction),
         )
 
     def stored(self, card: Card) -> str:

@@ -13,7 +13,7 @@ from skpatchcore.detectors import ImageResult
 from skpatchcore.images.reading import PixelFormat
 from skpatchcore.protocols import pixel_format_of
 from skpatchcore.reports.card_page import write_card_page
-from skpatchcore.reports.cards import ANOMALOUS, NORMAL, UNDECIDED, UNREADABLE, Card, Nearest, headline
+from skpatchcore.reports.cards import Card, Nearest, headline, problem_of, verdict_of
 from skpatchcore.reports.explanations import explain
 from skpatchcore.reports.groups import groups_of
 from skpatchcore.reports.heat_maps import background_of
@@ -146,28 +146,16 @@ def make_cards(
     return [
         Card(
             path=prediction.path,
-            verdict=_verdict(prediction),
+            verdict=verdict_of(prediction),
             score=-prediction.score,
             group=groups[prediction.product if prediction.product in groups else None][1],
             layers=prediction.layers or Layers(),
-            problem=_problem_of(prediction),
+            problem=problem_of(prediction),
             nearest=nearest.get(prediction.path),
             note="" if notes is None else notes[i],
         )
         for i, prediction in enumerate(predictions)
     ]
-
-
-def _verdict(prediction: Prediction) -> str:
-    if not prediction.is_scored:
-        return UNREADABLE
-    return {1: NORMAL, -1: ANOMALOUS, None: UNDECIDED}[prediction.label]
-
-
-def _problem_of(prediction: Prediction) -> str:
-    """Return all problems of an image, each once."""
-    layers = prediction.layers.problem if prediction.layers and prediction.is_scored else ""
-    return "; ".join(dict.fromkeys(text for text in (prediction.problem, layers) if text))
 
 
 def _with_layers(

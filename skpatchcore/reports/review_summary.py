@@ -91,7 +91,7 @@ def scores_are_of(detector: Any, thresholds: np.ndarray) -> tuple[bool, str]:
 
 
 def changed_images(labels: pd.DataFrame, detector: Any, scores: np.ndarray) -> list[str]:
-    """Return the paths of the images that are not those that a person has seen, as far as their scores show this.
+    """Return the paths of the images that were replaced after the review: their scores have changed.
 
     Parameters
     ----------

@@ -228,7 +228,7 @@ class Journal:
         part : Part or None
             Its part of the live page.
         n_parts : (int, int)
-            Number of the last parts that are kept, and number of those that keep their cards.
+            Number of the last parts that are kept, and number of the last cards that are kept.
         """
         assert row.csv is not None
         assert row.json is not None

@@ -36,8 +36,9 @@ class LiveReport:
     """
 
     def __init__(self, output: Path, detector: Any, model: str, journal: Journal, notices: Notices):
-        from skpatchcore.reports.live_page import LivePage
+        from skpatchcore.reports.live_page import LivePage, local_time
 
+        self._local_time = local_time
         self._page = LivePage(output, detector, model=model, refresh=_REFRESH)
         self._journal, self._notices = journal, notices
         self._last = -float("inf")
@@ -75,7 +76,7 @@ class LiveReport:
                 evidence=np.array([part.evidence for part in parts], np.float64),
                 drift=drift,
                 status=status,
-                stopped=f"The program was stopped on {time.strftime('%Y-%m-%d %H:%M:%S')}." if is_end else "",
+                stopped=f"The program was stopped on {self._local_time(time.time())}." if is_end else "",
             )
         except OSError:
             raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skpatchcore._utils.names import escape_name
+from skpatchcore.reports.cards import verdict_of
 from skpatchcore.reports.predictions import TABLE, Prediction
 from skpatchcore.watching.candidates import Place
 from skpatchcore.watching.heartbeat import utc
@@ -21,7 +22,7 @@ from skpatchcore.watching.known import KnownVersions
 from skpatchcore.watching.live import N_PARTS, LiveReport
 from skpatchcore.watching.moving import move, target_of
 from skpatchcore.watching.notices import Notices
-from skpatchcore.watching.records import csv_header, csv_line, json_line, verdict_of
+from skpatchcore.watching.records import csv_header, csv_line, json_line
 from skpatchcore.watching.settings import WatchSettings
 from skpatchcore.watching.storing import Storing, flush
 from skpatchcore.watching.tables import Table

@@ -15,13 +15,6 @@ from skpatchcore.reports.predictions import Prediction, cells_of, columns_of
 _MORE = ["time", "model"]
 
 
-def verdict_of(prediction: Prediction) -> str:
-    """Return "normal", "anomalous" or "unreadable"; "undecided" for a score of a detector without a threshold."""
-    if not prediction.is_scored:
-        return "unreadable"
-    return "undecided" if prediction.label is None else "anomalous" if prediction.label == -1 else "normal"
-
-
 def csv_header(has_products: bool) -> bytes:
     """Return the first line of the table."""
     return _row([*columns_of(has_products), *_MORE])

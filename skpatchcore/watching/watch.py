@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skpatchcore._utils.names import escape_name
+from skpatchcore.reports.cards import verdict_of
 from skpatchcore.reports.pipelines import as_image_detector
 from skpatchcore.reports.predictions import Prediction
 from skpatchcore.watching.arrivals import Arrival, Arrivals
@@ -27,7 +28,6 @@ from skpatchcore.watching.notices import Notices
 from skpatchcore.watching.outbox import Outbox
 from skpatchcore.watching.program import runner_of
 from skpatchcore.watching.recorder import Recorder
-from skpatchcore.watching.records import verdict_of
 from skpatchcore.watching.settings import WatchSettings
 from skpatchcore.watching.storing import Stopped, Storing
 from skpatchcore.watching.wakeups import Wakeups

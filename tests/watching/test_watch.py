@@ -1,4 +1,4 @@
-"""A watched folder with a light detector: what is judged, what is written, and what happens if something fails."""
+"""A watched folder with a light detector: judged files, written results, and failures."""
 
 from __future__ import annotations
 
