@@ -23,6 +23,9 @@ from skpatchcore.cli.options import (
 )
 
 _TEST_SIZE = 0.2
+# Values of --method, and those that are trained on pixels and use no network of the preset.
+_OF_PIXELS = ["autoencoder", "gan"]
+_METHODS = ["patchcore", "spade", "padim", "mahalanobis", "dn2", *_OF_PIXELS]
 
 
 def add_parser(commands: Any) -> None:
@@ -54,9 +57,7 @@ def add_parser(commands: Any) -> None:
         help="'default' is the detector that 'skpatchcore fit' fits without options; 'offline' stretches images to "
         "224 x 224; the others are the settings of the paper with 1, 10 or 25 %% of the patches",
     )
-    parser.add_argument(
-        "--method", choices=["patchcore", "spade", "padim"], default="patchcore", help="PatchCore or a baseline"
-    )
+    parser.add_argument("--method", choices=_METHODS, default="patchcore", help="PatchCore or a baseline")
     parser.add_argument(
         "--weights",
         type=weights,
@@ -157,9 +158,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             device=options.device,
             contamination=options.contamination,
             random_state=options.seed,
-            batch_size=options.batch_size,
-            memory=options.cache,
-            **({"weights": options.weights} if options.weights != "preset" else {}),
+            **_extractor_of(options),
         ),
         categories,
         options.output,
@@ -206,6 +205,16 @@ def _check_usage(options: argparse.Namespace) -> None:
     for name, value in (("--masks", options.masks), ("--test-size", options.test_size)):
         if value is not None and not given:
             options.fail(f"{name} needs --good and --defective.")
+
+
+def _extractor_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the extractor."""
+    if options.method in _OF_PIXELS:
+        if options.weights != "preset":
+            raise CommandError(f"--weights: the method {options.method} uses no pretrained network. Leave it out.")
+        return {"batch_size": options.batch_size}
+    given = {"weights": options.weights} if options.weights != "preset" else {}
+    return {"batch_size": options.batch_size, "memory": options.cache, **given}
 
 
 def _data_of(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -169,7 +169,7 @@ def _predict(options: argparse.Namespace) -> int:
             f"{n_failures} of {_count(len(paths), 'image')} could not be scored. scores.csv contains the reasons, with "
             "score nan and label -1."
         )
-    if n_missing := sum(prediction.picture is None for prediction in scored):
+    if n_missing := sum(prediction.picture is None and bool(prediction.problem) for prediction in scored):
         problems.append(
             f"{_count(n_missing, 'heat map')} could not be written. scores.csv contains the reasons, and all scores."
         )

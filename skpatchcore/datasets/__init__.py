@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from skpatchcore.datasets.listing import list_images
     from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
     from skpatchcore.datasets.two_folders import load_two_folders
+    from skpatchcore.datasets.video import VideoFile, VideoTask, load_video_task, video_frames
 
 __all__ = [
     "DEFECT_KINDS",
@@ -24,6 +25,8 @@ __all__ = [
     "ImageFolder",
     "LayoutError",
     "TextureTask",
+    "VideoFile",
+    "VideoTask",
     "draw_defect",
     "fetch_btad",
     "fetch_mvtec_ad",
@@ -34,8 +37,10 @@ __all__ = [
     "load_categories",
     "load_image_folder",
     "load_two_folders",
+    "load_video_task",
     "make_textures",
     "read_mask",
+    "video_frames",
 ]
 
 __getattr__, __dir__ = attach(
@@ -48,5 +53,6 @@ __getattr__, __dir__ = attach(
         "listing": ["list_images"],
         "textures": ["TEXTURES", "TextureTask", "make_textures"],
         "two_folders": ["load_two_folders"],
+        "video": ["VideoFile", "VideoTask", "load_video_task", "video_frames"],
     },
 )

@@ -37,6 +37,14 @@ _SPLITTERS = (
 )  # fmt: skip
 # Types that `load` trusts in addition to the types that skops trusts: numbers, arrays and scikit-learn's estimators.
 _TRUSTED = (
+    "skpatchcore.detectors._reconstruction.Reconstruction",
+    "skpatchcore.detectors.autoencoder.AutoencoderDetector",
+    "skpatchcore.detectors.gan.GANDetector",
+    "skpatchcore.features.pixels.PixelExtractor",
+    "skpatchcore.detectors.dn2.DN2Detector",
+    "skpatchcore.detectors.dn2.ImageGallery",
+    "skpatchcore.detectors.mahalanobis.LevelGaussians",
+    "skpatchcore.detectors.mahalanobis.MahalanobisDetector",
     "skpatchcore.detectors.padim.Gaussians",
     "skpatchcore.detectors.padim.PaDiMDetector",
     "skpatchcore.detectors.spade.Gallery",

@@ -39,7 +39,6 @@ from skpatchcore.detectors._learning import Learned, learn_and_calibrate
 from skpatchcore.detectors._records import ImageRecords
 from skpatchcore.detectors._stages import default_stage, make_stage, stands_for_default, with_stages_for
 from skpatchcore.detectors._thresholds import older_thresholds, peaks_of, restored_on_failure
-from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.containers import ImagesWithRegions, listed, with_regions
 from skpatchcore.images.errors import ImageError, InspectionWarning
 from skpatchcore.images.inside import PixelMask
@@ -462,9 +461,17 @@ class PatchDetector(
         """Return new, unfitted stages by name."""
         rng_or_none = None if self.random_state is None else rng
         return {
-            name: make_stage(name, getattr(self, name), rng_or_none, self.device, self.verbose)
+            name: make_stage(name, self._given_stage(name), rng_or_none, self.device, self.verbose)
             for name in self._stage_names
         }
+
+    def _given_stage(self, name: str) -> Any:
+        """Return the value of the parameter of a stage, or the estimator for which it stands."""
+        given = getattr(self, name)
+        return self._default_stage(name, given) if stands_for_default(name, given) else given
+
+    def _default_stage(self, name: str, given: str | None) -> Any:
+        return default_stage(name, given)
 
     def _require_scores_of_training_images(self) -> None:
         if self.calibration is None or isinstance(self.calibration, float):
@@ -476,21 +483,18 @@ class PatchDetector(
     def _sk_visual_block_(self) -> Any:
         # Show the fitted stages if there are any, otherwise the estimators that fit would use.
         names = [name for name in self._stage_names if name != "transformer" or self.transformer is not None]
-        stages = [getattr(self, f"{name}_", None) for name in names]
-        given = [getattr(self, name) if s is None else s for name, s in zip(names, stages, strict=True)]
-        stages = [default_stage(n, g) if stands_for_default(n, g) else g for n, g in zip(names, given, strict=True)]
+        fitted = (getattr(self, f"{name}_", None) for name in names)
+        stages = [self._given_stage(n) if stage is None else stage for n, stage in zip(names, fitted, strict=True)]
         return diagram_of("serial", stages, list(names))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "offset_" in state:  # a fitted detector of an older version lacks some attributes
             names = ("training_paths_", "embeddings_", "appearances_", "roi_", "inspection_")
-            older = dict.fromkeys(names)
-            state = {**older, **older_thresholds(state), **state}
+            state = {**dict.fromkeys(names), **older_thresholds(state), **state}
         super().__setstate__(state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         if self.extractor != "precomputed":
-            extractor = TorchFeatureExtractor() if self.extractor is None else self.extractor
-            tags.input_tags = get_tags(extractor).input_tags
+            tags.input_tags = get_tags(self._given_stage("extractor")).input_tags
         return tags

@@ -35,7 +35,7 @@ def with_stages_for(detector: Any, params: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     detector : estimator
-        Detector with the attribute ``_stage_names``.
+        Detector with the attribute ``_stage_names`` and the method ``_default_stage``.
     params : dict
         Arguments of `set_params`, e.g. with the name ``extractor__patch_size``. If the stage is None or the name of an
         index, the estimator for which it stands is added.
@@ -49,7 +49,7 @@ def with_stages_for(detector: Any, params: dict[str, Any]) -> dict[str, Any]:
                 "PatchWhitening()."
             )
         if nested and stands_for_default(name, given):
-            params = {**params, name: default_stage(name, given)}
+            params = {**params, name: detector._default_stage(name, given)}
     return params
 
 
@@ -62,8 +62,8 @@ def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device:
     ----------
     name : {"extractor", "transformer", "sampler", "index"}
         Name of the stage.
-    given : estimator, str or None
-        Value of the detector's parameter with this name.
+    given : estimator, "precomputed" or None
+        Value of the detector's parameter with this name, or the estimator for which it stands.
     rng : RandomState or None
         Generator that draws the seed of an estimator with ``random_state=None``. If None, no seed is drawn.
     device : str
@@ -78,7 +78,7 @@ def make_stage(name: str, given: Any, rng: np.random.RandomState | None, device:
     """
     if (isinstance(given, str) and given == "precomputed") or (name == "transformer" and given is None):
         return None
-    estimator = default_stage(name, given) if stands_for_default(name, given) else clone(given)
+    estimator = clone(given)
     params = estimator.get_params(deep=False)
     inherited: dict[str, Any] = {}
     if "random_state" in params and params["random_state"] is None and rng is not None:

@@ -14,6 +14,7 @@ from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.detectors._patch_detector import PatchDetector
+from skpatchcore.detectors._whole_image import mean_patches
 from skpatchcore.patches.model import check_channels
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource
@@ -227,16 +228,3 @@ class SPADEDetector(PatchDetector):
         per_image = first.rows.nbytes // len(first)
         n_images = max(1, n_patches * first.rows.shape[1] * first.rows.itemsize // per_image)
         return MemoryNeeds(learning=None, model=min(self.n_neighbors, n_images) * per_image)
-
-
-def mean_patches(rows: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Return the mean patch feature of each image: array of shape (n_images, n_channels), float64.
-
-    Parameters
-    ----------
-    rows : array of shape (n_patches, n_channels)
-        Patch features, image after image.
-    starts : array of shape (n_images + 1,)
-        Index in `rows` of the first patch of each image. The last item is the total number of patches.
-    """
-    return np.stack([rows[start:stop].mean(axis=0, dtype=np.float64) for start, stop in pairwise(starts)])

@@ -3,6 +3,7 @@
 from skpatchcore.evaluation.capability import capability_of_defects, detection_capability
 from skpatchcore.evaluation.capability_result import DetectionCapability
 from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_category, with_mean
+from skpatchcore.evaluation.comparison import DetectorComparison, compare_detectors
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.evaluation.presets import make_detector
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of, run_evaluation
@@ -14,12 +15,14 @@ from skpatchcore.evaluation.studies import ablation, low_shot_curve, named_grid
 __all__ = [
     "CategoryResult",
     "DetectionCapability",
+    "DetectorComparison",
     "Evaluation",
     "FinishedRun",
     "PodCurve",
     "SelectedSettings",
     "ablation",
     "capability_of_defects",
+    "compare_detectors",
     "default_grid",
     "detection_capability",
     "evaluate",

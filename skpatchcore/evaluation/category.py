@@ -19,19 +19,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from skpatchcore._utils.names import escape_name
 from skpatchcore._utils.progress import progress_bar, record_seconds
-from skpatchcore.datasets import load_categories, load_image_folder, read_mask
+from skpatchcore.datasets import load_categories, load_image_folder
 from skpatchcore.evaluation._clones import unfitted
+from skpatchcore.evaluation.pixel_results import N_POINTS, pixel_results
 from skpatchcore.evaluation.promises import decisions_at_rates
 from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.images.views import placed
 from skpatchcore.maps import filled_with_nearest
-from skpatchcore.metrics import aupimo_scores, f1_max_score, pixel_metrics
+from skpatchcore.metrics import f1_max_score
+from skpatchcore.metrics.counts import PixelCounts
 from skpatchcore.protocols import resizing_of
 
-_PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05", "aupimo")
 _DECISIONS = ("good_flagged", "defects_found")
-# Points of a curve that are kept for plots.
-_N_POINTS = 500
 
 
 @dataclass
@@ -60,6 +59,10 @@ class CategoryResult:
         values of at least a threshold, averaged over thresholds that nearly no pixel of good images reaches. The
         thresholds are those of :func:`~skpatchcore.metrics.aupimo_scores`. `pixel_offset` is not used. NaN for good
         images and for defective images without a mask. The array is empty if there are no masks.
+    pixel_counts : PixelCounts or None
+        Numbers of pixels of each test image above fixed thresholds, from which a comparison of detectors computes
+        intervals. An image that is not in the pixel metrics has only zeros. None without masks, and for a stored result
+        of an older version.
     """
 
     category: str
@@ -74,6 +77,7 @@ class CategoryResult:
     roc: np.ndarray
     pro: np.ndarray = field(default_factory=lambda: np.zeros((2, 0)))
     aupimo: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pixel_counts: PixelCounts | None = None
 
 
 def evaluate(
@@ -266,15 +270,9 @@ def evaluate_category(
         else:
             results = _on_cluster().map_on_cluster(client, predict, fitted, dataset.test_images)
     scores = np.array([result[0] for result in results])
+    seen = partial(_as_seen, detector=fitted, resolution=resolution, order=0)
     maps, inspections = [result[1] for result in results], [result[2] for result in results]
-    own_masks = [read_mask(mask, known.shape) for mask, known in zip(dataset.test_masks, inspections, strict=True)]
-    unseen = [bool(mask.any() and not mask[known].any()) for mask, known in zip(own_masks, inspections, strict=True)]
-    masks = [_as_seen(mask, fitted, resolution, order=0) for mask in own_masks]
-    # Defective images without a mask, or without an inspected defective pixel, are excluded from pixel metrics.
-    counted = [i for i, mask in enumerate(masks) if labels[i] == 1 or (mask.any() and not unseen[i])]
-    pixels, pro, overlaps = _pixel_metrics([masks[i] for i in counted], [maps[i] for i in counted])
-    aupimo = np.full(len(labels) if len(overlaps) else 0, np.nan)
-    aupimo[counted if len(overlaps) else []] = overlaps
+    pixels = pixel_results(maps, inspections, dataset.test_masks, labels, seen)
     found = f1_max_score(labels, scores)
     fpr, recall, _ = roc_curve(labels == -1, -scores)
     row = {
@@ -283,15 +281,15 @@ def evaluate_category(
         "image_ap": float(average_precision_score(labels == -1, -scores)),
         "image_f1_max": found.f1,
         "misclassified": found.n_misclassified,
-        **pixels,
+        **pixels.metrics,
         **_decisions(fitted.offset_, scores, labels),
         "promised_rate": getattr(fitted, "promised_rate_", np.nan),
         "n_train": len(dataset.train_images),
         "n_good": int((labels == 1).sum()),
         "n_defective": int((labels == -1).sum()),
-        "n_masks": len(counted) - int((labels == 1).sum()),
-        "inspected": float(np.mean([known.mean() for known in inspections])),
-        "n_uninspected_defects": sum(unseen),
+        "n_masks": pixels.n_masks,
+        "inspected": pixels.inspected,
+        "n_uninspected_defects": pixels.n_uninspected,
         "bank_rows": len(getattr(fitted, "memory_bank_", ())) or np.nan,
         "bytes": pickled_bytes(fitted) if with_bytes else np.nan,
         "fit_seconds": sum(fit_seconds.values()),
@@ -299,10 +297,11 @@ def evaluate_category(
         **{f"fit_{phase}": seconds for phase, seconds in fit_seconds.items()},
         **{f"test_{phase}": seconds for phase, seconds in test_seconds.items()},
     }
-    names = dataset.test_images if isinstance(dataset.test_images[0], str) else np.arange(len(labels))
+    are_paths = isinstance(dataset.test_images[0], str)
+    names = np.array(list(dataset.test_images)) if are_paths else np.arange(len(labels))
     result = CategoryResult(
         name, row, scores, labels, np.asarray(dataset.test_defects), names, fitted.offset_, fitted.pixel_offset_,
-        fitted.calibration_scores_, _thinned(fpr, recall), pro, aupimo,
+        fitted.calibration_scores_, _thinned(fpr, recall), pixels.pro, pixels.aupimo, pixels.counts,
     )  # fmt: skip
     return result, fitted
 
@@ -338,10 +337,15 @@ def _on_cluster() -> Any:
 
 def _predicted(
     fitted: Any, images: Sequence[Any], regions: None = None, *, resolution: str
-) -> list[tuple[float, np.ndarray, np.ndarray]]:
-    """Return, for each image, its score, its anomaly map at the given resolution, and its inspected pixels."""
+) -> list[tuple[float, Any, Any]]:
+    """Return, for each image, its score, its anomaly map at the given resolution, and its inspected pixels.
+
+    The map and the pixels are None if the detector has no maps.
+    """
     return [
-        (result.score, _as_seen(result.anomaly_map, fitted, resolution, order=1), ~np.isnan(result.anomaly_map))
+        (result.score, None, None)
+        if result.anomaly_map is None
+        else (result.score, _as_seen(result.anomaly_map, fitted, resolution, order=1), ~np.isnan(result.anomaly_map))
         for result in fitted.iter_results(images)
     ]
 
@@ -400,15 +404,6 @@ def _nearest(positions: np.ndarray, n: int) -> np.ndarray:
     return np.floor(positions + 0.5).astype(int).clip(0, n - 1)
 
 
-def _pixel_metrics(masks: list[np.ndarray], maps: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Return the pixel metrics, the curve of region overlap, and the AUPIMO of each image."""
-    if not any((mask & ~np.isnan(anomaly_map)).any() for mask, anomaly_map in zip(masks, maps, strict=True)):
-        return dict.fromkeys(_PIXEL_METRICS, np.nan), np.zeros((2, 0)), np.zeros(0)
-    values, curve = pixel_metrics(masks, maps, n_points=_N_POINTS)
-    overlaps = aupimo_scores(masks, maps)
-    return {**values, "aupimo": float(np.nanmean(overlaps))}, curve, overlaps
-
-
 def _decisions(offset: float, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     if np.isnan(offset):
         return dict.fromkeys(_DECISIONS, np.nan)
@@ -418,8 +413,8 @@ def _decisions(offset: float, scores: np.ndarray, labels: np.ndarray) -> dict[st
 
 def _thinned(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return at most 500 points of an ascending curve, at even distances along the curve, including its ends."""
-    if len(x) > _N_POINTS:
+    if len(x) > N_POINTS:
         length = np.append(0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
-        picked = np.unique(np.searchsorted(length, np.linspace(0, length[-1], _N_POINTS)))
+        picked = np.unique(np.searchsorted(length, np.linspace(0, length[-1], N_POINTS)))
         x, y = x[picked], y[picked]
     return np.stack([x, y])

@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from skpatchcore.coreset.greedy import GreedyCoresetSampler
+from skpatchcore.detectors.autoencoder import AutoencoderDetector
+from skpatchcore.detectors.dn2 import DN2Detector
+from skpatchcore.detectors.gan import GANDetector
+from skpatchcore.detectors.mahalanobis import MahalanobisDetector
 from skpatchcore.detectors.padim import PaDiMDetector
 from skpatchcore.detectors.patchcore import PatchCoreDetector
 from skpatchcore.detectors.spade import SPADEDetector
 from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.features.pixels import PixelExtractor
 
 # Fraction of the patches in the memory bank, by preset.
 PRESETS = {"default": 0.1, "paper-1": 0.01, "paper-10": 0.1, "paper-25": 0.25, "offline": 0.1}
-METHODS = ("patchcore", "spade", "padim")
+METHODS = ("patchcore", "spade", "padim", "mahalanobis", "dn2", "autoencoder", "gan")
+# Methods that are trained on pixels, and the side in pixels of their images.
+_TRAINED, _PIXELS = {"autoencoder": AutoencoderDetector, "gan": GANDetector}, 128
+_BASELINES = {"spade": SPADEDetector, "mahalanobis": MahalanobisDetector, "dn2": DN2Detector}
 
 
 def make_detector(
@@ -40,13 +48,14 @@ def make_detector(
           ``TorchFeatureExtractor.paper()``. The network is ``wide_resnet50_2``. The shorter side of an image is resized
           to 256 pixels, and only the central 224 × 224 pixels are used. The memory bank contains 1, 10 or 25 % of the
           patches.
-    method : {"patchcore", "spade", "padim"}, default="patchcore"
-        PatchCore, or one of the baselines SPADE and PaDiM. A baseline uses the extractor of the preset, and has no
-        memory bank. The image score is that of the method's paper: re-weighted (Equation 7) for PatchCore, the largest
-        patch score for PaDiM.
+    method : str, default="patchcore"
+        ``"patchcore"``, or a baseline, which has no memory bank. ``"spade"``, ``"padim"``, ``"mahalanobis"`` and
+        ``"dn2"`` use the extractor of the preset. ``"autoencoder"`` and ``"gan"`` are trained on images of 128 × 128
+        pixels, whatever the preset. The image score is that of the method's paper: re-weighted (Equation 7) for
+        PatchCore, the largest patch score for PaDiM.
     ratio : float or None, default=None
-        Fraction of the patches in the memory bank of PatchCore. None uses the fraction of the preset. For
-        ``method="spade"`` and ``method="padim"``, only None is valid, and the fraction of the preset has no effect.
+        Fraction of the patches in the memory bank of PatchCore. None uses the fraction of the preset. For a baseline,
+        only None is valid, and the fraction of the preset has no effect.
     device : str, default="auto"
         Device of the detector and all its stages.
     contamination : float or "auto", default="auto"
@@ -54,7 +63,8 @@ def make_detector(
     random_state : int, default=0
         Seed of the detector.
     **extractor
-        Parameters of :class:`~skpatchcore.TorchFeatureExtractor`, which replace the settings of the preset.
+        Parameters of :class:`~skpatchcore.TorchFeatureExtractor`, which replace the settings of the preset. For
+        ``"autoencoder"`` and ``"gan"``, parameters of :class:`~skpatchcore.PixelExtractor`.
 
     Returns
     -------
@@ -64,8 +74,7 @@ def make_detector(
     Raises
     ------
     ValueError
-        If `preset` or `method` is not one of the listed names, or if `ratio` is not None for ``"spade"`` or
-        ``"padim"``.
+        If `preset` or `method` is not one of the listed names, or if `ratio` is not None for a baseline.
 
     References
     ----------
@@ -73,17 +82,19 @@ def make_detector(
     """
     if preset not in PRESETS or method not in METHODS:
         raise ValueError(f"preset={preset!r}, method={method!r}: expected one of {[*PRESETS]} and one of {[*METHODS]}.")
+    common = {"contamination": contamination, "device": device, "random_state": random_state}
+    if method != "patchcore" and ratio is not None:
+        raise ValueError(f"ratio={ratio} cannot be used with method={method!r}, which has no memory bank.")
+    if method in _TRAINED:
+        return _TRAINED[method](PixelExtractor(**{"image_size": (_PIXELS, _PIXELS), **extractor}), **common)
     if preset in ("default", "offline"):
         settings = {"backbone": "efficientnet_lite2", "image_size": 256 if preset == "default" else (224, 224)}
         features = TorchFeatureExtractor(**{**settings, **extractor})
     else:
         features = TorchFeatureExtractor.paper(**extractor)
-    common = {"contamination": contamination, "device": device, "random_state": random_state}
-    if method != "patchcore":
-        if ratio is not None:
-            raise ValueError(f"ratio={ratio} cannot be used with method={method!r}, which has no memory bank.")
-        if method == "spade":
-            return SPADEDetector(features, **common)
+    if method in _BASELINES:
+        return _BASELINES[method](features, **common)
+    if method == "padim":
         return PaDiMDetector(features, image_score="max", **common)
     sampler = GreedyCoresetSampler(PRESETS[preset] if ratio is None else ratio)
     return PatchCoreDetector(features, sampler=sampler, image_score="reweighted", **common)

@@ -9,7 +9,7 @@ import platform
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torchvision
 from sklearn.base import BaseEstimator, clone
 
 from skpatchcore._utils.device import available_device
-from skpatchcore._utils.files import written_whole
+from skpatchcore._utils.files import read_arrays, write_arrays, written_whole
 from skpatchcore._utils.names import file_name, shown_name
 from skpatchcore._utils.version import __version__
 from skpatchcore._utils.warning import warn_user
@@ -30,9 +30,12 @@ from skpatchcore.evaluation.category import CategoryResult, extractors_of
 from skpatchcore.evaluation.contents import content_digest, dataset_digest, has_hidden_content
 from skpatchcore.evaluation.studies import Run
 from skpatchcore.features.extractor import TorchFeatureExtractor
+from skpatchcore.metrics.counts import PixelCounts
 
 # Settings that are digests of content, and their names in messages.
 _CONTENTS = {"data": "the data", "weights_digests": "the network", "contents": "a function or a class"}
+# File of the numbers of pixels, beside the result.
+_COUNTS = "pixel_counts.npz"
 # Parameters that change the time but not the results.
 _NO_SETTINGS = ("device", "batch_size", "memory", "cache_limit", "verbose", "n_jobs")
 
@@ -142,6 +145,9 @@ class Results:
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
             result = _result_from(stored["result"])
+            counts = read_arrays(file.with_name(_COUNTS))
+            if counts is not None and set(counts) == set(PixelCounts._fields):
+                result.pixel_counts = PixelCounts(**counts)
         except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
             return None
         if stored["settings"] == settings:
@@ -170,7 +176,12 @@ class Results:
         """Write the result of a run. The write is atomic."""
         place = self.place_of(run)
         place.mkdir(parents=True, exist_ok=True)
-        values = {name: as_json(value) for name, value in asdict(result).items()}
+        counts = place / _COUNTS
+        if result.pixel_counts is None:
+            counts.unlink(missing_ok=True)
+        else:
+            write_arrays(counts, **result.pixel_counts._asdict())
+        values = {name: as_json(value) for name, value in asdict(replace(result, pixel_counts=None)).items()}
         text = json.dumps({"settings": settings, "provenance": provenance, "result": values}, indent=1)
         with written_whole(place / "result.json") as partial:
             partial.write_text(text, encoding="utf-8")

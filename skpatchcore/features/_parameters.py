@@ -43,8 +43,17 @@ def check_parameters(extractor: Any) -> None:
         raise ValueError(f"patch_size={extractor.patch_size} is even. Choose an odd number: patches need a centre.")
     if extractor.layers is not None and not len(extractor.layers):
         raise ValueError("layers is empty. Name at least one layer, or pass layers=None.")
+    check_image_parameters(extractor)
+    for name in ("mean", "std"):
+        values = getattr(extractor, name)
+        if values is not None and len(values) != 3:
+            raise ValueError(f"{name}={values!r}: expected three numbers: for red, green and blue.")
+
+
+def check_image_parameters(extractor: Any) -> None:
+    """Raise a ValueError if a size or the value range of an extractor is out of its range."""
     for name in ("image_size", "crop_size", "tile_size"):
-        size = getattr(extractor, name)
+        size = getattr(extractor, name, None)
         if isinstance(size, tuple | list) and not (
             len(size) == 2 and all(isinstance(side, Integral) and int(side) > 0 for side in size)
         ):
@@ -57,10 +66,6 @@ def check_parameters(extractor: Any) -> None:
         raise ValueError(
             f"value_range={extractor.value_range!r}: expected the values of black and of white, ascending."
         )
-    for name in ("mean", "std"):
-        values = getattr(extractor, name)
-        if values is not None and len(values) != 3:
-            raise ValueError(f"{name}={values!r}: expected three numbers: for red, green and blue.")
 
 
 def check_sides(extractor: Any, multiple: int) -> None:

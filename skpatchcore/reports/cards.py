@@ -152,6 +152,9 @@ class Card:
             return "The image could not be read. It is not a normal image."
         if self.verdict == UNDECIDED:
             return "The detector has no threshold: it was not calibrated."
+        if math.isnan(self.group.pixel_threshold):
+            state, above = ("Normal", "not above") if self.verdict == NORMAL else ("Anomalous", "above")
+            return f"{state}: the anomaly score is {above} the image threshold. There is no pixel threshold."
         n = self.layers.n_regions
         exceed = f"{n:,} region{' is' if n == 1 else 's are'} above the pixel threshold"
         if self.verdict == NORMAL:
@@ -165,6 +168,8 @@ class Card:
     @property
     def disagrees(self) -> bool:
         """Whether the image verdict and the outline differ."""
+        if math.isnan(self.group.pixel_threshold):
+            return False
         has_regions = self.layers.n_regions > 0
         return (self.verdict == NORMAL and has_regions) or (self.verdict == ANOMALOUS and not has_regions)
 

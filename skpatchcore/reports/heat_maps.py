@@ -94,14 +94,32 @@ def write_heat_map(
 
 def background_of(result: ImageResult, pixel_format: PixelFormat) -> np.ndarray:
     """Return the image of a result; a grey area if a pipeline turned the image into something else, e.g. features."""
-    anomaly_map = np.asarray(result.anomaly_map)
     if isinstance(result.image, str | os.PathLike):
         return load_image(result.image, 0, pixel_format=pixel_format)
+    shape = None if result.anomaly_map is None else np.shape(result.anomaly_map)
     with suppress(ImageError):
         pixels = load_image(result.image, 0, pixel_format=pixel_format)
-        if pixels.shape[:2] == anomaly_map.shape:
+        if shape in (None, pixels.shape[:2]):
             return pixels
-    return np.full((*anomaly_map.shape, 1), 0.5, np.float32)
+    return np.full((*(shape or (1, 1)), 1), 0.5, np.float32)
+
+
+def write_picture_layers(
+    result: ImageResult, threshold: float, pixel_format: PixelFormat, pictures: PictureFolder, stem: str = ""
+) -> Layers:
+    """Write the layers of an image, also without an anomaly map. A failure is stated in `problem` of the layers.
+
+    Parameters
+    ----------
+    result, threshold, pixel_format, pictures, stem
+        As for :func:`write_heat_map`. The result may have no anomaly map.
+    """
+    try:
+        background = background_of(result, pixel_format)
+    except Exception as error:
+        return Layers(problem=f"the image cannot be shown: {reason_of(error)}")
+    anomaly_map = None if result.anomaly_map is None else np.asarray(result.anomaly_map)
+    return write_layers(background, anomaly_map, threshold, pictures, stem=stem)
 
 
 def reason_of(error: Exception) -> str:

@@ -104,7 +104,7 @@ class Layers:
 
 def write_layers(
     pixels: np.ndarray,
-    anomaly_map: np.ndarray,
+    anomaly_map: np.ndarray | None,
     threshold: float,
     pictures: PictureFolder,
     *,
@@ -119,8 +119,9 @@ def write_layers(
     ----------
     pixels : array of shape (height, width, 1 or 3), float in [0, 1]
         The image.
-    anomaly_map : array of shape (height, width)
-        Its anomaly map, bigger = more anomalous. NaN for pixels that are not inspected.
+    anomaly_map : array of shape (height, width) or None
+        Its anomaly map, bigger = more anomalous. NaN for pixels that are not inspected. None if the detector has no
+        anomaly maps.
     threshold : float
         The detector's ``pixel_offset_``. If NaN, there are no regions and no outline, and colours run over the map's
         own range.
@@ -135,11 +136,12 @@ def write_layers(
     -------
     Layers
     """
-    is_unseen = np.isnan(anomaly_map)
-    unseen = is_unseen if is_unseen.any() else None
-    size = (anomaly_map.shape[0], anomaly_map.shape[1])
-    mask = None if math.isnan(threshold) else anomaly_map > threshold
-    table = regions_of_map(anomaly_map, threshold) if mask is not None and mask.any() else None
+    unseen, mask, table = None, None, None
+    if anomaly_map is not None:
+        is_unseen = np.isnan(anomaly_map)
+        unseen = is_unseen if is_unseen.any() else None
+        mask = None if math.isnan(threshold) else anomaly_map > threshold
+        table = regions_of_map(anomaly_map, threshold) if mask is not None and mask.any() else None
     stem = stem or pictures.new_stem()
     problems: list[str] = []
 
@@ -153,14 +155,14 @@ def write_layers(
     photo = as_picture(pixels)
     outline = None if table is None or mask is None else mask
     return Layers(
-        size=size,
+        size=(pixels.shape[0], pixels.shape[1]),
         thumb=written("thumb.jpg", lambda: _thumb(photo, outline, unseen)),
         image=written("image.jpg", lambda: photo.resize(_within(photo.size, _IMAGE_SIDE), Image.Resampling.LANCZOS)),
-        heat=written("map.png", lambda: _heat(anomaly_map, threshold)),
+        heat=None if anomaly_map is None else written("map.png", lambda: _heat(anomaly_map, threshold)),
         outline=None if outline is None else written("outline.png", lambda: _outline(outline, _CYAN)),
         truth=None if truth is None else written("truth.png", lambda: _outline(np.asarray(truth) != 0, (255, 214, 0))),
         unseen=None if unseen is None else written("unseen.png", lambda: _stripes(unseen)),
-        inspected=inspected_part(anomaly_map),
+        inspected=InspectedPart() if anomaly_map is None else inspected_part(anomaly_map),
         regions=() if table is None else _regions(table.head(N_REGIONS)),
         n_regions=0 if table is None else len(table),
         largest=0 if table is None else int(table["area"].max()),

@@ -197,5 +197,5 @@ def _layers_of(
         pixels = background_of(result, pixel_format)
     except Exception as error:  # one image that cannot be shown leaves the other cards
         return Layers(problem=f"the image cannot be shown: {error}")
-    anomaly_map = np.asarray(result.anomaly_map)
+    anomaly_map = None if result.anomaly_map is None else np.asarray(result.anomaly_map)
     return write_layers(pixels, anomaly_map, detector.pixel_offset_, pictures, truth=truth)

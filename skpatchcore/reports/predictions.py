@@ -21,7 +21,7 @@ from skpatchcore.detectors import ImageResult
 from skpatchcore.images.containers import as_image_sequence
 from skpatchcore.images.kept import KeptPath
 from skpatchcore.protocols import pixel_format_of
-from skpatchcore.reports.heat_maps import HeatMap, reason_of, write_heat_map
+from skpatchcore.reports.heat_maps import HeatMap, reason_of, write_heat_map, write_picture_layers
 from skpatchcore.reports.inspection import InspectedPart, inspected_part
 from skpatchcore.reports.layers import Layers
 from skpatchcore.reports.pictures import PictureFolder, remove_pictures
@@ -53,7 +53,8 @@ class Prediction(NamedTuple):
         +1 if the image is normal, -1 if the image is anomalous or could not be scored. None if the image was scored by
         a detector without a threshold.
     picture : str or None
-        File name of the heat map; None if the image could not be scored or the heat map could not be written.
+        File name of the heat map; None if the image could not be scored, if the heat map could not be written, or if
+        the detector has no anomaly maps.
     problem : str
         Why the image could not be scored, or why it has no heat map.
     inspected : InspectedPart
@@ -196,6 +197,9 @@ def write_predictions(
                 target = folder / pictures[path]
                 drawn = write_heat_map(result, target, threshold, pixel_format, layer_folder, stem)
                 prediction = with_heat_map(prediction, drawn)
+            elif layer_folder is not None and prediction.is_scored:
+                layers = write_picture_layers(result, threshold, pixel_format, layer_folder, stem)
+                prediction = prediction._replace(layers=layers)
             path.release()
             return prediction
 
@@ -208,7 +212,7 @@ def write_predictions(
         kept = [KeptPath(path) for path in files]  # each file is read once, for the network and for its heat map
         for result in detector.iter_results(kept, on_error="flag", **given):
             path, has_map = kept[result.index], result.anomaly_map is not None
-            stem = layer_folder.new_stem() if layer_folder is not None and has_map else ""
+            stem = layer_folder.new_stem() if layer_folder is not None and result.error is None else ""
             n_bytes = path.n_bytes() + (np.asarray(result.anomaly_map).nbytes if has_map else 0)
             drawing.submit(partial(written, result, path, stem), n_bytes)
             del result

@@ -21,8 +21,7 @@ from skpatchcore.images.errors import ImageError
 from skpatchcore.images.files import opened
 from skpatchcore.images.kept import KeptPath
 from skpatchcore.protocols import pixel_format_of
-from skpatchcore.reports.heat_maps import background_of, reason_of, write_heat_map
-from skpatchcore.reports.layers import Layers, write_layers
+from skpatchcore.reports.heat_maps import reason_of, write_heat_map, write_picture_layers
 from skpatchcore.reports.pictures import PictureFolder
 from skpatchcore.reports.pipelines import detector_of, image_detector_of
 from skpatchcore.reports.predictions import Prediction, prediction_of, with_heat_map
@@ -218,12 +217,13 @@ class Judge:
             If a file cannot be written, e.g. because the disk is full. The call can be repeated.
         """
         result, pictures = judged.result, self._pictures
-        if result is None or result.anomaly_map is None:
+        if result is None:
             return
         stem = "" if pictures is None else pictures.new_stem()
         if pictures is not None:
             pictures.error = None
-        if self._maps == "all" or (self._maps == "anomalous" and judged.prediction.label == -1):
+        is_drawn = self._maps == "all" or (self._maps == "anomalous" and judged.prediction.label == -1)
+        if is_drawn and result.anomaly_map is not None:
             folder = self._output / MAPS
             folder.mkdir(exist_ok=True)
             stem_of_path = os.path.splitext(judged.arrival.version.path)[0].replace(os.sep, "_")
@@ -235,7 +235,8 @@ class Judge:
                 drawn = drawn._replace(picture=f"{MAPS}/{drawn.picture}")
             judged.prediction = with_heat_map(judged.prediction, drawn)
         elif pictures is not None:
-            judged.prediction = judged.prediction._replace(layers=self._layers(result, pictures, stem))
+            layers = write_picture_layers(result, self._threshold, self._pixel_format, pictures, stem)
+            judged.prediction = judged.prediction._replace(layers=layers)
         if pictures is not None and pictures.error is not None:
             raise pictures.error
 
@@ -246,13 +247,6 @@ class Judge:
         if judged.result is None or judged.result.anomaly_map is None or math.isnan(self._threshold):
             return None
         return count_regions(judged.result.anomaly_map, self._threshold)
-
-    def _layers(self, result: ImageResult, pictures: RecordingPictures, stem: str) -> Layers:
-        try:
-            background = background_of(result, self._pixel_format)
-        except Exception as error:  # the numbers do not need the picture
-            return Layers(problem=f"the image cannot be shown: {reason_of(error)}")
-        return write_layers(background, np.asarray(result.anomaly_map), self._threshold, pictures, stem=stem)
 
     def _recorded(self) -> Any:
         if self.drift.reason:

@@ -15,6 +15,8 @@ from sklearn.utils.estimator_checks import (
 
 import skpatchcore
 from skpatchcore import (
+    DN2Detector,
+    MahalanobisDetector,
     MultiLightDetector,
     MultiProductDetector,
     PaDiMDetector,
@@ -34,6 +36,8 @@ MADE = {
     "PatchCoreDetector": lambda: PatchCoreDetector("precomputed"),
     "PaDiMDetector": lambda: PaDiMDetector("precomputed"),
     "SPADEDetector": lambda: SPADEDetector("precomputed"),
+    "MahalanobisDetector": lambda: MahalanobisDetector("precomputed"),
+    "DN2Detector": lambda: DN2Detector("precomputed"),
     "PatchCoreEnsemble": lambda: PatchCoreEnsemble(
         [(name, PatchCoreDetector("precomputed", n_neighbors=b, random_state=0)) for name, b in (("a", 9), ("b", 1))]
     ),

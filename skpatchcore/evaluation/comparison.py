@@ -1,0 +1,373 @@
+"""compare_detectors: intervals and tests for the metrics of several detectors on the same test images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import friedmanchisquare
+
+from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.evaluation.paired import (
+    average_ranks,
+    bootstrap_interval,
+    critical_difference,
+    delong,
+    holm,
+    resample_weights,
+    wilcoxon_p_value,
+)
+from skpatchcore.evaluation.resampled import METRICS, metrics_of_resamples
+from skpatchcore.evaluation.runs import Evaluation
+
+_IMAGE_AUROC = "image_auroc"
+
+
+@dataclass(frozen=True, eq=False)
+class DetectorComparison:
+    """Metrics of several detectors on the same test images, with intervals and tests.
+
+    Attributes
+    ----------
+    metrics : DataFrame
+        One row per category, detector and metric: ``value`` (**bigger = better**), and the ends ``low`` and ``high`` of
+        its bootstrap interval.
+    differences : DataFrame
+        One row per category, metric and pair of detectors: ``difference`` (value of ``first`` minus value of
+        ``second``), and ``low`` and ``high`` of its paired bootstrap interval. For ``image_auroc`` also ``p_value`` of
+        DeLong's test (small = different), and ``p_holm``, adjusted for all pairs and categories by Holm's method; NaN
+        for other metrics.
+    ranks : DataFrame
+        Average ranks over the categories, 1 = best: one row per metric, one column per detector. In addition,
+        ``critical_difference`` of Nemenyi's test, and ``friedman_p``, the p-value of Friedman's test that all detectors
+        are equal. Empty with fewer than two categories.
+    rank_tests : DataFrame
+        One row per metric and pair: ``p_value`` of Wilcoxon's signed-rank test over the categories, and ``p_holm``,
+        adjusted for the pairs. Empty with fewer than two categories.
+    confidence : float
+        Confidence of the intervals.
+    """
+
+    metrics: pd.DataFrame
+    differences: pd.DataFrame
+    ranks: pd.DataFrame
+    rank_tests: pd.DataFrame
+    confidence: float
+
+    def table(self, metric: str = _IMAGE_AUROC, digits: int = 3) -> pd.DataFrame:
+        """Return a metric as a table of texts such as ``"0.957 (0.941-0.971)"``: categories by detectors.
+
+        Parameters
+        ----------
+        metric : str, default="image_auroc"
+            Name of the metric.
+        digits : int, default=3
+            Number of digits after the point.
+        """
+        rows = self._of(self.metrics, metric)
+        texts = [
+            f"{row['value']:.{digits}f} ({row['low']:.{digits}f}-{row['high']:.{digits}f})"
+            if np.isfinite(row["value"])
+            else "not defined"
+            for row in rows.to_dict("records")
+        ]
+        shown = rows.assign(text=texts).pivot(index="category", columns="detector", values="text")
+        return shown.reindex(index=rows["category"].unique(), columns=rows["detector"].unique())
+
+    def describe(self, metric: str = _IMAGE_AUROC) -> str:
+        """Return in sentences which detectors differ in a metric.
+
+        Parameters
+        ----------
+        metric : str, default="image_auroc"
+            Name of the metric.
+
+        Returns
+        -------
+        str
+            One sentence per pair and category, and the result of the tests over the categories.
+        """
+        lines, percent = [], f"{100 * self.confidence:g} %"
+        for row in self._of(self.differences, metric).to_dict("records"):
+            if not np.isfinite(row["difference"]):
+                continue
+            names, ends, sign = (row["first"], row["second"]), (row["low"], row["high"]), 1
+            if row["difference"] < 0:
+                names, ends, sign = names[::-1], (-ends[1], -ends[0]), -1
+            verdict = "better than" if ends[0] > 0 else "not clearly different from"
+            test = ""
+            if np.isfinite(row["p_value"]):
+                test = f"; DeLong p = {row['p_value']:.2g}, adjusted {row['p_holm']:.2g}"
+            lines.append(
+                f"{row['category']}: {names[0]} is {verdict} {names[1]} in {metric}: difference "
+                f"{sign * row['difference']:.3f} ({percent} interval {ends[0]:.3f} to {ends[1]:.3f}{test})."
+            )
+        lines += self._describe_ranks(metric)
+        return "\n".join(lines)
+
+    def plot(self, metric: str = _IMAGE_AUROC, *, ax: Any = None) -> Any:
+        """Draw the critical-difference diagram of a metric.
+
+        Parameters
+        ----------
+        metric : str, default="image_auroc"
+            Name of the metric.
+        ax : matplotlib Axes or None, default=None
+            Axes to draw on. None creates a new figure.
+
+        Returns
+        -------
+        CriticalDifferenceDisplay
+
+        Raises
+        ------
+        ValueError
+            If there are fewer than two categories: there are no average ranks then.
+        """
+        from skpatchcore.display import CriticalDifferenceDisplay
+
+        if metric not in self.ranks.index:
+            raise ValueError(
+                f"there are no average ranks of {metric!r}: they need at least two categories in which all detectors "
+                "have the metric."
+            )
+        row: Any = self.ranks.loc[metric]
+        names = [name for name in self.ranks.columns if name not in ("critical_difference", "friedman_p")]
+        return CriticalDifferenceDisplay(
+            {name: float(row[name]) for name in names},
+            critical_difference=float(row["critical_difference"]),
+            metric=metric,
+        ).plot(ax=ax)
+
+    def _describe_ranks(self, metric: str) -> list[str]:
+        if metric not in self.ranks.index:
+            return []
+        row: Any = self.ranks.loc[metric]
+        names = [name for name in self.ranks.columns if name not in ("critical_difference", "friedman_p")]
+        ordered = ", ".join(f"{name} {row[name]:.2f}" for name in sorted(names, key=row.__getitem__))
+        lines = [f"Average ranks over the categories, 1 = best: {ordered}."]
+        p = row["friedman_p"]
+        friedman = "" if np.isnan(p) else f"Friedman's test that all are equal: p = {p:.2g}. "
+        lines.append(
+            f"{friedman}By Nemenyi's test, detectors differ if their average ranks differ by more than "
+            f"{row['critical_difference']:.2f}."
+        )
+        tests = self._of(self.rank_tests, metric)
+        different = [
+            f"{test['first']} and {test['second']} (p = {test['p_holm']:.2g})"
+            for test in tests.to_dict("records")
+            if test["p_holm"] < 0.05
+        ]
+        lines.append(f"Pairs that differ by Wilcoxon's test with Holm's adjustment: {', '.join(different) or 'none'}.")
+        return lines
+
+    @staticmethod
+    def _of(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+        rows = table[table["metric"] == metric] if len(table) else table
+        if len(table) and not len(rows):
+            raise ValueError(f"metric={metric!r}: expected one of {sorted(table['metric'].unique())}.")
+        return rows
+
+
+def compare_detectors(
+    results: Mapping[str, Any],
+    *,
+    groups: Mapping[str, Any] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+) -> DetectorComparison:
+    """Compare detectors that were evaluated on the same test images.
+
+    Parameters
+    ----------
+    results : mapping of str to Evaluation, CategoryResult or sequence of CategoryResult
+        The results of each detector, by its name. All detectors have the same categories with the same test images, in
+        the same order.
+    groups : mapping of str to array of shape (n_test,) or None, default=None
+        Group of each test image, e.g. its workpiece, by category. Images of one group are drawn together. Without
+        groups, intervals are too narrow if several images show one workpiece. DeLong's test ignores groups.
+    n_resamples : int, default=2000
+        Number of bootstrap resamples. All detectors use the same resamples of a category.
+    confidence : float, default=0.95
+        Confidence of the intervals.
+    random_state : int, default=0
+        Seed of the resamples.
+
+    Returns
+    -------
+    DetectorComparison
+
+    Raises
+    ------
+    ValueError
+        If there is no result, if categories or test images differ between detectors, or if a parameter is out of its
+        range.
+
+    Notes
+    -----
+    The intervals are percentile intervals of the bootstrap. They describe the choice of the test images: the training
+    images and the random seeds of a fit are fixed. An interval is moved so that its resamples have the exact value of
+    the metric at all images, because pixel metrics of resamples are computed from a few hundred thresholds.
+
+    With few categories, the tests of ranks find only large differences: with 5 categories, the smallest possible
+    p-value of Wilcoxon's test is 0.06.
+
+    References
+    ----------
+    DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. Demšar, "Statistical comparisons of classifiers over
+    multiple data sets", JMLR 7, 2006. Efron and Tibshirani, "An introduction to the bootstrap", 1993.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skpatchcore import PaDiMDetector, PatchCoreDetector
+    >>> from skpatchcore.datasets import make_textures
+    >>> from skpatchcore.evaluation import compare_detectors, evaluate_category
+    >>> from skpatchcore import TorchFeatureExtractor
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
+    >>> data = make_textures("brick", n_views=2)
+    >>> methods = {"PatchCore": PatchCoreDetector(extractor, random_state=0), "PaDiM": PaDiMDetector(extractor)}
+    >>> results = {name: evaluate_category(detector, "brick", data)[0] for name, detector in methods.items()}
+    >>> comparison = compare_detectors(results, n_resamples=200)
+    >>> comparison.table("image_auroc").columns.tolist()
+    ['PatchCore', 'PaDiM']
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1.")
+    if n_resamples < 2:
+        raise ValueError(f"n_resamples={n_resamples}: expected at least 2.")
+    found = {name: _categories_of(name, given) for name, given in results.items()}
+    _check_same(found)
+    names = list(found)
+    metric_rows: list[dict[str, Any]] = []
+    pair_rows: list[dict[str, Any]] = []
+    for k, category in enumerate(found[names[0]]):
+        own = {name: found[name][category] for name in names}
+        first = own[names[0]]
+        group = None if groups is None else _groups_of(groups, category, len(first.labels))
+        weights = resample_weights(first.labels == -1, n_resamples, random_state + k, group)
+        values, resampled = {}, {}
+        for name, result in own.items():
+            whole = metrics_of_resamples(result, np.ones((1, len(result.labels))))
+            exact = {metric: float(result.row.get(metric, np.nan)) for metric in whole}
+            drawn = metrics_of_resamples(result, weights)
+            values[name] = exact
+            resampled[name] = {metric: drawn[metric] + (exact[metric] - whole[metric][0]) for metric in drawn}
+        known = [metric for metric in METRICS if all(metric in values[name] for name in names)]
+        for metric in known:
+            for name in names:
+                low, high = bootstrap_interval(resampled[name][metric], confidence)
+                metric_rows.append(
+                    {
+                        "category": category,
+                        "detector": name,
+                        "metric": metric,
+                        "value": values[name][metric],
+                        "low": max(low, 0.0),
+                        "high": min(high, 1.0),
+                    }
+                )
+        areas = delong(first.labels == -1, np.stack([-own[name].scores for name in names]))
+        for metric in known:
+            for i, j in combinations(range(len(names)), 2):
+                a, b = names[i], names[j]
+                low, high = bootstrap_interval(resampled[a][metric] - resampled[b][metric], confidence)
+                pair_rows.append(
+                    {
+                        "category": category,
+                        "metric": metric,
+                        "first": a,
+                        "second": b,
+                        "difference": values[a][metric] - values[b][metric],
+                        "low": low,
+                        "high": high,
+                        "p_value": areas.p_value(i, j) if metric == _IMAGE_AUROC else np.nan,
+                    }
+                )
+    metrics = pd.DataFrame(metric_rows)
+    columns = ["category", "metric", "first", "second", "difference", "low", "high", "p_value"]
+    differences = pd.DataFrame(pair_rows, columns=columns)
+    differences["p_holm"] = holm(differences["p_value"].to_numpy(float))
+    return DetectorComparison(metrics, differences, *_ranks_of(metrics, names), confidence)
+
+
+def _ranks_of(metrics: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the average ranks and the tests of ranks over the categories."""
+    rank_rows, test_rows = {}, []
+    for metric in metrics["metric"].unique():
+        wide = metrics[metrics["metric"] == metric].pivot(index="category", columns="detector", values="value")
+        wide = wide[list(names)].dropna()
+        if len(wide) < 2 or len(names) < 2:
+            continue
+        values = wide.to_numpy(float)
+        p = np.nan
+        if len(names) > 2 and np.ptp(values, axis=1).any():
+            p = float(friedmanchisquare(*values.T).pvalue)
+        rank_rows[metric] = {
+            **dict(zip(names, average_ranks(values), strict=True)),
+            "critical_difference": critical_difference(len(names), len(wide)),
+            "friedman_p": p,
+        }
+        pairs = list(combinations(range(len(names)), 2))
+        p_values = np.array([wilcoxon_p_value(values[:, i], values[:, j]) for i, j in pairs])
+        test_rows += [
+            {"metric": metric, "first": names[i], "second": names[j], "p_value": p, "p_holm": adjusted}
+            for (i, j), p, adjusted in zip(pairs, p_values.tolist(), holm(p_values).tolist(), strict=True)
+        ]
+    ranks = pd.DataFrame.from_dict(rank_rows, orient="index").rename_axis("metric")
+    return ranks, pd.DataFrame(test_rows, columns=["metric", "first", "second", "p_value", "p_holm"])
+
+
+def _categories_of(name: str, given: Any) -> dict[str, CategoryResult]:
+    """Return the results of a detector by category."""
+    if isinstance(given, Evaluation):
+        return {one.run.category: one.result for one in given.runs}
+    some = [given] if isinstance(given, CategoryResult) else list(given)
+    if not some or not all(isinstance(result, CategoryResult) for result in some):
+        raise ValueError(f"results[{name!r}]: expected an Evaluation, or CategoryResult objects.")
+    return {result.category: result for result in some}
+
+
+def _check_same(found: Mapping[str, Mapping[str, CategoryResult]]) -> None:
+    """Raise a ValueError if detectors have other categories or test images."""
+    if not found:
+        raise ValueError("there are no results to compare.")
+    (first, expected), *others = found.items()
+    for name, own in others:
+        if set(own) != set(expected):
+            different = sorted(set(own) ^ set(expected))
+            raise ValueError(f"{first!r} and {name!r} have different categories: {', '.join(different)}.")
+        for category, result in own.items():
+            if len(result.labels) != len(expected[category].labels):
+                raise ValueError(
+                    f"category {category!r}: {first!r} has {len(expected[category].labels)} test images, and {name!r} "
+                    f"has {len(result.labels)}."
+                )
+            is_other = (result.labels != expected[category].labels) | (
+                _names(result.paths) != _names(expected[category].paths)
+            )
+            if is_other.any():
+                i = int(is_other.argmax())
+                raise ValueError(
+                    f"category {category!r}: test image {i} is {os.fspath(str(expected[category].paths[i]))!r} for "
+                    f"{first!r}, and {str(result.paths[i])!r} for {name!r}. Both must have the same images."
+                )
+
+
+def _names(paths: np.ndarray) -> np.ndarray:
+    """Return the names of files without their folders, so that the data may have been moved between evaluations."""
+    return np.array([Path(str(path)).name for path in paths])
+
+
+def _groups_of(groups: Mapping[str, Any], category: str, n_test: int) -> np.ndarray:
+    if category not in groups or len(groups[category]) != n_test:
+        n = len(groups[category]) if category in groups else 0
+        raise ValueError(f"groups[{category!r}]: expected one group for each of {n_test} test images, found {n}.")
+    return np.asarray(groups[category])
