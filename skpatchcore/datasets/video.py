@@ -208,8 +208,8 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     References
     ----------
     Roth et al., "Towards Total Recall in Industrial Anomaly Detection", CVPR 2022, section 4.4. The paper resizes the
-    frames to 256 x 256 pixels without a crop, and uses the layers 3 and 4 of WideResNet-50:
-    ``TorchFeatureExtractor("wide_resnet50_2", layers=("layer3", "layer4"), image_size=(256, 256))``.
+    frames to 256 x 256 pixels without a crop, and uses the layers 3 and 4 of WideResNet-50: the preset
+    ``"paper-video"`` of :func:`~skpatchcore.evaluation.make_detector`.
     """
     root = Path(root)
     training, testing = _videos_in(root / "training"), _videos_in(root / "testing")

@@ -4,6 +4,7 @@ from skpatchcore.evaluation.capability import capability_of_defects, detection_c
 from skpatchcore.evaluation.capability_result import DetectionCapability
 from skpatchcore.evaluation.category import CategoryResult, evaluate, evaluate_category, with_mean
 from skpatchcore.evaluation.comparison import DetectorComparison, compare_detectors
+from skpatchcore.evaluation.intervals import metric_intervals
 from skpatchcore.evaluation.pod import PodCurve, fit_pod
 from skpatchcore.evaluation.presets import make_detector
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of, run_evaluation
@@ -31,6 +32,7 @@ __all__ = [
     "low_shot_curve",
     "make_detector",
     "means_of",
+    "metric_intervals",
     "named_grid",
     "run_evaluation",
     "select_settings",

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.stats import friedmanchisquare
 
 from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.evaluation.intervals import check_resampling, groups_of, interval_of
 from skpatchcore.evaluation.paired import (
     average_ranks,
     bootstrap_interval,
@@ -23,7 +24,7 @@ from skpatchcore.evaluation.paired import (
     resample_weights,
     wilcoxon_p_value,
 )
-from skpatchcore.evaluation.resampled import METRICS, metrics_of_resamples
+from skpatchcore.evaluation.resampled import METRICS, values_and_resamples
 from skpatchcore.evaluation.runs import Evaluation
 
 _IMAGE_AUROC = "image_auroc"
@@ -37,7 +38,7 @@ class DetectorComparison:
     ----------
     metrics : DataFrame
         One row per category, detector and metric: ``value`` (**bigger = better**), and the ends ``low`` and ``high`` of
-        its bootstrap interval.
+        its interval.
     differences : DataFrame
         One row per category, metric and pair of detectors: ``difference`` (value of ``first`` minus value of
         ``second``), and ``low`` and ``high`` of its paired bootstrap interval. For ``image_auroc`` also ``p_value`` of
@@ -212,9 +213,9 @@ def compare_detectors(
 
     Notes
     -----
-    The intervals are percentile intervals of the bootstrap. They describe the choice of the test images: the training
-    images and the random seeds of a fit are fixed. An interval is moved so that its resamples have the exact value of
-    the metric at all images, because pixel metrics of resamples are computed from a few hundred thresholds.
+    The intervals of metrics are those of :func:`~skpatchcore.evaluation.metric_intervals`, and the intervals of
+    differences are percentile intervals of the paired bootstrap. They describe the choice of the test images: the
+    training images and the random seeds of a fit are fixed.
 
     With few categories, the tests of ranks find only large differences: with 5 categories, the smallest possible
     p-value of Wilcoxon's test is 0.06.
@@ -239,10 +240,7 @@ def compare_detectors(
     >>> comparison.table("image_auroc").columns.tolist()
     ['PatchCore', 'PaDiM']
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1.")
-    if n_resamples < 2:
-        raise ValueError(f"n_resamples={n_resamples}: expected at least 2.")
+    check_resampling(n_resamples, confidence)
     found = {name: _categories_of(name, given) for name, given in results.items()}
     _check_same(found)
     names = list(found)
@@ -251,29 +249,18 @@ def compare_detectors(
     for k, category in enumerate(found[names[0]]):
         own = {name: found[name][category] for name in names}
         first = own[names[0]]
-        group = None if groups is None else _groups_of(groups, category, len(first.labels))
+        group = groups_of(groups, category, len(first.labels))
         weights = resample_weights(first.labels == -1, n_resamples, random_state + k, group)
         values, resampled = {}, {}
         for name, result in own.items():
-            whole = metrics_of_resamples(result, np.ones((1, len(result.labels))))
-            exact = {metric: float(result.row.get(metric, np.nan)) for metric in whole}
-            drawn = metrics_of_resamples(result, weights)
-            values[name] = exact
-            resampled[name] = {metric: drawn[metric] + (exact[metric] - whole[metric][0]) for metric in drawn}
+            values[name], resampled[name] = values_and_resamples(result, weights)
         known = [metric for metric in METRICS if all(metric in values[name] for name in names)]
         for metric in known:
             for name in names:
-                low, high = bootstrap_interval(resampled[name][metric], confidence)
-                metric_rows.append(
-                    {
-                        "category": category,
-                        "detector": name,
-                        "metric": metric,
-                        "value": values[name][metric],
-                        "low": max(low, 0.0),
-                        "high": min(high, 1.0),
-                    }
-                )
+                value, drawn = values[name][metric], resampled[name][metric]
+                low, high = interval_of(own[name], metric, value, drawn, confidence, group is not None)
+                row = {"category": category, "detector": name, "metric": metric}
+                metric_rows.append({**row, "value": value, "low": low, "high": high})
         areas = delong(first.labels == -1, np.stack([-own[name].scores for name in names]))
         for metric in known:
             for i, j in combinations(range(len(names)), 2):
@@ -364,10 +351,3 @@ def _check_same(found: Mapping[str, Mapping[str, CategoryResult]]) -> None:
 def _names(paths: np.ndarray) -> np.ndarray:
     """Return the names of files without their folders, so that the data may have been moved between evaluations."""
     return np.array([Path(str(path)).name for path in paths])
-
-
-def _groups_of(groups: Mapping[str, Any], category: str, n_test: int) -> np.ndarray:
-    if category not in groups or len(groups[category]) != n_test:
-        n = len(groups[category]) if category in groups else 0
-        raise ValueError(f"groups[{category!r}]: expected one group for each of {n_test} test images, found {n}.")
-    return np.asarray(groups[category])

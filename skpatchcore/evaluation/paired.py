@@ -111,18 +111,19 @@ def resample_weights(is_defective: np.ndarray, n_resamples: int, seed: int, grou
 
     Returns
     -------
-    array of shape (n_resamples, n_images), float64
+    array of shape (n_resamples, n_images), uint16
     """
     is_defective = np.asarray(is_defective, bool)
     rng = np.random.default_rng(seed)
-    weights = np.zeros((n_resamples, len(is_defective)))
+    weights = np.zeros((n_resamples, len(is_defective)), np.uint16)
     for kind in (True, False):
         images = np.flatnonzero(is_defective == kind)
         own = images if groups is None else np.asarray(groups)[images]
         names, of_image = np.unique(own, return_inverse=True)
         if len(names):
-            draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
-            weights[:, images] = draws[:, of_image]
+            chances = np.full(len(names), 1 / len(names))
+            for row in weights:  # row by row: draws of all rows at once would need four times the memory
+                row[images] = rng.multinomial(len(names), chances)[of_image]
     return weights
 
 

@@ -16,7 +16,9 @@ from skpatchcore.features.extractor import TorchFeatureExtractor
 from skpatchcore.features.pixels import PixelExtractor
 
 # Fraction of the patches in the memory bank, by preset.
-PRESETS = {"default": 0.1, "paper-1": 0.01, "paper-10": 0.1, "paper-25": 0.25, "offline": 0.1}
+PRESETS = {"default": 0.1, "paper-1": 0.01, "paper-10": 0.1, "paper-25": 0.25, "paper-video": 0.01, "offline": 0.1}
+# What differs from TorchFeatureExtractor.paper() for the frames of videos.
+_VIDEO = {"layers": ("layer3", "layer4"), "image_size": (256, 256), "crop_size": None}
 METHODS = ("patchcore", "spade", "padim", "mahalanobis", "dn2", "autoencoder", "gan")
 # Methods that are trained on pixels, and the side in pixels of their images.
 _TRAINED, _PIXELS = {"autoencoder": AutoencoderDetector, "gan": GANDetector}, 128
@@ -37,7 +39,7 @@ def make_detector(
 
     Parameters
     ----------
-    preset : {"default", "offline", "paper-1", "paper-10", "paper-25"}
+    preset : {"default", "offline", "paper-1", "paper-10", "paper-25", "paper-video"}
         Settings of the extractor, and for PatchCore also the fraction of the patches in the memory bank.
 
         - ``"default"``: the defaults of ``skpatchcore fit``. The network is ``efficientnet_lite2``, with weights that
@@ -48,6 +50,8 @@ def make_detector(
           ``TorchFeatureExtractor.paper()``. The network is ``wide_resnet50_2``. The shorter side of an image is resized
           to 256 pixels, and only the central 224 × 224 pixels are used. The memory bank contains 1, 10 or 25 % of the
           patches.
+        - ``"paper-video"``: the extractor of the paper for the frames of videos, with the layers 3 and 4 on frames of
+          256 × 256 pixels, without a crop. The memory bank contains 1 % of the patches.
     method : str, default="patchcore"
         ``"patchcore"``, or a baseline, which has no memory bank. ``"spade"``, ``"padim"``, ``"mahalanobis"`` and
         ``"dn2"`` use the extractor of the preset. ``"autoencoder"`` and ``"gan"`` are trained on images of 128 × 128
@@ -78,7 +82,7 @@ def make_detector(
 
     References
     ----------
-    Roth et al., CVPR 2022, section 4.1.
+    Roth et al., CVPR 2022, sections 4.1 and 4.4.
     """
     if preset not in PRESETS or method not in METHODS:
         raise ValueError(f"preset={preset!r}, method={method!r}: expected one of {[*PRESETS]} and one of {[*METHODS]}.")
@@ -91,7 +95,7 @@ def make_detector(
         settings = {"backbone": "efficientnet_lite2", "image_size": 256 if preset == "default" else (224, 224)}
         features = TorchFeatureExtractor(**{**settings, **extractor})
     else:
-        features = TorchFeatureExtractor.paper(**extractor)
+        features = TorchFeatureExtractor.paper(**{**(_VIDEO if preset == "paper-video" else {}), **extractor})
     if method in _BASELINES:
         return _BASELINES[method](features, **common)
     if method == "padim":

@@ -17,6 +17,7 @@ from skpatchcore._utils.names import escape_name, shown_name
 from skpatchcore._utils.progress import Progress, follow_progress, progress_bar
 from skpatchcore.datasets import ImageFolder
 from skpatchcore.evaluation.category import CategoryResult, as_categories, check_before, table_of, with_mean
+from skpatchcore.evaluation.intervals import metric_intervals
 from skpatchcore.evaluation.storage import Results, as_json, provenance_of, settings_of
 from skpatchcore.evaluation.studies import (
     ABLATIONS,
@@ -73,12 +74,16 @@ class Evaluation:
     studies : dict of str to DataFrame
         One table per study, as returned by :func:`~skpatchcore.evaluation.low_shot_curve` and
         :func:`~skpatchcore.evaluation.ablation`.
+    intervals : DataFrame
+        95 % intervals of the metrics of each category, as returned by
+        :func:`~skpatchcore.evaluation.metric_intervals`.
     """
 
     folder: Path
     runs: list[FinishedRun]
     table: pd.DataFrame
     studies: dict[str, pd.DataFrame]
+    intervals: pd.DataFrame
 
 
 def run_evaluation(
@@ -110,7 +115,8 @@ def run_evaluation(
     dataset : path, ImageFolder, TextureTask or dict of str to one of these
         As for :func:`~skpatchcore.evaluate`.
     folder : path
-        Folder for ``results.csv``, ``results.json``, one table per study, and the folder ``runs``. For images on disk,
+        Folder for ``results.csv``, ``intervals.csv``, ``results.json``, one table per study, and the folder ``runs``.
+        ``intervals.csv`` has the 95 % intervals of the metrics. For images on disk,
         ``images.csv`` lists which images were used for the fit and for the test, with the scores of the test images.
     resolution : {"own", "seen"}, default="own"
         As for :func:`~skpatchcore.evaluate`.
@@ -182,7 +188,8 @@ def run_evaluation(
     table = with_mean(table_of([one.result for one in runs]))
     table.to_csv(folder / "results.csv", index_label="category")  # written before the studies, which may take long
     studies = {name: _study(_finished(some, results, resolution, verbose, known)) for name, some in planned.items()}
-    evaluation = Evaluation(folder, runs, table, studies)
+    intervals = metric_intervals([one.result for one in runs])
+    evaluation = Evaluation(folder, runs, table, studies, intervals)
     _write(evaluation)
     return evaluation
 
@@ -264,6 +271,10 @@ def _write(evaluation: Evaluation) -> None:
     folder = evaluation.folder
     for name in ("low-shot", *ABLATIONS):
         (folder / f"{name}.csv").unlink(missing_ok=True)
+    intervals = evaluation.intervals
+    intervals.assign(category=[escape_name(name) for name in intervals["category"]]).to_csv(
+        folder / "intervals.csv", index=False
+    )
     for name, study in evaluation.studies.items():
         study.to_csv(folder / f"{name}.csv", index=False)
     content: Mapping[str, Any] = {

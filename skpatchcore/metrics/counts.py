@@ -88,7 +88,24 @@ def metrics_of_counts(counts: PixelCounts, weights: np.ndarray) -> dict[str, np.
         thresholds; therefore the values differ a little from those of :func:`~skpatchcore.metrics.pixel_metrics`.
     """
     weights = np.asarray(weights, np.float64)
-    good, defective, overlap = (weights @ part.astype(np.float64) for part in counts[1:])
+    return metrics_of_numbers(*(weights @ part.astype(np.float64) for part in counts[1:]))
+
+
+def metrics_of_numbers(good: np.ndarray, defective: np.ndarray, overlap: np.ndarray) -> dict[str, np.ndarray]:
+    """Return metrics from the numbers of pixels (or of images) above descending thresholds, **bigger = better**.
+
+    Parameters
+    ----------
+    good, defective : arrays of shape (n_resamples, n_levels)
+        Numbers of good and of defective pixels. The last column counts all of them.
+    overlap : array of shape (n_resamples, n_levels)
+        Sum over the regions of the fraction of the region. The last column is the number of regions.
+
+    Returns
+    -------
+    dict of str to array of shape (n_resamples,)
+        As :func:`metrics_of_counts`.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         fpr, recall, pro = (part / part[:, -1:] for part in (good, defective, overlap))
         precision = defective / (defective + good)

@@ -168,6 +168,7 @@ def _before(evaluation: Evaluation, has_cards: bool) -> Iterable[str]:
     yield details("What the numbers mean", definitions(_MEANINGS))
     shown = evaluation.table[[column for column in SHOWN if column in evaluation.table]]
     yield details("All metrics, with the names of results.csv", frame_table("All metrics per category", shown))
+    yield details("How certain the metrics are: 95 % intervals", _interval_table(evaluation))
     yield "</div>"
     for number, one in enumerate(runs):
         yield _category_section(one, number, len(runs) <= _N_UNFOLDED)
@@ -202,6 +203,24 @@ def _category_table(evaluation: Evaluation) -> str:
         last = ["mean", *_at_rates(mean), *flags, *_measures(mean)]
     caption = "Results per category. Defects found and good flagged: at the threshold of the detector"
     return table(caption, titles, rows, last)
+
+
+def _interval_table(evaluation: Evaluation) -> str:
+    """Return a table of metrics and their intervals: one row per metric, one column per category."""
+    known = evaluation.intervals.set_index(["metric", "category"])
+    categories = [one.run.category for one in evaluation.runs]
+    rows: list[list[Any]] = []
+    for metric in dict.fromkeys(evaluation.intervals["metric"]):
+        cells = [Cell("", math.nan)] * len(categories)
+        for i, category in enumerate(categories):
+            if (metric, category) in known.index:
+                value, low, high = known.loc[(metric, category), ["value", "low", "high"]]
+                cells[i] = Cell(f"{value:.3f} ({low:.3f} to {high:.3f})", float(value))
+        rows.append([metric, *cells])
+    return table("Metrics with their 95 % intervals", ("Metric", *categories), rows) + paragraph(
+        "With other test images of the same kind, a metric would differ by chance. The intervals hold for the same "
+        "detector, i.e. for the same training images. They are too narrow if several test images show one part."
+    )
 
 
 def _at_rates(row: Any) -> list[Cell]:

@@ -21,11 +21,13 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from skpatchcore import (
+    AutoencoderDetector,
     ImageError,
     ImageWarning,
     PaDiMDetector,
     PatchCoreDetector,
     PatchCoreEnsemble,
+    PixelExtractor,
     SPADEDetector,
 )
 from skpatchcore.features import _batches
@@ -105,12 +107,13 @@ def test_hostile_files_raise_with_index_and_path_or_are_flagged(detector, parts,
         PatchCoreDetector(extractor()).fit(paths)
 
 
-@pytest.mark.filterwarnings("ignore::skpatchcore.ImageWarning")
+@pytest.mark.filterwarnings("ignore::skpatchcore.ImageWarning", "ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("make", [
     lambda: PatchCoreDetector(extractor(), random_state=0),
     lambda: PatchCoreDetector(extractor(), index="pynndescent", random_state=0),
     lambda: SPADEDetector(extractor()),
     lambda: PaDiMDetector(extractor(), n_channels=10, random_state=0),
+    lambda: AutoencoderDetector(PixelExtractor(image_size=(16, 32)), max_epochs=2, width=4, random_state=0),
     lambda: PatchCoreEnsemble([("a", PatchCoreDetector(extractor(), random_state=0)),
                                ("b", PatchCoreDetector(extractor(), n_neighbors=1, random_state=0))]),
 ])  # fmt: skip

@@ -45,7 +45,13 @@ MADE = {
     "MultiProductDetector": lambda: MultiProductDetector(PatchCoreDetector("precomputed")),
 }
 # Estimators that take no tables. scikit-learn's checks cannot test them; test_image_checks.py beside this file does.
-IMAGES_ONLY = {"TorchFeatureExtractor", "MultiLightDetector"}
+IMAGES_ONLY = {
+    "TorchFeatureExtractor",
+    "PixelExtractor",
+    "MultiLightDetector",
+    "AutoencoderDetector",
+    "GANDetector",
+}
 # scikit-learn's checks call `fit` without the product of each image, which this detector needs.
 NEEDS_PRODUCTS = {"MultiProductDetector"}
 

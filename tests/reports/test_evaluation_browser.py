@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from skpatchcore.evaluation import metric_intervals
 from skpatchcore.evaluation.category import CategoryResult, table_of, with_mean
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun
 from skpatchcore.evaluation.studies import Run
@@ -71,7 +72,8 @@ def page_path(tmp_path_factory):
          for c in ("bolt", "nut") for n in (1, 2, 5) for r in (0, 1)]
     )  # fmt: skip
     ablated = shots.rename(columns={"shots": "extractor__patch_size"}).drop(columns="repeat")
-    evaluation = Evaluation(folder, runs, table, {"low-shot": shots, "patch_size": ablated})
+    intervals = metric_intervals([one.result for one in runs], n_resamples=50)
+    evaluation = Evaluation(folder, runs, table, {"low-shot": shots, "patch_size": ablated}, intervals)
     return write_evaluation_report(evaluation, "hardware <i>")
 
 

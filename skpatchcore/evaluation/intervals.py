@@ -1,0 +1,142 @@
+"""metric_intervals: confidence intervals of the metrics of an evaluation, for other test images of the same kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from skpatchcore.evaluation.category import CategoryResult
+from skpatchcore.evaluation.paired import bootstrap_interval, resample_weights
+from skpatchcore.evaluation.resampled import PROPORTIONS, values_and_resamples
+
+
+def metric_intervals(
+    results: CategoryResult | Iterable[CategoryResult],
+    *,
+    groups: Mapping[str, Any] | None = None,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+) -> pd.DataFrame:
+    """Return the confidence intervals of all metrics of an evaluation.
+
+    Parameters
+    ----------
+    results : CategoryResult or iterable of CategoryResult
+        Results of categories, as returned by :func:`~skpatchcore.evaluation.evaluate_category`, or
+        ``[one.result for one in evaluation.runs]`` of :func:`~skpatchcore.evaluation.run_evaluation`.
+    groups : mapping of str to array of shape (n_test,) or None, default=None
+        Group of each test image, e.g. its workpiece, by category. Images of one group are drawn together. Without
+        groups, intervals are too narrow if several images show one workpiece.
+    n_resamples : int, default=2000
+        Number of bootstrap resamples.
+    confidence : float, default=0.95
+        Confidence of the intervals.
+    random_state : int, default=0
+        Seed of the resamples.
+
+    Returns
+    -------
+    DataFrame
+        One row per category and metric: ``category``, ``metric`` (names as in :func:`~skpatchcore.evaluate`),
+        ``value``, and the ends ``low`` and ``high`` of its interval. Metrics that are not defined are left out.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is out of its range, or `groups` does not match the test images.
+
+    Notes
+    -----
+    Percentile intervals of the bootstrap: good and defective test images are drawn again separately, with replacement.
+    Fractions of images, such as ``found_at_05``, have exact binomial intervals (Clopper and Pearson) instead, unless
+    groups are given. Thresholds stay as they are, because they come from training images.
+
+    The intervals describe the choice of the test images. Another training set or another random seed changes the
+    results as well. If all defective images have higher anomaly scores than all good images, every resample has an
+    AUROC of 1 and the interval has no width: the images are too few to state how far below 1 the AUROC may be.
+
+    References
+    ----------
+    Efron and Tibshirani, "An introduction to the bootstrap", 1993. Clopper and Pearson, Biometrika 26, 1934.
+
+    Examples
+    --------
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+    >>> from skpatchcore.datasets import make_textures
+    >>> from skpatchcore.evaluation import evaluate_category, metric_intervals
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
+    >>> detector = PatchCoreDetector(extractor, random_state=0)
+    >>> result, _ = evaluate_category(detector, "brick", make_textures("brick", n_views=2))
+    >>> intervals = metric_intervals(result, n_resamples=200).set_index("metric")
+    >>> intervals.columns.tolist()
+    ['category', 'value', 'low', 'high']
+    """
+    check_resampling(n_resamples, confidence)
+    some = [results] if isinstance(results, CategoryResult) else list(results)
+    rows = []
+    for k, result in enumerate(some):
+        group = groups_of(groups, result.category, len(result.labels))
+        weights = resample_weights(result.labels == -1, n_resamples, random_state + k, group)
+        values, resampled = values_and_resamples(result, weights)
+        for metric, value in values.items():
+            if not math.isnan(value):
+                low, high = interval_of(result, metric, value, resampled[metric], confidence, group is not None)
+                rows.append({"category": result.category, "metric": metric, "value": value, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=["category", "metric", "value", "low", "high"])
+
+
+def interval_of(
+    result: CategoryResult, metric: str, value: float, resampled: np.ndarray, confidence: float, has_groups: bool
+) -> tuple[float, float]:
+    """Return the interval of a metric in [0, 1].
+
+    Parameters
+    ----------
+    result : CategoryResult
+        The result, of which the images are counted.
+    metric : str
+        Name of the metric.
+    value : float
+        Its value for all test images. If it is NaN, so are the ends.
+    resampled : array of shape (n_resamples,)
+        Its values for the resamples.
+    confidence : float
+        Confidence of the interval.
+    has_groups : bool
+        Whether groups of images were drawn. A fraction of images has no binomial interval then.
+
+    Returns
+    -------
+    low, high : float
+        Ends of the interval.
+    """
+    if metric in PROPORTIONS and not has_groups and not math.isnan(value):
+        n = int((result.labels == PROPORTIONS[metric]).sum())
+        exact = binomtest(round(value * n), n).proportion_ci(confidence, "exact")
+        return float(exact.low), float(exact.high)
+    low, high = bootstrap_interval(resampled, confidence)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def check_resampling(n_resamples: int, confidence: float) -> None:
+    """Raise a ValueError if a parameter of the bootstrap is out of its range."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence}: expected a number between 0 and 1.")
+    if n_resamples < 2:
+        raise ValueError(f"n_resamples={n_resamples}: expected at least 2.")
+
+
+def groups_of(groups: Mapping[str, Any] | None, category: str, n_test: int) -> np.ndarray | None:
+    """Return the group of each test image of a category; None without groups."""
+    if groups is None:
+        return None
+    if category not in groups or len(groups[category]) != n_test:
+        n = len(groups[category]) if category in groups else 0
+        raise ValueError(f"groups[{category!r}]: expected one group for each of {n_test} test images, found {n}.")
+    return np.asarray(groups[category])
