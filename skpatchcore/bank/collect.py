@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
+from skpatchcore._utils.bytes import format_bytes
 from skpatchcore._utils.progress import phase, progress_bar
+from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.bank.folds import FoldBanks
 from skpatchcore.bank.memory_bank import MemoryBank
@@ -195,9 +197,12 @@ def _select_seen_once(
     selected patches. Return the first values of `_select_held`, a function that extracts rows again, and the reserve.
     """
     layouts: list[PatchLayout] = []
+    itemsize = 8
 
     def rows() -> Iterator[np.ndarray]:
+        nonlocal itemsize
         for patches in stream:
+            itemsize = patches.itemsize
             layouts.append(patches.layout())
             yield patches.rows
 
@@ -219,11 +224,39 @@ def _select_seen_once(
     picked, layout = selected_by(sampler), PatchLayout.joined(layouts)
     rows_of = partial(extracted_again, stream, layouts, layout)
     # One pass extracts the rows of the bank and those of the reserve.
+    if request is not None and budget.n_bytes is not None:
+        _drop_if_larger(request, budget.n_bytes, len(picked), sampler.n_features_in_ * itemsize)
     reserved = np.zeros(0, np.int64) if request is None or request.rows is None else request.rows
     found = rows_of(np.concatenate([picked, reserved]))
     sampler.components_ = found[: len(picked)].copy() if len(reserved) else found
     reserve = Reserve.of_request(request, layout, lambda _: found[len(picked) :], _radius_of(sampler))
     return sampler.components_, picked, layout, picks, rows_of, reserve
+
+
+def _drop_if_larger(request: ReserveRequest, n_bytes: int, n_selected: int, row_bytes: int) -> None:
+    """Drop a reserve, with a warning, if it does not fit in memory beside the memory bank.
+
+    Parameters
+    ----------
+    request : ReserveRequest
+        The request with its result.
+    n_bytes : int
+        Bytes for the model.
+    n_selected : int
+        Number of rows of the memory bank.
+    row_bytes : int
+        Bytes of a row.
+    """
+    n_reserved = 0 if request.rows is None else len(request.rows)
+    # The bank is extracted, copied and searched; the reserve is extracted, and stored with half as many bytes.
+    if n_reserved and row_bytes * (3 * n_selected + 1.5 * n_reserved) > n_bytes:
+        warn_user(
+            f"the memory bank has no reserve: its {n_reserved:,} patches would take "
+            f"{format_bytes(1.5 * n_reserved * row_bytes)} in addition to a bank of {n_selected:,} patches, more than "
+            "max_memory allows. Without it, `forget` does not fill the holes that forgotten images leave in the bank. "
+            "Raise max_memory, or set reserve=False."
+        )
+        request.rows = None
 
 
 def extracted_again(

@@ -12,6 +12,8 @@ from skpatchcore.patches.patches import PatchLayout
 
 # Rows are stored as float16 if the rounding moves no row by more than this fraction of the covering radius.
 _ROUNDING = 0.002
+# Number of rows that are rounded at once.
+_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -109,10 +111,15 @@ class Reserve:
 
 def stored(rows: np.ndarray, radius: float) -> np.ndarray:
     """Return rows as float16 if the rounding is negligible compared with the covering radius; otherwise unchanged."""
+    half = np.empty(rows.shape, np.float16)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        half = rows.astype(np.float16)
-        error = np.linalg.norm(half.astype(rows.dtype) - rows, axis=1).max(initial=0.0)
-    return half if np.isfinite(error) and error <= _ROUNDING * radius else rows
+        for start in range(0, len(rows), _BLOCK):  # in blocks: copies of all rows would need as much memory again
+            some = rows[start : start + _BLOCK]
+            half[start : start + _BLOCK] = some
+            error = np.linalg.norm(half[start : start + _BLOCK].astype(rows.dtype) - some, axis=1).max(initial=0.0)
+            if not (np.isfinite(error) and error <= _ROUNDING * radius):
+                return rows
+    return half
 
 
 def images_of_rows(layout: PatchLayout) -> np.ndarray:

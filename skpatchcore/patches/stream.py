@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from skpatchcore._utils.allocator import FreedMemory
 from skpatchcore._utils.digests import with_digests
 from skpatchcore._utils.progress import iterate_as_phase, phase, progress_bar
 from skpatchcore._utils.sklearn import safe_indexing
@@ -266,7 +267,7 @@ class PatchStream:
 
     def _batches(self) -> Iterator[Patches]:
         """Yield checked batches, with a progress bar."""
-        n_channels, done = None, 0
+        n_channels, done, freed = None, 0, FreedMemory()
         with progress_bar(len(self), self.description, "image", self.verbose) as bar, self._numbered():
             for patches in self._extracted():
                 n_channels = n_channels or patches.n_channels
@@ -283,6 +284,8 @@ class PatchStream:
                 yield patches if self.transform is None else self.transform.of(patches, numbers, self.limit)
                 done += len(patches)
                 bar.update(len(patches))
+                del patches
+                freed.after_batch()
 
     def _extracted(self) -> Iterator[Patches]:
         """Yield the batches of the extractor, or of the precomputed features."""

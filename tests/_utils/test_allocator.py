@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from skpatchcore._utils.allocator import FreedMemory, resident_bytes
+
 # Print whether an array that is freed and allocated again is made of new pages of the system.
 SCRIPT = """
 import resource
@@ -47,3 +49,32 @@ def test_freed_memory_is_used_again_without_new_pages():
 def test_allocator_is_left_alone_if_the_user_has_set_it():
     is_changed, _ = run(MALLOC_ARENA_MAX="2")
     assert not is_changed
+
+
+def test_freed_memory_is_given_back_after_growth_beyond_the_first_batch(monkeypatch):
+    memory, trims = iter([10, 100, 300, 400, 300, 500, 559, 561]), []
+    megabytes = 1_000_000
+    monkeypatch.setattr("skpatchcore._utils.allocator.resident_bytes", lambda: next(memory) * megabytes)
+    monkeypatch.setattr("skpatchcore._utils.allocator._function", lambda name: trims.append)
+    freed, n_trims = FreedMemory(), []
+    for _ in range(8):
+        freed.after_batch()
+        n_trims.append(len(trims))
+    # 256 MB more than after the first batch (10, then 300) are given back; a new first batch follows each time.
+    assert n_trims == [0, 0, 1, 1, 1, 1, 1, 1]
+    assert trims == [0]
+
+
+def test_freed_memory_does_nothing_without_the_gnu_c_library(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    freed = FreedMemory()
+    for _ in range(2):
+        freed.after_batch()
+
+
+def test_resident_memory_grows_with_an_array():
+    before = resident_bytes()
+    if before is None:
+        pytest.skip("the system does not state the memory of a process")
+    held = bytearray(os.urandom(1) * 50_000_000)
+    assert resident_bytes() > before + 0.8 * len(held)
