@@ -55,7 +55,8 @@ def add_parser(commands: Any) -> None:
         choices=["default", "offline", "paper-1", "paper-10", "paper-25", "paper-video"],
         default="default",
         help="'default' is the detector that 'skpatchcore fit' fits without options; 'offline' stretches images to "
-        "224 x 224; the others are the settings of the paper with 1, 10 or 25 %% of the patches, or for frames of videos",
+        "224 x 224; the others are the settings of the paper with 1, 10 or 25 %% of the patches, or for frames of "
+        "videos",
     )
     parser.add_argument("--method", choices=_METHODS, default="patchcore", help="PatchCore or a baseline")
     parser.add_argument(
