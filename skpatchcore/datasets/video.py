@@ -192,6 +192,7 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     Returns
     -------
     VideoTask
+        The frames, labels and masks, which :func:`~skpatchcore.evaluate` accepts.
 
     Raises
     ------

@@ -218,8 +218,8 @@ class ReconstructionDetector(PatchDetector):
             )
         if len(found.losses) - (0 if before is None else len(before.losses)) == self.max_epochs:
             warn_user(
-                f"the training ended after max_epochs={self.max_epochs}, while the loss of held-out images was still "
-                "falling. Fit again with warm_start=True, or with more epochs.",
+                f"the training ended after max_epochs={self.max_epochs}, before its loss had stopped falling for "
+                f"patience={self.patience} epochs. Fit again with warm_start=True, or with more epochs.",
                 ConvergenceWarning,
             )
         model = Reconstruction(type(self).__name__, size, settings, found.state, found.losses, found.held_out_losses)

@@ -79,7 +79,7 @@ class GANDetector(ReconstructionDetector):
         smoothed anomaly map. A float is the fraction of the pixels with the largest errors, of which the mean is taken.
     latent_size : int, default=100
         Number of values to which an image is compressed.
-    width : int, default=32
+    width : int, default=16
         Number of channels of the first level of each network.
     contamination : float in (0, 0.5] or "auto", default="auto"
         Accepted false-positive rate, as for :class:`~skpatchcore.PatchCoreDetector`.
@@ -92,8 +92,8 @@ class GANDetector(ReconstructionDetector):
         each fold, which takes as many times longer. None sets no threshold.
     smoothing : float, default=4.0
         Standard deviation of the Gaussian filter on anomaly maps, in pixels of the resized image.
-    max_epochs : int, default=200
-        Maximum number of passes over the training images.
+    max_epochs : int, default=100
+        Maximum number of passes over the training images. If it is reached, a ConvergenceWarning says so.
     patience : int, default=20
         Number of epochs without a lower loss of the held-out images, after which the training ends. The weights of the
         best epoch are kept.
@@ -106,7 +106,8 @@ class GANDetector(ReconstructionDetector):
         Step size of Adam.
     warm_start : bool, default=False
         If True, `fit` continues the training of the last fit, with the same images and the same `random_state`, which
-        must be an int. The losses of all fits are kept.
+        must be an int. The losses of all fits are kept. The training goes on from the best weights, and Adam starts
+        anew: two fits do not give the weights of one long fit.
     roi : mask, path, box, polygon, list, callable or None, default=None
         Region of interest, as for :class:`~skpatchcore.PatchCoreDetector`. Other pixels are grey for the network.
     max_memory : int, str or None, default="auto"
@@ -182,12 +183,12 @@ class GANDetector(ReconstructionDetector):
         feature_weight: float = 0.1,
         image_score: str | float = "max",
         latent_size: int = 100,
-        width: int = 32,
+        width: int = 16,
         contamination: float | str = "auto",
         pixel_contamination: float | None = None,
         calibration: Any = 0.2,
         smoothing: float = 4.0,
-        max_epochs: int = 200,
+        max_epochs: int = 100,
         patience: int = 20,
         validation_fraction: float = 0.1,
         batch_size: int = 16,

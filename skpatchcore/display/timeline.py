@@ -94,6 +94,7 @@ class ScoreTimelineDisplay:
         Returns
         -------
         list of (int, int)
+            Places in `anomaly_scores`, in ascending order. Empty without `labels`.
         """
         if self.labels is None:
             return []

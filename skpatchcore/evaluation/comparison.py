@@ -70,6 +70,11 @@ class DetectorComparison:
             Name of the metric.
         digits : int, default=3
             Number of digits after the point.
+
+        Returns
+        -------
+        DataFrame
+            One row per category, one column per detector. ``"not defined"`` for a metric that is NaN.
         """
         rows = self._of(self.metrics, metric)
         texts = [
@@ -125,6 +130,7 @@ class DetectorComparison:
         Returns
         -------
         CriticalDifferenceDisplay
+            The display, which has been drawn.
 
         Raises
         ------
@@ -204,6 +210,7 @@ def compare_detectors(
     Returns
     -------
     DetectorComparison
+        Tables of the metrics, of their differences and of ranks.
 
     Raises
     ------

@@ -185,7 +185,7 @@ def test_folds_start_anew_with_warm_start(good):
 
 
 def test_a_training_that_did_not_end_is_said(good):
-    with pytest.warns(ConvergenceWarning, match="max_epochs=3, while the loss of held-out images was still falling"):
+    with pytest.warns(ConvergenceWarning, match="max_epochs=3, before its loss had stopped falling"):
         made(AutoencoderDetector).fit(good)
 
 
