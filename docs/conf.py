@@ -92,6 +92,8 @@ sphinx_gallery_conf = {
             "plot_settings.py",
             "plot_products.py",
             "plot_ensemble.py",
+            "plot_baselines.py",
+            "plot_video.py",
             "plot_pandas_pipeline.py",
             "plot_image_sizes.py",
             "plot_resolutions.py",
