@@ -2,8 +2,8 @@
 Frames of a video over time
 ===========================
 
-A camera watches a scene in which people walk. A detector learns normal frames, and scores each frame of a new video. The
-scores over time show when something unusual came into the scene, and the anomaly map shows where.
+A camera watches a scene in which people walk. A detector learns normal frames, and scores each frame of a new video.
+The scores over time show when something unusual came into the scene, and the anomaly map shows where.
 
 The video of this example is drawn: walkers are dark shapes that move over a texture of scikit-image. For real videos,
 :func:`~skpatchcore.datasets.video_frames` reads the frames of a file or of a folder.

@@ -37,8 +37,8 @@ def add_parser(commands: Any) -> None:
         "       %(prog)s --good DIR --defective DIR [--masks DIR] -o OUT [options]",
         description="Fit a detector on good images, and test it on other good images and on defective images. ROOT is "
         "a data set in the layout of MVTec AD. For two plain folders, use --good and --defective instead. Writes "
-        "results.csv, intervals.csv, results.json, images.csv and report.html. Results that OUT already contains are not computed "
-        "again.",
+        "results.csv, intervals.csv, results.json, images.csv and report.html. Results that OUT already contains are "
+        "not computed again.",
         formatter_class=Formatter,
     )
     parser.add_argument(
@@ -185,7 +185,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         ) from error
     if not options.quiet:
         print(
-            f"\n{time.perf_counter() - begin:.0f} s. Wrote results.csv, intervals.csv, results.json and images.csv. Open the report:"
+            f"\n{time.perf_counter() - begin:.0f} s. Wrote results.csv, intervals.csv, results.json and images.csv. "
+            "Open the report:"
         )
         print(shown_name(str(report)))
     return 0
