@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from skpatchcore._utils.names import escape_name
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.paired import bootstrap_interval, resample_weights
 from skpatchcore.evaluation.resampled import PROPORTIONS, values_and_resamples
@@ -87,7 +88,8 @@ def metric_intervals(
         for metric, value in values.items():
             if not math.isnan(value):
                 low, high = interval_of(result, metric, value, resampled[metric], confidence, group is not None)
-                rows.append({"category": result.category, "metric": metric, "value": value, "low": low, "high": high})
+                row = {"category": escape_name(result.category), "metric": metric}
+                rows.append({**row, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["category", "metric", "value", "low", "high"])
 
 

@@ -271,10 +271,7 @@ def _write(evaluation: Evaluation) -> None:
     folder = evaluation.folder
     for name in ("low-shot", *ABLATIONS):
         (folder / f"{name}.csv").unlink(missing_ok=True)
-    intervals = evaluation.intervals
-    intervals.assign(category=[escape_name(name) for name in intervals["category"]]).to_csv(
-        folder / "intervals.csv", index=False
-    )
+    evaluation.intervals.to_csv(folder / "intervals.csv", index=False)
     for name, study in evaluation.studies.items():
         study.to_csv(folder / f"{name}.csv", index=False)
     content: Mapping[str, Any] = {

@@ -245,7 +245,14 @@ def test_ablation_evaluates_each_setting(root):
 @pytest.mark.parametrize("method", METHODS)
 def test_make_detector_returns_the_settings_of_each_preset(preset, method):
     parameters = make_detector(preset, method, random_state=3).get_params()
-    if preset in ("default", "offline"):
+    if method in ("autoencoder", "gan"):
+        assert parameters["extractor__image_size"] == (128, 128)
+    elif preset == "paper-video":
+        assert parameters["extractor__backbone"] == "wide_resnet50_2"
+        assert parameters["extractor__layers"] == ("layer3", "layer4")
+        assert (parameters["extractor__image_size"], parameters["extractor__crop_size"]) == ((256, 256), None)
+        assert default_resolution(preset) == "seen"
+    elif preset in ("default", "offline"):
         assert parameters["extractor__backbone"] == "efficientnet_lite2"
         assert parameters["extractor__image_size"] == (256 if preset == "default" else (224, 224))
         assert parameters["extractor__crop_size"] is None
@@ -330,6 +337,9 @@ def test_evaluate_command_writes_tables_provenance_and_report(root, tmp_path, ca
     assert "low-shot" in shown
     table = pd.read_csv(out / "results.csv", index_col="category")
     assert table.index.tolist() == ["bright", "dark", "mean"]
+    intervals = pd.read_csv(out / "intervals.csv", index_col=["category", "metric"])
+    assert {"bright", "dark"} == set(intervals.index.get_level_values("category"))
+    assert intervals.loc[("dark", "image_auroc"), "value"] == pytest.approx(table.loc["dark", "image_auroc"])
     assert len(pd.read_csv(out / "low-shot.csv")) == 8
     assert pd.read_csv(out / "patch_size.csv")["extractor__patch_size"].tolist() == [1, 3, 5, 7, 9] * 2
     report = (out / "report.html").read_text(encoding="utf-8")
@@ -364,7 +374,7 @@ def test_run_evaluation_resumes_and_writes_its_report(root, tmp_path):
     pd.testing.assert_series_equal(both.table.loc["dark"], first.table.loc["dark"], check_dtype=False)
     assert both.studies["low-shot"]["shots"].tolist() == [2, 2]
     assert sorted(path.name for path in tmp_path.glob("*.*")) == [
-        "images.csv", "low-shot.csv", "results.csv", "results.json",
+        "images.csv", "intervals.csv", "low-shot.csv", "results.csv", "results.json",
     ]  # fmt: skip
     again = run_evaluation(detector(), categories, tmp_path, shots=[2], n_repeats=1)
     pd.testing.assert_frame_equal(again.table, both.table)
