@@ -42,7 +42,7 @@ class CategoryResult:
     category : str
         Name of the category.
     row : dict
-        One row of the table that :func:`evaluate` returns.
+        One row of the table that :func:`~skpatchcore.evaluate` returns.
     scores : array of shape (n_test,)
         Image scores as returned by `score_samples`, bigger = more normal.
     labels, defects, paths : arrays of shape (n_test,)
@@ -168,7 +168,7 @@ def evaluate(
 
 
 def table_of(results: Any) -> pd.DataFrame:
-    """Return the table of :func:`evaluate` for :class:`CategoryResult` objects."""
+    """Return the table of :func:`~skpatchcore.evaluate` for :class:`CategoryResult` objects."""
     rows = [{"category": escape_name(result.category), **result.row} for result in results]
     return pd.DataFrame(rows).set_index("category")
 
@@ -195,7 +195,7 @@ def with_mean(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_categories(dataset: Any) -> dict[str, Any]:
-    """Return a dict of data sets by name for any `dataset` that :func:`evaluate` accepts."""
+    """Return a dict of data sets by name for any `dataset` that :func:`~skpatchcore.evaluate` accepts."""
     if isinstance(dataset, str | os.PathLike):
         return dict(load_categories(dataset))
     given = dict(dataset) if isinstance(dataset, Mapping) else {"all": dataset}
@@ -210,7 +210,7 @@ def as_categories(dataset: Any) -> dict[str, Any]:
 
 
 def check_before(detector: Any, categories: Mapping[str, Any], resolution: str) -> None:
-    """Raise those errors of :func:`evaluate` that can be detected before the fit."""
+    """Raise those errors of :func:`~skpatchcore.evaluate` that can be detected before the fit."""
     if resolution not in ("own", "seen"):
         raise ValueError(f"resolution={resolution!r}: expected 'own' or 'seen'.")
     if resolution == "seen":
@@ -231,17 +231,17 @@ def evaluate_category(
     Parameters
     ----------
     detector : estimator
-        As for :func:`evaluate`.
+        As for :func:`~skpatchcore.evaluate`.
     name : str
         Name of the category.
     dataset : ImageFolder or TextureTask
         Images of the category.
     resolution : {"own", "seen"}, default="own"
-        As for :func:`evaluate`.
+        As for :func:`~skpatchcore.evaluate`.
     with_bytes : bool, default=True
         Whether to measure the size of the fitted detector.
     client : distributed.Client or None, default=None
-        As for :func:`evaluate`.
+        As for :func:`~skpatchcore.evaluate`.
 
     Returns
     -------
@@ -253,7 +253,18 @@ def evaluate_category(
     Raises
     ------
     ValueError
-        As raised by :func:`evaluate`.
+        As raised by :func:`~skpatchcore.evaluate`.
+
+    Examples
+    --------
+    >>> from skpatchcore import PatchCoreDetector, TorchFeatureExtractor
+    >>> from skpatchcore.datasets import make_textures
+    >>> from skpatchcore.evaluation import evaluate_category
+    >>> extractor = TorchFeatureExtractor("efficientnet_lite0", image_size=None)
+    >>> detector = PatchCoreDetector(extractor, random_state=0)
+    >>> result, fitted = evaluate_category(detector, "brick", make_textures("brick", n_views=2))
+    >>> result.scores.shape == result.labels.shape
+    True
     """
     check_before(detector, {name: dataset}, resolution)
     labels, predict = np.asarray(dataset.test_labels), partial(_predicted, resolution=resolution)

@@ -15,7 +15,7 @@ validate = pytest.importorskip("numpydoc.validate", reason="needs numpydoc: pip 
 # Public modules, each with the names that are tested. None means all public classes and functions of the module.
 PUBLIC = {
     "skpatchcore": [name for name in skpatchcore.__all__ if not name.startswith("_")],
-    "skpatchcore.metrics": None,
+    "skpatchcore.metrics": importlib.import_module("skpatchcore.metrics").__all__,
     "skpatchcore.datasets": importlib.import_module("skpatchcore.datasets").__all__,
     "skpatchcore.model_selection": None,
     "skpatchcore.display": importlib.import_module("skpatchcore.display").__all__,
