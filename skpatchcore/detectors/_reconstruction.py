@@ -186,6 +186,7 @@ class ReconstructionDetector(PatchDetector):
         # Networks of folds start anew: the earlier network knows the images that a fold leaves out.
         return self._trained(patches, budget, seed, getattr(self, "model_", None) if self.warm_start else None)
 
+    @default_modes(grad=True)
     def _trained(self, patches: PatchSource, budget: Budget, seed: int, before: Reconstruction | None) -> Reconstructor:
         """Train a network, and continue an earlier training if there is one."""
         held = patches if isinstance(patches, Patches) else Patches.gather(patches, budget.n_patches)
@@ -225,6 +226,7 @@ class ReconstructionDetector(PatchDetector):
         model = Reconstruction(type(self).__name__, size, settings, found.state, found.losses, found.held_out_losses)
         return self._reconstructor(model)
 
+    @default_modes()
     def _reconstructor(self, model: Reconstruction) -> Reconstructor:
         device = available_device(self.device)
         # Random weights, which are replaced at once, must not take numbers from the global generator.

@@ -49,7 +49,7 @@ class Training:
 def seeded(make: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
     """Return a new network whose random weights depend on the seed only. The global random state does not change."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the generators of GPUs, too
         return make()
 
 
