@@ -38,6 +38,14 @@ def test_dn2_calibration_leaves_each_image_out(features):
     np.testing.assert_allclose(-detector.calibration_scores_, distances.min(axis=1), rtol=1e-6)
 
 
+def test_dn2_of_a_training_image_is_zero_and_does_not_depend_on_the_other_images(features):
+    detector = DN2Detector("precomputed", n_neighbors=1).fit(features + 100)
+    np.testing.assert_array_equal(detector.score_samples(features + 100), 0)
+    new = features + 101
+    alone = np.concatenate([detector.score_samples(new[i : i + 1]) for i in range(30)])
+    np.testing.assert_array_equal(detector.score_samples(new), alone)
+
+
 class TwoLevels(TransformerMixin, BaseEstimator):
     """Extractor of images that are features already, of two levels."""
 
