@@ -82,6 +82,28 @@ def test_mahalanobis_of_equal_images_is_finite():
     assert np.isfinite(detector.score_samples(same + 1)).all()
 
 
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_mahalanobis_of_two_different_images_uses_the_mean_variance(features, repeats):
+    detector = MahalanobisDetector("precomputed", calibration=None).fit(np.repeat(features[:2], repeats, axis=0))
+    one, other = features[:2].mean(axis=(1, 2), dtype=np.float64)
+    variance = ((one - other) ** 2).mean() / 4
+    expected = np.linalg.norm(features[2:].mean(axis=(1, 2)) - (one + other) / 2, axis=1) / np.sqrt(variance)
+    np.testing.assert_allclose(-detector.score_samples(features[2:]), expected, rtol=1e-5)
+
+
+def test_mahalanobis_calibration_of_three_images_has_the_scale_of_the_scores(features):
+    detector = MahalanobisDetector("precomputed").fit(features[:3])
+    assert detector.predict(features[3:4] + 100) == -1
+
+
+def test_mahalanobis_does_not_calibrate_with_a_covariance_of_one_image(features):
+    with pytest.raises(ValueError, match="leaves one of 2 training images"):
+        MahalanobisDetector("precomputed").fit(features[:2])
+    with pytest.warns(UserWarning, match="2 of 2 training images could not be scored"):
+        detector = MahalanobisDetector("precomputed", calibration="leave-one-out").fit(features[:2])
+    assert np.isnan(detector.offset_)
+
+
 def test_mahalanobis_leave_one_out_fits_without_the_image(features):
     detector = MahalanobisDetector("precomputed", calibration="leave-one-out").fit(features)
     means = features.mean(axis=(1, 2), dtype=np.float64)
