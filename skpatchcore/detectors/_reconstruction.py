@@ -143,6 +143,9 @@ class ReconstructionDetector(PatchDetector):
         "warm_start": ["boolean"],
     }
 
+    # Parameters that change the scores of a fitted detector, in addition to those of all detectors.
+    _of_scores: tuple[str, ...] = ()
+
     latent_size: int
     width: int
     max_epochs: int
@@ -171,6 +174,15 @@ class ReconstructionDetector(PatchDetector):
                 "trained would set the thresholds."
             )
         return super()._fit(X, y, groups)
+
+    def _warn_of_thresholds(self, params: dict[str, Any]) -> None:
+        super()._warn_of_thresholds(params)
+        for name in self._of_scores:
+            if hasattr(self, "offset_") and params.get(name, getattr(self, name)) != getattr(self, name):
+                warn_user(
+                    f"{name} changes the scores of a fitted detector, but not its thresholds. Pass good images that "
+                    "were not used for the fit to recalibrate, or fit again."
+                )
 
     def _default_stage(self, name: str, given: Any) -> Any:
         return PixelExtractor()
@@ -217,7 +229,7 @@ class ReconstructionDetector(PatchDetector):
                 verbose=self.verbose,
                 before=earlier,
             )
-        if len(found.losses) - (0 if before is None else len(before.losses)) == self.max_epochs:
+        if not found.has_ended:
             warn_user(
                 f"the training ended after max_epochs={self.max_epochs}, while the loss of held-out images was still "
                 "falling. Fit again with warm_start=True, or with more epochs.",

@@ -225,6 +225,25 @@ def test_a_training_that_did_not_end_is_said(good):
         made(AutoencoderDetector).fit(good)
 
 
+def test_a_training_that_ended_in_the_last_epoch_has_no_warning(good):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        detector = made(AutoencoderDetector, learning_rate=1e-30, patience=2).fit(good)
+    assert len(detector.model_.losses) == SMALL["max_epochs"]
+
+
+@pytest.mark.parametrize(
+    ("make", "params"), [(AutoencoderDetector, {"error": "ssim"}), (GANDetector, {"feature_weight": 3.0})]
+)
+def test_parameters_that_change_the_scores_but_not_the_thresholds_are_said(make, params, good):
+    detector = fitted(make, good)
+    with pytest.warns(UserWarning, match=f"{next(iter(params))} changes the scores of a fitted detector"):
+        detector.set_params(**params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.set_params(**params)
+
+
 def test_leave_one_out_is_refused(good):
     for calibration in ("auto", "leave-one-out"):
         with pytest.raises(ValueError, match="calibration"):
