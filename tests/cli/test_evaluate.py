@@ -149,3 +149,22 @@ def test_evaluate_of_a_method_without_maps_shows_the_images(folders, tmp_path):
     assert all(one["layers"]["image"] and one["layers"]["heat"] is None for one in pictures)
     assert sum(one["layers"]["truth"] is not None for one in pictures) == 3
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("autoencoder", ["--weights", "none"]),
+        ("autoencoder", ["--cache", "cache"]),
+        ("gan", ["--ablate", "layers"]),
+        ("gan", ["--ablate", "sampler"]),
+        ("dn2", ["--ablate", "patch_size", "sampler"]),
+    ],
+)
+def test_options_that_a_method_does_not_have_are_refused(folders, tmp_path, capsys, method, options):
+    out = tmp_path / "out"
+    assert main([*words(folders, out), "--method", method, *options]) == 1
+    message = capsys.readouterr().err
+    assert options[0] in message
+    assert f"the method {method} " in message
+    assert not out.exists()
