@@ -8,7 +8,18 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import GridSearchCV
 
-from skpatchcore import DN2Detector, MahalanobisDetector, OneClassSplit, evaluate, load, save
+from skpatchcore import (
+    DN2Detector,
+    MahalanobisDetector,
+    MultiLightDetector,
+    MultiProductDetector,
+    OneClassSplit,
+    PatchCoreEnsemble,
+    SPADEDetector,
+    evaluate,
+    load,
+    save,
+)
 from skpatchcore.cli.main import main
 from skpatchcore.datasets import make_textures
 from skpatchcore.reports import read_predictions, write_prediction_report, write_predictions
@@ -192,3 +203,14 @@ def test_search_over_neighbours(features):
         cv=OneClassSplit(3),
     )  # fmt: skip
     assert search.fit(X, y).best_score_ == 1
+
+
+@pytest.mark.parametrize("make", DETECTORS)
+def test_detectors_without_maps_are_not_combined(make, features):
+    message = f"'.*' is a {make.__name__}, which has no anomaly maps"
+    with pytest.raises(ValueError, match=message):
+        PatchCoreEnsemble([("patches", SPADEDetector("precomputed")), ("whole", make("precomputed"))]).fit(features)
+    with pytest.raises(ValueError, match=message):
+        MultiLightDetector(make(extractor())).fit(np.zeros((3, 2, 32, 32, 3)))
+    with pytest.raises(ValueError, match=message):
+        MultiProductDetector(make("precomputed")).fit(features, products=["bolt", "nut"] * 15)
