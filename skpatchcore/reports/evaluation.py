@@ -214,7 +214,7 @@ def _interval_table(evaluation: Evaluation) -> str:
         cells = [Cell("", math.nan)] * len(categories)
         for i, category in enumerate(categories):
             if (metric, category) in known.index:
-                value, low, high = known.loc[(metric, category), ["value", "low", "high"]]
+                value, low, high = known.loc[(metric, category), ["value", "low", "high"]].to_numpy(float)
                 cells[i] = Cell(f"{value:.3f} ({low:.3f} to {high:.3f})", float(value))
         rows.append([metric, *cells])
     return table("Metrics with their 95 % intervals", ("Metric", *categories), rows) + paragraph(
