@@ -215,6 +215,7 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     Returns
     -------
     VideoTask
+        Frames, labels and masks. No frame is decoded yet, except to count the frames of video files.
 
     Raises
     ------

@@ -71,6 +71,11 @@ class DetectorComparison:
             Name of the metric.
         digits : int, default=3
             Number of digits after the point.
+
+        Returns
+        -------
+        DataFrame
+            One row per category, and one column per detector. ``"not defined"`` where the metric is NaN.
         """
         rows = self._of(self.metrics, metric)
         texts = [
@@ -126,6 +131,7 @@ class DetectorComparison:
         Returns
         -------
         CriticalDifferenceDisplay
+            The display, which is drawn.
 
         Raises
         ------
@@ -210,6 +216,7 @@ def compare_detectors(
     Returns
     -------
     DetectorComparison
+        Tables of the metrics, of their differences and of the ranks.
 
     Raises
     ------

@@ -236,3 +236,16 @@ def test_timeline_without_threshold_and_labels():
     display = ScoreTimelineDisplay.from_scores([-1.0])
     assert display.spans() == []
     assert [line.get_label() for line in display.ax_.lines] == ["anomaly score"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "given", "message"),
+    [
+        ([], {}, "no frames"),
+        ([-1.0, -2.0], {"labels": [1, 1, -1]}, "labels has 3 items for 2 scores"),
+        ([-1.0, -2.0], {"times": [0.0]}, "times has 1 items for 2 scores"),
+    ],
+)
+def test_timeline_needs_one_label_and_time_for_each_frame(scores, given, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreTimelineDisplay.from_scores(scores, **given)
