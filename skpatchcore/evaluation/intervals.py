@@ -139,4 +139,11 @@ def groups_of(groups: Mapping[str, Any] | None, category: str, n_test: int) -> n
     if category not in groups or len(groups[category]) != n_test:
         n = len(groups[category]) if category in groups else 0
         raise ValueError(f"groups[{category!r}]: expected one group for each of {n_test} test images, found {n}.")
-    return np.asarray(groups[category])
+    group = np.asarray(groups[category])
+    if group.ndim != 1:
+        raise ValueError(f"groups[{category!r}] has shape {group.shape}: expected ({n_test},).")
+    if (is_missing := pd.isna(group)).any():
+        raise ValueError(
+            f"groups[{category!r}]: test image {int(is_missing.argmax())} has no group. Give it a group of its own."
+        )
+    return group

@@ -286,6 +286,14 @@ def test_parameters_out_of_range_are_refused(name, value):
         compare_detectors(detectors(1), **{name: value})
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_images_without_a_group_are_not_one_group(missing):
+    with pytest.raises(ValueError, match="test image 1 has no group"):
+        compare_detectors(detectors(1), groups={"category 0": [1, missing, missing, *range(97)]})
+    with pytest.raises(ValueError, match=r"has shape \(100, 1\): expected \(100,\)"):
+        compare_detectors(detectors(1), groups={"category 0": np.zeros((100, 1))})
+
+
 def test_groups_must_fit_the_test_images():
     with pytest.raises(ValueError, match="expected one group for each of 100 test images, found 3"):
         compare_detectors(detectors(1), groups={"category 0": [1, 2, 3]})
