@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import friedmanchisquare
 
+from skpatchcore._utils.names import escape_name
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.intervals import check_resampling, groups_of, interval_of
 from skpatchcore.evaluation.paired import (
@@ -273,7 +274,7 @@ def compare_detectors(
                 value = values[name].setdefault(metric, np.nan)
                 drawn = resampled[name].setdefault(metric, np.full(n_resamples, np.nan))
                 low, high = interval_of(own[name], metric, value, drawn, confidence, group is not None)
-                row = {"category": category, "detector": name, "metric": metric}
+                row = {"category": escape_name(category), "detector": name, "metric": metric}
                 metric_rows.append({**row, "value": value, "low": low, "high": high})
         areas = _areas_of(first.labels == -1, np.stack([-own[name].scores for name in names]))
         for metric in known:
@@ -282,7 +283,7 @@ def compare_detectors(
                 low, high = bootstrap_interval(resampled[a][metric] - resampled[b][metric], confidence)
                 pair_rows.append(
                     {
-                        "category": category,
+                        "category": escape_name(category),
                         "metric": metric,
                         "first": a,
                         "second": b,

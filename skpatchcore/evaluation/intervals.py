@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from skpatchcore._utils.names import escape_name
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.paired import bootstrap_interval, resample_weights
 from skpatchcore.evaluation.resampled import PROPORTIONS, values_and_resamples
@@ -81,13 +82,13 @@ def metric_intervals(
     some = [results] if isinstance(results, CategoryResult) else list(results)
     rows = []
     for k, result in enumerate(some):
-        group = groups_of(groups, result.category, len(result.labels))
+        group, name = groups_of(groups, result.category, len(result.labels)), escape_name(result.category)
         weights = resample_weights(result.labels == -1, n_resamples, random_state + k, group)
         values, resampled = values_and_resamples(result, weights)
         for metric, value in values.items():
             if not math.isnan(value):
                 low, high = interval_of(result, metric, value, resampled[metric], confidence, group is not None)
-                rows.append({"category": result.category, "metric": metric, "value": value, "low": low, "high": high})
+                rows.append({"category": name, "metric": metric, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["category", "metric", "value", "low", "high"])
 
 

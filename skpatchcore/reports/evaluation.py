@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from skpatchcore._utils.names import shown_name
+from skpatchcore._utils.names import escape_name, shown_name
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.promises import RATES, describe_rates
 from skpatchcore.evaluation.runs import Evaluation, FinishedRun, means_of
@@ -213,8 +213,8 @@ def _interval_table(evaluation: Evaluation) -> str:
     for metric in dict.fromkeys(evaluation.intervals["metric"]):
         cells = [Cell("", math.nan)] * len(categories)
         for i, category in enumerate(categories):
-            if (metric, category) in known.index:
-                value, low, high = known.loc[(metric, category), ["value", "low", "high"]].to_numpy(float)
+            if (metric, name := escape_name(category)) in known.index:
+                value, low, high = known.loc[(metric, name), ["value", "low", "high"]].to_numpy(float)
                 cells[i] = Cell(f"{value:.3f} ({low:.3f} to {high:.3f})", float(value))
         rows.append([metric, *cells])
     return table("Metrics with their 95 % intervals", ("Metric", *categories), rows) + paragraph(

@@ -297,3 +297,10 @@ def test_images_without_a_group_are_not_one_group(missing):
 def test_groups_must_fit_the_test_images():
     with pytest.raises(ValueError, match="expected one group for each of 100 test images, found 3"):
         compare_detectors(detectors(1), groups={"category 0": [1, 2, 3]})
+
+
+def test_names_of_categories_that_are_no_text_are_escaped():
+    found = {name: [replace(some[0], category="caf\udce9")] for name, some in detectors(1).items()}
+    comparison = compare_detectors(found, n_resamples=20)
+    assert comparison.metrics["category"].unique().tolist() == ["caf\\xe9"]
+    assert comparison.differences["category"].unique().tolist() == ["caf\\xe9"]
