@@ -211,9 +211,14 @@ def _check_usage(options: argparse.Namespace) -> None:
 
 def _extractor_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the parameters of the extractor."""
+    if "sampler" in options.ablate and options.method != "patchcore":
+        raise CommandError(f"--ablate sampler: the method {options.method} has no memory bank. Leave it out.")
     if options.method in _OF_PIXELS:
-        if options.weights != "preset":
-            raise CommandError(f"--weights: the method {options.method} uses no pretrained network. Leave it out.")
+        given = {"--weights": options.weights != "preset", "--cache": options.cache is not None}
+        given |= {f"--ablate {name}": True for name in options.ablate}
+        for option, is_given in given.items():
+            if is_given:
+                raise CommandError(f"{option}: the method {options.method} uses no pretrained network. Leave it out.")
         return {"batch_size": options.batch_size}
     given = {"weights": options.weights} if options.weights != "preset" else {}
     return {"batch_size": options.batch_size, "memory": options.cache, **given}

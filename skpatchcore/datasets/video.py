@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,15 @@ from skpatchcore.datasets.listing import list_images
 
 # Endings of video files.
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+# Number of decoded frames that are kept: more than the images that an extractor reads at the same time.
+_N_RECENT = 16
 
 
 class VideoFile(Sequence[np.ndarray]):
     """Frames of a video file, which are decoded when they are used.
 
-    Frames are decoded one after the other. Therefore reading in ascending order is fast. A frame before the last one
-    that was read starts the decoding anew.
+    Frames are decoded one after the other. Therefore reading in ascending order is fast. The last 16 frames are kept.
+    A frame before them starts the decoding anew. Several threads may read from one object.
 
     Parameters
     ----------
@@ -41,42 +45,62 @@ class VideoFile(Sequence[np.ndarray]):
     ImportError
         If PyAV is not installed.
     ValueError
-        If the file is no video, or `every` is less than 1.
+        If the file is no video, or `every` is no integer of at least 1.
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1):
-        if every < 1:
-            raise ValueError(f"every={every}: expected at least 1.")
+        _check_every(every)
         self.path, self.every = os.fspath(path), every
         self.numbers = np.arange(0, self._count(), every)
-        self._decoder: Iterator[np.ndarray] | None = None
-        self._next = 0
+        self._forget()
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+        if isinstance(index, slice | np.ndarray):
+            return [self[i] for i in _items(index, len(self))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        number = int(self.numbers[index])
-        if self._decoder is None or number < self._next:
-            self._decoder, self._next = self._frames(), 0
-        while True:
-            frame = next(self._decoder, None)
-            if frame is None:
-                raise ValueError(f"{self.path!r}: frame {number} cannot be read, although the file has had it before.")
-            self._next += 1
-            if self._next > number:
-                found: np.ndarray = frame.to_ndarray(format="rgb24")  # type: ignore[attr-defined]
-                return found
+        with self._lock:  # extractors read images in several threads if the network runs on a GPU
+            found: np.ndarray = self._frame(int(self.numbers[index])).to_ndarray(format="rgb24")
+            return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_decoder": None, "_next": 0}
+        return {"path": self.path, "every": self.every, "numbers": self.numbers}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without a decoder and without decoded frames."""
+        self._decoder: Iterator[Any] | None = None
+        self._next = 0
+        self._recent: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def _frame(self, number: int) -> Any:
+        """Return a decoded frame by its number in the video, which is a multiple of `every`."""
+        if number not in self._recent:
+            if self._decoder is None or number < self._next:
+                self._decoder, self._next, self._recent = self._frames(), 0, {}
+            while self._next <= number:
+                frame = next(self._decoder, None)
+                if frame is None:
+                    raise ValueError(
+                        f"{self.path!r}: frame {number} cannot be read, although the file has had it before."
+                    )
+                if self._next % self.every == 0:
+                    self._recent[self._next] = frame
+                    self._recent.pop(self._next - _N_RECENT * self.every, None)
+                self._next += 1
+        return self._recent[number]
 
     def _frames(self) -> Iterator[Any]:
         with _opened(self.path) as container:
+            if not container.streams.video:
+                raise ValueError(f"{self.path!r} has no video, e.g. only sound.")
             yield from container.decode(video=0)
 
     def _count(self) -> int:
@@ -108,12 +132,11 @@ def video_frames(video: str | os.PathLike[str], *, every: int = 1) -> Sequence[A
     FileNotFoundError
         If there is no such file or folder, or the folder contains no image.
     ValueError
-        If the file is no video, or `every` is less than 1.
+        If the file is no video, or `every` is no integer of at least 1.
     ImportError
         If PyAV is needed and not installed.
     """
-    if every < 1:
-        raise ValueError(f"every={every}: expected at least 1.")
+    _check_every(every)
     if os.path.isdir(video):
         return sorted(list_images(video), key=_by_numbers)[::every]
     if not os.path.isfile(video):
@@ -164,8 +187,8 @@ class Joined(Sequence[Any]):
         return int(self._starts[-1])
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+        if isinstance(index, slice | np.ndarray):
+            return [self[i] for i in _items(index, len(self))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index = int(index) % len(self)
@@ -199,7 +222,8 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     FileNotFoundError
         If a folder is missing, or a test video has no file in ``test_frame_mask``.
     ValueError
-        If the number of labels or masks differs from the number of frames of a video.
+        If the number of labels or masks differs from the number of frames of a video, if a label is neither 0 nor 1, or
+        if two video files differ only in their endings.
 
     Warns
     -----
@@ -247,6 +271,17 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     )
 
 
+def _check_every(every: int) -> None:
+    """Raise a ValueError if `every` is not a positive integer."""
+    if not isinstance(every, Integral) or every < 1:
+        raise ValueError(f"every={every}: expected an integer of at least 1.")
+
+
+def _items(index: Any, n: int) -> list[int]:
+    """Return the positions in a sequence of length `n` that a slice or an array selects."""
+    return [int(i) for i in np.arange(n)[index]]
+
+
 def _by_numbers(path: str) -> list[tuple[int, str]]:
     """Return a key that sorts numbers in file names by their values: 9.png comes before 10.png."""
     parts = re.split(r"([0-9]+)", path)
@@ -258,11 +293,13 @@ def _videos_in(folder: Path) -> dict[str, Path]:
     for kind in ("frames", "videos"):
         place = folder / kind
         if place.is_dir():
-            found = {
-                path.name if path.is_dir() else path.stem: path
-                for path in sorted(place.iterdir())
-                if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
-            }
+            found: dict[str, Path] = {}
+            for path in sorted(place.iterdir()):
+                if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
+                    name = path.name if path.is_dir() else path.stem
+                    if name in found:
+                        raise ValueError(f"{str(found[name])!r} and {str(path)!r} are two videos of the same name.")
+                    found[name] = path
             if found:
                 return found
     raise FileNotFoundError(f"there are no videos in {str(folder / 'frames')!r} or {str(folder / 'videos')!r}.")
@@ -271,10 +308,15 @@ def _videos_in(folder: Path) -> dict[str, Path]:
 def _labels_of(file: Path, name: str, n_frames: int) -> np.ndarray:
     if not file.exists():
         raise FileNotFoundError(f"test video {name!r} has no labels of its frames: expected {str(file)!r}.")
-    labels = np.load(file, allow_pickle=False).ravel() != 0
+    labels = np.load(file, allow_pickle=False).ravel()
     if len(labels) != n_frames:
         raise ValueError(f"video {name!r} has {n_frames} frames, and {str(file)!r} has {len(labels)} labels.")
-    return np.asarray(labels)
+    if not (is_known := np.isin(labels, (0, 1))).all():
+        i = int(is_known.argmin())
+        raise ValueError(
+            f"{str(file)!r}: the label of frame {i} is {labels[i]!r}, expected 0 (normal) or 1 (anomalous)."
+        )
+    return np.asarray(labels == 1)
 
 
 def _opened(path: str) -> Any:

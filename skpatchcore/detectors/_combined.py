@@ -21,6 +21,7 @@ from skpatchcore.calibration.sketches import LEVELS
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import turned
 from skpatchcore.detectors._thresholds import older_thresholds
+from skpatchcore.detectors._whole_image import WholeImageDetector
 from skpatchcore.images.containers import n_images_of
 from skpatchcore.images.errors import ImageError, InspectionWarning
 from skpatchcore.patches.inspection import Inspection
@@ -149,6 +150,16 @@ class CombinedDetector(DocumentationLinkMixin, OlderStatesMixin, ImageDetector, 
     def __setstate__(self, state: dict[str, Any]) -> None:
         older = {"inspection_": None, **older_thresholds(state)} if "offset_" in state else {}
         super().__setstate__({**older, **state})
+
+
+def require_maps(members: dict[str, Any], owner: Any) -> None:
+    """Raise a ValueError if some of the detectors of a combined detector, by name, have no anomaly maps."""
+    for name, member in members.items():
+        if isinstance(member, WholeImageDetector):
+            raise ValueError(
+                f"{name!r} is a {type(member).__name__}, which has no anomaly maps: a {type(owner).__name__} combines "
+                "scores and maps. Choose a detector that scores patches, such as PatchCoreDetector."
+            )
 
 
 @contextmanager

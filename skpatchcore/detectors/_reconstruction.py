@@ -143,6 +143,9 @@ class ReconstructionDetector(PatchDetector):
         "warm_start": ["boolean"],
     }
 
+    # Parameters that change the scores of a fitted detector, in addition to those of all detectors.
+    _of_scores: tuple[str, ...] = ()
+
     latent_size: int
     width: int
     max_epochs: int
@@ -172,6 +175,15 @@ class ReconstructionDetector(PatchDetector):
             )
         return super()._fit(X, y, groups)
 
+    def _warn_of_thresholds(self, params: dict[str, Any]) -> None:
+        super()._warn_of_thresholds(params)
+        for name in self._of_scores:
+            if hasattr(self, "offset_") and params.get(name, getattr(self, name)) != getattr(self, name):
+                warn_user(
+                    f"{name} changes the scores of a fitted detector, but not its thresholds. Pass good images that "
+                    "were not used for the fit to recalibrate, or fit again."
+                )
+
     def _default_stage(self, name: str, given: Any) -> Any:
         return PixelExtractor()
 
@@ -186,6 +198,7 @@ class ReconstructionDetector(PatchDetector):
         # Networks of folds start anew: the earlier network knows the images that a fold leaves out.
         return self._trained(patches, budget, seed, getattr(self, "model_", None) if self.warm_start else None)
 
+    @default_modes(grad=True)
     def _trained(self, patches: PatchSource, budget: Budget, seed: int, before: Reconstruction | None) -> Reconstructor:
         """Train a network, and continue an earlier training if there is one."""
         held = patches if isinstance(patches, Patches) else Patches.gather(patches, budget.n_patches)
@@ -216,7 +229,7 @@ class ReconstructionDetector(PatchDetector):
                 verbose=self.verbose,
                 before=earlier,
             )
-        if len(found.losses) - (0 if before is None else len(before.losses)) == self.max_epochs:
+        if not found.has_ended:
             warn_user(
                 f"the training ended after max_epochs={self.max_epochs}, before its loss had stopped falling for "
                 f"patience={self.patience} epochs. Fit again with warm_start=True, or with more epochs.",
@@ -225,6 +238,7 @@ class ReconstructionDetector(PatchDetector):
         model = Reconstruction(type(self).__name__, size, settings, found.state, found.losses, found.held_out_losses)
         return self._reconstructor(model)
 
+    @default_modes()
     def _reconstructor(self, model: Reconstruction) -> Reconstructor:
         device = available_device(self.device)
         # Random weights, which are replaced at once, must not take numbers from the global generator.

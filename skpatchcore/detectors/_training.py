@@ -39,17 +39,20 @@ class Training:
         Weights of the networks in the epoch with the lowest loss of the held-out images.
     losses, held_out_losses : list of float
         Mean loss of the training images and of the held-out images in each epoch, over all calls.
+    has_ended : bool
+        Whether the loss has not fallen for some epochs. False if the training was ended by `max_epochs`.
     """
 
     state: State
     losses: list[float] = field(default_factory=list)
     held_out_losses: list[float] = field(default_factory=list)
+    has_ended: bool = False
 
 
 def seeded(make: Callable[[], torch.nn.Module], seed: int) -> torch.nn.Module:
     """Return a new network whose random weights depend on the seed only. The global random state does not change."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the generators of GPUs, too
         return make()
 
 
@@ -129,6 +132,7 @@ def train(
             else:
                 n_worse += 1
                 if n_worse >= patience:
+                    found.has_ended = True
                     break
     return found
 

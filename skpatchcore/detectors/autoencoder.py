@@ -148,6 +148,7 @@ class AutoencoderDetector(ReconstructionDetector):
         **ReconstructionDetector._parameter_constraints,
         "error": [StrOptions({"squared", "ssim"})],
     }
+    _of_scores = ("error",)
 
     def __init__(
         self,

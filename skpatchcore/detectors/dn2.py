@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import pairwise_distances
+from scipy.spatial.distance import cdist
 
 from skpatchcore._utils.sklearn import Interval
 from skpatchcore.bank.budget import Budget
@@ -38,7 +38,7 @@ class ImageGallery:
     def score(self, patches: Patches, with_patch_scores: bool = True) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return image scores, **bigger = more anomalous**: mean distances to the nearest images of the gallery."""
         check_channels(patches, self.descriptors.shape[1])
-        distances = pairwise_distances(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
+        distances = cdist(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
         k = min(self.n_neighbors, len(self.images))
         scores = np.partition(distances, k - 1, axis=1)[:, :k].mean(axis=1)
         return scores, no_patch_scores(patches, with_patch_scores)

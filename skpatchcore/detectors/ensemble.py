@@ -12,7 +12,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.diagrams import diagram_of
 from skpatchcore._utils.sklearn import fit_context
-from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector, without_inspection_warnings
+from skpatchcore.detectors._combined import (
+    COMBINED_CONSTRAINTS,
+    CombinedDetector,
+    require_maps,
+    without_inspection_warnings,
+)
 from skpatchcore.detectors._thresholds import restored_on_failure
 from skpatchcore.images.containers import as_image_sequence, listed, with_regions
 
@@ -247,6 +252,7 @@ class PatchCoreEnsemble(CombinedDetector):
                 "must not contain '__', and must not be 'estimators', 'aggregate', 'contamination' or "
                 "'pixel_contamination'."
             )
+        require_maps(dict(self.estimators), self)
         with without_inspection_warnings():
             fitted = {name: clone(detector).fit(X, y, groups=groups) for name, detector in self.estimators}
         advice = (

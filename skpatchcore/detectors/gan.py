@@ -175,6 +175,7 @@ class GANDetector(ReconstructionDetector):
         **ReconstructionDetector._parameter_constraints,
         "feature_weight": [Interval(Real, 0, None, closed="left")],
     }
+    _of_scores = ("feature_weight",)
 
     def __init__(
         self,

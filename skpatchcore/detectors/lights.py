@@ -12,7 +12,12 @@ from sklearn.utils.validation import check_is_fitted
 
 from skpatchcore._utils.diagrams import diagram_of
 from skpatchcore._utils.sklearn import fit_context
-from skpatchcore.detectors._combined import COMBINED_CONSTRAINTS, CombinedDetector, without_inspection_warnings
+from skpatchcore.detectors._combined import (
+    COMBINED_CONSTRAINTS,
+    CombinedDetector,
+    require_maps,
+    without_inspection_warnings,
+)
 from skpatchcore.detectors._image_detector import ImageDetector
 from skpatchcore.detectors._results import Scored
 from skpatchcore.detectors._thresholds import restored_on_failure
@@ -184,6 +189,7 @@ class MultiLightDetector(CombinedDetector):
         parts.check_numbers(n_lights, "in the first part")
         for index in range(len(parts)):
             parts.check_aligned(index)
+        require_maps({"estimator": self.estimator}, self)
         fitted = {}
         for light in range(n_lights):
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +13,15 @@ from skpatchcore._utils.progress import phase
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.detectors._whole_image import WholeImageDetector, descriptors_of, mean_patches, no_patch_scores
-from skpatchcore.patches.model import check_channels
+from skpatchcore.patches.model import PatchModel, check_channels
 from skpatchcore.patches.patches import Patches
 from skpatchcore.patches.stream import PatchSource
 from skpatchcore.protocols import layer_channels_of
 
 # Number of folds for calibration="auto". A Gaussian is fitted for each fold.
 _N_FOLDS = 20
+# A shrinkage below this number is 0 but for rounding.
+_NO_SHRINKAGE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class LevelGaussians:
         """Return the Gaussians of image vectors, where `n_channels` are the channels of each level."""
         means, whitening = descriptors.mean(axis=0), []
         for level in _levels(descriptors - means, n_channels):
-            covariance, _ = ledoit_wolf(level, assume_centered=True)
+            covariance = _covariance(level)
             whitening.append(np.linalg.inv(np.linalg.cholesky(_regular(covariance))))
         return cls(means, whitening, descriptors)
 
@@ -60,10 +62,10 @@ class LevelGaussians:
         return scores, no_patch_scores(patches, with_patch_scores)
 
     def without(self, images: np.ndarray) -> LevelGaussians | None:
-        """Return the Gaussians without the given images; None if no image is left."""
+        """Return the Gaussians without the given images; None if fewer than two images are left."""
         assert self.descriptors is not None
         others = np.delete(self.descriptors, images, axis=0)
-        return LevelGaussians.of(others, [len(factor) for factor in self.whitening]) if len(others) else None
+        return LevelGaussians.of(others, [len(factor) for factor in self.whitening]) if len(others) > 1 else None
 
 
 class MahalanobisDetector(WholeImageDetector):
@@ -131,7 +133,8 @@ class MahalanobisDetector(WholeImageDetector):
     Notes
     -----
     With fewer images than channels, the sample covariance is singular. The shrinkage covariance is not, unless all
-    training images are equal. Its distances depend on the shrinkage then.
+    training images are equal. Its distances depend on the shrinkage then. Of two images, only the mean variance of the
+    channels is used. One image has no variance, so that it is an error if a fold of the calibration leaves one image.
 
     References
     ----------
@@ -186,6 +189,22 @@ class MahalanobisDetector(WholeImageDetector):
         with phase("learning"):
             return LevelGaussians.of(descriptors, n_channels)
 
+    def _learn_folds(
+        self,
+        patches: PatchSource,
+        stages: dict[str, Any],
+        budget: Budget,
+        seed: int,
+        left_out: Sequence[np.ndarray],
+        held: Callable[[PatchSource], tuple[PatchSource, Budget]],
+    ) -> tuple[PatchModel, Iterable[Sequence[PatchModel]]]:
+        if any(len(patches) - len(images) < 2 for images in left_out):
+            raise ValueError(
+                f"MahalanobisDetector: a fold of the calibration leaves one of {len(patches)} training images, which "
+                "has no covariance. Pass more images (or groups), or set calibration=None."
+            )
+        return super()._learn_folds(patches, stages, budget, seed, left_out, held)
+
     def _n_folds(self, patches: PatchSource, budget: Budget, stages: dict[str, Any]) -> int:
         return _N_FOLDS
 
@@ -202,6 +221,21 @@ class MahalanobisDetector(WholeImageDetector):
 def _levels(descriptors: np.ndarray, n_channels: Sequence[int]) -> list[np.ndarray]:
     """Return the columns of each level."""
     return np.split(descriptors, np.cumsum(n_channels)[:-1], axis=1)
+
+
+def _covariance(level: np.ndarray) -> np.ndarray:
+    """Return the shrinkage covariance of centred image vectors of a level.
+
+    If all image vectors have the same distance to their mean on one line, as two images have, the method of Ledoit and
+    Wolf does not shrink. A singular covariance is then replaced by the mean variance in all directions.
+    """
+    n_channels = level.shape[1]
+    if len(level) < 2:
+        return np.zeros((n_channels, n_channels))
+    covariance, shrinkage = ledoit_wolf(level, assume_centered=True)
+    if shrinkage < _NO_SHRINKAGE and np.linalg.matrix_rank(level) < n_channels:
+        covariance = np.eye(n_channels) * (np.trace(covariance) / n_channels)
+    return np.asarray(covariance)
 
 
 def _regular(covariance: np.ndarray) -> np.ndarray:

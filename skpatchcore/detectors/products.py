@@ -18,6 +18,7 @@ from skpatchcore._utils.diagrams import DocumentationLinkMixin, diagram_of
 from skpatchcore._utils.sklearn import Interval, OlderStatesMixin, StrOptions, fit_context, safe_indexing
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.calibration.conformal import adjusted_p_values, check_adjust
+from skpatchcore.detectors._combined import require_maps
 from skpatchcore.detectors._patch_detector import PatchDetector
 from skpatchcore.detectors._product_members import ProductMembers
 from skpatchcore.detectors._product_scores import ProductResult
@@ -208,6 +209,7 @@ class MultiProductDetector(ProductMembers, DocumentationLinkMixin, OlderStatesMi
             As in the `fit` of `estimator`; the error names the product. In addition, a ValueError if `products` is
             None, has another length than `X` or a missing value, or if a product has fewer than two good images.
         """
+        require_maps({"estimator": self.estimator}, self)
         X, names = self._named(X, products)
         n_images = n_images_of(X)
         X = with_regions(X, roi)

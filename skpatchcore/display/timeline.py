@@ -114,12 +114,22 @@ class ScoreTimelineDisplay:
         -------
         ScoreTimelineDisplay
             The display itself.
+
+        Raises
+        ------
+        ValueError
+            If there are no scores, or `labels` or `times` have another length.
         """
         if ax is None:
             import matplotlib.pyplot as plt
 
             _, ax = plt.subplots(figsize=(7.2, 2.8), layout="constrained")
         scores = np.asarray(self.anomaly_scores, np.float64)
+        if not len(scores):
+            raise ValueError("anomaly_scores is empty: there are no frames to draw.")
+        for name in ("labels", "times"):
+            if (given := getattr(self, name)) is not None and len(given) != len(scores):
+                raise ValueError(f"{name} has {len(given)} items for {len(scores)} scores: pass one for each frame.")
         times = np.arange(len(scores)) if self.times is None else np.asarray(self.times)
         step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
         for i, (start, end) in enumerate(self.spans()):

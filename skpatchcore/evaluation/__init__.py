@@ -29,7 +29,6 @@ __all__ = [
     "evaluate",
     "evaluate_category",
     "fit_pod",
-    "fit_pod",
     "low_shot_curve",
     "make_detector",
     "means_of",

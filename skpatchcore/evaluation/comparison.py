@@ -17,6 +17,7 @@ from skpatchcore._utils.names import escape_name
 from skpatchcore.evaluation.category import CategoryResult
 from skpatchcore.evaluation.intervals import check_resampling, groups_of, interval_of
 from skpatchcore.evaluation.paired import (
+    DeLong,
     average_ranks,
     bootstrap_interval,
     critical_difference,
@@ -39,16 +40,16 @@ class DetectorComparison:
     ----------
     metrics : DataFrame
         One row per category, detector and metric: ``value`` (**bigger = better**), and the ends ``low`` and ``high`` of
-        its interval.
+        its interval. NaN for a metric that only other detectors have, e.g. a pixel metric of a detector without maps.
     differences : DataFrame
         One row per category, metric and pair of detectors: ``difference`` (value of ``first`` minus value of
         ``second``), and ``low`` and ``high`` of its paired bootstrap interval. For ``image_auroc`` also ``p_value`` of
         DeLong's test (small = different), and ``p_holm``, adjusted for all pairs and categories by Holm's method; NaN
-        for other metrics.
+        for other metrics, and with fewer than two good or two defective test images.
     ranks : DataFrame
-        Average ranks over the categories, 1 = best: one row per metric, one column per detector. In addition,
-        ``critical_difference`` of Nemenyi's test, and ``friedman_p``, the p-value of Friedman's test that all detectors
-        are equal. Empty with fewer than two categories.
+        Average ranks over the categories, 1 = best: one row per metric, one column per detector. NaN for a detector
+        that has the metric in no category. In addition, ``critical_difference`` of Nemenyi's test, and ``friedman_p``,
+        the p-value of Friedman's test that all detectors are equal. Empty with fewer than two categories.
     rank_tests : DataFrame
         One row per metric and pair: ``p_value`` of Wilcoxon's signed-rank test over the categories, and ``p_holm``,
         adjusted for the pairs. Empty with fewer than two categories.
@@ -146,7 +147,7 @@ class DetectorComparison:
                 "have the metric."
             )
         row: Any = self.ranks.loc[metric]
-        names = [name for name in self.ranks.columns if name not in ("critical_difference", "friedman_p")]
+        names = self._ranked(row)
         return CriticalDifferenceDisplay(
             {name: float(row[name]) for name in names},
             critical_difference=float(row["critical_difference"]),
@@ -157,7 +158,7 @@ class DetectorComparison:
         if metric not in self.ranks.index:
             return []
         row: Any = self.ranks.loc[metric]
-        names = [name for name in self.ranks.columns if name not in ("critical_difference", "friedman_p")]
+        names = self._ranked(row)
         ordered = ", ".join(f"{name} {row[name]:.2f}" for name in sorted(names, key=row.__getitem__))
         lines = [f"Average ranks over the categories, 1 = best: {ordered}."]
         p = row["friedman_p"]
@@ -174,6 +175,11 @@ class DetectorComparison:
         ]
         lines.append(f"Pairs that differ by Wilcoxon's test with Holm's adjustment: {', '.join(different) or 'none'}.")
         return lines
+
+    @staticmethod
+    def _ranked(row: Any) -> list[Any]:
+        """Return the names of the detectors with a rank."""
+        return [name for name in row.index[row.notna()] if name not in ("critical_difference", "friedman_p")]
 
     @staticmethod
     def _of(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -216,8 +222,8 @@ def compare_detectors(
     Raises
     ------
     ValueError
-        If there is no result, if categories or test images differ between detectors, or if a parameter is out of its
-        range.
+        If there is no result, if a detector has several results of a category, if categories or test images differ
+        between detectors, or if a parameter is out of its range.
 
     Notes
     -----
@@ -262,14 +268,15 @@ def compare_detectors(
         values, resampled = {}, {}
         for name, result in own.items():
             values[name], resampled[name] = values_and_resamples(result, weights)
-        known = [metric for metric in METRICS if all(metric in values[name] for name in names)]
+        known = [metric for metric in METRICS if any(metric in values[name] for name in names)]
         for metric in known:
             for name in names:
-                value, drawn = values[name][metric], resampled[name][metric]
+                value = values[name].setdefault(metric, np.nan)
+                drawn = resampled[name].setdefault(metric, np.full(n_resamples, np.nan))
                 low, high = interval_of(own[name], metric, value, drawn, confidence, group is not None)
                 row = {"category": escape_name(category), "detector": name, "metric": metric}
                 metric_rows.append({**row, "value": value, "low": low, "high": high})
-        areas = delong(first.labels == -1, np.stack([-own[name].scores for name in names]))
+        areas = _areas_of(first.labels == -1, np.stack([-own[name].scores for name in names]))
         for metric in known:
             for i, j in combinations(range(len(names)), 2):
                 a, b = names[i], names[j]
@@ -283,7 +290,7 @@ def compare_detectors(
                         "difference": values[a][metric] - values[b][metric],
                         "low": low,
                         "high": high,
-                        "p_value": areas.p_value(i, j) if metric == _IMAGE_AUROC else np.nan,
+                        "p_value": areas.p_value(i, j) if areas is not None and metric == _IMAGE_AUROC else np.nan,
                     }
                 )
     metrics = pd.DataFrame(metric_rows)
@@ -293,27 +300,35 @@ def compare_detectors(
     return DetectorComparison(metrics, differences, *_ranks_of(metrics, names), confidence)
 
 
+def _areas_of(is_defective: np.ndarray, anomaly_scores: np.ndarray) -> DeLong | None:
+    """Return the areas under the ROC curves; None if there are too few images for DeLong's test."""
+    is_known = min(is_defective.sum(), (~is_defective).sum()) > 1
+    return delong(is_defective, anomaly_scores) if is_known else None
+
+
 def _ranks_of(metrics: pd.DataFrame, names: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the average ranks and the tests of ranks over the categories."""
     rank_rows, test_rows = {}, []
     for metric in metrics["metric"].unique():
         wide = metrics[metrics["metric"] == metric].pivot(index="category", columns="detector", values="value")
-        wide = wide[list(names)].dropna()
-        if len(wide) < 2 or len(names) < 2:
+        wide = wide[list(names)].dropna(axis="columns", how="all").dropna()
+        own = wide.columns.tolist()
+        if len(wide) < 2 or len(own) < 2:
             continue
         values = wide.to_numpy(float)
         p = np.nan
-        if len(names) > 2 and np.ptp(values, axis=1).any():
+        if len(own) > 2 and np.ptp(values, axis=1).any():
             p = float(friedmanchisquare(*values.T).pvalue)
         rank_rows[metric] = {
-            **dict(zip(names, average_ranks(values), strict=True)),
-            "critical_difference": critical_difference(len(names), len(wide)),
+            **dict.fromkeys(names, np.nan),
+            **dict(zip(own, average_ranks(values), strict=True)),
+            "critical_difference": critical_difference(len(own), len(wide)),
             "friedman_p": p,
         }
-        pairs = list(combinations(range(len(names)), 2))
+        pairs = list(combinations(range(len(own)), 2))
         p_values = np.array([wilcoxon_p_value(values[:, i], values[:, j]) for i, j in pairs])
         test_rows += [
-            {"metric": metric, "first": names[i], "second": names[j], "p_value": p, "p_holm": adjusted}
+            {"metric": metric, "first": own[i], "second": own[j], "p_value": p, "p_holm": adjusted}
             for (i, j), p, adjusted in zip(pairs, p_values.tolist(), holm(p_values).tolist(), strict=True)
         ]
     ranks = pd.DataFrame.from_dict(rank_rows, orient="index").rename_axis("metric")
@@ -327,6 +342,10 @@ def _categories_of(name: str, given: Any) -> dict[str, CategoryResult]:
     some = [given] if isinstance(given, CategoryResult) else list(given)
     if not some or not all(isinstance(result, CategoryResult) for result in some):
         raise ValueError(f"results[{name!r}]: expected an Evaluation, or CategoryResult objects.")
+    names = [result.category for result in some]
+    if len(set(names)) < len(names):
+        twice = sorted({category for category in names if names.count(category) > 1})
+        raise ValueError(f"results[{name!r}]: there is more than one result of {', '.join(twice)}. Choose one of them.")
     return {result.category: result for result in some}
 
 

@@ -82,14 +82,13 @@ def metric_intervals(
     some = [results] if isinstance(results, CategoryResult) else list(results)
     rows = []
     for k, result in enumerate(some):
-        group = groups_of(groups, result.category, len(result.labels))
+        group, name = groups_of(groups, result.category, len(result.labels)), escape_name(result.category)
         weights = resample_weights(result.labels == -1, n_resamples, random_state + k, group)
         values, resampled = values_and_resamples(result, weights)
         for metric, value in values.items():
             if not math.isnan(value):
                 low, high = interval_of(result, metric, value, resampled[metric], confidence, group is not None)
-                row = {"category": escape_name(result.category), "metric": metric}
-                rows.append({**row, "value": value, "low": low, "high": high})
+                rows.append({"category": name, "metric": metric, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows, columns=["category", "metric", "value", "low", "high"])
 
 
@@ -141,4 +140,11 @@ def groups_of(groups: Mapping[str, Any] | None, category: str, n_test: int) -> n
     if category not in groups or len(groups[category]) != n_test:
         n = len(groups[category]) if category in groups else 0
         raise ValueError(f"groups[{category!r}]: expected one group for each of {n_test} test images, found {n}.")
-    return np.asarray(groups[category])
+    group = np.asarray(groups[category])
+    if group.ndim != 1:
+        raise ValueError(f"groups[{category!r}] has shape {group.shape}: expected ({n_test},).")
+    if (is_missing := pd.isna(group)).any():
+        raise ValueError(
+            f"groups[{category!r}]: test image {int(is_missing.argmax())} has no group. Give it a group of its own."
+        )
+    return group

@@ -41,7 +41,7 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
     result : CategoryResult
         Scores and thresholds of the category.
     fitted : estimator
-        The fitted detector.
+        The fitted detector. If it has no anomaly maps, the pictures show the images and the known defects.
     dataset : ImageFolder or TextureTask
         The images of the category.
     folder : path
@@ -78,8 +78,9 @@ def write_worst(result: CategoryResult, fitted: Any, dataset: Any, folder: Path,
         for i in images:
             try:
                 image = load_image(dataset.test_images[i], i, pixel_format=pixel_format_of(fitted))
-                anomaly_map = np.asarray(fitted.segment(dataset.test_images[i : i + 1])[0])
-                mask = read_mask(dataset.test_masks[i], anomaly_map.shape)
+                (scored,) = fitted.iter_results(dataset.test_images[i : i + 1])
+                anomaly_map = None if scored.anomaly_map is None else np.asarray(scored.anomaly_map)
+                mask = read_mask(dataset.test_masks[i], image.shape[:2])
                 truth = mask if mask.any() else None
                 layers = write_layers(image, anomaly_map, result.pixel_offset, pictures, truth=truth)
             except (OSError, ValueError) as error:  # the metrics are complete, and other pictures may be drawn

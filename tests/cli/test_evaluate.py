@@ -137,3 +137,34 @@ def test_defaults_of_fit_evaluate_and_quick_start_are_equal_and_inspect_the_whol
             assert extractor[name] == start.get_params()[name], name
         sampler = detector.get_params()["sampler"]
         assert (detector.contamination, detector.random_state, sampler.ratio) == ("auto", 0, 0.1)
+
+
+def test_evaluate_of_a_method_without_maps_shows_the_images(folders, tmp_path):
+    out = tmp_path / "out"
+    given = [*words(folders, out), "--masks", str(folders / "masks"), "--method", "dn2", "--weights", "none", "--quiet"]
+    assert main([*given, "--preset", "offline"]) == 0
+    run = json.loads((out / "results.json").read_text())["runs"][0]
+    pictures = run["provenance"]["pictures"]
+    assert [one["kind"] for one in pictures] == ["miss"] * 3 + ["false positive"] * 2
+    assert all(one["layers"]["image"] and one["layers"]["heat"] is None for one in pictures)
+    assert sum(one["layers"]["truth"] is not None for one in pictures) == 3
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("autoencoder", ["--weights", "none"]),
+        ("autoencoder", ["--cache", "cache"]),
+        ("gan", ["--ablate", "layers"]),
+        ("gan", ["--ablate", "sampler"]),
+        ("dn2", ["--ablate", "patch_size", "sampler"]),
+    ],
+)
+def test_options_that_a_method_does_not_have_are_refused(folders, tmp_path, capsys, method, options):
+    out = tmp_path / "out"
+    assert main([*words(folders, out), "--method", method, *options]) == 1
+    message = capsys.readouterr().err
+    assert options[0] in message
+    assert f"the method {method} " in message
+    assert not out.exists()

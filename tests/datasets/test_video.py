@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from skimage.data import brick
 from skpatchcore import PatchCoreDetector, evaluate
 from skpatchcore.datasets import VideoFile, load_video_task, video_frames
 from skpatchcore.display import ScoreTimelineDisplay
+from skpatchcore.evaluation import low_shot_curve
 from tests.factories import extractor
 
 N_FRAMES, SIZE = 30, (64, 96)
@@ -73,6 +75,18 @@ def test_frames_of_a_file_are_images_for_a_detector(video):
     assert scores[1] < 2 * scores[0]
 
 
+def test_several_threads_read_frames_of_one_file(video):
+    found, opened = VideoFile(video, every=2), []
+    expected = [found[i] for i in range(len(found))]
+    again = VideoFile(video, every=2)
+    frames_of = again._frames
+    again._frames = lambda: opened.append(1) or frames_of()
+    with ThreadPoolExecutor(4) as executor:
+        for i, frame in enumerate(executor.map(lambda i: again[i ^ 1], range(len(again) - 1))):
+            np.testing.assert_array_equal(frame, expected[i ^ 1])
+    assert len(opened) == 1  # neighbours in another order do not start the decoding anew
+
+
 def test_video_file_is_pickled_without_its_decoder(video):
     found = VideoFile(video)
     first = found[3]
@@ -89,7 +103,19 @@ def test_broken_and_missing_videos_are_named(tmp_path):
         video_frames(tmp_path / "missing.avi")
 
 
-@pytest.mark.parametrize("every", [0, -1])
+def test_a_file_with_sound_only_is_named(tmp_path):
+    av = pytest.importorskip("av", reason="the extra video is not installed")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match=r"sound\.mp4' has no video"):
+        video_frames(tmp_path / "sound.mp4")
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5])
 def test_every_must_be_at_least_one(frames, every):
     with pytest.raises(ValueError, match=f"every={every}"):
         video_frames(frames, every=every)
@@ -161,6 +187,28 @@ def test_labels_that_do_not_fit_are_refused(root):
         load_video_task(root)
 
 
+@pytest.mark.parametrize("values", [np.r_[np.ones(8), -np.ones(8)], np.full(16, np.nan), np.array(["0"] * 16)])
+def test_labels_other_than_zero_and_one_are_refused(root, values):
+    np.save(root / "testing" / "test_frame_mask" / "01_010.npy", values)
+    with pytest.raises(ValueError, match=r"01_010\.npy': the label of frame (0|8) is .*expected 0 \(normal\) or 1"):
+        load_video_task(root)
+
+
+def test_two_files_of_one_video_are_refused(tmp_path):
+    folder = tmp_path / "training" / "videos"
+    folder.mkdir(parents=True)
+    for name in ("01.avi", "01.mp4"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"01\.avi' and '.*01\.mp4' are two videos of the same name"):
+        load_video_task(tmp_path)
+
+
+def test_evaluation_with_few_frames_draws_them_from_all_videos(root):
+    detector = PatchCoreDetector(extractor(), calibration=None, random_state=0)
+    table = low_shot_curve(detector, {"01": load_video_task(root)}, [3], n_repeats=1)
+    assert table["n_train"].tolist() == [3]
+
+
 def test_masks_of_some_videos_only_are_said(root):
     (root / "testing" / "test_pixel_mask" / "01_011.npy").unlink()
     with pytest.warns(UserWarning, match="1 of 2 test videos have no masks of pixels, e.g. '01_011'"):
@@ -188,3 +236,16 @@ def test_timeline_without_threshold_and_labels():
     display = ScoreTimelineDisplay.from_scores([-1.0])
     assert display.spans() == []
     assert [line.get_label() for line in display.ax_.lines] == ["anomaly score"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "given", "message"),
+    [
+        ([], {}, "no frames"),
+        ([-1.0, -2.0], {"labels": [1, 1, -1]}, "labels has 3 items for 2 scores"),
+        ([-1.0, -2.0], {"times": [0.0]}, "times has 1 items for 2 scores"),
+    ],
+)
+def test_timeline_needs_one_label_and_time_for_each_frame(scores, given, message):
+    with pytest.raises(ValueError, match=message):
+        ScoreTimelineDisplay.from_scores(scores, **given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -81,6 +82,13 @@ def test_weights_depend_on_the_seed_only(network):
     torch.random.set_rng_state(before)
 
 
+def test_weights_are_drawn_without_the_generators_of_gpus(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seeded(lambda: Autoencoder((32, 48), 4, 8), 0)
+    assert seeds == []
+
+
 class Falling:
     """A trainee whose held-out losses are given."""
 
@@ -125,6 +133,34 @@ def test_fit_is_reproducible_and_changes_no_global_state(make, good):
     first, again = (fitted(make, good) for _ in range(2))
     np.testing.assert_array_equal(first.score_samples(good[:4]), again.score_samples(good[:4]))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@contextmanager
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES = {
+    "inference": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "float64": doubles,
+    "device": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("make", DETECTORS)
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_torch_change_neither_the_training_nor_the_scores(make, mode, good):
+    expected = fitted(make, good)
+    with MODES[mode]():
+        found, scores = fitted(make, good), expected.score_samples(good[:3])
+    np.testing.assert_array_equal(found.calibration_scores_, expected.calibration_scores_)
+    np.testing.assert_array_equal(scores, expected.score_samples(good[:3]))
 
 
 @pytest.mark.parametrize("make", DETECTORS)
@@ -187,6 +223,25 @@ def test_folds_start_anew_with_warm_start(good):
 def test_a_training_that_did_not_end_is_said(good):
     with pytest.warns(ConvergenceWarning, match="max_epochs=3, before its loss had stopped falling"):
         made(AutoencoderDetector).fit(good)
+
+
+def test_a_training_that_ended_in_the_last_epoch_has_no_warning(good):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        detector = made(AutoencoderDetector, learning_rate=1e-30, patience=2).fit(good)
+    assert len(detector.model_.losses) == SMALL["max_epochs"]
+
+
+@pytest.mark.parametrize(
+    ("make", "params"), [(AutoencoderDetector, {"error": "ssim"}), (GANDetector, {"feature_weight": 3.0})]
+)
+def test_parameters_that_change_the_scores_but_not_the_thresholds_are_said(make, params, good):
+    detector = fitted(make, good)
+    with pytest.warns(UserWarning, match=f"{next(iter(params))} changes the scores of a fitted detector"):
+        detector.set_params(**params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.set_params(**params)
 
 
 def test_leave_one_out_is_refused(good):

@@ -8,7 +8,18 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.covariance import LedoitWolf
 from sklearn.model_selection import GridSearchCV
 
-from skpatchcore import DN2Detector, MahalanobisDetector, OneClassSplit, evaluate, load, save
+from skpatchcore import (
+    DN2Detector,
+    MahalanobisDetector,
+    MultiLightDetector,
+    MultiProductDetector,
+    OneClassSplit,
+    PatchCoreEnsemble,
+    SPADEDetector,
+    evaluate,
+    load,
+    save,
+)
 from skpatchcore.cli.main import main
 from skpatchcore.datasets import make_textures
 from skpatchcore.reports import read_predictions, write_prediction_report, write_predictions
@@ -36,6 +47,14 @@ def test_dn2_calibration_leaves_each_image_out(features):
     means = features.mean(axis=(1, 2), dtype=np.float64)
     distances = np.linalg.norm(means[:, None] - means, axis=2) + np.diag(np.full(30, np.inf))
     np.testing.assert_allclose(-detector.calibration_scores_, distances.min(axis=1), rtol=1e-6)
+
+
+def test_dn2_of_a_training_image_is_zero_and_does_not_depend_on_the_other_images(features):
+    detector = DN2Detector("precomputed", n_neighbors=1).fit(features + 100)
+    np.testing.assert_array_equal(detector.score_samples(features + 100), 0)
+    new = features + 101
+    alone = np.concatenate([detector.score_samples(new[i : i + 1]) for i in range(30)])
+    np.testing.assert_array_equal(detector.score_samples(new), alone)
 
 
 class TwoLevels(TransformerMixin, BaseEstimator):
@@ -72,6 +91,28 @@ def test_mahalanobis_of_equal_images_is_finite():
     same = np.ones((8, 2, 2, 3), np.float32)
     detector = MahalanobisDetector("precomputed", calibration=None).fit(same)
     assert np.isfinite(detector.score_samples(same + 1)).all()
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_mahalanobis_of_two_different_images_uses_the_mean_variance(features, repeats):
+    detector = MahalanobisDetector("precomputed", calibration=None).fit(np.repeat(features[:2], repeats, axis=0))
+    one, other = features[:2].mean(axis=(1, 2), dtype=np.float64)
+    variance = ((one - other) ** 2).mean() / 4
+    expected = np.linalg.norm(features[2:].mean(axis=(1, 2)) - (one + other) / 2, axis=1) / np.sqrt(variance)
+    np.testing.assert_allclose(-detector.score_samples(features[2:]), expected, rtol=1e-5)
+
+
+def test_mahalanobis_calibration_of_three_images_has_the_scale_of_the_scores(features):
+    detector = MahalanobisDetector("precomputed").fit(features[:3])
+    assert detector.predict(features[3:4] + 100) == -1
+
+
+def test_mahalanobis_does_not_calibrate_with_a_covariance_of_one_image(features):
+    with pytest.raises(ValueError, match="leaves one of 2 training images"):
+        MahalanobisDetector("precomputed").fit(features[:2])
+    with pytest.warns(UserWarning, match="2 of 2 training images could not be scored"):
+        detector = MahalanobisDetector("precomputed", calibration="leave-one-out").fit(features[:2])
+    assert np.isnan(detector.offset_)
 
 
 def test_mahalanobis_leave_one_out_fits_without_the_image(features):
@@ -162,3 +203,14 @@ def test_search_over_neighbours(features):
         cv=OneClassSplit(3),
     )  # fmt: skip
     assert search.fit(X, y).best_score_ == 1
+
+
+@pytest.mark.parametrize("make", DETECTORS)
+def test_detectors_without_maps_are_not_combined(make, features):
+    message = f"'.*' is a {make.__name__}, which has no anomaly maps"
+    with pytest.raises(ValueError, match=message):
+        PatchCoreEnsemble([("patches", SPADEDetector("precomputed")), ("whole", make("precomputed"))]).fit(features)
+    with pytest.raises(ValueError, match=message):
+        MultiLightDetector(make(extractor())).fit(np.zeros((3, 2, 32, 32, 3)))
+    with pytest.raises(ValueError, match=message):
+        MultiProductDetector(make("precomputed")).fit(features, products=["bolt", "nut"] * 15)

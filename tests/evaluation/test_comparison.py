@@ -202,6 +202,32 @@ def test_comparison_of_equal_detectors_finds_no_difference():
     assert "not clearly different" in comparison.describe()
 
 
+def test_a_metric_that_a_detector_does_not_have_is_compared_between_the_others():
+    found, (masks, maps) = detectors(3), pictures(0, 100)
+    for k in range(3):
+        for name in ("good", "fair"):
+            some = (
+                maps if name == "good" else [scored + np.random.default_rng(k).normal(size=(40, 50)) for scored in maps]
+            )
+            row = {"aupro": pixel_metrics(masks, some)[0]["aupro"]}
+            found[name][k] = replace(found[name][k], row=row, pixel_counts=count_pixels(masks, some))
+    comparison = compare_detectors(found, n_resamples=20)
+    assert comparison.table("aupro")["poor"].tolist() == ["not defined"] * 3
+    assert comparison.describe("aupro").count("good is better than fair in aupro") == 3
+    assert "poor" not in comparison.describe("aupro")
+    assert comparison.ranks.loc["aupro", ["good", "fair"]].tolist() == [1, 2]
+    assert comparison.ranks.loc["aupro", "critical_difference"] == pytest.approx(critical_difference(2, 3))
+    assert set(comparison.plot("aupro").ranks) == {"good", "fair"}
+
+
+def test_delong_p_values_are_nan_with_one_defective_image():
+    labels = np.array([-1, 1, 1, 1])
+    one = replace(result_of(-np.array([2.0, 1.0, 1.0, 0.5]), labels), row={"image_auroc": 1.0})
+    rows = compare_detectors({"a": one, "b": one}, n_resamples=20).differences
+    assert rows[["p_value", "p_holm"]].isna().all().all()
+    assert (rows.query("metric == 'image_auroc'")["difference"] == 0).all()
+
+
 def test_table_shows_values_with_intervals_in_the_order_of_the_detectors():
     table = compare_detectors(detectors(2), n_resamples=50).table(digits=2)
     assert table.columns.tolist() == ["good", "fair", "poor"]
@@ -238,6 +264,7 @@ def test_diagram_joins_detectors_within_the_critical_difference():
         (lambda f: {"a": f["good"], "b": [shorter(r) for r in f["fair"]]}, "100 test images, and 'b' has 99"),
         (lambda f: {"a": f["good"], "b": [renamed(r) for r in f["fair"]]}, "test image 0 is '0'"),
         (lambda f: {"a": "good"}, "expected an Evaluation"),
+        (lambda f: {"a": [*f["good"], *f["good"][1:]]}, "more than one result of category 1"),
     ],
 )
 def test_results_that_do_not_match_are_refused(change, message):
@@ -259,6 +286,21 @@ def test_parameters_out_of_range_are_refused(name, value):
         compare_detectors(detectors(1), **{name: value})
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_images_without_a_group_are_not_one_group(missing):
+    with pytest.raises(ValueError, match="test image 1 has no group"):
+        compare_detectors(detectors(1), groups={"category 0": [1, missing, missing, *range(97)]})
+    with pytest.raises(ValueError, match=r"has shape \(100, 1\): expected \(100,\)"):
+        compare_detectors(detectors(1), groups={"category 0": np.zeros((100, 1))})
+
+
 def test_groups_must_fit_the_test_images():
     with pytest.raises(ValueError, match="expected one group for each of 100 test images, found 3"):
         compare_detectors(detectors(1), groups={"category 0": [1, 2, 3]})
+
+
+def test_names_of_categories_that_are_no_text_are_escaped():
+    found = {name: [replace(some[0], category="caf\udce9")] for name, some in detectors(1).items()}
+    comparison = compare_detectors(found, n_resamples=20)
+    assert comparison.metrics["category"].unique().tolist() == ["caf\\xe9"]
+    assert comparison.differences["category"].unique().tolist() == ["caf\\xe9"]
