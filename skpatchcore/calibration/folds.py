@@ -313,6 +313,12 @@ def make_folds(
         set of a fold share an image or a group.
     """
     if not is_splitter(cv):
+        n_groups = n_images if groups is None else len(np.unique(groups))
+        if cv > n_groups:
+            raise ValueError(
+                f"calibration={cv}: there are only {n_groups} images or groups for {cv} folds. Use fewer folds, or set "
+                "calibration=None, which sets no thresholds."
+            )
         fold = KFold if groups is None else GroupKFold
         cv = fold(cv, shuffle=True, random_state=rng)
     nominal = np.ones(n_images, int)

@@ -8,6 +8,7 @@ with folds are in :mod:`skpatchcore.calibration.folds`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -341,6 +342,12 @@ def hold_out(groups: np.ndarray, share: float, rng: np.random.RandomState) -> tu
     ValueError
         If all groups would be held out, so that the model could not be fitted.
     """
+    n_groups = len(np.unique(groups))
+    if math.ceil(share * n_groups) >= n_groups:
+        raise ValueError(
+            f"calibration={share:g} would hold out all of {n_groups} images or groups, so that none would be left to "
+            "fit on. Fit on more, hold out a smaller fraction, or set calibration=None, which sets no thresholds."
+        )
     splitter = GroupShuffleSplit(n_splits=1, test_size=share, random_state=rng)
     learnt, held = next(splitter.split(groups, groups=groups))
     return np.sort(learnt), np.sort(held)

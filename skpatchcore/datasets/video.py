@@ -15,6 +15,7 @@ import numpy as np
 
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.datasets.listing import list_images
+from skpatchcore.images.reading import image_size
 
 # Endings of video files.
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -108,6 +109,13 @@ class VideoFile(Sequence[np.ndarray]):
         n = sum(1 for _ in self._frames())
         if not n:
             raise ValueError(f"{self.path!r} has no frame that can be read.")
+        with _opened(self.path) as container:
+            n_stated = container.streams.video[0].frames
+        if n < n_stated:
+            warn_user(
+                f"{self.path!r}: {n} of {n_stated} frames can be read. If the file is damaged, the numbers of the "
+                "frames after the first damaged one are too small."
+            )
         return n
 
 
@@ -196,7 +204,7 @@ class Joined(Sequence[Any]):
         return self._parts[part][index - int(self._starts[part])]
 
 
-def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTask:
+def load_video_task(root: str | os.PathLike[str], *, every: int = 5, scene: str = "") -> VideoTask:
     """List the videos of a data set in the layout of ShanghaiTech Campus.
 
     Parameters
@@ -211,6 +219,8 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
 
     every : int, default=5
         Every n-th frame of the training videos is used, as in the PatchCore paper. All test frames are used.
+    scene : str, default=""
+        Only videos whose names begin with this text are used, e.g. ``"01_"`` for the first scene. By default, all.
 
     Returns
     -------
@@ -222,13 +232,15 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     FileNotFoundError
         If a folder is missing, or a test video has no file in ``test_frame_mask``.
     ValueError
-        If the number of labels or masks differs from the number of frames of a video, if a label is neither 0 nor 1, or
+        If the number of labels or masks differs from the number of frames of a video, if masks have another size than
+        the frames, if a label is neither 0 nor 1, or
         if two video files differ only in their endings.
 
     Warns
     -----
     UserWarning
-        If only some test videos have masks of pixels: those without are left out of the pixel metrics.
+        If only some test videos have masks of pixels: those without are left out of the pixel metrics. If a video file
+        contains fewer frames than it states.
 
     References
     ----------
@@ -237,7 +249,7 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
     ``"paper-video"`` of :func:`~skpatchcore.evaluation.make_detector`.
     """
     root = Path(root)
-    training, testing = _videos_in(root / "training"), _videos_in(root / "testing")
+    training, testing = _videos_in(root / "training", scene), _videos_in(root / "testing", scene)
     train = {name: video_frames(path, every=every) for name, path in training.items()}
     test = {name: video_frames(path) for name, path in testing.items()}
     labels, masks, without = [], [], []
@@ -249,6 +261,11 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5) -> VideoTas
             found = np.load(file, mmap_mode="r", allow_pickle=False)
             if len(found) != len(frames):
                 raise ValueError(f"video {name!r} has {len(frames)} frames, and {str(file)!r} has {len(found)} masks.")
+            if (size := image_size(frames[0], 0)) != found.shape[1:3]:
+                raise ValueError(
+                    f"frames of video {name!r} have {size[0]} x {size[1]} pixels, and the masks in {str(file)!r} have "
+                    f"{' x '.join(map(str, found.shape[1:]))}."
+                )
             masks += [found[i] if own[i] else None for i in range(len(frames))]
         else:
             without.append(name)
@@ -288,13 +305,18 @@ def _by_numbers(path: str) -> list[tuple[int, str]]:
     return [(int(part) if i % 2 else 0, "" if i % 2 else part) for i, part in enumerate(parts)]
 
 
-def _videos_in(folder: Path) -> dict[str, Path]:
-    """Return the videos of a part of a data set by their names: folders of frames, or video files."""
+def _videos_in(folder: Path, scene: str) -> dict[str, Path]:
+    """Return the videos of a part of a data set by their names: folders of frames, or video files.
+
+    Hidden files and folders are left out, and so are videos whose names do not begin with the name of the scene.
+    """
     for kind in ("frames", "videos"):
         place = folder / kind
         if place.is_dir():
             found: dict[str, Path] = {}
             for path in sorted(place.iterdir()):
+                if path.name.startswith(".") or not path.name.startswith(scene):
+                    continue
                 if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES:
                     name = path.name if path.is_dir() else path.stem
                     if name in found:
@@ -302,7 +324,8 @@ def _videos_in(folder: Path) -> dict[str, Path]:
                     found[name] = path
             if found:
                 return found
-    raise FileNotFoundError(f"there are no videos in {str(folder / 'frames')!r} or {str(folder / 'videos')!r}.")
+    named = f" whose names begin with {scene!r}" if scene else ""
+    raise FileNotFoundError(f"there are no videos{named} in {str(folder / 'frames')!r} or {str(folder / 'videos')!r}.")
 
 
 def _labels_of(file: Path, name: str, n_frames: int) -> np.ndarray:

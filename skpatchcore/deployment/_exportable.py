@@ -34,7 +34,7 @@ def check_detector(detector: Any, settings: ExportSettings) -> None:
     """Raise an ExportError with the reason if a fitted detector cannot be exported."""
     name = type(detector).__name__
     if type(detector) not in (PatchCoreDetector, PaDiMDetector):
-        raise ExportError(f"a {name} cannot be exported: only PatchCoreDetector and PaDiMDetector can.")
+        raise ExportError(f"{name} cannot be exported: only PatchCoreDetector and PaDiMDetector can.")
     if math.isnan(detector.offset_):
         raise ExportError("the detector has no threshold: fit with calibration, or pass good images to recalibrate.")
     extractor = detector.extractor_

@@ -99,7 +99,7 @@ class GANDetector(ReconstructionDetector):
         best epoch are kept.
     validation_fraction : float in [0, 1), default=0.1
         Fraction of the training images that are held out of the training to decide when it ends. They are good images,
-        and they do not set the thresholds.
+        and they do not set the thresholds. They are drawn image by image, also with groups.
     batch_size : int, default=16
         Number of images of a training batch.
     learning_rate : float, default=2e-4

@@ -240,6 +240,6 @@ def _covariance(level: np.ndarray) -> np.ndarray:
 
 def _regular(covariance: np.ndarray) -> np.ndarray:
     """Return a covariance that is positive definite: equal training images have a covariance of zeros."""
-    least = np.finfo(float).eps * max(1.0, float(np.trace(covariance)))
+    least = np.finfo(float).eps * (float(np.trace(covariance)) or 1.0)
     regular: np.ndarray = covariance + least * np.eye(len(covariance))
     return regular

@@ -25,7 +25,7 @@ class ScoreTimelineDisplay:
     labels : array of shape (n_frames,) or None, default=None
         +1 for normal frames and -1 for anomalous ones. Spans of anomalous frames are shaded.
     times : array of shape (n_frames,) or None, default=None
-        Times of the frames, e.g. in seconds. None uses the numbers of the frames.
+        Times of the frames, e.g. in seconds, or as datetime64. None uses the numbers of the frames.
     time_label : str, default="frame"
         Label of the time axis.
 
@@ -130,8 +130,10 @@ class ScoreTimelineDisplay:
         for name in ("labels", "times"):
             if (given := getattr(self, name)) is not None and len(given) != len(scores):
                 raise ValueError(f"{name} has {len(given)} items for {len(scores)} scores: pass one for each frame.")
-        times = np.arange(len(scores)) if self.times is None else np.asarray(self.times)
-        step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
+        times = np.arange(len(scores), dtype=float) if self.times is None else np.asarray(self.times)
+        if times.dtype.kind == "M":
+            times = times.astype("datetime64[us]")  # half of a step of one second must not become zero
+        step = np.median(np.diff(times)) if len(times) > 1 else (times + 2 - times)[0]
         for i, (start, end) in enumerate(self.spans()):
             label = "known to be anomalous" if i == 0 else None
             ax.axvspan(times[start] - step / 2, times[end - 1] + step / 2, color=_TRUTH, alpha=0.35, lw=0, label=label)

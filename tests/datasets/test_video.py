@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -249,3 +250,33 @@ def test_timeline_without_threshold_and_labels():
 def test_timeline_needs_one_label_and_time_for_each_frame(scores, given, message):
     with pytest.raises(ValueError, match=message):
         ScoreTimelineDisplay.from_scores(scores, **given)
+
+
+def test_videos_of_one_scene_are_chosen_and_hidden_folders_are_left_out(root):
+    (root / "training" / "frames" / ".cache").mkdir()
+    (root / "training" / "frames" / "02_000").mkdir()  # another scene, without frames
+    assert len(load_video_task(root, scene="01_").train_images) == 8
+    with pytest.raises(FileNotFoundError, match="no videos whose names begin with '03_'"):
+        load_video_task(root, scene="03_")
+
+
+def test_masks_of_another_size_are_named_before_the_fit(root):
+    np.save(root / "testing" / "test_pixel_mask" / "01_010.npy", np.zeros((16, 32, 32), np.uint8))
+    with pytest.raises(ValueError, match=r"frames of video '01_010' have 64 x 96 pixels, .* have 32 x 32"):
+        load_video_task(root)
+
+
+def test_file_with_fewer_frames_than_it_states_gives_a_warning(video, monkeypatch):
+    whole = VideoFile._frames
+    monkeypatch.setattr(VideoFile, "_frames", lambda self: islice(whole(self), 12))
+    with pytest.warns(UserWarning, match=rf"12 of {N_FRAMES} frames can be read"):
+        assert len(video_frames(video)) == 12
+
+
+@pytest.mark.parametrize("n_frames", [1, 5])
+def test_timeline_has_times_of_a_clock(n_frames):
+    times = np.datetime64("2026-01-01T06:00:00") + np.arange(n_frames) * np.timedelta64(40, "s")
+    labels = np.where(np.arange(n_frames) == n_frames - 1, -1, 1)
+    display = ScoreTimelineDisplay.from_scores(-np.arange(n_frames), offset=-2.5, labels=labels, times=times)
+    assert display.spans() == [(n_frames - 1, n_frames)]
+    assert display.ax_.get_xlim()[0] < display.ax_.get_xlim()[1]
