@@ -159,7 +159,8 @@ class PatchCoreDetector(TrainingReport, GrowingDetector, ExplainingDetector):
     reserve : bool, default=True
         Whether the detector holds further patches of each training image, from which `forget` fills the holes of the
         bank. Model files are about 2.2 times as large with a `ratio` of 1 %, and 1.2 times with 10 %. There is no
-        reserve if the sampler is not a GreedyCoresetSampler, or selects shard by shard.
+        reserve if the sampler is not a GreedyCoresetSampler, or selects shard by shard, or if the reserve does not fit
+        within `max_memory`. In this last case, a warning is issued.
     max_memory : int, str or None, default="auto"
         Maximum memory (RAM) that `fit` may use in addition to the memory that the interpreter had at its start. An int
         is a number of bytes, and a string is e.g. ``"4GB"``. ``"auto"`` allows 60 % of the free memory, or more if

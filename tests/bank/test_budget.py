@@ -15,8 +15,9 @@ from skpatchcore import (
     RandomSampler,
 )
 from skpatchcore._utils.bytes import format_bytes, parse_bytes
-from skpatchcore.bank import budget
+from skpatchcore.bank import budget, collect
 from skpatchcore.bank.budget import MemoryEstimate
+from skpatchcore.bank.reserve import stored
 from tests.factories import extractor
 
 FITTED = ("memory_bank_", "bank_image_indices_", "bank_positions_", "calibration_scores_", "offset_", "pixel_offset_")
@@ -224,3 +225,32 @@ def test_max_memory_auto_respects_the_available_memory(monkeypatch):
         PatchCoreDetector("precomputed", random_state=0, calibration=None).fit(list(features))
     assert ways[0] == "at once"
     assert ways[-1] != "at once"
+
+
+def test_reserve_that_does_not_fit_in_memory_is_dropped_with_a_warning(monkeypatch, parts):
+    whole = PatchCoreDetector(extractor(), sampler=GreedyCoresetSampler(0.05), calibration=None, random_state=0)
+    limited = clone(whole).fit(parts[0])
+    n_bank, n_reserved = len(limited.memory_bank_), len(limited.reserve_rows_)
+    row_bytes = limited.memory_bank_[:1].nbytes
+    enough, drop = int(np.ceil(row_bytes * (3 * n_bank + 1.5 * n_reserved))), collect._drop_if_larger
+
+    def fitted(n_bytes):
+        monkeypatch.setattr(collect, "_drop_if_larger", lambda request, _, *others: drop(request, n_bytes, *others))
+        return fit_in_one_way(monkeypatch, "two passes", clone(whole).set_params(max_memory="3GB"), parts[0])
+
+    np.testing.assert_array_equal(fitted(enough).reserve_rows_, limited.reserve_rows_)
+    with pytest.warns(UserWarning, match=f"the memory bank has no reserve: its {n_reserved} patches would take"):
+        dropped = fitted(enough - 1)
+    assert dropped.reserve_rows_ is None
+    np.testing.assert_array_equal(dropped.memory_bank_, limited.memory_bank_)
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 1024, 2500])
+def test_rows_of_the_reserve_are_rounded_only_if_all_of_them_stay_near(n_rows):
+    rows = np.random.default_rng(0).normal(size=(n_rows, 8)).astype(np.float32)
+    assert stored(rows, radius=1e3).dtype == np.float16
+    np.testing.assert_array_equal(stored(rows, radius=1e3), rows.astype(np.float16))
+    if n_rows:
+        assert stored(rows, radius=1e-3) is rows
+        rows[-1, 0] = 1e6  # no float16
+        assert stored(rows, radius=1e3) is rows
