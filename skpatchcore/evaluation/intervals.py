@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 
 from skpatchcore._utils.names import escape_name
 from skpatchcore.evaluation.category import CategoryResult
-from skpatchcore.evaluation.paired import bootstrap_interval, resample_weights
+from skpatchcore.evaluation.paired import auroc_interval, bootstrap_interval, resample_weights
 from skpatchcore.evaluation.resampled import PROPORTIONS, values_and_resamples
 
 
@@ -59,11 +59,16 @@ def metric_intervals(
     groups are given. Thresholds stay as they are, because they come from training images.
 
     The intervals describe the choice of the test images. Another training set or another random seed changes the
-    results as well. If all defective images have higher anomaly scores than all good images, every resample has an
-    AUROC of 1 and the interval has no width: the images are too few to state how far below 1 the AUROC may be.
+    results as well.
+
+    If all defective images have higher anomaly scores than all good images, every resample has an AUROC of 1. The
+    interval is then that of Newcombe, unless groups are given. Other metrics of such images have an interval without
+    width: there are too few images to state how far below 1 the metric may be.
 
     References
     ----------
+    Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2", Statistics
+    in Medicine 25, 2006.
     Efron and Tibshirani, "An introduction to the bootstrap", 1993. Clopper and Pearson, Biometrika 26, 1934.
 
     Examples
@@ -121,6 +126,8 @@ def interval_of(
         n = int((result.labels == PROPORTIONS[metric]).sum())
         exact = binomtest(round(value * n), n).proportion_ci(confidence, "exact")
         return float(exact.low), float(exact.high)
+    if metric == "image_auroc" and value in (0, 1) and not has_groups:
+        return auroc_interval(value, int((result.labels == -1).sum()), int((result.labels == 1).sum()), confidence)
     low, high = bootstrap_interval(resampled, confidence)
     return max(low, 0.0), min(high, 1.0)
 

@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import norm, rankdata, studentized_range, wilcoxon
 
 
@@ -135,6 +136,41 @@ def bootstrap_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[fl
     tail = (1 - confidence) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def auroc_interval(auroc: float, n_defective: int, n_good: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return a score-type confidence interval of an area under the ROC curve, which has a width also at 0 and 1.
+
+    Parameters
+    ----------
+    auroc : float
+        The area.
+    n_defective, n_good : int
+        Numbers of images, at least 1.
+    confidence : float, default=0.95
+        Confidence of the interval.
+
+    Returns
+    -------
+    low, high : float
+        Ends of the interval: areas from which `auroc` differs by as many standard errors as the confidence allows.
+
+    References
+    ----------
+    Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2: asymptotic
+    methods and evaluation", Statistics in Medicine 25, 2006 (method 5).
+    """
+    z, n_mean = norm.ppf(0.5 + confidence / 2), (n_defective + n_good) / 2 - 1
+
+    def lower_end(estimate: float) -> float:
+        def excess(area: float) -> float:
+            spread = 1 + n_mean * ((1 - area) / (2 - area) + area / (1 + area))
+            return (area - estimate) ** 2 - z**2 * area * (1 - area) * spread / (n_defective * n_good)
+
+        # For an estimate of 1, the area 1 is a second root.
+        return 0.0 if estimate == 0 else float(brentq(excess, 0.0, min(estimate, 1 - 1e-9)))
+
+    return lower_end(auroc), 1 - lower_end(1 - auroc)
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:

@@ -219,7 +219,8 @@ def _interval_table(evaluation: Evaluation) -> str:
         rows.append([metric, *cells])
     return table("Metrics with their 95 % intervals", ("Metric", *categories), rows) + paragraph(
         "With other test images of the same kind, a metric would differ by chance. The intervals hold for the same "
-        "detector, i.e. for the same training images. They are too narrow if several test images show one part."
+        "detector, i.e. for the same training images. They are too narrow if several test images show one part. An "
+        "interval from 1 to 1 means that there are too few images to state how far below 1 the metric may be."
     )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
 from skpatchcore.evaluation import CategoryResult, metric_intervals
+from skpatchcore.evaluation.paired import auroc_interval
 from skpatchcore.evaluation.resampled import PROPORTIONS, metrics_of_resamples
 
 LABELS = np.where(np.arange(60) < 25, -1, 1)
@@ -51,6 +52,31 @@ def test_fractions_of_images_have_exact_binomial_intervals():
     exact = binomtest(k, 25).proportion_ci(0.9)
     row = metric_intervals(some, n_resamples=10, confidence=0.9).set_index("metric").loc["defects_found"]
     assert (row["low"], row["high"]) == (exact.low, exact.high)
+
+
+def test_perfect_auroc_has_an_interval_with_a_width():
+    found = metric_intervals(result_of(np.where(LABELS == -1, -2.0, 0.0)), n_resamples=10).set_index("metric")
+    assert found.loc["image_auroc", ["value", "high"]].tolist() == [1, 1]
+    assert 0.85 < found.loc["image_auroc", "low"] < 0.97
+
+
+@pytest.mark.parametrize("auroc", [0, 0.02, 0.5, 0.9, 1])
+def test_auroc_interval_is_symmetric_and_narrower_with_more_images(auroc):
+    low, high = auroc_interval(auroc, 17, 6)
+    assert 0 <= low <= auroc <= high <= 1
+    assert (1 - high, 1 - low) == pytest.approx(auroc_interval(1 - auroc, 17, 6), abs=1e-9)
+    more = auroc_interval(auroc, 170, 60)
+    assert more[1] - more[0] < 0.6 * (high - low)
+
+
+@pytest.mark.parametrize("shift", [1.0, 2.5])
+def test_auroc_intervals_cover_the_true_area(shift):
+    rng, truth, n_covered = np.random.default_rng(0), norm.cdf(shift / np.sqrt(2)), 0
+    for _ in range(400):
+        bad, good = rng.normal(shift, 1, 17), rng.normal(0, 1, 12)
+        low, high = auroc_interval((bad[:, None] > good).mean(), 17, 12)
+        n_covered += low <= truth <= high
+    assert n_covered / 400 == pytest.approx(0.95, abs=0.03)
 
 
 def test_intervals_of_fractions_are_wider_with_groups_of_equal_images():
