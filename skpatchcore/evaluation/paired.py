@@ -165,7 +165,7 @@ def auroc_interval(auroc: float, n_defective: int, n_good: int, confidence: floa
     def lower_end(estimate: float) -> float:
         def excess(area: float) -> float:
             spread = 1 + n_mean * ((1 - area) / (2 - area) + area / (1 + area))
-            return (area - estimate) ** 2 - z**2 * area * (1 - area) * spread / (n_defective * n_good)
+            return float((area - estimate) ** 2 - z**2 * area * (1 - area) * spread / (n_defective * n_good))
 
         # For an estimate of 1, the area 1 is a second root.
         return 0.0 if estimate == 0 else float(brentq(excess, 0.0, min(estimate, 1 - 1e-9)))
