@@ -10,8 +10,9 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import GridSearchCV
 
-from skpatchcore import AutoencoderDetector, GANDetector, ImageError, PixelExtractor, load, save
+from skpatchcore import AutoencoderDetector, GANDetector, ImageError, OneClassSplit, PixelExtractor, load, save
 from skpatchcore.detectors._networks import Adversaries, Autoencoder, squared_errors, ssim_errors
 from skpatchcore.detectors._training import seeded, state_of, train
 
@@ -173,6 +174,18 @@ def test_defects_score_worse_and_are_in_the_map(make, good):
     for anomaly_map in detector.segment(bad):
         assert anomaly_map.shape == (32, 48)
         assert anomaly_map[12:20, 14:22].mean() > 2 * anomaly_map[:4].mean()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the training is short
+@pytest.mark.parametrize("make", DETECTORS)
+def test_search_over_parameters_of_the_network_and_of_the_images(make, good):
+    bad = good[:6].copy()
+    bad[:, 8:24, 10:26] = [1, 0, 0]
+    X, y = np.concatenate([good[:16], bad]), np.r_[np.ones(16), -np.ones(6)]
+    grid = {"latent_size": [2, 8], "extractor__image_size": [(16, 16), (32, 48)]}
+    search = GridSearchCV(made(make, calibration=None), grid, scoring="roc_auc", cv=OneClassSplit(2)).fit(X, y)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert search.best_score_ > 0.9
 
 
 @pytest.mark.parametrize("make", DETECTORS)
