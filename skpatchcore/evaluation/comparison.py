@@ -99,7 +99,10 @@ class DetectorComparison:
         Returns
         -------
         str
-            One sentence per pair and category, and the result of the tests over the categories.
+            One sentence per pair and category, and the result of the tests over the categories. "Is better" means
+            that the interval of the difference is above 0 and, for the image AUROC, that the adjusted p-value is below
+            1 minus the confidence. "May be better" means that only the first is the case. The intervals are not
+            adjusted for the number of comparisons.
         """
         lines, percent = [], f"{100 * self.confidence:g} %"
         for row in self._of(self.differences, metric).to_dict("records"):
@@ -108,12 +111,15 @@ class DetectorComparison:
             names, ends, sign = (row["first"], row["second"]), (row["low"], row["high"]), 1
             if row["difference"] < 0:
                 names, ends, sign = names[::-1], (-ends[1], -ends[0]), -1
-            verdict = "better than" if ends[0] > 0 else "not clearly different from"
+            is_significant = not row["p_holm"] >= 1 - self.confidence  # also if there is no p-value
+            verdict = "is not clearly different from"
+            if ends[0] > 0:
+                verdict = "is better than" if is_significant else "may be better than"
             test = ""
             if np.isfinite(row["p_value"]):
                 test = f"; DeLong p = {row['p_value']:.2g}, adjusted {row['p_holm']:.2g}"
             lines.append(
-                f"{row['category']}: {names[0]} is {verdict} {names[1]} in {metric}: difference "
+                f"{row['category']}: {names[0]} {verdict} {names[1]} in {metric}: difference "
                 f"{sign * row['difference']:.3f} ({percent} interval {ends[0]:.3f} to {ends[1]:.3f}{test})."
             )
         lines += self._describe_ranks(metric)

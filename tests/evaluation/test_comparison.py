@@ -193,6 +193,14 @@ def test_comparison_finds_the_better_detector():
     assert "Average ranks over the categories, 1 = best: good 1.00, fair 2.00, poor 3.00." in text
 
 
+def test_difference_that_is_not_significant_after_adjustment_may_be_one():
+    comparison = compare_detectors(detectors(1), n_resamples=200)
+    assert "good is better than fair" in comparison.describe()
+    weaker = replace(comparison, differences=comparison.differences.assign(p_holm=0.06))
+    assert "good may be better than fair" in weaker.describe()
+    assert "is better" not in weaker.describe()
+
+
 def test_comparison_of_equal_detectors_finds_no_difference():
     found = detectors(3)
     comparison = compare_detectors({"one": found["fair"], "other": found["fair"]}, n_resamples=100)
