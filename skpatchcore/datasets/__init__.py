@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from skpatchcore.datasets.listing import list_images
     from skpatchcore.datasets.textures import TEXTURES, TextureTask, make_textures
     from skpatchcore.datasets.two_folders import load_two_folders
-    from skpatchcore.datasets.video import VideoFile, VideoTask, load_video_task, video_frames
+    from skpatchcore.datasets.video import JoinedVideos, VideoFile, VideoTask, load_video_task, video_frames
 
 __all__ = [
     "DEFECT_KINDS",
     "SURFACE_KINDS",
     "TEXTURES",
     "ImageFolder",
+    "JoinedVideos",
     "LayoutError",
     "TextureTask",
     "VideoFile",
@@ -53,6 +54,6 @@ __getattr__, __dir__ = attach(
         "listing": ["list_images"],
         "textures": ["TEXTURES", "TextureTask", "make_textures"],
         "two_folders": ["load_two_folders"],
-        "video": ["VideoFile", "VideoTask", "load_video_task", "video_frames"],
+        "video": ["JoinedVideos", "VideoFile", "VideoTask", "load_video_task", "video_frames"],
     },
 )

@@ -59,7 +59,7 @@ class VideoFile(Sequence[np.ndarray]):
         return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice | np.ndarray):
+        if isinstance(index, slice | np.ndarray | list):
             return [self[i] for i in _items(index, len(self))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
@@ -119,34 +119,43 @@ class VideoFile(Sequence[np.ndarray]):
         return n
 
 
-def video_frames(video: str | os.PathLike[str], *, every: int = 1) -> Sequence[Any]:
-    """Return the frames of a video, as images for `fit` and `predict`.
+def video_frames(video: Any, *, every: int = 1) -> Sequence[Any]:
+    """Return the frames of a video, or of several, as images for `fit` and `predict`.
 
     Parameters
     ----------
-    video : path
+    video : path or sequence of paths
         A folder of frames, whose names are sorted (numbers by their values), or a video file, which needs the package
-        PyAV (``pip install av``).
+        PyAV (``pip install av``). A sequence of paths is several videos.
     every : int, default=1
         Every n-th frame is returned. The PatchCore paper uses every fifth frame of the training videos.
 
     Returns
     -------
     sequence
-        Paths of the frames, or a :class:`~skpatchcore.datasets.VideoFile`, which decodes frames when they are used.
+        Paths of the frames, or a :class:`~skpatchcore.datasets.VideoFile`, which decodes frames when they are used. For
+        several videos, a :class:`~skpatchcore.datasets.JoinedVideos`, whose ``groups`` are the videos.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file or folder, or the folder contains no image.
     ValueError
-        If the file is no video, or `every` is no integer of at least 1.
+        If the file is no video, if a folder has frames in folders below it, or `every` is no integer of at least 1.
     ImportError
         If PyAV is needed and not installed.
     """
     _check_every(every)
+    if not isinstance(video, str | os.PathLike):
+        return JoinedVideos([video_frames(one, every=every) for one in video])
     if os.path.isdir(video):
-        return sorted(list_images(video), key=_by_numbers)[::every]
+        found = sorted(list_images(video), key=_by_numbers)
+        if len(places := sorted({os.path.dirname(path) for path in found})) > 1:
+            raise ValueError(
+                f"{os.fspath(video)!r} has frames in several folders, e.g. {places[-1]!r}. Pass the folder of one "
+                "video, or a list of folders."
+            )
+        return found[::every]
     if not os.path.isfile(video):
         raise FileNotFoundError(f"there is no video {os.fspath(video)!r}.")
     return VideoFile(video, every)
@@ -184,18 +193,30 @@ class VideoTask:
     test_numbers: np.ndarray
 
 
-class Joined(Sequence[Any]):
-    """Several sequences one after the other, without copies."""
+class JoinedVideos(Sequence[Any]):
+    """Frames of several videos one after the other, without copies. :func:`video_frames` returns it for several videos.
+
+    Parameters
+    ----------
+    parts : sequence of sequences
+        Frames of each video.
+
+    Attributes
+    ----------
+    groups : array of shape (n_frames,), int
+        Number of the video of each frame, counted from 0: the ``groups`` of `fit`.
+    """
 
     def __init__(self, parts: Sequence[Sequence[Any]]):
         self._parts = list(parts)
+        self.groups = np.repeat(np.arange(len(self._parts)), [len(part) for part in self._parts])
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice | np.ndarray):
+        if isinstance(index, slice | np.ndarray | list):
             return [self[i] for i in _items(index, len(self))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
@@ -277,9 +298,9 @@ def load_video_task(root: str | os.PathLike[str], *, every: int = 5, scene: str 
         )
     is_anomalous = np.concatenate(labels)
     return VideoTask(
-        train_images=Joined(list(train.values())),
+        train_images=JoinedVideos(list(train.values())),
         train_groups=np.repeat(list(train), [len(frames) for frames in train.values()]),
-        test_images=Joined(list(test.values())),
+        test_images=JoinedVideos(list(test.values())),
         test_labels=np.where(is_anomalous, -1, 1),
         test_defects=np.where(is_anomalous, "anomaly", "good"),
         test_masks=masks,
@@ -295,7 +316,7 @@ def _check_every(every: int) -> None:
 
 
 def _items(index: Any, n: int) -> list[int]:
-    """Return the positions in a sequence of length `n` that a slice or an array selects."""
+    """Return the positions in a sequence of length `n` that a slice, a list or an array selects."""
     return [int(i) for i in np.arange(n)[index]]
 
 

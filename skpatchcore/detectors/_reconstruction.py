@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ class Reconstruction:
         Weights by name.
     losses, held_out_losses : list of float
         Mean loss of the training images and of the held-out images in each epoch.
+    trained_on : str
+        SHA-256 of the images of the training, held-out ones included.
     """
 
     kind: str
@@ -54,6 +57,7 @@ class Reconstruction:
     state: State
     losses: list[float]
     held_out_losses: list[float]
+    trained_on: str
 
 
 class Reconstructor:
@@ -208,8 +212,14 @@ class ReconstructionDetector(PatchDetector):
         n_held_out = int(self.validation_fraction * len(images))
         device, settings = available_device(self.device), self._settings()
         network = seeded(lambda: self._network(size, settings), seed)
-        earlier = None
+        earlier, trained_on = None, hashlib.sha256(images.numpy().tobytes()).hexdigest()
         if before is not None:
+            if before.trained_on != trained_on:
+                raise ValueError(
+                    "warm_start=True: the training images are not those of the earlier fit, in the same order. With "
+                    "others, images that the network knows could set the thresholds. Pass the same images, and keep "
+                    "random_state and calibration. Set warm_start=False to train anew."
+                )
             if (before.size, before.settings) != (size, settings):
                 raise ValueError(
                     "warm_start=True: the network of the earlier fit has another size or other settings. Set "
@@ -235,7 +245,8 @@ class ReconstructionDetector(PatchDetector):
                 f"patience={self.patience} epochs. Fit again with warm_start=True, or with more epochs.",
                 ConvergenceWarning,
             )
-        model = Reconstruction(type(self).__name__, size, settings, found.state, found.losses, found.held_out_losses)
+        losses = found.losses, found.held_out_losses
+        model = Reconstruction(type(self).__name__, size, settings, found.state, *losses, trained_on)
         return self._reconstructor(model)
 
     @default_modes()

@@ -84,9 +84,9 @@ class AutoencoderDetector(ReconstructionDetector):
     learning_rate : float, default=1e-3
         Step size of Adam.
     warm_start : bool, default=False
-        If True, `fit` continues the training of the last fit, with the same images and the same `random_state`, which
-        must be an int. The losses of all fits are kept. The training goes on from the best weights, and Adam starts
-        anew: two fits do not give the weights of one long fit.
+        If True, `fit` continues the training of the last fit, with the same images, `calibration` and `random_state`,
+        which must be an int. Other training images raise an error. The losses of all fits are kept. The training goes
+        on from the best weights, and Adam starts anew: two fits do not give the weights of one long fit.
     roi : mask, path, box, polygon, list, callable or None, default=None
         Region of interest, as for :class:`~skpatchcore.PatchCoreDetector`. Other pixels are grey for the network.
     max_memory : int, str or None, default="auto"

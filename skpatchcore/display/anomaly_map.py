@@ -26,6 +26,11 @@ _TAG_HEIGHT, _TAG_WIDTH = 0.08, 0.13
 _MASK_COLOR, _REGION_COLOR = "#56B4E9", "#00E5FF"
 
 
+def _digits(score: float) -> str:
+    """Return a score with at least three significant digits: scores of some methods are below 1."""
+    return f"{score:.1f}" if abs(score) >= 10 else f"{score:#.3g}"
+
+
 def _name(image: Any) -> str:
     """Return a title line with the last two parts of an image's path; an empty string if the image is not a path."""
     return shown_name("/".join(Path(image).parts[-2:])) + "\n" if isinstance(image, str | os.PathLike) else ""
@@ -124,7 +129,7 @@ class AnomalyMapDisplay:
         offset = estimator.offset_
         images = shown_images(estimator, X)
         titles = [
-            f"{_name(image)}score {score:.1f}"
+            f"{_name(image)}score {_digits(score)}"
             + ("" if math.isnan(offset) else ": anomalous" if score < offset else ": normal")
             for image, score in zip(images, scores, strict=True)
         ]
@@ -171,7 +176,7 @@ class AnomalyMapDisplay:
         """
         given, anomaly_map, score = estimator._training_map(index, X, roi)
         image = load_image(given, index, pixel_format=pixel_format_of(estimator))
-        title = f"{_name(given)}training image {index}" + ("" if math.isnan(score) else f", score {score:.1f}")
+        title = f"{_name(given)}training image {index}" + ("" if math.isnan(score) else f", score {_digits(score)}")
         return cls.from_predictions(
             [image], [anomaly_map], threshold=estimator.pixel_offset_, titles=[title], **options
         )

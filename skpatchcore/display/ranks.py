@@ -104,7 +104,7 @@ class CriticalDifferenceDisplay:
             ax.plot([rank, rank, edge], [0, y, y], color=_LINE, linewidth=1, clip_on=False)
             side = "right" if is_left else "left"
             ax.text(edge, y, f" {name} ({rank:.2f}) ", ha=side, va="center", fontsize="small")
-        ax.plot([1, 1 + self.critical_difference], [2.3, 2.3], color=_BAR, linewidth=2, clip_on=False)
+        ax.plot([1, 1 + self.critical_difference], [2.3, 2.3], color=_LINE, linewidth=2, clip_on=False)
         ax.text(1, 2.4, f"critical difference {self.critical_difference:.2f}", va="bottom", fontsize="small")
         self.ax_, self.figure_ = ax, ax.figure
         return self

@@ -111,6 +111,12 @@ class DetectorComparison:
             names, ends, sign = (row["first"], row["second"]), (row["low"], row["high"]), 1
             if row["difference"] < 0:
                 names, ends, sign = names[::-1], (-ends[1], -ends[0]), -1
+            if ends == (0, 0):
+                lines.append(
+                    f"{row['category']}: {names[0]} and {names[1]} have the same {metric} in all resamples. The images "
+                    "cannot tell them apart."
+                )
+                continue
             is_significant = not row["p_holm"] >= 1 - self.confidence  # also if there is no p-value
             verdict = "is not clearly different from"
             if ends[0] > 0:
@@ -269,7 +275,7 @@ def compare_detectors(
     for k, category in enumerate(found[names[0]]):
         own = {name: found[name][category] for name in names}
         first = own[names[0]]
-        group = groups_of(groups, category, len(first.labels))
+        group = groups_of(groups, first)
         weights = resample_weights(first.labels == -1, n_resamples, random_state + k, group)
         values, resampled = {}, {}
         for name, result in own.items():
@@ -279,7 +285,7 @@ def compare_detectors(
             for name in names:
                 value = values[name].setdefault(metric, np.nan)
                 drawn = resampled[name].setdefault(metric, np.full(n_resamples, np.nan))
-                low, high = interval_of(own[name], metric, value, drawn, confidence, group is not None)
+                low, high = interval_of(own[name], metric, value, drawn, confidence, group)
                 row = {"category": escape_name(category), "detector": name, "metric": metric}
                 metric_rows.append({**row, "value": value, "low": low, "high": high})
         areas = _areas_of(first.labels == -1, np.stack([-own[name].scores for name in names]))

@@ -154,7 +154,9 @@ class Card:
             return "The detector has no threshold: it was not calibrated."
         if math.isnan(self.group.pixel_threshold):
             state, above = ("Normal", "not above") if self.verdict == NORMAL else ("Anomalous", "above")
-            return f"{state}: the anomaly score is {above} the image threshold. There is no pixel threshold."
+            has_map = self.layers.heat is not None or bool(self.layers.problem)
+            why = "There is no pixel threshold." if has_map else "There is no anomaly map."
+            return f"{state}: the anomaly score is {above} the image threshold. {why}"
         n = self.layers.n_regions
         exceed = f"{n:,} region{' is' if n == 1 else 's are'} above the pixel threshold"
         if self.verdict == NORMAL:

@@ -148,7 +148,9 @@ def _facts(evaluation: Evaluation, name: str, method: str | None) -> dict[str, s
 
 def _uninspected(runs: Iterable[FinishedRun]) -> str:
     """Return a sentence about pixels that are not inspected, for the category with the smallest inspected fraction."""
-    rows = [(one.result.row.get("inspected", 1.0), one.result) for one in runs]
+    rows = [(share, one.result) for one in runs if not math.isnan(share := one.result.row.get("inspected", 1.0))]
+    if not rows:  # without anomaly maps, nothing is known about pixels
+        return ""
     share, result = min(rows, key=lambda pair: pair[0])
     if share == 1:
         return ""
@@ -176,7 +178,8 @@ def _before(evaluation: Evaluation, has_cards: bool) -> Iterable[str]:
         yield '<div class="part" id="mistakes"><h2>The worst images</h2>'
         yield paragraph(
             "The defective images with the lowest anomaly scores, and the good images with the highest, per category. "
-            "Choose an image to see its anomaly map, the known defect, and the nearest good patch."
+            "Choose an image to see it with the known defect and, as far as the method has them, its anomaly map and "
+            "the nearest good patch."
         )
         yield "</div>"
 

@@ -179,7 +179,8 @@ def _lines_of(part: Mapping[str, Any]) -> list[str]:
     lines.append(_line("Trained on", _images_text(part["training images"])))
     limits, calibration = part["thresholds"], part["calibration"]
     image, pixel = (("none" if limits[k] is None else f"{limits[k]:.6g}") for k in ("image", "pixel"))
-    lines.append(_line("Thresholds", f"images with a score below {image}, pixels of a map above {pixel}"))
+    of_pixels = "no pixel threshold" if limits["pixel"] is None else f"pixels of a map above {pixel}"
+    lines.append(_line("Thresholds", f"images with a score below {image}, {of_pixels}"))
     lines.append(_line("Promise", limits["promise"]))
     lines.append(_line("Calibration", f"{calibration['scores']:,} scores of good images ({calibration['how']})"))
     lines.append("Changes:" if part["updates"] else _line("Changes", "the file contains no log of changes"))

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.data import brick
 
 from skpatchcore import PatchCoreDetector, evaluate
-from skpatchcore.datasets import VideoFile, load_video_task, video_frames
+from skpatchcore.datasets import JoinedVideos, VideoFile, load_video_task, video_frames
 from skpatchcore.display import ScoreTimelineDisplay
 from skpatchcore.evaluation import low_shot_curve
 from tests.factories import extractor
@@ -280,3 +280,16 @@ def test_timeline_has_times_of_a_clock(n_frames):
     display = ScoreTimelineDisplay.from_scores(-np.arange(n_frames), offset=-2.5, labels=labels, times=times)
     assert display.spans() == [(n_frames - 1, n_frames)]
     assert display.ax_.get_xlim()[0] < display.ax_.get_xlim()[1]
+
+
+def test_several_videos_are_joined_with_their_groups(frames, video):
+    found = video_frames([frames, video], every=6)
+    assert isinstance(found, JoinedVideos)
+    assert found.groups.tolist() == [0, 0] + [1] * 5
+    assert found[1] == str(frames / "6.png")
+    assert [image.shape for image in found[[2, 6]]] == [(*SIZE, 3)] * 2
+
+
+def test_folder_of_several_videos_is_no_video(root):
+    with pytest.raises(ValueError, match="has frames in several folders"):
+        video_frames(root / "training" / "frames")

@@ -217,6 +217,17 @@ def test_warm_start_goes_on_from_the_best_epoch(make, good):
     assert min(losses) <= min(first)
 
 
+@pytest.mark.parametrize("params", [{"random_state": 1}, {"calibration": 0.5}])
+def test_warm_start_refuses_other_training_images(params, good):
+    detector = fitted(AutoencoderDetector, good, warm_start=True)
+    losses = list(detector.model_.losses)
+    with pytest.raises(ValueError, match="the training images are not those of the earlier fit"):
+        detector.fit(good[:20])
+    with pytest.raises(ValueError, match="the training images are not those of the earlier fit"):
+        detector.set_params(**params).fit(good)
+    assert detector.model_.losses == losses
+
+
 def test_warm_start_needs_a_seed_and_the_same_network(good):
     detector = fitted(AutoencoderDetector, good, warm_start=True)
     with pytest.raises(ValueError, match="int as random_state"):

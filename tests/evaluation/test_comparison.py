@@ -207,7 +207,7 @@ def test_comparison_of_equal_detectors_finds_no_difference():
     rows = comparison.differences.query("metric == 'image_auroc'")
     assert (rows[["difference", "low", "high"]] == 0).all().all()
     assert (rows["p_value"] == 1).all()
-    assert "not clearly different" in comparison.describe()
+    assert "one and other have the same image_auroc in all resamples" in comparison.describe()
 
 
 def test_a_metric_that_a_detector_does_not_have_is_compared_between_the_others():

@@ -119,3 +119,19 @@ def test_parameters_out_of_range_are_refused(name, value):
 def test_groups_must_fit_the_test_images():
     with pytest.raises(ValueError, match="expected one group for each of 60 test images, found 0"):
         metric_intervals(result_of(scores_of(8)), groups={"nut": np.zeros(60)})
+
+
+def test_few_groups_give_a_warning_and_perfect_values_an_interval_of_the_groups():
+    result, groups = result_of(np.where(LABELS == -1, -2.0, 0.0)), np.arange(60) // 5
+    with (
+        pytest.warns(UserWarning, match="the defective test images are of 5 groups only"),
+        pytest.warns(UserWarning, match="the good test images are of 7 groups only"),
+    ):
+        found = metric_intervals(result, groups={"bolt": groups}, n_resamples=10).set_index("metric")
+    assert found.loc["defects_found", "low"] == pytest.approx(0.025 ** (1 / 5))
+    assert found.loc["image_auroc", "low"] < metric_intervals(result).set_index("metric").loc["image_auroc", "low"]
+
+
+def test_groups_are_a_dict():
+    with pytest.raises(TypeError, match="groups is a ndarray: expected a dict"):
+        metric_intervals(result_of(scores_of(9)), groups=np.zeros(60))
