@@ -125,7 +125,8 @@ def differences_of(comparison: DetectorComparison) -> Iterator[str]:
 
 def shown_difference(row: pd.Series) -> str:
     """Return a difference with its interval."""
-    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
+    value, low, high = (round(row[end], 3) + 0.0 for end in ("difference", "low", "high"))  # no -0.000
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def main() -> None:
@@ -150,7 +151,8 @@ def main() -> None:
         "a pretrained network. `found at 5 %` is the fraction of the defective images that are flagged by a "
         "threshold that promises to flag at most 5 % of good images. Numbers in brackets are 95 % intervals of "
         "the bootstrap over test images. Good test images of mtd that show one tile are drawn together. The tiles of "
-        "defective images are not known. Methods without anomaly maps have no AUPRO.",
+        "defective images are not known. Methods without anomaly maps have no AUPRO. An "
+        "empty cell of the last columns means that there are too few calibration images to promise 5 %.",
         "",
         *lines_of(comparison, results),
         "",
