@@ -172,9 +172,7 @@ def test_report_shows_the_images_without_maps(make, paths, tmp_path):
     assert [p.score for p in read_predictions(tmp_path / "out")] == [p.score for p in written]
     page = write_prediction_report(written, detector, tmp_path / "out", embed=None)
     first = cards_of(page)[0]
-    assert (
-        first["decision"] == "Anomalous: the anomaly score is above the image threshold. There is no anomaly map."
-    )
+    assert first["decision"] == "Anomalous: the anomaly score is above the image threshold. There is no anomaly map."
     assert (tmp_path / "out" / first["thumb"]).is_file()
     assert not {"map", "outline", "inspected", "disagrees"} & set(first)
 
