@@ -8,7 +8,8 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import pairwise_distances, pairwise_distances_argmin_min
+from scipy.spatial.distance import cdist
+from sklearn.metrics import pairwise_distances_argmin_min
 
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
@@ -51,7 +52,7 @@ class Gallery:
         distance to the nearest patch in these nearest images.
         """
         check_channels(patches, self.rows.shape[1])
-        to_images = pairwise_distances(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
+        to_images = cdist(mean_patches(patches.rows, patches.starts), self.descriptors[self.images])
         k = min(self.n_neighbors, len(self.images))
         nearest = np.argsort(to_images, axis=1, kind="stable")[:, :k]
         scores = np.take_along_axis(to_images, nearest, axis=1).mean(axis=1)

@@ -139,3 +139,12 @@ def test_all_detectors_find_the_defect_alone_and_in_an_ensemble(parts):
         assert member.segment(bad)[0][16:28, 20:34].mean() > member.segment(bad)[0][:8].mean()
     ensemble = PatchCoreEnsemble(members).fit(train)
     assert ensemble.predict(np.concatenate([good, bad])).tolist()[-1] == -1
+
+
+def test_spade_image_score_does_not_depend_on_the_other_images(grids):
+    train, good, bad = grids
+    detector = SPADEDetector("precomputed", n_neighbors=1).fit(train + 100)
+    np.testing.assert_array_equal(detector.score_samples(train + 100), 0)
+    new = np.concatenate([good, bad]) + 101
+    alone = np.concatenate([detector.score_samples(new[i : i + 1]) for i in range(len(new))])
+    np.testing.assert_array_equal(detector.score_samples(new), alone)
