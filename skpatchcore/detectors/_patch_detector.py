@@ -217,7 +217,7 @@ class PatchDetector(
         detector
             The detector itself.
         """
-        params = with_stages_for(self, params)
+        params = with_stages_for(self, params, self._default_stage)
         self._warn_of_thresholds(params)
         super().set_params(**params)
         return self

@@ -17,6 +17,7 @@ from skpatchcore._utils.device import available_device
 from skpatchcore._utils.modes import default_modes
 from skpatchcore._utils.progress import phase
 from skpatchcore._utils.sklearn import Interval
+from skpatchcore._utils.threads import SMALL_PASS, one_thread
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
 from skpatchcore.detectors._image_scores import image_score_constraints
@@ -92,7 +93,9 @@ class Reconstructor:
         The image score is the mean error of the pixels in the region of interest, plus the additional error.
         """
         scores, grids = np.empty(len(patches)), []
-        with torch.inference_mode():
+        # Rounding depends on the number of threads, and scores must not.
+        is_small = self.model.size[0] * self.model.size[1] <= SMALL_PASS
+        with torch.inference_mode(), one_thread(is_small):
             for i in range(len(patches)):  # one by one: the result does not depend on the other images of a batch
                 images = images_of(patches.between(i, i + 1), self.model.size).to(self._device)
                 pixels, more = (

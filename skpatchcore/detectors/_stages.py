@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,20 @@ def default_stage(name: str, given: str | None) -> Any:
     return GreedyCoresetSampler() if name == "sampler" else INDEXES[given or "exact"]()
 
 
-def with_stages_for(detector: Any, params: dict[str, Any]) -> dict[str, Any]:
+def with_stages_for(
+    detector: Any, params: dict[str, Any], default: Callable[[str, Any], Any] = default_stage
+) -> dict[str, Any]:
     """Return arguments of `set_params` in which nested parameters have an estimator to which they belong.
 
     Parameters
     ----------
     detector : estimator
-        Detector with the attribute ``_stage_names`` and the method ``_default_stage``.
+        Detector with the attribute ``_stage_names``.
     params : dict
         Arguments of `set_params`, e.g. with the name ``extractor__patch_size``. If the stage is None or the name of an
         index, the estimator for which it stands is added.
+    default : callable, default=default_stage
+        ``default(name, given)`` returns the estimator for which the value of a stage stands.
     """
     for name in detector._stage_names:
         given = params.get(name, getattr(detector, name))
@@ -49,7 +54,7 @@ def with_stages_for(detector: Any, params: dict[str, Any]) -> dict[str, Any]:
                 "PatchWhitening()."
             )
         if nested and stands_for_default(name, given):
-            params = {**params, name: detector._default_stage(name, given)}
+            params = {**params, name: default(name, given)}
     return params
 
 

@@ -96,7 +96,7 @@ class AutoencoderDetector(ReconstructionDetector):
         Device of the training and of the scores. ``"auto"`` uses CUDA if available, otherwise the CPU.
     random_state : int, RandomState instance or None, default=None
         Seed of the first weights, of the order of the images, and of the draws of held-out images and folds. On the
-        CPU, the same seed gives the same network.
+        CPU, the same seed and the same number of threads give the same network.
     verbose : int, default=0
         If 1, progress bars are shown.
 

@@ -27,7 +27,7 @@ def good():
 
 
 def made(make, **params):
-    return make(PixelExtractor(image_size=(32, 48)), **{**SMALL, **params})
+    return make(PixelExtractor(image_size=(32, 48))).set_params(**{**SMALL, **params})
 
 
 def fitted(make, good, **params):
@@ -202,6 +202,24 @@ def test_scores_do_not_depend_on_the_other_images(make, good):
     detector = fitted(make, good)
     alone = np.concatenate([detector.score_samples(good[i : i + 1]) for i in range(5)])
     np.testing.assert_array_equal(detector.score_samples(good[:5]), alone)
+
+
+@pytest.mark.parametrize("make", DETECTORS)
+@pytest.mark.parametrize("size", [(32, 48), (128, 128)])
+def test_scores_do_not_depend_on_the_number_of_threads(make, size, good):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        detector = made(make, extractor__image_size=size, max_epochs=1, width=16, latent_size=100).fit(good)
+    found, n_threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append((detector.score_samples(good[:4]), np.array(detector.segment(good[:4]))))
+    finally:
+        torch.set_num_threads(n_threads)
+    for scores, maps in found[1:]:
+        np.testing.assert_array_equal(scores, found[0][0])
+        np.testing.assert_array_equal(maps, found[0][1])
 
 
 @pytest.mark.parametrize("make", DETECTORS)
