@@ -23,7 +23,7 @@ from skpatchcore.cli.options import (
 )
 
 _TEST_SIZE = 0.2
-# Values of --method, and those that are trained on pixels and use no network of the preset.
+# Values of --method. The methods `_OF_PIXELS` are trained on pixels, and do not use the network of the preset.
 _OF_PIXELS = ["autoencoder", "gan"]
 _METHODS = ["patchcore", "spade", "padim", "mahalanobis", "dn2", *_OF_PIXELS]
 

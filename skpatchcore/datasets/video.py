@@ -27,7 +27,8 @@ class VideoFile(Sequence[np.ndarray]):
     """Frames of a video file, which are decoded when they are used.
 
     Frames are decoded one after the other. Therefore reading in ascending order is fast. The last 16 frames are kept.
-    A frame before them starts the decoding anew. Several threads may read from one object.
+    A frame before them starts the decoding anew. Several threads may read from one object. All frames are decoded once
+    when the object is made, to count them.
 
     Parameters
     ----------

@@ -54,8 +54,8 @@ class AutoencoderDetector(ReconstructionDetector):
         of the colours, or 1 minus the structural similarity (SSIM), which compares the surroundings of a pixel.
     image_score : {"max", "map-max"} or float in (0, 1], default="map-max"
         Image score from the errors: ``"map-max"`` is the maximum of the smoothed anomaly map. ``"max"`` is the mean
-        error of the image, which is the usual score of an autoencoder. A float is the fraction of the pixels with the
-        largest errors, of which the mean is taken.
+        error of the image, which is the usual score of an autoencoder. A float is a fraction of the pixels: the score
+        is the mean error of the pixels with the largest errors.
     latent_size : int, default=100
         Number of values to which an image is compressed.
     width : int, default=16

@@ -76,7 +76,8 @@ class GANDetector(ReconstructionDetector):
         the pixels, which has the weight 1. Only for ``image_score="max"``.
     image_score : {"max", "map-max"} or float in (0, 1], default="max"
         Image score: ``"max"`` is the weighted sum of both errors, as in f-AnoGAN. ``"map-max"`` is the maximum of the
-        smoothed anomaly map. A float is the fraction of the pixels with the largest errors, of which the mean is taken.
+        smoothed anomaly map. A float is a fraction of the pixels: the score is the mean error of the pixels with the
+        largest errors.
     latent_size : int, default=100
         Number of values to which an image is compressed.
     width : int, default=16

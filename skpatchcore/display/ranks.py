@@ -1,4 +1,4 @@
-"""CriticalDifferenceDisplay: average ranks of several detectors on one axis, with bars over those that may be equal."""
+"""CriticalDifferenceDisplay: average ranks of detectors on an axis. Bars join detectors that may be equal."""
 
 from __future__ import annotations
 

@@ -91,10 +91,10 @@ def evaluate(
         A :class:`~skpatchcore.PatchCoreDetector`, an ensemble, or another detector of this package. A clone of the
         detector is fitted for each category. The detector itself does not change. A
         :class:`~skpatchcore.dask.DaskPatchCoreDetector` uses its own client if `client` is None.
-    dataset : path, ImageFolder, TextureTask or dict of str to one of these
+    dataset : path, ImageFolder, TextureTask, VideoTask or dict of str to one of these
         A folder of one or several categories in the layout of MVTec AD; or the result of
-        :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders` or
-        :func:`~skpatchcore.datasets.make_textures`.
+        :func:`~skpatchcore.datasets.load_categories`, :func:`~skpatchcore.datasets.load_two_folders`,
+        :func:`~skpatchcore.datasets.make_textures` or :func:`~skpatchcore.datasets.load_video_task`.
     resolution : {"own", "seen"}, default="own"
         Resolution of the pixel metrics. ``"own"``: the original size of each image. ``"seen"``: the size
         and the crop of the network's input, as in the paper (224 × 224).
@@ -234,7 +234,7 @@ def evaluate_category(
         As for :func:`~skpatchcore.evaluate`.
     name : str
         Name of the category.
-    dataset : ImageFolder or TextureTask
+    dataset : ImageFolder, TextureTask or VideoTask
         Images of the category.
     resolution : {"own", "seen"}, default="own"
         As for :func:`~skpatchcore.evaluate`.

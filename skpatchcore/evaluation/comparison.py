@@ -288,28 +288,41 @@ def compare_detectors(
                 low, high = interval_of(own[name], metric, value, drawn, confidence, group)
                 row = {"category": escape_name(category), "detector": name, "metric": metric}
                 metric_rows.append({**row, "value": value, "low": low, "high": high})
-        areas = _areas_of(first.labels == -1, np.stack([-own[name].scores for name in names]))
-        for metric in known:
-            for i, j in combinations(range(len(names)), 2):
-                a, b = names[i], names[j]
-                low, high = bootstrap_interval(resampled[a][metric] - resampled[b][metric], confidence)
-                pair_rows.append(
-                    {
-                        "category": escape_name(category),
-                        "metric": metric,
-                        "first": a,
-                        "second": b,
-                        "difference": values[a][metric] - values[b][metric],
-                        "low": low,
-                        "high": high,
-                        "p_value": areas.p_value(i, j) if areas is not None and metric == _IMAGE_AUROC else np.nan,
-                    }
-                )
+        pair_rows += _pair_rows(own, known, values, resampled, confidence)
     metrics = pd.DataFrame(metric_rows)
     columns = ["category", "metric", "first", "second", "difference", "low", "high", "p_value"]
     differences = pd.DataFrame(pair_rows, columns=columns)
     differences["p_holm"] = holm(differences["p_value"].to_numpy(float))
     return DetectorComparison(metrics, differences, *_ranks_of(metrics, names), confidence)
+
+
+def _pair_rows(
+    own: Mapping[str, CategoryResult],
+    metrics: Sequence[str],
+    values: Mapping[str, Mapping[str, float]],
+    resampled: Mapping[str, Mapping[str, np.ndarray]],
+    confidence: float,
+) -> list[dict[str, Any]]:
+    """Return the rows of the table of differences for one category."""
+    names, first, rows = list(own), next(iter(own.values())), []
+    areas = _areas_of(first.labels == -1, np.stack([-own[name].scores for name in names]))
+    for metric in metrics:
+        for i, j in combinations(range(len(names)), 2):
+            a, b = names[i], names[j]
+            low, high = bootstrap_interval(resampled[a][metric] - resampled[b][metric], confidence)
+            rows.append(
+                {
+                    "category": escape_name(first.category),
+                    "metric": metric,
+                    "first": a,
+                    "second": b,
+                    "difference": values[a][metric] - values[b][metric],
+                    "low": low,
+                    "high": high,
+                    "p_value": areas.p_value(i, j) if areas is not None and metric == _IMAGE_AUROC else np.nan,
+                }
+            )
+    return rows
 
 
 def _areas_of(is_defective: np.ndarray, anomaly_scores: np.ndarray) -> DeLong | None:

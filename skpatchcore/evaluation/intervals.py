@@ -120,7 +120,7 @@ def interval_of(
     Parameters
     ----------
     result : CategoryResult
-        The result, of which the images are counted.
+        The result. Binomial intervals need its numbers of images.
     metric : str
         Name of the metric.
     value : float

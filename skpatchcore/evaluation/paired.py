@@ -24,20 +24,6 @@ class DeLong(NamedTuple):
     auroc: np.ndarray
     covariance: np.ndarray
 
-    def interval(self, confidence: float = 0.95) -> np.ndarray:
-        """Return confidence intervals of the areas, of shape (n_detectors, 2), on the logit scale.
-
-        An area of 0 or 1 has a variance of 0, and its interval has no width: then only the bootstrap of a larger
-        number of images, or an exact bound, says how certain the area is.
-        """
-        z = norm.ppf(0.5 + confidence / 2)
-        inside = (self.auroc > 0) & (self.auroc < 1)
-        area = np.where(inside, self.auroc, 0.5)
-        half = z * np.sqrt(np.diag(self.covariance)) / (area * (1 - area))
-        logit = np.log(area / (1 - area))
-        ends = 1 / (1 + np.exp(-np.stack([logit - half, logit + half], axis=1)))
-        return np.asarray(np.where(inside[:, None], ends, self.auroc[:, None]))
-
     def p_value(self, first: int, second: int) -> float:
         """Return the two-sided p-value of the hypothesis that two detectors have the same area, small = different."""
         difference = self.auroc[first] - self.auroc[second]

@@ -99,7 +99,7 @@ def pixel_results(
 
 
 def _of_all_images(counts: PixelCounts, counted: Sequence[int], n_images: int) -> PixelCounts:
-    """Return counts of all images, with zeros for those that are not counted."""
+    """Return counts of all images. An image that is not counted has zeros."""
     parts = []
     for part in counts[1:]:
         whole = np.zeros((n_images, part.shape[1]), part.dtype)

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from skpatchcore import TorchFeatureExtractor, load
+from skpatchcore.cli.evaluate import _METHODS
 from skpatchcore.cli.main import main
 from skpatchcore.datasets import load_two_folders
 from skpatchcore.evaluation import make_detector
+from skpatchcore.evaluation.presets import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:contamination")
 
@@ -168,3 +170,7 @@ def test_options_that_a_method_does_not_have_are_refused(folders, tmp_path, caps
     assert options[0] in message
     assert f"the method {method} " in message
     assert not out.exists()
+
+
+def test_methods_of_the_command_are_those_of_the_presets():
+    assert tuple(_METHODS) == METHODS
