@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,7 +210,8 @@ def test_image_with_the_same_name_and_another_score_has_no_answer(path, cards, o
     open_part(page, "part 5#")
     page.keyboard.press("d")
     folder, made = cards
-    changed = [Card(c.path, c.verdict, c.score + 0.25 * (i == 5), c.group, c.layers) for i, c in enumerate(made)]
+    # All pictures stay: the open page may still load them.
+    changed = [replace(c, score=c.score + 0.25 * (i == 5)) for i, c in enumerate(made)]
     write_card_page(changed, folder / "report.html", title="Parts", embed=None, review=True)
     page.reload()
     assert progress(page) == "0 of 9 parts reviewed"
