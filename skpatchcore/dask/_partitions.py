@@ -1,7 +1,8 @@
 """Partitions: the images of a lazy computation and the fitted detector, as arguments of Dask's tasks.
 
-The detector is the result of a task, so that each worker receives it once, and the scheduler can compute it again if a
-worker is lost. Errors and warnings of a partition are renumbered: the index of an image is its index in all of `X`.
+The detector is the result of a task. Each worker therefore receives it once per computation, and the scheduler can
+compute it again if a worker is lost. Errors and warnings of a partition are renumbered: the index of an image is its
+index in all of `X`.
 """
 
 from __future__ import annotations

@@ -61,8 +61,9 @@ def score_samples(
 
     Notes
     -----
-    If there is a client, the detector is sent to the scheduler at once, and each worker receives it once. The result
-    can only be computed with this client. Without a client, the detector is a part of the lazy result.
+    If there is a client, the detector is sent to the scheduler at once, and each worker receives it once per
+    computation. The result can only be computed with this client. Without a client, the detector is a part of the
+    lazy result.
     """
     function = _method("score_samples", np.asarray, on_error=on_error)
     return _array(Partitions(detector, X, roi, chunk, client), "skpatchcore-score", function, np.float64)
