@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from skpatchcore._utils.bytes import format_bytes
 from skpatchcore._utils.progress import phase, progress_bar
 from skpatchcore._utils.warning import warn_user
 from skpatchcore.bank.budget import Budget, MemoryNeeds
@@ -197,12 +197,12 @@ def _select_seen_once(
     selected patches. Return the first values of `_select_held`, a function that extracts rows again, and the reserve.
     """
     layouts: list[PatchLayout] = []
-    itemsize = 8
+    row_bytes = 0
 
     def rows() -> Iterator[np.ndarray]:
-        nonlocal itemsize
+        nonlocal row_bytes
         for patches in stream:
-            itemsize = patches.itemsize
+            row_bytes = patches.n_channels * patches.itemsize
             layouts.append(patches.layout())
             yield patches.rows
 
@@ -213,8 +213,11 @@ def _select_seen_once(
         found = images_of_rows(PatchLayout.joined(layouts))
         yield found if n_images is None else found % n_images
 
+    def most_reserved(n_selected: int) -> int:
+        return sys.maxsize if budget.n_bytes is None else _most_reserved(budget.n_bytes, row_bytes, n_selected)
+
     picks: list[np.ndarray] = []
-    request = None if reserve_of is None else ReserveRequest(images(reserve_of))
+    request = None if reserve_of is None else ReserveRequest(images(reserve_of), most_rows=most_reserved)
     with phase("selection"):
         if len(left_out):
             pooled = _pooled(sampler, images)
@@ -223,9 +226,13 @@ def _select_seen_once(
             sampler.fit_batches(rows(), budget.n_patches, budget.n_bytes, **_with(request))
     picked, layout = selected_by(sampler), PatchLayout.joined(layouts)
     rows_of = partial(extracted_again, stream, layouts, layout)
+    if request is not None and request.is_too_large:
+        warn_user(
+            f"the memory bank has no reserve: it would have more than {most_reserved(len(picked)):,} patches, and "
+            f"max_memory does not allow them in addition to a bank of {len(picked):,} patches. Without it, `forget` "
+            "does not fill the holes that forgotten images leave in the bank. Raise max_memory, or set reserve=False."
+        )
     # One pass extracts the rows of the bank and those of the reserve.
-    if request is not None and budget.n_bytes is not None:
-        _drop_if_larger(request, budget.n_bytes, len(picked), sampler.n_features_in_ * itemsize)
     reserved = np.zeros(0, np.int64) if request is None or request.rows is None else request.rows
     found = rows_of(np.concatenate([picked, reserved]))
     sampler.components_ = found[: len(picked)].copy() if len(reserved) else found
@@ -233,30 +240,20 @@ def _select_seen_once(
     return sampler.components_, picked, layout, picks, rows_of, reserve
 
 
-def _drop_if_larger(request: ReserveRequest, n_bytes: int, n_selected: int, row_bytes: int) -> None:
-    """Drop a reserve, with a warning, if it does not fit in memory beside the memory bank.
+def _most_reserved(n_bytes: int, row_bytes: int, n_selected: int) -> int:
+    """Return how many rows a reserve may have if it is stored in memory beside the memory bank.
 
     Parameters
     ----------
-    request : ReserveRequest
-        The request with its result.
     n_bytes : int
         Bytes for the model.
-    n_selected : int
-        Number of rows of the memory bank.
     row_bytes : int
         Bytes of a row.
+    n_selected : int
+        Number of rows of the memory bank.
     """
-    n_reserved = 0 if request.rows is None else len(request.rows)
     # The bank is extracted, copied and searched; the reserve is extracted, and stored with half as many bytes.
-    if n_reserved and row_bytes * (3 * n_selected + 1.5 * n_reserved) > n_bytes:
-        warn_user(
-            f"the memory bank has no reserve: its {n_reserved:,} patches would take "
-            f"{format_bytes(1.5 * n_reserved * row_bytes)} in addition to a bank of {n_selected:,} patches, more than "
-            "max_memory allows. Without it, `forget` does not fill the holes that forgotten images leave in the bank. "
-            "Raise max_memory, or set reserve=False."
-        )
-        request.rows = None
+    return max(0, int(2 * (n_bytes - 3 * n_selected * row_bytes) // (3 * row_bytes)))
 
 
 def extracted_again(

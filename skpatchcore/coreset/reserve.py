@@ -17,7 +17,7 @@ together. For this case, rows of the reserve that are no longer covered themselv
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +30,10 @@ from skpatchcore.coreset._rows import Rows
 N_SUPPORTS = 3
 # Number of squared distances that are computed at once.
 _BLOCK = 1 << 20
+# Number of rows whose covering images are counted together.
+_ROWS = 1 << 16
+# Smallest number of picks with which all rows are compared first.
+_FIRST_PICKS = 256
 
 
 @dataclass
@@ -42,6 +46,11 @@ class ReserveRequest:
         Index of the image of each row, per batch of rows. It is read after the last batch.
     known : array of shape (n_known,), int64
         Image of each row that was selected before; empty in a new fit.
+    most_rows : callable or None, default=None
+        ``most_rows(n_selected)`` returns the maximum size of the reserve, for a number of selected rows. If the reserve
+        would be larger, none is selected. None sets no maximum.
+    is_too_large : bool
+        Result: whether no reserve was selected because it would be larger than the maximum.
     rows : array of shape (n_reserve,), int64, or None
         Result: the row numbers of the reserve, counted over the rows of the batches. None if no reserve was selected.
     row_images : array of shape (n_reserve,), int64
@@ -52,6 +61,8 @@ class ReserveRequest:
 
     images: Iterable[np.ndarray]
     known: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    most_rows: Callable[[int], int] | None = None
+    is_too_large: bool = False
     rows: np.ndarray | None = None
     row_images: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     supports: np.ndarray = field(default_factory=lambda: np.zeros((0, 1 + N_SUPPORTS), np.int32))
@@ -76,13 +87,16 @@ class ReserveRequest:
         reserve: list[np.ndarray] = []
         uncovered: list[np.ndarray] = []  # rows that no selected row of their own image covers
         places: list[np.ndarray] = []  # place in the reserve of the row that represents each of them
-        n_reserve = 0
+        n_reserve, most = 0, len(rows) if self.most_rows is None else self.most_rows(len(picks))
         for members in _of_each_image(images, n_known):
             found, lacking, nearest = _own_cover(rows.exactly(_tensor(members, rows)), is_picked[members], enough)
             reserve.append(members[found])
             uncovered.append(members[lacking])
             places.append(n_reserve + nearest)
             n_reserve += len(found)
+            if n_reserve > most:
+                self.is_too_large = True
+                return
         nothing = np.zeros(0, np.int64)
         picked = np.concatenate([nothing, *reserve])
         self.rows, self.row_images = picked - n_known, images[picked]
@@ -127,9 +141,13 @@ def _own_cover(points: torch.Tensor, is_picked: np.ndarray, enough: float) -> tu
         return found.clamp_min_(0)
 
     squares = torch.full_like(norms, torch.inf)
-    for i in np.flatnonzero(is_picked).tolist():
-        torch.minimum(squares, squares_from(points[i]), out=squares)
-        squares[i] = 0  # distances between rows with huge values are not exact
+    picked = torch.from_numpy(np.flatnonzero(is_picked)).to(points.device)
+    n_at_once = max(1, _BLOCK // len(points))
+    for first in range(0, len(picked), n_at_once):
+        some = picked[first : first + n_at_once]
+        products = norms[some] - 2 * (points @ points[some].T)
+        torch.minimum(squares, (norms + products.amin(dim=1)).clamp_min_(0), out=squares)
+    squares[picked] = 0  # distances between rows with huge values are not exact
     lacking = torch.nonzero(squares > enough)[:, 0]
     found: list[int] = []
     own = torch.full_like(norms, torch.inf)  # squared distances from the nearest row of the reserve
@@ -159,26 +177,70 @@ def _supports(
     rows that represent them.
     """
     by_image = picks[np.argsort(images[picks], kind="stable")]
-    of_picks, chosen = images[by_image], _tensor(by_image, rows)
-    points, lengths = rows.left[chosen, :-1], rows.norms[chosen]
-    n_at_once = max(1, _BLOCK // len(by_image))
+    chosen, steps = _tensor(by_image, rows), list(_steps(images[by_image]))
     found = [np.zeros((0, 1 + N_SUPPORTS), np.int64)]
-    for i in range(0, len(uncovered), n_at_once):
-        some = uncovered[i : i + n_at_once]
-        of_row, pick = _within(rows, _tensor(some, rows), chosen, points, lengths, enough)
-        # The picks are sorted by image, so that the pairs of a row with the picks of one image follow each other.
+    for first in range(0, len(uncovered), _ROWS):
+        some = uncovered[first : first + _ROWS]
+        covering = np.full((len(some), N_SUPPORTS), -1, np.int64)
+        counts = np.zeros(len(some), np.int64)
+        remaining = np.arange(len(some))
+        for start, stop in steps:
+            # Most rows are covered from many images. They are not stored, so the other picks need not be compared.
+            for of_row, image in _covering_images(rows, some[remaining], chosen[start:stop], images, enough):
+                row = remaining[of_row]
+                # The position of each pair among the pairs of its row, which follow each other.
+                position = counts[row] + np.arange(len(row)) - np.searchsorted(row, row)
+                is_kept = position < N_SUPPORTS
+                covering[row[is_kept], position[is_kept]] = image[is_kept]
+                counts += np.bincount(row, minlength=len(some))
+            remaining = np.flatnonzero(counts <= N_SUPPORTS)
+        entries = np.column_stack([places[first : first + _ROWS], covering])
+        found.append(np.unique(entries[remaining], axis=0))
+    return np.unique(np.concatenate(found), axis=0).astype(np.int32)
+
+
+def _steps(of_picks: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield where to divide picks that are sorted by image. No image is divided, and each part is 4 times as large."""
+    starts = np.r_[0, np.flatnonzero(np.diff(of_picks)) + 1, len(of_picks)]
+    start, size = 0, _FIRST_PICKS
+    while start < len(of_picks):  # ends: each part has at least one image
+        stop = int(starts[np.searchsorted(starts, min(start + size, len(of_picks)))])
+        yield start, stop
+        start, size = stop, 4 * size
+
+
+def _covering_images(
+    rows: Rows, some: np.ndarray, chosen: torch.Tensor, images: np.ndarray, enough: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield blocks of pairs of a row and an image with a pick that covers it, sorted by row, then by image.
+
+    Parameters
+    ----------
+    rows : Rows
+        All rows.
+    some : array of int64
+        Row numbers of some rows.
+    chosen : tensor of int64
+        Row numbers of picks, sorted by image.
+    images : array of int64
+        Image of each row.
+    enough : float
+        Squared covering radius.
+
+    Yields
+    ------
+    of_row, image : arrays of int64
+        Positions in `some`, and the images.
+    """
+    points, lengths = rows.left[chosen, :-1], rows.norms[chosen]
+    of_picks = images[chosen.cpu().numpy()]
+    n_at_once = max(1, _BLOCK // len(of_picks))
+    for first in range(0, len(some), n_at_once):
+        block = _tensor(some[first : first + n_at_once], rows)
+        of_row, pick = _within(rows, block, chosen, points, lengths, enough)
         covering = of_picks[pick]
         is_first = (np.diff(of_row, prepend=-1) > 0) | (np.diff(covering, prepend=-1) != 0)
-        of_row, covering = of_row[is_first], covering[is_first]
-        counts = np.bincount(of_row, minlength=len(some))
-        entries = np.full((len(some), 1 + N_SUPPORTS), -1, np.int64)
-        entries[:, 0] = places[i : i + n_at_once]
-        # The position of each pair among the pairs of its row.
-        position = np.arange(len(of_row)) - np.repeat(np.cumsum(counts) - counts, counts)
-        is_kept = counts[of_row] <= N_SUPPORTS
-        entries[of_row[is_kept], 1 + position[is_kept]] = covering[is_kept]
-        found.append(np.unique(entries[counts <= N_SUPPORTS], axis=0))
-    return np.unique(np.concatenate(found), axis=0).astype(np.int32)
+        yield first + of_row[is_first], covering[is_first]
 
 
 def _within(

@@ -227,22 +227,22 @@ def test_max_memory_auto_respects_the_available_memory(monkeypatch):
     assert ways[-1] != "at once"
 
 
-def test_reserve_that_does_not_fit_in_memory_is_dropped_with_a_warning(monkeypatch, parts):
+def test_reserve_that_does_not_fit_in_memory_is_not_selected_and_a_warning_says_so(monkeypatch, parts):
     whole = PatchCoreDetector(extractor(), sampler=GreedyCoresetSampler(0.05), calibration=None, random_state=0)
     limited = clone(whole).fit(parts[0])
     n_bank, n_reserved = len(limited.memory_bank_), len(limited.reserve_rows_)
     row_bytes = limited.memory_bank_[:1].nbytes
-    enough, drop = int(np.ceil(row_bytes * (3 * n_bank + 1.5 * n_reserved))), collect._drop_if_larger
+    enough, most_reserved = int(np.ceil(row_bytes * (3 * n_bank + 1.5 * n_reserved))), collect._most_reserved
 
     def fitted(n_bytes):
-        monkeypatch.setattr(collect, "_drop_if_larger", lambda request, _, *others: drop(request, n_bytes, *others))
+        monkeypatch.setattr(collect, "_most_reserved", lambda _, *others: most_reserved(n_bytes, *others))
         return fit_in_one_way(monkeypatch, "two passes", clone(whole).set_params(max_memory="3GB"), parts[0])
 
     np.testing.assert_array_equal(fitted(enough).reserve_rows_, limited.reserve_rows_)
-    with pytest.warns(UserWarning, match=f"the memory bank has no reserve: its {n_reserved} patches would take"):
-        dropped = fitted(enough - 1)
-    assert dropped.reserve_rows_ is None
-    np.testing.assert_array_equal(dropped.memory_bank_, limited.memory_bank_)
+    with pytest.warns(UserWarning, match=f"no reserve: it would have more than {n_reserved - 1} patches"):
+        without = fitted(enough - 1)
+    assert without.reserve_rows_ is None
+    np.testing.assert_array_equal(without.memory_bank_, limited.memory_bank_)
 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 1024, 2500])

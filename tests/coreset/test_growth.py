@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
+import skpatchcore.coreset.reserve as reserve_module
 from skpatchcore import GreedyCoresetSampler, RandomSampler
 from skpatchcore.coreset._rows import Rows
 from skpatchcore.coreset.reserve import N_SUPPORTS, ReserveRequest
@@ -132,14 +135,16 @@ def test_random_sampler_of_an_older_version_goes_on(random_state):
         assert picks.tolist() == sampler.extend([X[200:]], 100).tolist()
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 30), st.integers(3, 30))
-def test_reserve_covers_each_image_by_itself_and_knows_its_supports(seed, n_selected, n_images):
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 30), st.integers(3, 30), st.sampled_from([1, 3, 256]), st.booleans())
+def test_reserve_covers_each_image_by_itself_and_knows_its_supports(seed, n_selected, n_images, n_first, is_divided):
     rng = np.random.default_rng(seed)
     X, images = rows_of(seed, 200, 3), np.sort(rng.integers(0, n_images, 200))
     request = ReserveRequest(iter(np.split(images, [50, 120])))
     sampler = GreedyCoresetSampler(n_selected, random_state=0)
-    sampler.fit_batches(np.split(X, [50, 120]), 200, reserve=request)
+    parts = {"_ROWS": 7, "_BLOCK": 16} if is_divided else {}
+    with mock.patch.multiple(reserve_module, _FIRST_PICKS=n_first, **parts):
+        sampler.fit_batches(np.split(X, [50, 120]), 200, reserve=request)
     plain = GreedyCoresetSampler(n_selected, random_state=0).fit(X)
     assert sampler.component_indices_.tolist() == plain.component_indices_.tolist()
     picked, radius = plain.component_indices_, sampler.covering_radius_ * (1 + 1e-5)
@@ -162,6 +167,27 @@ def test_reserve_covers_each_image_by_itself_and_knows_its_supports(seed, n_sele
             padded = sorted([*covering, *[-1] * (N_SUPPORTS - len(covering))])
             places = [row for row, *rest in entries if rest == padded and images[row] == images[i]]
             assert any(distances[i, row] <= radius for row in places)
+
+
+def test_reserve_is_selected_only_if_it_is_not_too_large():
+    X, images = rows_of(), np.repeat(np.arange(30), 10)
+
+    def requested(most_rows):
+        request = ReserveRequest([images], most_rows=most_rows)
+        GreedyCoresetSampler(0.1, random_state=0).fit_batches([X], 300, reserve=request)
+        return request
+
+    asked = []
+    free = requested(None)
+    enough = requested(lambda n_selected: asked.append(n_selected) or len(free.rows))
+    assert asked == [30]
+    assert not free.is_too_large
+    assert not enough.is_too_large
+    assert enough.rows.tolist() == free.rows.tolist()
+    assert enough.supports.tolist() == free.supports.tolist()
+    less = requested(lambda _: len(free.rows) - 1)
+    assert less.is_too_large
+    assert less.rows is None
 
 
 def test_supports_are_exact_at_the_radius():
