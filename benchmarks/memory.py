@@ -120,7 +120,8 @@ def main() -> None:
         f"{torch.__version__.split('+')[0]}, skpatchcore {skpatchcore.__version__}. The peak is the highest "
         "resident memory, including libraries, minus the memory of the interpreter at its start. `estimate_memory` "
         "gives the two estimates: for a fit that holds all patches at once, and for a fit in two passes. Equal digests "
-        "mean equal rows in the bank.",
+        "mean equal rows in the bank. A reserve that does not fit within `max_memory` is not selected, e.g. with 4,000 "
+        "images and 4 GB.",
         "",
         "| images | max_memory | calibration | estimates: at once, two passes | **peak** | seconds: network, "
         "selection, calibration | rows of the bank | selected rows (digest) | bank (digest) | covering radius |",
