@@ -159,8 +159,8 @@ def without_images(bank: MemoryBank, forgotten: np.ndarray, remaining: np.ndarra
         warn_user(
             f"forget: {len(bank.rows) - len(places)} of {len(bank.rows)} rows of the memory bank are removed, and no "
             "other rows replace them, because the detector holds no reserve (reserve=False, a sampler other than "
-            "GreedyCoresetSampler, a selection in shards, a Dask cluster, or an older version). More good images may "
-            "be flagged. Fit again without the images for a complete bank."
+            "GreedyCoresetSampler, a selection in shards, a Dask cluster, a small max_memory, or an older version). "
+            "More good images may be flagged. Fit again without the images for a complete bank."
         )
     if not len(places) + len(refilled):
         raise ValueError("forget: no row of the memory bank would remain. Fit again on other images.")

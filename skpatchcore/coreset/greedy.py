@@ -230,8 +230,8 @@ class GreedyCoresetSampler(GrowingSelection, ShardedSelection):
             Maximum memory of the selection in bytes. None sets no limit: all projected rows are kept in memory.
         reserve : ReserveRequest or None, default=None
             If given, further rows are selected: the reserve. If images are removed later, `refill` selects rows of the
-            reserve in the place of their rows. There is no reserve if the rows are divided into shards. None selects no
-            reserve.
+            reserve in the place of their rows. There is no reserve if the rows are divided into shards, or if it would
+            be larger than the request allows. None selects no reserve.
         digest : bytes or None, default=None
             Digest of all rows in their order, which is equal for equal rows. `n_samples` is then the exact number of
             rows. With `memory`, results are looked up by this digest. If all of them are found, only the first batch is
